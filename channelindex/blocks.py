@@ -1,0 +1,182 @@
+"""The stored format of entries, blocks and channel clocks. Pure functions over bytes; docs/format.md has the tables.
+
+All integers are big-endian and unsigned. A **block** is a string of frames; it is only ever appended to:
+
+    offset  size  field
+    0       1     kind: 0x48 'H' header, 0x45 'E' entries
+    1       4     length of the body in bytes
+    5       4     CRC-32 of the epoch and the body
+    9       8     epoch of the writer
+    17      n     body: entries, or for a header the channel's clock (pairs) when the block was started
+
+    entry:  vb u16, seqno u64, flags u16, key length u8, revision length u8, key, revision
+            revision length 255: packed, generation u32 and the digest's 16 bytes, for "N-<32 hex digits>"
+    pair:   vb u16, seqno u64
+
+A **clock log** is a string of records: epoch u64, number of pairs u32, pairs. Appending a record can only raise the
+clock that `fold_clock` makes of the log, whatever order or epoch the record comes in.
+"""
+
+import struct
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+
+from channelindex.errors import IndexCorrupt
+from channelindex.model import Entry
+
+FORMAT_VERSION = 1
+"""Version of everything in this module and of the stores' keys. An index with another one is refused."""
+
+HEADER = 0x48
+ENTRIES = 0x45
+
+PAIR_BYTES = 10
+MAX_KEY_BYTES = 255
+MAX_REV_BYTES = 254
+_PACKED = 255
+
+_FRAME = struct.Struct(">BIIQ")
+_EPOCH_OFFSET = 9
+_RECORD = struct.Struct(">QI")
+_ENTRY = struct.Struct(">HQHBB")
+_PACKED_REV = struct.Struct(">I16s")
+_PAIR = struct.Struct(">HQ")
+FRAME_OVERHEAD = _FRAME.size
+
+
+def pack_rev(rev: str) -> tuple[int, bytes]:
+    """The stored revision length byte and bytes of a revision id.
+
+    Raises:
+        ValueError: the id has no packed form and is longer than MAX_REV_BYTES in UTF-8.
+    """
+    generation, _, digest = rev.partition("-")
+    if len(digest) == 32 and generation.isascii() and generation.isdigit():
+        try:
+            packed = _PACKED_REV.pack(int(generation), bytes.fromhex(digest))
+        except (ValueError, struct.error):
+            packed = b""
+        if packed and _unpack_rev(packed) == rev:
+            return _PACKED, packed
+    raw = rev.encode()
+    if len(raw) > MAX_REV_BYTES:
+        raise ValueError(f"revision id of {len(raw)} bytes, at most {MAX_REV_BYTES} can be indexed")
+    return len(raw), raw
+
+
+def _unpack_rev(packed: bytes) -> str:
+    generation, digest = _PACKED_REV.unpack(packed)
+    return f"{generation}-{digest.hex()}"
+
+
+pack_entry_head = _ENTRY.pack
+"""(vb, seqno, flags, key length, revision length byte) -> the fixed part of an entry; key and revision follow it.
+
+The first PAIR_BYTES of the result are the entry's clock pair.
+"""
+
+
+def pack_entry(entry: Entry) -> bytes:
+    """One entry's stored bytes. The feed worker's hot loop does the same with its parts at hand."""
+    size, rev = pack_rev(entry.rev)
+    return pack_entry_head(entry.vb, entry.seqno, entry.flags, len(entry.key), size) + entry.key + rev
+
+
+def iter_entries(body: bytes) -> Iterator[Entry]:
+    """The entries of one frame's body, in the order in which they were appended.
+
+    Raises:
+        IndexCorrupt: the body ends within an entry.
+    """
+    offset, end = 0, len(body)
+    while offset < end:
+        try:
+            vb, seqno, flags, key_size, rev_size = _ENTRY.unpack_from(body, offset)
+        except struct.error as error:
+            raise IndexCorrupt(f"entry at byte {offset} of {end} is cut off") from error
+        key_start = offset + _ENTRY.size
+        rev_start = key_start + key_size
+        offset = rev_start + (_PACKED_REV.size if rev_size == _PACKED else rev_size)
+        if offset > end:
+            raise IndexCorrupt(f"entry at byte {key_start - _ENTRY.size} of {end} is cut off")
+        raw = body[rev_start:offset]
+        rev = _unpack_rev(raw) if rev_size == _PACKED else raw.decode()
+        yield Entry(vb, seqno, body[key_start:rev_start], rev, flags)
+
+
+def pack_frame(kind: int, epoch: int, body: bytes) -> bytes:
+    """One frame of a block, checksum included."""
+    checksum = zlib.crc32(body, zlib.crc32(epoch.to_bytes(8, "big")))
+    return _FRAME.pack(kind, len(body), checksum, epoch) + body
+
+
+def iter_frames(block: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """(kind, epoch, body) of each frame of a block, in order.
+
+    Raises:
+        IndexCorrupt: a frame is cut off, of an unknown kind, or fails its checksum. Frames before it were yielded.
+    """
+    offset, end = 0, len(block)
+    while offset < end:
+        if offset + _FRAME.size > end:
+            raise IndexCorrupt(f"frame head at byte {offset} of {end} is cut off")
+        kind, size, checksum, epoch = _FRAME.unpack_from(block, offset)
+        body = block[offset + _FRAME.size : offset + _FRAME.size + size]
+        if kind not in (HEADER, ENTRIES):
+            raise IndexCorrupt(f"frame at byte {offset}: unknown kind 0x{kind:02x}")
+        if len(body) != size:
+            raise IndexCorrupt(f"frame at byte {offset}: {size} bytes announced, {len(body)} left")
+        if zlib.crc32(body, zlib.crc32(block[offset + _EPOCH_OFFSET : offset + _FRAME.size])) != checksum:
+            raise IndexCorrupt(f"frame at byte {offset}: checksum differs")
+        yield kind, epoch, body
+        offset += _FRAME.size + size
+
+
+def pack_pairs(clock: Mapping[int, int]) -> bytes:
+    """A clock (vbucket -> seqno) as pairs, ascending by vbucket."""
+    return b"".join(_PAIR.pack(vb, seqno) for vb, seqno in sorted(clock.items()))
+
+
+def unpack_pairs(pairs: bytes) -> dict[int, int]:
+    """The clock that *pairs* say, by maximum where a vbucket occurs twice.
+
+    Raises:
+        IndexCorrupt: the length is no multiple of PAIR_BYTES.
+    """
+    clock: dict[int, int] = {}
+    _raise_clock(clock, pairs, None)
+    return clock
+
+
+def pack_clock_record(epoch: int, pairs: bytes) -> bytes:
+    """What is appended to a channel's clock log with a frame of *epoch* whose entries have these *pairs*."""
+    return _RECORD.pack(epoch, len(pairs) // PAIR_BYTES) + pairs
+
+
+def fold_clock(log: bytes, limit: Callable[[int, int], int] | None = None) -> dict[int, int]:
+    """The clock that a clock log says: per vbucket the highest seqno, each lowered to `limit(epoch, vb)` first.
+
+    Raises:
+        IndexCorrupt: a record is cut off.
+    """
+    clock: dict[int, int] = {}
+    offset, end = 0, len(log)
+    while offset < end:
+        if offset + _RECORD.size > end:
+            raise IndexCorrupt(f"clock record at byte {offset} of {end} is cut off")
+        epoch, n_pairs = _RECORD.unpack_from(log, offset)
+        start = offset + _RECORD.size
+        offset = start + n_pairs * PAIR_BYTES
+        if offset > end:
+            raise IndexCorrupt(f"clock record at byte {start - _RECORD.size} of {end} is cut off")
+        _raise_clock(clock, log[start:offset], limit and (lambda vb, epoch=epoch: limit(epoch, vb)))
+    return clock
+
+
+def _raise_clock(clock: dict[int, int], pairs: bytes, limit: Callable[[int], int] | None) -> None:
+    if len(pairs) % PAIR_BYTES:
+        raise IndexCorrupt(f"clock pairs of {len(pairs)} bytes, no multiple of {PAIR_BYTES}")
+    for vb, seqno in _PAIR.iter_unpack(pairs):
+        lowered = seqno if limit is None else min(seqno, limit(vb))
+        if lowered > clock.get(vb, -1):
+            clock[vb] = lowered

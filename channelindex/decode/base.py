@@ -1,0 +1,23 @@
+"""What a decoder is: it turns a mutation into the channels that its revision means."""
+
+from typing import Protocol
+
+from channelindex.model import Principal, Route
+
+
+class Undecodable(ValueError):
+    """The document claims to be one of ours but cannot be understood; it is quarantined and the feed goes on."""
+
+
+class Decoder(Protocol):
+    """Decodes the documents of one bucket. Pure: no I/O, no state that changes an answer."""
+
+    def decode(self, kind: int, key: bytes, datatype: int, value: bytes) -> Route | Principal | None:
+        """What the mutation, deletion or expiration (kinds of `channelindex.feeds.base`) means for the index.
+
+        None: it means nothing (internal key, binary, foreign document); its seqno moves the clock all the same.
+
+        Raises:
+            Undecodable: why the document cannot be understood, without quoting its body.
+        """
+        ...

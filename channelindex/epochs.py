@@ -1,0 +1,145 @@
+"""The epoch rule, pure: what a new owner changes in a partition's record, and which entries are live.
+
+Every store keeps the records and applies these functions atomically; every reader judges entries with `Bounds`.
+Why this makes late writes and rolled-back histories harmless: docs/design/001-epochs.md.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from channelindex.errors import StaleEpoch
+from channelindex.model import ORIGIN, Checkpoint
+
+NO_BOUND = (1 << 64) - 1
+
+
+class EpochStart(NamedTuple):
+    """Where one epoch began: `starts[i]` is the seqno of the partition's i-th vbucket above which it writes."""
+
+    epoch: int
+    starts: tuple[int, ...]
+
+
+class PartitionRecord(NamedTuple):
+    """Everything the index knows of one partition's ownership and progress.
+
+    `checkpoints[i]` belongs to vbucket `first_vb + i`; their seqnos are the stable clock of the partition.
+    `history` is ascending in epoch. An epoch of 0 means that the partition never had an owner.
+    """
+
+    first_vb: int
+    epoch: int
+    owner: str
+    checkpoints: tuple[Checkpoint, ...]
+    history: tuple[EpochStart, ...]
+
+    @property
+    def stable(self) -> tuple[int, ...]:
+        """The seqno up to which the index is complete, per vbucket of the partition."""
+        return tuple(checkpoint.seqno for checkpoint in self.checkpoints)
+
+    @property
+    def vbuckets(self) -> range:
+        """The partition's vbuckets, ascending."""
+        return range(self.first_vb, self.first_vb + len(self.checkpoints))
+
+
+def new_record(first_vb: int, n_vbuckets: int) -> PartitionRecord:
+    """The record of a partition that nobody has owned yet."""
+    return PartitionRecord(first_vb, 0, "", (ORIGIN,) * n_vbuckets, ())
+
+
+def begin(
+    record: PartitionRecord,
+    epoch: int,
+    owner: str,
+    rollback: Mapping[int, Checkpoint] | None = None,
+    only_if: int | None = None,
+    partition: int = -1,
+) -> PartitionRecord:
+    """The record after *epoch* has begun at the stable clock, or lower for the vbuckets in *rollback*.
+
+    *rollback* maps a vbucket to the checkpoint to go back to; one that is not lower than the present is ignored.
+    With *only_if*, the record's epoch must be exactly that one: an owner that rolls back must still be the owner.
+
+    Raises:
+        StaleEpoch: the record has this epoch or a later one (or not *only_if*); nothing changes.
+    """
+    if epoch <= record.epoch or (only_if is not None and record.epoch != only_if):
+        raise StaleEpoch(partition, only_if if only_if is not None else epoch, record.epoch)
+    lowered = list(record.checkpoints)
+    for vb, checkpoint in (rollback or {}).items():
+        index = vb - record.first_vb
+        if checkpoint.seqno < lowered[index].seqno:
+            lowered[index] = checkpoint
+    start = EpochStart(epoch, tuple(checkpoint.seqno for checkpoint in lowered))
+    return record._replace(
+        epoch=epoch, owner=owner, checkpoints=tuple(lowered), history=_without_implied((*record.history, start))
+    )
+
+
+def advance(
+    record: PartitionRecord, epoch: int, checkpoints: Mapping[int, Checkpoint], partition: int = -1
+) -> PartitionRecord:
+    """The record after the stable clock moved to *checkpoints* (by vbucket). A lower seqno than the present is ignored.
+
+    Raises:
+        StaleEpoch: *epoch* is not the record's current one; nothing changes.
+    """
+    if epoch != record.epoch:
+        raise StaleEpoch(partition, epoch, record.epoch)
+    moved = list(record.checkpoints)
+    for vb, checkpoint in checkpoints.items():
+        index = vb - record.first_vb
+        if checkpoint.seqno >= moved[index].seqno:
+            moved[index] = checkpoint
+    return record._replace(checkpoints=tuple(moved))
+
+
+def _without_implied(history: tuple[EpochStart, ...]) -> tuple[EpochStart, ...]:
+    """*history* less each start that the next one implies: the bound of every earlier epoch stays the same.
+
+    A start s_i is implied by the next, s_j, where s_j <= s_i for every vbucket: an epoch before i is bound by the
+    minimum over both, which is s_j's, and epoch i itself is bound by s_j alone either way.
+    """
+    kept: list[EpochStart] = []
+    for start in history:
+        while kept and all(new <= old for new, old in zip(start.starts, kept[-1].starts, strict=True)):
+            kept.pop()
+        kept.append(start)
+    return tuple(kept)
+
+
+class Bounds:
+    """Answers, for one state of a partition's record, which entries a reader may see."""
+
+    def __init__(self, record: PartitionRecord) -> None:
+        self._record = record
+        self._epochs = [start.epoch for start in record.history]
+        no_bound = (NO_BOUND,) * len(record.checkpoints)
+        suffix_minima = [no_bound]
+        for start in reversed(record.history):
+            suffix_minima.append(tuple(map(min, suffix_minima[-1], start.starts)))
+        self._minima = suffix_minima[::-1]
+        self._stable = record.stable
+
+    def bound(self, epoch: int, vb: int) -> int:
+        """The highest seqno of *vb* at which an entry of *epoch* is live; NO_BOUND where nothing bounds it."""
+        later = bisect_right(self._epochs, epoch)
+        return self._minima[later][vb - self._record.first_vb]
+
+    def visible_limit(self, epoch: int, vb: int) -> int:
+        """The highest seqno of *vb* at which an entry of *epoch* is visible; 0 for epochs after this record.
+
+        An epoch that began after the record was read belongs to a later state of the index: mixing it with
+        this state's stable clock would show both histories at once.
+        """
+        if epoch > self._record.epoch:
+            return 0
+        return min(self.bound(epoch, vb), self._stable[vb - self._record.first_vb])
+
+    def clamp(self, epoch: int, seqnos: Iterable[int]) -> tuple[int, ...]:
+        """A reader's `since` seqnos, made under *epoch*, lowered to what they still mean under this record."""
+        later = bisect_right(self._epochs, epoch)
+        return tuple(map(min, seqnos, self._minima[later]))

@@ -1,0 +1,87 @@
+"""Every error the project raises, sorted by what the caller must do about it.
+
+A foreign exception (redis, socket, json) is wrapped at the edge where it enters, with the original as its cause.
+Each branch names its exit code in `exits`; nothing below the command line calls `sys.exit`.
+"""
+
+
+class ChannelIndexError(Exception):
+    """Base of all errors of this project; the message is one line for a person."""
+
+
+class Backpressure(ChannelIndexError):
+    """A bounded queue is full. Keep the item and slow down."""
+
+
+class Transient(ChannelIndexError):
+    """Nothing happened; the same call may succeed later. Retry with backoff until the deadline."""
+
+
+class OutcomeUnknown(Transient):
+    """The reply was lost, so the operation may have taken effect. Repeat it (it is idempotent) or re-read."""
+
+
+class OwnershipLost(ChannelIndexError):
+    """Somebody else owns the partition now. Stop writing it and drop its buffers; never retry."""
+
+
+class StaleEpoch(OwnershipLost):
+    """A newer epoch of the partition exists; nothing was changed."""
+
+    def __init__(self, partition: int, ours: int, current: int) -> None:
+        super().__init__(f"partition {partition}: epoch {ours} is stale, the current one is {current}")
+        self.partition = partition
+        self.ours = ours
+        self.current = current
+
+
+class LeaseExpired(OwnershipLost):
+    """The lease ran out by our own monotonic clock; stop at once."""
+
+
+class ConfigInvalid(ChannelIndexError):
+    """A setting is wrong; a restart will not help. The message names the setting, its value and the fix."""
+
+
+class AuthenticationFailed(ConfigInvalid):
+    """Redis or the bucket refused our credentials."""
+
+
+class SourceUnavailable(Transient):
+    """The bucket cannot be reached or does not answer as it should."""
+
+
+class StoreUnavailable(Transient):
+    """The index store cannot be reached; nothing is known to have been written."""
+
+
+class CoordinationUnavailable(Transient):
+    """The Redis that holds the leases cannot be reached."""
+
+
+class IndexMissing(ChannelIndexError):
+    """There is no index of this name in the store."""
+
+
+class IndexMismatch(ConfigInvalid):
+    """The index in the store has another format, shape or source bucket than we were configured for."""
+
+
+class IndexCorrupt(ChannelIndexError):
+    """Stored bytes fail their checksum or their layout. The message names the key."""
+
+
+class TokenInvalid(ChannelIndexError):
+    """A `since` token is garbled, of another index, or from a future this index has not reached."""
+
+
+class InputInvalid(ChannelIndexError):
+    """A file given by the user cannot be read or has a malformed line. The message names file and line."""
+
+
+class ProtocolError(ChannelIndexError):
+    """The peer sent bytes that break the protocol; the connection must be closed."""
+
+
+class InvariantBroken(ChannelIndexError):
+    """The program contradicts itself. Crash this process; a person should look."""

@@ -1,0 +1,44 @@
+"""The exit codes of every command, and which error leads to which.
+
+The systemd units list `CONFIG`, `AUTH` and `MISMATCH` in RestartPreventExitStatus: a restart cannot cure them.
+"""
+
+from channelindex import errors
+
+OK = 0
+DIFFERENCES = 1  # verify or demo found that the index is not what the bucket says
+USAGE = 2  # argparse's own
+CONFIG = 64
+INPUT = 65
+MISSING = 66
+SOURCE = 69
+STORE = 70
+COORDINATION = 71
+MISMATCH = 72
+CORRUPT = 73
+TOKEN = 74
+AUTH = 77
+INTERNAL = 78
+INTERRUPTED = 130
+
+_CODE_BY_ERROR: tuple[tuple[type[errors.ChannelIndexError], int], ...] = (
+    (errors.AuthenticationFailed, AUTH),
+    (errors.IndexMismatch, MISMATCH),
+    (errors.ConfigInvalid, CONFIG),
+    (errors.InputInvalid, INPUT),
+    (errors.IndexMissing, MISSING),
+    (errors.IndexCorrupt, CORRUPT),
+    (errors.TokenInvalid, TOKEN),
+    (errors.SourceUnavailable, SOURCE),
+    (errors.ProtocolError, SOURCE),
+    (errors.StoreUnavailable, STORE),
+    (errors.CoordinationUnavailable, COORDINATION),
+)
+
+
+def code_for(error: errors.ChannelIndexError) -> int:
+    """The exit code of the most specific class in the table that *error* is an instance of."""
+    for kind, code in _CODE_BY_ERROR:
+        if isinstance(error, kind):
+            return code
+    return INTERNAL

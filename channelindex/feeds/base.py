@@ -1,0 +1,89 @@
+"""What a feed is: where mutations come from, as the feed worker drives it.
+
+A feed never blocks: the worker polls `fileno()` together with its own descriptors, calls `read` when it is readable
+and `tick` when its deadline comes. Events are plain tuples, because there are a hundred thousand of them a second; the
+first item is the kind, the second the vbucket. Events of one vbucket come in the order of its seqnos.
+
+    (MUTATION | DELETION | EXPIRATION, vb, seqno, key, datatype, value)    a document; key and value are bytes
+    (ADVANCED, vb, seqno)              a seqno without a document (system event, seqno advanced, filtered)
+    (SNAPSHOT, vb, snap_start, snap_end)      the events that follow belong to this snapshot, up to the next one
+    (HISTORY, vb, failover_log)        the stream was accepted; ((vbuuid, seqno), ...), newest first
+    (ROLLBACK, vb, checkpoint)         the source took back what we had; resume there, in a new epoch
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from channelindex.model import Checkpoint
+
+MUTATION = 0
+DELETION = 1
+EXPIRATION = 2
+ADVANCED = 3
+SNAPSHOT = 4
+HISTORY = 5
+ROLLBACK = 6
+
+# Bits of an event's datatype, as the protocol defines them.
+JSON = 0x01
+SNAPPY = 0x02
+XATTR = 0x04
+
+Event = tuple[Any, ...]
+FailoverLog = tuple[tuple[int, int], ...]
+
+
+class SourceInfo(NamedTuple):
+    """What a bucket says of itself."""
+
+    uuid: str
+    n_vbuckets: int
+
+
+class Feed(Protocol):
+    """A stream of the changes of some vbuckets. One instance per feed worker; not safe for threads."""
+
+    def start(self, checkpoints: Mapping[int, Checkpoint]) -> None:
+        """Begin to stream each vbucket from its checkpoint; `read` and `tick` connect and reconnect."""
+        ...
+
+    def fileno(self) -> int:
+        """A descriptor that is readable whenever `read` or `tick` has something to do."""
+        ...
+
+    def read(self, max_bytes: int) -> Sequence[Event]:
+        """The events that have arrived, from about *max_bytes* of input; empty when there is nothing now.
+
+        Raises:
+            AuthenticationFailed: the source refuses our credentials.
+            ConfigInvalid: the bucket does not exist or cannot be streamed as configured.
+        """
+        ...
+
+    def acknowledge(self) -> None:
+        """Tell the source that all events returned so far have been taken over (flow control)."""
+        ...
+
+    def tick(self, now: float) -> float:
+        """Do what is due at *now* (monotonic): noop, timeouts, reconnection. When to call again, at the latest."""
+        ...
+
+    def high_seqnos(self) -> Mapping[int, int]:
+        """The highest seqno of each vbucket that the source told last, for the lag; may be incomplete or old."""
+        ...
+
+    def connected(self) -> bool:
+        """Whether every stream that should run is running (open or being opened on a live connection)."""
+        ...
+
+    def close(self) -> None:
+        """Close the connections. May be called twice, and before `start`."""
+        ...
+
+
+def vbuuid_at(failover_log: FailoverLog, seqno: int) -> int:
+    """The vbuuid of the history branch that *seqno* lies on: the newest branch that began at or below it."""
+    for vbuuid, branched_at in failover_log:
+        if branched_at <= seqno:
+            return vbuuid
+    return failover_log[-1][0]

@@ -1,0 +1,239 @@
+"""The memcached binary protocol as Couchbase speaks it: numbers, the frame header, xattr sections. No I/O.
+
+Shared by the DCP client, the KV client and the dev bucket. Source: couchbase/kv_engine docs/BinaryProtocol.md,
+docs/dcp/documentation, docs/Document.md (xattrs).
+"""
+
+import struct
+from collections.abc import Iterable, Iterator
+from enum import IntEnum
+from typing import NamedTuple
+
+from channelindex.errors import ProtocolError
+
+HEADER = struct.Struct(">BBHBBHII8s")
+"""magic u8, opcode u8, key length u16, extras length u8, datatype u8, vbucket or status u16, body length u32,
+opaque u32, CAS 8 bytes."""
+HEADER_BYTES = 24
+MAX_BODY_BYTES = 21 * 1024 * 1024 + 1024 * 1024
+"""A 20 MB document, its xattrs and the head of a frame. A longer body is taken for garbage."""
+
+REQUEST = 0x80
+RESPONSE = 0x81
+SERVER_REQUEST = 0x82
+SERVER_RESPONSE = 0x83
+
+
+class Op(IntEnum):
+    """Opcodes that some part of the project sends or understands."""
+
+    GET = 0x00
+    SET = 0x01
+    ADD = 0x02
+    REPLACE = 0x03
+    DELETE = 0x04
+    INCREMENT = 0x05
+    DECREMENT = 0x06
+    QUIT = 0x07
+    FLUSH = 0x08
+    NOOP = 0x0A
+    VERSION = 0x0B
+    APPEND = 0x0E
+    PREPEND = 0x0F
+    STAT = 0x10
+    TOUCH = 0x1C
+    HELLO = 0x1F
+    SASL_LIST_MECHS = 0x20
+    SASL_AUTH = 0x21
+    SASL_STEP = 0x22
+    GET_ALL_VB_SEQNOS = 0x48
+    DCP_OPEN = 0x50
+    DCP_ADD_STREAM = 0x51
+    DCP_CLOSE_STREAM = 0x52
+    DCP_STREAM_REQ = 0x53
+    DCP_GET_FAILOVER_LOG = 0x54
+    DCP_STREAM_END = 0x55
+    DCP_SNAPSHOT_MARKER = 0x56
+    DCP_MUTATION = 0x57
+    DCP_DELETION = 0x58
+    DCP_EXPIRATION = 0x59
+    DCP_FLUSH = 0x5A
+    DCP_SET_VBUCKET_STATE = 0x5B
+    DCP_NOOP = 0x5C
+    DCP_BUFFER_ACK = 0x5D
+    DCP_CONTROL = 0x5E
+    DCP_SYSTEM_EVENT = 0x5F
+    DCP_PREPARE = 0x60
+    DCP_SEQNO_ACK = 0x61
+    DCP_COMMIT = 0x62
+    DCP_ABORT = 0x63
+    DCP_SEQNO_ADVANCED = 0x64
+    DCP_OSO_SNAPSHOT = 0x65
+    LIST_BUCKETS = 0x87
+    SELECT_BUCKET = 0x89
+    OBSERVE_SEQNO = 0x91
+    SET_WITH_META = 0xA2
+    DEL_WITH_META = 0xA8
+    GET_CLUSTER_CONFIG = 0xB5
+    COLLECTIONS_GET_ID = 0xBB
+    SUBDOC_GET = 0xC5
+    SUBDOC_EXISTS = 0xC6
+    SUBDOC_DICT_ADD = 0xC7
+    SUBDOC_DICT_UPSERT = 0xC8
+    SUBDOC_DELETE = 0xC9
+    SUBDOC_MULTI_LOOKUP = 0xD0
+    SUBDOC_MULTI_MUTATION = 0xD1
+    GET_ERROR_MAP = 0xFE
+
+
+class Status(IntEnum):
+    """Response statuses."""
+
+    SUCCESS = 0x00
+    KEY_ENOENT = 0x01
+    KEY_EEXISTS = 0x02
+    E2BIG = 0x03
+    EINVAL = 0x04
+    NOT_STORED = 0x05
+    DELTA_BADVAL = 0x06
+    NOT_MY_VBUCKET = 0x07
+    NO_BUCKET = 0x08
+    LOCKED = 0x09
+    AUTH_ERROR = 0x20
+    AUTH_CONTINUE = 0x21
+    ERANGE = 0x22
+    ROLLBACK = 0x23
+    EACCESS = 0x24
+    UNKNOWN_COMMAND = 0x81
+    ENOMEM = 0x82
+    NOT_SUPPORTED = 0x83
+    EINTERNAL = 0x84
+    EBUSY = 0x85
+    ETMPFAIL = 0x86
+    XATTR_EINVAL = 0x87
+    SUBDOC_PATH_ENOENT = 0xC0
+    SUBDOC_PATH_MISMATCH = 0xC1
+    SUBDOC_PATH_EINVAL = 0xC2
+    SUBDOC_DOC_NOTJSON = 0xC6
+    SUBDOC_PATH_EEXISTS = 0xC9
+    SUBDOC_MULTI_PATH_FAILURE = 0xCC
+    SUBDOC_SUCCESS_DELETED = 0xCD
+    SUBDOC_MULTI_PATH_FAILURE_DELETED = 0xD3
+
+
+class Feature(IntEnum):
+    """What HELLO can negotiate."""
+
+    TLS = 0x02
+    TCP_NODELAY = 0x03
+    MUTATION_SEQNO = 0x04
+    TCP_DELAY = 0x05
+    XATTR = 0x06
+    XERROR = 0x07
+    SELECT_BUCKET = 0x08
+    SNAPPY = 0x0A
+    JSON = 0x0B
+    DUPLEX = 0x0C
+    CLUSTERMAP_NOTIFICATION = 0x0D
+    UNORDERED_EXECUTION = 0x0E
+
+
+class Frame(NamedTuple):
+    """One whole frame. `status` is the vbucket in a request and the status in a response."""
+
+    magic: int
+    opcode: int
+    status: int
+    datatype: int
+    opaque: int
+    cas: int
+    extras: bytes
+    key: bytes
+    value: bytes
+
+
+def pack_frame(
+    magic: int,
+    opcode: int,
+    *,
+    status: int = 0,
+    opaque: int = 0,
+    cas: int = 0,
+    datatype: int = 0,
+    extras: bytes = b"",
+    key: bytes = b"",
+    value: bytes = b"",
+) -> bytes:
+    """The bytes of one frame; *status* is the vbucket of a request."""
+    size = len(extras) + len(key) + len(value)
+    head = HEADER.pack(magic, opcode, len(key), len(extras), datatype, status, size, opaque, cas.to_bytes(8, "big"))
+    return head + extras + key + value
+
+
+def take_frame(buffer: bytes | bytearray | memoryview, offset: int = 0) -> tuple[Frame, int] | None:
+    """The frame that starts at *offset* and the offset behind it; None while it is not complete.
+
+    Raises:
+        ProtocolError: the bytes are no frame: unknown magic, or lengths that contradict each other.
+    """
+    if len(buffer) - offset < HEADER_BYTES:
+        return None
+    magic, opcode, key_size, extras_size, datatype, status, body_size, opaque, cas = HEADER.unpack_from(buffer, offset)
+    if not REQUEST <= magic <= SERVER_RESPONSE:
+        raise ProtocolError(f"frame with unknown magic 0x{magic:02x}")
+    if key_size + extras_size > body_size or body_size > MAX_BODY_BYTES:
+        raise ProtocolError(f"frame 0x{opcode:02x} with key {key_size}, extras {extras_size}, body {body_size} bytes")
+    start = offset + HEADER_BYTES
+    end = start + body_size
+    if len(buffer) < end:
+        return None
+    key_start = start + extras_size
+    value_start = key_start + key_size
+    frame = Frame(
+        magic,
+        opcode,
+        status,
+        datatype,
+        opaque,
+        int.from_bytes(cas, "big"),
+        bytes(buffer[start:key_start]),
+        bytes(buffer[key_start:value_start]),
+        bytes(buffer[value_start:end]),
+    )
+    return frame, end
+
+
+def split_xattrs(value: bytes) -> tuple[dict[str, bytes], bytes]:
+    """The xattrs (name -> JSON text) and the body of a value whose datatype says XATTR; no xattrs in an empty value.
+
+    Raises:
+        ProtocolError: the xattr section is longer than the value or not made of whole pairs.
+    """
+    if not value:
+        return {}, value
+    if len(value) < 4:
+        raise ProtocolError(f"xattr section length needs 4 bytes, {len(value)} left")
+    section_end = 4 + int.from_bytes(value[:4], "big")
+    if section_end > len(value):
+        raise ProtocolError(f"xattr section of {section_end - 4} bytes in a value of {len(value)}")
+    return dict(_iter_xattrs(value, section_end)), value[section_end:]
+
+
+def _iter_xattrs(value: bytes, section_end: int) -> Iterator[tuple[str, bytes]]:
+    offset = 4
+    while offset < section_end:
+        start = offset + 4
+        offset = start + int.from_bytes(value[offset:start], "big")
+        name, separator, rest = value[start:offset].partition(b"\0")
+        if offset > section_end or not separator or not rest.endswith(b"\0"):
+            raise ProtocolError(f"xattr pair at byte {start - 4} of {section_end} is malformed")
+        yield name.decode("utf-8", "replace"), rest[:-1]
+
+
+def join_xattrs(xattrs: Iterable[tuple[str, bytes]], body: bytes) -> bytes:
+    """A value with an xattr section: the inverse of `split_xattrs`."""
+    pairs = b"".join(
+        (len(name.encode()) + len(text) + 2).to_bytes(4, "big") + name.encode() + b"\0" + text + b"\0"
+        for name, text in xattrs
+    )
+    return len(pairs).to_bytes(4, "big") + pairs + body

@@ -1,0 +1,97 @@
+"""The values that travel through the system. No I/O, no processes, no knowledge of any store or feed."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import msgspec
+
+STAR_CHANNEL = "*"
+"""The channel of all documents."""
+
+# Flags of an entry, as Sync Gateway defines them (channels/log_entry.go). Unknown bits are kept.
+DELETED = 1
+REMOVED = 2
+HIDDEN = 4
+CONFLICT = 8
+BRANCHED = 16
+
+
+class Checkpoint(NamedTuple):
+    """A position of one vbucket from which its feed can be resumed without loss.
+
+    `vbuuid`, `seqno`, `snap_start`, `snap_end` are what a DCP stream request needs (snap_start <= seqno <= snap_end).
+    `sequence` is the highest `_sync.sequence` that the feed had brought before the snapshot the position lies in;
+    0 where that is unknown. It decides which removals have to be indexed again (design section 7, "Removals").
+    All are unsigned 64-bit.
+    """
+
+    vbuuid: int = 0
+    seqno: int = 0
+    snap_start: int = 0
+    snap_end: int = 0
+    sequence: int = 0
+
+
+ORIGIN = Checkpoint()
+
+
+class Removal(msgspec.Struct, frozen=True, gc=False):
+    """A document left a channel: at which sequence (0: unknown), by which revision, and whether by deletion."""
+
+    sequence: int
+    rev: str
+    deleted: bool
+
+
+class Route(msgspec.Struct, frozen=True):
+    """What one revision of a document means for the channels: the result of decoding a mutation.
+
+    `channels` maps a channel's name to None (the document is in it) or to the `Removal` that took it out.
+    `sequence` is 0 where the document carries none. `flags` are those of the revision, without REMOVED.
+    """
+
+    rev: str
+    flags: int
+    sequence: int
+    channels: Mapping[str, Removal | None]
+
+
+class Principal(msgspec.Struct, frozen=True):
+    """A user or role whose document changed: no entry, its counter rises.
+
+    `key` is the document's key; `kind` is "user" or "role"; `metadata_id` is "" outside namespaced databases.
+    """
+
+    key: str
+    kind: str
+    metadata_id: str
+    name: str
+
+
+class Entry(NamedTuple):
+    """One document in one channel, as of one seqno of its vbucket."""
+
+    vb: int
+    seqno: int
+    key: bytes
+    rev: str
+    flags: int
+
+
+class IndexMeta(msgspec.Struct, frozen=True):
+    """What an index is of; written once when it is created, compared whenever it is opened."""
+
+    format: int
+    n_vbuckets: int
+    n_partitions: int
+    source_uuid: str
+    index_uuid: str
+
+    @property
+    def partition_width(self) -> int:
+        """Vbuckets in one partition; partition p holds p * width to (p + 1) * width - 1."""
+        return self.n_vbuckets // self.n_partitions
+
+    def vbuckets_of(self, partition: int) -> range:
+        """The vbuckets of *partition*, ascending."""
+        return range(partition * self.partition_width, (partition + 1) * self.partition_width)

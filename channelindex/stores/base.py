@@ -1,0 +1,177 @@
+"""What an index store is: the contract that every store keeps and `tests/contract` checks.
+
+A store has three halves, used by different processes. Each process opens its own; none may be shared over a fork.
+
+* `IndexWriter`: the batch writer's. Blind appends, safe to repeat.
+* `OwnerStore`: the feed worker's and the supervisor's. Epochs, partition records, the stable clock.
+* `IndexReader`: everybody's who asks what changed. Every read has three outcomes: a value, absent (None or an
+  empty collection), or an error that is raised. Absent is never the answer to a failed read.
+
+Every operation may raise `StoreUnavailable` (nothing happened) or `OutcomeUnknown` (it may have happened; repeating it
+is safe for every operation of this module). A store never retries by itself beyond one reconnection: its caller knows
+whether waiting makes sense.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from channelindex.epochs import PartitionRecord
+from channelindex.model import Checkpoint, IndexMeta
+
+
+class ChannelAppend(NamedTuple):
+    """What one batch adds to one channel from one vbucket group under one epoch.
+
+    `entries` are packed entries and `pairs` their clock pairs (`channelindex.blocks`), both in the order of the feed;
+    per (epoch, vb) the seqnos rise. `pairs` may hold a vbucket once, at its highest seqno.
+    """
+
+    channel: str
+    group: str
+    epoch: int
+    entries: bytes
+    pairs: bytes
+
+
+class BlockRef(NamedTuple):
+    """Names one block of a channel. Blocks of one (channel, group) are numbered from 0; gaps mean corruption."""
+
+    channel: str
+    group: str
+    number: int
+
+
+class ChannelState(NamedTuple):
+    """A channel's counter and, per vbucket group that ever wrote to it, the active (newest) block and the clock log."""
+
+    counter: int
+    active_by_group: Mapping[str, int]
+    clock_log_by_group: Mapping[str, bytes]
+
+
+class Quarantined(NamedTuple):
+    """A document that could not be decoded; it moved the clock and gave no entry. `at` is Unix seconds."""
+
+    vb: int
+    seqno: int
+    key: bytes
+    reason: str
+    at: float
+
+
+class IndexWriter(Protocol):
+    """The write half. One live instance per (index, batch writer)."""
+
+    def write(self, appends: Sequence[ChannelAppend], principals: Iterable[str] = ()) -> set[int]:
+        """Append a batch: per channel its blocks, then its clock, then its counter; raise the principals' counters.
+
+        At most one `ChannelAppend` per (channel, group, epoch). When this returns, all of it is stored, except the
+        appends of the returned epochs: they were refused because a newer epoch of the same group writes the channel.
+        When it raises, any part may be stored; call again with the same arguments. Readers keep one of entries
+        that are there twice. A counter may rise more than once.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of connections. May be called twice."""
+        ...
+
+
+class OwnerStore(Protocol):
+    """The owner's half."""
+
+    def create_or_check(self, wanted: IndexMeta) -> IndexMeta:
+        """The index's meta record, created as *wanted* if there is none. `index_uuid` is not compared.
+
+        Raises:
+            IndexMismatch: there is an index of another format, shape or source bucket; nothing was changed.
+        """
+        ...
+
+    def next_epoch(self) -> int:
+        """A number that is higher than any returned before, to any process. Starts at 1."""
+        ...
+
+    def begin(
+        self,
+        partition: int,
+        epoch: int,
+        owner: str,
+        rollback: Mapping[int, Checkpoint] | None = None,
+        only_if: int | None = None,
+    ) -> PartitionRecord:
+        """Apply `epochs.begin` to the partition's record atomically; the record after it.
+
+        Repeating it after `OutcomeUnknown` with the same epoch returns the record if the first call took effect.
+
+        Raises:
+            StaleEpoch: see `epochs.begin`.
+        """
+        ...
+
+    def advance(self, epoch: int, checkpoints: Mapping[int, Mapping[int, Checkpoint]]) -> None:
+        """Apply `epochs.advance` to each partition (partition -> vbucket -> checkpoint), each atomically by itself.
+
+        Raises the stable counter and wakes waiting readers. All partitions are tried before it raises.
+
+        Raises:
+            StaleEpoch: of the first partition that refused.
+        """
+        ...
+
+    def quarantine(self, documents: Sequence[Quarantined]) -> None:
+        """Remember *documents*, newest first; the store keeps a bounded number of them and a total count."""
+        ...
+
+    def close(self) -> None:
+        """Let go of connections. May be called twice."""
+        ...
+
+
+class IndexReader(Protocol):
+    """The read half."""
+
+    def meta(self) -> IndexMeta:
+        """The index's meta record.
+
+        Raises:
+            IndexMissing: there is no such index.
+            IndexMismatch: it is of a format version that this code does not read.
+        """
+        ...
+
+    def partition_records(self) -> Sequence[PartitionRecord]:
+        """All partition records, by partition. Each is consistent in itself; their times may differ slightly."""
+        ...
+
+    def channels(self) -> Iterator[str]:
+        """The names of all channels that have an entry, in no particular order, each once."""
+        ...
+
+    def channel_states(self, channels: Sequence[str]) -> Sequence[ChannelState | None]:
+        """The state of each channel, in the order asked; None for a channel without entries."""
+        ...
+
+    def blocks(self, refs: Sequence[BlockRef]) -> Sequence[bytes | None]:
+        """The bytes of each block, in the order asked; None for one that does not exist."""
+        ...
+
+    def principal_counter(self, key: str) -> int:
+        """How often the user or role document *key* changed, 0 for never. "" asks for the sum over all principals."""
+        ...
+
+    def stable_counter(self) -> int:
+        """A number that rises with every advance of the stable clock."""
+        ...
+
+    def wait_stable(self, counter: int, timeout_s: float) -> int:
+        """The stable counter as soon as it differs from *counter*, at the latest after *timeout_s* seconds."""
+        ...
+
+    def quarantined(self, limit: int = 100) -> tuple[int, Sequence[Quarantined]]:
+        """How many documents were ever quarantined, and the newest of them."""
+        ...
+
+    def close(self) -> None:
+        """Let go of connections. May be called twice."""
+        ...
