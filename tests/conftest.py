@@ -1,0 +1,23 @@
+"""Fixtures for all tests: a real redis-server of our own, never one that was there before."""
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from channelindex.embedded import EmbeddedRedis
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[EmbeddedRedis]:
+    """One private redis-server for the whole run."""
+    with EmbeddedRedis() as server:
+        yield server
+
+
+@pytest.fixture
+def redis_url(redis_server: EmbeddedRedis) -> str:
+    """The URL of the private server, empty."""
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushall()
+    return redis_server.url
