@@ -1,0 +1,201 @@
+"""Loads the configuration and reports everything that is wrong with it at once.
+
+A later source wins over an earlier one: default, TOML file, environment (`CHANNELINDEX_SECTION_KEY`), `--set
+section.key=value`. Nothing else in the project reads that file or these variables.
+"""
+
+import difflib
+import socket
+import tomllib
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from channelindex.errors import ConfigInvalid
+from channelindex.settings import ENVIRONMENT_PREFIX, SECTIONS, SETTINGS, Config, Setting, Value, show
+
+__all__ = ["REQUIRED_TO_READ", "REQUIRED_TO_RUN", "Config", "ConfigProblems", "load_config"]
+
+REQUIRED_TO_RUN = ("source.url", "index.store")
+REQUIRED_TO_READ = ("index.store",)
+
+
+class ConfigProblems(ConfigInvalid):
+    """Everything that is wrong with a configuration; `problems` has one line for each."""
+
+    def __init__(self, problems: Collection[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = tuple(problems)
+
+
+class _Given(NamedTuple):
+    """One value as somebody gave it. *textual*: from where everything is text, so that numbers have to be read."""
+
+    key: str
+    value: object
+    origin: str
+    textual: bool
+
+
+def load_config(
+    path: Path | None,
+    environ: Mapping[str, str],
+    overrides: Mapping[str, Value],
+    required: Collection[str] = REQUIRED_TO_RUN,
+) -> Config:
+    """The configuration from the file at *path* (None: no file), *environ* and *overrides* (`section.key` -> value).
+
+    Keys in *required* must be set; a command that only reads the index needs no source.
+
+    Raises:
+        ConfigProblems: with every problem found.
+    """
+    problems: list[str] = []
+    values: dict[str, Value] = {}
+    origins: dict[str, str] = {}
+    for given in (*_from_file(path, problems), *_from_environment(environ), *_from_overrides(overrides)):
+        value = _checked(given, problems)
+        if value is not None:
+            values[given.key] = value
+            origins[given.key] = given.origin
+    _derive(values, origins, problems)
+    refused = {problem.partition(" ")[0] for problem in problems}
+    problems += [
+        f"{key} is not set: give it in the file, as {SETTINGS[key].variable} or with --set {key}=…"
+        for key in required
+        if key not in values and key not in refused
+    ]
+    if problems:
+        raise ConfigProblems(problems)
+    return _build(values, origins)
+
+
+def _from_file(path: Path | None, problems: list[str]) -> Iterator[_Given]:
+    if path is None:
+        return
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        problems.append(f"the configuration file {path} cannot be read: {reason}")
+        return
+    for section, content in document.items():
+        if isinstance(content, dict):
+            for name, value in content.items():
+                yield _Given(f"{section}.{name}", value, str(path), textual=False)
+        else:
+            yield _Given(section, content, str(path), textual=False)
+
+
+def _from_environment(environ: Mapping[str, str]) -> Iterator[_Given]:
+    key_by_variable = {setting.variable: key for key, setting in SETTINGS.items()}
+    for variable, value in environ.items():
+        if variable.startswith(ENVIRONMENT_PREFIX):
+            guess = variable.removeprefix(ENVIRONMENT_PREFIX).lower().replace("_", ".", 1)
+            yield _Given(key_by_variable.get(variable, guess), value, f"environment {variable}", textual=True)
+
+
+def _from_overrides(overrides: Mapping[str, Value]) -> Iterator[_Given]:
+    for key, value in overrides.items():
+        yield _Given(key, value, "--set", textual=isinstance(value, str))
+
+
+def _checked(given: _Given, problems: list[str]) -> Value | None:
+    """The value, of the right type and within its bounds; None if it is not, with the problem noted."""
+    setting = SETTINGS.get(given.key)
+    if setting is None:
+        problems.append(_unknown(given))
+        return None
+    wrong: str | None
+    try:
+        value = _typed(setting, given)
+        wrong = setting.wrong(value)
+    except ValueError as error:
+        value, wrong = "", str(error)
+    if wrong:
+        problems.append(f"{given.key} = {show(setting, given.value)} (set in {given.origin}): {wrong}")
+        return None
+    return value
+
+
+def _unknown(given: _Given) -> str:
+    """The problem of an unknown key. Its value is not shown: it may be a password under a misspelt key."""
+    if given.key in SECTIONS:
+        return f"{given.key} (set in {given.origin}): must be a table, [{given.key}]"
+    near = difflib.get_close_matches(given.key, SETTINGS, n=1, cutoff=0.5)
+    fix = f"did you mean {near[0]}?" if near else "`channelindex config docs` lists all keys"
+    return f"{given.key} (set in {given.origin}): unknown key; {fix}"
+
+
+def _typed(setting: Setting, given: _Given) -> Value:
+    """*given* as the type of the setting's default. Raises ValueError with what it must be."""
+    value = given.value
+    if given.textual:
+        return _read(type(setting.default), str(value))
+    match setting.default, value:
+        case bool(), bool():
+            return value
+        case str(), str():
+            return value
+        case (int(), int()) if not isinstance(value, bool) and not isinstance(setting.default, bool):
+            return value
+        case (float(), int() | float()) if not isinstance(value, bool):
+            return float(value)
+    raise ValueError(_MUST_BE[type(setting.default)])
+
+
+_MUST_BE: Mapping[type, str] = {
+    str: "must be text",
+    int: "must be a whole number",
+    float: "must be a number",
+    bool: "must be true or false",
+}
+
+
+def _read(kind: type[Value], text: str) -> Value:
+    """*text* from the environment or a flag as a *kind*."""
+    if kind is bool:
+        if text.lower() not in {"true", "false"}:
+            raise ValueError(_MUST_BE[bool])
+        return text.lower() == "true"
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(_MUST_BE[kind]) from None
+
+
+def _derive(values: dict[str, Value], origins: dict[str, str], problems: list[str]) -> None:
+    """Fill in what follows from other keys, and check what no key can be checked for alone."""
+    if "node.name" not in values:
+        values["node.name"] = socket.gethostname()
+    store = str(values.get("index.store", ""))
+    if "coordination.redis" not in values and store == "memory://":
+        problems.append("coordination.redis is not set: leases need a Redis, and index.store is memory://")
+    elif "coordination.redis" not in values and store:
+        values["coordination.redis"] = store
+        origins["coordination.redis"] = "index.store"
+    if "source.password_file" in values:
+        _read_password(values, origins, problems)
+
+
+def _read_password(values: dict[str, Value], origins: dict[str, str], problems: list[str]) -> None:
+    path = str(values["source.password_file"])
+    where = f'source.password_file = "{path}" (set in {origins["source.password_file"]})'
+    if "source.password" in values:
+        problems.append(f"{where}: source.password is set too ({origins['source.password']}); remove one of them")
+        return
+    try:
+        values["source.password"] = Path(path).read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        problems.append(f"{where}: cannot be read: {reason}")
+        return
+    origins["source.password"] = f"source.password_file {path}"
+
+
+def _build(values: Mapping[str, Value], origins: Mapping[str, str]) -> Config:
+    sections: dict[str, Any] = {}
+    for section, kind in SECTIONS.items():
+        own = {key.partition(".")[2]: value for key, value in values.items() if key.startswith(section + ".")}
+        sections[section] = kind(**own)
+    return Config(**sections, origins=dict(origins))

@@ -1,0 +1,283 @@
+"""The model of the configuration: every key with its type, default, bounds and one line of explanation.
+
+Validation, `config show`, `config check` and docs/configuration.md are made from the fields of these dataclasses.
+`channelindex.config` loads them.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+ENVIRONMENT_PREFIX = "CHANNELINDEX_"
+DEFAULT_ORIGIN = "default"
+REDIS_SCHEMES = ("redis", "rediss", "unix")
+
+Value = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One key of the configuration: all that validation, help and documentation know of it.
+
+    `default` also fixes the type. `default_text` replaces it in print where the real default is only known at run time.
+    `rule` returns what a value must be if it is not that, else None.
+    """
+
+    key: str
+    default: Value
+    doc: str
+    unit: str = ""
+    at_least: int | None = None
+    at_most: int | None = None
+    choices: tuple[str, ...] = ()
+    rule: Callable[[Any], str | None] | None = None
+    secret: bool = False
+    default_text: str = ""
+
+    @property
+    def variable(self) -> str:
+        """The environment variable that sets this key."""
+        return ENVIRONMENT_PREFIX + self.key.replace(".", "_").upper()
+
+    @property
+    def bounds(self) -> str:
+        """The allowed values in words; empty where the type is the only bound."""
+        if self.choices:
+            return " or ".join(self.choices)
+        if self.at_least is None:
+            return ""
+        return f"{self.at_least} to {self.at_most}" if self.at_most is not None else f"at least {self.at_least}"
+
+    def wrong(self, value: Value) -> str | None:
+        """What *value* must be if it is not that."""
+        if self.choices and value not in self.choices:
+            return f"must be {self.bounds}"
+        if isinstance(value, int | float) and not self._in_range(value):
+            return f"must be {self.bounds} {self.unit}".rstrip()
+        return self.rule(value) if self.rule else None
+
+    def _in_range(self, value: float) -> bool:
+        return (self.at_least is None or value >= self.at_least) and (self.at_most is None or value <= self.at_most)
+
+
+def _power_of_two(value: int) -> str | None:
+    return None if value.bit_count() == 1 else "must be a power of two, so that it divides the bucket's vbuckets"
+
+
+def _name(value: str) -> str | None:
+    if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", value):
+        return None
+    return "must be 1 to 64 letters, digits, dots, underscores or hyphens"
+
+
+def _source_url(value: str) -> str | None:
+    if re.fullmatch(r"couchbases?://[^/@?#\s]+/[^/?#\s]+", value):
+        return None
+    return "must look like couchbase://host:port/bucket (couchbases:// for TLS; user and password have their own keys)"
+
+
+def _redis_url(value: str) -> str | None:
+    parts = urlsplit(value)
+    if parts.scheme in REDIS_SCHEMES and (parts.path.startswith("/") if parts.scheme == "unix" else parts.netloc):
+        return None
+    return "must be a Redis URL: redis://host:port/db, rediss://host:port/db or unix:///path/redis.sock"
+
+
+def _store_url(value: str) -> str | None:
+    if value == "memory://" or _redis_url(value) is None:
+        return None
+    return "must be redis://host:port/db, rediss://host:port/db, unix:///path/redis.sock or memory://"
+
+
+def _decoder(value: str) -> str | None:
+    if value == "sync_gateway" or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", value):
+        return None
+    return "must be sync_gateway or package.module:factory"
+
+
+def _setting(default: Value, doc: str, *, holds_secret: bool = False, **rest: Any) -> Any:
+    """A dataclass field that carries its `Setting`. A field that may hold a secret stays out of the repr."""
+    return field(default=default, repr=not holds_secret, metadata={"doc": doc, **rest})
+
+
+@dataclass(frozen=True)
+class NodeSettings:
+    """Who this node is."""
+
+    name: str = _setting(
+        "", "Name of this node in leases, logs and status; one per machine.", rule=_name, default_text="the host's name"
+    )
+    run_dir: str = _setting("/run/channelindex", "Folder for files that live only as long as the node runs.")
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """The bucket whose changes are indexed."""
+
+    url: str = _setting("", "The bucket: couchbase://host:port/bucket; couchbases:// for TLS.", rule=_source_url)
+    user: str = _setting("", "User name at the bucket.")
+    password: str = _setting("", "Password at the bucket.", secret=True, holds_secret=True)
+    password_file: str = _setting("", "File whose first line is the password; not together with source.password.")
+    decoder: str = _setting(
+        "sync_gateway", "What finds a document's channels: sync_gateway or package.module:factory.", rule=_decoder
+    )
+    star_channel: bool = _setting(True, "Whether every document is also indexed in the channel `*`.")
+    removal_slack: int = _setting(
+        1000,
+        "How far back, below the highest sequence seen of a vbucket, a removal is indexed again: writers overtake.",
+        unit="sequences",
+        at_least=0,
+        at_most=10**9,
+    )
+    allow_plain: bool = _setting(False, "Whether the password may be sent in clear when the server has no SCRAM.")
+
+
+@dataclass(frozen=True)
+class IndexSettings:
+    """The index that is written and read."""
+
+    name: str = _setting("channels", "Name of the index: a store can hold several.", rule=_name)
+    store: str = _setting(
+        "",
+        "Where the index is: redis://host:port/db, rediss://…, unix:///path/redis.sock or memory://.",
+        rule=_store_url,
+        holds_secret=True,
+    )
+    partitions: int = _setting(
+        64,
+        "Units of ownership. Fixed when the index is created; a power of two.",
+        at_least=1,
+        at_most=1024,
+        rule=_power_of_two,
+    )
+    block_bytes: int = _setting(
+        65536,
+        "Size at which a channel's block is full and a new one begins.",
+        unit="bytes",
+        at_least=1024,
+        at_most=2**24,
+    )
+
+
+@dataclass(frozen=True)
+class CoordinationSettings:
+    """The Redis in which the nodes share out the partitions."""
+
+    redis: str = _setting(
+        "",
+        "URL of the Redis that holds the leases.",
+        rule=_redis_url,
+        holds_secret=True,
+        default_text="index.store",
+    )
+    ttl_s: float = _setting(
+        10.0,
+        "How long a lease outlives its owner. A dead node's partitions stand still for so long.",
+        unit="seconds",
+        at_least=1,
+        at_most=600,
+    )
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """The processes of one node and what they may use."""
+
+    feed_workers: int = _setting(2, "Processes that stream and decode.", unit="processes", at_least=1, at_most=64)
+    batch_writers: int = _setting(
+        2, "Processes that write to the index store.", unit="processes", at_least=1, at_most=64
+    )
+    ring_bytes: int = _setting(
+        4 * 2**20,
+        "Size of the ring between one feed worker and one batch writer; a power of two.",
+        unit="bytes",
+        at_least=2**16,
+        at_most=2**30,
+        rule=_power_of_two,
+    )
+    batch_bytes: int = _setting(
+        2**20, "How much a batch writer takes from its rings at once.", unit="bytes", at_least=2**12, at_most=2**28
+    )
+    heartbeat_timeout_s: float = _setting(
+        30.0, "A worker that stood still for so long is killed and replaced.", unit="seconds", at_least=1, at_most=3600
+    )
+    drain_timeout_s: float = _setting(
+        20.0,
+        "How long a stopping node may take to write what it has read. Keep the unit's TimeoutStopSec above it.",
+        unit="seconds",
+        at_least=0,
+        at_most=600,
+    )
+
+
+@dataclass(frozen=True)
+class LogSettings:
+    """What is logged, and how."""
+
+    level: str = _setting("info", "Lowest level that is logged.", choices=("debug", "info", "warning", "error"))
+    format: str = _setting("logfmt", "Form of a log line: key=value pairs or JSON.", choices=("logfmt", "json"))
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole configuration, validated. `origins` says for each key where its value was set.
+
+    `source.password` is the password in force, whichever key it came by; `coordination.redis` is never empty where
+    the store is a Redis.
+    """
+
+    node: NodeSettings = field(default_factory=NodeSettings)
+    source: SourceSettings = field(default_factory=SourceSettings)
+    index: IndexSettings = field(default_factory=IndexSettings)
+    coordination: CoordinationSettings = field(default_factory=CoordinationSettings)
+    workers: WorkerSettings = field(default_factory=WorkerSettings)
+    log: LogSettings = field(default_factory=LogSettings)
+    origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    def shown(self) -> Iterator[tuple[str, str, str]]:
+        """Each key with its value in print, passwords masked, and where it was set."""
+        for key, setting in SETTINGS.items():
+            section, _, name = key.partition(".")
+            value = getattr(getattr(self, section), name)
+            yield key, show(setting, value), self.origins.get(key, DEFAULT_ORIGIN)
+
+
+SECTIONS: Mapping[str, type["DataclassInstance"]] = {
+    "node": NodeSettings,
+    "source": SourceSettings,
+    "index": IndexSettings,
+    "coordination": CoordinationSettings,
+    "workers": WorkerSettings,
+    "log": LogSettings,
+}
+"""The sections of the configuration, in the order of `Config`."""
+
+SETTINGS: Mapping[str, Setting] = {
+    f"{section}.{entry.name}": Setting(f"{section}.{entry.name}", cast("Value", entry.default), **entry.metadata)
+    for section, kind in SECTIONS.items()
+    for entry in dataclasses.fields(kind)
+}
+"""Every key of the configuration, in the order of the model."""
+
+
+def mask_url(text: str) -> str:
+    """*text* with the password of any URL in it replaced by asterisks."""
+    text = re.sub(r"(://[^:/?#\s]*):[^\s]*@", r"\1:***@", text)
+    return re.sub(r"([?&]password=)[^&\s]*", r"\1***", text)
+
+
+def show(setting: Setting, value: object) -> str:
+    """*value* as it may be printed: as TOML writes it, without passwords."""
+    if setting.secret:
+        return '"***"' if value else '""'
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        return '"' + mask_url(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return str(value)

@@ -1,0 +1,191 @@
+"""The configuration: which source wins, what is refused and how it is told, and that no password is ever shown."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from channelindex.config import REQUIRED_TO_READ, Config, ConfigProblems, load_config
+from channelindex.errors import ConfigInvalid
+from channelindex.settings import SECTIONS, SETTINGS, mask_url, show
+
+MINIMUM = {"source.url": "couchbase://127.0.0.1:11210/docs", "index.store": "redis://127.0.0.1:6379/0"}
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "channelindex.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def problems_of(path: Path | None = None, environ=None, overrides=None) -> tuple[str, ...]:
+    with pytest.raises(ConfigProblems) as caught:
+        load_config(path, environ or {}, MINIMUM | (overrides or {}))
+    return caught.value.problems
+
+
+def test_a_later_source_wins_and_the_origin_says_which(tmp_path: Path) -> None:
+    path = write(tmp_path, '[index]\npartitions = 8\nname = "a"\n[workers]\nfeed_workers = 3\n')
+    environ = {"CHANNELINDEX_INDEX_NAME": "b", "CHANNELINDEX_WORKERS_FEED_WORKERS": "4", "PATH": "/bin"}
+    config = load_config(path, environ, MINIMUM | {"workers.feed_workers": "5"})
+    assert (config.index.partitions, config.index.name, config.workers.feed_workers) == (8, "b", 5)
+    assert config.origins["index.partitions"] == str(path)
+    assert config.origins["index.name"] == "environment CHANNELINDEX_INDEX_NAME"
+    assert config.origins["workers.feed_workers"] == "--set"
+    assert "workers.batch_writers" not in config.origins
+
+
+def test_a_value_equal_to_the_default_still_counts_as_set(tmp_path: Path) -> None:
+    path = write(tmp_path, "[index]\npartitions = 64\n")
+    shown = {key: origin for key, _, origin in load_config(path, {}, MINIMUM).shown()}
+    assert shown["index.partitions"] == str(path)
+    assert shown["index.block_bytes"] == "default"
+
+
+def test_every_key_can_be_set_by_its_variable() -> None:
+    given = {
+        "source.url": "couchbases://h/b",
+        "source.decoder": "my.decoders:make",
+        "index.store": "unix:///run/redis.sock",
+        "coordination.redis": "rediss://h:1/2",
+        "log.level": "debug",
+        "log.format": "json",
+        "source.password_file": "",
+    }
+    for key, setting in SETTINGS.items():
+        if key == "source.password_file":
+            continue
+        text = given.get(key) or ("x" if isinstance(setting.default, str) else str(setting.default))
+        config = load_config(None, {setting.variable: text}, {} if key in MINIMUM else MINIMUM, required=())
+        assert config.origins[key] == f"environment {setting.variable}"
+
+
+def test_all_problems_are_told_at_once_with_key_value_origin_and_fix(tmp_path: Path) -> None:
+    path = write(tmp_path, 'node = 3\n[index]\npartitons = 8\n[workers]\nfeed_workers = 0\n[log]\nlevel = "trace"\n')
+    problems = problems_of(path, {"CHANNELINDEX_COORDINATION_TTL_S": "soon"})
+    assert problems == (
+        f"node (set in {path}): must be a table, [node]",
+        f"index.partitons (set in {path}): unknown key; did you mean index.partitions?",
+        f"workers.feed_workers = 0 (set in {path}): must be 1 to 64 processes",
+        f'log.level = "trace" (set in {path}): must be debug or info or warning or error',
+        'coordination.ttl_s = "soon" (set in environment CHANNELINDEX_COORDINATION_TTL_S): must be a number',
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wrong"),
+    [
+        ("index.partitions", 63, "must be a power of two"),
+        ("index.partitions", "8.5", "must be a whole number"),
+        ("index.partitions", True, "must be a whole number"),
+        ("index.block_bytes", 1, "must be 1024 to 16777216 bytes"),
+        ("index.name", "a:b", "must be 1 to 64 letters"),
+        ("index.store", "http://h/1", "must be redis://"),
+        ("index.store", "unix://", "must be redis://"),
+        ("coordination.redis", "memory://", "must be a Redis URL"),
+        ("coordination.ttl_s", "nan", "must be 1 to 600 seconds"),
+        ("coordination.ttl_s", False, "must be a number"),
+        ("source.url", "couchbase://host", "must look like couchbase://host:port/bucket"),
+        ("source.url", "couchbase://me:pw@host/b", "must look like couchbase://host:port/bucket"),
+        ("source.decoder", "sync-gateway", "must be sync_gateway or package.module:factory"),
+        ("source.star_channel", "maybe", "must be true or false"),
+        ("source.star_channel", 1, "must be true or false"),
+        ("source.user", 7, "must be text"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_what_it_must_be(key: str, value, wrong: str) -> None:
+    (problem,) = problems_of(overrides={key: value})
+    assert problem.startswith(f"{key} = ")
+    assert wrong in problem
+
+
+def test_whole_numbers_are_taken_where_fractions_may_stand(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, "[coordination]\nttl_s = 5\n"), {}, MINIMUM)
+    assert config.coordination.ttl_s == 5.0
+    assert isinstance(config.coordination.ttl_s, float)
+
+
+def test_required_keys_depend_on_what_is_to_be_done() -> None:
+    with pytest.raises(ConfigProblems) as caught:
+        load_config(None, {}, {})
+    assert [problem.partition(" ")[0] for problem in caught.value.problems] == ["source.url", "index.store"]
+    assert "CHANNELINDEX_SOURCE_URL" in caught.value.problems[0]
+    config = load_config(None, {}, {"index.store": MINIMUM["index.store"]}, required=REQUIRED_TO_READ)
+    assert config.source.url == ""
+
+
+def test_a_refused_required_key_is_told_once() -> None:
+    (problem,) = problems_of(overrides={"source.url": "nonsense"})
+    assert problem.startswith("source.url = ")
+
+
+def test_leases_live_in_the_store_unless_it_is_no_redis() -> None:
+    config = load_config(None, {}, MINIMUM)
+    assert config.coordination.redis == MINIMUM["index.store"]
+    assert config.origins["coordination.redis"] == "index.store"
+    (problem,) = problems_of(overrides={"index.store": "memory://"})
+    assert problem.startswith("coordination.redis is not set")
+    url = "redis://127.0.0.1:6379/1"
+    config = load_config(None, {}, MINIMUM | {"index.store": "memory://", "coordination.redis": url})
+    assert config.coordination.redis == url
+
+
+def test_the_password_comes_from_its_file(tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    secret.write_text("hunter2\n", encoding="utf-8")
+    config = load_config(None, {}, MINIMUM | {"source.password_file": str(secret)})
+    assert config.source.password == "hunter2"
+    assert config.origins["source.password"] == f"source.password_file {secret}"
+    (problem,) = problems_of(overrides={"source.password_file": str(secret), "source.password": "hunter3"})
+    assert "source.password is set too (--set)" in problem
+    assert "hunter" not in problem
+    (problem,) = problems_of(overrides={"source.password_file": str(tmp_path / "absent")})
+    assert problem.endswith("cannot be read: No such file or directory")
+
+
+def test_no_output_shows_a_password(tmp_path: Path) -> None:
+    path = write(tmp_path, '[source]\npasword = "hunter2"\n[index]\nstore = "http://:hunter2@h"\n')
+    assert "hunter2" not in " ".join(problems_of(path, {"CHANNELINDEX_SOURCE_SECRET": "hunter2"}))
+    config = load_config(None, {}, MINIMUM | {"source.password": "hunter2", "index.store": "redis://me:hunter2@h:1/0"})
+    assert "hunter2" not in repr(config)
+    rows = list(config.shown())
+    assert "hunter2" not in repr(rows)
+    assert ("source.password", '"***"', "--set") in rows
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("redis://h:6379/0", "redis://h:6379/0"),
+        ("redis://:pw@h:6379/0", "redis://:***@h:6379/0"),
+        ("redis://me:p/w@x:y@h/0", "redis://me:***@h/0"),
+        ("redis://h/0?password=pw&db=1", "redis://h/0?password=***&db=1"),
+        ("no reply from redis://:pw@h, again", "no reply from redis://:***@h, again"),
+        ("a:b@c", "a:b@c"),
+    ],
+)
+def test_passwords_in_urls_are_masked(text: str, masked: str) -> None:
+    assert mask_url(text) == masked
+
+
+@pytest.mark.parametrize("content", [b"[index\n", b"\xff\xfe", b"a = 1\na = 2\n"])
+def test_a_broken_file_is_one_problem_that_names_it(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "channelindex.toml"
+    path.write_bytes(content)
+    (problem,) = problems_of(path)
+    assert problem.startswith(f"the configuration file {path} cannot be read: ")
+
+
+def test_a_missing_file_is_a_problem(tmp_path: Path) -> None:
+    (problem,) = problems_of(tmp_path / "absent.toml")
+    assert problem.endswith("No such file or directory")
+    assert issubclass(ConfigProblems, ConfigInvalid)
+
+
+def test_the_model_names_each_section_once_and_all_defaults_are_allowed() -> None:
+    assert list(SECTIONS) == [entry.name for entry in dataclasses.fields(Config) if entry.name != "origins"]
+    for setting in SETTINGS.values():
+        assert setting.doc.endswith(".")
+        if setting.default != "":
+            assert setting.wrong(setting.default) is None
+        assert show(setting, setting.default)
