@@ -1,0 +1,74 @@
+"""Signals as data: a handler only enqueues, the loop takes them out when it polls."""
+
+import os
+import select
+import signal
+from contextlib import suppress
+from types import FrameType
+
+_QUEUE_READ_BYTES = 4096
+
+
+class SignalQueue:
+    """The signals that came, in order, as something to poll.
+
+    The kernel's side writes each signal's number into a pipe from C, so one that comes between the last look and
+    the poll still wakes it; a Python handler alone would run only after the poll. Main thread only, and one instance
+    per process at a time: the interpreter has one wake-up descriptor.
+    """
+
+    def __init__(self, *signals: signal.Signals) -> None:
+        self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        self._signals = signals
+        for signum in signals:
+            signal.signal(signum, _enqueue)
+
+    def fileno(self) -> int:
+        """The descriptor, readable while there is a signal to take."""
+        return self._reader
+
+    def take(self) -> list[signal.Signals]:
+        """The signals since the last call, oldest first."""
+        with suppress(BlockingIOError):
+            return [signal.Signals(signum) for signum in os.read(self._reader, _QUEUE_READ_BYTES)]
+        return []
+
+    def close(self) -> None:
+        """Put the default handlers back and close the pipe. May be called twice."""
+        if self._reader < 0:
+            return
+        for signum in self._signals:
+            signal.signal(signum, signal.SIG_DFL)
+        signal.set_wakeup_fd(-1)
+        os.close(self._reader)
+        os.close(self._writer)
+        self._reader = -1
+
+
+class StopFlag:
+    """Whether this process was told to stop (SIGTERM). Never cleared."""
+
+    def __init__(self) -> None:
+        self._queue = SignalQueue(signal.SIGTERM)
+        self._is_set = False
+
+    def fileno(self) -> int:
+        """The descriptor, readable from the signal until the next `is_set`."""
+        return self._queue.fileno()
+
+    def is_set(self) -> bool:
+        """Whether SIGTERM has come."""
+        if not self._is_set and self._queue.take():
+            self._is_set = True
+        return self._is_set
+
+    def wait(self, timeout_s: float) -> bool:
+        """Sleep until SIGTERM comes, at most *timeout_s* seconds; whether it has come."""
+        if not self.is_set():
+            select.select([self._queue], [], [], max(0.0, timeout_s))
+        return self.is_set()
+
+
+def _enqueue(signum: int, frame: FrameType | None) -> None:
+    """Nothing more to do: the number is in the pipe already. The handler exists so that the default does not act."""
