@@ -195,11 +195,10 @@ class WorkerSettings:
     )
     ring_bytes: int = _setting(
         4 * 2**20,
-        "Size of the ring between one feed worker and one batch writer; a power of two.",
+        "Size of the ring between one feed worker and one batch writer.",
         unit="bytes",
         at_least=2**16,
         at_most=2**30,
-        rule=_power_of_two,
     )
     batch_bytes: int = _setting(
         2**20, "How much a batch writer takes from its rings at once.", unit="bytes", at_least=2**12, at_most=2**28

@@ -1,0 +1,63 @@
+# Everything that a newcomer, a reviewer and CI call. Before it, only Python >= 3.11 and make have to be there.
+
+PY ?= python3
+VENV ?= .venv
+K ?=
+SEED ?=
+DEMO_ARGS ?=
+BENCH_ARGS ?=
+PYTEST_ARGS ?=
+export REDIS_SERVER SEED
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST := $(BIN)/pytest $(if $(SEED),--randomly-seed=$(SEED)) $(if $(K),-k '$(K)') $(PYTEST_ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help dev demo test lint fmt type arch check test-chaos bench docs package clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+
+dev: $(STAMP) ## make .venv with the project (editable) and its tools; all targets below do so by themselves
+
+demo: $(STAMP) ## index documents of a dev bucket live into a private Redis, then verify the result
+	$(BIN)/channelindex demo $(DEMO_ARGS)
+
+test: $(STAMP) ## the tests that a change must pass; K=expression picks some, SEED=number repeats an order
+	$(PYTEST)
+
+lint: $(STAMP) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+fmt: $(STAMP) ## bring the code into ruff's format
+	$(BIN)/ruff format .
+
+type: $(STAMP) ## mypy, strict
+	$(BIN)/mypy
+
+arch: $(STAMP) ## import-linter: imports point one way
+	$(BIN)/lint-imports
+
+check: lint type arch test ## exactly what CI runs
+
+test-chaos: $(STAMP) ## whole nodes under faults, minutes; SEED=number repeats a run
+	$(PYTEST) -m chaos
+
+bench: $(STAMP) ## measure, and write the figures to benchmarks/results
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+docs: $(STAMP) ## write docs/configuration.md and docs/commands.md anew from the code
+	$(BIN)/python -m workers.cli.reference docs
+
+package: $(STAMP) ## the wheel, in dist/
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean: ## remove what these targets made
+	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml
+	@$(PY) .ci/preflight.py && $(PY) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' && touch $@

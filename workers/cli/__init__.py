@@ -1,0 +1,115 @@
+"""The command line: `channelindex COMMAND …`.
+
+One module per command in this package, each with `configure(parser)` and `run(args) -> exit code`. Only the module of
+the command that was asked for is imported, so that `--help` and `config` do not wait for Redis clients and decoders.
+An error of this project becomes one line on stderr and the exit code that `channelindex.exits` names.
+"""
+
+import argparse
+import difflib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Collection, Mapping, Sequence
+from typing import NoReturn
+
+from channelindex import __version__, exits
+from channelindex.errors import ChannelIndexError
+from channelindex.settings import mask_url
+from workers.cli.output import ReaderGone
+
+COMMANDS = {
+    "config": "show, check or explain the configuration",
+}
+"""Every command and what it does, in the order of `--help`."""
+
+_SUMMARY = "The channel index of a Couchbase bucket: what changed in these channels since I last looked?"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all our errors are."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print *message* and leave with the exit code USAGE."""
+        _complain(f"{message} (see {self.prog} --help)")
+        sys.exit(exits.USAGE)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command that *argv* (the process's own arguments) asks for; its exit code."""
+    args = parse(sys.argv[1:] if argv is None else argv)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return exits.INTERRUPTED
+    except (ReaderGone, BrokenPipeError):
+        return _leave_quietly()
+    except ChannelIndexError as error:
+        return _failed(args, str(error), exits.code_for(error))
+    except Exception as error:  # noqa: BLE001 - the top of the program: no error may reach the user as a traceback
+        reason = f"internal error: {type(error).__name__}: {error} (--debug shows where)"
+        return _failed(args, reason, exits.INTERNAL)
+    return code
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of the command in *argv*; leaves with USAGE where they make no sense."""
+    chosen = next((argument for argument in argv if not argument.startswith("-")), None)
+    if chosen is not None and chosen not in COMMANDS:
+        near = difflib.get_close_matches(chosen, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
+        Parser(prog="channelindex").error(f"unknown command {chosen!r}; {hint}")
+    parser, _ = build_parser(() if chosen is None else (chosen,))
+    return parser.parse_args(argv)
+
+
+def build_parser(complete: Collection[str]) -> tuple[Parser, Mapping[str, Parser]]:
+    """The parser of all commands, and each command's own. Only those in *complete* have their arguments."""
+    parser = Parser(prog="channelindex", description=_SUMMARY)
+    parser.add_argument("--version", action="version", version=f"channelindex {__version__}")
+    parser.set_defaults(debug=False)
+    _add_debug(parser)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, summary in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if name in complete:
+            _complete(command, name)
+    return parser, commands.choices
+
+
+def _complete(command: Parser, name: str) -> None:
+    module = importlib.import_module(f"workers.cli.{name}")
+    module.configure(command)
+    command.set_defaults(run=module.run)
+    _add_debug(command)
+
+
+def _add_debug(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+    )
+
+
+def _failed(args: argparse.Namespace, reason: str, code: int) -> int:
+    if args.debug:
+        traceback.print_exc()
+    _complain(reason)
+    return code
+
+
+def _complain(message: str) -> None:
+    """One line on stderr, whatever *message* holds."""
+    print(f"channelindex: {mask_url(' '.join(message.split()))}", file=sys.stderr)
+
+
+def _leave_quietly() -> int:
+    """Our reader (`head`, a pager) has seen enough. Also keeps the interpreter's last flush from complaining."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return exits.OK

@@ -1,0 +1,59 @@
+"""`channelindex config`: what is configured, whether it is right, and what there is to configure."""
+
+import argparse
+
+from channelindex import exits
+from channelindex.config import REQUIRED_TO_RUN, ConfigProblems
+from channelindex.errors import ConfigInvalid
+from workers.cli import options, output, reference
+
+_EPILOG = """\
+example:
+  channelindex config show --config /etc/channelindex/n1.toml
+  channelindex config check --set workers.feed_workers=4
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    parser.epilog = _EPILOG
+    parser.add_argument(
+        "action",
+        choices=("show", "check", "docs"),
+        help="show: each key, its value, where it was set; check: every problem; docs: all keys explained, as Markdown",
+    )
+    options.add_config(parser)
+    options.add_json(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the action says."""
+    if args.action == "docs":
+        output.line(reference.configuration().rstrip())
+        return exits.OK
+    return _check(args) if args.action == "check" else _show(args)
+
+
+def _show(args: argparse.Namespace) -> int:
+    rows = list(options.config_of(args, required=()).shown())
+    if args.json:
+        output.json_line({key: {"value": value, "origin": origin} for key, value, origin in rows})
+    else:
+        output.table(("key", "value", "set in"), rows)
+    return exits.OK
+
+
+def _check(args: argparse.Namespace) -> int:
+    problems: tuple[str, ...] = ()
+    try:
+        options.config_of(args, REQUIRED_TO_RUN)
+    except ConfigProblems as found:
+        problems = found.problems
+    if args.json:
+        output.json_line({"ok": not problems, "problems": problems})
+    else:
+        for problem in problems or ("the configuration is right",):
+            output.line(problem)
+    if problems:
+        raise ConfigInvalid(f"{len(problems)} problem{'s'[: len(problems) > 1]} in the configuration")
+    return exits.OK

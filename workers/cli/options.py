@@ -1,0 +1,48 @@
+"""Arguments that several commands share, and the configuration that they lead to."""
+
+import argparse
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+from channelindex.config import Config, load_config
+from channelindex.settings import Value
+
+DEFAULT_FILE = Path("channelindex.toml")
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Add --config and --set."""
+    group = parser.add_argument_group("configuration")
+    group.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="configuration file (default: ./channelindex.toml if there is one, else the environment alone)",
+    )
+    group.add_argument(
+        "--set",
+        type=_assignment,
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="set one key, such as index.name=test; wins over file and environment",
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add --json."""
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def config_of(args: argparse.Namespace, required: Collection[str], extra: Mapping[str, Value] | None = None) -> Config:
+    """The configuration that *args* ask for. *extra* are keys that the command's own arguments set."""
+    path = args.config or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
+    return load_config(path, os.environ, {**dict(args.set), **(extra or {})}, required)
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or "." not in key:
+        raise argparse.ArgumentTypeError(f"{text!r} is not section.key=value")
+    return key.strip(), value

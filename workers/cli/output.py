@@ -1,0 +1,51 @@
+"""What commands print: JSON for programs, tables for people."""
+
+import shutil
+from collections.abc import Iterable, Sequence
+
+import orjson
+
+
+class ReaderGone(Exception):
+    """Nobody reads our standard output any more; there is no use in going on."""
+
+
+def line(text: str) -> None:
+    """Print one line at once: whoever follows a command through a pipe must not wait for a full buffer."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise ReaderGone from None
+
+
+def json_line(value: object) -> None:
+    """Print *value* as JSON on one line."""
+    line(orjson.dumps(value).decode())
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print *rows* in columns; on a terminal that is too narrow for them, each row as a block of its own."""
+    for text in table_lines(header, rows, shutil.get_terminal_size((0, 0)).columns):
+        line(text)
+
+
+def table_lines(header: Sequence[str], rows: Iterable[Sequence[object]], width: int) -> list[str]:
+    """The lines of a table that is at most *width* characters wide; 0 for one of any width."""
+    texts = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(header, *texts, strict=True)]
+    if width and sum(widths) + 2 * (len(widths) - 1) > width:
+        return _blocks(header, texts)
+    return [_columns(row, widths) for row in (header, *texts)]
+
+
+def _columns(row: Sequence[str], widths: Sequence[int]) -> str:
+    return "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+def _blocks(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    label = max(map(len, header)) + 2
+    lines: list[str] = []
+    for row in rows:
+        lines += [f"{name + ':':<{label}}{cell}".rstrip() for name, cell in zip(header, row, strict=True)]
+        lines.append("")
+    return lines[:-1]

@@ -1,0 +1,85 @@
+"""docs/configuration.md and docs/commands.md, made from the model of the configuration and from the parsers.
+
+`make docs` writes them; tests/unit/test_docs.py fails where they are out of date.
+"""
+
+import argparse
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from channelindex.settings import ENVIRONMENT_PREFIX, SECTIONS, SETTINGS, Setting, show
+from workers import cli
+
+_CONFIGURATION_INTRODUCTION = f"""\
+# Configuration
+
+Made by `make docs` from `channelindex/settings.py`; do not edit.
+
+A key's value is taken from the last of these that sets it: its default, the TOML file (`--config FILE`, else
+`./channelindex.toml` where that exists), the environment (`{ENVIRONMENT_PREFIX}SECTION_KEY`, such as
+`{SETTINGS["index.store"].variable}`), and `--set section.key=value`. `channelindex config show` prints every key with
+its value and where it was set, without passwords; `channelindex config check` prints every problem.
+"""
+
+_COMMANDS_INTRODUCTION = """\
+# Commands
+
+Made by `make docs` from the parsers in `workers/cli`; do not edit.
+
+Every error is one line on stderr, `channelindex: …`, and an exit code of `channelindex/exits.py`; `--debug` adds the
+traceback. Results go to stdout.
+"""
+
+
+def configuration() -> str:
+    """docs/configuration.md."""
+    parts = [_CONFIGURATION_INTRODUCTION]
+    for section, kind in SECTIONS.items():
+        rows = [_setting_row(setting) for key, setting in SETTINGS.items() if key.startswith(section + ".")]
+        head = "| key | default | allowed | what it is |\n| --- | --- | --- | --- |"
+        parts.append(f"## [{section}]\n\n{inspect.getdoc(kind)}\n\n{head}\n" + "\n".join(rows) + "\n")
+    return "\n".join(parts)
+
+
+def _setting_row(setting: Setting) -> str:
+    default = setting.default_text or ("" if setting.default == "" else f"`{show(setting, setting.default)}`")
+    allowed = f"{setting.bounds} {setting.unit}".strip()
+    return f"| `{setting.key}` | {default} | {allowed} | {setting.doc} |"
+
+
+def commands() -> str:
+    """docs/commands.md."""
+    _, parser_by_command = cli.build_parser(cli.COMMANDS)
+    parts = [_COMMANDS_INTRODUCTION, "| command | does |\n| --- | --- |"]
+    parts[-1] += "".join(f"\n| [`{name}`](#{name}) | {summary} |" for name, summary in cli.COMMANDS.items()) + "\n"
+    parts += [_command(name, parser) for name, parser in parser_by_command.items()]
+    return "\n".join(parts)
+
+
+def _command(name: str, parser: argparse.ArgumentParser) -> str:
+    rows = "\n".join(f"| `{names}` | {text} |" for names, text in _arguments(parser))
+    example = inspect.cleandoc((parser.epilog or "").removeprefix("example:\n"))
+    head = "| argument | meaning |\n| --- | --- |"
+    return f"## {name}\n\n{parser.description}\n\n```\n{example}\n```\n\n{head}\n{rows}\n"
+
+
+def _arguments(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
+    for action in parser._actions:  # noqa: SLF001 - argparse has no public way to list them
+        if isinstance(action, argparse._HelpAction):  # noqa: SLF001
+            continue
+        value = action.metavar or (" or ".join(map(str, action.choices)) if action.choices else action.dest.upper())
+        takes_value = action.nargs != 0
+        names = ", ".join(action.option_strings) + (f" {value}" if takes_value else "")
+        yield names.strip(), (action.help or "") % {"default": action.default}
+
+
+def main(folder: Path) -> None:
+    """Write both files into *folder*."""
+    (folder / "configuration.md").write_text(configuration(), encoding="utf-8")
+    (folder / "commands.md").write_text(commands(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
