@@ -1,0 +1,188 @@
+"""The two ends of the socket between the supervisor and its lease keeper, and what travels over it.
+
+Both directions carry state rather than events: the newest `Held` says everything, and orders that could not be sent
+yet are merged into one. So nothing here can grow, whichever side stands still, and neither side ever waits for the
+other. The socket keeps message boundaries (SOCK_SEQPACKET) and ends when either process does.
+"""
+
+import socket
+from collections.abc import Iterable
+
+import msgspec
+
+from channelindex.errors import InvariantBroken
+
+MAX_MESSAGE_BYTES = 1 << 17
+"""Below what the kernel takes as one message by default (208 KiB); a `Held` of 1024 partitions has some 16 KiB."""
+
+
+class Trouble(msgspec.Struct, frozen=True):
+    """Why the leases cannot be looked after at present: one line for a person, and the exit code of its kind."""
+
+    exit_code: int
+    message: str
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """A live node, ourselves included."""
+
+    node: str
+    draining: bool
+    n_partitions: int
+
+
+class Held(msgspec.Struct, frozen=True):
+    """What this node may work on, and what else the keeper knows.
+
+    `leases` maps each partition held to the monotonic time (of this machine, any process) at which work on it must have
+    stopped; the supervisor has to watch these itself, since a keeper that hangs cannot say that they passed.
+    `wanted_releases` are partitions of `leases` to drain and then to release: a peer is to have them.
+    `trouble` is None where the last tick went well; else `leases` and `members` are from the last one that did.
+    """
+
+    leases: dict[int, float]
+    wanted_releases: list[int]
+    members: list[Peer]
+    trouble: Trouble | None
+    last_order: int
+
+
+class Orders(msgspec.Struct, frozen=True):
+    """What the supervisor tells the keeper: `release` were drained, `drain` gives everything back for good."""
+
+    number: int
+    release: list[int]
+    drain: bool
+    status: str
+
+
+class _End:
+    """One end of the socket, non-blocking."""
+
+    def __init__(self, end: socket.socket) -> None:
+        end.setblocking(False)
+        self._socket = end
+        self.closed = False
+
+    def fileno(self) -> int:
+        """The descriptor to wait on for something to read."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Let go of the socket. May be called twice."""
+        self.closed = True
+        self._socket.close()
+
+    def _receive(self) -> bytes:
+        """The next message; b"" where there is none, or where the other end is gone (then `closed` is set)."""
+        if self.closed:
+            return b""
+        try:
+            message = self._socket.recv(MAX_MESSAGE_BYTES)
+        except BlockingIOError:
+            return b""
+        except ConnectionError:
+            message = b""
+        self.closed = not message
+        return message
+
+    def _send(self, message: bytes) -> bool:
+        """Whether *message* was sent; false where the socket is full or the other end is gone."""
+        if len(message) > MAX_MESSAGE_BYTES:
+            raise InvariantBroken(f"a message between supervisor and keeper has {len(message)} bytes")
+        if self.closed:
+            return False
+        try:
+            self._socket.send(message)
+        except BlockingIOError:
+            return False
+        except ConnectionError:
+            self.closed = True
+            return False
+        return True
+
+
+class KeeperLink(_End):
+    """The supervisor's end. No call blocks.
+
+    A partition that was released is not in `Held.leases` again before the keeper has given it back: a message that
+    the keeper sent before it read the order must not make the supervisor start over.
+    """
+
+    _decode = msgspec.msgpack.Decoder(Held).decode
+
+    def __init__(self, end: socket.socket) -> None:
+        super().__init__(end)
+        self._n_sent = 0
+        self._order_by_released: dict[int, int] = {}
+        self._unsent: Orders | None = None
+
+    def release(self, partitions: Iterable[int]) -> None:
+        """Give *partitions* back: they were drained, nobody here writes to them any more."""
+        self._order(release=list(partitions))
+
+    def drain(self) -> None:
+        """Take nothing from now on and want everything released; the keeper ends when it holds nothing more."""
+        self._order(drain=True)
+
+    def publish_status(self, status: str) -> None:
+        """Let `channelindex status` show *status* (JSON, below 64 KiB) for this node from the next tick on."""
+        self._order(status=status)
+
+    def poll(self) -> Held | None:
+        """The newest message of the keeper, None where there is no new one. Sends what could not be sent before."""
+        newest = None
+        while message := self._receive():
+            newest = message
+        self._flush()
+        return self._without_released(self._decode(newest)) if newest else None
+
+    def _order(self, release: list[int] | None = None, drain: bool = False, status: str = "") -> None:
+        before = self._unsent or Orders(self._n_sent + 1, [], False, "")
+        self._unsent = Orders(
+            before.number,
+            sorted({*before.release, *(release or [])}),
+            before.drain or drain,
+            status or before.status,
+        )
+        self._order_by_released.update(dict.fromkeys(release or [], before.number))
+        self._flush()
+
+    def _flush(self) -> None:
+        if self._unsent and self._send(msgspec.msgpack.encode(self._unsent)):
+            self._n_sent = self._unsent.number
+            self._unsent = None
+
+    def _without_released(self, held: Held) -> Held:
+        self._order_by_released = {
+            partition: order for partition, order in self._order_by_released.items() if order > held.last_order
+        }
+        released = self._order_by_released.keys()
+        return msgspec.structs.replace(
+            held,
+            leases={partition: at for partition, at in held.leases.items() if partition not in released},
+            wanted_releases=[partition for partition in held.wanted_releases if partition not in released],
+        )
+
+
+class SupervisorLink(_End):
+    """The keeper's end."""
+
+    _decode = msgspec.msgpack.Decoder(Orders).decode
+
+    def orders(self) -> list[Orders]:
+        """All orders that have arrived, oldest first."""
+        arrived = []
+        while message := self._receive():
+            arrived.append(self._decode(message))
+        return arrived
+
+    def report(self, held: Held) -> None:
+        """Tell the supervisor; dropped where it does not read, since the next tick says it anew."""
+        self._send(msgspec.msgpack.encode(held))
+
+
+def keeper_link() -> tuple[KeeperLink, SupervisorLink]:
+    """Both ends, to be made before the fork. Each process closes the other's, and every other child both."""
+    supervisor_end, keeper_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return KeeperLink(supervisor_end), SupervisorLink(keeper_end)

@@ -1,0 +1,59 @@
+"""Hears at once that something changed in the coordination, instead of at the next tick. Only ever a hint."""
+
+from typing import Any
+
+import redis
+
+
+class WakeSubscription:
+    """A subscription to the channel on which `lua/tick.lua` says that a node joined or released something.
+
+    A message that gets lost costs a node no more than the wait for its next tick.
+    """
+
+    def __init__(self, client: redis.Redis, channel: str, incarnation: str) -> None:
+        self._client = client
+        self._channel = channel
+        self._own = incarnation.encode()
+        self._pubsub: redis.client.PubSub | None = None
+
+    def open_if_closed(self) -> bool:
+        """Whether we subscribed just now: then what was published before was missed. Blocks for some round trips.
+
+        A failure is not reported: the tick, which uses the same Redis, will say what is the matter.
+        """
+        if self._pubsub is not None:
+            return False
+        pubsub = self._client.pubsub()  # type: ignore[no-untyped-call]
+        try:
+            pubsub.subscribe(self._channel)
+        except (redis.RedisError, OSError):
+            pubsub.close()
+            return False
+        self._pubsub = pubsub
+        return True
+
+    def fileno(self) -> int | None:
+        """The descriptor to wait on, None where we are not subscribed."""
+        connection: Any = self._pubsub.connection if self._pubsub else None
+        # redis-py has no public way to wait for a subscription and for something else at the same time.
+        connected = connection._sock if connection else None  # noqa: SLF001
+        return connected.fileno() if connected else None
+
+    def heard(self) -> bool:
+        """Whether another node said something since the last call. Does not block; closes a broken subscription."""
+        if self._pubsub is None:
+            return False
+        from_others = False
+        try:
+            while message := self._pubsub.get_message(timeout=0):
+                from_others |= message["type"] == "message" and message["data"] != self._own
+        except (redis.RedisError, OSError):
+            self.close()
+        return from_others
+
+    def close(self) -> None:
+        """Unsubscribe. May be called twice."""
+        if self._pubsub is not None:
+            self._pubsub.close()
+            self._pubsub = None

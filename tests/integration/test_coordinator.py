@@ -1,0 +1,268 @@
+"""Real keepers in real processes share partitions through a real Redis; the test plays their supervisors."""
+
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from itertools import count
+from pathlib import Path
+
+import pytest
+import redis
+
+from channelindex import exits
+from channelindex.embedded import EmbeddedRedis
+from channelindex.errors import AuthenticationFailed, ConfigInvalid, CoordinationUnavailable
+from coordinator.cluster import read_cluster
+from coordinator.connection import connect
+from coordinator.keeper import LeaseKeeper
+from coordinator.link import Held, KeeperLink, SupervisorLink, keeper_link
+from coordinator.tick import FORGET_AFTER_S, Identity, Ticker, TickRequest, View
+
+INDEX = "test"
+N_PARTITIONS = 64
+ALL = set(range(N_PARTITIONS))
+SHORT_TTL_S = 1.0
+LONG_TTL_S = 30.0
+PATIENCE_S = 20.0
+
+
+class Node:
+    """A keeper process and the supervisor's view of it; drains a partition the moment it is asked to."""
+
+    def __init__(self, url: str, name: str, ttl_s: float, others: list["Node"], incarnation: str) -> None:
+        self.name = name
+        self.identity = Identity(name, incarnation, ttl_s)
+        self.link, keeper_end = keeper_link()
+        self.last: Held | None = None
+        self.drains = True
+        self.exit_code: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            _be_keeper(url, self.identity, keeper_end, [self.link, *(node.link for node in others)])
+        keeper_end.close()
+
+    def step(self) -> None:
+        """What a supervisor's loop does with its keeper."""
+        held = self.link.poll()
+        if held:
+            self.last = held
+            if self.drains and held.wanted_releases:
+                self.link.release(held.wanted_releases)
+        if self.exit_code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.exit_code = os.waitstatus_to_exitcode(status) if pid else None
+
+    @property
+    def working_on(self) -> set[int]:
+        """The partitions that the node may work on now, by the deadlines that it was told."""
+        now = time.monotonic()
+        return {partition for partition, deadline in self.last.leases.items() if now < deadline} if self.last else set()
+
+    def kill(self) -> None:
+        """End the keeper as a crash would."""
+        if self.exit_code is None:
+            os.kill(self.pid, signal.SIGKILL)
+            _, status = os.waitpid(self.pid, 0)
+            self.exit_code = os.waitstatus_to_exitcode(status)
+        self.link.close()
+
+
+def _be_keeper(url: str, identity: Identity, end: SupervisorLink, not_ours: list[KeeperLink]) -> None:
+    try:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        for link in not_ours:
+            link.close()
+        LeaseKeeper(url, INDEX, N_PARTITIONS, identity, end).run()
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(1)
+
+
+class Cluster:
+    """The nodes of one test."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.nodes: list[Node] = []
+        self._incarnations = count(1)
+
+    def start(self, name: str, ttl_s: float = LONG_TTL_S) -> Node:
+        node = Node(self.url, name, ttl_s, self.nodes, f"incarnation-{next(self._incarnations)}")
+        self.nodes.append(node)
+        return node
+
+    def until(self, condition: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
+        """Run all supervisors until *condition* holds; fail if it does not in time."""
+        deadline = time.monotonic() + patience_s
+        while True:
+            for node in self.nodes:
+                node.step()
+            if condition():
+                return
+            state = {node.name: (len(node.working_on), node.last and node.last.trouble) for node in self.nodes}
+            assert time.monotonic() < deadline, f"in vain; working on, trouble: {state}"
+            time.sleep(0.005)
+
+
+@pytest.fixture
+def cluster(redis_url: str) -> Iterator[Cluster]:
+    cluster = Cluster(redis_url)
+    yield cluster
+    for node in cluster.nodes:
+        node.kill()
+
+
+def _shares(*nodes: Node) -> list[int]:
+    """How many partitions each works on; empty where two work on the same one or one is worked on by nobody."""
+    together = set().union(*(node.working_on for node in nodes))
+    shares = [len(node.working_on) for node in nodes]
+    return sorted(shares) if together == ALL and sum(shares) == N_PARTITIONS else []
+
+
+def test_one_node_takes_all_partitions(cluster):
+    node = cluster.start("a")
+    cluster.until(lambda: node.working_on == ALL)
+    assert node.last.trouble is None
+    assert [(peer.node, peer.n_partitions) for peer in node.last.members] == [("a", N_PARTITIONS)]
+
+
+def test_nodes_that_join_get_fair_shares_long_before_any_lease_ends(cluster):
+    first = cluster.start("a")
+    cluster.until(lambda: first.working_on == ALL)
+    second = cluster.start("b")
+    cluster.until(lambda: _shares(first, second) == [32, 32])
+    third = cluster.start("c")
+    cluster.until(lambda: _shares(first, second, third) == [21, 21, 22])
+
+
+def test_a_partition_stays_leased_until_the_supervisor_has_drained_it(cluster):
+    first = cluster.start("a")
+    cluster.until(lambda: first.working_on == ALL)
+    first.drains = False
+    second = cluster.start("b")
+    cluster.until(lambda: second.last is not None and len(first.last.wanted_releases) == 32)
+    assert first.working_on == ALL
+    wanted = first.last.wanted_releases
+    first.link.release(wanted[:10])
+    cluster.until(lambda: second.working_on == set(wanted[:10]))
+    assert first.working_on == ALL - set(wanted[:10])
+
+
+def test_partitions_of_a_killed_node_are_taken_after_its_ttl(cluster):
+    first, second = cluster.start("a", SHORT_TTL_S), cluster.start("b", SHORT_TTL_S)
+    cluster.until(lambda: _shares(first, second) == [32, 32])
+    first.kill()
+    orphans = dict(first.last.leases)
+    cluster.until(lambda: second.working_on == ALL)
+    assert all(time.monotonic() >= deadline for deadline in orphans.values())
+
+
+def test_drained_node_hands_over_without_waiting_for_its_ttl_and_leaves(cluster):
+    first, second = cluster.start("a"), cluster.start("b")
+    cluster.until(lambda: _shares(first, second) == [32, 32])
+    end_of_leases = min(first.last.leases.values())
+    first.link.drain()
+    cluster.until(lambda: second.working_on == ALL and first.exit_code == 0)
+    assert time.monotonic() < end_of_leases
+    assert first.last.leases == {}
+    assert [peer.node for peer in second.last.members] == ["b"] or second.last.members[0].draining
+    with redis.Redis.from_url(cluster.url) as client:
+        assert [member.node for member in read_cluster(client, cluster.url, INDEX, N_PARTITIONS).members] == ["b"]
+
+
+def test_paused_keeper_never_reports_a_lease_that_has_run_out(cluster):
+    first, second = cluster.start("a", SHORT_TTL_S), cluster.start("b", SHORT_TTL_S)
+    cluster.until(lambda: _shares(first, second) == [32, 32])
+    os.kill(first.pid, signal.SIGSTOP)
+    cluster.until(lambda: second.working_on == ALL)
+    assert first.working_on == set()
+    os.kill(first.pid, signal.SIGCONT)
+
+    def nobody_works_on_what_another_has() -> bool:
+        assert not first.working_on & second.working_on
+        return _shares(first, second) == [32, 32]
+
+    cluster.until(nobody_works_on_what_another_has)
+
+
+def test_restarted_name_waits_for_the_end_of_the_one_before_it(cluster):
+    first = cluster.start("a", SHORT_TTL_S)
+    cluster.until(lambda: first.working_on == ALL)
+    second = cluster.start("a", SHORT_TTL_S)
+    cluster.until(lambda: second.last is not None)
+    assert second.last.trouble.exit_code == exits.COORDINATION
+    assert "node.name 'a' belongs to another process" in second.last.trouble.message
+    assert second.working_on == set()
+    first.kill()
+    end_of_leases = max(first.last.leases.values())
+    cluster.until(lambda: second.working_on == ALL)
+    assert time.monotonic() >= end_of_leases
+    assert second.last.trouble is None
+
+
+def test_new_keeper_of_the_same_supervisor_goes_on_with_its_leases(cluster):
+    first = cluster.start("a")
+    cluster.until(lambda: first.working_on == ALL)
+    first.kill()
+    successor = Node(cluster.url, "a", LONG_TTL_S, cluster.nodes, first.identity.incarnation)
+    cluster.nodes.append(successor)
+    cluster.until(lambda: successor.working_on == ALL)
+    assert time.monotonic() < min(first.last.leases.values())
+
+
+def test_keeper_ends_with_its_supervisor(cluster):
+    node = cluster.start("a")
+    cluster.until(lambda: node.working_on == ALL)
+    node.link.close()
+    cluster.until(lambda: node.exit_code == 0)
+
+
+def test_keeper_with_orders_it_cannot_read_does_not_block_the_supervisor(cluster):
+    node = cluster.start("a")
+    cluster.until(lambda: node.working_on == ALL)
+    os.kill(node.pid, signal.SIGSTOP)
+    for number in range(2000):
+        node.link.publish_status(f'{{"number": {number}, "padding": "{"x" * 1000}"}}')
+    os.kill(node.pid, signal.SIGCONT)
+    node.link.drain()
+    cluster.until(lambda: node.exit_code == 0)
+
+
+def test_empty_and_scriptless_redis_costs_nobody_a_partition(cluster):
+    first, second = cluster.start("a", SHORT_TTL_S), cluster.start("b", SHORT_TTL_S)
+    cluster.until(lambda: _shares(first, second) == [32, 32])
+    before = first.working_on
+    with redis.Redis.from_url(cluster.url) as client:
+        client.flushall()
+        client.script_flush()
+    flushed_at = time.monotonic()
+    cluster.until(
+        lambda: all(
+            node.last.leases and min(node.last.leases.values()) > flushed_at + SHORT_TTL_S for node in (first, second)
+        )
+    )
+    assert (first.working_on, second.working_on) == (before, ALL - before)
+
+
+def test_keeper_survives_the_loss_of_redis(tmp_path: Path):
+    server = EmbeddedRedis(tmp_path)
+    cluster = Cluster(server.url)
+    try:
+        first, second = cluster.start("a", SHORT_TTL_S), cluster.start("b", SHORT_TTL_S)
+        cluster.until(lambda: _shares(first, second) == [32, 32])
+        server.close()
+        cluster.until(lambda: not first.working_on and first.last.trouble is not None and not first.last.leases)
+        assert first.last.trouble.exit_code == exits.COORDINATION
+        assert f"coordination.redis unix://{server.socket}" in first.last.trouble.message
+        assert "32 leases have run out" in first.last.trouble.message
+        server = EmbeddedRedis(tmp_path)
+        cluster.until(lambda: _shares(first, second) == [32, 32])
+        assert first.last.trouble is None
+    finally:
+        for node in cluster.nodes:
+            node.kill()
+        server.close()
