@@ -27,9 +27,10 @@ Sections = Mapping[str, tuple[Sequence[bytes], Mapping[int, bytes]]]
 
 
 class RingFrame(msgspec.Struct, array_like=True):
-    """A part of one round for one batch writer. `channels` are (channel, entries, clock pairs), each channel once.
+    """A part of one round for one batch writer.
 
-    `principals` are the keys of user and role documents that changed.
+    `channels` are (channel, packed entries, clock pairs of just these entries), `principals` the keys of user and role
+    documents that changed.
     """
 
     epoch: int

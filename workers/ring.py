@@ -60,7 +60,8 @@ class Bell:
     """Wakes a process that sleeps in poll: an eventfd that both sides hold.
 
     A consumer has one for data, a producer one for space; each is shared by all rings of that process. To lose no
-    wake-up, a sleeper clears the bell first, then looks at its rings, and sleeps only if there was nothing.
+    wake-up, a sleeper clears the bell first, then looks at its rings, and sleeps only if there was nothing. A process
+    that takes over from a dead one rings the other side once: the dead one may not have come to it.
     """
 
     __slots__ = ("_fd",)
