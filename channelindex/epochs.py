@@ -79,6 +79,19 @@ def begin(
     )
 
 
+def has_begun(
+    record: PartitionRecord, epoch: int, owner: str, rollback: Mapping[int, Checkpoint] | None = None
+) -> bool:
+    """Whether *record* is what `begin` with these arguments made of an earlier one: a repeated call finds it so.
+
+    A call that wants to go back further than the epoch did is not a repetition: going back takes a new epoch.
+    """
+    if (record.epoch, record.owner) != (epoch, owner) or not record.history:
+        return False
+    starts = record.history[-1].starts
+    return all(starts[vb - record.first_vb] <= checkpoint.seqno for vb, checkpoint in (rollback or {}).items())
+
+
 def advance(
     record: PartitionRecord, epoch: int, checkpoints: Mapping[int, Checkpoint], partition: int = -1
 ) -> PartitionRecord:

@@ -1,0 +1,60 @@
+"""What a writer remembers of the blocks it appends to: a bounded map, cheap to ask once per channel and batch."""
+
+Key = tuple[str, str]
+"""(channel, group)."""
+
+
+class Active:
+    """The active block of one (channel, group), as its writer knows it.
+
+    Knowing it is good for one epoch only: between two epochs of ours, another owner may have rotated the block.
+    """
+
+    __slots__ = ("epoch", "number", "size")
+
+    def __init__(self, epoch: int, number: int, size: int) -> None:
+        self.epoch = epoch
+        self.number = number
+        self.size = size
+
+
+class ActiveBlocks:
+    """At most *limit* blocks by (channel, group), the longest unused ones forgotten first, in two generations.
+
+    What is used moves into the young generation; when that holds half of the limit it becomes the old one, and
+    what was old is forgotten. Asking costs one dict lookup, where an ordered map would pay for a move each time.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._half = max(1, limit // 2)
+        self._young: dict[Key, Active] = {}
+        self._old: dict[Key, Active] = {}
+
+    def __len__(self) -> int:
+        return len(self._young) + len(self._old)
+
+    def get(self, key: Key) -> Active | None:
+        """The active block of *key*, None if it is not remembered."""
+        active = self._young.get(key)
+        if active is None:
+            active = self._old.pop(key, None)
+            if active is not None:
+                self.put(key, active)
+        return active
+
+    def put(self, key: Key, active: Active) -> None:
+        """Remember *active*, instead of what *key* had."""
+        self._old.pop(key, None)
+        self._young[key] = active
+        if len(self._young) >= self._half:
+            self._old, self._young = self._young, {}
+
+    def drop(self, key: Key) -> None:
+        """Forget *key*."""
+        self._young.pop(key, None)
+        self._old.pop(key, None)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._young.clear()
+        self._old.clear()

@@ -1,0 +1,263 @@
+"""The index in the memory of one process: what the other stores are compared with, and what tests run against.
+
+`MemoryIndex` is the state; writer, owner and reader are views of it. They may be used from several threads.
+It grows without bound, and nothing of it is left when the process ends.
+"""
+
+import threading
+from collections import defaultdict, deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from channelindex import epochs
+from channelindex.epochs import PartitionRecord, new_record
+from channelindex.errors import IndexMissing, StaleEpoch
+from channelindex.model import Checkpoint, IndexMeta
+from channelindex.stores.base import BlockRef, ChannelState, Quarantined
+from channelindex.stores.block_writer import BlindAppend, BlockWriter, Rotation, Touch
+from channelindex.stores.meta import check_meta
+from channelindex.stores.records import QUARANTINE_DOCUMENTS
+
+
+class _Directory(NamedTuple):
+    """Who touched a (channel, group) last, and its active block."""
+
+    number: int
+    epoch: int
+    life: str
+
+
+class MemoryIndex:
+    """One index. All that is here is guarded by `changed`, a condition that is notified when the stable clock moves."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.meta: IndexMeta | None = None
+        self.last_epoch = 0
+        self.records: list[PartitionRecord] = []
+        self.stable_counter = 0
+        self.counter_by_channel: dict[str, int] = defaultdict(int)
+        self.directories: dict[str, dict[str, _Directory]] = defaultdict(dict)
+        self.blocks: dict[BlockRef, bytearray] = defaultdict(bytearray)
+        self.clock_logs: dict[tuple[str, str], bytearray] = defaultdict(bytearray)
+        self.counter_by_principal: dict[str, int] = defaultdict(int)
+        self.quarantine: deque[Quarantined] = deque(maxlen=QUARANTINE_DOCUMENTS)
+        self.n_quarantined = 0
+
+    def required_meta(self, index_name: str) -> IndexMeta:
+        """The meta record.
+
+        Raises:
+            IndexMissing: the index was not created.
+        """
+        if self.meta is None:
+            raise IndexMissing(f"there is no index {index_name!r} in this process's memory")
+        return self.meta
+
+
+class MemoryBlocks:
+    """`BlockOperations` in memory."""
+
+    def __init__(self, index: MemoryIndex) -> None:
+        self._index = index
+
+    def append(self, by_channel: Mapping[str, Sequence[BlindAppend]]) -> None:
+        """See `BlockOperations.append`."""
+        with self._index.changed:
+            for channel, appends in by_channel.items():
+                for group, number, frame, _ in appends:
+                    self._index.blocks[BlockRef(channel, group, number)] += frame
+                for group, _, _, record in appends:
+                    self._index.clock_logs[channel, group] += record
+                self._index.counter_by_channel[channel] += 1
+
+    def touch(self, life: str, touches: Sequence[Touch]) -> Sequence[tuple[int, int] | None]:
+        """See `BlockOperations.touch`."""
+        with self._index.changed:
+            return [self._touch(life, touch) for touch in touches]
+
+    def _touch(self, life: str, touch: Touch) -> tuple[int, int] | None:
+        directory = self._index.directories[touch.channel].get(touch.group)
+        if directory and directory.epoch > touch.epoch:
+            return None
+        number = directory.number if directory else 0
+        block = self._index.blocks[BlockRef(touch.channel, touch.group, number)]
+        block += touch.frame if directory else touch.header + touch.frame
+        self._index.clock_logs[touch.channel, touch.group] += touch.record
+        self._index.directories[touch.channel][touch.group] = _Directory(number, touch.epoch, life)
+        self._index.counter_by_channel[touch.channel] += 1
+        return number, len(block)
+
+    def clock_logs(self, keys: Sequence[tuple[str, str]]) -> Sequence[bytes]:
+        """See `BlockOperations.clock_logs`."""
+        with self._index.changed:
+            return [bytes(self._index.clock_logs[key]) for key in keys]
+
+    def rotate(self, life: str, rotations: Sequence[Rotation]) -> Sequence[bool]:
+        """See `BlockOperations.rotate`."""
+        with self._index.changed:
+            return [self._rotate(life, rotation) for rotation in rotations]
+
+    def _rotate(self, life: str, rotation: Rotation) -> bool:
+        channel, group, epoch, number, header, log_bytes, folded = rotation
+        if self._index.directories[channel].get(group) != (number, epoch, life):
+            return False
+        if len(self._index.clock_logs[channel, group]) != log_bytes:
+            return False
+        self._index.blocks[BlockRef(channel, group, number + 1)] = bytearray(header)
+        self._index.clock_logs[channel, group] = bytearray(folded)
+        self._index.directories[channel][group] = _Directory(number + 1, epoch, life)
+        return True
+
+    def count_principals(self, keys: Sequence[str]) -> None:
+        """See `BlockOperations.count_principals`."""
+        with self._index.changed:
+            for key in keys:
+                self._index.counter_by_principal[key] += 1
+            self._index.counter_by_principal[""] += len(keys)
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
+
+def memory_writer(index: MemoryIndex, block_bytes: int) -> BlockWriter:
+    """`IndexWriter` of *index*."""
+    return BlockWriter(MemoryBlocks(index), block_bytes)
+
+
+class MemoryOwner:
+    """`OwnerStore` in memory."""
+
+    def __init__(self, index: MemoryIndex, index_name: str) -> None:
+        self._index = index
+        self._index_name = index_name
+
+    def create_or_check(self, wanted: IndexMeta) -> IndexMeta:
+        """See `OwnerStore.create_or_check`."""
+        with self._index.changed:
+            if self._index.meta is None:
+                self._index.meta = wanted
+                self._index.records = [
+                    new_record(wanted.vbuckets_of(partition).start, wanted.partition_width)
+                    for partition in range(wanted.n_partitions)
+                ]
+            check_meta(self._index.meta, wanted, self._index_name)
+            return self._index.meta
+
+    def next_epoch(self) -> int:
+        """See `OwnerStore.next_epoch`."""
+        with self._index.changed:
+            self._index.last_epoch += 1
+            return self._index.last_epoch
+
+    def begin(
+        self,
+        partition: int,
+        epoch: int,
+        owner: str,
+        rollback: Mapping[int, Checkpoint] | None = None,
+        only_if: int | None = None,
+    ) -> PartitionRecord:
+        """See `OwnerStore.begin`."""
+        with self._index.changed:
+            self._index.required_meta(self._index_name)
+            record = self._index.records[partition]
+            if not epochs.has_begun(record, epoch, owner, rollback):
+                record = epochs.begin(record, epoch, owner, rollback, only_if, partition)
+                self._index.records[partition] = record
+            return record
+
+    def advance(self, epoch: int, checkpoints: Mapping[int, Mapping[int, Checkpoint]]) -> None:
+        """See `OwnerStore.advance`."""
+        refused: list[StaleEpoch] = []
+        with self._index.changed:
+            self._index.required_meta(self._index_name)
+            for partition, moved in checkpoints.items():
+                try:
+                    record = epochs.advance(self._index.records[partition], epoch, moved, partition)
+                except StaleEpoch as error:
+                    refused.append(error)
+                else:
+                    self._index.records[partition] = record
+            self._index.stable_counter += 1
+            self._index.changed.notify_all()
+        if refused:
+            raise refused[0]
+
+    def quarantine(self, documents: Sequence[Quarantined]) -> None:
+        """See `OwnerStore.quarantine`."""
+        with self._index.changed:
+            self._index.quarantine.extendleft(documents)
+            self._index.n_quarantined += len(documents)
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
+
+class MemoryReader:
+    """`IndexReader` in memory."""
+
+    def __init__(self, index: MemoryIndex, index_name: str) -> None:
+        self._index = index
+        self._index_name = index_name
+
+    def meta(self) -> IndexMeta:
+        """See `IndexReader.meta`."""
+        with self._index.changed:
+            return self._index.required_meta(self._index_name)
+
+    def partition_records(self) -> Sequence[PartitionRecord]:
+        """See `IndexReader.partition_records`."""
+        with self._index.changed:
+            self._index.required_meta(self._index_name)
+            return list(self._index.records)
+
+    def channels(self) -> Iterator[str]:
+        """See `IndexReader.channels`."""
+        with self._index.changed:
+            names = list(self._index.directories)
+        return iter(names)
+
+    def channel_states(self, channels: Sequence[str]) -> Sequence[ChannelState | None]:
+        """See `IndexReader.channel_states`."""
+        with self._index.changed:
+            return [self._channel_state(channel) for channel in channels]
+
+    def _channel_state(self, channel: str) -> ChannelState | None:
+        directories = self._index.directories.get(channel)
+        if not directories:
+            return None
+        return ChannelState(
+            self._index.counter_by_channel[channel],
+            {group: directory.number for group, directory in directories.items()},
+            {group: bytes(self._index.clock_logs[channel, group]) for group in directories},
+        )
+
+    def blocks(self, refs: Sequence[BlockRef]) -> Sequence[bytes | None]:
+        """See `IndexReader.blocks`."""
+        with self._index.changed:
+            return [bytes(self._index.blocks[ref]) if ref in self._index.blocks else None for ref in refs]
+
+    def principal_counter(self, key: str) -> int:
+        """See `IndexReader.principal_counter`."""
+        with self._index.changed:
+            return self._index.counter_by_principal.get(key, 0)
+
+    def stable_counter(self) -> int:
+        """See `IndexReader.stable_counter`."""
+        with self._index.changed:
+            return self._index.stable_counter
+
+    def wait_stable(self, counter: int, timeout_s: float) -> int:
+        """See `IndexReader.wait_stable`."""
+        with self._index.changed:
+            self._index.changed.wait_for(lambda: self._index.stable_counter != counter, timeout_s)
+            return self._index.stable_counter
+
+    def quarantined(self, limit: int = 100) -> tuple[int, Sequence[Quarantined]]:
+        """See `IndexReader.quarantined`."""
+        with self._index.changed:
+            return self._index.n_quarantined, list(self._index.quarantine)[:limit]
+
+    def close(self) -> None:
+        """There is nothing to let go of."""

@@ -1,0 +1,79 @@
+"""The stored bytes of partition records and quarantined documents, the same in every store (docs/format.md).
+
+A checkpoint is five unsigned 64-bit integers, big-endian: vbuuid, seqno, snap_start, snap_end, sequence. The
+checkpoints of a partition follow each other by vbucket. A history is a string of epoch starts: epoch, then one seqno
+per vbucket.
+"""
+
+import struct
+from collections.abc import Mapping
+
+import msgspec
+
+from channelindex.epochs import EpochStart
+from channelindex.errors import IndexCorrupt
+from channelindex.model import Checkpoint
+from channelindex.stores.base import Quarantined
+
+CHECKPOINT_BYTES = 40
+
+QUARANTINE_DOCUMENTS = 1000
+"""How many quarantined documents an index remembers: enough to see a pattern, too few to fill a store."""
+
+_CHECKPOINT = struct.Struct(">5Q")
+_CHANGE = struct.Struct(">H5Q")
+
+
+def pack_checkpoints(checkpoints: tuple[Checkpoint, ...]) -> bytes:
+    """All checkpoints of one partition."""
+    return b"".join(_CHECKPOINT.pack(*checkpoint) for checkpoint in checkpoints)
+
+
+def unpack_checkpoints(blob: bytes, n_vbuckets: int, where: str) -> tuple[Checkpoint, ...]:
+    """The checkpoints of a partition of *n_vbuckets*.
+
+    Raises:
+        IndexCorrupt: *blob* has another length; the message names *where*.
+    """
+    if len(blob) != n_vbuckets * CHECKPOINT_BYTES:
+        raise IndexCorrupt(f"{where}: {len(blob)} bytes of checkpoints, expected {n_vbuckets * CHECKPOINT_BYTES}")
+    return tuple(map(Checkpoint._make, _CHECKPOINT.iter_unpack(blob)))
+
+
+def pack_changes(first_vb: int, checkpoints: Mapping[int, Checkpoint]) -> bytes:
+    """Some checkpoints of a partition that begins at *first_vb*: each the vbucket's index in it (u16), then its own."""
+    return b"".join(_CHANGE.pack(vb - first_vb, *checkpoint) for vb, checkpoint in checkpoints.items())
+
+
+def pack_history(history: tuple[EpochStart, ...]) -> bytes:
+    """The history of one partition."""
+    return b"".join(struct.pack(f">Q{len(start.starts)}Q", start.epoch, *start.starts) for start in history)
+
+
+def unpack_history(blob: bytes, n_vbuckets: int, where: str) -> tuple[EpochStart, ...]:
+    """The history of a partition of *n_vbuckets*.
+
+    Raises:
+        IndexCorrupt: *blob* does not consist of whole epoch starts; the message names *where*.
+    """
+    start = struct.Struct(f">Q{n_vbuckets}Q")
+    if len(blob) % start.size:
+        raise IndexCorrupt(f"{where}: {len(blob)} bytes of history, no multiple of {start.size}")
+    return tuple(EpochStart(epoch, tuple(starts)) for epoch, *starts in start.iter_unpack(blob))
+
+
+def pack_quarantined(document: Quarantined) -> bytes:
+    """One quarantined document, as MessagePack."""
+    return msgspec.msgpack.encode(document)
+
+
+def unpack_quarantined(blob: bytes, where: str) -> Quarantined:
+    """The document that `pack_quarantined` packed.
+
+    Raises:
+        IndexCorrupt: *blob* is something else; the message names *where*.
+    """
+    try:
+        return msgspec.msgpack.decode(blob, type=Quarantined)
+    except msgspec.MsgspecError as error:
+        raise IndexCorrupt(f"{where}: {error}") from error

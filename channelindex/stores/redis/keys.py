@@ -1,0 +1,52 @@
+"""The names of an index's keys in Redis. KEYSPACE.md says what they hold; the scripts build those of channels alike."""
+
+from channelindex.hashing import slot_of
+
+SETTING = "index.store"
+"""The setting that names the store, for messages to a person."""
+
+
+class Keys:
+    """The keys of one index.
+
+    Keys of the index as a whole share the hash tag {i}, those of a channel the tag of its slot, so that each script
+    finds all that it touches on one node of a Redis Cluster.
+    """
+
+    def __init__(self, index_name: str) -> None:
+        self.prefix = f"ci:{index_name}:"
+        self.meta = f"{self.prefix}{{i}}:meta"
+        self.epoch = f"{self.prefix}{{i}}:epoch"
+        self.stable = f"{self.prefix}{{i}}:stable"
+        self.principals = f"{self.prefix}{{i}}:principals"
+        self.quarantine = f"{self.prefix}{{i}}:quarantine"
+        self.quarantined = f"{self.prefix}{{i}}:quarantined"
+
+    def partition(self, partition: int) -> str:
+        """The record of a partition."""
+        return f"{self.prefix}{{i}}:p:{partition}"
+
+    def channel(self, channel: str) -> str:
+        """A channel's counter and its directory of groups."""
+        return f"{self._slot(channel)}c:{channel}"
+
+    def clock(self, channel: str, group: str) -> str:
+        """A channel's clock log in a group."""
+        return f"{self._slot(channel)}k:{group}:{channel}"
+
+    def block(self, channel: str, group: str, number: int) -> str:
+        """One block of a channel in a group."""
+        return f"{self._slot(channel)}b:{group}:{number}:{channel}"
+
+    def channel_pattern(self) -> str:
+        """A SCAN pattern that all `channel` keys of the index match. Others may too: ask `channel_of`."""
+        escaped = "".join(f"\\{character}" if character in "*?[]^-\\" else character for character in self.prefix)
+        return f"{escaped}{{*}}:c:*"
+
+    def channel_of(self, key: bytes) -> str | None:
+        """The channel whose `channel` key this is, None if it is another key."""
+        channel = key.decode(errors="replace").partition("}:c:")[2]
+        return channel if self.channel(channel).encode() == key else None
+
+    def _slot(self, channel: str) -> str:
+        return f"{self.prefix}{{{slot_of(channel)}}}:"

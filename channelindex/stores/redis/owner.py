@@ -1,0 +1,107 @@
+"""The owner's half in Redis: partition records are hashes, each changed by a script that compares before it writes."""
+
+from collections.abc import Mapping, Sequence
+
+from channelindex import epochs
+from channelindex.epochs import PartitionRecord
+from channelindex.errors import IndexMissing, OutcomeUnknown, StaleEpoch, Transient
+from channelindex.model import Checkpoint, IndexMeta
+from channelindex.stores import records
+from channelindex.stores.base import Quarantined
+from channelindex.stores.meta import check_meta, decode_meta, encode_meta
+from channelindex.stores.redis.keys import Keys
+from channelindex.stores.redis.link import Link
+from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record
+
+_BEGIN_ATTEMPTS = 20
+"""Lost comparisons before `begin` gives up: each means that another owner changed the record within a round trip."""
+
+
+class RedisOwner:
+    """`OwnerStore` in Redis."""
+
+    def __init__(self, url: str, index_name: str) -> None:
+        self._index_name = index_name
+        self._keys = Keys(index_name)
+        self._link = Link(url, OutcomeUnknown)
+        self._known_meta: IndexMeta | None = None
+
+    def create_or_check(self, wanted: IndexMeta) -> IndexMeta:
+        """See `OwnerStore.create_or_check`."""
+        checkpoints = records.pack_checkpoints(epochs.new_record(0, wanted.partition_width).checkpoints)
+        partitions = [self._keys.partition(partition) for partition in range(wanted.n_partitions)]
+        found = self._link.run("create", (self._keys.meta, *partitions), encode_meta(wanted), checkpoints)
+        meta = decode_meta(found, self._keys.meta, self._index_name)
+        check_meta(meta, wanted, self._index_name)
+        self._known_meta = meta
+        return meta
+
+    def next_epoch(self) -> int:
+        """See `OwnerStore.next_epoch`. A number whose reply was lost is never used."""
+        return int(self._link.execute("INCR", self._keys.epoch))
+
+    def begin(
+        self,
+        partition: int,
+        epoch: int,
+        owner: str,
+        rollback: Mapping[int, Checkpoint] | None = None,
+        only_if: int | None = None,
+    ) -> PartitionRecord:
+        """See `OwnerStore.begin`."""
+        for _ in range(_BEGIN_ATTEMPTS):
+            version, record = self._record(partition)
+            if epochs.has_begun(record, epoch, owner, rollback):
+                return record
+            begun = epochs.begin(record, epoch, owner, rollback, only_if, partition)
+            if self._replace(partition, version, begun):
+                return begun
+        raise Transient(f"partition {partition}: its record changed {_BEGIN_ATTEMPTS} times while epoch {epoch} began")
+
+    def advance(self, epoch: int, checkpoints: Mapping[int, Mapping[int, Checkpoint]]) -> None:
+        """See `OwnerStore.advance`. All partitions go in one script."""
+        width = self._meta().partition_width
+        partitions = [self._keys.partition(partition) for partition in checkpoints]
+        changes = [records.pack_changes(partition * width, changed) for partition, changed in checkpoints.items()]
+        found = self._link.run("advance", (self._keys.stable, *partitions), epoch, *changes)
+        for partition, current in zip(checkpoints, found, strict=True):
+            if not current:
+                raise IndexMissing(f"{self._keys.partition(partition)} is gone: the index has to be rebuilt")
+            if int(current) != epoch:
+                raise StaleEpoch(partition, epoch, int(current))
+
+    def quarantine(self, documents: Sequence[Quarantined]) -> None:
+        """See `OwnerStore.quarantine`. Repeating it counts them twice."""
+        if not documents:
+            return
+        packed = [records.pack_quarantined(document) for document in documents]
+        self._link.pipeline(
+            [
+                ("LPUSH", self._keys.quarantine, *packed),
+                ("LTRIM", self._keys.quarantine, 0, records.QUARANTINE_DOCUMENTS - 1),
+                ("INCRBY", self._keys.quarantined, len(packed)),
+            ]
+        )
+
+    def close(self) -> None:
+        """See `OwnerStore.close`."""
+        self._link.close()
+
+    def _meta(self) -> IndexMeta:
+        if self._known_meta is None:
+            found = self._link.execute("GET", self._keys.meta)
+            self._known_meta = decode_meta(found, self._keys.meta, self._index_name)
+        return self._known_meta
+
+    def _record(self, partition: int) -> tuple[bytes, PartitionRecord]:
+        """The record and its version."""
+        meta = self._meta()
+        key = self._keys.partition(partition)
+        version, *fields = self._link.execute("HMGET", key, "v", *RECORD_FIELDS)
+        return version, decode_record(fields, meta.vbuckets_of(partition), key)
+
+    def _replace(self, partition: int, version: bytes, record: PartitionRecord) -> bool:
+        checkpoints = records.pack_checkpoints(record.checkpoints)
+        history = records.pack_history(record.history)
+        keys = (self._keys.partition(partition),)
+        return bool(self._link.run("begin", keys, version, record.epoch, record.owner, checkpoints, history))

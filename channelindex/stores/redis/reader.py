@@ -1,0 +1,130 @@
+"""The read half in Redis. No MGET: it answers nil for an absent key and for one of the wrong type alike."""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from channelindex.epochs import PartitionRecord
+from channelindex.errors import IndexCorrupt, StoreUnavailable
+from channelindex.model import IndexMeta
+from channelindex.stores import records
+from channelindex.stores.base import BlockRef, ChannelState, Quarantined
+from channelindex.stores.meta import decode_meta
+from channelindex.stores.redis.keys import Keys
+from channelindex.stores.redis.link import Link
+from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record
+
+_SCAN_COUNT = 1000
+
+
+class RedisReader:
+    """`IndexReader` in Redis. Waits on a second connection, made when it is first needed."""
+
+    def __init__(self, url: str, index_name: str) -> None:
+        self._index_name = index_name
+        self._keys = Keys(index_name)
+        self._link = Link(url, StoreUnavailable)
+        self._subscription = Link(url, StoreUnavailable)
+
+    def meta(self) -> IndexMeta:
+        """See `IndexReader.meta`."""
+        return decode_meta(self._link.execute("GET", self._keys.meta), self._keys.meta, self._index_name)
+
+    def partition_records(self) -> Sequence[PartitionRecord]:
+        """See `IndexReader.partition_records`."""
+        meta = self.meta()
+        keys = [self._keys.partition(partition) for partition in range(meta.n_partitions)]
+        found = self._link.pipeline([("HMGET", key, *RECORD_FIELDS) for key in keys])
+        return [
+            decode_record(fields, meta.vbuckets_of(partition), key)
+            for partition, (key, fields) in enumerate(zip(keys, found, strict=True))
+        ]
+
+    def channels(self) -> Iterator[str]:
+        """See `IndexReader.channels`."""
+        seen: set[str] = set()  # SCAN may return a key twice
+        cursor = b"0"
+        while True:
+            cursor, keys = self._link.execute(
+                "SCAN", cursor, "MATCH", self._keys.channel_pattern(), "COUNT", _SCAN_COUNT
+            )
+            for channel in map(self._keys.channel_of, keys):
+                if channel is not None and channel not in seen:
+                    seen.add(channel)
+                    yield channel
+            if cursor == b"0":
+                return
+
+    def channel_states(self, channels: Sequence[str]) -> Sequence[ChannelState | None]:
+        """See `IndexReader.channel_states`.
+
+        Counter and directory are read before the clock logs, so a state never says less than its counter.
+        """
+        hashes = self._link.pipeline([("HGETALL", self._keys.channel(channel)) for channel in channels])
+        fields_by_channel = [dict(zip(flat[::2], flat[1::2], strict=True)) for flat in hashes]
+        groups_by_channel = [
+            [field[1:].decode() for field in fields if field.startswith(b"g")] for fields in fields_by_channel
+        ]
+        keys = [
+            self._keys.clock(channel, group)
+            for channel, groups in zip(channels, groups_by_channel, strict=True)
+            for group in groups
+        ]
+        logs = iter(zip(keys, self._link.pipeline([("GET", key) for key in keys]), strict=True))
+        return [
+            _channel_state(fields, {group: _present(*next(logs)) for group in groups}) if groups else None
+            for fields, groups in zip(fields_by_channel, groups_by_channel, strict=True)
+        ]
+
+    def blocks(self, refs: Sequence[BlockRef]) -> Sequence[bytes | None]:
+        """See `IndexReader.blocks`."""
+        return self._link.pipeline([("GET", self._keys.block(*ref)) for ref in refs])
+
+    def principal_counter(self, key: str) -> int:
+        """See `IndexReader.principal_counter`."""
+        return int(self._link.execute("HGET", self._keys.principals, key) or 0)
+
+    def stable_counter(self) -> int:
+        """See `IndexReader.stable_counter`."""
+        return int(self._link.execute("GET", self._keys.stable) or 0)
+
+    def wait_stable(self, counter: int, timeout_s: float) -> int:
+        """See `IndexReader.wait_stable`.
+
+        The counter is read again once the subscription stands: what was raised before is seen by that, what is
+        raised after comes as a message.
+        """
+        deadline = time.monotonic() + timeout_s
+        try:
+            self._subscription.execute("SUBSCRIBE", self._keys.stable)
+            current = self.stable_counter()
+            while current == counter and self._subscription.listen(max(0.0, deadline - time.monotonic())):
+                current = self.stable_counter()
+            return current
+        finally:
+            self._subscription.close()  # messages that nobody reads would pile up in Redis
+
+    def quarantined(self, limit: int = 100) -> tuple[int, Sequence[Quarantined]]:
+        """See `IndexReader.quarantined`."""
+        total, documents = self._link.pipeline(
+            [("GET", self._keys.quarantined), ("LRANGE", self._keys.quarantine, 0, limit - 1)]
+        )
+        key = self._keys.quarantine
+        return int(total or 0), [records.unpack_quarantined(document, key) for document in documents]
+
+    def close(self) -> None:
+        """See `IndexReader.close`."""
+        self._link.close()
+        self._subscription.close()
+
+
+def _channel_state(fields: dict[bytes, bytes], clock_log_by_group: dict[str, bytes]) -> ChannelState:
+    active_by_group = {group: int(fields[b"g" + group.encode()].partition(b":")[0]) for group in clock_log_by_group}
+    return ChannelState(int(fields.get(b"n", 0)), active_by_group, clock_log_by_group)
+
+
+def _present(key: str, value: Any) -> bytes:
+    if value is None:
+        raise IndexCorrupt(f"{key}: the clock log is missing though the channel's directory names its group")
+    log: bytes = value
+    return log

@@ -1,0 +1,58 @@
+-- Appends to the active blocks of channels whose writer does not know them, and tells which blocks these are.
+-- KEYS   none; the channels' keys are built here (KEYSPACE.md)
+-- ARGV   1: prefix of the index
+--        2: life of the writer
+--        3: MessagePack [slot, items, slot, items, ...]; items are flat, six per touch: channel, group, epoch (16 hex
+--           digits, so that they compare as strings), lengths of the header frame of block 0, of the frame, of the
+--           clock record
+--        4: all these headers, frames and clock records one after the other
+-- reply  MessagePack [number, size, ...] in the order of the touches; number is a string, "" where it was refused
+-- atomic per touch: refused if the directory names a newer epoch; else frame, clock record, directory (which names
+--        this epoch and life from now on) and counter
+local prefix, life, sections, body = ARGV[1], ARGV[2], cmsgpack.unpack(ARGV[3]), ARGV[4]
+local call = redis.call
+local start = 1
+
+local function take(length)
+  start = start + length
+  return string.sub(body, start - length, start - 1)
+end
+
+local function touch(slot_prefix, channel, group, epoch, header, frame, record)
+  local channel_key, field = slot_prefix .. 'c:' .. channel, 'g' .. group
+  key = channel_key
+  local active = call('HGET', channel_key, field)
+  local number = '0'
+  if active then
+    local noted_epoch
+    number, noted_epoch = string.match(active, '^(%d+):(%x+):')
+    if noted_epoch > epoch then
+      return '', 0
+    end
+  else
+    frame = header .. frame
+  end
+  key = slot_prefix .. 'b:' .. group .. ':' .. number .. ':' .. channel
+  local size = call('APPEND', key, frame)
+  key = slot_prefix .. 'k:' .. group .. ':' .. channel
+  call('APPEND', key, record)
+  key = channel_key
+  call('HSET', channel_key, field, number .. ':' .. epoch .. ':' .. life)
+  call('HINCRBY', channel_key, 'n', 1)
+  return number, size
+end
+
+return guarded(function()
+  local reply = {}
+  for section = 1, #sections, 2 do
+    local slot_prefix = prefix .. '{' .. sections[section] .. '}:'
+    local items = sections[section + 1]
+    for at = 1, #items, 6 do
+      local header, frame, record = take(items[at + 3]), take(items[at + 4]), take(items[at + 5])
+      local number, size = touch(slot_prefix, items[at], items[at + 1], items[at + 2], header, frame, record)
+      reply[#reply + 1] = number
+      reply[#reply + 1] = size
+    end
+  end
+  return cmsgpack.pack(reply)
+end)

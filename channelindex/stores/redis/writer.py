@@ -1,0 +1,117 @@
+"""The atomic operations of the write half, as scripts.
+
+Arguments go to Lua as one MessagePack blob and one body: thousands of RESP arguments would cost more to pack than the
+script costs to run.
+
+Items are grouped by slot. On a standalone Redis all slots go in one call; on a cluster it will be a call per slot.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from channelindex.errors import OutcomeUnknown
+from channelindex.hashing import slot_of
+from channelindex.stores.block_writer import BlindAppend, Rotation, Touch
+from channelindex.stores.redis.keys import Keys
+from channelindex.stores.redis.link import Link
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder().decode
+
+
+class RedisBlocks:
+    """`BlockOperations` in Redis."""
+
+    def __init__(self, url: str, index_name: str) -> None:
+        self._keys = Keys(index_name)
+        self._link = Link(url, OutcomeUnknown)
+
+    def append(self, by_channel: Mapping[str, Sequence[BlindAppend]]) -> None:
+        """See `BlockOperations.append`."""
+        sections: dict[int, tuple[list[Any], list[bytes]]] = {}
+        for channel, appends in by_channel.items():
+            slot = slot_of(channel)
+            if slot not in sections:
+                sections[slot] = [], []
+            items, parts = sections[slot]
+            items += (channel, len(appends))
+            for group, number, frame, record in appends:
+                items += (group, str(number), len(frame), len(record))
+                parts.append(frame)
+            parts += [append[3] for append in appends]
+        self._link.run("append", (), self._keys.prefix, *_arguments(sections))
+
+    def touch(self, life: str, touches: Sequence[Touch]) -> Sequence[tuple[int, int] | None]:
+        """See `BlockOperations.touch`."""
+        flat = [
+            (touch.channel, touch.group, f"{touch.epoch:016x}", touch.header, touch.frame, touch.record)
+            for touch in touches
+        ]
+        reply, order = self._run_by_slot("touch", life, flat)
+        blocks: list[tuple[int, int] | None] = [None] * len(touches)
+        for index, number, size in zip(order, reply[::2], reply[1::2], strict=True):
+            if number:
+                blocks[index] = int(number), size
+        return blocks
+
+    def clock_logs(self, keys: Sequence[tuple[str, str]]) -> Sequence[bytes]:
+        """See `BlockOperations.clock_logs`."""
+        logs = self._link.pipeline([("GET", self._keys.clock(channel, group)) for channel, group in keys])
+        return [log or b"" for log in logs]
+
+    def rotate(self, life: str, rotations: Sequence[Rotation]) -> Sequence[bool]:
+        """See `BlockOperations.rotate`."""
+        flat = [
+            (
+                rotation.channel,
+                rotation.group,
+                f"{rotation.epoch:016x}",
+                str(rotation.number),
+                str(rotation.number + 1),
+                rotation.log_bytes,
+                rotation.header,
+                rotation.folded,
+            )
+            for rotation in rotations
+        ]
+        reply, order = self._run_by_slot("rotate", life, flat)
+        happened = [False] * len(rotations)
+        for index, result in zip(order, reply, strict=True):
+            happened[index] = result == 1
+        return happened
+
+    def count_principals(self, keys: Sequence[str]) -> None:
+        """See `BlockOperations.count_principals`."""
+        self._link.run("principals", (self._keys.principals,), _encode(keys))
+
+    def close(self) -> None:
+        """See `BlockOperations.close`."""
+        self._link.close()
+
+    def _run_by_slot(self, name: str, life: str, items: Sequence[tuple[Any, ...]]) -> tuple[list[Any], list[int]]:
+        """The reply of a script to *items* grouped by slot, and for each of its answers the index of the item."""
+        sections: dict[int, tuple[list[Any], list[bytes]]] = {}
+        indices: dict[int, list[int]] = {}
+        for index, item in enumerate(items):
+            slot = slot_of(item[0])
+            values, parts = sections.setdefault(slot, ([], []))
+            values += [len(value) if isinstance(value, bytes) else value for value in item]
+            parts += [value for value in item if isinstance(value, bytes)]
+            indices.setdefault(slot, []).append(index)
+        reply = _decode(self._link.run(name, (), self._keys.prefix, life, *_arguments(sections)))
+        return reply, [index for at in indices.values() for index in at]
+
+
+def _arguments(sections: Mapping[int, tuple[list[Any], list[bytes]]]) -> tuple[bytes, bytes]:
+    """[slot, items, slot, items, ...] as MessagePack, and all bytes whose lengths are among the items, joined.
+
+    The bytes go apart because the cmsgpack of Redis knows no binary strings, and msgspec writes bytes as nothing else.
+    """
+    flat: list[Any] = []
+    body: list[bytes] = []
+    for slot, (items, parts) in sections.items():
+        flat += (slot, items)
+        body += parts
+    return _encode(flat), b"".join(body)
