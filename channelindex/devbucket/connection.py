@@ -1,0 +1,190 @@
+"""One client connection on asyncio: frames in, replies and stream messages out."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import cast
+
+from channelindex import mcbp
+from channelindex.devbucket import dcp, kv, subdoc
+from channelindex.devbucket import session as session_commands
+from channelindex.devbucket.replies import HangUp, Malformed, Refused, Reply
+from channelindex.devbucket.session import Node, Session
+from channelindex.errors import ProtocolError
+from channelindex.mcbp import Feature, Frame, Op, Status
+
+CHUNK_BYTES = 256 * 1024
+"""Stream messages per write: enough that the cost of a system call is spread, little enough that others get a turn."""
+
+MAX_UNSENT_BYTES = 1024 * 1024
+"""What a connection may hold that the kernel does not take; beyond it streams stop until the client reads."""
+
+_OPEN_COMMANDS = session_commands.COMMANDS
+_BUCKET_COMMANDS = kv.COMMANDS | subdoc.COMMANDS
+
+
+class Connection(asyncio.Protocol):
+    """Reads requests, answers them in order, and sends stream messages whenever the client takes them."""
+
+    def __init__(self, node: Node, connections: set["Connection"]) -> None:
+        self.session = Session(node, self.close)
+        self._node = node
+        self._connections = connections
+        self._loop = asyncio.get_running_loop()
+        self._buffer = bytearray()
+        self._paused = False
+        self._stalled = False
+        self._pump_scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=MAX_UNSENT_BYTES)
+        self._connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - how it ended makes no difference
+        """Release everything."""
+        self._connections.discard(self)
+        self._node.forget(self.session)
+        if self.session.producer is not None:
+            self.session.producer.close()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def pause_writing(self) -> None:
+        """The client does not read: stop streaming."""
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        """The client reads again."""
+        self._paused = False
+        self.pump_soon()
+
+    def close(self) -> None:
+        """Hang up, after what was written."""
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Cut the connection; what was not sent yet is lost."""
+        self._transport.abort()
+
+    def stall(self, *, on: bool) -> None:
+        """Send no stream messages, or go on."""
+        self._stalled = on
+        self.pump_soon()
+
+    def end_stream(self, vb: int, reason: int) -> bool:
+        """End the stream of a vbucket; whether there was one."""
+        return self.session.producer is not None and self.session.producer.end_stream(vb, reason)
+
+    def data_received(self, data: bytes) -> None:
+        """Answer all whole frames; a client that breaks the protocol is hung up on."""
+        self._buffer += data
+        replies: list[bytes] = []
+        try:
+            self._take_frames(replies)
+        except (HangUp, ProtocolError):
+            self._transport.write(b"".join(replies))
+            self.close()
+            return
+        if replies:
+            self._transport.write(b"".join(replies))
+        if self.session.producer is not None:
+            self._tend_producer()
+
+    def push_map(self) -> None:
+        """Send the bucket's map to a client that asked to be told of new ones."""
+        wanted = {Feature.DUPLEX, Feature.CLUSTERMAP_NOTIFICATION}
+        if not (self.session.selected and wanted <= self.session.features):
+            return
+        bucket = self.session.bucket
+        push = mcbp.pack_frame(
+            mcbp.SERVER_REQUEST,
+            Op.SET,  # the server's own numbering: 0x01 is "cluster map changed"
+            datatype=self.session.json_datatype,
+            extras=bucket.map_revision.to_bytes(4, "big"),
+            key=bucket.name.encode(),
+            value=self._node.config_json(),
+        )
+        self._transport.write(push)
+
+    def pump_soon(self) -> None:
+        """Send stream messages when the loop comes round; calls until then are one."""
+        if not (self._pump_scheduled or self._paused or self._stalled):
+            self._pump_scheduled = True
+            self._loop.call_soon(self._pump)
+
+    def _take_frames(self, replies: list[bytes]) -> None:
+        offset = 0
+        while (taken := mcbp.take_frame(self._buffer, offset)) is not None:
+            frame, offset = taken
+            self._answer(frame, replies)
+        del self._buffer[:offset]
+
+    def _answer(self, frame: Frame, replies: list[bytes]) -> None:
+        """Append the response frames to one frame."""
+        if frame.magic == mcbp.RESPONSE:
+            dcp.take_response(self.session, frame)
+        if frame.magic != mcbp.REQUEST:
+            return  # else a response to a map that we pushed
+        try:
+            reply = self._run(frame)
+        except Malformed as malformed:
+            replies.append(malformed.reply.packed(frame))
+            raise HangUp("malformed request") from malformed
+        except Refused as refused:
+            reply = refused.reply
+        if reply is not None:
+            several = [reply] if isinstance(reply, Reply) else reply
+            replies += [one.packed(frame) for one in several]
+        if frame.opcode == Op.QUIT:
+            raise HangUp("client quits")
+
+    def _run(self, frame: Frame) -> Reply | Sequence[Reply] | None:
+        if (command := _OPEN_COMMANDS.get(frame.opcode)) is not None:
+            return command(self.session, frame)
+        if (command := dcp.COMMANDS.get(frame.opcode)) is not None:
+            return command(self.session, frame)
+        if (command := _BUCKET_COMMANDS.get(frame.opcode)) is not None:
+            self.session.require_bucket(frame)
+            return command(self.session, frame)
+        raise Refused(Status.UNKNOWN_COMMAND)
+
+    def _tend_producer(self) -> None:
+        producer = self.session.producer
+        if producer is not None:
+            producer.on_ready = self.pump_soon
+            producer.noop.heard(self._loop.time())
+            self._arm_timer()
+            self.pump_soon()
+
+    def _pump(self) -> None:
+        """Send one chunk, and come back for the next: other connections have their turn in between."""
+        self._pump_scheduled = False
+        producer = self.session.producer
+        if producer is None or self._paused or self._stalled or self._transport.is_closing():
+            return
+        if chunk := producer.take(CHUNK_BYTES):
+            self._transport.write(chunk)
+            self.pump_soon()
+
+    def _arm_timer(self) -> None:
+        """Have `_tick` called when the no-op keeper has something to do. A timer that comes early does no harm."""
+        deadline = self.session.producer.noop.deadline() if self.session.producer else None
+        if deadline is None or (self._timer is not None and self._timer.when() <= deadline):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(deadline, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        if self.session.producer is None:
+            return
+        try:
+            self._transport.write(self.session.producer.noop.tick(self._loop.time()))
+        except HangUp:
+            self.close()
+            return
+        self._arm_timer()

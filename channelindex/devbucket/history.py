@@ -1,0 +1,68 @@
+"""The histories of a vbucket: its failover log, and where a client must roll back to. No I/O.
+
+Rules: couchbase/kv_engine docs/dcp/documentation/rollback.md and failure-scenarios.md.
+"""
+
+import secrets
+
+MAX_ENTRIES = 25
+"""Length at which the oldest histories are forgotten, as on a real server; their clients start over."""
+
+
+class FailoverLog:
+    """The (vbuuid, seqno) pairs of a vbucket, newest first: the history's id and the seqno at which it began."""
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[int, int]] = [(_new_vbuuid(), 0)]
+
+    @property
+    def vbuuid(self) -> int:
+        """The id of the current history."""
+        return self.entries[0][0]
+
+    def branch(self, seqno: int) -> None:
+        """Begin a new history at *seqno*; histories that began later are gone with it."""
+        kept = [entry for entry in self.entries if entry[1] <= seqno]
+        self.entries = [(_new_vbuuid(), seqno), *kept][:MAX_ENTRIES]
+
+    def packed(self) -> bytes:
+        """The log as GET_FAILOVER_LOG and an accepted STREAM_REQ return it."""
+        return b"".join(vbuuid.to_bytes(8, "big") + seqno.to_bytes(8, "big") for vbuuid, seqno in self.entries)
+
+    def end_of(self, vbuuid: int, high_seqno: int) -> int | None:
+        """The seqno up to which history *vbuuid* is ours as well; None if we never had it."""
+        end = high_seqno
+        for candidate, began_at in self.entries:
+            if candidate == vbuuid:
+                return end
+            end = began_at
+        return None
+
+
+def rollback_seqno(
+    log: FailoverLog,
+    vbuuid: int,
+    start: int,
+    snap_start: int,
+    snap_end: int,
+    *,
+    high_seqno: int,
+    purge_seqno: int,
+    strict: bool,
+) -> int | None:
+    """The seqno to which a client with this resume position must roll back; None if it may resume.
+
+    With *strict*, start 0 too needs a known vbuuid. A position at either end of its snapshot is a complete one.
+    """
+    end = log.end_of(vbuuid, high_seqno)
+    if start == 0 and (not strict or end is not None or vbuuid == 0):
+        return None
+    if start in (snap_start, snap_end):
+        snap_start = snap_end = start
+    if end is None or snap_start < purge_seqno:
+        return 0
+    return None if snap_end <= end else min(end, snap_start)
+
+
+def _new_vbuuid() -> int:
+    return secrets.randbits(47) + 1  # a real server's have 48 bits; 0 means that a client knows none

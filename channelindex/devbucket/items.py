@@ -1,0 +1,157 @@
+"""One version of one document, and its DCP message. No I/O.
+
+The message is kept in pieces around the opaque, the only part that differs between streams, so that streaming is a
+join: `head` + opaque + `middle` + `payload`. In the usual feed modes the payload *is* the document's value, not a copy.
+"""
+
+import struct
+
+import orjson
+
+from channelindex import mcbp
+from channelindex.feeds.base import JSON, XATTR
+from channelindex.mcbp import Op
+
+# Feed modes: the flags of DCP_OPEN that change what a message carries, and the one control that does.
+INCLUDE_XATTRS = 0x04
+NO_VALUE = 0x08
+DELETE_TIMES = 0x20
+NO_VALUE_KEEP_DATATYPE = 0x40
+EXPIRY_OPCODE = 0x10000
+
+_HEAD = struct.Struct(">BBHBBHI")  # the frame header up to the opaque
+_MUTATION = struct.Struct(">QQQIIIHB")  # CAS, by-seqno, rev seqno, flags, expiry, lock time, nmeta, nru
+_DELETION = struct.Struct(">QQQH")  # CAS, by-seqno, rev seqno, nmeta
+_DELETION_V2 = struct.Struct(">QQQIB")  # CAS, by-seqno, rev seqno, delete time, unused
+_EXPIRATION = struct.Struct(">QQQI")  # CAS, by-seqno, rev seqno, delete time
+_CAS_BYTES = 8
+_NRU = 2  # what a real server sends for a document that nobody read
+
+ALIVE = 0
+DELETED = 1
+EXPIRED = 2
+
+
+class Item:
+    """One version of a document. Immutable but for `superseded_by` and the cached message.
+
+    `value` is the xattr section, if the datatype says so, and the body. `changed_at` is Unix seconds.
+    """
+
+    __slots__ = (
+        "cas",
+        "changed_at",
+        "datatype",
+        "expiry",
+        "fate",
+        "flags",
+        "head",
+        "key",
+        "middle",
+        "mode",
+        "payload",
+        "rev",
+        "seqno",
+        "size",
+        "superseded_by",
+        "value",
+        "vb",
+    )
+
+    def __init__(
+        self,
+        vb: int,
+        key: bytes,
+        seqno: int,
+        rev: int,
+        cas: int,
+        *,
+        value: bytes,
+        datatype: int,
+        flags: int = 0,
+        expiry: int = 0,
+        fate: int = ALIVE,
+        changed_at: int = 0,
+    ) -> None:
+        self.vb = vb
+        self.key = key
+        self.seqno = seqno
+        self.rev = rev
+        self.cas = cas
+        self.value = value
+        self.datatype = datatype
+        self.flags = flags
+        self.expiry = expiry
+        self.fate = fate
+        self.changed_at = changed_at
+        self.superseded_by = 0  # the seqno of the next version of this key; 0: this is the newest
+        self.mode = -1  # the feed mode that the four fields below are encoded for
+        self.head = self.middle = self.payload = b""
+        self.size = 0
+
+    @property
+    def deleted(self) -> bool:
+        """Whether this is a tombstone."""
+        return self.fate != ALIVE
+
+    def xattrs(self) -> dict[str, bytes]:
+        """The xattrs by name, each as JSON text."""
+        return mcbp.split_xattrs(self.value)[0] if self.datatype & XATTR else {}
+
+    def body(self) -> bytes:
+        """The value without its xattrs."""
+        return mcbp.split_xattrs(self.value)[1] if self.datatype & XATTR else self.value
+
+    def encode_for(self, mode: int) -> None:
+        """Fill `head`, `middle`, `payload` and `size` for a stream of that feed mode."""
+        opcode, extras = self._opcode_and_extras(mode)
+        datatype, self.payload = self._datatype_and_payload(mode)
+        extras_bytes = len(extras) - _CAS_BYTES
+        body_bytes = extras_bytes + len(self.key) + len(self.payload)
+        self.head = _HEAD.pack(mcbp.REQUEST, opcode, len(self.key), extras_bytes, datatype, self.vb, body_bytes)
+        self.middle = extras + self.key
+        self.size = mcbp.HEADER_BYTES + body_bytes
+        self.mode = mode
+
+    def _opcode_and_extras(self, mode: int) -> tuple[int, bytes]:
+        """The opcode, and the extras preceded by the CAS, which lies before them in a frame."""
+        if not self.deleted:
+            extras = _MUTATION.pack(self.cas, self.seqno, self.rev, self.flags, self.expiry, 0, 0, _NRU)
+            return Op.DCP_MUTATION, extras
+        if self.fate == EXPIRED and mode & EXPIRY_OPCODE:
+            return Op.DCP_EXPIRATION, _EXPIRATION.pack(self.cas, self.seqno, self.rev, self.changed_at)
+        if mode & DELETE_TIMES:
+            return Op.DCP_DELETION, _DELETION_V2.pack(self.cas, self.seqno, self.rev, self.changed_at, 0)
+        return Op.DCP_DELETION, _DELETION.pack(self.cas, self.seqno, self.rev, 0)
+
+    def _datatype_and_payload(self, mode: int) -> tuple[int, bytes]:
+        """What a mode leaves of the value. Without xattrs and value, a live document keeps a datatype that lies."""
+        if not mode & INCLUDE_XATTRS:
+            if not mode & (NO_VALUE | NO_VALUE_KEEP_DATATYPE):
+                return self.datatype & ~XATTR, self.body()
+            return (0 if self.deleted else self.datatype), b""
+        if not mode & (NO_VALUE | NO_VALUE_KEEP_DATATYPE):
+            return self.datatype, self.value
+        payload = mcbp.join_xattrs(self.xattrs().items(), b"") if self.datatype & XATTR else b""
+        return (self.datatype if mode & NO_VALUE_KEEP_DATATYPE else self.datatype & XATTR), payload
+
+
+def datatype_of(body: bytes) -> int:
+    """The JSON bit, set by looking at the body as a real server does: a number is JSON, an empty body is not."""
+    try:
+        orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return 0
+    return JSON
+
+
+def join_value(xattrs: dict[str, bytes], body: bytes) -> tuple[bytes, int]:
+    """The value of a document with these xattrs and this body, and its datatype."""
+    if not xattrs:
+        return body, datatype_of(body)
+    return mcbp.join_xattrs(xattrs.items(), body), datatype_of(body) | XATTR
+
+
+def system_xattrs(xattrs: dict[str, bytes]) -> dict[str, bytes]:
+    """The xattrs that a deletion keeps: those of which the name starts with an underscore."""
+    return {name: text for name, text in xattrs.items() if name.startswith("_")}

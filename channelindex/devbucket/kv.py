@@ -1,0 +1,215 @@
+"""The commands on whole documents, and what a bucket tells of its vbuckets. No I/O.
+
+Source: couchbase/kv_engine docs/BinaryProtocol.md. A client that has selected the bucket may send all of these.
+"""
+
+import struct
+
+from channelindex.devbucket.items import DELETED, Item, join_value
+from channelindex.devbucket.replies import Malformed, Refused, Reply
+from channelindex.devbucket.session import Command, Session
+from channelindex.devbucket.vbucket import State, VBucket
+from channelindex.feeds.base import JSON
+from channelindex.mcbp import Frame, Op, Status
+
+MAX_KEY_BYTES = 250
+MAX_VALUE_BYTES = 20 * 1024 * 1024
+NEVER_CREATE = 0xFFFFFFFF
+"""Expiry of INCREMENT and DECREMENT that means: do not create the document."""
+
+_SET_EXTRAS = struct.Struct(">II")  # flags, expiry
+_COUNTER_EXTRAS = struct.Struct(">QQI")  # delta, initial value, expiry
+_VB_SEQNO = struct.Struct(">HQ")
+_OBSERVED = struct.Struct(">BHQQQ")  # format, vbucket, vbuuid, persisted seqno, current seqno
+
+_ACTIVE = frozenset({State.ACTIVE})
+_NOT_DEAD = frozenset({State.ACTIVE, State.REPLICA, State.PENDING})
+_COUNTER_LIMIT = 1 << 64
+
+
+def find_for_change(session: Session, request: Frame) -> tuple[VBucket, Item | None]:
+    """The active vbucket of a request and the live document of its key, after the request's CAS was checked."""
+    vbucket, item = _find(session, request)
+    if request.cas and item is None:
+        raise Refused(Status.KEY_ENOENT)
+    if request.cas and item is not None and request.cas != item.cas:
+        raise Refused(Status.KEY_EEXISTS)
+    return vbucket, item
+
+
+def require_key(request: Frame) -> None:
+    """Let only a key of legal length pass."""
+    if not 1 <= len(request.key) <= MAX_KEY_BYTES:
+        raise Malformed
+
+
+def _find(session: Session, request: Frame) -> tuple[VBucket, Item | None]:
+    require_key(request)
+    vbucket = session.find_vbucket(request.status, states=_ACTIVE)
+    item = vbucket.find(request.key)
+    return vbucket, None if item is None or item.deleted else item
+
+
+def _get(session: Session, request: Frame) -> Reply:
+    _, item = _find(session, request)
+    if item is None:
+        raise Refused(Status.KEY_ENOENT)
+    datatype = item.datatype & session.json_datatype
+    return Reply(item.body(), item.flags.to_bytes(4, "big"), cas=item.cas, datatype=datatype)
+
+
+def _set(session: Session, request: Frame) -> Reply:
+    vbucket, item = find_for_change(session, request)
+    return _store(session, request, vbucket, item)
+
+
+def _add(session: Session, request: Frame) -> Reply:
+    vbucket, item = _find(session, request)
+    if item is not None:
+        raise Refused(Status.KEY_EEXISTS)
+    return _store(session, request, vbucket, item)
+
+
+def _replace(session: Session, request: Frame) -> Reply:
+    vbucket, item = find_for_change(session, request)
+    if item is None:
+        raise Refused(Status.KEY_ENOENT)
+    return _store(session, request, vbucket, item)
+
+
+def _store(session: Session, request: Frame, vbucket: VBucket, old: Item | None) -> Reply:
+    """Store a request's value; the xattrs of a live document stay."""
+    if len(request.extras) != _SET_EXTRAS.size or request.datatype & ~JSON:
+        raise Malformed
+    if len(request.value) > MAX_VALUE_BYTES:
+        raise Refused(Status.E2BIG)
+    flags, expiry = _SET_EXTRAS.unpack(request.extras)
+    value, datatype = join_value(old.xattrs() if old else {}, request.value)
+    expiry = session.bucket.absolute_expiry(expiry)
+    return session.mutated(vbucket, vbucket.write(request.key, value, datatype, flags=flags, expiry=expiry))
+
+
+def _delete(session: Session, request: Frame) -> Reply:
+    vbucket, item = find_for_change(session, request)
+    if item is None:
+        raise Refused(Status.KEY_ENOENT)
+    return session.mutated(vbucket, vbucket.delete(request.key, fate=DELETED))
+
+
+def _touch(session: Session, request: Frame) -> Reply:
+    if len(request.extras) != 4:
+        raise Malformed
+    vbucket, item = _find(session, request)
+    if item is None:
+        raise Refused(Status.KEY_ENOENT)
+    expiry = session.bucket.absolute_expiry(int.from_bytes(request.extras, "big"))
+    touched = vbucket.write(request.key, item.value, item.datatype, flags=item.flags, expiry=expiry)
+    session.bucket.note_expiry(vbucket.vb, item.key, expiry)
+    return Reply(cas=touched.cas)
+
+
+def _append(session: Session, request: Frame) -> Reply:
+    return _extend(session, request, before=b"", after=request.value)
+
+
+def _prepend(session: Session, request: Frame) -> Reply:
+    return _extend(session, request, before=request.value, after=b"")
+
+
+def _extend(session: Session, request: Frame, *, before: bytes, after: bytes) -> Reply:
+    vbucket, item = find_for_change(session, request)
+    if item is None:
+        raise Refused(Status.NOT_STORED)
+    body = before + item.body() + after
+    if len(body) > MAX_VALUE_BYTES:
+        raise Refused(Status.E2BIG)
+    value, datatype = join_value(item.xattrs(), body)
+    return session.mutated(vbucket, vbucket.write(request.key, value, datatype, flags=item.flags, expiry=item.expiry))
+
+
+def _increment(session: Session, request: Frame) -> Reply:
+    return _count(session, request, sign=1)
+
+
+def _decrement(session: Session, request: Frame) -> Reply:
+    return _count(session, request, sign=-1)
+
+
+def _count(session: Session, request: Frame, *, sign: int) -> Reply:
+    """Change a counter. Its value is raw, though it looks like JSON; it wraps upwards and stops at 0 downwards."""
+    if len(request.extras) != _COUNTER_EXTRAS.size:
+        raise Malformed
+    delta, number, expiry = _COUNTER_EXTRAS.unpack(request.extras)
+    vbucket, item = find_for_change(session, request)
+    if item is None and expiry == NEVER_CREATE:
+        raise Refused(Status.KEY_ENOENT)
+    if item is not None:
+        number = max(0, _number_of(item) + sign * delta) % _COUNTER_LIMIT
+        expiry = item.expiry
+    else:
+        expiry = session.bucket.absolute_expiry(expiry)
+    value, datatype = join_value(item.xattrs() if item else {}, str(number).encode())
+    flags = item.flags if item else 0
+    counter = vbucket.write(request.key, value, datatype & ~JSON, flags=flags, expiry=expiry)
+    return session.mutated(vbucket, counter, number.to_bytes(8, "big"))
+
+
+def _number_of(item: Item) -> int:
+    body = item.body()
+    if not (body.isdigit() and len(body) <= 20 and int(body) < _COUNTER_LIMIT):
+        raise Refused(Status.DELTA_BADVAL)
+    return int(body)
+
+
+def _flush(_session: Session, _request: Frame) -> Reply:
+    raise Refused(Status.NOT_SUPPORTED)
+
+
+def _stat(session: Session, request: Frame) -> list[Reply]:
+    """A few numbers; only the general group is known. A reply without a key ends the list."""
+    if request.key:
+        raise Refused(Status.KEY_ENOENT)
+    alive = sum(vbucket.state == State.ACTIVE for vbucket in session.bucket.vbuckets)
+    seqnos = sum(vbucket.high_seqno for vbucket in session.bucket.vbuckets)
+    numbers = {"ep_vb_total": len(session.bucket.vbuckets), "vb_active_num": alive, "vb_high_seqno_sum": seqnos}
+    return [*(Reply(str(number).encode(), key=name.encode()) for name, number in numbers.items()), Reply()]
+
+
+def _get_all_vb_seqnos(session: Session, request: Frame) -> Reply:
+    """The high seqnos of the vbuckets in one state, or in all states but dead."""
+    if len(request.extras) not in (0, 4):
+        raise Malformed
+    state = int.from_bytes(request.extras, "big")
+    vbuckets = [
+        vbucket
+        for vbucket in session.bucket.vbuckets
+        if (vbucket.state == state if state else vbucket.state in _NOT_DEAD)
+    ]
+    return Reply(b"".join(_VB_SEQNO.pack(vbucket.vb, vbucket.high_seqno) for vbucket in vbuckets))
+
+
+def _observe_seqno(session: Session, request: Frame) -> Reply:
+    """The current seqno of a vbucket; all of it counts as persisted."""
+    if len(request.value) != 8:
+        raise Malformed
+    vbucket = session.find_vbucket(request.status, states=frozenset(State))
+    seqno = vbucket.high_seqno
+    return Reply(_OBSERVED.pack(0, vbucket.vb, vbucket.failover_log.vbuuid, seqno, seqno))
+
+
+COMMANDS: dict[int, Command] = {
+    Op.GET: _get,
+    Op.SET: _set,
+    Op.ADD: _add,
+    Op.REPLACE: _replace,
+    Op.DELETE: _delete,
+    Op.TOUCH: _touch,
+    Op.APPEND: _append,
+    Op.PREPEND: _prepend,
+    Op.INCREMENT: _increment,
+    Op.DECREMENT: _decrement,
+    Op.FLUSH: _flush,
+    Op.STAT: _stat,
+    Op.GET_ALL_VB_SEQNOS: _get_all_vb_seqnos,
+    Op.OBSERVE_SEQNO: _observe_seqno,
+}

@@ -1,0 +1,276 @@
+"""The sub-document commands: several reads, or several changes, of one document and its xattrs at once. No I/O.
+
+Source: couchbase/kv_engine docs/SubDocument.md. Changes are all or nothing. Changes of the body are made before those
+of xattrs, so that a macro can take the checksum of the new body.
+"""
+
+import struct
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import NamedTuple
+
+from channelindex.devbucket import jsonpath
+from channelindex.devbucket.items import Item, join_value, system_xattrs
+from channelindex.devbucket.jsonpath import PathError
+from channelindex.devbucket.kv import find_for_change, require_key
+from channelindex.devbucket.replies import Malformed, Refused, Reply
+from channelindex.devbucket.session import Command, Session
+from channelindex.devbucket.vbucket import State, VBucket
+from channelindex.mcbp import Frame, Op, Status
+
+# Opcodes that only occur inside a multi-path command; whole-document GET, SET and DELETE are 0x00, 0x01 and 0x04.
+REPLACE = 0xCA
+REPLACE_BODY_WITH_XATTR = 0xD3
+
+INVALID_COMBO = 0xCB
+SEVERAL_XATTRS = 0xCF
+UNKNOWN_MACRO = 0xD0
+
+MAX_PATHS = 16
+
+_LOOKUP_HEAD = struct.Struct(">BBH")  # opcode, flags, path length
+_CHANGE_HEAD = struct.Struct(">BBHI")  # opcode, flags, path length, value length
+_LOOKUP_RESULT = struct.Struct(">HI")  # status, value length
+_FAILURE = struct.Struct(">BH")  # index of the path, status
+_CRC32C_POLYNOMIAL = 0x82F63B78
+
+
+class PathFlag(IntFlag):
+    """Flags of one path."""
+
+    MAKE_PARENTS = 0x01
+    XATTR = 0x04
+    EXPAND_MACROS = 0x10
+
+
+class DocFlag(IntFlag):
+    """Flags of the whole command."""
+
+    MAKE_DOCUMENT = 0x01
+    ADD = 0x02
+    ACCESS_DELETED = 0x04
+    CREATE_AS_DELETED = 0x08
+
+
+class Spec(NamedTuple):
+    """One path of a command."""
+
+    opcode: int
+    flags: int
+    path: str
+    value: bytes
+
+
+@dataclass
+class Draft:
+    """A document while it is changed."""
+
+    xattrs: dict[str, bytes]
+    body: bytes
+    alive: bool
+
+
+def _multi_lookup(session: Session, request: Frame) -> Reply:
+    doc_flags = _doc_flags(request.extras, allowed_lengths=(0, 1))
+    specs = _specs(request.value, with_values=False)
+    require_key(request)
+    vbucket = session.find_vbucket(request.status, states=frozenset({State.ACTIVE}))
+    item = vbucket.find(request.key)
+    if item is None or (item.deleted and not doc_flags & DocFlag.ACCESS_DELETED):
+        raise Refused(Status.KEY_ENOENT)
+    results = [_lookup(item, spec) for spec in specs]
+    value = b"".join(_LOOKUP_RESULT.pack(status, len(text)) + text for status, text in results)
+    failed = any(status != Status.SUCCESS for status, _ in results)
+    return Reply(value, cas=item.cas, status=_overall(failed=failed, deleted=item.deleted))
+
+
+def _lookup(item: Item, spec: Spec) -> tuple[int, bytes]:
+    """The status and the text of one path."""
+    try:
+        text = _read(item, spec)
+    except PathError as error:
+        return error.status, b""
+    return Status.SUCCESS, b"" if spec.opcode == Op.SUBDOC_EXISTS else text
+
+
+def _read(item: Item, spec: Spec) -> bytes:
+    if spec.opcode == Op.GET and not spec.path:
+        return item.body()
+    if spec.opcode not in (Op.SUBDOC_GET, Op.SUBDOC_EXISTS):
+        raise PathError(INVALID_COMBO)
+    keys = jsonpath.split_path(spec.path)
+    if not spec.flags & PathFlag.XATTR:
+        return jsonpath.get(item.body(), keys)
+    xattrs = item.xattrs()
+    if keys[0] not in xattrs:
+        raise PathError(Status.SUBDOC_PATH_ENOENT)
+    return jsonpath.get(xattrs[keys[0]], keys[1:])
+
+
+def _multi_mutation(session: Session, request: Frame) -> Reply:
+    doc_flags = _doc_flags(request.extras, allowed_lengths=(0, 1, 4, 5))
+    specs = _specs(request.value, with_values=True)
+    if len({spec.path.partition(".")[0] for spec in specs if spec.flags & PathFlag.XATTR}) > 1:
+        raise Refused(SEVERAL_XATTRS)
+    vbucket, item = _document_to_change(session, request, doc_flags)
+    draft = _draft_of(item, doc_flags)
+    was_deleted = not draft.alive
+    cas = vbucket.next_cas()
+    for index in sorted(range(len(specs)), key=lambda index: _phase(specs[index])):
+        try:
+            _apply(draft, specs[index], doc_flags, cas, vbucket)
+        except PathError as error:
+            status = _overall(failed=True, deleted=was_deleted)
+            raise Refused(status, _FAILURE.pack(index, error.status)) from error
+    expiry = _new_expiry(session, request, item)
+    changed = _store(vbucket, request.key, draft, item, cas, expiry)
+    return session.mutated(vbucket, changed, status=_overall(failed=False, deleted=was_deleted and not draft.alive))
+
+
+def _document_to_change(session: Session, request: Frame, doc_flags: int) -> tuple[VBucket, Item | None]:
+    """The vbucket and the document, or its tombstone where the flags give access to it; None if it is to be made."""
+    vbucket, item = find_for_change(session, request)
+    if item is not None and doc_flags & DocFlag.ADD:
+        raise Refused(Status.KEY_EEXISTS)
+    if item is None and doc_flags & DocFlag.ACCESS_DELETED:
+        item = vbucket.find(request.key)
+    if item is None and not doc_flags & (DocFlag.MAKE_DOCUMENT | DocFlag.ADD):
+        raise Refused(Status.KEY_ENOENT)
+    return vbucket, item
+
+
+def _draft_of(item: Item | None, doc_flags: int) -> Draft:
+    if item is None:
+        deleted = bool(doc_flags & DocFlag.CREATE_AS_DELETED)
+        return Draft({}, b"" if deleted else b"{}", alive=not deleted)
+    return Draft(item.xattrs(), item.body(), alive=not item.deleted)
+
+
+def _phase(spec: Spec) -> int:
+    if spec.opcode == REPLACE_BODY_WITH_XATTR:
+        return 2
+    return 1 if spec.flags & PathFlag.XATTR else 0
+
+
+def _apply(draft: Draft, spec: Spec, doc_flags: int, cas: int, vbucket: VBucket) -> None:
+    if not spec.path:
+        _apply_to_document(draft, spec)
+        return
+    keys = jsonpath.split_path(spec.path)
+    make_parents = bool(spec.flags & PathFlag.MAKE_PARENTS or doc_flags & (DocFlag.MAKE_DOCUMENT | DocFlag.ADD))
+    if spec.opcode == REPLACE_BODY_WITH_XATTR:
+        if keys[0] not in draft.xattrs:
+            raise PathError(Status.SUBDOC_PATH_ENOENT)
+        draft.body, draft.alive = jsonpath.get(draft.xattrs[keys[0]], keys[1:]), True
+    elif spec.opcode not in (Op.SUBDOC_DICT_ADD, Op.SUBDOC_DICT_UPSERT, Op.SUBDOC_DELETE, REPLACE):
+        raise PathError(INVALID_COMBO)
+    elif spec.flags & PathFlag.XATTR:
+        value = _expanded(spec, draft, cas, vbucket)
+        _apply_to_xattr(draft, spec.opcode, keys, value, make_parents=make_parents)
+    else:
+        draft.body = jsonpath.change(draft.body, spec.opcode, keys, spec.value, make_parents=make_parents)
+
+
+def _apply_to_document(draft: Draft, spec: Spec) -> None:
+    if spec.opcode == Op.SET:
+        draft.body, draft.alive = spec.value, True
+    elif spec.opcode == Op.DELETE:
+        draft.body, draft.alive = b"", False
+        draft.xattrs = system_xattrs(draft.xattrs)
+    else:
+        raise PathError(INVALID_COMBO)
+
+
+def _apply_to_xattr(draft: Draft, opcode: int, keys: list[str], value: bytes, *, make_parents: bool) -> None:
+    """Change an xattr or something in it. A whole xattr keeps the text that the client sent."""
+    name, rest = keys[0], keys[1:]
+    present = name in draft.xattrs
+    if rest:
+        if not present and not make_parents:
+            raise PathError(Status.SUBDOC_PATH_ENOENT)
+        text = draft.xattrs.get(name, b"{}")
+        draft.xattrs[name] = jsonpath.change(text, opcode, rest, value, make_parents=make_parents)
+        return
+    jsonpath.check_presence(opcode, present=present)
+    if opcode == Op.SUBDOC_DELETE:
+        del draft.xattrs[name]
+    else:
+        jsonpath.parsed_value(value)
+        draft.xattrs[name] = value
+
+
+def _expanded(spec: Spec, draft: Draft, cas: int, vbucket: VBucket) -> bytes:
+    """The value of a path, its macro replaced by what this change gets. The CAS is written byte-swapped."""
+    if not spec.flags & PathFlag.EXPAND_MACROS:
+        return spec.value
+    if spec.value == b'"${Mutation.CAS}"':
+        return f'"0x{cas.to_bytes(8, "little").hex()}"'.encode()
+    if spec.value == b'"${Mutation.seqno}"':
+        return f'"0x{vbucket.high_seqno + 1:016x}"'.encode()
+    if spec.value == b'"${Mutation.value_crc32c}"':
+        return f'"0x{crc32c(draft.body):08x}"'.encode()
+    raise PathError(UNKNOWN_MACRO)
+
+
+def _store(vbucket: VBucket, key: bytes, draft: Draft, old: Item | None, cas: int, expiry: int) -> Item:
+    if not draft.alive:
+        return vbucket.delete(key, cas=cas, xattrs=draft.xattrs)
+    value, datatype = join_value(draft.xattrs, draft.body)
+    return vbucket.write(key, value, datatype, cas=cas, flags=old.flags if old else 0, expiry=expiry)
+
+
+def _new_expiry(session: Session, request: Frame, item: Item | None) -> int:
+    """The expiry that the client sent, else the document's own."""
+    if len(request.extras) >= 4:
+        return session.bucket.absolute_expiry(int.from_bytes(request.extras[:4], "big"))
+    return item.expiry if item else 0
+
+
+def _doc_flags(extras: bytes, *, allowed_lengths: tuple[int, ...]) -> int:
+    """The document flags: the odd byte at the end of the extras, if there is one."""
+    if len(extras) not in allowed_lengths:
+        raise Malformed
+    flags = extras[-1] if len(extras) % 4 else 0
+    if flags & DocFlag.MAKE_DOCUMENT and flags & DocFlag.ADD:
+        raise Malformed
+    return flags
+
+
+def _specs(value: bytes, *, with_values: bool) -> list[Spec]:
+    """The paths of a command."""
+    head = _CHANGE_HEAD if with_values else _LOOKUP_HEAD
+    specs: list[Spec] = []
+    at = 0
+    while at < len(value):
+        if len(value) - at < head.size:
+            raise Malformed
+        opcode, flags, path_bytes, *sizes = head.unpack_from(value, at)
+        path_at = at + head.size
+        value_at = path_at + path_bytes
+        at = value_at + sum(sizes)
+        specs.append(Spec(opcode, flags, value[path_at:value_at].decode(errors="replace"), value[value_at:at]))
+    if at != len(value) or not 1 <= len(specs) <= MAX_PATHS:
+        raise Malformed
+    return specs
+
+
+def _overall(*, failed: bool, deleted: bool) -> int:
+    if failed:
+        return Status.SUBDOC_MULTI_PATH_FAILURE_DELETED if deleted else Status.SUBDOC_MULTI_PATH_FAILURE
+    return Status.SUBDOC_SUCCESS_DELETED if deleted else Status.SUCCESS
+
+
+def crc32c(data: bytes) -> int:
+    """The Castagnoli checksum of *data*; slow, for macros only."""
+    crc = 0xFFFFFFFF
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = crc >> 1 ^ (_CRC32C_POLYNOMIAL if crc & 1 else 0)
+    return crc ^ 0xFFFFFFFF
+
+
+COMMANDS: dict[int, Command] = {
+    Op.SUBDOC_MULTI_LOOKUP: _multi_lookup,
+    Op.SUBDOC_MULTI_MUTATION: _multi_mutation,
+}
