@@ -1,0 +1,81 @@
+"""SASL: proving who we are, with the strongest mechanism that both sides know."""
+
+from dataclasses import dataclass, field
+
+from channelindex.errors import AuthenticationFailed
+from channelindex.feeds.dcp.exchange import Conversation, Request, complaint, refusal
+from channelindex.feeds.dcp.scram import ScramClient, ScramError
+from channelindex.mcbp import Frame, Op, Status
+
+_HASH_BY_MECHANISM = {"SCRAM-SHA512": "sha512", "SCRAM-SHA256": "sha256", "SCRAM-SHA1": "sha1"}
+"""As the server spells them, the strongest first."""
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Who we are. Without a user nothing is proven, and the server decides what that is good for.
+
+    *allow_plain* lets the password cross the network readable if the server knows no SCRAM mechanism.
+    """
+
+    user: str = ""
+    password: str = field(default="", repr=False)
+    allow_plain: bool = False
+
+
+def authenticate(credentials: Credentials) -> Conversation[None]:
+    """Authenticate the connection.
+
+    Raises:
+        AuthenticationFailed: user and password do not match, or no mechanism is left that we may use.
+    """
+    listed = yield Request(Op.SASL_LIST_MECHS)
+    if listed.status != Status.SUCCESS:
+        raise refusal(listed)
+    mechanism = _strongest(listed.value.decode("ascii", "replace").split(), credentials)
+    if mechanism == "PLAIN":
+        plain = f"\0{credentials.user}\0{credentials.password}".encode()
+        _accepted((yield Request(Op.SASL_AUTH, key=b"PLAIN", value=plain)), credentials)
+    else:
+        yield from _scram(mechanism, credentials)
+
+
+def _strongest(offered: list[str], credentials: Credentials) -> str:
+    for mechanism in _HASH_BY_MECHANISM:
+        if mechanism in offered:
+            return mechanism
+    if "PLAIN" not in offered:
+        raise AuthenticationFailed(f"the server offers no SASL mechanism that we know, only {' '.join(offered)!r}")
+    if not credentials.allow_plain:
+        raise AuthenticationFailed(
+            "the server offers only PLAIN, which sends source.password readable; it takes "
+            "source.allow_plain = true to do that"
+        )
+    return "PLAIN"
+
+
+def _scram(mechanism: str, credentials: Credentials) -> Conversation[None]:
+    client = ScramClient(_HASH_BY_MECHANISM[mechanism], credentials.user, credentials.password)
+    challenge = yield Request(Op.SASL_AUTH, key=mechanism.encode(), value=client.first())
+    if challenge.status != Status.AUTH_CONTINUE:
+        raise _refused(challenge, credentials)
+    try:
+        step = Request(Op.SASL_STEP, key=mechanism.encode(), value=client.final(challenge.value))
+        outcome = yield step
+        _accepted(outcome, credentials)
+        client.verify(outcome.value)
+    except ScramError as error:
+        raise AuthenticationFailed(f"{mechanism} with the server failed: {error}") from error
+
+
+def _accepted(outcome: Frame, credentials: Credentials) -> None:
+    if outcome.status != Status.SUCCESS:
+        raise _refused(outcome, credentials)
+
+
+def _refused(outcome: Frame, credentials: Credentials) -> Exception:
+    if outcome.status == Status.AUTH_ERROR:
+        return AuthenticationFailed(
+            f"the server does not accept source.user = {credentials.user!r} with source.password: {complaint(outcome)}"
+        )
+    return refusal(outcome)

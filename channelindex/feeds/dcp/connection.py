@@ -1,0 +1,124 @@
+"""A `Session` on a non-blocking socket. Whatever goes wrong with the socket is `SourceUnavailable`."""
+
+import select
+import socket
+
+from channelindex.errors import SourceUnavailable
+from channelindex.feeds.dcp.connstr import SourceAddress
+from channelindex.feeds.dcp.session import Session
+
+NOOP_INTERVAL_S = 20
+"""The shortest that servers of every version take."""
+SILENCE_S = 2.0 * NOOP_INTERVAL_S + 10.0
+"""A connection that brought nothing for so long is dead: two noops are missing."""
+HANDSHAKE_SILENCE_S = 10.0
+"""The same before there are noops; it bounds connecting too."""
+_RECV_BYTES = 256 * 1024
+"""Of one `recv`. Larger ones do not pay, they only spread the input over more memory."""
+
+
+class Connection:
+    """One connection, being made or made, registered with *epoll*. Looking up the host's name blocks.
+
+    Raises (as every method but `close` does):
+        SourceUnavailable: the connection cannot be made, is lost, or has been silent for too long.
+    """
+
+    def __init__(self, address: SourceAddress, attempt: int, session: Session, epoll: select.epoll, now: float) -> None:
+        self.session = session
+        self._address = address
+        self._epoll = epoll
+        self._heard_at = now
+        self._closed = False
+        self._socket = self._connect(attempt)
+        self._interest = select.EPOLLIN
+        epoll.register(self._socket, self._interest)
+
+    def _connect(self, attempt: int) -> socket.socket:
+        """A socket on its way to the *attempt*-th of the host's addresses, round and round."""
+        try:
+            found = socket.getaddrinfo(self._address.host, self._address.port, type=socket.SOCK_STREAM)
+            family, kind, protocol, _, where = found[attempt % len(found)]
+            connecting = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+        except OSError as error:
+            raise self._unavailable(error) from error
+        try:
+            connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connecting.connect(where)
+        except BlockingIOError:
+            pass  # until it is made, sending and receiving would block; if it fails, they say so
+        except OSError as error:
+            connecting.close()
+            raise self._unavailable(error) from error
+        return connecting
+
+    def receive(self, max_bytes: int, now: float) -> None:
+        """Hand up to about *max_bytes* of what has arrived to the session, and send what it has to say.
+
+        Raises:
+            ChannelIndexError: as `Session.receive`; its events are still to be taken.
+        """
+        left = max_bytes
+        while left > 0:
+            data = self._recv(min(left, _RECV_BYTES))
+            if data is None:
+                break
+            left -= len(data)
+            self._heard_at = now
+            self.session.receive(data, now)
+        self.flush()
+
+    def _recv(self, max_bytes: int) -> bytes | None:
+        try:
+            data = self._socket.recv(max_bytes)
+        except BlockingIOError:
+            return None
+        except OSError as error:
+            raise self._unavailable(error) from error
+        if not data:
+            raise SourceUnavailable(f"{self._address} closed the connection")
+        return data
+
+    def flush(self) -> None:
+        """Send as much of the session's output as the socket takes; the epoll wakes for the rest."""
+        outgoing = self.session.outgoing
+        while outgoing:
+            try:
+                del outgoing[: self._socket.send(outgoing)]
+            except BlockingIOError:
+                break
+            except OSError as error:
+                raise self._unavailable(error) from error
+        interest = select.EPOLLIN | select.EPOLLOUT if outgoing else select.EPOLLIN
+        if interest != self._interest:
+            self._epoll.modify(self._socket, interest)
+            self._interest = interest
+
+    def tick(self, now: float) -> float:
+        """Do what is due at *now*; when to call again."""
+        next_at = self.session.tick(now)
+        self.flush()
+        silence_s = SILENCE_S if self.session.streaming else HANDSHAKE_SILENCE_S
+        if now >= self._heard_at + silence_s:
+            self._check_alive(now, silence_s)
+        return min(next_at, self._heard_at + silence_s)
+
+    def _check_alive(self, now: float, silence_s: float) -> None:
+        """Tell a dead connection from one that our process, stopped or busy elsewhere, has not read from."""
+        try:
+            self._socket.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            raise SourceUnavailable(f"{self._address} has been silent for {silence_s:.0f} s") from None
+        except OSError as error:
+            raise self._unavailable(error) from error
+        self._heard_at = now
+
+    def _unavailable(self, error: OSError) -> SourceUnavailable:
+        return SourceUnavailable(f"{self._address} (source.url) cannot be reached: {error.strerror or error}")
+
+    def close(self) -> None:
+        """Close the socket. May be called twice."""
+        if not self._closed:
+            self._closed = True
+            self._epoll.unregister(self._socket)
+            self._socket.close()

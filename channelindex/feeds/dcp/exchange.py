@@ -1,0 +1,87 @@
+"""One request and its response, and conversations made of them, without I/O.
+
+A conversation is a generator that yields requests and is sent their responses. The blocking KV client and the
+non-blocking DCP session drive the same ones, each in its own way.
+"""
+
+from collections.abc import Generator
+from typing import NamedTuple, TypeVar
+
+import msgspec
+
+from channelindex import mcbp
+from channelindex.errors import AuthenticationFailed, ChannelIndexError, ProtocolError, SourceUnavailable
+from channelindex.mcbp import Frame, Op, Status
+
+_Result = TypeVar("_Result")
+Conversation = Generator["Request", Frame, _Result]
+
+
+class Request(NamedTuple):
+    """A request before it has its opaque. `vb` None: that of the key, where a key has one."""
+
+    opcode: int
+    key: bytes = b""
+    extras: bytes = b""
+    value: bytes = b""
+    vb: int | None = None
+    cas: int = 0
+    datatype: int = 0
+
+    def pack(self, opaque: int) -> bytes:
+        """The bytes of the frame."""
+        return mcbp.pack_frame(
+            mcbp.REQUEST,
+            self.opcode,
+            status=self.vb or 0,
+            opaque=opaque,
+            cas=self.cas,
+            datatype=self.datatype,
+            extras=self.extras,
+            key=self.key,
+            value=self.value,
+        )
+
+
+class _ErrorContext(msgspec.Struct):
+    context: str = ""
+    ref: str = ""
+
+
+class _ErrorBody(msgspec.Struct):
+    error: _ErrorContext
+
+
+def complaint(frame: Frame) -> str:
+    """What a response with an error status says, for a person."""
+    try:
+        status = Status(frame.status).name
+    except ValueError:
+        status = f"status 0x{frame.status:02x}"
+    try:
+        error = msgspec.json.decode(frame.value, type=_ErrorBody).error
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return status
+    return " ".join(filter(None, (status, error.context, error.ref)))
+
+
+def opcode_name(opcode: int) -> str:
+    """The name of *opcode*, or its number."""
+    try:
+        return Op(opcode).name
+    except ValueError:
+        return f"0x{opcode:02x}"
+
+
+PASSING = frozenset(
+    (Status.NOT_MY_VBUCKET, Status.NO_BUCKET, Status.ENOMEM, Status.EINTERNAL, Status.EBUSY, Status.ETMPFAIL)
+)
+"""Statuses that a later attempt may not meet: a vbucket moves, a node starts or is busy."""
+
+
+def refusal(frame: Frame) -> ChannelIndexError:
+    """The error for a response of which nothing better is known than that it is not a success."""
+    message = f"the server refused {opcode_name(frame.opcode)}: {complaint(frame)}"
+    if frame.status == Status.EACCESS:
+        return AuthenticationFailed(f"{message}; give source.user the privilege, or name another user")
+    return SourceUnavailable(message) if frame.status in PASSING else ProtocolError(message)

@@ -1,0 +1,206 @@
+"""The streams of a feed, one per vbucket: where each is, and what has to be asked of the server next. No I/O.
+
+They outlive connections. A stream's position is derived from three things: the newest seqno received, which the
+parser moves; the snapshot it lies in; and the newest vbuuid of the failover log under which it was received.
+"""
+
+import struct
+from collections.abc import Iterator, Mapping
+from enum import Enum
+
+from channelindex.errors import InvariantBroken, ProtocolError
+from channelindex.feeds.base import FailoverLog
+from channelindex.feeds.dcp.exchange import Request
+from channelindex.feeds.dcp.retry import delay_s
+from channelindex.mcbp import Op
+from channelindex.model import Checkpoint
+
+LIVE = (1 << 64) - 1
+"""The end seqno of a stream that does not end."""
+
+_ACTIVE_VB_ONLY = 0x10
+"""Stream flag: without it replica and pending vbuckets accept streams too, of a history that may never be."""
+_STREAM_REQUEST = struct.Struct(">IIQQQQQ")
+_MOST_REQUESTED = 64
+"""Stream requests without an answer. Each may start a backfill; hundreds at once starve a node's other work."""
+_FIRST_RETRY_S = 0.1
+_LONGEST_RETRY_S = 5.0
+
+
+class State(Enum):
+    """Of one stream."""
+
+    WAITING = "waiting"  # to be requested, not before `retry_at`
+    REQUESTED = "requested"
+    OPEN = "open"
+    ROLLED_BACK = "rolled back"  # the consumer was told; nothing more comes
+    ENDED = "ended"  # its end seqno was reached
+
+
+class Stream:
+    """One vbucket's. `checkpoint` is where it resumes while it is not open."""
+
+    __slots__ = (
+        "checkpoint",
+        "end_seqno",
+        "failures",
+        "opaque",
+        "retry_at",
+        "snap_end",
+        "snap_start",
+        "state",
+        "vb",
+        "vbuuid",
+    )
+
+    def __init__(self, vb: int, checkpoint: Checkpoint, end_seqno: int) -> None:
+        if not checkpoint.snap_start <= checkpoint.seqno <= checkpoint.snap_end:
+            raise InvariantBroken(f"vbucket {vb}: {checkpoint} lies outside of its snapshot")
+        self.vb = vb
+        self.checkpoint = checkpoint
+        self.end_seqno = end_seqno
+        self.state = State.WAITING
+        self.opaque = 0
+        self.retry_at = 0.0
+        self.failures = 0
+        self.vbuuid = checkpoint.vbuuid
+        self.snap_start = checkpoint.snap_start
+        self.snap_end = checkpoint.snap_end
+
+    def request(self) -> Request:
+        """Ask for everything behind the checkpoint."""
+        at = self.checkpoint
+        extras = _STREAM_REQUEST.pack(
+            _ACTIVE_VB_ONLY, 0, at.seqno, self.end_seqno, at.vbuuid, at.snap_start, at.snap_end
+        )
+        return Request(Op.DCP_STREAM_REQ, extras=extras, vb=self.vb)
+
+    def position(self, seqno: int) -> Checkpoint:
+        """Where to resume when *seqno* is the newest received."""
+        if self.snap_start <= seqno < self.snap_end:
+            return Checkpoint(self.vbuuid, seqno, self.snap_start, self.snap_end)
+        # Between snapshots: the one received is complete, and of one announced beyond *seqno* nothing has come.
+        return Checkpoint(self.vbuuid, seqno, seqno, seqno)
+
+
+class Streams:
+    """All streams of a feed.
+
+    Invariant: `seqno_by_opaque` has exactly the opaques of the streams that are OPEN.
+    """
+
+    def __init__(self, checkpoints: Mapping[int, Checkpoint], end_seqnos: Mapping[int, int] | None = None) -> None:
+        ends = end_seqnos or {}
+        self._by_vb = {vb: Stream(vb, at, ends.get(vb, LIVE)) for vb, at in checkpoints.items()}
+        self._by_opaque: dict[int, Stream] = {}
+        self._waiting: dict[int, Stream] = {}
+        self._n_requested = 0
+        self.seqno_by_opaque: dict[int, int] = {}
+        for stream in self._by_vb.values():
+            self._wait(stream, 0.0)
+
+    def __contains__(self, vb: int) -> bool:
+        return vb in self._by_vb
+
+    @property
+    def all_running(self) -> bool:
+        """No stream waits to be requested."""
+        return not self._waiting
+
+    @property
+    def all_ended(self) -> bool:
+        """Every stream has brought all up to its end seqno; never so for live ones."""
+        return all(stream.state is State.ENDED for stream in self._by_vb.values())
+
+    def opened(self, opaque: int) -> Stream | None:
+        """The open stream that a frame with *opaque* belongs to."""
+        return self._by_opaque.get(opaque)
+
+    def next_retry(self) -> float:
+        """When the next waiting stream may be requested; infinity while none waits, or an answer must come first."""
+        if self._n_requested >= _MOST_REQUESTED:
+            return float("inf")
+        return min((stream.retry_at for stream in self._waiting.values()), default=float("inf"))
+
+    def take_due(self, now: float) -> Iterator[Stream]:
+        """The streams to request now: those whose time has come, a bounded number without an answer."""
+        for stream in [stream for stream in self._waiting.values() if stream.retry_at <= now]:
+            if self._n_requested >= _MOST_REQUESTED:
+                return
+            del self._waiting[stream.vb]
+            stream.state = State.REQUESTED
+            self._n_requested += 1
+            yield stream
+
+    def accept(self, stream: Stream, opaque: int, failover_log: FailoverLog) -> None:
+        """The server opened *stream*.
+
+        Its history is now that of the log's newest entry, also for seqnos below where that branched off: the server
+        has just agreed that ours is no other up to here, and a snapshot that ends on the new branch is of it.
+        """
+        self._leave_requested(stream, State.OPEN)
+        stream.opaque = opaque
+        stream.failures = 0
+        stream.vbuuid = failover_log[0][0]
+        stream.snap_start, stream.snap_end = stream.checkpoint.snap_start, stream.checkpoint.snap_end
+        self._by_opaque[opaque] = stream
+        self.seqno_by_opaque[opaque] = stream.checkpoint.seqno
+
+    def postpone(self, stream: Stream, now: float) -> None:
+        """The server would not open *stream* now: ask again later."""
+        self._n_requested -= 1
+        self._wait(stream, self._retry_at(stream, now))
+
+    def roll_back(self, stream: Stream) -> None:
+        """The server took back what *stream* had. It stays closed."""
+        self._leave_requested(stream, State.ROLLED_BACK)
+
+    def advance(self, stream: Stream, seqno: int) -> None:
+        """*seqno* came without a document.
+
+        Raises:
+            ProtocolError: it is not beyond the newest.
+        """
+        newest = self.seqno_by_opaque[stream.opaque]
+        if seqno <= newest:
+            raise ProtocolError(f"vbucket {stream.vb}: seqno {seqno} after {newest}")
+        self.seqno_by_opaque[stream.opaque] = seqno
+
+    def end(self, stream: Stream, now: float, *, complete: bool) -> None:
+        """The server closed *stream*; *complete* if because the end seqno was reached. Else it is to be reopened."""
+        self._close(stream)
+        if complete and stream.end_seqno != LIVE:
+            stream.state = State.ENDED
+        else:
+            self._wait(stream, self._retry_at(stream, now))
+
+    def disconnect(self) -> None:
+        """The connection is gone: whatever was open or asked for waits to be requested again."""
+        for stream in self._by_vb.values():
+            if stream.state is State.OPEN:
+                self._close(stream)
+                self._wait(stream, 0.0)
+            elif stream.state is State.REQUESTED:
+                self._wait(stream, 0.0)
+        self._n_requested = 0
+
+    def _leave_requested(self, stream: Stream, state: State) -> None:
+        self._n_requested -= 1
+        stream.state = state
+
+    def _close(self, stream: Stream) -> None:
+        del self._by_opaque[stream.opaque]
+        stream.checkpoint = stream.position(self.seqno_by_opaque.pop(stream.opaque))
+
+    def _wait(self, stream: Stream, retry_at: float) -> None:
+        if stream.checkpoint.seqno >= stream.end_seqno:
+            stream.state = State.ENDED
+            return
+        stream.state = State.WAITING
+        stream.retry_at = retry_at
+        self._waiting[stream.vb] = stream
+
+    @staticmethod
+    def _retry_at(stream: Stream, now: float) -> float:
+        stream.failures += 1
+        return now + delay_s(stream.failures - 1, _FIRST_RETRY_S, _LONGEST_RETRY_S)
