@@ -1,0 +1,23 @@
+"""Jittered exponential backoff, one instance per thing that is being retried."""
+
+import random
+
+
+class Backoff:
+    """Delays that double from *first_s* to *max_s*, each shortened at random: peers must not march in step."""
+
+    def __init__(self, first_s: float, max_s: float) -> None:
+        self._first_s = first_s
+        self._max_s = max_s
+        self.failures = 0
+        """Failures since the last success."""
+
+    def next_delay_s(self) -> float:
+        """How long to wait after one more failure."""
+        delay = min(self._max_s, self._first_s * 2.0 ** min(self.failures, 30))
+        self.failures += 1
+        return delay * random.uniform(0.5, 1.0)
+
+    def reset(self) -> None:
+        """It worked: the next failure starts from the beginning."""
+        self.failures = 0

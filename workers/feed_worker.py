@@ -1,0 +1,234 @@
+"""The feed worker: one vbucket group's changes, from the source into the rings, and the stable clock behind them.
+
+One process per group, one epoch per life. It begins the epoch of each of its partitions, streams from their
+checkpoints, and seals what it reads into rounds. While the rings are full it goes on reading into the next round, but
+acknowledges nothing, so flow control bounds what it holds and the connection stays alive. As soon as every batch
+writer has committed a round, its checkpoints are advanced. A rollback of the source is a new epoch and a new life.
+"""
+
+import select
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
+from channelindex import exits
+from channelindex.errors import OwnershipLost, Transient
+from channelindex.feeds.base import Feed
+from channelindex.hashing import group_of
+from channelindex.logs import EventLog
+from channelindex.model import Checkpoint, IndexMeta
+from channelindex.stores.base import OwnerStore, Quarantined
+from workers.backoff import Backoff
+from workers.board import Slot
+from workers.outbox import Outbox
+from workers.ring import Bell
+from workers.round import RoundBuilder
+from workers.signals import StopFlag
+
+ROLLED_BACK = 10
+"""Exit code: the partitions were rolled back in a new epoch; fork a new worker at once."""
+STALE = 11
+"""Exit code: a newer epoch of one of our partitions exists; we own it no more, or no longer alone."""
+
+READ_BYTES = 1 << 20
+"""Input per turn. Larger rounds cost less per event, smaller ones delay heartbeats and the first event less."""
+ADVANCE_INTERVAL_S = 0.02
+"""Least time between two moves of the stable clock: without it a fast feed would spend its time on them."""
+ROLLBACK_GATHER_S = 0.3
+"""After a first rollback, how long to wait for those of other vbuckets: a failover takes back many at once."""
+LAG_INTERVAL_S = 0.5
+MAX_WAIT_S = 0.25
+"""Longest sleep: the heartbeat must not look dead on an idle feed."""
+
+
+class FeedWorker:
+    """One life of the feed worker of one vbucket group. `run` in a process of its own; not reusable."""
+
+    def __init__(
+        self,
+        *,
+        owner: str,
+        partitions: Sequence[int],
+        meta: IndexMeta,
+        store: OwnerStore,
+        feed: Feed,
+        new_builder: Callable[[Mapping[int, Checkpoint]], RoundBuilder],
+        outbox: Outbox,
+        space_bell: Bell,
+        board: Slot,
+        stop: StopFlag,
+        log: EventLog,
+    ) -> None:
+        self._owner = owner
+        self._partitions = sorted(partitions)
+        self._meta = meta
+        self._store = store
+        self._feed = feed
+        self._new_builder = new_builder
+        self._outbox = outbox
+        self._space_bell = space_bell
+        self._board = board
+        self._stop = stop
+        self._log = log
+        self._group = group_of(partitions, meta.n_partitions)
+        self._epoch = 0
+        self._unadvanced: dict[int, Checkpoint] = {}
+        self._quarantined: list[Quarantined] = []
+        self._backoff = Backoff(0.05, 2.0)
+        self._advance_at = 0.0
+        self._report_at = 0.0
+        self._stable: dict[int, int] = {}
+
+    def run(self) -> int:
+        """Work until told to stop, then drain; the exit code of the process."""
+        try:
+            checkpoints = self._begin_epochs()
+            if checkpoints is None:
+                return exits.OK
+            self._start(checkpoints)
+            while not self._stop.is_set():
+                self._turn()
+                if self._rollback_due():
+                    return self._roll_back()
+            self._drain()
+        except OwnershipLost as error:
+            self._log.warning("feed.ownership_lost", epoch=self._epoch, msg=str(error))
+            return STALE
+        finally:
+            self._feed.close()
+        return exits.OK
+
+    def _begin_epochs(self) -> dict[int, Checkpoint] | None:
+        """Begin one epoch for all partitions; where to resume each vbucket. None: told to stop before it worked."""
+        while not self._stop.is_set():
+            self._board.beat()
+            try:
+                self._epoch = self._store.next_epoch()
+                records = [self._store.begin(p, self._epoch, self._owner) for p in self._partitions]
+            except Transient as error:
+                self._log.warning("feed.begin_failed", msg=str(error))
+                self._stop.wait(self._backoff.next_delay_s())
+            else:
+                return {
+                    vb: checkpoint
+                    for record in records
+                    for vb, checkpoint in zip(record.vbuckets, record.checkpoints, strict=True)
+                }
+        return None
+
+    def _start(self, checkpoints: Mapping[int, Checkpoint]) -> None:
+        self._backoff.reset()
+        self._stable = {vb: checkpoint.seqno for vb, checkpoint in checkpoints.items()}
+        self._builder = self._new_builder(checkpoints)
+        self._outbox.begin(self._epoch)
+        self._board.set(epoch=self._epoch)
+        self._feed.start(checkpoints)
+        self._log.info("feed.started", epoch=self._epoch, group=self._group, partitions=len(self._partitions))
+
+    def _turn(self) -> None:
+        now = time.monotonic()
+        self._board.beat()
+        wake_at = self._feed.tick(now)
+        events = self._feed.read(READ_BYTES)
+        self._builder.add(events)
+        self._hand_over()
+        self._advance(now)
+        self._report(now)
+        if not events:
+            self._wait(min(wake_at, self._advance_at if self._unadvanced else now + MAX_WAIT_S, now + MAX_WAIT_S))
+
+    def _hand_over(self) -> None:
+        """Get the last round into the rings, then the next one; acknowledge when nothing read is left outside them."""
+        if not self._outbox.flush():
+            self._board.add(stalls=1)
+            return
+        taken = self._builder.take()
+        if taken is not None:
+            self._quarantined += taken.quarantined
+            self._board.add(events=taken.n_events, entries=taken.n_entries, quarantined=len(taken.quarantined))
+            self._outbox.put(taken, self._epoch, self._group)
+        if self._outbox.flush():
+            self._feed.acknowledge()
+
+    def _advance(self, now: float) -> None:
+        """Move the stable clock to all that is committed.
+
+        Raises:
+            StaleEpoch: somebody else owns one of the partitions.
+        """
+        self._unadvanced.update(self._outbox.pop_committed())
+        for vb in self._builder.rollbacks:
+            self._unadvanced.pop(vb, None)  # known to be of a history that is no more
+        if now < self._advance_at or not (self._unadvanced or self._quarantined):
+            return
+        by_partition: defaultdict[int, dict[int, Checkpoint]] = defaultdict(dict)
+        for vb, checkpoint in self._unadvanced.items():
+            by_partition[vb // self._meta.partition_width][vb] = checkpoint
+        try:
+            if self._quarantined:
+                self._store.quarantine(self._quarantined)
+                self._quarantined = []
+            if by_partition:
+                self._store.advance(self._epoch, by_partition)
+        except Transient as error:
+            delay_s = self._backoff.next_delay_s()
+            self._advance_at = now + delay_s
+            self._board.add(store_errors=1)
+            self._log.warning("feed.advance_failed", epoch=self._epoch, msg=str(error), retry_s=round(delay_s, 2))
+            return
+        self._backoff.reset()
+        self._advance_at = now + ADVANCE_INTERVAL_S
+        self._stable.update((vb, checkpoint.seqno) for vb, checkpoint in self._unadvanced.items())
+        self._unadvanced = {}
+
+    def _report(self, now: float) -> None:
+        if now < self._report_at:
+            return
+        self._report_at = now + LAG_INTERVAL_S
+        lag = sum(max(0, high - self._stable.get(vb, high)) for vb, high in self._feed.high_seqnos().items())
+        self._board.set(in_flight=self._outbox.n_events, lag=lag, connected=int(self._feed.connected()))
+
+    def _wait(self, wake_at: float) -> None:
+        """Sleep until there is something to read, room or a commit in the rings, an order to stop, or *wake_at*."""
+        poll = select.poll()
+        for fd in (self._feed.fileno(), self._space_bell.fileno(), self._stop.fileno()):
+            poll.register(fd, select.POLLIN)
+        poll.poll(max(0.0, wake_at - time.monotonic()) * 1000)
+        self._space_bell.clear()
+
+    def _rollback_due(self) -> bool:
+        first = self._builder.rollback_since
+        return first is not None and time.monotonic() >= first + ROLLBACK_GATHER_S
+
+    def _roll_back(self) -> int:
+        """Begin a new epoch at what the source still has, for every partition that it took something back from.
+
+        Raises:
+            StaleEpoch: we are not the owner any more; then nothing is rolled back by us.
+        """
+        by_partition: defaultdict[int, dict[int, Checkpoint]] = defaultdict(dict)
+        for vb, checkpoint in self._builder.rollbacks.items():
+            by_partition[vb // self._meta.partition_width][vb] = checkpoint
+            self._log.warning(
+                "feed.rolled_back", epoch=self._epoch, vb=vb, seqno=checkpoint.seqno, stable=self._stable[vb]
+            )
+        epoch = self._store.next_epoch()
+        for partition, rollback in by_partition.items():
+            self._store.begin(partition, epoch, self._owner, rollback, only_if=self._epoch)
+        return ROLLED_BACK
+
+    def _drain(self) -> None:
+        """Stop reading; wait until all that was read is in the index and stable. The supervisor bounds the time."""
+        self._feed.close()
+        while True:
+            now = time.monotonic()
+            self._board.beat()
+            self._hand_over()
+            self._advance(now)
+            if self._outbox.empty and not self._unadvanced and not self._quarantined:
+                break
+            poll = select.poll()
+            poll.register(self._space_bell.fileno(), select.POLLIN)
+            poll.poll(1000 * min(MAX_WAIT_S, max(0.001, self._advance_at - now)))
+            self._space_bell.clear()
+        self._log.info("feed.drained", epoch=self._epoch)

@@ -1,0 +1,50 @@
+"""Starts one node: checks everything that can be wrong before the first fork, then supervises until told to stop."""
+
+import os
+import uuid
+from collections.abc import Callable
+from contextlib import closing
+
+from channelindex import logs
+from channelindex.blocks import FORMAT_VERSION
+from channelindex.config import Config
+from channelindex.decode.registry import make_decoder
+from channelindex.errors import ConfigInvalid
+from channelindex.model import IndexMeta
+from channelindex.stores import open_owner
+from workers.notify import Notifier
+from workers.roles import Roles
+from workers.source import describe
+from workers.supervisor import Supervisor
+
+_log = logs.get("node")
+
+
+def run_node(config: Config, reload: Callable[[], Config]) -> int:
+    """Run a node in this process until SIGTERM has drained it; the exit code. *reload* serves SIGHUP.
+
+    Raises:
+        ConfigInvalid, AuthenticationFailed, IndexMismatch: a setting is wrong.
+        SourceUnavailable, StoreUnavailable: the bucket or the store cannot be reached.
+    """
+    meta = prepare_index(config)
+    _log.info("node.started", index=config.index.name, index_uuid=meta.index_uuid, source_uuid=meta.source_uuid)
+    code = Supervisor(config, Roles(config, meta), reload, Notifier(os.environ)).run()
+    _log.info("node.ended", code=code)
+    return code
+
+
+def prepare_index(config: Config) -> IndexMeta:
+    """The index's meta record, created if there is no index yet, after decoder, bucket and store proved usable."""
+    if config.index.store == "memory://":
+        raise ConfigInvalid("index.store = memory:// lives in one process: a node needs a Redis, redis://host:port/db")
+    make_decoder(config.source.decoder, star_channel=config.source.star_channel)
+    source = describe(config.source)
+    n_partitions = config.index.partitions
+    if source.n_vbuckets % n_partitions:
+        raise ConfigInvalid(
+            f"index.partitions = {n_partitions} does not divide the {source.n_vbuckets} vbuckets of the bucket"
+        )
+    wanted = IndexMeta(FORMAT_VERSION, source.n_vbuckets, n_partitions, source.uuid, uuid.uuid4().hex)
+    with closing(open_owner(config.index.store, config.index.name)) as store:
+        return store.create_or_check(wanted)

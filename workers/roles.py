@@ -1,0 +1,101 @@
+"""The programs of a node's children: what each opens for itself after the fork, and nothing of its parent's."""
+
+import uuid
+
+from channelindex import exits
+from channelindex.config import Config
+from channelindex.decode.registry import make_decoder
+from channelindex.logs import get
+from channelindex.model import IndexMeta
+from channelindex.stores import open_owner, open_writer
+from coordinator.keeper import LeaseKeeper
+from coordinator.link import KeeperLink, keeper_link
+from coordinator.tick import Identity
+from workers.batch_writer import BatchWriter
+from workers.child import spawn
+from workers.feed_worker import FeedWorker
+from workers.outbox import Outbox
+from workers.place import Place
+from workers.round import RoundBuilder
+from workers.shared import Shared
+from workers.signals import StopFlag
+from workers.source import open_feed
+
+
+class Roles:
+    """Spawns the children of one node for the index *meta*, as configured."""
+
+    def __init__(self, config: Config, meta: IndexMeta) -> None:
+        self._config = config
+        self._meta = meta
+        self._incarnation = uuid.uuid4().hex
+
+    def configure(self, config: Config) -> None:
+        """Children spawned from now on get *config*."""
+        self._config = config
+
+    def spawn_keeper(self, place: Place, now: float) -> KeeperLink:
+        """Fork the lease keeper; the supervisor's end of the link to it."""
+        config = self._config
+        ours, its = keeper_link()
+        identity = Identity(config.node.name, self._incarnation, config.coordination.ttl_s)
+
+        def main(stop: StopFlag) -> int:  # noqa: ARG001 it ends by the link, after the leases are given back
+            place.slot.start()
+            LeaseKeeper(config.coordination.redis, config.index.name, self._meta.n_partitions, identity, its).run()
+            return exits.OK
+
+        place.settle(spawn(place.role, main, [its]), frozenset(), now)
+        its.close()
+        return ours
+
+    def spawn_batch_writer(self, place: Place, shared: Shared, now: float) -> None:
+        """Fork the batch writer of one channel shard."""
+        config, number = self._config, place.number
+
+        def main(stop: StopFlag) -> int:
+            place.slot.start()
+            store = open_writer(config.index.store, config.index.name, block_bytes=config.index.block_bytes)
+            writer = BatchWriter(
+                store=store,
+                rings=shared.rings_of_writer(number),
+                space_bells=shared.space_bells,
+                data_bell=shared.data_bells[number],
+                batch_bytes=config.workers.batch_bytes,
+                board=place.slot,
+                stop=stop,
+                log=get(place.role),
+            )
+            return writer.run()
+
+        place.settle(spawn(place.role, main, shared.bells), frozenset(), now)
+
+    def spawn_feed_worker(self, place: Place, shared: Shared, partitions: frozenset[int], now: float) -> None:
+        """Fork the feed worker of one vbucket group."""
+        number = place.number
+
+        def main(stop: StopFlag) -> int:
+            place.slot.start()
+            return self._feed_worker(place, shared, number, partitions, stop).run()
+
+        place.settle(spawn(place.role, main, shared.bells), partitions, now)
+
+    def _feed_worker(
+        self, place: Place, shared: Shared, number: int, partitions: frozenset[int], stop: StopFlag
+    ) -> FeedWorker:
+        config, source = self._config, self._config.source
+        decoder = make_decoder(source.decoder, star_channel=source.star_channel)
+        feed_name = f"{config.index.name}/{config.node.name}/{number}"
+        return FeedWorker(
+            owner=config.node.name,
+            partitions=sorted(partitions),
+            meta=self._meta,
+            store=open_owner(config.index.store, config.index.name),
+            feed=open_feed(source, feed_name, self._meta.source_uuid),
+            new_builder=lambda checkpoints: RoundBuilder(decoder, shared.n_writers, source.removal_slack, checkpoints),
+            outbox=Outbox(shared.rings[number], shared.data_bells),
+            space_bell=shared.space_bells[number],
+            board=place.slot,
+            stop=stop,
+            log=get(place.role),
+        )

@@ -1,0 +1,194 @@
+"""From events to what each batch writer must append: the pure middle of the feed worker.
+
+A *round* is what the worker makes of the events it could read at once. It is sealed into ring frames, and becomes
+stable when every batch writer has committed them. Work per event is one decode and one append per channel; all
+else is done once per channel and round.
+"""
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from channelindex import blocks
+from channelindex.decode.base import Decoder
+from channelindex.decode.removals import removal_is_due
+from channelindex.feeds.base import (
+    ADVANCED,
+    EXPIRATION,
+    HISTORY,
+    ROLLBACK,
+    SNAPSHOT,
+    Event,
+    FailoverLog,
+    vbuuid_at,
+)
+from channelindex.hashing import shard_of
+from channelindex.model import DELETED, REMOVED, Checkpoint, Principal, Route
+from channelindex.stores.base import Quarantined
+
+_SHARD_CACHE_CHANNELS = 500_000
+"""Above this the channel -> writer cache starts anew: it saves a hash per channel and round, and must stay bounded."""
+
+
+class Section(NamedTuple):
+    """What one round adds to one channel: packed entries in feed order, and per vbucket the newest clock pair."""
+
+    entries: list[bytes]
+    pair_by_vb: dict[int, bytes]
+
+
+class Round(NamedTuple):
+    """What was made of some events. `sections` and `principals` are by batch writer."""
+
+    sections: list[dict[str, Section]]
+    principals: list[list[str]]
+    checkpoints: dict[int, Checkpoint]
+    quarantined: list[Quarantined]
+    n_events: int
+    n_entries: int
+
+
+class Position:
+    """How far the feed of one vbucket is, and what its next checkpoint has to say.
+
+    `sequence` is the highest `_sync.sequence` brought so far, `known_sequence` the highest before the present
+    snapshot. Deduplication happens within a snapshot: until its end, any earlier revision of it may still be missing.
+    """
+
+    __slots__ = ("failover_log", "known_sequence", "seqno", "sequence", "snap_end", "snap_start")
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.failover_log: FailoverLog = ((checkpoint.vbuuid, 0),)
+        self.seqno = checkpoint.seqno
+        self.snap_start = checkpoint.snap_start
+        self.snap_end = checkpoint.snap_end
+        self.sequence = self.known_sequence = checkpoint.sequence
+
+    def enter_snapshot(self, snap_start: int, snap_end: int) -> None:
+        """A snapshot marker came. One that reaches back to what we have goes on with the snapshot we are in."""
+        if self._between_snapshots() or snap_start > self.seqno:
+            self.known_sequence = self.sequence
+        self.snap_start, self.snap_end = snap_start, snap_end
+
+    def checkpoint(self) -> Checkpoint:
+        """Where to resume after everything up to `seqno` is in the index."""
+        vbuuid = vbuuid_at(self.failover_log, self.seqno)
+        if self._between_snapshots():
+            return Checkpoint(vbuuid, self.seqno, self.seqno, self.seqno, self.sequence)
+        return Checkpoint(vbuuid, self.seqno, self.snap_start, self.snap_end, self.known_sequence)
+
+    def _between_snapshots(self) -> bool:
+        return self.seqno >= self.snap_end or self.seqno < self.snap_start
+
+
+class RoundBuilder:
+    """Takes events in, gives rounds out. Keeps the position of every vbucket across rounds."""
+
+    def __init__(
+        self, decoder: Decoder, n_writers: int, removal_slack: int, checkpoints: Mapping[int, Checkpoint]
+    ) -> None:
+        self._decode = decoder.decode
+        self._n_writers = n_writers
+        self._removal_slack = removal_slack
+        self._positions = {vb: Position(checkpoint) for vb, checkpoint in checkpoints.items()}
+        self._shard_by_channel: dict[str, int] = {}
+        self.rollbacks: dict[int, Checkpoint] = {}
+        """What the source took back: per vbucket where to resume in a new epoch. It gives no more events of those."""
+        self.rollback_since: float | None = None
+        """When the first of them came, in monotonic seconds."""
+        self._start_round()
+
+    def _start_round(self) -> None:
+        self._sections: dict[str, Section] = {}
+        self._principals: list[list[str]] = [[] for _ in range(self._n_writers)]
+        self._touched: set[int] = set()
+        self._quarantined: list[Quarantined] = []
+        self._n_events = 0
+
+    def add(self, events: Iterable[Event]) -> None:
+        """Take over *events*, in their order."""
+        positions, touched, decode = self._positions, self._touched, self._decode
+        for event in events:
+            if event[0] > EXPIRATION:
+                self._note(event)
+                continue
+            kind, vb, seqno, key, datatype, value = event
+            position = positions[vb]
+            position.seqno = seqno
+            touched.add(vb)
+            self._n_events += 1
+            try:
+                decoded = decode(kind, key, datatype, value)
+                if isinstance(decoded, Route):
+                    self._add_route(position, vb, seqno, key, decoded)
+                elif decoded is not None:
+                    self._add_principal(decoded)
+            except Exception as error:  # noqa: BLE001 one document, or the operator's own decoder, must not stop a feed
+                reason = f"{type(error).__name__}: {error}"
+                self._quarantined.append(Quarantined(vb, seqno, key, reason, time.time()))
+
+    def _add_route(self, position: Position, vb: int, seqno: int, key: bytes, route: Route) -> None:
+        size, rev = blocks.pack_rev(route.rev)
+        head = blocks.pack_entry_head(vb, seqno, route.flags, len(key), size)
+        pair = head[: blocks.PAIR_BYTES]
+        entry = head + key + rev
+        position.sequence = max(position.sequence, route.sequence)
+        sections = self._sections
+        for channel, removal in route.channels.items():
+            if removal is None:
+                packed = entry
+            elif removal_is_due(removal, route, position.known_sequence, self._removal_slack):
+                flags = REMOVED | (DELETED if removal.deleted else 0)
+                size, rev = blocks.pack_rev(removal.rev)
+                packed = blocks.pack_entry_head(vb, seqno, flags, len(key), size) + key + rev
+            else:
+                continue
+            section = sections.get(channel)
+            if section is None:
+                section = sections[channel] = Section([], {})
+            section.entries.append(packed)
+            section.pair_by_vb[vb] = pair
+
+    def _add_principal(self, principal: Principal) -> None:
+        self._principals[shard_of(principal.key, self._n_writers)].append(principal.key)
+
+    def _note(self, event: Event) -> None:
+        kind, vb = event[0], event[1]
+        position = self._positions[vb]
+        if kind == SNAPSHOT:
+            position.enter_snapshot(event[2], event[3])
+        elif kind == ADVANCED:
+            position.seqno = event[2]
+            self._touched.add(vb)
+            self._n_events += 1
+        elif kind == HISTORY:
+            position.failover_log = event[2]
+        elif kind == ROLLBACK:
+            self.rollbacks[vb] = event[2]
+            self.rollback_since = self.rollback_since or time.monotonic()
+
+    def take(self) -> Round | None:
+        """The round of all events added since the last call; None if no seqno moved."""
+        if not self._touched:
+            return None
+        by_writer: list[dict[str, Section]] = [{} for _ in range(self._n_writers)]
+        for channel, section in self._sections.items():
+            by_writer[self._shard(channel)][channel] = section
+        taken = Round(
+            by_writer,
+            self._principals,
+            {vb: self._positions[vb].checkpoint() for vb in self._touched},
+            self._quarantined,
+            self._n_events,
+            sum(len(section.entries) for section in self._sections.values()),
+        )
+        self._start_round()
+        return taken
+
+    def _shard(self, channel: str) -> int:
+        shard = self._shard_by_channel.get(channel)
+        if shard is None:
+            if len(self._shard_by_channel) >= _SHARD_CACHE_CHANNELS:
+                self._shard_by_channel.clear()
+            shard = self._shard_by_channel[channel] = shard_of(channel, self._n_writers)
+        return shard

@@ -1,0 +1,28 @@
+"""Which feed worker of a node takes which partitions: pure, sticky, fewest moves."""
+
+from collections.abc import Iterable, Sequence
+
+
+def spread(held: Iterable[int], current: Sequence[frozenset[int]]) -> list[frozenset[int]]:
+    """The partitions of each feed worker, given those that the node holds and what each worker has now.
+
+    Invariants: every held partition is in exactly one set, no other is in any; sizes differ by at most one; a
+    partition stays where it is unless its worker has too many; the same input gives the same output. A worker whose
+    set does not change is not disturbed.
+    """
+    wanted = sorted(held)
+    sets = [set(mine).intersection(wanted) for mine in current]
+    low, extra = divmod(len(wanted), len(sets))
+    by_size = sorted(range(len(sets)), key=lambda slot: (-len(sets[slot]), slot))
+    size_by_slot = {slot: low + (1 if rank < extra else 0) for rank, slot in enumerate(by_size)}
+    free = set(wanted).difference(*sets)
+    for slot, mine in enumerate(sets):
+        for partition in sorted(mine, reverse=True)[: max(0, len(mine) - size_by_slot[slot])]:
+            mine.discard(partition)
+            free.add(partition)
+    waiting = sorted(free)
+    for slot, mine in enumerate(sets):
+        missing = size_by_slot[slot] - len(mine)
+        mine.update(waiting[:missing])
+        waiting = waiting[missing:]
+    return [frozenset(mine) for mine in sets]

@@ -1,0 +1,45 @@
+"""Rounds on their way through the rings: which checkpoints may become stable, given what the writers committed."""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from channelindex.model import Checkpoint
+
+
+class _InFlight(NamedTuple):
+    positions: tuple[int, ...]
+    checkpoints: dict[int, Checkpoint]
+    n_events: int
+
+
+class StableQueue:
+    """A first-in first-out queue of (ring positions, checkpoints), one item per round.
+
+    Invariant: a checkpoint leaves the queue only when every writer has committed its ring past the position that
+    the ring had when the round was published, so each entry of the round, and of all rounds before, is in the index.
+    """
+
+    def __init__(self) -> None:
+        self._queue: deque[_InFlight] = deque()
+        self.n_events = 0
+        """Events that are in the rings or in a batch, and not yet committed by every writer."""
+
+    def push(self, positions: Sequence[int], checkpoints: dict[int, Checkpoint], n_events: int) -> None:
+        """Remember a round whose frames end at *positions* (by writer, the producer's cursor)."""
+        self._queue.append(_InFlight(tuple(positions), checkpoints, n_events))
+        self.n_events += n_events
+
+    def pop_committed(self, committed: Sequence[int]) -> dict[int, Checkpoint]:
+        """The newest checkpoint of each vbucket among the rounds that all writers have *committed*; they leave."""
+        newest: dict[int, Checkpoint] = {}
+        while self._queue and all(
+            position <= done for position, done in zip(self._queue[0].positions, committed, strict=True)
+        ):
+            item = self._queue.popleft()
+            newest.update(item.checkpoints)
+            self.n_events -= item.n_events
+        return newest
+
+    def __len__(self) -> int:
+        return len(self._queue)

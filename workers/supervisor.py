@@ -1,0 +1,295 @@
+"""The supervisor: forks the node's processes, gives them what the leases allow, and takes it from them in time.
+
+Single-threaded, and never on the network: the lease keeper, a child, talks to Redis. Each turn of the loop is the
+same: hear signals, reap children, hear the keeper, stop what has lost its lease or stands still, fork what is
+missing, give back what was drained, report. What should run follows from the state, never from the event that
+changed it: so a turn that comes late, or after a pause of the whole machine, does the right thing.
+
+Stop order follows the data: feed workers drain through the rings into the index, then batch writers, then leases.
+"""
+
+import select
+import signal
+import time
+from collections.abc import Callable
+from enum import Enum
+
+from channelindex import exits, logs
+from channelindex.config import Config
+from channelindex.errors import ConfigInvalid
+from coordinator.link import Held, KeeperLink
+from workers.board import BATCH_WRITER, FEED_WORKER, LEASE_KEEPER, make_board
+from workers.feed_worker import ROLLED_BACK
+from workers.notify import Notifier
+from workers.place import Place
+from workers.roles import Roles
+from workers.shared import Shared
+from workers.signals import SignalQueue
+from workers.spread import spread
+from workers.status import encode, node_status, status_line
+
+TURN_S = 0.2
+"""Longest sleep: bounds how late a lease that runs out, or a silent worker, is noticed."""
+REPORT_S = 0.5
+FATAL_CODES = (exits.CONFIG, exits.AUTH, exits.MISMATCH)
+"""A child that ends so would end so again: the node drains and ends with the same code."""
+RELEASE_TIMEOUT_S = 3.0
+"""How long a stopping node waits for Redis to take the leases back; then they run out by themselves."""
+
+_log = logs.get("supervisor")
+
+
+class State(Enum):
+    """What the node is doing."""
+
+    RUNNING = "running"
+    RELOADING = "reloading"
+    DRAINING = "draining"
+
+
+class Supervisor:
+    """One node. `run` in the main thread of a process that has no other."""
+
+    def __init__(self, config: Config, roles: Roles, reload: Callable[[], Config], notifier: Notifier) -> None:
+        """*roles* spawns the children; *reload* reads the configuration anew (SIGHUP), or raises ConfigInvalid."""
+        self._config = config
+        self._roles = roles
+        self._reload = reload
+        self._notifier = notifier
+        self._state = State.RUNNING
+        self._exit_code = exits.OK
+        self._end_at: float | None = None
+        self._held: Held | None = None
+        self._link: KeeperLink | None = None
+        self._report_at = self._watchdog_at = 0.0
+        self._turned_at = time.monotonic()
+        self._heard_at = self._turned_at
+        self._ready = False
+        self._keeper = Place(LEASE_KEEPER, 0, make_board([LEASE_KEEPER])[0])
+        self._make_places()
+
+    def _make_places(self) -> None:
+        workers = self._config.workers
+        self._shared = Shared(workers.feed_workers, workers.batch_writers, workers.ring_bytes)
+        self._feeds = [Place(FEED_WORKER, n, slot) for n, slot in enumerate(self._shared.feed_slots)]
+        self._writers = [Place(BATCH_WRITER, n, slot) for n, slot in enumerate(self._shared.writer_slots)]
+        self._targets: list[frozenset[int]] = [frozenset()] * workers.feed_workers
+
+    @property
+    def _places(self) -> list[Place]:
+        return [*self._feeds, *self._writers, self._keeper]
+
+    def run(self) -> int:
+        """Run the node until it is told to stop; its exit code. All children have ended when this returns."""
+        self._signals = SignalQueue(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        try:
+            while not self._finished():
+                self._turn()
+        finally:
+            self._end_all()
+            self._signals.close()
+            self._shared.close()
+        return self._exit_code
+
+    def _turn(self) -> None:
+        self._sleep()
+        now = time.monotonic()
+        for signum in self._signals.take():
+            self._hear_signal(signum, now)
+        for place in self._places:
+            code = place.reap(now, at_once=(exits.OK, ROLLED_BACK))
+            if code is not None:
+                self._hear_end(place, code, now)
+        self._hear_keeper(now)
+        self._judge(now)
+        self._set_targets(now)
+        self._stop_surplus(now)
+        self._start_missing(now)
+        self._give_back()
+        self._report(now)
+        self._turned_at = now
+
+    def _sleep(self) -> None:
+        poll = select.poll()
+        poll.register(self._signals.fileno(), select.POLLIN)
+        for place in self._places:
+            if place.child:
+                poll.register(place.child.fileno(), select.POLLIN)
+        if self._link and not self._link.closed:
+            poll.register(self._link.fileno(), select.POLLIN)
+        poll.poll(TURN_S * 1000)
+
+    def _hear_signal(self, signum: signal.Signals, now: float) -> None:
+        if signum == signal.SIGHUP:
+            self._begin_reload()
+        elif self._state is State.DRAINING:
+            _log.warning("node.stopped_at_once", msg="second signal")
+            self._exit_code = exits.INTERRUPTED
+            self._end_at = now
+        else:
+            self._drain(now, f"{signum.name} received")
+
+    def _drain(self, now: float, why: str) -> None:
+        _log.info("node.draining", msg=why)
+        self._notifier.stopping()
+        self._notifier.extend_timeout(self._config.workers.drain_timeout_s + RELEASE_TIMEOUT_S)
+        self._state = State.DRAINING
+        self._end_at = now + self._config.workers.drain_timeout_s + RELEASE_TIMEOUT_S
+        if self._link:
+            self._link.drain()
+
+    def _begin_reload(self) -> None:
+        if self._state is State.DRAINING:
+            return
+        self._notifier.reloading()
+        try:
+            config = self._reload()
+        except ConfigInvalid as error:
+            _log.error("config.refused", msg=f"the configuration stays as it was: {error}")
+            self._notifier.ready("configuration refused, see the log")
+            return
+        self._state = State.RELOADING
+        self._next_config = config
+
+    def _hear_end(self, place: Place, code: int, now: float) -> None:
+        if place is self._keeper and self._link:
+            self._link.close()
+            self._link = None
+        if code in FATAL_CODES and self._state is not State.DRAINING:
+            self._exit_code = code
+            self._drain(now, f"{place.role} cannot run: exit code {code}, see its log line")
+
+    def _hear_keeper(self, now: float) -> None:
+        held = self._link.poll() if self._link else None
+        if held is None:
+            return
+        if held.trouble and (self._held is None or self._held.trouble != held.trouble):
+            _log.warning("leases.trouble", msg=held.trouble.message)
+        if held.trouble and held.trouble.exit_code in FATAL_CODES and self._state is not State.DRAINING:
+            self._exit_code = held.trouble.exit_code
+            self._drain(now, held.trouble.message)
+        self._held = held
+        self._heard_at = now
+
+    def _leases(self, now: float) -> dict[int, float]:
+        """The partitions that we may work on now, with their deadlines."""
+        return {p: deadline for p, deadline in self._held.leases.items() if now < deadline} if self._held else {}
+
+    def _judge(self, now: float) -> None:
+        """Kill who works without a lease, stands still, or does not stop. After a pause of ours, leases only."""
+        leased = self._leases(now).keys()
+        for place in self._feeds:
+            if not place.partitions <= leased:
+                place.kill(f"the lease of partition {min(place.partitions - leased)} ran out")
+        timeout_s = self._config.workers.heartbeat_timeout_s
+        we_were_paused = now - self._turned_at > timeout_s / 2
+        for place in (*self._feeds, *self._writers):
+            place.kill_if_overdue(now)
+            if not we_were_paused and place.silent_s() > timeout_s:
+                place.kill(f"no heartbeat for {place.silent_s():.0f} s (workers.heartbeat_timeout_s)")
+        if not we_were_paused and now - self._heard_at > max(timeout_s, self._config.coordination.ttl_s):
+            self._heard_at = now
+            self._keeper.kill("it tells nothing any more")
+
+    def _set_targets(self, now: float) -> None:
+        """What each feed worker should work on: what is leased and not to be given up, spread evenly."""
+        if self._state is State.RUNNING and self._held:
+            usable = self._leases(now).keys() - set(self._held.wanted_releases)
+            self._targets = spread(usable, self._targets)
+        else:
+            self._targets = [frozenset()] * len(self._feeds)
+
+    def _stop_surplus(self, now: float) -> None:
+        kill_at = now + self._config.workers.drain_timeout_s
+        for place, target in zip(self._feeds, self._targets, strict=True):
+            if place.child and place.partitions != target:
+                place.stop(kill_at)
+        if self._state is not State.RUNNING and not any(place.child for place in self._feeds):
+            for place in self._writers:
+                place.stop(kill_at)
+            if self._state is State.RELOADING and not any(place.child for place in self._writers):
+                self._finish_reload()
+
+    def _finish_reload(self) -> None:
+        """All workers have drained: take over the new configuration and the shared memory that goes with it."""
+        self._shared.close()
+        self._config = self._next_config
+        self._roles.configure(self._config)
+        self._make_places()
+        self._state = State.RUNNING
+        workers = self._config.workers
+        _log.info("config.reloaded", feed_workers=workers.feed_workers, batch_writers=workers.batch_writers)
+        self._notifier.ready("configuration reloaded")
+
+    def _start_missing(self, now: float) -> None:
+        if self._keeper.may_start(now) and self._state is not State.DRAINING:
+            self._link = self._roles.spawn_keeper(self._keeper, now)
+            self._heard_at = now
+        if self._state is not State.RUNNING:
+            return
+        for place in self._writers:
+            if place.may_start(now):
+                self._roles.spawn_batch_writer(place, self._shared, now)
+        busy = frozenset().union(*(place.partitions for place in self._feeds))
+        for place, target in zip(self._feeds, self._targets, strict=True):
+            if target and place.may_start(now) and not target & busy:
+                self._roles.spawn_feed_worker(place, self._shared, target, now)
+
+    def _give_back(self) -> None:
+        """Release the partitions that somebody else is to have and that no worker of ours works on any more."""
+        if not self._link or not self._held:
+            return
+        wanted = set(self._held.leases if self._state is State.DRAINING else self._held.wanted_releases)
+        drained = wanted.difference(*(place.partitions for place in self._feeds))
+        if drained:
+            self._link.release(sorted(drained))
+            self._held = self._without(self._held, drained)
+
+    @staticmethod
+    def _without(held: Held, released: set[int]) -> Held:
+        return Held(
+            {p: deadline for p, deadline in held.leases.items() if p not in released},
+            [p for p in held.wanted_releases if p not in released],
+            held.members,
+            held.trouble,
+            held.last_order,
+        )
+
+    def _report(self, now: float) -> None:
+        interval_s = self._notifier.watchdog_interval_s
+        if interval_s and now >= self._watchdog_at:
+            self._watchdog_at = now + interval_s
+            self._notifier.watchdog()
+        if now < self._report_at:
+            return
+        self._report_at = now + REPORT_S
+        status = node_status(self._state.value, self._places, self._held)
+        if not self._ready and self._held and not self._held.trouble:
+            self._ready = True
+            self._notifier.ready(status_line(status))
+        self._notifier.status(status_line(status))
+        if self._link:
+            self._link.publish_status(encode(status))
+
+    def _finished(self) -> bool:
+        """Whether the drain is over: everything has ended, or its time has."""
+        if self._end_at is None:
+            return False
+        workers = any(place.child for place in (*self._feeds, *self._writers))
+        if time.monotonic() < self._end_at:
+            return not workers and not self._keeper.child
+        if workers and self._exit_code == exits.OK:
+            _log.error("node.drain_timed_out", msg="what was read and not written is read again: nothing is lost")
+            self._exit_code = exits.DRAIN_TIMEOUT
+        elif not workers:
+            _log.warning("node.leases_not_released", msg="the leases' Redis did not answer; they run out by themselves")
+        return True
+
+    def _end_all(self) -> None:
+        """Kill what is left and wait for it: nothing may work on after the supervisor."""
+        for place in self._places:
+            place.kill("the node ends")
+        while any(place.child for place in self._places):
+            for place in self._places:
+                place.reap(time.monotonic())
+            time.sleep(0.005)
