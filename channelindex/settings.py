@@ -77,9 +77,9 @@ def _name(value: str) -> str | None:
 
 
 def _source_url(value: str) -> str | None:
-    if re.fullmatch(r"couchbases?://[^/@?#\s]+/[^/?#\s]+", value):
+    if re.fullmatch(r"couchbase://(\[[0-9A-Fa-f:.]+\]|[^\[\]/@?#,:\s]+)(:[0-9]+)?/[^/?#\s]+", value):
         return None
-    return "must look like couchbase://host:port/bucket (couchbases:// for TLS; user and password have their own keys)"
+    return "must look like couchbase://host:port/bucket; user and password have their own keys"
 
 
 def _redis_url(value: str) -> str | None:
@@ -120,7 +120,11 @@ class NodeSettings:
 class SourceSettings:
     """The bucket whose changes are indexed."""
 
-    url: str = _setting("", "The bucket: couchbase://host:port/bucket; couchbases:// for TLS.", rule=_source_url)
+    url: str = _setting(
+        "",
+        "The bucket: couchbase://host:port/bucket, with the port of the data service (11210 unless given).",
+        rule=_source_url,
+    )
     user: str = _setting("", "User name at the bucket.")
     password: str = _setting("", "Password at the bucket.", secret=True, holds_secret=True)
     password_file: str = _setting("", "File whose first line is the password; not together with source.password.")
@@ -135,7 +139,7 @@ class SourceSettings:
         at_least=0,
         at_most=10**9,
     )
-    allow_plain: bool = _setting(False, "Whether the password may be sent in clear when the server has no SCRAM.")
+    allow_plain: bool = _setting(False, "Whether the password may be sent in clear to a server that offers no SCRAM.")
 
 
 @dataclass(frozen=True)

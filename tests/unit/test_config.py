@@ -44,7 +44,7 @@ def test_a_value_equal_to_the_default_still_counts_as_set(tmp_path: Path) -> Non
 
 def test_every_key_can_be_set_by_its_variable() -> None:
     given = {
-        "source.url": "couchbases://h/b",
+        "source.url": "couchbase://[::1]:11210/b",
         "source.decoder": "my.decoders:make",
         "index.store": "unix:///run/redis.sock",
         "coordination.redis": "rediss://h:1/2",
@@ -85,6 +85,8 @@ def test_all_problems_are_told_at_once_with_key_value_origin_and_fix(tmp_path: P
         ("coordination.redis", "memory://", "must be a Redis URL"),
         ("coordination.ttl_s", "nan", "must be 1 to 600 seconds"),
         ("coordination.ttl_s", False, "must be a number"),
+        ("source.url", "couchbases://host/b", "must look like couchbase://host:port/bucket"),
+        ("source.url", "couchbase://one,two/b", "must look like couchbase://host:port/bucket"),
         ("source.url", "couchbase://host", "must look like couchbase://host:port/bucket"),
         ("source.url", "couchbase://me:pw@host/b", "must look like couchbase://host:port/bucket"),
         ("source.decoder", "sync-gateway", "must be sync_gateway or package.module:factory"),

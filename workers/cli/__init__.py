@@ -20,6 +20,9 @@ from channelindex.settings import mask_url
 from workers.cli.output import ReaderGone
 
 COMMANDS = {
+    "run": "run one node until it is told to stop",
+    "changes": "print what changed in some channels, once or for ever",
+    "status": "show the nodes, who owns what, and how far the index is",
     "config": "show, check or explain the configuration",
 }
 """Every command and what it does, in the order of `--help`."""
@@ -38,8 +41,9 @@ class Parser(argparse.ArgumentParser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command that *argv* (the process's own arguments) asks for; its exit code."""
-    args = parse(sys.argv[1:] if argv is None else argv)
+    arguments = sys.argv[1:] if argv is None else argv
     try:
+        args = parse(arguments)
         code: int = args.run(args)
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -47,10 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ReaderGone, BrokenPipeError):
         return _leave_quietly()
     except ChannelIndexError as error:
-        return _failed(args, str(error), exits.code_for(error))
+        return _failed(arguments, str(error), exits.code_for(error))
     except Exception as error:  # noqa: BLE001 - the top of the program: no error may reach the user as a traceback
         reason = f"internal error: {type(error).__name__}: {error} (--debug shows where)"
-        return _failed(args, reason, exits.INTERNAL)
+        return _failed(arguments, reason, exits.INTERNAL)
     return code
 
 
@@ -69,7 +73,6 @@ def build_parser(complete: Collection[str]) -> tuple[Parser, Mapping[str, Parser
     """The parser of all commands, and each command's own. Only those in *complete* have their arguments."""
     parser = Parser(prog="channelindex", description=_SUMMARY)
     parser.add_argument("--version", action="version", version=f"channelindex {__version__}")
-    parser.set_defaults(debug=False)
     _add_debug(parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():
@@ -92,13 +95,11 @@ def _complete(command: Parser, name: str) -> None:
 
 
 def _add_debug(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
-    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
-def _failed(args: argparse.Namespace, reason: str, code: int) -> int:
-    if args.debug:
+def _failed(arguments: Sequence[str], reason: str, code: int) -> int:
+    if "--debug" in arguments:
         traceback.print_exc()
     _complain(reason)
     return code

@@ -41,6 +41,24 @@ def config_of(args: argparse.Namespace, required: Collection[str], extra: Mappin
     return load_config(path, os.environ, {**dict(args.set), **(extra or {})}, required)
 
 
+def positive(text: str) -> int:
+    """A whole number from 1 on, as an argument's type."""
+    if not text.isascii() or not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    """A time in seconds above 0, as an argument's type."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
+    return value
+
+
 def _assignment(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals or "." not in key:

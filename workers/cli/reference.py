@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from channelindex import exits
 from channelindex.settings import ENVIRONMENT_PREFIX, SECTIONS, SETTINGS, Setting, show
 from workers import cli
 
@@ -28,9 +29,29 @@ _COMMANDS_INTRODUCTION = """\
 
 Made by `make docs` from the parsers in `workers/cli`; do not edit.
 
-Every error is one line on stderr, `channelindex: …`, and an exit code of `channelindex/exits.py`; `--debug` adds the
-traceback. Results go to stdout.
+Results go to stdout. Every error is one line on stderr, `channelindex: …`, and an [exit code](#exit-codes); `--debug`
+adds the traceback.
 """
+
+EXIT_CODES = {
+    "OK": "done",
+    "DIFFERENCES": "`verify` or `demo` found that the index is not what the bucket says",
+    "USAGE": "the arguments make no sense",
+    "CONFIG": "a setting is wrong",
+    "INPUT": "a file given cannot be read or has a malformed line",
+    "MISSING": "there is no index of this name in the store",
+    "SOURCE": "the bucket cannot be reached or does not answer as it should",
+    "STORE": "the index store cannot be reached",
+    "COORDINATION": "the Redis of the leases cannot be reached",
+    "MISMATCH": "the index has another format or shape, or is of another bucket",
+    "CORRUPT": "stored bytes are damaged",
+    "TOKEN": "a `since` token is garbled, of another index, or from the future",
+    "DRAIN_TIMEOUT": "a stopping node was not done in time and left the rest to its successor",
+    "AUTH": "bucket or Redis refused our credentials",
+    "INTERNAL": "a fault of this program",
+    "INTERRUPTED": "ended by Ctrl-C, or by a second signal",
+}
+"""What each code of `channelindex.exits` tells."""
 
 
 def configuration() -> str:
@@ -55,14 +76,15 @@ def commands() -> str:
     parts = [_COMMANDS_INTRODUCTION, "| command | does |\n| --- | --- |"]
     parts[-1] += "".join(f"\n| [`{name}`](#{name}) | {summary} |" for name, summary in cli.COMMANDS.items()) + "\n"
     parts += [_command(name, parser) for name, parser in parser_by_command.items()]
+    parts.append("## Exit codes\n\n| code | name | says |\n| --- | --- | --- |")
+    parts[-1] += "".join(f"\n| {getattr(exits, name)} | {name} | {text} |" for name, text in EXIT_CODES.items()) + "\n"
     return "\n".join(parts)
 
 
 def _command(name: str, parser: argparse.ArgumentParser) -> str:
     rows = "\n".join(f"| `{names}` | {text} |" for names, text in _arguments(parser))
-    example = inspect.cleandoc((parser.epilog or "").removeprefix("example:\n"))
     head = "| argument | meaning |\n| --- | --- |"
-    return f"## {name}\n\n{parser.description}\n\n```\n{example}\n```\n\n{head}\n{rows}\n"
+    return f"## {name}\n\n{parser.description}\n\n```\n{parser.epilog}```\n\n{head}\n{rows}\n"
 
 
 def _arguments(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:

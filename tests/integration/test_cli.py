@@ -1,0 +1,244 @@
+"""The command line as a user meets it: real processes, real exit codes, one line on stderr, no traceback."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import redis
+
+from channelindex import __version__, blocks, exits
+from channelindex.embedded import EmbeddedRedis
+from channelindex.model import REMOVED, Checkpoint, Entry, IndexMeta
+from channelindex.stores import open_owner, open_writer
+from channelindex.stores.base import ChannelAppend
+from channelindex.stores.redis.keys import Keys
+from workers.cli import COMMANDS
+
+NOWHERE = "redis://127.0.0.1:1/0"
+SOURCE = "couchbase://127.0.0.1:1/docs"
+
+
+def channelindex(*arguments: str, cwd: Path, environ: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments), cwd=cwd, env=environment(environ), capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-c", "import sys; from workers.cli import main; sys.exit(main())", *arguments]
+
+
+def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("CHANNELINDEX_")}
+    return kept | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])} | (extra or {})
+
+
+def fails(code: int, *arguments: str, cwd: Path, environ: dict[str, str] | None = None) -> str:
+    """Run a command that must fail with *code*; its one line on stderr, without the program's name."""
+    done = channelindex(*arguments, cwd=cwd, environ=environ)
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("channelindex: ")
+    assert done.returncode == code, done.stderr
+    return lines[0].removeprefix("channelindex: ")
+
+
+@pytest.fixture
+def index_url(redis_url: str) -> str:
+    """The URL of a small index: channel A has five documents of vbucket 1, of which the last one left it."""
+    with (
+        closing(open_owner(redis_url, "channels")) as owner,
+        closing(open_writer(redis_url, "channels", 65536)) as writer,
+    ):
+        owner.create_or_check(IndexMeta(blocks.FORMAT_VERSION, 64, 8, "source", "index"))
+        epoch = owner.next_epoch()
+        owner.begin(0, epoch, "n1")
+        flags = (0, 0, 0, 0, REMOVED)
+        entries = (Entry(1, number + 1, b"doc%d" % number, "1-abc", flags[number]) for number in range(5))
+        packed = b"".join(map(blocks.pack_entry, entries))
+        writer.write([ChannelAppend("A", "group", epoch, packed, blocks.pack_pairs({1: 5}))])
+        owner.advance(epoch, {0: {1: Checkpoint(1, 5, 5, 5)}})
+    return redis_url
+
+
+@pytest.fixture(scope="module")
+def guarded_url() -> Iterator[str]:
+    """A Redis that asks for a password, addressed with a wrong one."""
+    with EmbeddedRedis() as server:
+        with redis.Redis.from_url(server.url) as client:
+            client.config_set("requirepass", "hunter2")
+        yield server.url.replace("unix://", "unix://:hunter3@")
+
+
+def test_help_of_the_program_and_of_each_command_has_an_example(tmp_path: Path) -> None:
+    done = channelindex("--help", cwd=tmp_path)
+    assert done.returncode == exits.OK
+    for name in COMMANDS:
+        assert name in done.stdout
+    done = channelindex("changes", "--help", cwd=tmp_path)
+    assert "channelindex changes orders" in done.stdout
+    assert channelindex("--version", cwd=tmp_path).stdout == f"channelindex {__version__}\n"
+
+
+def test_an_unknown_command_is_met_with_the_nearest_one(tmp_path: Path) -> None:
+    assert "did you mean changes?" in fails(exits.USAGE, "chanegs", cwd=tmp_path)
+    assert "there are run, changes" in fails(exits.USAGE, "xyzzy", cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "COMMAND"),
+        (("changes",), "CHANNEL"),
+        (("changes", "A", "--limit", "0"), "'0' is not a whole number from 1 on"),
+        (("config", "show", "--set", "nonsense"), "'nonsense' is not section.key=value"),
+        (("status", "--frobnicate"), "--frobnicate"),
+    ],
+)
+def test_wrong_usage_is_one_line(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
+    assert says in fails(exits.USAGE, *arguments, cwd=tmp_path)
+
+
+def test_a_missing_configuration_names_the_keys_and_how_to_give_them(tmp_path: Path) -> None:
+    message = fails(exits.CONFIG, "run", cwd=tmp_path)
+    assert "source.url is not set" in message
+    assert "CHANNELINDEX_INDEX_STORE" in message
+    assert "No such file" in fails(exits.CONFIG, "status", "--config", "absent.toml", cwd=tmp_path)
+
+
+def test_an_unknown_key_in_the_default_file_is_named_with_the_nearest(tmp_path: Path) -> None:
+    (tmp_path / "channelindex.toml").write_text(f'[index]\nstore = "{NOWHERE}"\npartitons = 8\n', encoding="utf-8")
+    message = fails(exits.CONFIG, "status", cwd=tmp_path)
+    assert message == "index.partitons (set in channelindex.toml): unknown key; did you mean index.partitions?"
+
+
+def test_an_unreachable_store_is_one_line_that_names_setting_and_address(tmp_path: Path) -> None:
+    message = fails(exits.STORE, "changes", "A", cwd=tmp_path, environ={"CHANNELINDEX_INDEX_STORE": NOWHERE})
+    assert "index.store" in message
+    assert "127.0.0.1:1" in message
+
+
+def test_unreachable_coordination_has_a_code_of_its_own(tmp_path: Path, index_url: str) -> None:
+    settings = ("--set", f"index.store={index_url}", "--set", f"coordination.redis={NOWHERE}")
+    assert "coordination.redis" in fails(exits.COORDINATION, "status", *settings, cwd=tmp_path)
+
+
+def test_a_wrong_password_is_told_without_showing_it(tmp_path: Path, guarded_url: str) -> None:
+    message = fails(exits.AUTH, "status", "--set", f"index.store={guarded_url}", cwd=tmp_path)
+    assert "hunter" not in message
+
+
+def test_an_index_of_another_format_is_refused(tmp_path: Path, index_url: str) -> None:
+    with redis.Redis.from_url(index_url) as client:
+        key = Keys("channels").meta
+        meta = json.loads(client.get(key) or b"")
+        client.set(key, json.dumps(meta | {"format": 99}))
+    message = fails(exits.MISMATCH, "changes", "A", "--set", f"index.store={index_url}", cwd=tmp_path)
+    assert "99" in message
+
+
+def test_a_missing_index_and_a_garbled_token_have_codes_of_their_own(tmp_path: Path, index_url: str) -> None:
+    store = ("--set", f"index.store={index_url}")
+    assert "'other'" in fails(exits.MISSING, "status", "--set", "index.name=other", *store, cwd=tmp_path)
+    assert "garbled" in fails(exits.TOKEN, "changes", "A", "--since", "x", *store, cwd=tmp_path)
+
+
+def test_changes_as_json_lines_end_with_the_token_that_goes_on(tmp_path: Path, index_url: str) -> None:
+    store = ("--json", "--set", f"index.store={index_url}")
+    first = channelindex("changes", "A", "--limit", "3", *store, cwd=tmp_path).stdout.splitlines()
+    *changes, end = map(json.loads, first)
+    assert [change["id"] for change in changes] == ["doc0", "doc1", "doc2"]
+    assert end["pending"] == 2
+    rest = channelindex("changes", "A", "--since", end["since"], *store, cwd=tmp_path).stdout.splitlines()
+    *changes, end = map(json.loads, rest)
+    assert [(change["id"], change["removed"]) for change in changes] == [("doc3", False), ("doc4", True)]
+    assert end["pending"] == 0
+
+
+def test_follow_ends_after_the_limit(tmp_path: Path, index_url: str) -> None:
+    settings = ("--set", f"index.store={index_url}")
+    done = channelindex("changes", "A", "--follow", "--limit", "4", "--json", *settings, cwd=tmp_path)
+    assert done.returncode == exits.OK
+    assert sum("id" in json.loads(line) for line in done.stdout.splitlines()) == 4
+
+
+def test_ctrl_c_ends_a_follower_quietly(tmp_path: Path, index_url: str) -> None:
+    arguments = ("changes", "A", "--follow", "--json", "--set", f"index.store={index_url}")
+    with subprocess.Popen(
+        command(*arguments), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as follower:
+        assert follower.stdout
+        assert follower.stderr
+        assert json.loads(follower.stdout.readline())["id"] == "doc0"
+        follower.send_signal(signal.SIGINT)
+        assert follower.wait(timeout=30) == exits.INTERRUPTED
+        assert follower.stderr.read() == ""
+
+
+def test_a_reader_that_has_seen_enough_gets_no_complaint(tmp_path: Path, index_url: str) -> None:
+    arguments = ("changes", "A", "--follow", "--json", "--set", f"index.store={index_url}")
+    with subprocess.Popen(
+        command(*arguments), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as follower:
+        assert follower.stdout
+        assert follower.stderr
+        follower.stdout.readline()
+        follower.stdout.close()
+        with (
+            closing(open_owner(index_url, "channels")) as owner,
+            closing(open_writer(index_url, "channels", 65536)) as writer,
+        ):
+            epoch = owner.next_epoch()
+            owner.begin(0, epoch, "n1")
+            entry = blocks.pack_entry(Entry(1, 6, b"doc6", "1-abc", 0))
+            writer.write([ChannelAppend("A", "group", epoch, entry, blocks.pack_pairs({1: 6}))])
+            owner.advance(epoch, {0: {1: Checkpoint(1, 6, 6, 6)}})
+        assert follower.wait(timeout=30) == exits.OK
+        assert follower.stderr.read() == ""
+
+
+def test_tables_fit_a_wide_and_a_narrow_terminal(tmp_path: Path, index_url: str) -> None:
+    store = ("--set", f"index.store={index_url}")
+    wide = channelindex("changes", "A", *store, cwd=tmp_path).stdout.splitlines()
+    assert wide[0].split() == ["document", "revision", "change", "vbucket", "seqno", "channels"]
+    assert wide[5].split() == ["doc4", "1-abc", "removed", "1", "5"]
+    narrow = channelindex("changes", "A", *store, cwd=tmp_path, environ={"COLUMNS": "30"}).stdout.splitlines()
+    assert narrow[:2] == ["document: doc0", "revision: 1-abc"]
+
+
+def test_status_tells_index_nodes_and_partitions_without_owner(tmp_path: Path, index_url: str) -> None:
+    store = ("--set", f"index.store={index_url}")
+    state = json.loads(channelindex("status", "--json", *store, cwd=tmp_path).stdout)
+    assert state["index"]["stable"] == 5
+    assert state["unowned"] == list(range(8))
+    assert [row["epoch"] for row in state["partitions"]] == [1, 0, 0, 0, 0, 0, 0, 0]
+    assert "partitions without an owner: 0-7" in channelindex("status", *store, cwd=tmp_path).stdout
+
+
+def test_config_check_prints_every_problem_and_show_where_values_come_from(tmp_path: Path) -> None:
+    (tmp_path / "channelindex.toml").write_text("[index]\npartitions = 7\n", encoding="utf-8")
+    done = channelindex("config", "check", cwd=tmp_path)
+    assert done.returncode == exits.CONFIG
+    assert len(done.stdout.splitlines()) == 3
+    assert done.stderr == "channelindex: 3 problems in the configuration\n"
+    (tmp_path / "channelindex.toml").unlink()
+    environ = {"CHANNELINDEX_SOURCE_PASSWORD": "hunter2", "CHANNELINDEX_INDEX_PARTITIONS": "8"}
+    done = channelindex("config", "show", "--json", cwd=tmp_path, environ=environ)
+    assert json.loads(done.stdout)["index.partitions"] == {
+        "value": "8",
+        "origin": "environment CHANNELINDEX_INDEX_PARTITIONS",
+    }
+    assert "hunter2" not in done.stdout
+
+
+def test_debug_adds_the_traceback(tmp_path: Path) -> None:
+    done = channelindex("status", "--debug", "--set", f"index.store={NOWHERE}", cwd=tmp_path)
+    assert done.returncode == exits.STORE
+    assert done.stderr.startswith("Traceback")
+    assert done.stderr.splitlines()[-1].startswith("channelindex: index.store")

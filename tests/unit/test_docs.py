@@ -1,0 +1,120 @@
+"""The documents: what is made from code is up to date, what is named exists, and links lead somewhere."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from channelindex import exits
+from channelindex.settings import SETTINGS, WorkerSettings
+from workers.cli import COMMANDS, build_parser, reference
+from workers.supervisor import FATAL_CODES, RELEASE_TIMEOUT_S
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+UNIT = ROOT / "systemd" / "channelindex@.service"
+
+
+def text_of(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def unit_value(name: str) -> str:
+    (value,) = map(str, re.findall(rf"^{name}=(.*)$", UNIT.read_text(encoding="utf-8"), re.MULTILINE))
+    return value
+
+
+def anchors_of(document: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_internal_links_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (document.parent / path).resolve() if path else document
+        assert linked.exists(), f"{document.name} links {target}"
+        assert not anchor or anchor in anchors_of(linked), f"{document.name} links {target}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_named_tests_and_modules_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:channelindex|coordinator|workers|tests|systemd|docs)/[\w./@-]+)`", text):
+        assert (ROOT / path).exists(), f"{document.name} names {path}"
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    for name in re.findall(r"`(test_\w+)`", text):
+        assert f"def {name}(" in tests, f"{document.name} names the test {name}"
+
+
+def test_the_configuration_reference_is_what_make_docs_writes() -> None:
+    assert text_of("docs/configuration.md") == reference.configuration()
+    for setting in SETTINGS.values():
+        assert f"`{setting.key}`" in text_of("docs/configuration.md")
+
+
+def test_the_command_reference_is_what_make_docs_writes() -> None:
+    assert text_of("docs/commands.md") == reference.commands()
+    for name in COMMANDS:
+        assert f"\n## {name}\n" in text_of("docs/commands.md")
+
+
+def test_every_exit_code_is_explained() -> None:
+    assert set(reference.EXIT_CODES) == {name for name, value in vars(exits).items() if isinstance(value, int)}
+
+
+def test_every_command_has_help_for_each_argument_and_an_example() -> None:
+    _, parser_by_command = build_parser(COMMANDS)
+    for name, parser in parser_by_command.items():
+        assert f"channelindex {name}" in (parser.epilog or ""), name
+        for action in parser._actions:
+            assert action.help, f"{name} {action.dest}"
+
+
+def test_help_of_the_program_imports_no_command() -> None:
+    code = (
+        "import sys; from workers.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\nprint(*sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    modules = out.splitlines()[-1].split()
+    assert not {"redis", "rich", "workers.cli.changes"} & set(modules)
+
+
+def test_the_readme_names_the_first_two_commands() -> None:
+    assert "make demo" in text_of("README.md")
+    assert "make test" in text_of("README.md")
+
+
+def test_every_target_of_the_makefile_that_documents_name_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", text_of("Makefile"), re.MULTILINE))
+    for document in DOCUMENTS:
+        named = set(re.findall(r"`make ([a-z-]+)`", document.read_text(encoding="utf-8")))
+        assert named <= targets, document.name
+
+
+def test_the_unit_does_not_restart_what_a_restart_cannot_cure() -> None:
+    codes = set(map(int, unit_value("RestartPreventExitStatus").split()))
+    assert codes == {exits.USAGE, *FATAL_CODES}
+
+
+def test_the_unit_gives_a_stopping_node_its_time() -> None:
+    assert int(unit_value("TimeoutStopSec")) > WorkerSettings().drain_timeout_s + RELEASE_TIMEOUT_S
+
+
+def test_systemd_understands_the_unit(tmp_path: Path) -> None:
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("systemd-analyze is not installed")
+    unit = tmp_path / UNIT.name
+    text = UNIT.read_text(encoding="utf-8")
+    unit.write_text(text.replace("/opt/channelindex/bin/channelindex", sys.executable), encoding="utf-8")
+    done = subprocess.run(
+        ["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert unit.name.replace("@", "@i") not in done.stderr

@@ -1,0 +1,91 @@
+"""`channelindex changes`: what changed in these channels since I last looked?"""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import closing
+
+from channelindex import exits
+from channelindex.config import REQUIRED_TO_READ
+from channelindex.paging import Change, Changes
+from channelindex.reader import ChangesReader
+from channelindex.stores import open_reader
+from workers.cli import options, output
+
+PAGE = 1000
+"""Documents that are printed together."""
+
+_EPILOG = """\
+example:
+  channelindex changes orders invoices --limit 20
+  channelindex changes orders --since TOKEN --json
+  channelindex changes orders --follow
+
+With --json each change is one line, and after each page comes a line {"since": TOKEN, "pending": N}. Give TOKEN to
+--since to go on after that page; keep to the channels with which it was made. "pending" are changes known beyond it.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    parser.epilog = _EPILOG
+    parser.add_argument("channels", nargs="+", metavar="CHANNEL", help="a channel's name; * is that of all documents")
+    parser.add_argument("--since", metavar="TOKEN", help="go on where an earlier answer ended (default: the beginning)")
+    parser.add_argument("--follow", action="store_true", help="wait for further changes until interrupted")
+    parser.add_argument("--limit", type=options.positive, metavar="N", help="end after N documents")
+    options.add_json(parser)
+    options.add_config(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the changes."""
+    config = options.config_of(args, REQUIRED_TO_READ)
+    with closing(open_reader(config.index.store, config.index.name)) as store:
+        reader = ChangesReader(store)
+        pages = _followed(reader, args) if args.follow else _present(reader, args)
+        if args.json:
+            _print_json(pages)
+        else:
+            _print_tables(pages, with_token=not args.follow)
+    return exits.OK
+
+
+def _present(reader: ChangesReader, args: argparse.Namespace) -> Iterator[Changes]:
+    if args.limit is None:
+        yield from reader.pages(args.channels, args.since, PAGE)
+    else:
+        yield reader.changes(args.channels, args.since, args.limit)
+
+
+def _followed(reader: ChangesReader, args: argparse.Namespace) -> Iterator[Changes]:
+    if args.limit is None:
+        yield from reader.follow(args.channels, args.since, PAGE)
+        return
+    since, left = args.since, args.limit
+    while left:
+        page = next(reader.follow(args.channels, since, left))  # it ends only where it is told to
+        yield page
+        since, left = page.since, left - len(page.entries)
+
+
+def _print_json(pages: Iterator[Changes]) -> None:
+    for page in pages:
+        for change in page.entries:
+            output.json_line(change._asdict())
+        output.json_line({"since": page.since, "pending": page.pending})
+
+
+def _print_tables(pages: Iterator[Changes], *, with_token: bool) -> None:
+    since, pending = "", 0
+    for page in pages:
+        if page.entries:
+            header = ("document", "revision", "change", "vbucket", "seqno", "channels")
+            output.table(header, [_row(change) for change in page.entries])
+        since, pending = page.since, page.pending
+    if with_token:
+        output.line("")
+        output.line(f"{pending} more; go on with --since {since}")
+
+
+def _row(change: Change) -> tuple[object, ...]:
+    kind = "removed" if change.removed else "deleted" if change.deleted else "changed"
+    return change.id, change.rev, kind, change.vb, change.seqno, " ".join(change.channels)

@@ -1,0 +1,34 @@
+"""`channelindex run`: one node, until it is told to stop."""
+
+import argparse
+
+from channelindex import logs
+from channelindex.config import REQUIRED_TO_RUN, Config
+from workers.cli import options
+from workers.node import run_node
+
+_EPILOG = """\
+example:
+  channelindex run --config /etc/channelindex/n1.toml
+
+signals:
+  SIGTERM, SIGINT  write what was read, give the leases back and end; a second one ends at once
+  SIGHUP           read the configuration again
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    parser.epilog = _EPILOG
+    options.add_config(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the node; its exit code."""
+
+    def load() -> Config:
+        config = options.config_of(args, REQUIRED_TO_RUN)
+        logs.configure(config.log.level, config.log.format, role="supervisor", node=config.node.name)
+        return config
+
+    return run_node(load(), load)

@@ -1,0 +1,117 @@
+"""`channelindex status`: which nodes live, who owns what, how far the index is."""
+
+import argparse
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Any
+
+import orjson
+
+from channelindex import exits
+from channelindex.config import REQUIRED_TO_READ, Config
+from channelindex.epochs import PartitionRecord
+from channelindex.stores import open_reader
+from coordinator.cluster import ClusterState, MemberState, PartitionState, read_cluster
+from coordinator.connection import connect
+from workers.cli import options, output
+
+_TIMEOUT_S = 5.0
+
+_EPILOG = """\
+example:
+  channelindex status
+  channelindex status --json
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    parser.epilog = _EPILOG
+    options.add_json(parser)
+    options.add_config(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the state of the index and of its nodes."""
+    state = _read(options.config_of(args, REQUIRED_TO_READ))
+    if args.json:
+        output.json_line(state)
+    else:
+        _print(state)
+    return exits.OK
+
+
+def _read(config: Config) -> dict[str, Any]:
+    url = config.coordination.redis
+    with closing(open_reader(config.index.store, config.index.name)) as store:
+        meta = store.meta()
+        records = store.partition_records()
+        n_quarantined, _ = store.quarantined(limit=1)
+    with closing(connect(url, _TIMEOUT_S)) as client:
+        cluster = read_cluster(client, url, config.index.name, meta.n_partitions)
+    return {
+        "index": {
+            "name": config.index.name,
+            "format": meta.format,
+            "vbuckets": meta.n_vbuckets,
+            "partitions": meta.n_partitions,
+            "source_uuid": meta.source_uuid,
+            "index_uuid": meta.index_uuid,
+            "stable": sum(sum(record.stable) for record in records),
+            "quarantined": n_quarantined,
+        },
+        "nodes": [_node(member) for member in cluster.members],
+        "partitions": _partitions(cluster, records),
+        "unowned": list(cluster.missing),
+    }
+
+
+def _node(member: MemberState) -> dict[str, Any]:
+    told = orjson.loads(member.status) if member.status else {}
+    return {**member._asdict(), "status": told}
+
+
+def _partitions(cluster: ClusterState, records: Sequence[PartitionRecord]) -> list[dict[str, Any]]:
+    return [
+        {"partition": number, **_lease(lease), "epoch": record.epoch, "stable": sum(record.stable)}
+        for number, (lease, record) in enumerate(zip(cluster.partitions, records, strict=True))
+    ]
+
+
+def _lease(lease: PartitionState) -> dict[str, Any]:
+    return {"owner": lease.owner or None, "since_s": lease.since_s}
+
+
+def _print(state: dict[str, Any]) -> None:
+    index = state["index"]
+    shape = f"{index['partitions']} partitions, {index['vbuckets']} vbuckets, format {index['format']}"
+    output.line(f"index {index['name']}: {shape}")
+    output.line(f"source bucket {index['source_uuid']}")
+    output.line(f"stable {index['stable']} (sum of seqnos), quarantined {index['quarantined']}")
+    output.line("")
+    if state["nodes"]:
+        header = ("node", "state", "partitions", "lag", "events", "restarts", "last seen")
+        output.table(header, [_node_row(node) for node in state["nodes"]])
+    else:
+        output.line("no node lives, and none died within the last hour")
+    if state["unowned"]:
+        output.line("")
+        output.line(f"partitions without an owner: {ranges(state['unowned'])}")
+
+
+def _node_row(node: dict[str, Any]) -> tuple[object, ...]:
+    told = node["status"]
+    condition = "dead" if not node["alive"] else "draining" if node["draining"] else told.get("state", "starting")
+    numbers = (told.get(name, "?") for name in ("lag", "events", "restarts"))
+    return node["node"], condition, node["n_partitions"], *numbers, f"{node['silent_s']:.1f} s ago"
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Ascending *numbers* in short form: 1-3, 7."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
