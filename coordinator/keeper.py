@@ -50,8 +50,8 @@ class LeaseKeeper:
         self._wanted_releases: tuple[int, ...] = ()
         self._trouble: Trouble | None = None
         self._n_failures = 0
-        self._was_member = False
-        self._take_nothing_before = 0.0
+        self._awaited_nodes: set[str] = set()
+        self._await_until = 0.0
         self._next_tick_at = 0.0
 
     def run(self) -> None:
@@ -70,10 +70,11 @@ class LeaseKeeper:
 
     def _tick_and_plan(self) -> None:
         """One round: renew and see, then take what the plan says. Never raises because of Redis."""
+        before = self._view
         try:
             # Asking for what we hold anyway brings it back at once if Redis has lost its data.
             view = self._tick(take=self._book.held(time.monotonic()))
-            todo = self._plan(view)
+            todo = self._plan(view, before)
             self._wanted_releases = todo.release
             if todo.take:
                 view = self._tick(take=todo.take)
@@ -91,15 +92,16 @@ class LeaseKeeper:
         self._view = view
         return view
 
-    def _plan(self, view: View) -> Plan:
+    def _plan(self, view: View, before: View | None) -> Plan:
         if not view.accepted:
             return Plan()
-        if view.joined and self._was_member:
+        if view.joined and before is not None:
             # Redis forgot us, so probably everybody: what looks free now is a peer's who comes back in a moment.
-            self._take_nothing_before = time.monotonic() + (1 - _JITTER) * self._timing.period_s
-        self._was_member = True
+            self._awaited_nodes = {member.node for member in before.live}
+            self._await_until = time.monotonic() + self._timing.period_s
         todo = plan(view.members, view.leases, self._identity.node, self._n_partitions)
-        if time.monotonic() < self._take_nothing_before:
+        absent = self._awaited_nodes.difference(member.node for member in view.live)
+        if absent and time.monotonic() < self._await_until:
             return todo._replace(take=())
         return todo
 

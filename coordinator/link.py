@@ -107,6 +107,9 @@ class KeeperLink(_End):
 
     A partition that was released is not in `Held.leases` again before the keeper has given it back: a message that
     the keeper sent before it read the order must not make the supervisor start over.
+
+    A new keeper gets a new link, and then has to be told again what the old one had not yet carried out: the status,
+    `drain`, and whatever it still reports as held but is drained already.
     """
 
     _decode = msgspec.msgpack.Decoder(Held).decode

@@ -49,8 +49,7 @@ def plan(members: Iterable[Member], leases: Mapping[int, str], me: str, n_partit
     excess_by_node = {node: held[share_by_node.get(node, 0) :] for node, held in held_by_node.items()}
     moving = iter(sorted(free + [partition for excess in excess_by_node.values() for partition in excess]))
     meant_for = {
-        node: tuple(islice(moving, max(0, share - len(held_by_node[node]))))
-        for node, share in sorted(share_by_node.items())
+        node: tuple(islice(moving, max(0, share - len(held_by_node[node])))) for node, share in share_by_node.items()
     }
     take = set(meant_for.get(me, ())).intersection(free)
     return Plan(tuple(sorted(take)), tuple(excess_by_node[me]))
