@@ -1,7 +1,8 @@
 """Keys of Sync Gateway's own documents: which keys hold no user's document, and which are a user or a role.
 
-Decided by the key alone, so that a deleted user counts as a changed one. Source: facts of couchbase/sync_gateway 4.1.1
-base/constants_syncdocs.go; a user's or role's key is the only one that carries its metadata id behind the type.
+Decided by the key alone, so that a deleted user counts as a changed one. In databases with a metadata id, the keys of
+users and roles have it behind the type, most others before it, as `m_<id>`. Source: couchbase/sync_gateway 4.1.1,
+base/constants_syncdocs.go.
 """
 
 import hashlib
