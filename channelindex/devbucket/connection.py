@@ -1,25 +1,20 @@
 """One client connection on asyncio: frames in, replies and stream messages out."""
 
 import asyncio
-from collections.abc import Sequence
 from typing import cast
 
 from channelindex import mcbp
-from channelindex.devbucket import dcp, kv, subdoc
-from channelindex.devbucket import session as session_commands
-from channelindex.devbucket.replies import HangUp, Malformed, Refused, Reply
+from channelindex.devbucket.dispatch import answer
+from channelindex.devbucket.replies import HangUp
 from channelindex.devbucket.session import Node, Session
 from channelindex.errors import ProtocolError
-from channelindex.mcbp import Feature, Frame, Op, Status
+from channelindex.mcbp import Feature, Op
 
 CHUNK_BYTES = 256 * 1024
 """Stream messages per write: enough that the cost of a system call is spread, little enough that others get a turn."""
 
 MAX_UNSENT_BYTES = 1024 * 1024
 """What a connection may hold that the kernel does not take; beyond it streams stop until the client reads."""
-
-_OPEN_COMMANDS = session_commands.COMMANDS
-_BUCKET_COMMANDS = kv.COMMANDS | subdoc.COMMANDS
 
 
 class Connection(asyncio.Protocol):
@@ -119,37 +114,8 @@ class Connection(asyncio.Protocol):
         offset = 0
         while (taken := mcbp.take_frame(self._buffer, offset)) is not None:
             frame, offset = taken
-            self._answer(frame, replies)
+            answer(self.session, frame, replies)
         del self._buffer[:offset]
-
-    def _answer(self, frame: Frame, replies: list[bytes]) -> None:
-        """Append the response frames to one frame."""
-        if frame.magic == mcbp.RESPONSE:
-            dcp.take_response(self.session, frame)
-        if frame.magic != mcbp.REQUEST:
-            return  # else a response to a map that we pushed
-        try:
-            reply = self._run(frame)
-        except Malformed as malformed:
-            replies.append(malformed.reply.packed(frame))
-            raise HangUp("malformed request") from malformed
-        except Refused as refused:
-            reply = refused.reply
-        if reply is not None:
-            several = [reply] if isinstance(reply, Reply) else reply
-            replies += [one.packed(frame) for one in several]
-        if frame.opcode == Op.QUIT:
-            raise HangUp("client quits")
-
-    def _run(self, frame: Frame) -> Reply | Sequence[Reply] | None:
-        if (command := _OPEN_COMMANDS.get(frame.opcode)) is not None:
-            return command(self.session, frame)
-        if (command := dcp.COMMANDS.get(frame.opcode)) is not None:
-            return command(self.session, frame)
-        if (command := _BUCKET_COMMANDS.get(frame.opcode)) is not None:
-            self.session.require_bucket(frame)
-            return command(self.session, frame)
-        raise Refused(Status.UNKNOWN_COMMAND)
 
     def _tend_producer(self) -> None:
         producer = self.session.producer

@@ -1,0 +1,45 @@
+"""Which command answers a frame. No I/O."""
+
+from collections.abc import Sequence
+
+from channelindex import mcbp
+from channelindex.devbucket import dcp, kv, session, subdoc
+from channelindex.devbucket.replies import HangUp, Malformed, Refused, Reply
+from channelindex.devbucket.session import Session
+from channelindex.mcbp import Frame, Op, Status
+
+_COMMANDS = session.COMMANDS | dcp.COMMANDS
+_BUCKET_COMMANDS = kv.COMMANDS | subdoc.COMMANDS
+
+
+def answer(session: Session, frame: Frame, replies: list[bytes]) -> None:
+    """Carry out one frame of a client and append the response frames to *replies*.
+
+    Raises:
+        HangUp: the connection is to be closed, after *replies* were sent.
+    """
+    if frame.magic == mcbp.RESPONSE:
+        dcp.take_response(session, frame)
+    if frame.magic != mcbp.REQUEST:
+        return  # else a response to a map that we pushed
+    try:
+        reply = _run(session, frame)
+    except Malformed as malformed:
+        replies.append(malformed.reply.packed(frame))
+        raise HangUp("malformed request") from malformed
+    except Refused as refused:
+        reply = refused.reply
+    if reply is not None:
+        several = [reply] if isinstance(reply, Reply) else reply
+        replies += [one.packed(frame) for one in several]
+    if frame.opcode == Op.QUIT:
+        raise HangUp("client quits")
+
+
+def _run(session: Session, frame: Frame) -> Reply | Sequence[Reply] | None:
+    if (command := _COMMANDS.get(frame.opcode)) is not None:
+        return command(session, frame)
+    if (command := _BUCKET_COMMANDS.get(frame.opcode)) is not None:
+        session.require_bucket(frame)
+        return command(session, frame)
+    raise Refused(Status.UNKNOWN_COMMAND)
