@@ -97,7 +97,7 @@ def _from_environment(environ: Mapping[str, str]) -> Iterator[_Given]:
 
 def _from_overrides(overrides: Mapping[str, Value]) -> Iterator[_Given]:
     for key, value in overrides.items():
-        yield _Given(key, value, "--set", textual=isinstance(value, str))
+        yield _Given(key, value, "the command line", textual=isinstance(value, str))
 
 
 def _checked(given: _Given, problems: list[str]) -> Value | None:

@@ -8,12 +8,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 import redis
 
 from channelindex import __version__, blocks, exits
+from channelindex.devbucket.process import DevBucket
+from channelindex.devbucket.server import DevBucketConfig
 from channelindex.embedded import EmbeddedRedis
+from channelindex.feeds.dcp.connstr import parse_source_url
 from channelindex.model import REMOVED, Checkpoint, Entry, IndexMeta
 from channelindex.stores import open_owner, open_writer
 from channelindex.stores.base import ChannelAppend
@@ -129,6 +133,11 @@ def test_unreachable_coordination_has_a_code_of_its_own(tmp_path: Path, index_ur
     assert "coordination.redis" in fails(exits.COORDINATION, "status", *settings, cwd=tmp_path)
 
 
+def test_a_node_without_its_bucket_ends_with_one_line(tmp_path: Path, redis_url: str) -> None:
+    settings = ("--set", f"index.store={redis_url}", "--set", f"source.url={SOURCE}")
+    assert "source.url" in fails(exits.SOURCE, "run", *settings, cwd=tmp_path)
+
+
 def test_a_wrong_password_is_told_without_showing_it(tmp_path: Path, guarded_url: str) -> None:
     message = fails(exits.AUTH, "status", "--set", f"index.store={guarded_url}", cwd=tmp_path)
     assert "hunter" not in message
@@ -235,6 +244,36 @@ def test_config_check_prints_every_problem_and_show_where_values_come_from(tmp_p
         "origin": "environment CHANNELINDEX_INDEX_PARTITIONS",
     }
     assert "hunter2" not in done.stdout
+
+
+def test_a_file_is_loaded_once_and_a_malformed_line_is_told_before_anything_is_written(tmp_path: Path) -> None:
+    good = '{"id":"a","rev":"1-a","channels":["x"]}\n{"id":"b","rev":"1-b","channels":[]}\n'
+    (tmp_path / "good.jsonl").write_text(good, encoding="utf-8")
+    (tmp_path / "bad.jsonl").write_text(good + '{"id":\n', encoding="utf-8")
+    with DevBucket(DevBucketConfig(n_vbuckets=16)) as bucket:
+        user = {"CHANNELINDEX_SOURCE_USER": bucket.user, "CHANNELINDEX_SOURCE_PASSWORD": bucket.password}
+        to = ("--bucket", bucket.url, "--json")
+        assert "bad.jsonl:3: " in fails(exits.INPUT, "load", "bad.jsonl", *to, cwd=tmp_path, environ=user)
+        for n_saved in (2, 0):
+            done = channelindex("load", "good.jsonl", *to, cwd=tmp_path, environ=user)
+            assert json.loads(done.stdout) == {"revisions": 2, "saved": n_saved, "seconds": ANY}
+        wrong = user | {"CHANNELINDEX_SOURCE_PASSWORD": "hunter3"}
+        message = fails(exits.AUTH, "load", "good.jsonl", *to, cwd=tmp_path, environ=wrong)
+        assert "hunter3" not in message
+    assert "absent.jsonl" in fails(exits.INPUT, "load", "absent.jsonl", *to, cwd=tmp_path)
+    fails(exits.SOURCE, "load", "good.jsonl", "--bucket", SOURCE, cwd=tmp_path)
+
+
+def test_the_dev_bucket_prints_its_url_first_and_stops_when_told(tmp_path: Path) -> None:
+    arguments = ("devbucket", "--port", "0", "--vbuckets", "16")
+    with subprocess.Popen(
+        command(*arguments), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout
+        assert parse_source_url(server.stdout.readline().strip()).bucket == "default"
+        server.terminate()
+        assert server.wait(timeout=30) == exits.OK
+    assert "loopback" in fails(exits.CONFIG, "devbucket", "--host", "0.0.0.0", cwd=tmp_path)
 
 
 def test_debug_adds_the_traceback(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_a_later_source_wins_and_the_origin_says_which(tmp_path: Path) -> None:
     assert (config.index.partitions, config.index.name, config.workers.feed_workers) == (8, "b", 5)
     assert config.origins["index.partitions"] == str(path)
     assert config.origins["index.name"] == "environment CHANNELINDEX_INDEX_NAME"
-    assert config.origins["workers.feed_workers"] == "--set"
+    assert config.origins["workers.feed_workers"] == "the command line"
     assert "workers.batch_writers" not in config.origins
 
 
@@ -139,7 +139,7 @@ def test_the_password_comes_from_its_file(tmp_path: Path) -> None:
     assert config.source.password == "hunter2"
     assert config.origins["source.password"] == f"source.password_file {secret}"
     (problem,) = problems_of(overrides={"source.password_file": str(secret), "source.password": "hunter3"})
-    assert "source.password is set too (--set)" in problem
+    assert "source.password is set too (the command line)" in problem
     assert "hunter" not in problem
     (problem,) = problems_of(overrides={"source.password_file": str(tmp_path / "absent")})
     assert problem.endswith("cannot be read: No such file or directory")
@@ -152,7 +152,7 @@ def test_no_output_shows_a_password(tmp_path: Path) -> None:
     assert "hunter2" not in repr(config)
     rows = list(config.shown())
     assert "hunter2" not in repr(rows)
-    assert ("source.password", '"***"', "--set") in rows
+    assert ("source.password", '"***"', "the command line") in rows
 
 
 @pytest.mark.parametrize(

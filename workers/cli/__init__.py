@@ -23,6 +23,8 @@ COMMANDS = {
     "run": "run one node until it is told to stop",
     "changes": "print what changed in some channels, once or for ever",
     "status": "show the nodes, who owns what, and how far the index is",
+    "load": "save revisions from a file in a bucket, as Sync Gateway would",
+    "devbucket": "serve a bucket for development on loopback",
     "config": "show, check or explain the configuration",
 }
 """Every command and what it does, in the order of `--help`."""

@@ -20,8 +20,9 @@ example:
   channelindex changes orders --since TOKEN --json
   channelindex changes orders --follow
 
-With --json each change is one line, and after each page comes a line {"since": TOKEN, "pending": N}. Give TOKEN to
---since to go on after that page; keep to the channels with which it was made. "pending" are changes known beyond it.
+With --json each change is one line, and after each page comes a line
+{"since": TOKEN, "pending": N}. Give TOKEN to --since to go on after that page;
+keep to the channels with which it was made. "pending" are changes beyond it.
 """
 
 

@@ -48,6 +48,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def port(text: str) -> int:
+    """A TCP port, or 0 for any, as an argument's type."""
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port, 0 to 65535")
+    return int(text)
+
+
 def seconds(text: str) -> float:
     """A time in seconds above 0, as an argument's type."""
     try:

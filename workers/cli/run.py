@@ -12,7 +12,8 @@ example:
   channelindex run --config /etc/channelindex/n1.toml
 
 signals:
-  SIGTERM, SIGINT  write what was read, give the leases back and end; a second one ends at once
+  SIGTERM, SIGINT  write what was read, give the leases back and end; a second
+                   one ends at once
   SIGHUP           read the configuration again
 """
 

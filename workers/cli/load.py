@@ -1,0 +1,70 @@
+"""`channelindex load`: save revisions from a file in a bucket, as Sync Gateway would."""
+
+import argparse
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from channelindex import exits
+from channelindex.feeds.dcp.kv import KvClient
+from channelindex.sync_gateway.layouts import InlineLayout, Layout, XattrLayout
+from channelindex.sync_gateway.loader import Loader
+from channelindex.sync_gateway.revisions import read_revisions
+from workers.cli import options, output
+from workers.source import address_of
+
+_LAYOUTS: dict[str, type[Layout]] = {"inline": InlineLayout, "xattr": XattrLayout}
+
+_EPILOG = """\
+example:
+  channelindex load documents.jsonl.gz \\
+      --bucket couchbase://127.0.0.1:11210/default \\
+      --set source.user=Administrator --set source.password=password
+
+Each line of the file is a revision, in the order in which they were made:
+  {"id": "a", "rev": "1-ab12", "channels": ["orders"], "body": {"total": 12}}
+"body" may be left out; "deleted": true marks a deletion. Revisions that the
+bucket has already are left out, so a load that broke off can be repeated.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    parser.epilog = _EPILOG
+    parser.add_argument("file", type=Path, metavar="FILE", help="JSON lines; gzipped if the name ends in .gz")
+    parser.add_argument("--bucket", metavar="URL", help="couchbase://host:port/bucket (default: source.url)")
+    parser.add_argument(
+        "--metadata",
+        choices=sorted(_LAYOUTS),
+        default="inline",
+        help="where Sync Gateway's metadata goes: into the body or an extended attribute (default: %(default)s)",
+    )
+    options.add_json(parser)
+    options.add_config(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Load the file."""
+    bucket = {"source.url": args.bucket} if args.bucket else {}
+    config = options.config_of(args, ("source.url",), bucket)
+    n_revisions = sum(1 for _ in read_revisions(args.file))  # a malformed line is told before anything is written
+    started = time.monotonic()
+    with KvClient(*address_of(config.source)) as client:
+        n_saved = _load(Loader(client, _LAYOUTS[args.metadata]()), args.file, n_revisions)
+    seconds = time.monotonic() - started
+    if args.json:
+        output.json_line({"revisions": n_revisions, "saved": n_saved, "seconds": round(seconds, 3)})
+    else:
+        output.line(f"{n_saved} revisions saved in {seconds:.1f} s, {n_revisions - n_saved} were there already")
+    return exits.OK
+
+
+def _load(loader: Loader, file: Path, n_revisions: int) -> int:
+    """Save all; how many were new. Shows a bar where somebody is watching."""
+    console = Console(stderr=True)
+    columns = (TextColumn("loading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("loading", total=n_revisions)
+        return loader.load(read_revisions(file), lambda n_done: bar.update(task, completed=n_done))
