@@ -33,13 +33,15 @@ ENTRIES = 0x45
 PAIR_BYTES = 10
 MAX_KEY_BYTES = 255
 MAX_REV_BYTES = 254
-_PACKED = 255
+PACKED = 255
+"""The revision length byte of an entry whose revision is packed into PACKED_REV_BYTES bytes."""
 
 _FRAME = struct.Struct(">BIIQ")
 _EPOCH_OFFSET = 9
 _RECORD = struct.Struct(">QI")
 _ENTRY = struct.Struct(">HQHBB")
 _PACKED_REV = struct.Struct(">I16s")
+PACKED_REV_BYTES = _PACKED_REV.size
 _PAIR = struct.Struct(">HQ")
 FRAME_OVERHEAD = _FRAME.size
 
@@ -57,7 +59,7 @@ def pack_rev(rev: str) -> tuple[int, bytes]:
         except (ValueError, struct.error):
             packed = b""
         if packed and _unpack_rev(packed) == rev:
-            return _PACKED, packed
+            return PACKED, packed
     raw = rev.encode()
     if len(raw) > MAX_REV_BYTES:
         raise ValueError(f"revision id of {len(raw)} bytes, at most {MAX_REV_BYTES} can be indexed")
@@ -74,6 +76,11 @@ pack_entry_head = _ENTRY.pack
 
 The first PAIR_BYTES of the result are the entry's clock pair.
 """
+
+unpack_entry_head = _ENTRY.unpack_from
+"""(buffer, offset) -> (vb, seqno, flags, key length, revision length byte): for a loop that cannot afford an Entry."""
+
+ENTRY_HEAD_BYTES = _ENTRY.size
 
 
 def pack_entry(entry: Entry) -> bytes:
@@ -96,11 +103,11 @@ def iter_entries(body: bytes) -> Iterator[Entry]:
             raise IndexCorrupt(f"entry at byte {offset} of {end} is cut off") from error
         key_start = offset + _ENTRY.size
         rev_start = key_start + key_size
-        offset = rev_start + (_PACKED_REV.size if rev_size == _PACKED else rev_size)
+        offset = rev_start + (_PACKED_REV.size if rev_size == PACKED else rev_size)
         if offset > end:
             raise IndexCorrupt(f"entry at byte {key_start - _ENTRY.size} of {end} is cut off")
         raw = body[rev_start:offset]
-        rev = _unpack_rev(raw) if rev_size == _PACKED else raw.decode()
+        rev = _unpack_rev(raw) if rev_size == PACKED else raw.decode()
         yield Entry(vb, seqno, body[key_start:rev_start], rev, flags)
 
 
@@ -155,6 +162,9 @@ def pack_clock_record(epoch: int, pairs: bytes) -> bytes:
 
 def fold_clock(log: bytes, limit: Callable[[int, int], int] | None = None) -> dict[int, int]:
     """The clock that a clock log says: per vbucket the highest seqno, each lowered to `limit(epoch, vb)` first.
+
+    *limit* must not say 0 of an epoch that began after the partition record was read (as `Bounds.visible_limit` does,
+    rightly, of entries): a folded record bears its writer's epoch and sums up all epochs before it.
 
     Raises:
         IndexCorrupt: a record is cut off.

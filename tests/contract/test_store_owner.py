@@ -1,0 +1,207 @@
+"""The owner's half of every index store: meta, epochs, the stable clock, quarantine."""
+
+import threading
+
+import msgspec
+import pytest
+
+from channelindex.epochs import EpochStart, new_record
+from channelindex.errors import IndexMismatch, IndexMissing, StaleEpoch
+from channelindex.model import ORIGIN, Checkpoint
+from channelindex.stores.base import Quarantined
+from channelindex.stores.records import QUARANTINE_DOCUMENTS
+from tests.support.stores import META, Backend, checkpoints
+
+SEQNOS = [2**24 - 1, 2**24, 2**24 + 1, 2**32, 2**32 + 1, 2**48, 2**53, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1]
+
+
+@pytest.fixture
+def owner(backend: Backend):
+    opened = backend.owner()
+    opened.create_or_check(META)
+    return opened
+
+
+def _stable(backend: Backend, vb: int) -> int:
+    record = backend.reader().partition_records()[vb // META.partition_width]
+    return record.stable[vb - record.first_vb]
+
+
+def test_created_index_has_a_record_for_every_partition(backend, owner):
+    assert backend.reader().meta() == META
+    assert backend.reader().partition_records() == [new_record(first_vb, 4) for first_vb in (0, 4, 8, 12)]
+
+
+def test_second_creation_finds_the_first_ones_meta(backend, owner):
+    assert backend.owner().create_or_check(_with(index_uuid="another")) == META
+
+
+def _with(**changes):
+    return msgspec.structs.replace(META, **changes)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"n_partitions": 8}, "index.partitions"),
+        ({"n_vbuckets": 32}, "vbuckets"),
+        ({"source_uuid": "another"}, "source bucket"),
+    ],
+)
+def test_index_of_another_shape_or_bucket_is_refused(backend, owner, change, named):
+    epoch = owner.next_epoch()
+    owner.begin(0, epoch, "n1")
+    with pytest.raises(IndexMismatch, match=named) as raised:
+        backend.owner().create_or_check(_with(**change))
+    assert "index.name" in str(raised.value)
+    assert backend.reader().meta() == META
+    assert backend.reader().partition_records()[0].epoch == epoch
+
+
+def test_index_that_was_not_created_is_missing(backend):
+    with pytest.raises(IndexMissing, match=r"index\.name|memory"):
+        backend.reader().meta()
+    with pytest.raises(IndexMissing):
+        backend.reader().partition_records()
+    with pytest.raises(IndexMissing):
+        backend.owner().begin(0, 1, "n1")
+    with pytest.raises(IndexMissing):
+        backend.owner().advance(1, checkpoints({0: 1}))
+
+
+def test_epochs_rise_over_all_owners(backend, owner):
+    other = backend.owner()
+    assert [owner.next_epoch(), other.next_epoch(), owner.next_epoch()] == [1, 2, 3]
+
+
+def test_begin_starts_at_the_stable_clock(backend, owner):
+    first = owner.begin(1, owner.next_epoch(), "n1")
+    assert first.checkpoints == (ORIGIN,) * 4
+    owner.advance(1, checkpoints({5: 70, 6: 3}))
+    second = owner.begin(1, owner.next_epoch(), "n2")
+    assert second.stable == (0, 70, 3, 0)
+    assert second.history[-1] == EpochStart(2, (0, 70, 3, 0))
+    assert (second.epoch, second.owner) == (2, "n2")
+    assert backend.reader().partition_records()[1] == second
+
+
+def test_begin_with_an_epoch_that_is_not_higher_is_refused(backend, owner):
+    owner.begin(0, 5, "n1")
+    before = backend.reader().partition_records()
+    for epoch, name in ((4, "n2"), (5, "n2"), (4, "n1")):
+        with pytest.raises(StaleEpoch) as raised:
+            owner.begin(0, epoch, name)
+        assert (raised.value.partition, raised.value.current) == (0, 5)
+    assert backend.reader().partition_records() == before
+
+
+def test_begin_repeated_after_a_lost_reply_finds_its_own_epoch(backend, owner):
+    record = owner.begin(0, 5, "n1")
+    assert owner.begin(0, 5, "n1") == record
+    owner.advance(5, checkpoints({0: 9}))
+    assert owner.begin(0, 5, "n1").stable[0] == 9
+
+
+def test_rollback_lowers_the_checkpoint_and_starts_the_epoch_there(backend, owner):
+    owner.begin(0, 1, "n1")
+    owner.advance(1, checkpoints({0: 100, 1: 50}))
+    back = Checkpoint(vbuuid=77, seqno=40, snap_start=40, snap_end=40, sequence=0)
+    record = owner.begin(0, 2, "n1", {0: back, 1: back._replace(seqno=60)}, only_if=1)
+    assert record.checkpoints[0] == back
+    assert record.stable == (40, 50, 0, 0)
+    assert record.history[-1] == EpochStart(2, (40, 50, 0, 0))
+    assert owner.begin(0, 2, "n1", {0: back}, only_if=1) == record
+
+
+def test_rollback_by_one_who_is_no_longer_the_owner_is_refused(owner):
+    owner.begin(0, 1, "n1")
+    owner.begin(0, 2, "n2")
+    with pytest.raises(StaleEpoch):
+        owner.begin(0, 3, "n1", {0: ORIGIN}, only_if=1)
+
+
+def test_rollback_within_an_epoch_is_refused(owner):
+    """To go back takes a new epoch: the frames of the old history would stay live."""
+    owner.begin(0, 1, "n1")
+    owner.advance(1, checkpoints({0: 100}))
+    owner.begin(0, 2, "n1")
+    with pytest.raises(StaleEpoch):
+        owner.begin(0, 2, "n1", {0: ORIGIN})
+
+
+@pytest.mark.parametrize("seqno", SEQNOS)
+def test_stable_clock_moves_forward_only_in_all_64_bits(backend, owner, seqno):
+    owner.begin(0, 1, "n1")
+    owner.advance(1, checkpoints({1: seqno}))
+    owner.advance(1, checkpoints({1: seqno - 1}))
+    assert _stable(backend, 1) == seqno
+    if seqno < 2**64 - 1:
+        owner.advance(1, checkpoints({1: seqno + 1}))
+        assert _stable(backend, 1) == seqno + 1
+
+
+def test_checkpoint_at_the_same_seqno_is_replaced(backend, owner):
+    """The seqno of a snapshot's end comes again with the next snapshot's range and vbuuid."""
+    owner.begin(0, 1, "n1")
+    owner.advance(1, checkpoints({1: 10}))
+    newer = Checkpoint(vbuuid=2, seqno=10, snap_start=10, snap_end=20, sequence=2**64 - 1)
+    owner.advance(1, {0: {1: newer}})
+    assert backend.reader().partition_records()[0].checkpoints == (ORIGIN, newer, ORIGIN, ORIGIN)
+
+
+def test_advance_moves_every_partition_of_the_epoch_and_names_the_first_that_refused(backend, owner):
+    for partition, epoch in ((0, 1), (1, 2), (2, 1), (3, 3)):
+        owner.begin(partition, epoch, "n1")
+    with pytest.raises(StaleEpoch) as raised:
+        owner.advance(1, checkpoints({0: 5, 4: 5, 8: 5, 12: 5}))
+    assert (raised.value.partition, raised.value.ours, raised.value.current) == (1, 1, 2)
+    assert [_stable(backend, vb) for vb in (0, 4, 8, 12)] == [5, 0, 5, 0]
+
+
+def test_concurrent_begins_have_one_owner_each_and_lose_no_epoch(backend, owner):
+    def begin_some(name: str) -> None:
+        mine = backend.owner()
+        for _ in range(20):
+            try:
+                mine.begin(2, mine.next_epoch(), name)
+            except StaleEpoch:
+                continue
+
+    threads = [threading.Thread(target=begin_some, args=(f"n{number}",)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    record = backend.reader().partition_records()[2]
+    assert record.epoch == 60
+    assert record.history == (EpochStart(60, (0, 0, 0, 0)),)
+
+
+def test_quarantine_remembers_the_newest_and_counts_all(backend, owner):
+    def document(number: int) -> Quarantined:
+        return Quarantined(3, 2**63 + number, b"\xff key", "bad JSON at byte 7", 1.5 + number)
+
+    total = QUARANTINE_DOCUMENTS + 50
+    for start in range(0, total, 350):
+        owner.quarantine([document(number) for number in range(start, min(total, start + 350))])
+    owner.quarantine([])
+    count, newest = backend.reader().quarantined(3)
+    assert count == total
+    assert list(newest) == [document(total - 1), document(total - 2), document(total - 3)]
+    assert len(backend.reader().quarantined(10**6)[1]) == QUARANTINE_DOCUMENTS
+
+
+def test_indexes_of_other_names_are_other_indexes(backend, owner):
+    other = Backend(backend.url, "test:2")
+    with pytest.raises(IndexMissing):
+        other.reader().meta()
+    other.writer().write([])
+    other.owner().create_or_check(META)
+    assert other.owner().next_epoch() == 1
+    other.close()
+
+
+def test_closing_twice_is_harmless(backend):
+    for half in (backend.owner(), backend.reader(), backend.writer()):
+        half.close()
+        half.close()

@@ -1,0 +1,120 @@
+"""The read half of every index store: value, absent or error, and waiting for the stable clock."""
+
+import threading
+import time
+
+import pytest
+
+from channelindex.stores.base import BlockRef
+from tests.support.stores import GROUP, META, Backend, append, checkpoints, entry, visible_entries
+
+
+@pytest.fixture
+def owner(backend: Backend):
+    opened = backend.owner()
+    opened.create_or_check(META)
+    opened.begin(0, 1, "n1")
+    return opened
+
+
+def test_absent_things_are_absent(backend, owner):
+    reader = backend.reader()
+    assert list(reader.channels()) == []
+    assert reader.channel_states(["A"]) == [None]
+    assert reader.channel_states([]) == []
+    assert reader.blocks([BlockRef("A", GROUP, 0)]) == [None]
+    assert reader.blocks([]) == []
+    assert reader.principal_counter("_sync:user:a") == 0
+    assert reader.quarantined() == (0, [])
+    assert reader.stable_counter() == 0
+
+
+def test_answers_come_in_the_order_asked(backend, owner):
+    backend.writer().write([append(name, 1, entry(0, seqno)) for seqno, name in enumerate("ABC", 1)])
+    reader = backend.reader()
+    states = reader.channel_states(["C", "zz", "A"])
+    assert [state and state.counter for state in states] == [1, None, 1]
+    blocks = reader.blocks([BlockRef("C", GROUP, 0), BlockRef("C", GROUP, 1), BlockRef("B", GROUP, 0)])
+    assert [block is not None for block in blocks] == [True, False, True]
+
+
+def test_reading_creates_nothing(backend, owner):
+    reader = backend.reader()
+    reader.blocks([BlockRef("A", GROUP, 0)])
+    reader.channel_states(["A"])
+    assert list(reader.channels()) == []
+    assert reader.blocks([BlockRef("A", GROUP, 0)]) == [None]
+
+
+def test_every_channel_is_listed_once(backend, owner):
+    names = {f"channel-{number}" for number in range(2500)}
+    backend.writer(block_bytes=1).write([append(name, 1, entry(0, 1)) for name in sorted(names)])
+    listed = list(backend.reader().channels())
+    assert len(listed) == len(names)
+    assert set(listed) == names
+
+
+def test_entries_are_visible_up_to_the_stable_clock(backend, owner):
+    backend.writer().write([append("A", 1, entry(0, 1), entry(0, 2), entry(1, 1))])
+    reader = backend.reader()
+    assert visible_entries(reader, "A") == set()
+    owner.advance(1, checkpoints({0: 1}))
+    assert visible_entries(reader, "A") == {entry(0, 1)}
+    owner.advance(1, checkpoints({0: 2, 1: 1}))
+    assert visible_entries(reader, "A") == {entry(0, 1), entry(0, 2), entry(1, 1)}
+
+
+def test_every_advance_raises_the_stable_counter_once(backend, owner):
+    owner.begin(1, 1, "n1")
+    reader = backend.reader()
+    owner.advance(1, checkpoints({0: 1, 4: 1}))
+    assert reader.stable_counter() == 1
+    owner.advance(1, checkpoints({0: 2}))
+    assert reader.stable_counter() == 2
+
+
+def test_waiting_returns_at_once_when_the_counter_has_moved(backend, owner):
+    owner.advance(1, checkpoints({0: 1}))
+    assert backend.reader().wait_stable(0, timeout_s=60) == 1
+
+
+def test_waiting_ends_with_its_timeout(backend, owner):
+    reader = backend.reader()
+    assert reader.wait_stable(0, timeout_s=0) == 0
+    assert reader.wait_stable(0, timeout_s=0.01) == 0
+
+
+def test_advance_wakes_all_who_wait(backend, owner):
+    results: list[int] = []
+
+    def wait() -> None:
+        results.append(backend.reader().wait_stable(0, timeout_s=30))
+
+    threads = [threading.Thread(target=wait) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.05)  # most of them wait by now; who does not yet must not miss the advance either
+    owner.advance(1, checkpoints({0: 1}))
+    for thread in threads:
+        thread.join(timeout=30)
+    assert results == [1, 1, 1]
+
+
+def test_no_wake_up_is_lost_however_the_advances_fall(backend, owner):
+    """The waiter asks again with what it got; it must come to the last advance without a timeout."""
+    n_advances, seen = 200, []
+    reader = backend.reader()
+
+    def follow() -> None:
+        counter = 0
+        while counter < n_advances:
+            counter = reader.wait_stable(counter, timeout_s=30)
+            seen.append(counter)
+
+    follower = threading.Thread(target=follow)
+    follower.start()
+    for seqno in range(1, n_advances + 1):
+        owner.advance(1, checkpoints({0: seqno}))
+    follower.join(timeout=30)
+    assert seen[-1] == n_advances
+    assert seen == sorted(set(seen))

@@ -1,0 +1,330 @@
+"""The write half of every index store: appends, rotation, refusal, and what may happen twice or late."""
+
+import pytest
+import redis
+
+from channelindex.blocks import fold_clock
+from channelindex.epochs import new_record
+from channelindex.errors import Transient
+from channelindex.stores.redis.keys import Keys
+from tests.support.stores import (
+    GROUP,
+    Backend,
+    FaultyOperations,
+    all_entries,
+    append,
+    check_headers,
+    entry,
+    stored_blocks,
+    write_until_done,
+)
+
+OTHER_GROUP = "ffeeddcc99887766"
+SEQNOS = [1, 2**24 - 1, 2**24, 2**24 + 1, 2**32, 2**48, 2**53 + 1, 2**63, 2**64 - 1]
+
+
+def _stored(backend: Backend, channel: str = "A") -> list[tuple[int, int, int]]:
+    return [(epoch, each.vb, each.seqno) for epoch, each in all_entries(backend.reader(), channel)]
+
+
+def test_unknown_channel_gets_block_zero_with_an_empty_header(backend):
+    assert backend.writer().write([append("A", 1, entry(0, 5), entry(3, 9))]) == set()
+    ((block,),) = stored_blocks(backend.reader(), "A").values()
+    assert block.header == {}
+    assert [each for _, each in block.entries] == [entry(0, 5), entry(3, 9)]
+
+
+def test_state_has_counter_active_block_and_clock(backend):
+    writer = backend.writer()
+    writer.write([append("A", 1, entry(0, 5)), append("B", 1, entry(1, 1))])
+    writer.write([append("A", 1, entry(0, 7), entry(2, 3))])
+    state, absent = backend.reader().channel_states(["A", "nobody's"])
+    assert absent is None
+    assert state is not None
+    assert state.counter == 2
+    assert state.active_by_group == {GROUP: 0}
+    assert fold_clock(state.clock_log_by_group[GROUP]) == {0: 7, 2: 3}
+
+
+@pytest.mark.parametrize("seqno", SEQNOS)
+def test_seqnos_keep_all_their_bits(backend, seqno):
+    writer = backend.writer(block_bytes=1)
+    for _ in range(3):
+        writer.write([append("A", 1, entry(0, seqno))])
+    blocks = stored_blocks(backend.reader(), "A")[GROUP]
+    assert [block.header.get(0) for block in blocks] == [None, seqno, seqno]
+    assert {each.seqno for _, each in all_entries(backend.reader(), "A")} == {seqno}
+
+
+@pytest.mark.parametrize("number", [2**24 - 1, 2**24, 2**32, 2**48])
+def test_block_numbers_keep_all_their_bits(backend, number):
+    """The directory is set to a high block by hand; the writer adopts it and rotates to the next one."""
+    backend.writer().write([append("A", 1, entry(0, 1))])
+    _set_active_block(backend, "A", number)
+    writer = backend.writer(block_bytes=1)
+    writer.write([append("A", 1, entry(0, 2))])
+    writer.write([append("A", 1, entry(0, 3))])
+    (state,) = backend.reader().channel_states(["A"])
+    assert state is not None
+    assert state.active_by_group == {GROUP: number + 1}
+
+
+def _set_active_block(backend: Backend, channel: str, number: int) -> None:
+    if backend.memory:
+        directory = backend.memory.directories[channel]
+        directory[GROUP] = directory[GROUP]._replace(number=number)
+        return
+    key = Keys(backend.index_name).channel(channel)
+    with redis.Redis.from_url(backend.url) as client:
+        _, _, rest = client.hget(key, "g" + GROUP).partition(b":")
+        client.hset(key, "g" + GROUP, b"%d:%s" % (number, rest))
+
+
+def test_groups_of_a_channel_have_blocks_of_their_own_and_one_counter(backend):
+    writer = backend.writer()
+    both = [append("A", 1, entry(0, 1)), append("A", 2, entry(9, 1), group=OTHER_GROUP)]
+    writer.write(both)
+    before = backend.reader().channel_states(["A"])[0].counter
+    writer.write(both)
+    (state,) = backend.reader().channel_states(["A"])
+    assert state.active_by_group == {GROUP: 0, OTHER_GROUP: 0}
+    assert state.counter == before + 1
+    assert {group: len(blocks[0].entries) for group, blocks in stored_blocks(backend.reader(), "A").items()} == {
+        GROUP: 2,
+        OTHER_GROUP: 2,
+    }
+
+
+def test_full_block_is_followed_by_one_that_begins_with_the_channel_clock(backend):
+    writer = backend.writer(block_bytes=150)
+    for seqno in range(1, 21):
+        writer.write([append("A", 1, entry(seqno % 3, seqno))])
+    blocks = stored_blocks(backend.reader(), "A")[GROUP]
+    assert len(blocks) > 3
+    clock: dict[int, int] = {}
+    for block in blocks:
+        assert block.header == clock
+        clock |= {each.vb: each.seqno for _, each in block.entries}
+    (state,) = backend.reader().channel_states(["A"])
+    assert fold_clock(state.clock_log_by_group[GROUP]) == clock
+    assert len(state.clock_log_by_group[GROUP]) < 300
+
+
+def test_many_channels_go_in_several_calls(backend, monkeypatch):
+    monkeypatch.setattr("channelindex.stores.block_writer.MAX_CALL_CHANNELS", 7)
+    operations = FaultyOperations(backend.operations())
+    writer = backend.writer(operations=operations)
+    names = [f"channel-{number}" for number in range(40)]
+    for seqno in (1, 2):
+        writer.write([append(name, 1, entry(0, seqno)) for name in names])
+    assert operations.calls == ["touch"] * 6 + ["append"] * 6
+    assert sorted(backend.reader().channels()) == sorted(names)
+    assert all(_stored(backend, name) == [(1, 0, 1), (1, 0, 2)] for name in names)
+
+
+def test_large_appends_go_in_several_calls(backend, monkeypatch):
+    monkeypatch.setattr("channelindex.stores.block_writer.MAX_CALL_BYTES", 100)
+    operations = FaultyOperations(backend.operations())
+    writer = backend.writer(operations=operations)
+    batch = [append(name, 1, *(entry(0, seqno) for seqno in range(1, 10))) for name in "ABC"]
+    writer.write(batch)
+    writer.write(batch)
+    assert operations.calls == ["touch"] * 3 + ["append"] * 3
+
+
+def test_known_channels_are_appended_blindly(backend):
+    operations = FaultyOperations(backend.operations())
+    writer = backend.writer(operations=operations)
+    for seqno in range(1, 5):
+        writer.write([append("A", 1, entry(0, seqno))])
+    assert operations.calls == ["touch", "append", "append", "append"]
+
+
+def test_next_epoch_of_the_same_writer_asks_again(backend):
+    """Between our two epochs another owner may have rotated the block that we remember."""
+    ours, theirs = backend.writer(), backend.writer(block_bytes=1)
+    ours.write([append("A", 1, entry(0, 1))])
+    for seqno in (2, 3):
+        theirs.write([append("A", 2, entry(0, seqno))])
+    ours.write([append("A", 3, entry(0, 4))])
+    blocks = stored_blocks(backend.reader(), "A")[GROUP]
+    assert [[each.seqno for _, each in block.entries] for block in blocks] == [[1, 2], [3, 4]]
+
+
+def test_restarted_writer_goes_on_in_the_active_block(backend):
+    first = backend.writer(block_bytes=100)
+    for seqno in range(1, 6):
+        first.write([append("A", 1, entry(0, seqno))])
+    n_blocks = len(stored_blocks(backend.reader(), "A")[GROUP])
+    backend.writer(block_bytes=100).write([append("A", 1, entry(0, 6))])
+    assert len(stored_blocks(backend.reader(), "A")[GROUP]) == n_blocks
+    assert [seqno for _, _, seqno in _stored(backend)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_forgotten_channels_are_touched_again(backend):
+    operations = FaultyOperations(backend.operations())
+    writer = backend.writer(remembered_blocks=8, operations=operations)
+    names = [f"channel-{number}" for number in range(20)]
+    for seqno in (1, 2, 3):
+        for name in names:
+            writer.write([append(name, 1, entry(0, seqno))])
+    assert operations.calls.count("append") == 0
+    assert all(_stored(backend, name) == [(1, 0, 1), (1, 0, 2), (1, 0, 3)] for name in names)
+
+
+def test_touch_of_an_older_epoch_is_refused(backend):
+    backend.writer().write([append("A", 5, entry(0, 1))])
+    stale = backend.writer().write([append("A", 4, entry(0, 2)), append("B", 4, entry(0, 2))], ["_sync:user:u"])
+    assert stale == {4}
+    assert _stored(backend) == [(5, 0, 1)]
+    assert _stored(backend, "B") == [(4, 0, 2)]
+    assert backend.reader().principal_counter("_sync:user:u") == 1
+
+
+def test_refusal_is_per_group(backend):
+    backend.writer().write([append("A", 5, entry(0, 1))])
+    assert backend.writer().write([append("A", 4, entry(9, 2), group=OTHER_GROUP)]) == set()
+
+
+def test_two_epochs_in_one_batch(backend):
+    writer = backend.writer()
+    assert writer.write([append("A", 1, entry(0, 1)), append("A", 2, entry(0, 2))]) == set()
+    assert writer.write([append("A", 1, entry(0, 3)), append("A", 2, entry(0, 4))]) == {1}
+    assert _stored(backend) == [(1, 0, 1), (2, 0, 2), (2, 0, 4)]
+
+
+def test_zombie_cannot_rotate_once_a_newer_epoch_touched_the_channel(backend):
+    zombie, owner = backend.writer(block_bytes=1), backend.writer(block_bytes=10_000)
+    zombie.write([append("A", 1, entry(0, 1))])
+    owner.write([append("A", 2, entry(0, 2))])
+    assert zombie.write([append("A", 1, entry(0, 3))]) == {1}
+    (block,) = stored_blocks(backend.reader(), "A")[GROUP]
+    assert [each.seqno for _, each in block.entries] == [1, 2]
+
+
+def test_zombies_blind_append_lands_where_it_knows_and_moves_no_block(backend):
+    zombie, owner = backend.writer(), backend.writer(block_bytes=1)
+    zombie.write([append("A", 1, entry(0, 1))])
+    for seqno in (2, 3):
+        owner.write([append("A", 2, entry(0, seqno))])
+    assert zombie.write([append("A", 1, entry(0, 9))]) == set()
+    blocks = stored_blocks(backend.reader(), "A")[GROUP]
+    assert [[each.seqno for _, each in block.entries] for block in blocks] == [[1, 2, 9], [3]]
+
+
+def test_late_clock_record_never_lowers_the_clock(backend):
+    zombie, owner = backend.writer(), backend.writer()
+    zombie.write([append("A", 1, entry(0, 1))])
+    owner.write([append("A", 2, entry(0, 20))])
+    zombie.write([append("A", 1, entry(0, 2))])
+    (state,) = backend.reader().channel_states(["A"])
+    assert fold_clock(state.clock_log_by_group[GROUP]) == {0: 20}
+
+
+def test_rotation_waits_while_somebody_else_appends(backend):
+    """The header is made from the log as read; what came to the log since must not be lost from it."""
+    operations = _AppendsBetween(backend.operations(), backend.writer())
+    writer = backend.writer(block_bytes=1, operations=operations)
+    operations.zombie.write([append("A", 1, entry(0, 1))])
+    writer.write([append("A", 2, entry(0, 2))])
+    operations.late_append = append("A", 1, entry(1, 7))
+    writer.write([append("A", 2, entry(0, 3))])
+    assert len(stored_blocks(backend.reader(), "A")[GROUP]) == 1
+    writer.write([append("A", 2, entry(0, 4))])
+    blocks = stored_blocks(backend.reader(), "A")[GROUP]
+    assert [block.header for block in blocks] == [{}, {0: 3, 1: 7}]
+
+
+class _AppendsBetween(FaultyOperations):
+    """Lets a zombie append after the clock log was read and before the rotation."""
+
+    def __init__(self, operations, zombie):
+        super().__init__(operations)
+        self.zombie = zombie
+        self.late_append = None
+
+    def clock_logs(self, keys):
+        logs = self._operations.clock_logs(keys)
+        if self.late_append:
+            self.zombie.write([self.late_append])
+            self.late_append = None
+        return logs
+
+
+def test_late_rotation_of_an_earlier_life_does_not_happen(backend):
+    """Its reply was lost, its repetition went another way: it must not move the active block under blind appends."""
+    operations = FaultyOperations(backend.operations())
+    writer = backend.writer(block_bytes=1, operations=operations)
+    writer.write([append("A", 1, entry(0, 1))])
+    operations.next_faults = ["none", "late"]  # the clock logs are read, the rotation is late
+    with pytest.raises(Transient):
+        writer.write([append("A", 1, entry(0, 2))])
+    writer._block_bytes = 10_000
+    writer.write([append("A", 1, entry(0, 2))])
+    assert operations.late[0]() == [False]
+    writer.write([append("A", 1, entry(0, 3))])
+    reader = backend.reader()
+    blocks = stored_blocks(reader, "A")[GROUP]
+    assert [each.seqno for block in blocks for _, each in block.entries] == [1, 2, 3]
+    check_headers(reader, "A", _no_records(), partition_width=4)
+
+
+def test_late_touch_of_an_earlier_life_only_makes_us_ask_again(backend):
+    operations = FaultyOperations(backend.operations())
+    writer = backend.writer(block_bytes=1, operations=operations)
+    operations.next_faults = ["late"]
+    with pytest.raises(Transient):
+        writer.write([append("A", 1, entry(0, 1))])
+    writer.write([append("A", 1, entry(0, 1))])
+    operations.late[0]()
+    for seqno in (2, 3):
+        writer.write([append("A", 1, entry(0, seqno))])
+    reader = backend.reader()
+    assert [seqno for _, _, seqno in _stored(backend)] == [1, 1, 2, 3]
+    check_headers(reader, "A", _no_records(), partition_width=4)
+
+
+def _no_records():
+    return [new_record(first_vb, 4) for first_vb in range(0, 16, 4)]
+
+
+@pytest.mark.parametrize("fault", ["before", "after"])
+@pytest.mark.parametrize("position", range(6))
+def test_failed_batch_is_complete_once_it_is_repeated(backend, fault, position):
+    """Each call of a batch with blind appends, touches, a rotation and principals fails in turn."""
+    operations = FaultyOperations(backend.operations())
+    writer = backend.writer(block_bytes=60, operations=operations)
+    writer.write([append("full", 1, entry(0, 1)), append("full", 1, entry(0, 1), group=OTHER_GROUP)])
+    writer._block_bytes = 10_000
+    writer.write([append("known", 1, entry(0, 1))])
+    writer._block_bytes = 80
+    operations.calls.clear()
+    operations.next_faults = ["none"] * position + [fault]
+    batch = [append("full", 1, entry(0, 2)), append("known", 1, entry(0, 2)), append("new", 1, entry(0, 2))]
+    write_until_done(writer, batch, ["_sync:user:u"])
+    for channel in ("full", "known", "new"):
+        assert (1, 0, 2) in _stored(backend, channel)
+        assert backend.reader().channel_states([channel])[0].counter >= 1
+    assert backend.reader().principal_counter("_sync:user:u") >= 1
+
+
+def test_principals_are_counted_each_and_in_sum(backend):
+    writer = backend.writer()
+    writer.write([], ["_sync:user:a", "_sync:role:b"])
+    writer.write([], ["_sync:user:a"])
+    reader = backend.reader()
+    counters = [reader.principal_counter(key) for key in ("_sync:user:a", "_sync:role:b", "_sync:user:c", "")]
+    assert counters == [2, 1, 0, 3]
+
+
+def test_empty_batch_asks_nothing_of_the_store(backend):
+    operations = FaultyOperations(backend.operations())
+    assert backend.writer(operations=operations).write([]) == set()
+    assert operations.calls == []
+
+
+@pytest.mark.parametrize("channel", ["*", "a:b", "}:c:x", "{7}", "grün", "日本", "a b\nc", "x" * 2000, "c:", "[a]?"])
+def test_any_channel_name_is_kept(backend, channel):
+    backend.writer().write([append(channel, 1, entry(0, 1)), append("other", 1, entry(0, 2))])
+    assert set(backend.reader().channels()) == {channel, "other"}
+    assert _stored(backend, channel) == [(1, 0, 1)]

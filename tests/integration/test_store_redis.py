@@ -1,0 +1,373 @@
+"""What only the Redis store can do: the order of its commands, and what each way of failing means to its caller."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+import redis
+
+from channelindex.errors import (
+    AuthenticationFailed,
+    ConfigInvalid,
+    IndexCorrupt,
+    IndexMissing,
+    InvariantBroken,
+    OutcomeUnknown,
+    StoreUnavailable,
+)
+from channelindex.stores import open_owner, open_reader, open_writer
+from channelindex.stores.base import BlockRef
+from channelindex.stores.redis.keys import Keys
+from channelindex.stores.redis.link import Link
+from tests.support.stores import GROUP, META, Backend, all_entries, append, checkpoints, entry
+
+OTHER_GROUP = "ffeeddcc99887766"
+KEYS = Keys("test")
+
+
+@pytest.fixture
+def client(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url) as opened:
+        yield opened
+
+
+@pytest.fixture
+def backend(redis_url: str) -> Iterator[Backend]:
+    opened = Backend(redis_url)
+    opened.owner().create_or_check(META)
+    yield opened
+    opened.close()
+
+
+def _commands_of_scripts(client: redis.Redis, act) -> list[str]:
+    """What the scripts that *act* runs do, as "COMMAND key"."""
+    seen: list[str] = []
+    with client.monitor() as monitor:
+        act()
+        client.echo("enough")
+        while True:
+            command = monitor.next_command()
+            if command["command"] == "ECHO enough":
+                return seen
+            if command["client_type"] == "lua":
+                seen.append(" ".join(command["command"].split(" ")[:2]))
+
+
+def test_batch_appends_blocks_then_clocks_then_counts_per_channel(backend, client):
+    writer = backend.writer()
+    batch = [append("A", 1, entry(0, 1)), append("A", 2, entry(9, 1), group=OTHER_GROUP), append("B", 1, entry(0, 1))]
+    writer.write(batch)
+    seen = _commands_of_scripts(client, lambda: writer.write(batch, ["_sync:user:u"]))
+    assert seen[-2:] == [f"HINCRBY {KEYS.principals}"] * 2
+    by_channel = {name: [command for command in seen if command.endswith(name)] for name in "AB"}
+    assert by_channel == {
+        "A": [
+            f"APPEND {KEYS.block('A', GROUP, 0)}",
+            f"APPEND {KEYS.block('A', OTHER_GROUP, 0)}",
+            f"APPEND {KEYS.clock('A', GROUP)}",
+            f"APPEND {KEYS.clock('A', OTHER_GROUP)}",
+            f"HINCRBY {KEYS.channel('A')}",
+        ],
+        "B": [
+            f"APPEND {KEYS.block('B', GROUP, 0)}",
+            f"APPEND {KEYS.clock('B', GROUP)}",
+            f"HINCRBY {KEYS.channel('B')}",
+        ],
+    }
+
+
+def test_first_touch_counts_last(backend, client):
+    seen = _commands_of_scripts(client, lambda: backend.writer().write([append("A", 1, entry(0, 1))]))
+    assert seen == [
+        f"HGET {KEYS.channel('A')}",
+        f"APPEND {KEYS.block('A', GROUP, 0)}",
+        f"APPEND {KEYS.clock('A', GROUP)}",
+        f"HSET {KEYS.channel('A')}",
+        f"HINCRBY {KEYS.channel('A')}",
+    ]
+
+
+def test_stable_clock_moves_before_its_counter_and_the_message(backend, client):
+    owner = backend.owner()
+    owner.begin(0, 1, "n1")
+    seen = _commands_of_scripts(client, lambda: owner.advance(1, checkpoints({0: 1})))
+    record = KEYS.partition(0)
+    assert seen == [
+        f"HGET {record}",
+        f"HGET {record}",
+        f"HSET {record}",
+        f"HINCRBY {record}",
+        f"INCR {KEYS.stable}",
+        f"PUBLISH {KEYS.stable}",
+    ]
+
+
+def test_batch_of_known_channels_is_one_command(backend, client):
+    writer = backend.writer()
+    batch = [append(f"channel-{number}", 1, entry(0, 1)) for number in range(300)]
+    writer.write(batch)
+    client.config_resetstat()
+    writer.write(batch)
+    calls = {name: stats["calls"] for name, stats in client.info("commandstats").items()}
+    assert calls["cmdstat_evalsha"] == 1
+    assert calls["cmdstat_append"] == 600
+
+
+def test_rotated_block_keeps_no_room_to_grow(backend, client):
+    writer = backend.writer(block_bytes=40_000)
+    for seqno in range(1, 1200):
+        writer.write([append("A", 1, entry(0, seqno))])
+    sizes = [client.memory_usage(KEYS.block("A", GROUP, number)) for number in (0, 1)]
+    assert sizes[0] < 1.1 * client.strlen(KEYS.block("A", GROUP, 0))
+
+
+def test_scripts_that_redis_forgot_are_loaded_again(backend, client):
+    owner = backend.owner()
+    owner.begin(0, 1, "n1")
+    writer = backend.writer(block_bytes=1)
+    for seqno in (1, 2, 3):
+        client.script_flush()
+        writer.write([append("A", 1, entry(0, seqno))], ["_sync:user:u"])
+        client.script_flush()
+        owner.advance(1, checkpoints({0: seqno}))
+    assert [each.seqno for _, each in all_entries(backend.reader(), "A")] == [1, 2, 3]
+
+
+def test_closed_idle_connection_is_opened_again(backend, client):
+    owner, writer, reader = backend.owner(), backend.writer(), backend.reader()
+    for seqno in (1, 2):
+        owner.next_epoch()
+        writer.write([append("A", 1, entry(0, seqno))])
+        reader.stable_counter()
+        client.client_kill_filter(_type="normal", skipme=True)
+    assert owner.next_epoch() == 3
+    assert len(all_entries(reader, "A")) == 2
+
+
+def test_unreachable_store_is_unavailable(tmp_path):
+    url = f"unix://{tmp_path}/nobody.sock"
+    for act in _acts(url):
+        with pytest.raises(StoreUnavailable, match=r"index\.store.*nobody\.sock") as raised:
+            act()
+        assert not isinstance(raised.value, OutcomeUnknown)
+
+
+def _acts(url: str):
+    """One call of each half."""
+    owner, writer, reader = open_owner(url, "test"), open_writer(url, "test", 1000), open_reader(url, "test")
+    return (
+        owner.next_epoch,
+        lambda: writer.write([append("A", 1, entry(0, 1))]),
+        reader.meta,
+        lambda: reader.wait_stable(0, 1),
+    )
+
+
+class _HangsUp:
+    """A server that reads one request and closes the connection without a reply, or never answers."""
+
+    def __init__(self, path, answers: bool) -> None:
+        self._answers = answers
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._open: list[socket.socket] = []
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self._open.append(connection)
+            while request := connection.recv(65536):
+                if b"SETINFO" in request:
+                    connection.sendall(b"+OK\r\n" * request.count(b"SETINFO"))
+                elif self._answers:
+                    connection.close()
+                    break
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for connection in self._open:
+            connection.close()
+
+
+@pytest.mark.parametrize("closes", [True, False], ids=["closes", "is silent"])
+def test_lost_reply_leaves_the_outcome_unknown_to_writers_only(tmp_path, closes):
+    server = _HangsUp(tmp_path / "redis.sock", closes)
+    url = f"unix://{tmp_path}/redis.sock?socket_timeout=0.05"
+    expected = (OutcomeUnknown, OutcomeUnknown, StoreUnavailable, StoreUnavailable)
+    for act, kind in zip(_acts(url), expected, strict=True):
+        with pytest.raises(kind):
+            act()
+    server.close()
+
+
+def test_reply_that_comes_too_late_does_not_answer_the_next_request(backend, client):
+    link = Link(backend.url + "?socket_timeout=0.05", OutcomeUnknown)
+    client.set("next", "next")
+    with pytest.raises(OutcomeUnknown):
+        link.execute("BLPOP", "empty list", 0)
+    client.rpush("empty list", "late")
+    assert link.execute("GET", "next") == b"next"
+    link.close()
+
+
+def test_wrong_password_is_an_authentication_failure_and_is_not_shown(redis_url):
+    url = redis_url.replace("unix://", "unix://nobody:hunter2@")
+    for act in _acts(url):
+        with pytest.raises(AuthenticationFailed, match=r"index\.store") as raised:
+            act()
+        assert "hunter2" not in str(raised.value)
+
+
+def test_missing_rights_are_an_authentication_failure(backend, client):
+    client.acl_setuser("reader", enabled=True, passwords=["+secret"], keys=["*"], commands=["+get", "+client|setinfo"])
+    url = backend.url.replace("unix://", "unix://reader:secret@")
+    with pytest.raises(AuthenticationFailed, match=r"index\.store"):
+        open_writer(url, "test", 1000).write([append("A", 1, entry(0, 1))])
+    client.acl_deluser("reader")
+
+
+def test_store_that_is_full_is_unavailable_and_recovers(backend, client):
+    writer = backend.writer()
+    client.config_set("maxmemory", 1)
+    try:
+        for channel in ("A", "B"):
+            with pytest.raises(StoreUnavailable, match="OOM"):
+                writer.write([append(channel, 1, entry(0, 1))])
+    finally:
+        client.config_set("maxmemory", 0)
+    writer.write([append("A", 1, entry(0, 1))])
+    assert len(all_entries(backend.reader(), "A")) == 1
+
+
+def test_read_only_replica_is_unavailable(backend, client):
+    client.replicaof("127.0.0.1", 1)
+    try:
+        with pytest.raises(StoreUnavailable):
+            backend.owner().next_epoch()
+        with pytest.raises(StoreUnavailable):
+            backend.writer().write([append("A", 1, entry(0, 1))])
+    finally:
+        client.replicaof("NO", "ONE")
+
+
+@pytest.mark.parametrize(
+    ("key", "read"),
+    [
+        (KEYS.block("A", GROUP, 0), lambda reader: reader.blocks([BlockRef("A", GROUP, 0)])),
+        (KEYS.clock("A", GROUP), lambda reader: reader.channel_states(["A"])),
+        (KEYS.channel("A"), lambda reader: reader.channel_states(["A"])),
+    ],
+    ids=["block", "clock", "channel"],
+)
+def test_key_of_the_wrong_type_is_named_by_writer_and_reader(backend, client, key, read):
+    known = backend.writer()
+    known.write([append("A", 1, entry(0, 1))])
+    client.delete(key)
+    client.lpush(key, "x")
+    for writer in (known, backend.writer()):
+        with pytest.raises(IndexCorrupt) as raised:
+            writer.write([append("A", 1, entry(0, 2))])
+        assert key in str(raised.value)
+    reader = backend.reader()
+    with pytest.raises(IndexCorrupt) as raised:
+        read(reader)
+    assert key in str(raised.value)
+
+
+def test_lost_partition_record_is_corruption_and_not_a_beginning(backend, client):
+    owner = backend.owner()
+    owner.begin(1, 1, "n1")
+    client.delete(KEYS.partition(1))
+    with pytest.raises(IndexCorrupt, match="p:1"):
+        backend.reader().partition_records()
+    with pytest.raises(IndexCorrupt, match="p:1"):
+        owner.begin(1, 2, "n1")
+    with pytest.raises(IndexMissing, match="p:1"):
+        owner.advance(1, checkpoints({4: 1}))
+
+
+@pytest.mark.parametrize("field", ["ck", "hist"])
+def test_garbled_partition_record_is_corruption(backend, client, field):
+    client.hset(KEYS.partition(0), field, b"x" * 41)
+    with pytest.raises(IndexCorrupt, match="p:0"):
+        backend.reader().partition_records()
+
+
+def test_lost_clock_log_is_corruption(backend, client):
+    backend.writer().write([append("A", 1, entry(0, 1))])
+    client.delete(KEYS.clock("A", GROUP))
+    with pytest.raises(IndexCorrupt, match="k:"):
+        backend.reader().channel_states(["A"])
+
+
+def test_garbled_meta_and_quarantine_are_corruption(backend, client):
+    client.lpush(KEYS.quarantine, b"\xc1")
+    with pytest.raises(IndexCorrupt, match="quarantine"):
+        backend.reader().quarantined()
+    client.set(KEYS.meta, "{}")
+    with pytest.raises(IndexCorrupt, match="meta"):
+        backend.reader().meta()
+
+
+def test_command_that_redis_does_not_understand_is_our_fault(redis_url):
+    link = Link(redis_url, OutcomeUnknown)
+    with pytest.raises(InvariantBroken, match="NOSUCH"):
+        link.execute("NOSUCH", "secret value")
+    link.close()
+
+
+def test_waiting_reader_learns_that_its_connection_was_cut(backend, client):
+    reader = backend.reader()
+    failed = threading.Event()
+
+    def wait() -> None:
+        try:
+            reader.wait_stable(0, timeout_s=30)
+        except StoreUnavailable:
+            failed.set()
+
+    waiter = threading.Thread(target=wait)
+    waiter.start()
+    while not client.client_list(_type="pubsub"):
+        pass
+    client.client_kill_filter(_type="pubsub")
+    waiter.join(timeout=30)
+    assert failed.is_set()
+    assert reader.wait_stable(1, timeout_s=30) == 0
+
+
+def test_all_keys_of_an_index_begin_with_its_prefix(backend, client):
+    owner, writer = backend.owner(), backend.writer(block_bytes=1)
+    owner.begin(0, owner.next_epoch(), "n1")
+    for seqno in (1, 2):
+        writer.write([append("A", 1, entry(0, seqno))], ["_sync:user:u"])
+    owner.advance(1, checkpoints({0: 2}))
+    assert all(key.startswith(b"ci:test:{") for key in client.scan_iter())
+
+
+@pytest.mark.parametrize("url", ["http://localhost", "localhost:6379", ""])
+def test_unknown_scheme_is_a_configuration_error(url):
+    for opener in (open_owner, open_reader, partial(open_writer, block_bytes=1000)):
+        with pytest.raises(ConfigInvalid, match=r"index\.store"):
+            opener(url, "test")
+
+
+@pytest.mark.parametrize("url", ["redis://localhost:port/0", "redis://localhost/0?db=x"])
+def test_malformed_url_is_a_configuration_error(url):
+    with pytest.raises(ConfigInvalid, match=r"index\.store"):
+        open_reader(url, "test")
+
+
+def test_memory_index_is_shared_by_url_and_name():
+    open_owner("memory://shared", "a").create_or_check(META)
+    assert open_reader("memory://shared", "a").meta() == META
+    with pytest.raises(IndexMissing):
+        open_reader("memory://shared", "b").meta()

@@ -1,0 +1,163 @@
+"""The stored format: what is packed comes back, and damage is noticed."""
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from channelindex import blocks
+from channelindex.errors import IndexCorrupt
+from channelindex.model import Entry
+
+U16 = st.integers(0, 2**16 - 1)
+U32 = st.integers(0, 2**32 - 1)
+U64 = st.one_of(st.integers(0, 2**64 - 1), st.sampled_from([2**24 - 1, 2**24, 2**32, 2**48, 2**53 + 1, 2**63]))
+PACKABLE = st.builds(
+    lambda generation, digest: f"{generation}-{digest.hex()}", U32, st.binary(min_size=16, max_size=16)
+)
+REVS = st.one_of(PACKABLE, st.text(max_size=60), st.from_regex(r"\A[0-9]{1,12}-[0-9a-fA-F]{30,33}\Z"))
+ENTRIES = st.builds(Entry, U16, U64, st.binary(max_size=blocks.MAX_KEY_BYTES), REVS, U16)
+CLOCKS = st.dictionaries(U16, U64, max_size=20)
+RECORDS = st.lists(st.tuples(st.integers(1, 9), CLOCKS), max_size=8)
+
+
+@given(st.lists(ENTRIES, max_size=10))
+def test_entries_come_back_in_order(entries):
+    assert list(blocks.iter_entries(b"".join(map(blocks.pack_entry, entries)))) == entries
+
+
+@given(PACKABLE)
+def test_usual_revisions_take_twenty_bytes(rev):
+    assert blocks.pack_rev(rev)[0] == blocks.PACKED
+    assert len(blocks.pack_rev(rev)[1]) == blocks.PACKED_REV_BYTES
+
+
+@pytest.mark.parametrize(
+    "rev",
+    [
+        "01-" + "ab" * 16,
+        "1-" + "AB" * 16,
+        "-" + "ab" * 16,
+        "4294967296-" + "ab" * 16,
+        "\uff11-" + "ab" * 16,
+        "1-" + "ab" * 15 + " a",
+        "",
+        "1-abc",
+    ],
+)
+def test_revisions_that_are_not_quite_usual_are_kept_as_they_are(rev):
+    size, raw = blocks.pack_rev(rev)
+    assert (size, raw) == (len(rev.encode()), rev.encode())
+
+
+def test_longest_revision_fits_and_a_longer_one_is_refused():
+    assert blocks.pack_rev("r" * blocks.MAX_REV_BYTES)[0] == blocks.MAX_REV_BYTES
+    with pytest.raises(ValueError, match="255 bytes"):
+        blocks.pack_rev("r" * 255)
+
+
+@given(ENTRIES)
+def test_entry_begins_with_its_clock_pair(entry):
+    assert blocks.unpack_pairs(blocks.pack_entry(entry)[: blocks.PAIR_BYTES]) == {entry.vb: entry.seqno}
+
+
+@given(st.lists(ENTRIES, min_size=1, max_size=3), st.data())
+def test_entries_that_are_cut_off_are_corrupt(entries, data):
+    packed = list(map(blocks.pack_entry, entries))
+    body = b"".join(packed)
+    cut = data.draw(st.integers(1, len(packed[-1]) - 1))
+    with pytest.raises(IndexCorrupt, match="cut off"):
+        list(blocks.iter_entries(body[:-cut]))
+
+
+@given(st.lists(st.tuples(st.sampled_from([blocks.HEADER, blocks.ENTRIES]), U64, st.binary(max_size=40)), max_size=5))
+def test_frames_come_back_in_order(frames):
+    block = b"".join(blocks.pack_frame(*frame) for frame in frames)
+    assert list(blocks.iter_frames(block)) == frames
+
+
+@given(U64, st.binary(max_size=60), st.data())
+def test_any_flipped_bit_of_a_frame_is_noticed(epoch, body, data):
+    frame = bytearray(blocks.pack_frame(blocks.ENTRIES, epoch, body))
+    bit = data.draw(st.integers(0, 8 * len(frame) - 1))
+    frame[bit // 8] ^= 1 << bit % 8
+    with pytest.raises(IndexCorrupt):
+        list(blocks.iter_frames(bytes(frame)))
+
+
+@given(st.binary(max_size=60), st.data())
+def test_block_that_is_cut_off_yields_what_is_whole_and_is_corrupt(body, data):
+    whole = blocks.pack_frame(blocks.HEADER, 1, b"")
+    cut = data.draw(st.integers(1, blocks.FRAME_OVERHEAD + len(body) - 1))
+    frames = blocks.iter_frames(whole + blocks.pack_frame(blocks.ENTRIES, 2, body)[:-cut])
+    assert next(frames) == (blocks.HEADER, 1, b"")
+    with pytest.raises(IndexCorrupt, match=r"cut off|announced"):
+        next(frames)
+
+
+@given(CLOCKS)
+def test_clocks_come_back(clock):
+    pairs = blocks.pack_pairs(clock)
+    assert blocks.unpack_pairs(pairs) == clock
+    assert [vb for vb, _ in struct.iter_unpack(">HQ", pairs)] == sorted(clock)
+
+
+def test_pairs_of_one_vbucket_count_by_maximum():
+    pairs = blocks.pack_pairs({1: 5}) + blocks.pack_pairs({1: 9}) + blocks.pack_pairs({1: 7, 2: 0})
+    assert blocks.unpack_pairs(pairs) == {1: 9, 2: 0}
+
+
+def test_pairs_that_are_cut_off_are_corrupt():
+    with pytest.raises(IndexCorrupt, match="19 bytes"):
+        blocks.unpack_pairs(blocks.pack_pairs({1: 5, 2: 6})[:-1])
+
+
+def _log(records) -> bytes:
+    return b"".join(blocks.pack_clock_record(epoch, blocks.pack_pairs(clock)) for epoch, clock in records)
+
+
+@given(RECORDS)
+def test_clock_log_says_the_maximum(records):
+    expected: dict[int, int] = {}
+    for _, clock in records:
+        for vb, seqno in clock.items():
+            expected[vb] = max(expected.get(vb, 0), seqno)
+    assert blocks.fold_clock(_log(records)) == expected
+
+
+@given(RECORDS, st.randoms())
+def test_order_of_clock_records_does_not_matter(records, random):
+    shuffled = records[:]
+    random.shuffle(shuffled)
+    assert blocks.fold_clock(_log(records)) == blocks.fold_clock(_log(shuffled))
+
+
+@given(RECORDS, RECORDS)
+def test_clock_log_only_rises(records, more):
+    before, after = blocks.fold_clock(_log(records)), blocks.fold_clock(_log(records + more))
+    assert all(after[vb] >= seqno for vb, seqno in before.items())
+
+
+@given(RECORDS, RECORDS)
+def test_folding_a_log_in_between_changes_nothing(records, more):
+    folded = blocks.pack_clock_record(9, blocks.pack_pairs(blocks.fold_clock(_log(records))))
+    assert blocks.fold_clock(folded + _log(more)) == blocks.fold_clock(_log(records + more))
+
+
+@given(RECORDS, st.dictionaries(st.integers(1, 9), st.integers(0, 2**64 - 1)))
+def test_limit_lowers_each_record_by_its_own_epoch(records, limit_by_epoch):
+    def limit(epoch: int, vb: int) -> int:
+        return limit_by_epoch.get(epoch, 2**64 - 1) if vb % 2 else 2**64 - 1
+
+    lowered = [(epoch, {vb: min(seqno, limit(epoch, vb)) for vb, seqno in clock.items()}) for epoch, clock in records]
+    assert blocks.fold_clock(_log(records), limit) == blocks.fold_clock(_log(lowered))
+
+
+@given(RECORDS.filter(lambda records: any(clock for _, clock in records)), st.data())
+def test_clock_log_that_is_cut_off_is_corrupt(records, data):
+    log = _log(records)
+    last = len(_log(records[-1:]))
+    cut = data.draw(st.integers(1, last - 1))
+    with pytest.raises(IndexCorrupt, match="cut off"):
+        blocks.fold_clock(log[:-cut])

@@ -1,0 +1,149 @@
+"""The rule of epochs: what begins where, what only moves forward, and which entries are live."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from channelindex import epochs
+from channelindex.epochs import NO_BOUND, Bounds, EpochStart, PartitionRecord, new_record
+from channelindex.errors import StaleEpoch
+from channelindex.model import ORIGIN, Checkpoint
+
+FIRST_VB = 32
+WIDTH = 3
+SEQNOS = st.integers(0, 12)
+STARTS = st.tuples(*[SEQNOS] * WIDTH)
+
+
+def _at(seqno: int) -> Checkpoint:
+    return Checkpoint(1, seqno, seqno, seqno, 0)
+
+
+@st.composite
+def _histories(draw) -> list[EpochStart]:
+    """Any history at all: starts in no order, as rollbacks and rebuilds make them."""
+    numbers = sorted(draw(st.sets(st.integers(1, 30), max_size=8)))
+    return [EpochStart(number, draw(STARTS)) for number in numbers]
+
+
+def _unpruned_bound(history, epoch: int, index: int) -> int:
+    return min([start.starts[index] for start in history if start.epoch > epoch], default=NO_BOUND)
+
+
+@given(_histories())
+def test_pruned_history_bounds_every_epoch_as_the_whole_one_does(history):
+    """Revived or newly dead entries would show here: every epoch, also those that the history does not name."""
+    kept = epochs._without_implied(tuple(history))
+    record = PartitionRecord(FIRST_VB, 31, "n1", (_at(12),) * WIDTH, kept)
+    bounds = Bounds(record)
+    for epoch in range(32):
+        expected = tuple(_unpruned_bound(history, epoch, index) for index in range(WIDTH))
+        assert tuple(bounds.bound(epoch, FIRST_VB + index) for index in range(WIDTH)) == expected
+        assert bounds.clamp(epoch, (5, 9, 12)) == tuple(map(min, (5, 9, 12), expected))
+
+
+@given(_histories())
+def test_pruning_step_by_step_is_pruning_at_once(history):
+    stepwise: tuple[EpochStart, ...] = ()
+    for start in history:
+        stepwise = epochs._without_implied((*stepwise, start))
+    assert stepwise == epochs._without_implied(tuple(history))
+
+
+def test_restarts_without_progress_and_rebuilds_leave_one_start():
+    record = new_record(FIRST_VB, WIDTH)
+    for epoch in range(1, 50):
+        record = epochs.begin(record, epoch, "n1")
+    assert record.history == (EpochStart(49, (0, 0, 0)),)
+
+
+ACTIONS = st.one_of(
+    st.tuples(st.just("begin"), st.dictionaries(st.integers(0, WIDTH - 1), SEQNOS)),
+    st.tuples(st.just("advance"), st.dictionaries(st.integers(0, WIDTH - 1), SEQNOS)),
+)
+
+
+@given(st.lists(ACTIONS, max_size=25))
+def test_record_keeps_its_promises_through_any_life(actions):
+    """Against an oracle that keeps every start: bounds agree, stable entries of the past stay as they were judged."""
+    record, whole = new_record(FIRST_VB, WIDTH), []
+    for epoch, (action, argument) in enumerate(actions, 1):
+        changed = {FIRST_VB + index: _at(seqno) for index, seqno in argument.items()}
+        before = record
+        if action == "begin":
+            record = epochs.begin(record, epoch, f"n{epoch}", changed)
+            whole.append(EpochStart(epoch, record.stable))
+            assert all(now <= then for now, then in zip(record.stable, before.stable, strict=True))
+        else:
+            record = epochs.advance(record, record.epoch, changed)
+            assert all(now >= then for now, then in zip(record.stable, before.stable, strict=True))
+        bounds = Bounds(record)
+        for asked in range(len(actions) + 1):
+            for index in range(WIDTH):
+                assert bounds.bound(asked, FIRST_VB + index) == _unpruned_bound(whole, asked, index)
+
+
+@given(_histories(), STARTS, st.integers(0, 31), st.integers(0, WIDTH - 1))
+def test_visible_is_live_and_stable_and_not_of_the_future(history, stable, epoch, index):
+    current = history[-1].epoch if history else 0
+    record = PartitionRecord(FIRST_VB, current, "n1", tuple(map(_at, stable)), tuple(history))
+    bounds = Bounds(record)
+    limit = bounds.visible_limit(epoch, FIRST_VB + index)
+    if epoch > current:
+        assert limit == 0
+    else:
+        assert limit == min(stable[index], _unpruned_bound(history, epoch, index))
+
+
+def test_begin_sets_epoch_owner_and_start():
+    record = epochs.begin(new_record(FIRST_VB, WIDTH), 4, "n1")
+    assert record == PartitionRecord(FIRST_VB, 4, "n1", (ORIGIN,) * WIDTH, (EpochStart(4, (0, 0, 0)),))
+
+
+def test_begin_takes_only_lower_checkpoints_from_a_rollback():
+    record = epochs.advance(epochs.begin(new_record(FIRST_VB, WIDTH), 1, "n1"), 1, {33: _at(9), 34: _at(5)})
+    back = {33: Checkpoint(7, 4, 4, 4, 0), 34: Checkpoint(7, 5, 5, 5, 0)}
+    begun = epochs.begin(record, 2, "n1", back)
+    assert begun.checkpoints == (ORIGIN, back[33], _at(5))
+    assert begun.history == (EpochStart(1, (0, 0, 0)), EpochStart(2, (0, 4, 5)))
+
+
+@pytest.mark.parametrize(("epoch", "only_if"), [(3, None), (2, None), (0, None), (4, 2), (3, 3)])
+def test_begin_is_refused(epoch, only_if):
+    record = epochs.begin(new_record(FIRST_VB, WIDTH), 3, "n1")
+    with pytest.raises(StaleEpoch) as raised:
+        epochs.begin(record, epoch, "n2", only_if=only_if, partition=8)
+    assert (raised.value.partition, raised.value.current) == (8, 3)
+
+
+@pytest.mark.parametrize("epoch", [2, 4])
+def test_advance_takes_exactly_the_current_epoch(epoch):
+    record = epochs.begin(new_record(FIRST_VB, WIDTH), 3, "n1")
+    with pytest.raises(StaleEpoch):
+        epochs.advance(record, epoch, {32: _at(1)})
+
+
+def test_advance_keeps_what_is_further_and_replaces_what_is_equal():
+    record = epochs.advance(epochs.begin(new_record(FIRST_VB, WIDTH), 1, "n1"), 1, {32: _at(9), 33: _at(9)})
+    again = epochs.advance(record, 1, {32: _at(8), 33: Checkpoint(2, 9, 9, 30, 5)})
+    assert again.checkpoints == (_at(9), Checkpoint(2, 9, 9, 30, 5), ORIGIN)
+
+
+def test_has_begun_recognizes_its_own_call_only():
+    record = epochs.advance(epochs.begin(new_record(FIRST_VB, WIDTH), 1, "n1"), 1, {32: _at(9)})
+    rolled_back = epochs.begin(record, 2, "n1", {32: _at(4)})
+    assert epochs.has_begun(rolled_back, 2, "n1")
+    assert epochs.has_begun(rolled_back, 2, "n1", {32: _at(4)})
+    assert epochs.has_begun(epochs.advance(rolled_back, 2, {32: _at(11)}), 2, "n1", {32: _at(4)})
+    assert not epochs.has_begun(rolled_back, 2, "n1", {32: _at(3)})
+    assert not epochs.has_begun(rolled_back, 2, "n2")
+    assert not epochs.has_begun(rolled_back, 3, "n1")
+    assert not epochs.has_begun(new_record(FIRST_VB, WIDTH), 0, "")
+
+
+def test_lower_start_of_a_later_epoch_kills_all_before_it():
+    history = (EpochStart(1, (0, 0, 0)), EpochStart(2, (10, 10, 10)), EpochStart(5, (4, 12, 10)))
+    bounds = Bounds(PartitionRecord(FIRST_VB, 5, "n1", (_at(12),) * WIDTH, history))
+    assert [bounds.bound(epoch, 32) for epoch in (0, 1, 2, 4, 5, 6)] == [0, 4, 4, 4, NO_BOUND, NO_BOUND]
+    assert [bounds.bound(epoch, 33) for epoch in (1, 2)] == [10, 12]
+    assert bounds.visible_limit(6, 32) == 0
