@@ -71,6 +71,7 @@ class LeaseKeeper:
     def _tick_and_plan(self) -> None:
         """One round: renew and see, then take what the plan says. Never raises because of Redis."""
         before = self._view
+        self._wake.ensure_open()  # before the tick, so that nothing happens between what we see and what we hear
         try:
             # Asking for what we hold anyway brings it back at once if Redis has lost its data.
             view = self._tick(take=self._book.held(time.monotonic()))
@@ -112,8 +113,6 @@ class LeaseKeeper:
         # A peer whose time runs out before that has missed its renewal: be there when its partitions become free.
         others = (member.remaining_ms for member in view.live if member.incarnation != self._identity.incarnation)
         self._next_tick_at = time.monotonic() + min(wait_s, (min(others, default=1 << 40) + 1) / 1000)
-        if self._wake.open_if_closed():
-            self._next_tick_at = 0.0
 
     def _after_failure(self, error: AuthenticationFailed | CoordinationUnavailable) -> None:
         n_expired = len(self._book.expired(time.monotonic()))

@@ -17,21 +17,21 @@ class WakeSubscription:
         self._own = incarnation.encode()
         self._pubsub: redis.client.PubSub | None = None
 
-    def open_if_closed(self) -> bool:
-        """Whether we subscribed just now: then what was published before was missed. Blocks for some round trips.
+    def ensure_open(self) -> None:
+        """Subscribe where we are not subscribed. Blocks for some round trips.
 
-        A failure is not reported: the tick, which uses the same Redis, will say what is the matter.
+        A failure is not reported: the tick, which needs the same Redis, will say what is the matter, and where it
+        succeeds it must not suffer from this.
         """
         if self._pubsub is not None:
-            return False
+            return
         pubsub = self._client.pubsub()  # type: ignore[no-untyped-call]
         try:
             pubsub.subscribe(self._channel)
         except (redis.RedisError, OSError):
             pubsub.close()
-            return False
-        self._pubsub = pubsub
-        return True
+        else:
+            self._pubsub = pubsub
 
     def fileno(self) -> int | None:
         """The descriptor to wait on, None where we are not subscribed."""

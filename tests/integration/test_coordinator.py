@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from itertools import count
 
+import msgspec
 import pytest
 import redis
 
@@ -16,14 +17,14 @@ from coordinator.cluster import read_cluster
 from coordinator.keeper import LeaseKeeper
 from coordinator.lease import LeaseTiming
 from coordinator.link import Held, KeeperLink, SupervisorLink, keeper_link
-from coordinator.tick import Identity
+from coordinator.tick import Identity, Keys
 
 INDEX = "test"
 N_PARTITIONS = 64
 ALL = set(range(N_PARTITIONS))
 SHORT_TTL_S = 1.0
 MEDIUM_TTL_S = 3.0
-LONG_TTL_S = 30.0
+LONG_TTL_S = 150.0  # renewed so rarely that within a test's patience only messages can move anything
 PATIENCE_S = 20.0
 NOTHING_YET = Held(leases={}, wanted_releases=[], members=[], trouble=None, last_order=0)
 
@@ -49,10 +50,16 @@ class Node:
         if held:
             self.last = held
             if self.drains and held.wanted_releases:
-                self.link.release(held.wanted_releases)
+                self.release(held.wanted_releases)
         if self.exit_code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self.exit_code = os.waitstatus_to_exitcode(status) if pid else None
+
+    def release(self, partitions: list[int]) -> None:
+        """What a supervisor does once it has drained *partitions*."""
+        leases = {partition: at for partition, at in self.last.leases.items() if partition not in partitions}
+        self.last = msgspec.structs.replace(self.last, leases=leases)
+        self.link.release(partitions)
 
     @property
     def working_on(self) -> set[int]:
@@ -147,13 +154,25 @@ def test_a_partition_stays_leased_until_the_supervisor_has_drained_it(cluster):
     cluster.until(lambda: len(first.last.wanted_releases) == 32)
     assert first.working_on == ALL
     wanted = first.last.wanted_releases
-    first.link.release(wanted[:10])
+    first.release(wanted[:10])
     cluster.until(lambda: second.working_on == set(wanted[:10]))
     assert first.working_on == ALL - set(wanted[:10])
 
 
+def test_partition_released_without_need_comes_back_for_good(cluster):
+    node = cluster.start("a")
+    cluster.until(lambda: node.working_on == ALL)
+    with redis.Redis.from_url(cluster.url) as client:
+        node.release([3])
+        cluster.until(lambda: node.working_on == ALL)
+        lease = client.hget(Keys(INDEX).leases, "3")
+        node.release([5])
+        cluster.until(lambda: node.working_on == ALL)
+        assert client.hget(Keys(INDEX).leases, "3") == lease
+
+
 def test_partitions_of_a_killed_node_are_taken_after_its_ttl(cluster):
-    first, second = cluster.start("a", SHORT_TTL_S), cluster.start("b", SHORT_TTL_S)
+    first, second = cluster.start("a", SHORT_TTL_S), cluster.start("b", LONG_TTL_S)
     cluster.until(lambda: _shares(first, second) == [32, 32])
     first.kill()
     orphans = dict(first.last.leases)
