@@ -129,7 +129,6 @@ def _live(role: str, main: Callable[[StopFlag], int], kept_fds: set[int], parent
 
 
 def _reset_signals() -> None:
-    signal.set_wakeup_fd(-1)
     for signum in signal.valid_signals():
         if callable(signal.getsignal(signum)):
             signal.signal(signum, signal.SIG_DFL)

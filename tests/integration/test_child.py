@@ -1,15 +1,18 @@
+import errno
+import gc
 import logging
 import os
 import random
-import resource
 import select
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -19,6 +22,8 @@ from tests.support.leaks import no_leaks, open_fds
 from tests.support.processes import DEADLINE_S, end_of
 from workers.child import spawn
 from workers.signals import SignalQueue
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -106,15 +111,15 @@ def test_a_crash_is_logged_with_its_traceback(capfd, error):
     assert f"{error.__name__}" in out
 
 
-def test_output_is_flushed_once(capfd):
-    print("before the fork")
-
-    def main(_stop):
-        print("from the child")
-        return 0
-
-    assert end_of(spawn("worker", main, [sys.stdout])) == 0
-    assert sorted(capfd.readouterr().out.splitlines()) == ["before the fork", "from the child"]
+def test_buffered_output_appears_once():
+    script = (
+        "from workers.child import spawn; from tests.support.processes import end_of\n"
+        "print('before the fork')\n"
+        "end_of(spawn('worker', lambda stop: print('from the child') or 0))\n"
+        "print('after the fork')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
+    assert done.stdout.splitlines() == ["before the fork", "from the child", "after the fork"]
 
 
 def test_sigterm_right_after_the_fork_is_neither_lost_nor_deadly():
@@ -219,22 +224,41 @@ def test_the_role_is_the_name_of_the_process(pipe):
     assert pipe.heard() == "batch_writer-12\n"
 
 
-def test_without_a_descriptor_for_it_no_child_is_left():
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(open_fds()) + 1, hard))
-    fillers = []
+def test_without_a_descriptor_for_it_no_child_is_left(monkeypatch):
+    def refuse(pid):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("os.pidfd_open", refuse)
+    with pytest.raises(OSError, match="Too many open files"):
+        spawn("worker", lambda stop: int(stop.wait(1000)))
+
+
+class Loud:
+    """Garbage that only the cycle collector finds, and that says so."""
+
+    heard: ClassVar[list[int]] = []
+
+    def __init__(self) -> None:
+        self.myself = self
+
+    def __del__(self) -> None:
+        self.heard.append(os.getpid())
+
+
+def test_garbage_of_the_parent_is_not_destroyed_in_the_child():
+    gc.disable()
     try:
-        while True:
-            fillers.append(os.dup(0))
-    except OSError:
-        pass
-    try:
-        with pytest.raises(OSError, match="Too many open files"):
-            spawn("worker", lambda stop: int(stop.wait(DEADLINE_S)))
+        Loud()
+
+        def main(_stop):
+            gc.collect()
+            return len(Loud.heard)
+
+        assert end_of(spawn("worker", main)) == 0
     finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for fd in fillers:
-            os.close(fd)
+        gc.enable()
+    gc.collect()
+    assert Loud.heard == [os.getpid()]
 
 
 def test_time_spent_waiting_ends_with_the_timeout():

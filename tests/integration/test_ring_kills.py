@@ -46,6 +46,7 @@ def killed_at_step(step: int, work: Callable[[], None]) -> bool:
         return trace
 
     def main(_stop: StopFlag) -> int:
+        sys._getframe().f_trace_opcodes = True  # Python 3.12 reports instructions only if one frame asked for it before
         sys.settrace(trace)
         work()
         sys.settrace(None)

@@ -155,6 +155,21 @@ def test_a_skip_mark_that_is_not_ours_is_a_torn_frame():
         ring.take(1 << 30)
 
 
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("payloads", [[b"12345678"], [bytes(100), bytes(112), bytes(40)]], ids=["frame", "skip mark"])
+def test_what_reaches_beyond_written_is_a_torn_frame(payloads):
+    ring = Ring(CAPACITY)
+    for payload in payloads[:-1]:
+        publish(ring, payload)
+        take_all(ring)
+        ring.commit()
+    start = ring.written
+    publish(ring, payloads[-1])
+    ring._words[ring_module._WRITTEN] = start + 8
+    with pytest.raises(TornFrame):
+        ring.take(1 << 30)
+
+
 def test_a_frame_that_becomes_visible_late_is_taken_all_the_same(monkeypatch):
     ring = Ring(CAPACITY)
     ring.try_publish(b"late")
