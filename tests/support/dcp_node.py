@@ -1,0 +1,143 @@
+"""A node on loopback that does what the test says, in the test's own thread, and a loop that runs it with a feed."""
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from channelindex.feeds.base import Event
+from channelindex.feeds.dcp.auth import Credentials
+from channelindex.feeds.dcp.client import DcpFeed
+from channelindex.feeds.dcp.connstr import SourceAddress
+from channelindex.mcbp import REQUEST, Frame, take_frame
+from tests.support.dcp_replay import handshake_answer
+
+DEADLINE_S = 10.0
+
+
+class Node:
+    """Listens, accepts one connection at a time, and answers each request with what *respond* makes of it.
+
+    Requests that *respond* has no answer for (None) are kept in `asked`; the handshake answers itself.
+    """
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener.setblocking(False)
+        self._peer: socket.socket | None = None
+        self._input = bytearray()
+        self.n_connections = 0
+        self.asked: list[Frame] = []
+        self.replies: list[Frame] = []
+        self.respond: Callable[[Frame], bytes | None] = lambda frame: None
+
+    @property
+    def address(self) -> SourceAddress:
+        return SourceAddress("127.0.0.1", self._listener.getsockname()[1], "default")
+
+    def turn(self) -> None:
+        """Accept, read, answer: what there is now."""
+        if self._peer is None:
+            try:
+                self._peer, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            self._peer.setblocking(False)
+            self._input.clear()
+            self.n_connections += 1
+        try:
+            data = self._peer.recv(1 << 20)
+        except BlockingIOError:
+            return
+        except ConnectionError:
+            data = b""
+        if not data:
+            self.hang_up()
+            return
+        self._input += data
+        while (taken := take_frame(self._input)) is not None:
+            frame, end = taken
+            del self._input[:end]
+            self._handle(frame)
+
+    def _handle(self, frame: Frame) -> None:
+        if frame.magic != REQUEST:
+            self.replies.append(frame)
+            return
+        reply = self.respond(frame)
+        if reply is None and frame.opcode in (0x1F, 0x89, 0xB5, 0x50, 0x5E):
+            reply = handshake_answer(frame)
+        if reply is None:
+            self.asked.append(frame)
+        else:
+            self.send(reply)
+
+    def send(self, data: bytes) -> None:
+        if self._peer is not None:
+            self._peer.setblocking(True)
+            self._peer.sendall(data)
+            self._peer.setblocking(False)
+
+    def hang_up(self) -> None:
+        if self._peer is not None:
+            self._peer.close()
+            self._peer = None
+
+    def take(self, opcode: int) -> list[Frame]:
+        """The requests with *opcode* that were kept; they are taken out."""
+        taken = [frame for frame in self.asked if frame.opcode == opcode]
+        self.asked = [frame for frame in self.asked if frame.opcode != opcode]
+        return taken
+
+    def close(self) -> None:
+        self.hang_up()
+        self._listener.close()
+
+
+class Clock:
+    """A monotonic clock that the test moves on."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Rig:
+    """A feed, a node and a clock."""
+
+    def __init__(self, node: Node, feed: DcpFeed, clock: Clock) -> None:
+        self.node = node
+        self.feed = feed
+        self.clock = clock
+        self.events: list[Event] = []
+
+    def turn(self) -> None:
+        self.feed.tick(self.clock())
+        self.events += self.feed.read(1 << 20)
+        self.node.turn()
+
+    def until(self, done: Callable[[], object], step_s: float = 0.0) -> None:
+        """Let both run until *done*; each turn moves the clock by *step_s*."""
+        deadline = time.monotonic() + DEADLINE_S
+        while not done():
+            assert time.monotonic() < deadline, f"last error: {self.feed.last_error}, events: {self.events}"
+            self.turn()
+            self.clock.now += step_s
+
+    def asked(self, opcode: int) -> Frame:
+        """Wait for the next request with *opcode*."""
+        self.until(lambda: any(frame.opcode == opcode for frame in self.node.asked), step_s=0.05)
+        return self.node.take(opcode)[-1]
+
+
+@contextmanager
+def rig(**options: object) -> Iterator[Rig]:
+    node, clock = Node(), Clock()
+    feed = DcpFeed(node.address, Credentials(), name="test", clock=clock, **options)  # type: ignore[arg-type]
+    try:
+        yield Rig(node, feed, clock)
+    finally:
+        feed.close()
+        node.close()

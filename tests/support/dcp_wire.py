@@ -1,0 +1,51 @@
+"""Frames as a server sends them on a DCP connection."""
+
+import struct
+
+from channelindex.mcbp import REQUEST, RESPONSE, Frame, Op, pack_frame
+
+
+def mutation(
+    opaque: int, vb: int, seqno: int, key: bytes, value: bytes = b"", *, datatype: int = 0, more_extras: bytes = b""
+) -> bytes:
+    extras = struct.pack(">QQIIIHB", seqno, 1, 0, 0, 0, 0, 0) + more_extras
+    return _document(Op.DCP_MUTATION, opaque, vb, key, extras, value, datatype)
+
+
+def deletion(opaque: int, vb: int, seqno: int, key: bytes, *, delete_time: int | None = None) -> bytes:
+    tail = struct.pack(">H", 0) if delete_time is None else struct.pack(">IB", delete_time, 0)
+    return _document(Op.DCP_DELETION, opaque, vb, key, struct.pack(">QQ", seqno, 1) + tail)
+
+
+def expiration(opaque: int, vb: int, seqno: int, key: bytes) -> bytes:
+    return _document(Op.DCP_EXPIRATION, opaque, vb, key, struct.pack(">QQI", seqno, 1, 0))
+
+
+def prepare(opaque: int, vb: int, seqno: int, key: bytes) -> bytes:
+    return _document(Op.DCP_PREPARE, opaque, vb, key, struct.pack(">QQIIIBBB", seqno, 1, 0, 0, 0, 0, 0, 1))
+
+
+def _document(
+    opcode: int, opaque: int, vb: int, key: bytes, extras: bytes, value: bytes = b"", datatype: int = 0
+) -> bytes:
+    return pack_frame(REQUEST, opcode, status=vb, opaque=opaque, key=key, extras=extras, value=value, datatype=datatype)
+
+
+def marker(opaque: int, vb: int, start: int, end: int) -> bytes:
+    return stream_frame(Op.DCP_SNAPSHOT_MARKER, opaque, vb, struct.pack(">QQI", start, end, 1))
+
+
+def stream_end(opaque: int, vb: int, reason: int) -> bytes:
+    return stream_frame(Op.DCP_STREAM_END, opaque, vb, reason.to_bytes(4, "big"))
+
+
+def stream_frame(opcode: int, opaque: int, vb: int, extras: bytes, key: bytes = b"", value: bytes = b"") -> bytes:
+    return pack_frame(REQUEST, opcode, status=vb, opaque=opaque, extras=extras, key=key, value=value)
+
+
+def failover_log(*entries: tuple[int, int]) -> bytes:
+    return b"".join(struct.pack(">QQ", vbuuid, seqno) for vbuuid, seqno in entries)
+
+
+def response(request: Frame, status: int = 0, value: bytes = b"") -> bytes:
+    return pack_frame(RESPONSE, request.opcode, status=status, opaque=request.opaque, value=value)

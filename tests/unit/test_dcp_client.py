@@ -1,0 +1,239 @@
+"""The feed on a socket: reconnects, resumes, silence, backpressure."""
+
+import select
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from channelindex.errors import AuthenticationFailed, IndexMismatch, ProtocolError, SourceUnavailable
+from channelindex.feeds.base import HISTORY, MUTATION, SNAPSHOT, Feed
+from channelindex.feeds.dcp.auth import Credentials
+from channelindex.feeds.dcp.client import DcpFeed
+from channelindex.feeds.dcp.connstr import SourceAddress
+from channelindex.mcbp import REQUEST, Frame, Op, Status, pack_frame
+from channelindex.model import ORIGIN, Checkpoint
+from tests.support.dcp_node import Rig, rig
+from tests.support.dcp_replay import CLUSTER_CONFIG, answer
+from tests.support.dcp_wire import failover_log, marker, mutation, stream_end
+
+LOG = failover_log((0xABC, 0))
+NOOP = pack_frame(REQUEST, Op.DCP_NOOP, opaque=77)
+
+
+@pytest.fixture
+def running() -> Iterator[Rig]:
+    """A rig whose feed has started to stream vbucket 0."""
+    with rig() as made:
+        made.feed.start({0: ORIGIN})
+        yield made
+
+
+def accept(rig: Rig) -> Frame:
+    request = rig.asked(Op.DCP_STREAM_REQ)
+    rig.node.send(answer(request, value=LOG))
+    return request
+
+
+def test_it_is_a_feed() -> None:
+    feed: Feed = DcpFeed(SourceAddress("h", 1, "b"), Credentials(), name="n")
+    feed.close()
+    feed.close()
+
+
+def test_documents_arrive(running: Rig) -> None:
+    assert not running.feed.connected()
+    request = accept(running)
+    running.node.send(marker(request.opaque, 0, 0, 1) + mutation(request.opaque, 0, 1, b"k", b"v"))
+    running.until(lambda: len(running.events) == 3)
+    assert [event[0] for event in running.events] == [HISTORY, SNAPSHOT, MUTATION]
+    assert running.feed.connected()
+    assert running.feed.last_error is None
+
+
+def test_the_descriptor_wakes_whoever_polls_it(running: Rig) -> None:
+    request = accept(running)
+    running.until(lambda: running.events)
+    poll = select.poll()
+    poll.register(running.feed.fileno(), select.POLLIN)
+    assert poll.poll(0) == []
+    running.node.send(mutation(request.opaque, 0, 1, b"k"))
+    assert poll.poll(5000) != []
+
+
+def test_a_lost_connection_resumes_behind_the_last_document(running: Rig) -> None:
+    first = accept(running)
+    data = marker(first.opaque, 0, 0, 9) + mutation(first.opaque, 0, 4, b"k") + mutation(first.opaque, 0, 5, b"half")
+    running.node.send(data[:-3])
+    running.until(lambda: len(running.events) == 3)
+    running.node.hang_up()
+    running.until(lambda: not running.feed.connected())
+    assert isinstance(running.feed.last_error, SourceUnavailable)
+    again = accept(running)
+    assert struct.unpack(">QQQQ", again.extras[8:24] + again.extras[32:]) == (4, (1 << 64) - 1, 0, 9)
+    assert again.opaque != first.opaque
+    running.node.send(mutation(first.opaque, 0, 5, b"stale") + mutation(again.opaque, 0, 5, b"whole"))
+    running.until(lambda: running.events[-1][0] == MUTATION and running.events[-1][2] == 5)
+    assert [event[3] for event in running.events if event[0] == MUTATION] == [b"k", b"whole"]
+    assert [event[0] for event in running.events].count(HISTORY) == 2
+    assert running.node.n_connections == 2
+
+
+def test_what_came_before_garbage_is_handed_out_once(running: Rig) -> None:
+    request = accept(running)
+    running.node.send(mutation(request.opaque, 0, 1, b"k") + b"\x55" * 24)
+    running.until(lambda: isinstance(running.feed.last_error, ProtocolError))
+    again = accept(running)
+    assert int.from_bytes(again.extras[8:16], "big") == 1
+    assert [event[:3] for event in running.events if event[0] == MUTATION] == [(MUTATION, 0, 1)]
+
+
+def test_names_differ_with_every_connection(running: Rig) -> None:
+    names = []
+
+    def respond(frame: Frame) -> None:
+        if frame.opcode == Op.DCP_OPEN:
+            names.append(frame.key)
+
+    running.node.respond = respond
+    for _ in range(3):
+        accept(running)
+        running.node.hang_up()
+        running.until(lambda: not running.feed.connected())
+    assert len(set(names)) == 3
+    assert all(name.startswith(b"channelindex:test:") and len(name) <= 200 for name in names)
+
+
+def test_attempts_grow_apart_while_nobody_answers() -> None:
+    with rig() as made:
+        made.node.close()
+        made.feed.start({0: ORIGIN})
+        waits = []
+        for _ in range(10):
+            made.until(lambda: made.feed.tick(made.clock()) > made.clock() or made.feed.read(1))
+            wait_s = made.feed.tick(made.clock()) - made.clock()
+            waits.append(wait_s)
+            made.clock.now += wait_s
+        assert isinstance(made.feed.last_error, SourceUnavailable)
+        assert "source.url" in str(made.feed.last_error)
+        assert waits[0] <= 0.1
+        assert 5.0 <= waits[-1] <= 10.0
+
+
+def test_a_bucket_that_is_not_loaded_yet_is_waited_for(running: Rig) -> None:
+    refusals = 3
+
+    def respond(frame: Frame) -> bytes | None:
+        nonlocal refusals
+        if frame.opcode == Op.SELECT_BUCKET and refusals:
+            refusals -= 1
+            return answer(frame, Status.KEY_ENOENT)
+        return None
+
+    running.node.respond = respond
+    accept(running)
+    assert running.node.n_connections == 4
+
+
+def test_wrong_credentials_are_not_tried_again(running: Rig) -> None:
+    running.node.respond = lambda frame: answer(frame, Status.EACCESS) if frame.opcode == Op.SELECT_BUCKET else None
+    with pytest.raises(AuthenticationFailed):
+        running.until(lambda: False)
+
+
+def test_a_bucket_created_anew_is_told(running: Rig) -> None:
+    accept(running)
+    running.until(lambda: running.events)
+    running.node.respond = lambda frame: (
+        answer(frame, value=CLUSTER_CONFIG.replace(b"1111", b"9999")) if frame.opcode == Op.GET_CLUSTER_CONFIG else None
+    )
+    running.node.hang_up()
+    with pytest.raises(IndexMismatch, match="rebuild the index"):
+        running.until(lambda: False, step_s=0.05)
+
+
+def test_a_silent_connection_is_given_up_and_one_with_noops_is_not(running: Rig) -> None:
+    accept(running)
+    running.until(lambda: running.events)
+    for _ in range(10):
+        running.node.send(NOOP)
+        running.until(lambda: running.node.replies)
+        assert running.node.replies.pop().opaque == 77
+        running.clock.now += 20.0
+    assert running.node.n_connections == 1
+    running.until(lambda: running.feed.last_error is not None, step_s=1.0)
+    assert "silent for 50 s" in str(running.feed.last_error)
+
+
+def test_a_process_that_was_stopped_finds_its_connection_alive(running: Rig) -> None:
+    request = accept(running)
+    running.until(lambda: running.events)
+    running.node.send(mutation(request.opaque, 0, 1, b"k"))
+    running.clock.now += 3600.0
+    running.until(lambda: running.events[-1][0] == MUTATION)
+    assert running.feed.last_error is None
+
+
+def test_a_node_that_does_not_answer_the_handshake_is_given_up(running: Rig) -> None:
+    running.node.respond = lambda frame: b""
+    running.until(lambda: running.feed.last_error is not None, step_s=0.5)
+    assert "silent for 10 s" in str(running.feed.last_error)
+
+
+def test_high_seqnos_are_those_told_last(running: Rig) -> None:
+    running.node.respond = lambda frame: (
+        answer(frame, value=struct.pack(">HQHQ", 0, 7, 1, 9)) if frame.opcode == Op.GET_ALL_VB_SEQNOS else None
+    )
+    running.until(running.feed.high_seqnos)
+    assert running.feed.high_seqnos() == {0: 7}
+
+
+def test_what_was_taken_over_is_acknowledged() -> None:
+    with rig(buffer_bytes=1000) as made:
+        made.feed.start({0: ORIGIN})
+        request = accept(made)
+        data = mutation(request.opaque, 0, 1, b"k", b"x" * 300)
+        made.node.send(data)
+        made.until(lambda: made.events[-1:] and made.events[-1][0] == MUTATION)
+        made.turn()
+        assert made.node.take(Op.DCP_BUFFER_ACK) == []
+        made.feed.acknowledge()
+        ack = made.asked(Op.DCP_BUFFER_ACK)
+        assert int.from_bytes(ack.extras, "big") == len(data)
+
+
+def test_a_bounded_feed_says_when_all_has_come() -> None:
+    with rig(end_seqnos={0: 3, 1: 0}) as made:
+        made.feed.start({0: ORIGIN, 1: ORIGIN})
+        request = accept(made)
+        assert (request.status, int.from_bytes(request.extras[16:24], "big")) == (0, 3)
+        made.node.send(marker(request.opaque, 0, 0, 5) + mutation(request.opaque, 0, 3, b"k"))
+        made.until(lambda: len(made.events) == 3)
+        assert not made.feed.ended()
+        made.node.send(mutation(request.opaque, 0, 5, b"l") + stream_end(request.opaque, 0, 0))
+        made.until(made.feed.ended)
+        assert [event[2] for event in made.events if event[0] == MUTATION] == [3, 5]
+
+
+def test_before_the_start_there_is_nothing_to_do() -> None:
+    with rig() as made:
+        assert made.feed.tick(0.0) == float("inf")
+        assert list(made.feed.read(1)) == []
+        made.feed.acknowledge()
+        assert not made.feed.connected()
+        assert made.feed.high_seqnos() == {}
+
+
+def test_after_close_nothing_connects(running: Rig) -> None:
+    accept(running)
+    running.feed.close()
+    assert running.feed.tick(1e9) == float("inf")
+    assert list(running.feed.read(1)) == []
+
+
+def test_a_resumed_checkpoint_is_sent_as_it_is() -> None:
+    with rig() as made:
+        made.feed.start({3: Checkpoint(0xAB, 8, 3, 20, 99)})
+        request = made.asked(Op.DCP_STREAM_REQ)
+        assert request.status == 3
+        assert struct.unpack(">QQQQQ", request.extras[8:]) == (8, (1 << 64) - 1, 0xAB, 3, 20)

@@ -1,0 +1,64 @@
+"""The connection string."""
+
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from channelindex.errors import ConfigInvalid
+from channelindex.feeds.dcp.connstr import SourceAddress, parse_source_url
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("couchbase://db.example/default", SourceAddress("db.example", 11210, "default")),
+        ("couchbase://127.0.0.1:12000/travel-sample", SourceAddress("127.0.0.1", 12000, "travel-sample")),
+        ("couchbase://[::1]:11210/b", SourceAddress("::1", 11210, "b")),
+        ("couchbase://h/a%2520b", SourceAddress("h", 11210, "a%20b")),
+    ],
+)
+def test_a_url_names_host_port_and_bucket(url: str, address: SourceAddress) -> None:
+    assert parse_source_url(url) == address
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "default",
+        "http://h/b",
+        "couchbases://h/b",
+        "couchbase:///b",
+        "couchbase://h",
+        "couchbase://h/",
+        "couchbase://h/a/b",
+        "couchbase://h1,h2/b",
+        "couchbase://h:0/b",
+        "couchbase://h:70000/b",
+        "couchbase://h:port/b",
+        "couchbase://h/b?network=external",
+        "couchbase://[::1/b",
+    ],
+)
+def test_anything_else_is_refused_by_name(url: str) -> None:
+    with pytest.raises(ConfigInvalid, match=r"source\.url"):
+        parse_source_url(url)
+
+
+def test_a_password_in_the_url_is_refused_and_not_repeated() -> None:
+    with pytest.raises(ConfigInvalid, match=r"source\.password") as caught:
+        parse_source_url("couchbase://user:secret@h/b")
+    assert "secret" not in str(caught.value)
+
+
+@given(st.text())
+def test_no_text_raises_anything_else(text: str) -> None:
+    with suppress(ConfigInvalid):
+        parse_source_url("couchbase://" + text)
+
+
+@pytest.mark.parametrize("url", ["couchbase://h:11210/b", "couchbase://[::1]:1/b"])
+def test_an_address_prints_as_its_url(url: str) -> None:
+    assert str(parse_source_url(url)) == url
