@@ -32,6 +32,7 @@ class Place:
         self._start_at = 0.0
         self._born_at = 0.0
         self._kill_at: float | None = None
+        self._killed = False
 
     @property
     def stopping(self) -> bool:
@@ -49,6 +50,7 @@ class Place:
         self.partitions = partitions
         self._born_at = now
         self._kill_at = None
+        self._killed = False
         _log.info("child.started", child=self.role, number=self.number, child_pid=child.pid)
 
     def stop(self, kill_at: float) -> None:
@@ -58,15 +60,15 @@ class Place:
             self.child.signal(signal.SIGTERM)
 
     def kill(self, why: str) -> None:
-        """End the child at once."""
-        if self.child:
+        """End the child at once. Until it is reaped, once is enough."""
+        if self.child and not self._killed:
+            self._killed = True
             _log.warning("child.killed", child=self.role, number=self.number, child_pid=self.child.pid, msg=why)
             self.child.signal(signal.SIGKILL)
 
     def kill_if_overdue(self, now: float) -> None:
         """Kill a child that was told to stop and did not in its time."""
         if self._kill_at is not None and now >= self._kill_at:
-            self._kill_at = now + SETTLED_S  # once is enough; a process in the kernel's hands ends when it comes out
             self.kill("it did not stop in time (workers.drain_timeout_s)")
 
     def silent_s(self) -> float:

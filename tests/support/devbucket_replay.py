@@ -12,11 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scramp import ScramClient  # type: ignore[import-untyped]
-
 from channelindex import mcbp
 from channelindex.devbucket import DevBucket, DevBucketConfig
 from channelindex.devbucket.accounts import Account
+from channelindex.feeds.dcp.scram import ScramClient
 from channelindex.mcbp import Frame, Op
 from tests.support.mcbp_client import RawClient, Writer
 
@@ -110,6 +109,7 @@ class Replay:
         self._waiting: dict[str, list[Frame]] = {}
         self._vbuuids: dict[int, int] = {}  # recorded -> ours
         self._scram: dict[str, ScramClient] = {}
+        self._server_firsts: dict[str, bytes] = {}
         self._load = load
 
     def run(self) -> None:
@@ -194,14 +194,12 @@ class Replay:
             user = re.search(rb"n=([^,]*)", request.value)
             assert user is not None
             wrong = "wrong" if "bad" in line.conn else "password"
-            name = request.key.decode().replace("SHA", "SHA-")
-            self._scram[line.conn] = ScramClient([name], user[1].decode(), wrong)
-            value = self._scram[line.conn].get_client_first()
+            hash_name = request.key.decode().removeprefix("SCRAM-").lower()
+            self._scram[line.conn] = ScramClient(hash_name, user[1].decode(), wrong)
+            value = self._scram[line.conn].first()
         else:
-            value = self._scram[line.conn].get_client_final()
-        return mcbp.pack_frame(
-            mcbp.REQUEST, request.opcode, opaque=request.opaque, key=request.key, value=value.encode()
-        )
+            value = self._scram[line.conn].final(self._server_firsts[line.conn])
+        return mcbp.pack_frame(mcbp.REQUEST, request.opcode, opaque=request.opaque, key=request.key, value=value)
 
     def _next_like(self, conn: str, expected: Frame) -> Frame:
         """The next frame of the same kind: vbuckets may interleave in another way, and with responses."""
@@ -258,9 +256,9 @@ class Replay:
     def _compare_sasl(self, expected: Frame, actual: Frame, conn: str) -> None:
         assert bool(expected.value) == bool(actual.value)
         if expected.value.startswith(b"r="):
-            self._scram[conn].set_server_first(actual.value.decode())
+            self._server_firsts[conn] = actual.value
         elif expected.value.startswith(b"v="):
-            self._scram[conn].set_server_final(actual.value.decode())
+            self._scram[conn].verify(actual.value)
         elif expected.value:
             _compare_json(expected, actual)
 

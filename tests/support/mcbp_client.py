@@ -7,6 +7,10 @@ import time
 from collections.abc import Callable
 
 from channelindex import mcbp
+from channelindex.devbucket.accounts import Account, Accounts
+from channelindex.devbucket.bucket import Bucket
+from channelindex.devbucket.dispatch import answer
+from channelindex.devbucket.session import Node, Session
 from channelindex.mcbp import Frame, Op
 
 TIMEOUT_S = 10.0
@@ -131,3 +135,26 @@ class Writer:
             results.append((status, frame.value[at + 6 : at + 6 + size]))
             at += 6 + size
         return frame.status, results
+
+
+def local_session(bucket: Bucket) -> Session:
+    """A session that logged in and selected the bucket, without a connection."""
+    session = Session(Node(bucket, Accounts([]), 0, time.monotonic), hang_up=lambda: None)
+    session.account, session.selected = Account("somebody", ""), True
+    return session
+
+
+def local_writer(bucket: Bucket) -> Writer:
+    """Writes inside the server, without a connection, so that nothing depends on time."""
+    session = local_session(bucket)
+
+    def call(opcode: int, **fields) -> Frame:
+        taken = mcbp.take_frame(mcbp.pack_frame(mcbp.REQUEST, opcode, **fields))
+        assert taken is not None
+        replies: list[bytes] = []
+        answer(session, taken[0], replies)
+        response = mcbp.take_frame(replies[0])
+        assert response is not None
+        return response[0]
+
+    return Writer(call)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -73,7 +74,8 @@ class Node:
         """Send *signum* to the supervisor and all its children, as a frozen or thawed machine would."""
         supervisor = psutil.Process(self.pid)
         for process in [supervisor, *supervisor.children()]:
-            process.send_signal(signum)
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signum)
 
     def signal(self, signum: signal.Signals) -> None:
         """Send *signum* to the supervisor."""

@@ -1,0 +1,75 @@
+"""A node whose processes are killed at random moments loses nothing, invents nothing, and never takes anything back."""
+
+import random
+import time
+
+import pytest
+
+from channelindex.devbucket.process import DevBucket
+from channelindex.devbucket.server import DevBucketConfig
+from channelindex.sync_gateway.layouts import InlineLayout, XattrLayout
+from channelindex.sync_gateway.loader import Loader
+from channelindex.sync_gateway.revisions import Revision, read_revisions
+from tests.support.history import expected_channels
+from tests.support.node import Node, until
+from tests.support.running import assert_verified, await_stable, connect, indexed_channels
+from tests.support.shared import shared_path
+from tests.support.watchers import Follower, StableWatch
+
+N_REVISIONS = 1_500
+SLICE = 50
+N_KILLS = 5
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_processes_killed_at_random_moments_leave_an_exact_index(seed, tmp_path, redis_url):
+    rnd = random.Random(seed)
+    revisions = _some_revisions(rnd)
+    expected = expected_channels([_line(revision) for revision in revisions])
+    busiest = max(expected.keys() - {"*"}, key=lambda channel: len(expected[channel]))
+    settings = {"coordination__ttl_s": 1.0, "index__partitions": 16, "index__block_bytes": 4096}
+    with (
+        DevBucket(DevBucketConfig(n_vbuckets=64)) as bucket,
+        Node("n1", tmp_path, redis_url, bucket, **settings).start() as node,
+        connect(bucket) as client,
+    ):
+        watch = StableWatch(redis_url)
+        followers = [Follower(redis_url, "*"), Follower(redis_url, busiest)]
+        loader = Loader(client, rnd.choice([InlineLayout, XattrLayout])())
+        slices = [revisions[start : start + SLICE] for start in range(0, len(revisions), SLICE)]
+        kill_after = set(rnd.sample(range(len(slices)), N_KILLS))
+        for number, part in enumerate(slices):
+            loader.load(part)
+            time.sleep(rnd.uniform(0, 0.03))
+            if number in kill_after:
+                _kill(rnd, node)
+        await_stable(redis_url, bucket)
+        assert indexed_channels(redis_url) == expected
+        for follower in followers:
+            until(lambda follower=follower: follower.sees(expected[follower.channel]), "the follower to see everything")
+            follower.finish()
+        watch.finish()
+        assert watch.samples > 0
+        assert watch.moved_back == []
+        assert_verified(node.config)
+
+
+def _kill(rnd: random.Random, node: Node) -> None:
+    """SIGKILL a feed worker, a batch writer or the supervisor; the last is started again, as systemd would."""
+    role = rnd.choice(["feed_worker", "batch_writer", "supervisor"])
+    children = node.children(role)
+    if role == "supervisor":
+        node.kill()
+        node.start()
+    elif children:
+        rnd.choice(children).kill()
+
+
+def _some_revisions(rnd: random.Random) -> list[Revision]:
+    revisions = list(read_revisions(shared_path("data/repo-history.jsonl.gz")))
+    start = rnd.randrange(len(revisions) - N_REVISIONS)
+    return revisions[start : start + N_REVISIONS]
+
+
+def _line(revision: Revision) -> dict:
+    return {"id": revision.id, "rev": revision.rev, "channels": revision.channels, "deleted": revision.deleted}

@@ -1,0 +1,85 @@
+"""A small index of any store, written the way the batch writer and the feed worker do."""
+
+import itertools
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from channelindex import blocks, hashing
+from channelindex.model import Checkpoint, Entry, IndexMeta
+from channelindex.stores import open_owner, open_reader, open_writer
+from channelindex.stores.base import ChannelAppend
+
+_names = itertools.count()
+
+
+class Row(NamedTuple):
+    """An entry and the channel it goes to."""
+
+    channel: str
+    vb: int
+    seqno: int
+    key: str
+    rev: str = "1-aa"
+    flags: int = 0
+
+
+class SmallIndex:
+    """Owner, writers and reader of one index of its own. `group` says which worker's blocks a row goes to."""
+
+    def __init__(self, url: str = "memory://", n_vbuckets: int = 4, n_partitions: int = 2, block_bytes: int = 100):
+        self._url, self._name, self._block_bytes = url, f"small{next(_names)}", block_bytes
+        self.owner = open_owner(url, self._name)
+        self.meta = IndexMeta(blocks.FORMAT_VERSION, n_vbuckets, n_partitions, "source", f"uuid-{self._name}")
+        self.owner.create_or_check(self.meta)
+        self.reader = open_reader(url, self._name)
+        self._open = [self.owner, self.reader]
+        self.writer = self.new_writer()
+
+    def new_writer(self):
+        writer = open_writer(self._url, self._name, self._block_bytes)
+        self._open.append(writer)
+        return writer
+
+    def close(self):
+        for store in self._open:
+            store.close()
+
+    def begin(self, partitions: Iterable[int] = (0, 1), rollback: Mapping[int, int] | None = None) -> int:
+        """A new epoch on *partitions*, rolled back to the seqnos of *rollback*; its number."""
+        epoch = self.owner.next_epoch()
+        for partition in partitions:
+            lowered = {
+                vb: Checkpoint(1, seqno, seqno, seqno)
+                for vb, seqno in (rollback or {}).items()
+                if vb in self.meta.vbuckets_of(partition)
+            }
+            self.owner.begin(partition, epoch, "test", rollback=lowered)
+        return epoch
+
+    def write(self, epoch: int, rows: Iterable[Row], partitions: Iterable[int] = (0, 1), writer=None) -> set[int]:
+        """Append *rows*, in one batch, under *epoch*, to the blocks of the worker that has *partitions*."""
+        group = hashing.group_of(partitions, self.meta.n_partitions)
+        rows_by_channel: dict[str, list[Row]] = {}
+        for row in rows:
+            rows_by_channel.setdefault(row.channel, []).append(row)
+        appends = [
+            ChannelAppend(channel, group, epoch, *_packed(of_channel))
+            for channel, of_channel in rows_by_channel.items()
+        ]
+        return (writer or self.writer).write(appends)
+
+    def advance(self, epoch: int, stable: Mapping[int, int]) -> None:
+        """Move the stable clock of vbuckets to *stable*."""
+        by_partition: dict[int, dict[int, Checkpoint]] = {}
+        for vb, seqno in stable.items():
+            partition = vb // self.meta.partition_width
+            by_partition.setdefault(partition, {})[vb] = Checkpoint(1, seqno, seqno, seqno)
+        self.owner.advance(epoch, by_partition)
+
+
+def _packed(rows: Iterable[Row]) -> tuple[bytes, bytes]:
+    entries, clock = b"", {}
+    for row in rows:
+        entries += blocks.pack_entry(Entry(row.vb, row.seqno, row.key.encode(), row.rev, row.flags))
+        clock[row.vb] = max(row.seqno, clock.get(row.vb, 0))
+    return entries, blocks.pack_pairs(clock)

@@ -1,0 +1,56 @@
+"""Steps that tests with running nodes share: load revisions, wait for the stable clock, read all channels, verify."""
+
+import json
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+from channelindex.devbucket.process import DevBucket
+from channelindex.feeds.dcp.auth import Credentials
+from channelindex.feeds.dcp.connstr import parse_source_url
+from channelindex.feeds.dcp.kv import KvClient
+from channelindex.reader import ChangesReader
+from channelindex.stores import open_reader
+from tests.support.history import Membership
+from tests.support.node import stable_seqnos, until
+
+
+def cli(*args: object) -> subprocess.CompletedProcess:
+    """Run `channelindex` with *args*."""
+    command = [sys.executable, "-m", "workers.cli", *map(str, args)]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+
+
+def connect(bucket: DevBucket) -> KvClient:
+    """A client of *bucket*."""
+    return KvClient(parse_source_url(bucket.url), Credentials(bucket.user, bucket.password))
+
+
+def await_stable(redis_url: str, bucket: DevBucket) -> None:
+    """Wait until the stable clock has reached what the bucket has now."""
+    highs = bucket.high_seqnos()
+
+    def reached() -> bool:
+        stable = stable_seqnos(redis_url)
+        return bool(stable) and all(stable[vb] >= high for vb, high in enumerate(highs))
+
+    until(reached, "the stable clock to reach the bucket's high seqnos")
+
+
+def indexed_channels(redis_url: str) -> Membership:
+    """All channels as a reader is told of them from the beginning."""
+    with closing(open_reader(redis_url, "channels")) as store:
+        reader = ChangesReader(store)
+        return {
+            channel: {(e.id, e.rev, e.removed, e.deleted) for e in reader.changes([channel]).entries}
+            for channel in store.channels()
+        }
+
+
+def assert_verified(config: Path) -> None:
+    """`channelindex verify` finds nothing missing, extra or different."""
+    done = cli("verify", "--json", "--config", config)
+    assert done.returncode == 0, done.stderr or done.stdout
+    report = json.loads(done.stdout)
+    assert (report["missing"], report["extra"], report["different"]) == (0, 0, 0)

@@ -1,0 +1,91 @@
+"""What the demo shows while it runs: a live table on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+REDRAW_S = 0.25
+PLAIN_LINE_S = 2.0
+"""Where nobody watches (a pipe, CI), one line of progress this often."""
+
+
+class Screen:
+    """Progress of the demo, on stderr, so that standard output has the result alone."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
+        self._console = Console(file=sys.stderr, quiet=quiet, highlight=False)
+        self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
+        self._started = time.monotonic()
+        self._next_at = 0.0
+        self._last: tuple[float, float] = (0.0, 0.0)
+        self._rate = 0.0
+
+    def __enter__(self) -> Self:
+        if self._live and not self._quiet:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live:
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self._console.print(f"[{time.monotonic() - self._started:5.1f} s] {text}", markup=False)
+
+    def show(self, status: dict[str, Any], n_written: int, n_total: int) -> None:
+        """Redraw, if it is time: what the node told of itself last, and how much is written."""
+        now = time.monotonic()
+        if self._quiet or not status or now < self._next_at:
+            return
+        self._next_at = now + (REDRAW_S if self._live else PLAIN_LINE_S)
+        self._measure(status)
+        headline = (
+            f"{n_written:,} of {n_total:,} revisions written · {self._rate:,.0f} events/s indexed · "
+            f"stable lag {status['lag']:,} · in flight {status['in_flight']:,}"
+        )
+        if self._live:
+            self._live.update(Group(Text(headline), _processes(status)), refresh=True)
+        else:
+            self.say(headline)
+
+    def _measure(self, status: dict[str, Any]) -> None:
+        """Events per second between two statuses; a worker that begins anew counts from zero."""
+        at, events = status["at"], status["events"]
+        before_at, before_events = self._last
+        if at > before_at:
+            self._rate = max(0.0, events - before_events) / (at - before_at) if before_at else 0.0
+            self._last = at, events
+
+
+def _processes(status: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("process", "pid", "up", "restarts", "work"):
+        table.add_column(heading, justify="right" if heading in {"pid", "up", "restarts"} else "left")
+    for process in status["processes"]:
+        table.add_row(
+            f"{process['role']} {process['number']}",
+            str(process["pid"]),
+            f"{process['age_s']:.0f} s",
+            str(process["restarts"]),
+            _work(process),
+        )
+    return table
+
+
+def _work(process: dict[str, Any]) -> str:
+    match process["role"]:
+        case "feed_worker":
+            return f"{process['events']:,} events, {process['entries']:,} entries, lag {process['lag']:,}"
+        case "batch_writer":
+            return f"{process['batches']:,} batches, {process['channels']:,} appends, ring {process['ring_fill']:,} B"
+    return "leases"
