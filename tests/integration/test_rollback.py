@@ -1,0 +1,70 @@
+"""The bucket fails over and takes changes back: the index follows, and readers are sent what replaced them."""
+
+from contextlib import closing
+
+from channelindex.devbucket.process import DevBucket
+from channelindex.devbucket.server import DevBucketConfig
+from channelindex.reader import ChangesReader
+from channelindex.stores import open_reader
+from channelindex.sync_gateway.layouts import InlineLayout
+from channelindex.sync_gateway.loader import Loader
+from channelindex.sync_gateway.revisions import Revision
+from tests.support.node import Node, until
+from tests.support.running import assert_verified, await_stable, connect
+
+N_VBUCKETS = 16
+N_DOCUMENTS = 160
+
+
+def _revisions(generation: int, digest: str) -> list[Revision]:
+    return [Revision(f"doc-{n:03}", f"{generation}-{digest * 32}", ("a",)) for n in range(N_DOCUMENTS)]
+
+
+def test_a_failover_of_many_vbuckets_replaces_what_was_lost_in_the_index_and_for_readers(tmp_path, redis_url):
+    settings = {"coordination__ttl_s": 1.0, "index__partitions": 8}
+    with (
+        DevBucket(DevBucketConfig(n_vbuckets=N_VBUCKETS)) as bucket,
+        Node("n1", tmp_path, redis_url, bucket, **settings).start() as node,
+        closing(open_reader(redis_url, "channels")) as store,
+    ):
+        reader = ChangesReader(store)
+        with connect(bucket) as client:
+            Loader(client, InlineLayout()).load(_revisions(1, "a"))
+            Loader(client, InlineLayout()).load(_revisions(2, "b"))
+        await_stable(redis_url, bucket)
+        since = reader.changes(["a"]).since
+
+        for vb in range(0, N_VBUCKETS, 2):
+            bucket.failover(vb, lose_last_n=3)
+        until(lambda: "feed.rolled_back" in node.log.read_text(), "the node to notice the rollback")
+        with connect(bucket) as client:
+            Loader(client, InlineLayout()).load(_revisions(3, "c"))
+        await_stable(redis_url, bucket)
+        until(lambda: _revs(reader, since) == {f"3-{'c' * 32}"}, "the reader to be sent what replaced the lost changes")
+        assert len(reader.changes(["a"], since).entries) == N_DOCUMENTS
+        assert {entry.rev for entry in reader.changes(["a"]).entries} == {f"3-{'c' * 32}"}
+        assert_verified(node.config)
+        assert node.drain() == 0
+
+
+def _revs(reader: ChangesReader, since: str) -> set[str]:
+    return {entry.rev for entry in reader.changes(["a"], since).entries}
+
+
+def test_a_rollback_without_later_writes_leaves_the_index_as_the_bucket_is(tmp_path, redis_url):
+    settings = {"coordination__ttl_s": 1.0, "index__partitions": 8}
+    with (
+        DevBucket(DevBucketConfig(n_vbuckets=N_VBUCKETS)) as bucket,
+        Node("n1", tmp_path, redis_url, bucket, **settings).start() as node,
+        closing(open_reader(redis_url, "channels")) as store,
+    ):
+        with connect(bucket) as client:
+            Loader(client, InlineLayout()).load(_revisions(1, "a"))
+        await_stable(redis_url, bucket)
+        lost = 0
+        for vb, high in enumerate(bucket.high_seqnos()):
+            bucket.failover(vb, lose_last_n=min(2, high))
+            lost += min(2, high)
+        reader = ChangesReader(store)
+        until(lambda: len(reader.changes(["a"]).entries) == N_DOCUMENTS - lost, "the lost changes to disappear")
+        assert_verified(node.config)
