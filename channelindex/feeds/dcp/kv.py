@@ -40,6 +40,7 @@ class KvClient:
         self._timeout_s = timeout_s
         self._input = bytearray()
         self._opaque = 0
+        deadline = time.monotonic() + timeout_s
         try:
             self._socket = socket.create_connection((address.host, address.port), timeout_s)
         except OSError as error:
@@ -47,16 +48,16 @@ class KvClient:
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.setblocking(False)
         try:
-            self.source = self._converse(open_bucket(address.bucket, credentials))
+            self.source = self._converse(open_bucket(address.bucket, credentials), deadline)
         except BaseException:
             self.close()
             raise
 
-    def _converse(self, conversation: Conversation[_Result]) -> _Result:
+    def _converse(self, conversation: Conversation[_Result], deadline: float) -> _Result:
         try:
             request = next(conversation)
             while True:
-                request = conversation.send(self._exchange([request])[0])
+                request = conversation.send(self._exchange([request], deadline)[0])
         except StopIteration as finished:
             result: _Result = finished.value
             return result
@@ -75,7 +76,8 @@ class KvClient:
             [
                 request if request.vb is not None else request._replace(vb=self.vbucket_of(request.key))
                 for request in requests
-            ]
+            ],
+            time.monotonic() + self._timeout_s,
         )
 
     def vbucket_of(self, key: bytes) -> int:
@@ -121,13 +123,13 @@ class KvClient:
 
     # -- the connection
 
-    def _exchange(self, requests: Sequence[Request]) -> list[Frame]:
+    def _exchange(self, requests: Sequence[Request], deadline: float) -> list[Frame]:
         first = self._opaque
         self._opaque += len(requests)
         outgoing = b"".join(request.pack(first + i & 0xFFFFFFFF) for i, request in enumerate(requests))
         answers: dict[int, Frame] = {}
         try:
-            self._send_and_receive(outgoing, answers, len(requests))
+            self._send_and_receive(outgoing, answers, len(requests), deadline)
             return [answers[first + i & 0xFFFFFFFF] for i in range(len(requests))]
         except OSError as error:
             self.close()
@@ -136,9 +138,8 @@ class KvClient:
             self.close()
             raise ProtocolError(f"{self._address} answered what was not asked: {error}") from error
 
-    def _send_and_receive(self, outgoing: bytes, answers: dict[int, Frame], n_answers: int) -> None:
+    def _send_and_receive(self, outgoing: bytes, answers: dict[int, Frame], n_answers: int, deadline: float) -> None:
         """Both at once: a server that cannot get rid of its answers stops reading requests."""
-        deadline = time.monotonic() + self._timeout_s
         left = memoryview(outgoing)
         poll = select.poll()
         while len(answers) < n_answers:

@@ -24,11 +24,14 @@ from channelindex.model import ORIGIN, Checkpoint
 _ACK_FRACTION = 5
 """Acknowledge a fifth of the buffer at a time, as the KV docs advise (flow-control.md)."""
 _HIGH_SEQNOS_INTERVAL_S = 1.0
-_SEQNO_OFFSET = {Op.DCP_SEQNO_ADVANCED: 0, Op.DCP_SYSTEM_EVENT: 0, Op.DCP_PREPARE: 0, Op.DCP_ABORT: 8}
+_SEQNO_OFFSET: dict[int, int] = {Op.DCP_SEQNO_ADVANCED: 0, Op.DCP_SYSTEM_EVENT: 0, Op.DCP_PREPARE: 0, Op.DCP_ABORT: 8}
 """Frames that move the seqno and carry no document for us, and where in their extras it stands. A prepare is not
 visible before its commit, which a consumer that did not ask for sync writes gets as a plain mutation."""
 
-_UNASKED = {Op.DCP_COMMIT: "a commit without its document", Op.DCP_OSO_SNAPSHOT: "an out-of-order snapshot"}
+_UNASKED: dict[int, str] = {
+    Op.DCP_COMMIT: "a commit without its document",
+    Op.DCP_OSO_SNAPSHOT: "an out-of-order snapshot",
+}
 """Frames that a server sends only to those who asked for them. To go on after one would lose documents."""
 
 _SNAPSHOT_RANGE = struct.Struct(">QQ")
@@ -220,7 +223,7 @@ class Session:
             self._streams.advance(stream, seqno)
             self._parser.events.append((ADVANCED, stream.vb, seqno))
         elif opcode in _UNASKED:
-            raise ProtocolError(f"vbucket {stream.vb}: the server sent {_UNASKED[Op(opcode)]}, which was not asked for")
+            raise ProtocolError(f"vbucket {stream.vb}: the server sent {_UNASKED[opcode]}, which was not asked for")
         elif Op.DCP_MUTATION <= opcode <= Op.DCP_EXPIRATION:
             raise ProtocolError(f"vbucket {stream.vb}: a document frame without its seqno")
         else:
@@ -252,7 +255,7 @@ def _snapshot(frame: Frame) -> tuple[int, int]:
 
 
 def _seqno(frame: Frame) -> int:
-    offset = _SEQNO_OFFSET[Op(frame.opcode)]
+    offset = _SEQNO_OFFSET[frame.opcode]
     if len(frame.extras) < offset + 8:
         raise ProtocolError(f"frame 0x{frame.opcode:02x} with {len(frame.extras)} bytes of extras")
     return int.from_bytes(frame.extras[offset : offset + 8], "big")
