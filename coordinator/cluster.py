@@ -22,7 +22,7 @@ class MemberState(NamedTuple):
 
 
 class PartitionState(NamedTuple):
-    """Who holds a partition, "" for nobody, and for how many seconds that has been so; None where nobody ever did."""
+    """Who holds a partition, "" for nobody, and for how many seconds that has been so; None where that is not known."""
 
     owner: str
     since_s: float | None
@@ -50,7 +50,6 @@ class _Member(msgspec.Struct, array_like=True):
 
 class _Lease(msgspec.Struct, array_like=True):
     node: str
-    incarnation: str
     since_ms: int
 
 
@@ -91,13 +90,15 @@ def read_cluster(client: redis.Redis, url: str, index: str, n_partitions: int) -
 def _partition_state(lease: _Lease | None, members: dict[str, _Member], now_ms: int) -> PartitionState:
     if lease is None:
         return PartitionState("", None)
-    since_ms = lease.since_ms
+    age_s = (now_ms - lease.since_ms) / 1000
+    if not lease.node:
+        return PartitionState("", age_s)
     owner = members.get(lease.node)
-    if owner and owner.incarnation == lease.incarnation:
-        if _is_live(owner, now_ms):
-            return PartitionState(lease.node, (now_ms - since_ms) / 1000)
-        since_ms = owner.renewed_ms + owner.ttl_ms
-    return PartitionState("", (now_ms - since_ms) / 1000)
+    if owner is None:
+        return PartitionState("", None)
+    if not _is_live(owner, now_ms):
+        return PartitionState("", (now_ms - owner.renewed_ms - owner.ttl_ms) / 1000)
+    return PartitionState(lease.node, age_s)
 
 
 def _is_live(member: _Member, now_ms: int) -> bool:

@@ -3,7 +3,7 @@
 -- what the caller asks for, forgets nodes that died long ago, and returns all live members with their partitions.
 --
 -- KEYS[1]  members  hash: node -> msgpack [incarnation, renewed_ms, ttl_ms, draining, joined_ms]
--- KEYS[2]  leases   hash: partition -> msgpack [node, incarnation, since_ms]; node "" means free since then
+-- KEYS[2]  leases   hash: partition -> msgpack [node, since_ms]; node "" means free since then
 -- KEYS[3]  status   hash: node -> JSON that the node tells about itself
 -- ARGV[1]  msgpack [node, incarnation, ttl_ms, forget_ms, draining, release, take, status, channel]
 -- ARGV[2]  the time in ms instead of Redis' own, for tests; "" in operation
@@ -55,23 +55,23 @@ for i = 1, #raw, 2 do
   end
 end
 
--- Leases. A lease lives exactly as long as the membership under which it was taken.
-local leases = {}
-local function set_lease(partition, owner, owner_incarnation, since_ms)
-  leases[partition] = {node = owner, incarnation = owner_incarnation}
-  redis.call('HSET', KEYS[2], partition, cmsgpack.pack({owner, owner_incarnation, since_ms}))
+-- Leases: partition -> node, "" for a free one. A lease lives exactly as long as the membership of its node. Nobody gets
+-- the name of a node that ended before this has freed its leases, so they never pass on with the name.
+local node_by_partition = {}
+local function set_lease(partition, owner, since_ms)
+  node_by_partition[partition] = owner
+  redis.call('HSET', KEYS[2], partition, cmsgpack.pack({owner, since_ms}))
 end
 
 raw = redis.call('HGETALL', KEYS[2])
 for i = 1, #raw, 2 do
   local partition = tonumber(raw[i])
-  local owner, owner_incarnation = unpack(cmsgpack.unpack(raw[i + 1]))
+  local owner = cmsgpack.unpack(raw[i + 1])[1]
   local member = members[owner]
-  local same = member ~= nil and member.incarnation == owner_incarnation
-  if owner == '' or (same and is_live(member)) then
-    leases[partition] = {node = owner, incarnation = owner_incarnation}
+  if owner == '' or is_live(member) then
+    node_by_partition[partition] = owner
   else
-    set_lease(partition, '', '', same and member.renewed_ms + member.ttl_ms or now)
+    set_lease(partition, '', member and member.renewed_ms + member.ttl_ms or now)
   end
 end
 
@@ -91,16 +91,14 @@ if accepted then
   }
   local n_released = 0
   for _, partition in ipairs(release) do
-    local lease = leases[partition]
-    if lease and lease.node == node then
-      set_lease(partition, '', '', now)
+    if node_by_partition[partition] == node then
+      set_lease(partition, '', now)
       n_released = n_released + 1
     end
   end
   for _, partition in ipairs(take) do
-    local lease = leases[partition]
-    if not lease or lease.node == '' then
-      set_lease(partition, node, incarnation, now)
+    if (node_by_partition[partition] or '') == '' then
+      set_lease(partition, node, now)
     end
   end
   if joined or n_released > 0 then
@@ -109,11 +107,11 @@ if accepted then
 end
 
 local partitions_by_node = {}
-for partition, lease in pairs(leases) do
-  if lease.node ~= '' then
-    local partitions = partitions_by_node[lease.node] or {}
+for partition, owner in pairs(node_by_partition) do
+  if owner ~= '' then
+    local partitions = partitions_by_node[owner] or {}
     partitions[#partitions + 1] = partition
-    partitions_by_node[lease.node] = partitions
+    partitions_by_node[owner] = partitions
   end
 end
 

@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from itertools import count
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -102,6 +103,11 @@ class Cluster:
         self.nodes.append(node)
         return node
 
+    def close(self) -> None:
+        """End all keepers."""
+        for node in self.nodes:
+            node.kill()
+
     def until(self, condition: Callable[[], bool], patience_s: float = PATIENCE_S) -> None:
         """Run all supervisors until *condition* holds; fail if it does not in time."""
         deadline = time.monotonic() + patience_s
@@ -119,8 +125,7 @@ class Cluster:
 def cluster(redis_url: str) -> Iterator[Cluster]:
     cluster = Cluster(redis_url)
     yield cluster
-    for node in cluster.nodes:
-        node.kill()
+    cluster.close()
 
 
 def _shares(*nodes: Node) -> list[int]:
@@ -267,23 +272,42 @@ def test_redis_that_lost_data_and_scripts_costs_nobody_a_partition(cluster):
     cluster.until(both_have_renewed)
 
 
-def test_keeper_survives_the_loss_of_redis(tmp_path):
-    server = EmbeddedRedis(tmp_path)
-    cluster = Cluster(server.url)
-    try:
-        first, second = cluster.start("a", SHORT_TTL_S), cluster.start("b", SHORT_TTL_S)
-        cluster.until(lambda: _shares(first, second) == [32, 32])
-        server.close()
-        cluster.until(lambda: first.last.trouble is not None and not first.last.leases)
-        trouble = first.last.trouble
-        assert trouble is not None
-        assert trouble.exit_code == exits.COORDINATION
-        assert f"coordination.redis unix://{server.socket}" in trouble.message
-        assert "32 leases have run out" in trouble.message
-        server = EmbeddedRedis(tmp_path)
-        cluster.until(lambda: _shares(first, second) == [32, 32])
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[EmbeddedRedis]:
+    """A redis-server for one test, to be hurt."""
+    with EmbeddedRedis(tmp_path) as server:
+        yield server
+
+
+@pytest.fixture
+def own_cluster(own_server: EmbeddedRedis) -> Iterator[Cluster]:
+    """A cluster on the test's own server."""
+    cluster = Cluster(own_server.url)
+    yield cluster
+    cluster.close()
+
+
+def test_keepers_survive_a_restart_of_redis(own_server, own_cluster):
+    first, second = own_cluster.start("a", SHORT_TTL_S), own_cluster.start("b", SHORT_TTL_S)
+    own_cluster.until(lambda: _shares(first, second) == [32, 32])
+    own_server.close()
+    own_cluster.until(lambda: first.last.trouble is not None and not first.last.leases)
+    assert first.last.trouble.exit_code == exits.COORDINATION
+    assert f"coordination.redis unix://{own_server.socket}" in first.last.trouble.message
+    assert "32 leases have run out" in first.last.trouble.message
+    with EmbeddedRedis(own_server.folder):
+        own_cluster.until(lambda: _shares(first, second) == [32, 32])
         assert first.last.trouble is None
+
+
+def test_keeper_of_a_redis_that_hangs_says_so_and_still_ends_with_its_supervisor(own_server, own_cluster):
+    first, second = own_cluster.start("a", SHORT_TTL_S), own_cluster.start("b", SHORT_TTL_S)
+    own_cluster.until(lambda: _shares(first, second) == [32, 32])
+    os.kill(own_server.pid, signal.SIGSTOP)
+    try:
+        own_cluster.until(lambda: first.last.trouble is not None and not first.last.leases)
+        first.link.close()
+        own_cluster.until(lambda: first.exit_code == 0)
     finally:
-        for node in cluster.nodes:
-            node.kill()
-        server.close()
+        os.kill(own_server.pid, signal.SIGCONT)
+    own_cluster.until(lambda: second.working_on == ALL)

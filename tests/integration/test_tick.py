@@ -82,7 +82,7 @@ def test_next_incarnation_has_the_name_but_not_the_leases_of_one_that_ended(node
     assert late.leases == {}
 
 
-def test_lease_does_not_pass_to_another_incarnation_even_if_the_membership_was_lost(node, client):
+def test_lease_does_not_pass_on_with_a_name_whose_membership_was_lost(node, client):
     node("a").tick(_take(1), START_MS)
     client.hdel(Keys(INDEX).members, "a")
     view = node("a", "second").tick(NOTHING, START_MS)
@@ -162,6 +162,12 @@ def test_looking_says_the_same_before_and_after_a_tick_judged_the_leases(node, c
     after = read_cluster(client, redis_url, INDEX, 1).partitions[0]
     assert before.owner == after.owner == ""
     assert after.since_s == pytest.approx(before.since_s, abs=5)
+
+
+def test_since_when_a_partition_is_free_is_unknown_if_the_membership_of_its_owner_was_lost(node, client, redis_url):
+    node("a").tick(_take(0))
+    client.delete(Keys(INDEX).members)
+    assert read_cluster(client, redis_url, INDEX, 1).partitions == (PartitionState("", None),)
 
 
 def test_node_that_died_long_ago_is_forgotten(node, client, redis_url):
