@@ -22,7 +22,6 @@ FIELDS_BY_ROLE: dict[str, tuple[str, ...]] = {
         "epoch",
         "events",  # taken from the source in this life
         "entries",  # that they became
-        "bytes",  # of ring frames
         "in_flight",  # events that are not stable yet
         "lag",  # seqnos between the source's newest and the stable clock, over all vbuckets
         "connected",  # 1 while every stream runs
@@ -37,11 +36,7 @@ FIELDS_BY_ROLE: dict[str, tuple[str, ...]] = {
         "entry_bytes",
         "ring_fill",  # bytes that wait in all its rings
     ),
-    LEASE_KEEPER: (
-        *_COMMON,
-        "leases",  # partitions that the node holds
-        "members",  # live nodes
-    ),
+    LEASE_KEEPER: _COMMON,
 }
 
 _WORD = 8
@@ -50,7 +45,7 @@ _SLOT_WORDS = 32
 
 
 class Slot:
-    """One child's words. Made by the supervisor, written by the child."""
+    """One child's words. Made by the supervisor, written by the child as long as it lives."""
 
     __slots__ = ("_index_by_name", "_words", "role")
 
@@ -60,7 +55,11 @@ class Slot:
         self._index_by_name = {name: index for index, name in enumerate(FIELDS_BY_ROLE[role])}
 
     def start(self) -> None:
-        """A new child begins: all words 0, but for its process id and the time. Called by the child."""
+        """All words 0, but for the time and the caller's process id.
+
+        The supervisor calls it before the fork, or it would take the predecessor's last beat for the new child's; the
+        child calls it again, for its own process id.
+        """
         for index in range(len(self._words)):
             self._words[index] = 0
         now_ns = time.monotonic_ns()
@@ -85,7 +84,7 @@ class Slot:
         return self._words[self._index_by_name[name]]
 
     def silent_s(self, now_ns: int) -> float:
-        """Seconds from the last beat to *now_ns* (`time.monotonic_ns`); counted from 0 before the child's start."""
+        """Seconds from the last beat, or the start, to *now_ns* (`time.monotonic_ns`)."""
         return (now_ns - self.get("beat_ns")) / 1e9
 
     def as_dict(self) -> dict[str, int]:

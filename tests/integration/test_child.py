@@ -118,7 +118,10 @@ def test_buffered_output_appears_once():
         "end_of(spawn('worker', lambda stop: print('from the child') or 0))\n"
         "print('after the fork')\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT, env=environ
+    )
     assert done.stdout.splitlines() == ["before the fork", "from the child", "after the fork"]
 
 
