@@ -1,4 +1,4 @@
-"""Who may log in: PLAIN and SCRAM, and what an account may do. No I/O; the cryptography is scramp's."""
+"""Who may log in, and what an account may do. No I/O."""
 
 import hmac
 import secrets
@@ -6,14 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from scramp import ScramException, ScramMechanism  # type: ignore[import-untyped]
+from channelindex.devbucket.scram import ScramRefused, ScramServer, Verifier, verifier_for
 
-SCRAM_NAMES = {b"SCRAM-SHA512": "SCRAM-SHA-512", b"SCRAM-SHA256": "SCRAM-SHA-256", b"SCRAM-SHA1": "SCRAM-SHA-1"}
-"""Mechanisms as Couchbase spells them, strongest first, and as the standard does."""
+HASH_BY_MECHANISM = {b"SCRAM-SHA512": "sha512", b"SCRAM-SHA256": "sha256", b"SCRAM-SHA1": "sha1"}
+"""SCRAM mechanisms as Couchbase spells them, strongest first."""
 
-MECHANISMS = b" ".join([*SCRAM_NAMES, b"PLAIN"])
-
-_AuthInfo = tuple[bytes, bytes, bytes, int]  # salt, stored key, server key, iterations
+MECHANISMS = b" ".join([*HASH_BY_MECHANISM, b"PLAIN"])
 
 
 @dataclass(frozen=True)
@@ -30,69 +28,63 @@ class Account:
         return self.buckets is None or bucket in self.buckets
 
 
-class SaslStep(NamedTuple):
-    """Where a login stands: `account` once it succeeded, else `text` is the server's message and more must come."""
+class LoginStep(NamedTuple):
+    """Where a login stands: `text` is our message; `account` is who logged in, None while more must come."""
 
     text: bytes
     account: Account | None
 
 
-class ScramLogin:
-    """One SCRAM exchange of one connection."""
-
-    def __init__(self, accounts: "Accounts", name: str) -> None:
-        self._accounts = accounts
-        self._mechanism = ScramMechanism(name)
-        self._server = self._mechanism.make_server(self._auth_info)
-        self._user = ""
-
-    def first(self, message: bytes) -> SaslStep:
-        """Answer the client's first message; an unknown user is not told so."""
-        self._server.set_client_first(message.decode())
-        return SaslStep(self._server.get_server_first().encode(), None)
-
-    def final(self, message: bytes) -> SaslStep:
-        """Judge the client's proof.
-
-        Raises:
-            ScramException: wrong password or unknown user.
-        """
-        self._server.set_client_final(message.decode())
-        return SaslStep(self._server.get_server_final().encode(), self._accounts.by_name.get(self._user))
-
-    def _auth_info(self, user: str) -> _AuthInfo:
-        self._user = user
-        return self._accounts.auth_info(user, self._mechanism)
-
-
 class Accounts:
-    """All accounts of the server. The salted passwords are computed when first needed: that takes milliseconds."""
+    """All accounts of the server. What SCRAM keeps of a password is computed when first needed."""
 
     def __init__(self, accounts: Iterable[Account]) -> None:
-        self.by_name = {account.name: account for account in accounts}
-        self._auth_infos: dict[tuple[str, str], _AuthInfo] = {}
+        self._by_name = {account.name: account for account in accounts}
+        self._verifiers: dict[tuple[str, str], Verifier] = {}
 
-    def plain(self, message: bytes) -> SaslStep | None:
+    def plain(self, message: bytes) -> LoginStep | None:
         """The login of a PLAIN message (authorization id, user, password); None if it is refused."""
         fields = message.split(b"\0")
-        account = self.by_name.get(fields[1].decode(errors="replace")) if len(fields) == 3 else None
+        account = self._by_name.get(fields[1].decode(errors="replace")) if len(fields) == 3 else None
         if account is None or not hmac.compare_digest(account.password.encode(), fields[2]):
             return None
-        return SaslStep(b"", account)
+        return LoginStep(b"", account)
 
-    def auth_info(self, user: str, mechanism: ScramMechanism) -> _AuthInfo:
+    def verifier(self, user: str, hash_name: str) -> Verifier:
         """What SCRAM keeps of a user's password; of an unknown user, of a password that nobody knows."""
-        account = self.by_name.get(user)
-        if account is None:
-            unknown: _AuthInfo = mechanism.make_auth_info(secrets.token_urlsafe())
-            return unknown
-        return self._known_auth_info(account, mechanism)
+        if user not in self._by_name:
+            return verifier_for(hash_name, secrets.token_urlsafe())
+        place = (user, hash_name)
+        if place not in self._verifiers:
+            self._verifiers[place] = verifier_for(hash_name, self._by_name[user].password)
+        return self._verifiers[place]
 
-    def _known_auth_info(self, account: Account, mechanism: ScramMechanism) -> _AuthInfo:
-        place = (account.name, mechanism.name)
-        if place not in self._auth_infos:
-            self._auth_infos[place] = mechanism.make_auth_info(account.password)
-        return self._auth_infos[place]
+    def named(self, user: str) -> Account | None:
+        """The account of that name."""
+        return self._by_name.get(user)
 
 
-__all__ = ["MECHANISMS", "SCRAM_NAMES", "Account", "Accounts", "SaslStep", "ScramException", "ScramLogin"]
+class ScramLogin:
+    """One SCRAM login of one connection. An unknown user is told so only at the end, like a wrong password."""
+
+    def __init__(self, accounts: Accounts, mechanism: bytes) -> None:
+        self._accounts = accounts
+        self._hash_name = HASH_BY_MECHANISM[mechanism]
+        self._server: ScramServer | None = None
+
+    def first(self, message: bytes) -> LoginStep | None:
+        """Answer the client's first message; None if it is malformed."""
+        try:
+            self._server = ScramServer(self._hash_name, message)
+        except ScramRefused:
+            return None
+        return LoginStep(self._server.first(self._accounts.verifier(self._server.user, self._hash_name)), None)
+
+    def final(self, message: bytes) -> LoginStep | None:
+        """Judge the client's proof; None if it is refused."""
+        if self._server is None:
+            return None
+        try:
+            return LoginStep(self._server.final(message), self._accounts.named(self._server.user))
+        except ScramRefused:
+            return None

@@ -12,6 +12,7 @@ from channelindex.devbucket.vbucket import State, VBucket
 from channelindex.feeds.base import JSON
 from channelindex.mcbp import Frame, Op, Status
 
+GET_META = 0xA0
 MAX_KEY_BYTES = 250
 MAX_VALUE_BYTES = 20 * 1024 * 1024
 NEVER_CREATE = 0xFFFFFFFF
@@ -19,6 +20,7 @@ NEVER_CREATE = 0xFFFFFFFF
 
 _SET_EXTRAS = struct.Struct(">II")  # flags, expiry
 _COUNTER_EXTRAS = struct.Struct(">QQI")  # delta, initial value, expiry
+_META = struct.Struct(">IIIQ")  # deleted, flags, expiry, rev seqno
 _VB_SEQNO = struct.Struct(">HQ")
 _OBSERVED = struct.Struct(">BHQQQ")  # format, vbucket, vbuuid, persisted seqno, current seqno
 
@@ -56,6 +58,18 @@ def _get(session: Session, request: Frame) -> Reply:
         raise Refused(Status.KEY_ENOENT)
     datatype = item.datatype & session.json_datatype
     return Reply(item.body(), item.flags.to_bytes(4, "big"), cas=item.cas, datatype=datatype)
+
+
+def _get_meta(session: Session, request: Frame) -> Reply:
+    """A document's metadata, or its tombstone's. A client asks for the datatype with version 2."""
+    require_key(request)
+    item = session.find_vbucket(request.status, states=_ACTIVE).find(request.key)
+    if item is None:
+        raise Refused(Status.KEY_ENOENT)
+    extras = _META.pack(item.deleted, item.flags, item.expiry, item.rev)
+    if request.extras == b"\x02":
+        extras += bytes([item.datatype])
+    return Reply(extras=extras, cas=item.cas)
 
 
 def _set(session: Session, request: Frame) -> Reply:
@@ -199,6 +213,7 @@ def _observe_seqno(session: Session, request: Frame) -> Reply:
 
 COMMANDS: dict[int, Command] = {
     Op.GET: _get,
+    GET_META: _get_meta,
     Op.SET: _set,
     Op.ADD: _add,
     Op.REPLACE: _replace,

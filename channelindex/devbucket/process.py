@@ -4,6 +4,7 @@ A child rather than a thread, so that the process that uses it may fork and does
 """
 
 import asyncio
+import contextlib
 import multiprocessing
 import os
 from collections.abc import Callable, Iterable
@@ -17,12 +18,15 @@ from channelindex.devbucket.vbucket import State
 from channelindex.errors import ConfigInvalid, SourceUnavailable
 
 STOP_TIMEOUT_S = 5.0
+"""How long a child may take to stop before it is killed: it only has to close sockets."""
+
+STOP = "stop"
 
 Load = Callable[[Bucket], None]
 
 
 class DevBucket:
-    """Runs a dev bucket while the context is open. Its child ends with this process, however that ends.
+    """Runs a dev bucket while the context is open. Its child ends with this process, even if that is killed.
 
     Every control method returns when the server has done it.
     """
@@ -64,6 +68,8 @@ class DevBucket:
     def close(self) -> None:
         """Stop the child; twice does no harm."""
         if self._control is not None:
+            with contextlib.suppress(OSError):
+                self._control.send((STOP, ()))  # closing the pipe is not enough where a forked process has it too
             self._control.close()
             self._control = None
         if self._child is not None:
@@ -189,6 +195,8 @@ def _obey(control: Connection, controls: _Controls, stopped: asyncio.Event) -> N
     try:
         name, args = control.recv()
     except EOFError:
+        name, args = STOP, ()
+    if name == STOP:
         stopped.set()
         return
     try:

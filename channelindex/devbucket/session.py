@@ -5,15 +5,7 @@ Every command is a function (session, request) -> reply; `Refused` and `HangUp` 
 
 from collections.abc import Callable, Sequence
 
-from channelindex.devbucket.accounts import (
-    MECHANISMS,
-    SCRAM_NAMES,
-    Account,
-    Accounts,
-    SaslStep,
-    ScramException,
-    ScramLogin,
-)
+from channelindex.devbucket.accounts import HASH_BY_MECHANISM, MECHANISMS, Account, Accounts, LoginStep, ScramLogin
 from channelindex.devbucket.bucket import Bucket
 from channelindex.devbucket.items import Item
 from channelindex.devbucket.producer import Producer
@@ -146,34 +138,23 @@ def sasl_auth(session: Session, request: Frame) -> Reply:
     """Log in with PLAIN, or begin a SCRAM exchange."""
     session.login = None
     if request.key == b"PLAIN":
-        return _step_reply(session, session.node.accounts.plain(request.value))
-    if request.key not in SCRAM_NAMES:
-        return _step_reply(session, None)
-    login = ScramLogin(session.node.accounts, SCRAM_NAMES[request.key])
-    try:
-        reply = _step_reply(session, login.first(request.value))
-    except (ScramException, UnicodeDecodeError):
-        return _step_reply(session, None)
-    session.login = login
-    return reply
+        return _login_reply(session, session.node.accounts.plain(request.value))
+    if request.key not in HASH_BY_MECHANISM:
+        return _login_reply(session, None)
+    session.login = ScramLogin(session.node.accounts, request.key)
+    return _login_reply(session, session.login.first(request.value))
 
 
 def sasl_step(session: Session, request: Frame) -> Reply:
     """End a SCRAM exchange. Only here does a wrong password show."""
     login, session.login = session.login, None
-    if login is None:
-        return _step_reply(session, None)
-    try:
-        return _step_reply(session, login.final(request.value))
-    except (ScramException, UnicodeDecodeError):
-        return _step_reply(session, None)
+    return _login_reply(session, login.final(request.value) if login is not None else None)
 
 
-def _step_reply(session: Session, step: SaslStep | None) -> Reply:
+def _login_reply(session: Session, step: LoginStep | None) -> Reply:
+    session.account = step.account if step is not None else None
     if step is None:
-        session.account = None
         raise session.refusal(Status.AUTH_ERROR, with_ref=True)
-    session.account = step.account
     return Reply(step.text, status=Status.SUCCESS if step.account else Status.AUTH_CONTINUE)
 
 

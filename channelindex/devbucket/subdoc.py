@@ -9,13 +9,17 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import NamedTuple
 
+import orjson
+
 from channelindex.devbucket import jsonpath
+from channelindex.devbucket.crc32c import crc32c
 from channelindex.devbucket.items import Item, join_value, system_xattrs
 from channelindex.devbucket.jsonpath import PathError
 from channelindex.devbucket.kv import find_for_change, require_key
 from channelindex.devbucket.replies import Malformed, Refused, Reply
 from channelindex.devbucket.session import Command, Session
 from channelindex.devbucket.vbucket import State, VBucket
+from channelindex.feeds.base import JSON, XATTR
 from channelindex.mcbp import Frame, Op, Status
 
 # Opcodes that only occur inside a multi-path command; whole-document GET, SET and DELETE are 0x00, 0x01 and 0x04.
@@ -27,12 +31,12 @@ SEVERAL_XATTRS = 0xCF
 UNKNOWN_MACRO = 0xD0
 
 MAX_PATHS = 16
+DOCUMENT = "$document"
 
 _LOOKUP_HEAD = struct.Struct(">BBH")  # opcode, flags, path length
 _CHANGE_HEAD = struct.Struct(">BBHI")  # opcode, flags, path length, value length
 _LOOKUP_RESULT = struct.Struct(">HI")  # status, value length
 _FAILURE = struct.Struct(">BH")  # index of the path, status
-_CRC32C_POLYNOMIAL = 0x82F63B78
 
 
 class PathFlag(IntFlag):
@@ -102,9 +106,28 @@ def _read(item: Item, spec: Spec) -> bytes:
     if not spec.flags & PathFlag.XATTR:
         return jsonpath.get(item.body(), keys)
     xattrs = item.xattrs()
+    if keys[0] == DOCUMENT:
+        xattrs = {DOCUMENT: _about(item)}
     if keys[0] not in xattrs:
         raise PathError(Status.SUBDOC_PATH_ENOENT)
     return jsonpath.get(xattrs[keys[0]], keys[1:])
+
+
+def _about(item: Item) -> bytes:
+    """The virtual xattr `$document`: a document's metadata."""
+    body = item.body()
+    about = {
+        "CAS": f"0x{item.cas:016x}",
+        "seqno": f"0x{item.seqno:016x}",
+        "revid": str(item.rev),
+        "exptime": item.expiry,
+        "flags": item.flags,
+        "deleted": item.deleted,
+        "datatype": [name for bit, name in ((JSON, "json"), (XATTR, "xattr")) if item.datatype & bit] or ["raw"],
+        "value_bytes": len(body),
+        "value_crc32c": f"0x{crc32c(body):08x}",
+    }
+    return orjson.dumps(about)
 
 
 def _multi_mutation(session: Session, request: Frame) -> Reply:
@@ -116,7 +139,7 @@ def _multi_mutation(session: Session, request: Frame) -> Reply:
     draft = _draft_of(item, doc_flags)
     was_deleted = not draft.alive
     cas = vbucket.next_cas()
-    for index in sorted(range(len(specs)), key=lambda index: _phase(specs[index])):
+    for index in sorted(range(len(specs)), key=lambda index: specs[index].flags & PathFlag.XATTR):
         try:
             _apply(draft, specs[index], doc_flags, cas, vbucket)
         except PathError as error:
@@ -144,12 +167,6 @@ def _draft_of(item: Item | None, doc_flags: int) -> Draft:
         deleted = bool(doc_flags & DocFlag.CREATE_AS_DELETED)
         return Draft({}, b"" if deleted else b"{}", alive=not deleted)
     return Draft(item.xattrs(), item.body(), alive=not item.deleted)
-
-
-def _phase(spec: Spec) -> int:
-    if spec.opcode == REPLACE_BODY_WITH_XATTR:
-        return 2
-    return 1 if spec.flags & PathFlag.XATTR else 0
 
 
 def _apply(draft: Draft, spec: Spec, doc_flags: int, cas: int, vbucket: VBucket) -> None:
@@ -258,16 +275,6 @@ def _overall(*, failed: bool, deleted: bool) -> int:
     if failed:
         return Status.SUBDOC_MULTI_PATH_FAILURE_DELETED if deleted else Status.SUBDOC_MULTI_PATH_FAILURE
     return Status.SUBDOC_SUCCESS_DELETED if deleted else Status.SUCCESS
-
-
-def crc32c(data: bytes) -> int:
-    """The Castagnoli checksum of *data*; slow, for macros only."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (_CRC32C_POLYNOMIAL if crc & 1 else 0)
-    return crc ^ 0xFFFFFFFF
 
 
 COMMANDS: dict[int, Command] = {

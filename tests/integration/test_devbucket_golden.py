@@ -16,14 +16,11 @@ from collections.abc import Callable
 import pytest
 
 from channelindex import mcbp
-from channelindex.devbucket.accounts import Account, Accounts
 from channelindex.devbucket.bucket import Bucket
-from channelindex.devbucket.dispatch import answer
-from channelindex.devbucket.session import Node, Session
 from channelindex.devbucket.vbucket import State
-from channelindex.mcbp import Frame, Op
+from channelindex.mcbp import Op
 from tests.support.devbucket_replay import Line, Replay, Step
-from tests.support.mcbp_client import Writer
+from tests.support.mcbp_client import Writer, local_writer
 from tests.support.shared import shared_path
 
 MKDOC, ACCESS_DELETED = 0x01, 0x04
@@ -32,23 +29,6 @@ SYNC = b"""{"rev": "1-abc", "sequence": 7, "recent_sequences": [7], "history": {
 "channels": [["ABC"]]}, "channels": {"ABC": null, "OLD": {"seq": 3, "rev": "2-def"}}, "cas": "0x0000000000000000", \
 "value_crc32c": "", "time_saved": "2024-01-02T03:04:05.678Z"}"""
 BODY = b'{"type":"order","channels":["ABC"]}'
-
-
-def local_writer(bucket: Bucket) -> Writer:
-    """Writes inside the server before it listens, so that nothing depends on time."""
-    session = Session(Node(bucket, Accounts([]), 0, time.monotonic), hang_up=lambda: None)
-    session.account, session.selected = Account("somebody", ""), True
-
-    def call(opcode: int, **fields) -> Frame:
-        taken = mcbp.take_frame(mcbp.pack_frame(mcbp.REQUEST, opcode, **fields))
-        assert taken is not None
-        replies: list[bytes] = []
-        answer(session, taken[0], replies)
-        response = mcbp.take_frame(replies[0])
-        assert response is not None
-        return response[0]
-
-    return Writer(call)
 
 
 def loading(fill: Callable[[Writer, Bucket], None]) -> Callable[[Bucket], None]:

@@ -1,0 +1,217 @@
+"""The dev bucket as a process: what a test can make it do, and how it starts and stops."""
+
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from channelindex.devbucket import DevBucket, DevBucketConfig
+from channelindex.devbucket.items import DELETE_TIMES, INCLUDE_XATTRS
+from channelindex.devbucket.vbucket import State
+from channelindex.errors import ConfigInvalid, SourceUnavailable
+from channelindex.mcbp import Feature, Frame, Op, Status
+from tests.support.mcbp_client import RawClient, Writer
+
+N_VBUCKETS = 8
+STATE_CHANGED = 2
+SERVE = """
+from channelindex.devbucket import serve
+serve("127.0.0.1", 0, "default", "Administrator", "password", 4, lambda url: print(url, flush=True))
+"""
+
+
+@pytest.fixture
+def bucket() -> Iterator[DevBucket]:
+    with DevBucket(DevBucketConfig(n_vbuckets=N_VBUCKETS)) as running:
+        yield running
+
+
+@pytest.fixture
+def clients(bucket: DevBucket) -> Iterator[list[RawClient]]:
+    opened: list[RawClient] = []
+    yield opened
+    for client in opened:
+        client.close()
+
+
+@pytest.fixture
+def connect(bucket: DevBucket, clients: list[RawClient]):
+    def connected(*features: int) -> RawClient:
+        clients.append(RawClient(bucket.port))
+        return clients[-1].log_in((0x06, 0x07, 0x08, 0x0B, *features))
+
+    return connected
+
+
+def next_of(client: RawClient, opcode: int) -> Frame:
+    """The next frame of an opcode; others are skipped."""
+    while (frame := client.read()) is not None:
+        if frame.opcode == opcode:
+            return frame
+    raise AssertionError("hung up")
+
+
+def test_failover_ends_the_stream_and_the_client_must_roll_back(bucket, connect):
+    writer = Writer(connect().call)
+    for i in range(5):
+        writer.set(3, b"%d" % i, b"{}")
+    writer.set(3, b"0", b'{"newer":1}')
+    feed = connect().open_dcp()
+    vbuuid = int.from_bytes(feed.request_stream(3).value[:8], "big")
+    while struct.unpack_from(">Q", next_of(feed, Op.DCP_MUTATION).extras)[0] < 6:
+        pass
+    bucket.failover(3, lose_last_n=2)
+    assert next_of(feed, Op.DCP_STREAM_END).extras == struct.pack(">I", STATE_CHANGED)
+    assert bucket.high_seqnos()[3] == 4
+    assert writer.get(3, b"0").value == b"{}"
+    assert writer.get(3, b"4").status == Status.KEY_ENOENT
+    refused = feed.request_stream(3, start=6, vbuuid=vbuuid)
+    assert (refused.status, refused.value) == (Status.ROLLBACK, struct.pack(">Q", 4))
+    assert feed.request_stream(3, start=4, vbuuid=vbuuid).status == Status.SUCCESS
+
+
+def test_failover_that_loses_more_than_there_is_raises_here(bucket):
+    with pytest.raises(ValueError, match="cannot lose 1 of 0"):
+        bucket.failover(0, lose_last_n=1)
+    assert bucket.high_seqnos() == [0] * N_VBUCKETS
+
+
+def test_dropped_connections_are_closed_and_new_ones_welcome(bucket, connect):
+    client = connect()
+    bucket.drop_connections()
+    assert client.read() is None
+    assert connect().call(Op.NOOP).status == Status.SUCCESS
+
+
+def test_closed_stream_gets_a_stream_end_and_may_be_opened_again(bucket, connect):
+    feed = connect().open_dcp()
+    feed.request_stream(1)
+    assert bucket.close_stream(1, reason=4) == 1
+    assert next_of(feed, Op.DCP_STREAM_END).extras == struct.pack(">I", 4)
+    assert bucket.close_stream(1) == 0
+    assert feed.request_stream(1).status == Status.SUCCESS
+
+
+def test_bulk_loaded_documents_come_as_a_disk_snapshot_under_their_seqnos(bucket, connect):
+    bucket.bulk_load([(2, 10, b"a", b"{}"), (2, 25, b"b", b"[]"), (2, 30, b"a", b"1")])
+    feed = connect().open_dcp()
+    feed.request_stream(2)
+    assert struct.unpack(">QQI", next_of(feed, Op.DCP_SNAPSHOT_MARKER).extras) == (0, 30, 2)
+    seqnos = [struct.unpack_from(">Q", next_of(feed, Op.DCP_MUTATION).extras)[0] for _ in range(2)]
+    assert seqnos == [25, 30]
+    Writer(connect().call).set(2, b"c", b"{}")
+    assert struct.unpack(">QQI", next_of(feed, Op.DCP_SNAPSHOT_MARKER).extras)[:2] == (31, 31)
+
+
+def test_purged_tombstones_are_gone_and_older_positions_roll_back(bucket, connect):
+    writer = Writer(connect().call)
+    writer.set(0, b"a", b"{}")
+    writer.delete(0, b"a")
+    writer.set(0, b"b", b"{}")
+    assert bucket.purge(0) == 2
+    feed = connect().open_dcp()
+    vbuuid = int.from_bytes(feed.call(Op.DCP_GET_FAILOVER_LOG).value[:8], "big")
+    assert feed.request_stream(0, start=1, vbuuid=vbuuid).status == Status.ROLLBACK
+    assert feed.request_stream(0).status == Status.SUCCESS
+    assert next_of(feed, Op.DCP_MUTATION).key == b"b"
+
+
+def test_moved_vbucket_is_not_ours_and_its_map_is_pushed(bucket, connect):
+    client = connect(Feature.DUPLEX, Feature.CLUSTERMAP_NOTIFICATION)
+    bucket.set_vbucket_state(5, State.DEAD)
+    pushed = client.read()
+    assert pushed is not None
+    assert (pushed.magic, pushed.key) == (0x82, b"default")
+    assert b"[-1]" in pushed.value
+    assert Writer(client.call).get(5, b"k").status == Status.NOT_MY_VBUCKET
+
+
+@pytest.mark.parametrize(
+    ("flags", "control", "opcode", "extras_bytes"),
+    [
+        (1, "false", Op.DCP_DELETION, 18),
+        (1 | DELETE_TIMES, "false", Op.DCP_DELETION, 21),
+        (1 | DELETE_TIMES, "true", Op.DCP_EXPIRATION, 20),
+        (1, "true", Op.DCP_EXPIRATION, 20),
+    ],
+)
+def test_expiry_is_a_deletion_unless_its_opcode_was_negotiated(connect, flags, control, opcode, extras_bytes):
+    writer = Writer(connect().call)
+    writer.set(0, b"k", b"{}", expiry=int(time.time()) - 1)
+    writer.get(0, b"k")
+    feed = connect().open_dcp(flags=flags, enable_expiry_opcode=control)
+    feed.request_stream(0)
+    gone = next_of(feed, opcode)
+    assert (gone.key, len(gone.extras), gone.value) == (b"k", extras_bytes, b"")
+
+
+def test_documents_expire_without_being_read(connect):
+    feed = connect().open_dcp()
+    feed.request_stream(0)
+    Writer(connect().call).set(0, b"k", b"{}", expiry=1)
+    assert next_of(feed, Op.DCP_DELETION).key == b"k"
+
+
+def test_sync_gateways_feed_without_bodies(connect):
+    writer = Writer(connect().call)
+    spec = (Op.SUBDOC_DICT_UPSERT, 0x05, "_sync", b'{"rev":"1-a"}')
+    writer.mutate_in(0, b"k", spec, (Op.SET, 0, "", b'{"body":1}'), doc_flags=1)
+    feed = connect().open_dcp(flags=1 | INCLUDE_XATTRS | 0x40)
+    feed.request_stream(0)
+    mutation = next_of(feed, Op.DCP_MUTATION)
+    assert mutation.datatype == 0x05
+    assert mutation.value == b'\0\0\0\x18\0\0\0\x14_sync\0{"rev":"1-a"}\0'
+
+
+def test_stopped_bucket_refuses_controls():
+    bucket = DevBucket(DevBucketConfig(n_vbuckets=1))
+    bucket.close()
+    with pytest.raises(SourceUnavailable, match="not running"):
+        bucket.drop_connections()
+    with bucket:
+        bucket.drop_connections()
+    bucket.close()
+
+
+def test_only_loopback_is_served():
+    for host in ("0.0.0.0", "192.0.2.1", "example.com"):
+        with pytest.raises(ConfigInvalid, match="loopback only"):
+            DevBucketConfig(host=host)
+
+
+def test_number_of_vbuckets_is_checked():
+    with pytest.raises(ConfigInvalid, match="1 to 1024 vbuckets, not 0"), DevBucket(DevBucketConfig(n_vbuckets=0)):
+        pass
+
+
+def test_taken_port_is_a_configuration_error():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigInvalid, match="cannot listen on"), DevBucket(DevBucketConfig(port=port)):
+            pass
+
+
+def test_serve_says_where_it_listens_and_stops_on_sigterm():
+    child = subprocess.Popen([sys.executable, "-c", SERVE], stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout is not None
+        url = child.stdout.readline().strip()
+        port = int(url.removeprefix("couchbase://127.0.0.1:").removesuffix("/default"))
+        client = RawClient(port).log_in()
+        os.kill(child.pid, signal.SIGTERM)
+        assert client.read() is None
+        client.close()
+        assert child.wait(10) == 0
+    finally:
+        child.kill()
+        child.wait()
+        if child.stdout is not None:
+            child.stdout.close()
