@@ -2,12 +2,12 @@
 
 import itertools
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from channelindex import blocks, hashing
 from channelindex.model import Checkpoint, Entry, IndexMeta
 from channelindex.stores import open_owner, open_reader, open_writer
-from channelindex.stores.base import ChannelAppend
+from channelindex.stores.base import ChannelAppend, IndexWriter
 
 _names = itertools.count()
 
@@ -32,10 +32,10 @@ class SmallIndex:
         self.meta = IndexMeta(blocks.FORMAT_VERSION, n_vbuckets, n_partitions, "source", f"uuid-{self._name}")
         self.owner.create_or_check(self.meta)
         self.reader = open_reader(url, self._name)
-        self._open = [self.owner, self.reader]
+        self._open: list[Any] = [self.owner, self.reader]
         self.writer = self.new_writer()
 
-    def new_writer(self):
+    def new_writer(self) -> IndexWriter:
         writer = open_writer(self._url, self._name, self._block_bytes)
         self._open.append(writer)
         return writer
@@ -56,7 +56,13 @@ class SmallIndex:
             self.owner.begin(partition, epoch, "test", rollback=lowered)
         return epoch
 
-    def write(self, epoch: int, rows: Iterable[Row], partitions: Iterable[int] = (0, 1), writer=None) -> set[int]:
+    def write(
+        self,
+        epoch: int,
+        rows: Iterable[Row],
+        partitions: Iterable[int] = (0, 1),
+        writer: IndexWriter | None = None,
+    ) -> set[int]:
         """Append *rows*, in one batch, under *epoch*, to the blocks of the worker that has *partitions*."""
         group = hashing.group_of(partitions, self.meta.n_partitions)
         rows_by_channel: dict[str, list[Row]] = {}
@@ -78,7 +84,8 @@ class SmallIndex:
 
 
 def _packed(rows: Iterable[Row]) -> tuple[bytes, bytes]:
-    entries, clock = b"", {}
+    entries = b""
+    clock: dict[int, int] = {}
     for row in rows:
         entries += blocks.pack_entry(Entry(row.vb, row.seqno, row.key.encode(), row.rev, row.flags))
         clock[row.vb] = max(row.seqno, clock.get(row.vb, 0))

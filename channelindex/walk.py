@@ -1,0 +1,88 @@
+"""Walks the blocks of channels, newest first, as far as a reader needs them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from channelindex.blocks import fold_clock
+from channelindex.errors import IndexCorrupt
+from channelindex.scan import Scan
+from channelindex.stores.base import BlockRef, IndexReader
+
+_BLOCKS_PER_READ = 64  # a reader that has a long way to go must not hold all the blocks at once
+
+
+class ReadStats(NamedTuple):
+    """What it took to answer: blocks fetched from the store, and their bytes."""
+
+    n_blocks: int
+    n_bytes: int
+
+
+class _Step(NamedTuple):
+    """A block to read. `planned`: the blocks before it are going to be read too, whatever its header says."""
+
+    position: int
+    ref: BlockRef
+    planned: bool
+
+
+def walk(store: IndexReader, channels: Sequence[str], scan: Scan) -> ReadStats:
+    """Put all blocks of *channels* that reach into the window of *scan* into it; what that took.
+
+    Raises:
+        IndexCorrupt: a block is missing or damaged.
+        StoreUnavailable: see `IndexReader`.
+    """
+    n_blocks = n_bytes = 0
+    steps = list(_first_steps(store, channels, scan))
+    while steps:
+        following: list[_Step] = []
+        for step, block in _fetched(store, steps):
+            n_blocks += 1
+            n_bytes += len(block)
+            with _naming(step.ref):
+                reaches_back = scan.add_block(block, step.position)
+            if reaches_back and not step.planned:
+                following.append(step._replace(ref=step.ref._replace(number=step.ref.number - 1)))
+        steps = following
+    return ReadStats(n_blocks, n_bytes)
+
+
+def _first_steps(store: IndexReader, channels: Sequence[str], scan: Scan) -> Iterator[_Step]:
+    """The active block of each group with news; all its blocks at once if the reader has seen nothing of the group."""
+    for position, state in enumerate(store.channel_states(channels)):
+        if state is None:
+            continue
+        for group, active in sorted(state.active_by_group.items()):
+            ref = BlockRef(channels[position], group, active)
+            with _naming(ref):
+                clock = fold_clock(state.clock_log_by_group.get(group, b""), scan.view.clock_limit)
+            if not clock:  # not written yet, or lost by the store: the blocks know better
+                yield _Step(position, ref, planned=False)
+            elif scan.covered(clock):
+                continue
+            elif any(scan.since[vb] for vb in clock):
+                yield _Step(position, ref, planned=False)
+            else:
+                for number in range(active, -1, -1):
+                    yield _Step(position, ref._replace(number=number), planned=True)
+
+
+def _fetched(store: IndexReader, steps: Sequence[_Step]) -> Iterator[tuple[_Step, bytes]]:
+    for start in range(0, len(steps), _BLOCKS_PER_READ):
+        chunk = steps[start : start + _BLOCKS_PER_READ]
+        for step, block in zip(chunk, store.blocks([step.ref for step in chunk]), strict=True):
+            if block is None:
+                with _naming(step.ref):
+                    raise IndexCorrupt("it is missing")
+            yield step, block
+
+
+@contextmanager
+def _naming(ref: BlockRef) -> Iterator[None]:
+    """Say which block an IndexCorrupt is about."""
+    try:
+        yield
+    except IndexCorrupt as error:
+        raise IndexCorrupt(f"channel {ref.channel!r}, group {ref.group}, block {ref.number}: {error}") from error

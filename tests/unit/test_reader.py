@@ -1,0 +1,497 @@
+"""What a reader is told, what it costs, and what it does when the index is damaged or away."""
+
+import itertools
+
+import pytest
+
+from channelindex import blocks, token
+from channelindex.errors import IndexCorrupt, StoreUnavailable, TokenInvalid
+from channelindex.model import DELETED, HIDDEN, REMOVED
+from channelindex.reader import LONGEST_RETRY_S, ChangesReader
+from channelindex.stores.base import BlockRef
+from tests.support.indexing import Row, SmallIndex
+
+
+@pytest.fixture
+def index():
+    small = SmallIndex()
+    yield small
+    small.close()
+
+
+@pytest.fixture
+def reader(index):
+    return ChangesReader(index.reader)
+
+
+def told(changes):
+    """What was told of which document, short."""
+    return [(entry.id, entry.seqno, entry.rev, entry.removed) for entry in changes.entries]
+
+
+def read_through(reader, channels, limit, since=None):
+    """All entries, page by page, each page asked for anew, and the last since."""
+    entries = []
+    while True:
+        page = reader.changes(channels, since, limit)
+        entries += page.entries
+        since = page.since
+        if not page.pending:
+            return entries, since
+
+
+class Proxy:
+    """A store whose operations can be replaced one by one."""
+
+    def __init__(self, store, **replaced):
+        self._store = store
+        self.__dict__.update(replaced)
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+
+# -- what is told
+
+
+def test_an_index_without_entries_has_no_changes(reader):
+    changes = reader.changes(["A", "B"])
+    assert (changes.entries, changes.pending, changes.stats) == ((), 0, (0, 0))
+    assert reader.changes([], changes.since).entries == ()
+
+
+def test_only_what_is_stable_is_told_and_the_rest_once_it_is(index, reader):
+    epoch = index.begin()
+    index.write(epoch, [Row("A", 0, 1, "one"), Row("A", 0, 2, "two"), Row("A", 3, 9, "three")])
+    index.advance(epoch, {0: 1})
+    first = reader.changes(["A"])
+    assert told(first) == [("one", 1, "1-aa", False)]
+    index.advance(epoch, {0: 2, 3: 9})
+    assert told(reader.changes(["A"], first.since)) == [("two", 2, "1-aa", False), ("three", 9, "1-aa", False)]
+
+
+def test_a_document_is_told_once_with_its_newest_revision(index, reader):
+    epoch = index.begin()
+    index.write(epoch, [Row("A", 0, 1, "doc", "1-aa"), Row("A", 0, 2, "other"), Row("A", 0, 3, "doc", "2-bb", DELETED)])
+    index.advance(epoch, {0: 3})
+    changes = reader.changes(["A"])
+    assert told(changes) == [("other", 2, "1-aa", False), ("doc", 3, "2-bb", False)]
+    assert [entry.deleted for entry in changes.entries] == [False, True]
+
+
+def test_membership_counts_more_than_removal_at_the_same_seqno(index, reader):
+    epoch = index.begin()
+    index.write(epoch, [Row("A", 0, 7, "doc", "2-bb", REMOVED), Row("B", 0, 7, "doc", "3-cc", HIDDEN)])
+    index.advance(epoch, {0: 7})
+    for order in (["A", "B"], ["B", "A"]):
+        (entry,) = reader.changes(order).entries
+        assert (entry.rev, entry.removed, entry.flags, entry.channels) == ("3-cc", False, HIDDEN, ("B",))
+    (entry,) = reader.changes(["A"]).entries
+    assert (entry.rev, entry.removed, entry.channels) == ("2-bb", True, ())
+
+
+def test_the_channels_of_an_entry_are_those_of_the_request_in_its_order(index, reader):
+    epoch = index.begin()
+    index.write(epoch, [Row(channel, 0, 7, "doc") for channel in "ABCD"])
+    index.advance(epoch, {0: 7})
+    (entry,) = reader.changes(["D", "A", "D", "C", "absent"]).entries
+    assert entry.channels == ("D", "A", "C")
+
+
+def test_a_later_membership_elsewhere_replaces_a_removal(index, reader):
+    epoch = index.begin()
+    index.write(epoch, [Row("A", 0, 7, "doc", "2-bb", REMOVED), Row("B", 0, 9, "doc", "3-cc")])
+    index.advance(epoch, {0: 9})
+    assert told(reader.changes(["A", "B"])) == [("doc", 9, "3-cc", False)]
+
+
+@pytest.mark.parametrize("revs", [("9-ff", "10-aa"), ("10-aa", "9-ff")])
+def test_of_two_removals_at_one_seqno_the_later_revision_is_told(index, reader, revs):
+    epoch = index.begin()
+    index.write(epoch, [Row("A", 0, 7, "doc", revs[0], REMOVED), Row("B", 0, 7, "doc", revs[1], REMOVED | DELETED)])
+    index.advance(epoch, {0: 7})
+    assert told(reader.changes(["A", "B"])) == [("doc", 7, "10-aa", True)]
+
+
+def test_entries_written_twice_are_told_once(index, reader):
+    epoch = index.begin()
+    rows = [Row("A", 0, 7, "doc"), Row("A", 1, 3, "other")]
+    index.write(epoch, rows)
+    index.write(epoch, rows, writer=index.new_writer())
+    later = index.begin()
+    index.write(later, rows, writer=index.new_writer())
+    index.advance(later, {0: 7, 1: 3})
+    assert told(reader.changes(["A"])) == [("doc", 7, "1-aa", False), ("other", 3, "1-aa", False)]
+
+
+def test_an_unusual_revision_and_key_are_told_as_they_are(index, reader):
+    epoch = index.begin()
+    index.write(epoch, [Row("A", 0, 7, "dök:ü/1", "not a revision"), Row("A", 0, 8, "empty", "")])
+    index.advance(epoch, {0: 8})
+    assert told(reader.changes(["A"])) == [("dök:ü/1", 7, "not a revision", False), ("empty", 8, "", False)]
+
+
+# -- epochs
+
+
+def test_after_a_rollback_its_vbucket_is_told_once_more(index, reader):
+    epoch = index.begin()
+    index.write(epoch, [Row("A", 0, 5, "kept"), Row("A", 0, 8, "lost", "1-old"), Row("A", 0, 9, "back", "1-old")])
+    index.advance(epoch, {0: 9})
+    before = reader.changes(["A"])
+    later = index.begin(rollback={0: 5})
+    assert told(reader.changes(["A"], before.since)) == [("kept", 5, "1-aa", False)]
+    index.write(later, [Row("A", 0, 7, "back", "1-new")])
+    index.advance(later, {0: 9})
+    now = [("kept", 5, "1-aa", False), ("back", 7, "1-new", False)]
+    assert told(reader.changes(["A"])) == now
+    after = reader.changes(["A"], before.since)
+    assert told(after) == now
+    assert told(reader.changes(["A"], after.since)) == []
+
+
+def test_a_document_that_a_rollback_put_back_is_told_again(index, reader):
+    epoch = index.begin()
+    index.write(epoch, [Row("A", 0, 5, "doc", "1-aa"), Row("A", 0, 8, "doc", "2-bb", REMOVED), Row("A", 1, 1, "other")])
+    index.advance(epoch, {0: 9, 1: 1})
+    before = reader.changes(["A"])
+    assert ("doc", 8, "2-bb", True) in told(before)
+    index.begin(rollback={0: 6})
+    assert told(reader.changes(["A"], before.since)) == [("doc", 5, "1-aa", False)]
+
+
+def test_late_writes_of_a_zombie_are_not_told(index, reader):
+    old = index.begin()
+    index.write(old, [Row("A", 0, 1, "doc")])
+    index.advance(old, {0: 1})
+    zombie = index.writer
+    new = index.begin()
+    index.write(new, [Row("A", 0, 2, "new")], writer=index.new_writer())
+    index.advance(new, {0: 5})
+    index.write(old, [Row("A", 0, 3, "undead")], writer=zombie)
+    assert [entry.id for entry in reader.changes(["A"]).entries] == ["doc", "new"]
+
+
+def test_what_happens_after_the_records_were_read_is_left_for_the_next_time(index):
+    old = index.begin()
+    index.write(old, [Row("A", 0, seqno, f"old{seqno}") for seqno in range(1, 10)])
+    index.advance(old, {0: 9})
+
+    def records_then_a_rollback():
+        records = index.reader.partition_records()
+        new = index.begin(rollback={0: 4})
+        for seqno in range(5, 15):  # rotates blocks and folds the clock log under the new epoch
+            index.write(new, [Row("A", 0, seqno, f"new{seqno}")], writer=index.writer)
+        index.advance(new, {0: 14})
+        return records
+
+    interrupted = ChangesReader(Proxy(index.reader, partition_records=records_then_a_rollback)).changes(["A"])
+    assert [entry.id for entry in interrupted.entries] == [f"old{seqno}" for seqno in range(1, 10)]
+    after = ChangesReader(index.reader).changes(["A"], interrupted.since)
+    kept, new = [f"old{seqno}" for seqno in range(1, 5)], [f"new{seqno}" for seqno in range(5, 15)]
+    assert [entry.id for entry in after.entries] == kept + new
+
+
+def test_a_group_that_a_later_epoch_folded_is_not_skipped_by_an_older_view(index):
+    old = index.begin()
+    index.write(old, [Row("A", 0, 1, "seen")])
+    index.advance(old, {0: 1})
+    since = ChangesReader(index.reader).changes(["A"]).since
+    index.write(old, [Row("A", 0, 2, "news")])
+    index.advance(old, {0: 2})
+
+    def records_then_a_rotation():
+        records = index.reader.partition_records()
+        new = index.begin()
+        for seqno in range(3, 12):
+            index.write(new, [Row("A", 0, seqno, f"later{seqno}")])
+        return records
+
+    interrupted = ChangesReader(Proxy(index.reader, partition_records=records_then_a_rotation))
+    assert [entry.id for entry in interrupted.changes(["A"], since).entries] == ["news"]
+
+
+def test_a_document_left_for_the_next_page_is_told_even_if_a_rollback_makes_it_older_than_this_one(index, reader):
+    epoch = index.begin()
+    index.write(epoch, [Row("A", 0, 1, "doc"), Row("A", 0, 2, "other"), Row("A", 0, 3, "doc", "2-bb")])
+    index.advance(epoch, {0: 3})
+    page = reader.changes(["A"], None, limit=1)
+    assert told(page) == [("other", 2, "1-aa", False)]
+    index.begin(rollback={0: 2})
+    assert ("doc", 1, "1-aa", False) in told(reader.changes(["A"], page.since))
+
+
+def test_a_restart_of_the_owner_does_not_begin_anything_again(index, reader):
+    filled(index)
+    page = reader.changes(["A"], None, limit=15)
+    index.begin()
+    rest = reader.changes(["A"], page.since)
+    assert len(rest.entries) == 25
+    assert {entry.id for entry in rest.entries}.isdisjoint(entry.id for entry in page.entries)
+
+
+# -- tokens
+
+
+def test_tokens_from_the_future_are_refused(index, reader):
+    start = token.decode(None, index.meta)
+    with pytest.raises(TokenInvalid, match="vbucket 2 is at seqno 0, the token at 7"):
+        reader.changes(["A"], token.encode(start._replace(seqnos=(0, 0, 7, 0), horizons=(0, 0, 7, 0)), index.meta))
+    with pytest.raises(TokenInvalid, match="partition 1 is at epoch 0, the token at 3"):
+        reader.changes(["A"], token.encode(start._replace(epochs=(0, 3)), index.meta))
+
+
+def test_a_token_of_another_index_is_refused(reader):
+    other = SmallIndex()
+    with pytest.raises(TokenInvalid, match="another index"):
+        reader.changes(["A"], ChangesReader(other.reader).changes(["A"]).since)
+
+
+# -- pages
+
+
+def filled(index):
+    """40 documents over four vbuckets in A, every third in B too; the stable clock at the end."""
+    epoch = index.begin()
+    for seqno in range(1, 11):
+        rows = [Row("A", vb, seqno, f"{vb}-{seqno}") for vb in range(4)]
+        index.write(epoch, rows + [row._replace(channel="B") for row in rows if row.seqno % 3 == 0])
+    index.advance(epoch, dict.fromkeys(range(4), 10))
+    return epoch
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 10, 39, 40, 41])
+def test_pages_of_any_size_are_the_whole_answer(index, reader, limit):
+    filled(index)
+    whole = reader.changes(["A", "B"])
+    entries, since = read_through(reader, ["A", "B"], limit)
+    assert tuple(entries) == whole.entries
+    assert len(entries) == 40
+    assert since == whole.since
+    at_once = list(reader.pages(["A", "B"], None, limit))
+    assert [entry for page in at_once for entry in page.entries] == entries
+    assert [page.pending for page in at_once] == [max(0, 40 - limit * (n + 1)) for n in range(len(at_once))]
+
+
+def test_no_vbucket_waits_for_one_that_keeps_changing(index, reader):
+    epoch = filled(index)
+    seen, since = set(), None
+    for seqno in range(11, 60):
+        index.write(epoch, [Row("A", 0, 2 * seqno, "hot"), Row("A", 0, 2 * seqno + 1, f"hot{seqno}")])
+        index.advance(epoch, {0: 2 * seqno + 1})
+        page = reader.changes(["A"], since, limit=2)
+        seen |= {entry.id for entry in page.entries}
+        since = page.since
+    assert {f"{vb}-{seqno}" for vb in range(4) for seqno in range(1, 11)} <= seen
+    assert "hot" in seen
+
+
+def test_a_document_that_changes_between_two_pages_comes_once_more(index, reader):
+    epoch = filled(index)
+    first = reader.changes(["A"], None, limit=5)
+    index.write(epoch, [Row("A", 0, 11, "0-1", "2-bb"), Row("A", 0, 12, "0-9", "2-bb")])
+    index.advance(epoch, {0: 12})
+    rest, _ = read_through(reader, ["A"], 5, first.since)
+    of_vb = [(entry.id, entry.rev) for entry in rest if entry.vb == 0]
+    assert of_vb[:4] == [(f"0-{seqno}", "1-aa") for seqno in (6, 7, 8, 10)]
+    assert of_vb[4:] == [("0-1", "2-bb"), ("0-9", "2-bb")]
+    assert rest[-1].id == "0-9", "what came later in the vbucket waits until all others had their turn"
+
+
+def test_a_limit_below_one_is_an_error_of_the_caller(reader):
+    with pytest.raises(ValueError, match="limit is 0"):
+        reader.changes(["A"], None, 0)
+
+
+# -- the work
+
+
+def test_only_new_blocks_are_read(index, reader):
+    epoch = filled(index)
+    whole = reader.changes(["A"])
+    n_blocks = index.reader.channel_states(["A"])[0].active_by_group.popitem()[1] + 1
+    assert whole.stats.n_blocks == n_blocks > 5
+    assert reader.changes(["A"], whole.since).stats == (0, 0)
+    index.write(epoch, [Row("B", 0, 11, "elsewhere")])
+    index.advance(epoch, {0: 11})
+    assert reader.changes(["A"], whole.since).stats == (0, 0)
+    index.write(epoch, [Row("A", 0, 12, "news")])
+    index.advance(epoch, {0: 12})
+    assert reader.changes(["A"], whole.since).stats.n_blocks <= 2
+
+
+def test_a_group_without_news_is_not_read(index, reader):
+    left, right = index.begin([0]), index.begin([1])
+    index.write(left, [Row("A", 0, 1, "left")], [0])
+    index.write(right, [Row("A", 3, 1, "right")], [1])
+    index.advance(left, {0: 1})
+    index.advance(right, {3: 1})
+    since = reader.changes(["A"]).since
+    index.write(right, [Row("A", 3, 2, "news")], [1])
+    index.advance(right, {3: 2})
+    changes = reader.changes(["A"], since)
+    assert [entry.id for entry in changes.entries] == ["news"]
+    assert changes.stats.n_blocks == 1
+
+
+def test_dead_entries_in_the_clock_do_not_make_a_group_be_read(index, reader):
+    old = index.begin()
+    index.write(old, [Row("A", 0, 1, "doc"), Row("A", 0, 50, "unstable")])
+    index.advance(old, {0: 1})
+    since = reader.changes(["A"]).since
+    new = index.begin()
+    index.advance(new, {0: 60})
+    assert reader.changes(["A"], since).stats.n_blocks == 0
+
+
+# -- damage
+
+
+def block_of(index, number):
+    (group,) = index.reader.channel_states(["A"])[0].active_by_group
+    return BlockRef("A", group, number)
+
+
+def damaged(index, number, replace):
+    wanted = block_of(index, number)
+
+    def some_blocks(refs):
+        found = index.reader.blocks(refs)
+        return [replace(block) if ref == wanted else block for ref, block in zip(refs, found, strict=True)]
+
+    return ChangesReader(Proxy(index.reader, blocks=some_blocks))
+
+
+@pytest.mark.parametrize(
+    ("replace", "reason"),
+    [
+        (lambda block: None, "missing"),
+        (lambda block: b"", "does not begin with a header"),
+        (lambda block: block[:-1], "bytes announced"),
+        (lambda block: block[:-1] + bytes([block[-1] ^ 1]), "checksum differs"),
+        (lambda block: block[17 + int.from_bytes(block[1:5], "big") :], "does not begin with a header"),
+        (lambda block: block + blocks.pack_frame(blocks.ENTRIES, 1, b"\0\0\0"), "cut off"),
+        (lambda block: block + blocks.pack_frame(blocks.ENTRIES, 1, bytes(10) + b"\0\0\5\5key"), "after its frame"),
+        (lambda block: block + blocks.pack_frame(blocks.ENTRIES, 1, b"\xff" * 13 + b"\0" + b"k" * 255), "vbucket"),
+    ],
+)
+def test_a_damaged_block_is_an_error_that_names_it(index, replace, reason):
+    filled(index)
+    ref = block_of(index, 3)
+    with pytest.raises(IndexCorrupt, match=reason) as caught:
+        damaged(index, 3, replace).changes(["A"])
+    assert f"channel 'A', group {ref.group}, block 3" in str(caught.value)
+
+
+def test_a_damaged_block_that_is_not_needed_does_no_harm(index, reader):
+    epoch = filled(index)
+    since = reader.changes(["A"]).since
+    index.write(epoch, [Row("A", 0, 11, "news")])
+    index.advance(epoch, {0: 11})
+    assert [entry.id for entry in damaged(index, 0, lambda block: None).changes(["A"], since).entries] == ["news"]
+
+
+def test_a_clock_of_a_vbucket_that_the_index_does_not_have_is_corrupt(index):
+    epoch = filled(index)
+
+    def states(channels):
+        (state,) = index.reader.channel_states(channels)
+        bad = blocks.pack_clock_record(epoch, blocks.pack_pairs({4: 1}))
+        return [state._replace(clock_log_by_group=dict.fromkeys(state.clock_log_by_group, bad))]
+
+    with pytest.raises(IndexCorrupt, match="vbucket 4 in a clock"):
+        ChangesReader(Proxy(index.reader, channel_states=states)).changes(["A"])
+
+
+def test_a_group_without_clock_log_is_read(index):
+    filled(index)
+
+    def states(channels):
+        return [state._replace(clock_log_by_group={}) for state in index.reader.channel_states(channels)]
+
+    assert len(ChangesReader(Proxy(index.reader, channel_states=states)).changes(["A"]).entries) == 40
+
+
+# -- following
+
+
+def test_a_follower_is_told_each_change_and_stops_when_asked(index, reader):
+    epoch = index.begin()
+    seqnos = itertools.count(1)
+
+    def write_one(counter, timeout_s):
+        seqno = next(seqnos)
+        index.write(epoch, [Row("A", 0, seqno, f"doc{seqno}")])
+        index.advance(epoch, {0: seqno})
+        return index.reader.stable_counter()
+
+    follower = ChangesReader(Proxy(index.reader, wait_stable=write_one))
+    told_so_far: list[str] = []
+
+    def enough():
+        return len(told_so_far) == 5
+
+    for batch in follower.follow(["A"], stop=enough):
+        told_so_far += [entry.id for entry in batch.entries]
+    assert told_so_far == [f"doc{n}" for n in range(1, 6)]
+
+
+def test_a_follower_gets_pages_of_the_limit(index, reader):
+    filled(index)
+    batches = list(itertools.islice(reader.follow(["A"], limit=15), 3))
+    assert [(len(batch.entries), batch.pending) for batch in batches] == [(15, 25), (15, 10), (10, 0)]
+
+
+def test_a_follower_waits_boundedly_and_does_not_read_where_nothing_moved(index):
+    filled(index)
+    waits, stops = [], iter([False, False, False, True])
+
+    def wait(counter, timeout_s):
+        waits.append(timeout_s)
+        return counter
+
+    reads = []
+
+    def records():
+        reads.append(1)
+        return index.reader.partition_records()
+
+    follower = ChangesReader(Proxy(index.reader, wait_stable=wait, partition_records=records))
+    assert len(list(follower.follow(["A"], stop=lambda: next(stops), wait_s=0.25))) == 1
+    assert waits == [0.25, 0.25]
+    assert len(reads) == 1
+
+
+def test_a_follower_outlives_a_store_that_is_away_and_misses_nothing(index):
+    epoch = filled(index)
+    away = iter([True] * 9 + [False] + [True] * 2)
+    pauses: list[float] = []
+
+    def records():
+        if next(away, False):
+            raise StoreUnavailable("gone")
+        return index.reader.partition_records()
+
+    def wait(counter, timeout_s):
+        index.write(epoch, [Row("A", 0, 11, "news")])
+        index.advance(epoch, {0: 11})
+        return index.reader.stable_counter()
+
+    follower = ChangesReader(Proxy(index.reader, partition_records=records, wait_stable=wait))
+    batches = list(itertools.islice(follower.follow(["A"], sleep=pauses.append), 2))
+    assert [len(batch.entries) for batch in batches] == [40, 1]
+    assert len(pauses) == 11
+    assert 0.05 <= pauses[0] <= 0.1
+    assert max(pauses) <= LONGEST_RETRY_S
+    assert pauses[9] <= 0.1, "a success starts the pauses anew"
+
+
+def test_a_follower_does_not_hide_other_errors(index, reader):
+    with pytest.raises(TokenInvalid):
+        next(reader.follow(["A"], since="garbage"))
+
+
+def test_the_principal_counter_is_the_stores(index, reader):
+    index.writer.write([], ["_sync:user:ann"])
+    assert reader.principal_counter("_sync:user:ann") == 1
+    assert reader.principal_counter("") == 1

@@ -1,0 +1,280 @@
+"""Followers of an index that is written by owners who come, go, come back as zombies and roll back.
+
+The oracle is the bucket itself: per vbucket a list of revisions, cut at the stable clock. Followers must be told
+nothing that it does not say (as of the moment at which they read the partition records), and everything that it does.
+"""
+
+from typing import NamedTuple
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from channelindex.model import REMOVED
+from channelindex.reader import ChangesReader
+from tests.support.indexing import Row, SmallIndex
+
+VBUCKETS = range(4)
+PARTITIONS = (0, 1)
+CHANNELS = ("A", "B", "C")
+CHANNEL_SETS = st.lists(st.sampled_from(CHANNELS), min_size=1, max_size=3, unique=True).map(tuple)
+
+
+class Revision(NamedTuple):
+    """What the bucket brings: channels maps a name to whether the document is in it (False: it left just now)."""
+
+    vb: int
+    seqno: int
+    key: str
+    rev: str
+    channels: dict[str, bool]
+
+    def rows(self):
+        return [
+            Row(channel, self.vb, self.seqno, self.key, self.rev, 0 if member else REMOVED)
+            for channel, member in self.channels.items()
+        ]
+
+
+class Expected(NamedTuple):
+    key: str
+    seqno: int
+    rev: str
+    removed: bool
+    channels: tuple[str, ...]
+
+
+class Owner:
+    """A feed worker and its batch writer: one epoch on some partitions. Once another began there, it is a zombie."""
+
+    def __init__(self, index, partitions, rollback=None):
+        self.partitions = partitions
+        self.epoch = index.begin(partitions, rollback)
+        self.writer = index.new_writer()
+        records = index.reader.partition_records()
+        self.received = {
+            vb: records[p].stable[vb - records[p].first_vb] for p in partitions for vb in records[p].vbuckets
+        }
+        self.in_flight = []
+        self.written = dict(self.received)
+
+
+class Follower:
+    def __init__(self, channels, limit):
+        self.channels, self.limit = channels, limit
+        self.since = None
+        self.known = {}
+
+
+class HookedReader:
+    """The store's reader; right after the partition records were read, something else happens once."""
+
+    def __init__(self, store, hook):
+        self._store, self._hook = store, hook
+
+    def partition_records(self):
+        records = self._store.partition_records()
+        hook, self._hook = self._hook, lambda: None
+        hook()
+        return records
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+
+class IndexMachine(RuleBasedStateMachine):
+    url = "memory://"
+
+    def __init__(self):
+        super().__init__()
+        self.index = SmallIndex(self.url, len(VBUCKETS), len(PARTITIONS), block_bytes=90)
+        self.bucket: dict[int, list[Revision]] = {vb: [] for vb in VBUCKETS}
+        self.n_revisions = 0
+        self.owners = {}
+        self.zombies = []
+        self.followers = []
+
+    def teardown(self):
+        self.index.close()
+
+    @initialize()
+    def first_owner(self):
+        self.take_over(PARTITIONS)
+        self.followers = [Follower(("A",), 1), Follower(CHANNELS, 3), Follower(("B", "C"), None)]
+
+    # -- the bucket
+
+    @rule(vb=st.sampled_from(VBUCKETS), number=st.integers(0, 3), channels=CHANNEL_SETS, gap=st.integers(1, 3))
+    def change(self, vb, number, channels, gap):
+        self.n_revisions += 1
+        key = f"{vb}/{number}"
+        before = next((known for known in reversed(self.bucket[vb]) if known.key == key), None)
+        left = {name: False for name, member in (before.channels if before else {}).items() if member}
+        high = self.bucket[vb][-1].seqno if self.bucket[vb] else 0
+        members = dict.fromkeys(channels, True)
+        self.bucket[vb].append(Revision(vb, high + gap, key, f"{self.n_revisions}-ab", left | members))
+
+    @rule(vb=st.sampled_from(VBUCKETS), keep=st.floats(0, 1))
+    def fail_over(self, vb, keep):
+        """The vbucket loses its newest revisions; its owner rolls back."""
+        lost = self.bucket[vb][int(keep * len(self.bucket[vb])) :]
+        if lost:
+            self.bucket[vb] = self.bucket[vb][: -len(lost)]
+            remaining = self.bucket[vb][-1].seqno if self.bucket[vb] else 0
+            self.take_over(self.owner_of(vb).partitions, {vb: remaining})
+
+    # -- owners
+
+    def owner_of(self, vb):
+        return self.owners[vb // self.index.meta.partition_width]
+
+    @rule(partitions=st.sampled_from([(0,), (1,), (0, 1)]))
+    def take_over(self, partitions, rollback=None):
+        retired = {id(owner): owner for p, owner in self.owners.items() if p in partitions}
+        self.zombies = [*self.zombies, *retired.values()][-3:]
+        owner = Owner(self.index, partitions, rollback)
+        for partition in partitions:
+            self.owners[partition] = owner
+
+    @rule(vb=st.sampled_from(VBUCKETS), n=st.integers(1, 4))
+    def receive(self, vb, n):
+        owner = self.owner_of(vb)
+        brought = [revision for revision in self.bucket[vb] if revision.seqno > owner.received[vb]][:n]
+        if brought:
+            owner.in_flight += brought
+            owner.received[vb] = brought[-1].seqno
+
+    def flush(self, owner, n):
+        batch, owner.in_flight = owner.in_flight[:n], owner.in_flight[n:]
+        rows = [row for revision in batch for row in revision.rows()]
+        self.index.write(owner.epoch, rows, owner.partitions, owner.writer)
+        for revision in batch:
+            owner.written[revision.vb] = revision.seqno
+        return batch
+
+    @rule(vb=st.sampled_from(VBUCKETS), n=st.integers(1, 6), twice=st.booleans())
+    def write(self, vb, n, twice):
+        owner = self.owner_of(vb)
+        batch = self.flush(owner, n)
+        if twice:
+            rows = [row for revision in batch for row in revision.rows()]
+            self.index.write(owner.epoch, rows, owner.partitions, owner.writer)
+
+    @rule(vb=st.sampled_from(VBUCKETS))
+    def advance(self, vb):
+        owner = self.owner_of(vb)
+        moved = {v: seqno for v, seqno in owner.written.items() if self.owner_of(v) is owner}
+        self.index.advance(owner.epoch, moved)
+
+    @rule(vb=st.sampled_from(VBUCKETS))
+    def catch_up(self, vb):
+        self.receive(vb, 100)
+        self.flush(self.owner_of(vb), 100)
+        self.advance(vb)
+
+    @rule(which=st.integers(0, 2), n=st.integers(1, 6))
+    def write_as_zombie(self, which, n):
+        if which < len(self.zombies):
+            self.flush(self.zombies[which], n)
+
+    # -- followers
+
+    @rule(channels=CHANNEL_SETS, limit=st.sampled_from([None, 1, 2, 5]))
+    def join(self, channels, limit):
+        if len(self.followers) < 6:
+            self.followers.append(Follower(channels, limit))
+
+    @rule(which=st.integers(0, 5))
+    def follow(self, which):
+        if which < len(self.followers):
+            self.read_one_page(self.followers[which], lambda: None)
+
+    @rule(which=st.integers(0, 2), vb=st.sampled_from(VBUCKETS), keep=st.floats(0, 1), number=st.integers(0, 3))
+    def follow_while_it_rolls_back(self, which, vb, keep, number):
+        def hook():
+            self.fail_over(vb, keep)
+            self.change(vb, number, ("A", "B"), 1)
+            self.catch_up(vb)
+            self.write_as_zombie(0, 6)
+
+        self.read_one_page(self.followers[which], hook)
+
+    @rule(which=st.integers(0, 2), vb=st.sampled_from(VBUCKETS))
+    def follow_while_it_is_written(self, which, vb):
+        def hook():
+            self.take_over((vb // self.index.meta.partition_width,))
+            self.catch_up(vb)
+
+        self.read_one_page(self.followers[which], hook)
+
+    def read_one_page(self, follower, hook):
+        expected = self.expected(follower.channels)
+        reader = ChangesReader(HookedReader(self.index.reader, hook))
+        page = reader.changes(follower.channels, follower.since, follower.limit)
+        told = [Expected(e.id, e.seqno, e.rev, e.removed, e.channels) for e in page.entries]
+        assert len(told) <= (follower.limit or len(told))
+        assert len({entry.key for entry in told}) == len(told)
+        for entry in told:
+            assert entry == expected.get(entry.key), "told what the bucket does not say"
+        follower.known.update({entry.key: entry for entry in told})
+        follower.since = page.since
+        if page.pending == 0:
+            assert {key: follower.known.get(key) for key in expected} == expected, "all was told, they say"
+        return page
+
+    def expected(self, channels):
+        """By key: the newest that the bucket, as far as it is stable, says of each document in *channels*."""
+        newest = {}
+        records = self.index.reader.partition_records()
+        stable = {vb: seqno for record in records for vb, seqno in zip(record.vbuckets, record.stable, strict=True)}
+        for vb in VBUCKETS:
+            for revision in self.bucket[vb]:
+                seen = {name: member for name, member in revision.channels.items() if name in channels}
+                if seen and revision.seqno <= stable[vb]:
+                    members = tuple(name for name in channels if seen.get(name))
+                    newest[revision.key] = Expected(revision.key, revision.seqno, revision.rev, not members, members)
+        return newest
+
+    @invariant()
+    def a_new_reader_is_told_exactly_the_bucket(self):
+        for channels in (("A",), ("B", "C")):
+            told = ChangesReader(self.index.reader).changes(channels).entries
+            facts = [Expected(e.id, e.seqno, e.rev, e.removed, e.channels) for e in told]
+            assert {entry.key: entry for entry in facts} == self.expected(channels)
+            assert [(e.vb, e.seqno) for e in told] == sorted((e.vb, e.seqno) for e in told)
+
+    def drain(self):
+        for vb in VBUCKETS:
+            self.catch_up(vb)
+        for follower in self.followers:
+            n_pages = 0
+            while self.read_one_page(follower, lambda: None).pending:
+                n_pages += 1
+                assert n_pages < 200
+            assert ChangesReader(self.index.reader).changes(follower.channels, follower.since).entries == ()
+
+    @rule()
+    def everything_settles(self):
+        self.drain()
+
+
+def test_followers_are_told_what_the_bucket_says_in_memory():
+    run_state_machine_as_test(
+        IndexMachine,
+        settings=settings(max_examples=60, stateful_step_count=40, deadline=None),
+    )
+
+
+def test_followers_are_told_what_the_bucket_says_in_redis(redis_url):
+    class InRedis(IndexMachine):
+        url = redis_url
+
+    run_state_machine_as_test(
+        InRedis,
+        settings=settings(
+            max_examples=5,
+            stateful_step_count=30,
+            deadline=None,
+            suppress_health_check=[HealthCheck.too_slow],
+        ),
+    )

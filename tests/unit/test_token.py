@@ -1,0 +1,123 @@
+"""The since token survives the round trip, stays short, and every damage to it is told apart."""
+
+import base64
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from channelindex import token
+from channelindex.errors import TokenInvalid
+from channelindex.model import IndexMeta
+from channelindex.token import Token
+
+META = IndexMeta(1, 64, 8, "source", "index")
+UINT64 = st.integers(0, (1 << 64) - 1)
+NEARBY = st.integers(1_000_000, 1_000_300)
+
+
+def row(n: int):
+    return st.one_of(*(st.lists(values, min_size=n, max_size=n).map(tuple) for values in (UINT64, NEARBY, st.just(0))))
+
+
+@st.composite
+def tokens(draw):
+    seqnos = draw(row(64))
+    ahead = draw(row(64))
+    horizons = tuple(min(seqno + more, (1 << 64) - 1) for seqno, more in zip(seqnos, ahead, strict=True))
+    return Token(draw(st.integers(0, 63)), draw(UINT64), draw(row(8)), seqnos, horizons)
+
+
+TOKENS = tokens()
+
+
+def resealed(body: bytes) -> str:
+    """*body* with a checksum that fits, as text."""
+    return base64.urlsafe_b64encode(body + zlib.crc32(body).to_bytes(4, "big")).rstrip(b"=").decode()
+
+
+def body_of(text: str) -> bytes:
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))[:-4]
+
+
+@given(TOKENS)
+def test_token_round_trips_and_is_safe_in_a_url(value):
+    text = token.encode(value, META)
+    assert set(text) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
+    assert token.decode(text, META) == value
+
+
+@pytest.mark.parametrize("text", [None, "", "0"])
+def test_no_token_means_the_beginning(text):
+    assert token.decode(text, META) == Token(0, 0, (0,) * 8, (0,) * 64, (0,) * 64)
+
+
+def test_tokens_are_as_short_as_the_docstring_says():
+    fresh = token.decode(None, META)
+    seqnos = tuple(100_000 + 13 * vb % 300 for vb in range(64))
+    even = fresh._replace(epochs=(7,) * 8, seqnos=seqnos, horizons=seqnos)
+    assert len(token.encode(fresh, META)) <= 24
+    assert len(token.encode(even, META)) <= 200
+
+
+@given(TOKENS, st.data())
+def test_any_changed_character_is_noticed(value, data):
+    text = token.encode(value, META)
+    at = data.draw(st.integers(0, len(text) - 1))
+    other = data.draw(st.sampled_from("ABCxyz019-_").filter(lambda character: character != text[at]))
+    with pytest.raises(TokenInvalid, match="garbled"):
+        token.decode(text[:at] + other + text[at + 1 :], META)
+
+
+@given(TOKENS, st.data())
+def test_a_cut_token_is_noticed(value, data):
+    text = token.encode(value, META)
+    with pytest.raises(TokenInvalid, match="garbled"):
+        token.decode(text[: data.draw(st.integers(1, len(text) - 1))], META)
+
+
+@given(st.text(min_size=1).filter(lambda text: text != "0"))
+def test_arbitrary_text_is_invalid_and_nothing_else(text):
+    with pytest.raises(TokenInvalid):
+        token.decode(text, META)
+
+
+@given(st.binary(max_size=80), st.booleans())
+def test_arbitrary_numbers_under_a_fitting_checksum_decode_or_are_invalid(numbers, deflated):
+    head = bytearray(body_of(token.encode(token.decode(None, META), META))[:5])
+    if deflated:
+        head[0] |= 0x80
+        numbers = zlib.compress(numbers, wbits=-15)
+    try:
+        decoded = token.decode(resealed(bytes(head) + numbers), META)
+    except TokenInvalid:
+        return
+    assert token.decode(token.encode(decoded, META), META) == decoded
+
+
+def test_a_small_token_cannot_inflate_without_limit():
+    head = bytearray(body_of(token.encode(token.decode(None, META), META))[:5])
+    head[0] |= 0x80
+    bomb = zlib.compress(bytes(50_000_000), wbits=-15)
+    with pytest.raises(TokenInvalid, match="do not fit"):
+        token.decode(resealed(bytes(head) + bomb), META)
+
+
+def test_a_token_of_another_index_is_refused():
+    foreign = token.encode(token.decode(None, META), IndexMeta(1, 64, 8, "source", "another"))
+    with pytest.raises(TokenInvalid, match="another index"):
+        token.decode(foreign, META)
+
+
+def test_a_token_of_another_format_version_is_refused():
+    body = bytearray(body_of(token.encode(token.decode(None, META), META)))
+    body[0] += 1
+    with pytest.raises(TokenInvalid, match="format version 2"):
+        token.decode(resealed(bytes(body)), META)
+
+
+def test_a_token_of_another_shape_is_refused():
+    other = IndexMeta(1, 128, 8, "source", "index")
+    with pytest.raises(TokenInvalid, match="do not fit"):
+        token.decode(token.encode(token.decode(None, other), other), META)
