@@ -99,7 +99,7 @@ class LeaseKeeper:
         if view.joined and before is not None:
             # Redis forgot us, so probably everybody: what looks free now is a peer's who comes back in a moment.
             self._awaited_nodes = {member.node for member in before.live}
-            self._await_until = time.monotonic() + self._timing.period_s
+            self._await_until = time.monotonic() + (1 - _JITTER) * self._timing.period_s  # our next tick at the soonest
         todo = plan(view.members, view.leases, self._identity.node, self._n_partitions)
         absent = self._awaited_nodes.difference(member.node for member in view.live)
         if absent and time.monotonic() < self._await_until:

@@ -1,10 +1,12 @@
 """Real keepers in real processes share partitions through a real Redis; the test plays their supervisors."""
 
 import os
+import select
 import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from coordinator.keeper import LeaseKeeper
 from coordinator.lease import LeaseTiming
 from coordinator.link import Held, KeeperLink, SupervisorLink, keeper_link
 from coordinator.tick import Identity, Keys
+from coordinator.wake import WakeSubscription
 
 INDEX = "test"
 N_PARTITIONS = 64
@@ -164,6 +167,18 @@ def test_a_partition_stays_leased_until_the_supervisor_has_drained_it(cluster):
     assert first.working_on == ALL - set(wanted[:10])
 
 
+def test_status_is_shown_to_whoever_looks_until_there_is_a_newer_one(cluster):
+    node = cluster.start("a")
+    node.link.publish_status('{"lag": 7}')
+    with redis.Redis.from_url(cluster.url) as client:
+        for partition in (3, 5):
+            cluster.until(lambda: node.working_on == ALL)
+            node.release([partition])
+        cluster.until(lambda: node.working_on == ALL)
+        (member,) = read_cluster(client, cluster.url, INDEX, N_PARTITIONS).members
+    assert member.status == '{"lag": 7}'
+
+
 def test_partition_released_without_need_comes_back_for_good(cluster):
     node = cluster.start("a")
     cluster.until(lambda: node.working_on == ALL)
@@ -301,13 +316,47 @@ def test_keepers_survive_a_restart_of_redis(own_server, own_cluster):
 
 
 def test_keeper_of_a_redis_that_hangs_says_so_and_still_ends_with_its_supervisor(own_server, own_cluster):
-    first, second = own_cluster.start("a", SHORT_TTL_S), own_cluster.start("b", SHORT_TTL_S)
-    own_cluster.until(lambda: _shares(first, second) == [32, 32])
+    first = own_cluster.start("a", SHORT_TTL_S)
+    own_cluster.until(lambda: first.working_on == ALL)
+    first.drains = False
+    second = own_cluster.start("b", SHORT_TTL_S)
+    own_cluster.until(lambda: len(first.last.wanted_releases) == 32)
     os.kill(own_server.pid, signal.SIGSTOP)
     try:
         own_cluster.until(lambda: first.last.trouble is not None and not first.last.leases)
+        assert first.last.wanted_releases == []
         first.link.close()
         own_cluster.until(lambda: first.exit_code == 0)
     finally:
         os.kill(own_server.pid, signal.SIGCONT)
     own_cluster.until(lambda: second.working_on == ALL)
+
+
+def test_wake_hears_others_but_not_itself(redis_url):
+    with redis.Redis.from_url(redis_url) as client, closing(WakeSubscription(client, "changed", "me")) as wake:
+        wake.ensure_open()
+        client.publish("changed", "me")
+        assert not _heard_in_time(wake)
+        client.publish("changed", "me")
+        client.publish("changed", "another")
+        assert _heard_in_time(wake)
+        assert not wake.heard()
+
+
+def test_wake_that_lost_its_connection_closes_and_opens_anew(redis_url):
+    with redis.Redis.from_url(redis_url) as client, closing(WakeSubscription(client, "changed", "me")) as wake:
+        wake.ensure_open()
+        client.client_kill_filter(_type="pubsub")
+        assert not _heard_in_time(wake)
+        assert wake.fileno() is None
+        wake.ensure_open()
+        client.publish("changed", "another")
+        assert _heard_in_time(wake)
+
+
+def _heard_in_time(wake: WakeSubscription) -> bool:
+    """What the subscription says of everything that comes until it is quiet for a moment."""
+    heard = False
+    while (descriptor := wake.fileno()) is not None and select.select([descriptor], [], [], 0.2)[0]:
+        heard |= wake.heard()
+    return heard
