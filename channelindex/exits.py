@@ -17,6 +17,7 @@ COORDINATION = 71
 MISMATCH = 72
 CORRUPT = 73
 TOKEN = 74
+DRAIN_TIMEOUT = 75  # a stopping node was not done in time and left the rest to its successor
 AUTH = 77
 INTERNAL = 78
 INTERRUPTED = 130

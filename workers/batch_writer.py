@@ -17,8 +17,11 @@ from channelindex.stores.base import ChannelAppend, IndexWriter
 from workers.backoff import Backoff
 from workers.board import Slot
 from workers.frames import decode_frame, merge
-from workers.ring import Bell, Ring
+from workers.ring import Bell, Ring, TornFrame
 from workers.signals import StopFlag
+
+TORN = 12
+"""Exit code: a ring is damaged. No successor can go on with it; the node needs new ones."""
 
 MAX_WAIT_S = 0.25
 """Longest sleep: the heartbeat must not look dead while there is nothing to write."""
@@ -55,13 +58,18 @@ class BatchWriter:
 
     def run(self) -> int:
         """Write until told to stop and the rings are empty; the exit code of the process."""
-        for ring in self._rings:
+        for ring, bell in zip(self._rings, self._space_bells, strict=True):
             ring.reset_consumer()
+            bell.ring()  # the one before us may have died between its commit and its bell
         while True:
             self._board.beat()
             self._data_bell.clear()  # before looking: what comes after this rings it again
-            if self._write_batch():
-                continue
+            try:
+                if self._write_batch():
+                    continue
+            except TornFrame as error:
+                self._log.error("batch.ring_torn", msg=str(error))
+                return TORN
             if self._stop.is_set():
                 return exits.OK
             self._wait()

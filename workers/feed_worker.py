@@ -32,6 +32,10 @@ STALE = 11
 
 READ_BYTES = 1 << 20
 """Input per turn. Larger rounds cost less per event, smaller ones delay heartbeats and the first event less."""
+BUSY_ROUNDS = 2
+ROUND_EVENTS = 4_000
+"""While the writers have that many rounds to write, the next one grows, up to so many events. A channel costs once per
+round, and a writer that is busy gains nothing from getting its work in crumbs."""
 ADVANCE_INTERVAL_S = 0.02
 """Least time between two moves of the stable clock: without it a fast feed would spend its time on them."""
 ROLLBACK_GATHER_S = 0.3
@@ -141,6 +145,8 @@ class FeedWorker:
         """Get the last round into the rings, then the next one; acknowledge when nothing read is left outside them."""
         if not self._outbox.flush():
             self._board.add(stalls=1)
+            return
+        if self._outbox.n_rounds >= BUSY_ROUNDS and self._builder.n_events < ROUND_EVENTS:
             return
         taken = self._builder.take()
         if taken is not None:

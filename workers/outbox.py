@@ -22,8 +22,9 @@ class Outbox:
 
     def begin(self, epoch: int) -> None:
         """From here on the writers skip whatever an earlier life left in the rings."""
-        for ring in self._rings:
+        for ring, bell in zip(self._rings, self._data_bells, strict=True):
             ring.epoch = epoch
+            bell.ring()  # an earlier life may have died between a frame and its bell
 
     def put(self, taken: Round, epoch: int, group: str) -> None:
         """Take a round over. Only when the one before is in the rings (`flush` returned True)."""
@@ -52,6 +53,11 @@ class Outbox:
     def pop_committed(self) -> dict[int, Checkpoint]:
         """The newest checkpoints, by vbucket, that the index now holds everything for."""
         return self._in_flight.pop_committed([ring.committed for ring in self._rings])
+
+    @property
+    def n_rounds(self) -> int:
+        """Rounds that are in the rings and not yet committed by every writer."""
+        return len(self._in_flight)
 
     @property
     def empty(self) -> bool:

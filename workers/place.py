@@ -66,10 +66,12 @@ class Place:
             _log.warning("child.killed", child=self.role, number=self.number, child_pid=self.child.pid, msg=why)
             self.child.signal(signal.SIGKILL)
 
-    def kill_if_overdue(self, now: float) -> None:
-        """Kill a child that was told to stop and did not in its time."""
-        if self._kill_at is not None and now >= self._kill_at:
+    def kill_if_overdue(self, now: float) -> bool:
+        """Kill a child that was told to stop and did not in its time; whether there was one."""
+        overdue = self._kill_at is not None and now >= self._kill_at
+        if overdue:
             self.kill("it did not stop in time (workers.drain_timeout_s)")
+        return overdue
 
     def silent_s(self) -> float:
         """Seconds since the child last said that it is alive; 0 where none lives."""

@@ -71,10 +71,15 @@ class Position:
         self.snap_start, self.snap_end = snap_start, snap_end
 
     def checkpoint(self) -> Checkpoint:
-        """Where to resume after everything up to `seqno` is in the index."""
-        vbuuid = vbuuid_at(self.failover_log, self.seqno)
+        """Where to resume after everything up to `seqno` is in the index.
+
+        Within a snapshot, the branch of history is that of the snapshot's end: under the name of an older branch
+        that ended inside the snapshot, the server would roll back to the snapshot's start.
+        """
         if self._between_snapshots():
+            vbuuid = vbuuid_at(self.failover_log, self.seqno)
             return Checkpoint(vbuuid, self.seqno, self.seqno, self.seqno, self.sequence)
+        vbuuid = vbuuid_at(self.failover_log, self.snap_end)
         return Checkpoint(vbuuid, self.seqno, self.snap_start, self.snap_end, self.known_sequence)
 
     def _between_snapshots(self) -> bool:
@@ -103,7 +108,8 @@ class RoundBuilder:
         self._principals: list[list[str]] = [[] for _ in range(self._n_writers)]
         self._touched: set[int] = set()
         self._quarantined: list[Quarantined] = []
-        self._n_events = 0
+        self.n_events = 0
+        """Events since the last round was taken."""
 
     def add(self, events: Iterable[Event]) -> None:
         """Take over *events*, in their order."""
@@ -116,7 +122,7 @@ class RoundBuilder:
             position = positions[vb]
             position.seqno = seqno
             touched.add(vb)
-            self._n_events += 1
+            self.n_events += 1
             try:
                 decoded = decode(kind, key, datatype, value)
                 if isinstance(decoded, Route):
@@ -160,7 +166,7 @@ class RoundBuilder:
         elif kind == ADVANCED:
             position.seqno = event[2]
             self._touched.add(vb)
-            self._n_events += 1
+            self.n_events += 1
         elif kind == HISTORY:
             position.failover_log = event[2]
         elif kind == ROLLBACK:
@@ -179,7 +185,7 @@ class RoundBuilder:
             self._principals,
             {vb: self._positions[vb].checkpoint() for vb in self._touched},
             self._quarantined,
-            self._n_events,
+            self.n_events,
             sum(len(section.entries) for section in self._sections.values()),
         )
         self._start_round()

@@ -18,6 +18,7 @@ from channelindex import exits, logs
 from channelindex.config import Config
 from channelindex.errors import ConfigInvalid
 from coordinator.link import Held, KeeperLink
+from workers.batch_writer import TORN
 from workers.board import BATCH_WRITER, FEED_WORKER, LEASE_KEEPER, make_board
 from workers.feed_worker import ROLLED_BACK
 from workers.notify import Notifier
@@ -58,6 +59,7 @@ class Supervisor:
         self._notifier = notifier
         self._state = State.RUNNING
         self._exit_code = exits.OK
+        self._kill_at: float | None = None  # of a drain, for all workers together
         self._end_at: float | None = None
         self._held: Held | None = None
         self._link: KeeperLink | None = None
@@ -134,7 +136,8 @@ class Supervisor:
         self._notifier.stopping()
         self._notifier.extend_timeout(self._config.workers.drain_timeout_s + RELEASE_TIMEOUT_S)
         self._state = State.DRAINING
-        self._end_at = now + self._config.workers.drain_timeout_s + RELEASE_TIMEOUT_S
+        self._kill_at = now + self._config.workers.drain_timeout_s
+        self._end_at = self._kill_at + RELEASE_TIMEOUT_S
         if self._link:
             self._link.drain()
 
@@ -155,9 +158,18 @@ class Supervisor:
         if place is self._keeper and self._link:
             self._link.close()
             self._link = None
+        if code == TORN:
+            self._renew_shared()
         if code in FATAL_CODES and self._state is not State.DRAINING:
             self._exit_code = code
             self._drain(now, f"{place.role} cannot run: exit code {code}, see its log line")
+
+    def _renew_shared(self) -> None:
+        """The rings cannot be trusted: end all that use them, and start over from the checkpoints with new ones."""
+        for place in (*self._feeds, *self._writers):
+            place.kill("a ring is damaged")
+        if self._state is State.RUNNING:
+            self._state, self._next_config = State.RELOADING, self._config
 
     def _hear_keeper(self, now: float) -> None:
         held = self._link.poll() if self._link else None
@@ -184,7 +196,8 @@ class Supervisor:
         timeout_s = self._config.workers.heartbeat_timeout_s
         we_were_paused = now - self._turned_at > timeout_s / 2
         for place in (*self._feeds, *self._writers):
-            place.kill_if_overdue(now)
+            if place.kill_if_overdue(now) and self._state is State.DRAINING and self._exit_code == exits.OK:
+                self._exit_code = exits.DRAIN_TIMEOUT
             if not we_were_paused and place.silent_s() > timeout_s:
                 place.kill(f"no heartbeat for {place.silent_s():.0f} s (workers.heartbeat_timeout_s)")
         if not we_were_paused and now - self._heard_at > max(timeout_s, self._config.coordination.ttl_s):
@@ -200,7 +213,7 @@ class Supervisor:
             self._targets = [frozenset()] * len(self._feeds)
 
     def _stop_surplus(self, now: float) -> None:
-        kill_at = now + self._config.workers.drain_timeout_s
+        kill_at = self._kill_at or now + self._config.workers.drain_timeout_s
         for place, target in zip(self._feeds, self._targets, strict=True):
             if place.child and place.partitions != target:
                 place.stop(kill_at)
@@ -275,13 +288,11 @@ class Supervisor:
         """Whether the drain is over: everything has ended, or its time has."""
         if self._end_at is None:
             return False
-        workers = any(place.child for place in (*self._feeds, *self._writers))
+        if not any(place.child for place in self._places):
+            return True
         if time.monotonic() < self._end_at:
-            return not workers and not self._keeper.child
-        if workers and self._exit_code == exits.OK:
-            _log.error("node.drain_timed_out", msg="what was read and not written is read again: nothing is lost")
-            self._exit_code = exits.DRAIN_TIMEOUT
-        elif not workers:
+            return False
+        if not any(place.child for place in (*self._feeds, *self._writers)):
             _log.warning("node.leases_not_released", msg="the leases' Redis did not answer; they run out by themselves")
         return True
 

@@ -84,8 +84,8 @@ class Feed(Protocol):
 def vbuuid_at(failover_log: FailoverLog, seqno: int) -> int:
     """The vbuuid of the history branch that *seqno* lies on: the newest branch that began at or below it.
 
-    For rollbacks. A checkpoint of what a stream brought takes the newest vbuuid of the log it was accepted with,
-    `failover_log[0][0]`: a server rolls back a snapshot that ends beyond the end of the branch it is named with.
+    To resume within a snapshot, ask for the branch of the snapshot's end: a server rolls back a snapshot that ends
+    beyond the end of the branch it is named with.
     """
     for vbuuid, branched_at in failover_log:
         if branched_at <= seqno:

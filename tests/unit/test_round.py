@@ -1,0 +1,146 @@
+"""Events become rounds: what each writer has to append, and where each vbucket can be resumed."""
+
+from channelindex import blocks
+from channelindex.decode.base import Undecodable
+from channelindex.feeds.base import ADVANCED, DELETION, HISTORY, MUTATION, ROLLBACK, SNAPSHOT
+from channelindex.hashing import shard_of
+from channelindex.model import DELETED, ORIGIN, REMOVED, Checkpoint, Principal, Removal, Route
+from workers.round import RoundBuilder
+
+SLACK = 10
+
+
+class Scripted:
+    """A decoder that answers what the test put under the key, or raises it."""
+
+    def __init__(self, answers):
+        self._answers = answers
+
+    def decode(self, kind, key, datatype, value):
+        answer = self._answers[key]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def builder(answers=None, checkpoint=ORIGIN):
+    return RoundBuilder(Scripted(answers or {}), 2, SLACK, {5: checkpoint})
+
+
+def mutation(seqno, key=b"doc", kind=MUTATION):
+    return (kind, 5, seqno, key, 1, b"{}")
+
+
+def entries(taken, channel):
+    for sections in taken.sections:
+        if channel in sections:
+            return list(blocks.iter_entries(b"".join(sections[channel].entries)))
+    return []
+
+
+def route(channels, sequence=0, rev="1-a", flags=0):
+    return Route(rev, flags, sequence, channels)
+
+
+def test_an_entry_goes_to_the_writer_of_its_channel_with_its_newest_clock_pair():
+    it = builder({b"doc": route({"a": None, "b": None})})
+    it.add([mutation(7), mutation(9)])
+    taken = it.take()
+    for channel in ("a", "b"):
+        section = taken.sections[shard_of(channel, 2)][channel]
+        assert [(e.vb, e.seqno, e.key, e.rev) for e in entries(taken, channel)] == [
+            (5, 7, b"doc", "1-a"),
+            (5, 9, b"doc", "1-a"),
+        ]
+        assert blocks.unpack_pairs(b"".join(section.pair_by_vb.values())) == {5: 9}
+    assert (taken.n_events, taken.n_entries) == (2, 4)
+
+
+def test_a_removal_is_flagged_and_carries_the_revision_that_removed():
+    it = builder({b"doc": route({"a": Removal(3, "3-c", True)}, sequence=3, rev="3-c", flags=DELETED)})
+    it.add([mutation(7, kind=DELETION)])
+    (entry,) = entries(it.take(), "a")
+    assert (entry.flags, entry.rev) == (REMOVED | DELETED, "3-c")
+
+
+def test_no_seqno_is_lost_to_what_gives_no_entry():
+    it = builder({b"foreign": None, b"bad": Undecodable("why")})
+    it.add([mutation(1, b"foreign"), mutation(2, b"bad"), (ADVANCED, 5, 8)])
+    taken = it.take()
+    assert taken.checkpoints[5].seqno == 8
+    assert [(q.vb, q.seqno, q.key, q.reason) for q in taken.quarantined] == [(5, 2, b"bad", "Undecodable: why")]
+    assert taken.n_entries == 0
+
+
+def test_a_decoder_that_crashes_costs_its_document_only():
+    it = builder({b"doc": ZeroDivisionError("oops"), b"good": route({"a": None})})
+    it.add([mutation(1), mutation(2, b"good")])
+    taken = it.take()
+    assert len(taken.quarantined) == 1
+    assert [entry.key for entry in entries(taken, "a")] == [b"good"]
+
+
+def test_a_principal_is_counted_by_its_writer_and_gives_no_entry():
+    principal = Principal("_sync:user:alice", "user", "", "alice")
+    it = builder({b"doc": principal})
+    it.add([mutation(1)])
+    taken = it.take()
+    assert taken.principals[shard_of("_sync:user:alice", 2)] == ["_sync:user:alice"]
+    assert taken.n_entries == 0
+
+
+def test_within_a_snapshot_the_checkpoint_keeps_its_range_and_what_was_known_before_it():
+    it = builder({b"doc": route({"a": None}, sequence=900)}, Checkpoint(1, 4, 4, 4, 100))
+    it.add([(HISTORY, 5, ((77, 0),)), (SNAPSHOT, 5, 5, 20), mutation(6)])
+    assert it.take().checkpoints[5] == Checkpoint(77, 6, 5, 20, 100)
+    it.add([mutation(20)])
+    assert it.take().checkpoints[5] == Checkpoint(77, 20, 20, 20, 900)
+
+
+def test_a_marker_for_what_is_still_to_come_does_not_reach_into_the_checkpoint():
+    it = builder({b"doc": route({"a": None}, sequence=900)})
+    it.add([(SNAPSHOT, 5, 0, 6), mutation(6), (SNAPSHOT, 5, 7, 9)])
+    assert it.take().checkpoints[5] == Checkpoint(0, 6, 6, 6, 900)
+
+
+def test_a_snapshot_that_is_resumed_does_not_count_as_complete():
+    it = builder({b"doc": route({"a": None}, sequence=900)}, Checkpoint(1, 8, 0, 20, 100))
+    it.add([(SNAPSHOT, 5, 0, 21), mutation(9), (SNAPSHOT, 5, 0, 25), mutation(10)])
+    assert it.take().checkpoints[5] == Checkpoint(1, 10, 0, 25, 100)
+
+
+def test_a_removal_that_a_snapshot_swallowed_is_indexed_though_later_sequences_were_seen_in_it():
+    swallowed = route({"a": Removal(150, "2-b", False), "b": None}, sequence=990, rev="9-z")
+    it = builder({b"x": route({"c": None}, sequence=980), b"doc": swallowed}, Checkpoint(1, 4, 4, 4, 100))
+    it.add([(SNAPSHOT, 5, 5, 20), mutation(6, b"x"), mutation(20)])
+    assert [(e.rev, e.flags) for e in entries(it.take(), "a")] == [("2-b", REMOVED)]
+
+
+def test_a_removal_that_the_feed_brought_long_ago_is_not_indexed_again():
+    again = route({"a": Removal(50, "2-b", False), "b": None}, sequence=990, rev="9-z")
+    it = builder({b"doc": again}, Checkpoint(1, 4, 4, 4, 100))
+    it.add([(SNAPSHOT, 5, 5, 20), mutation(6)])
+    assert entries(it.take(), "a") == []
+
+
+def test_the_checkpoint_names_the_branch_of_history_that_its_seqno_lies_on():
+    it = builder({b"doc": None}, Checkpoint(1, 3, 3, 3, 0))
+    it.add([(HISTORY, 5, ((88, 5), (77, 0))), mutation(4)])
+    assert it.take().checkpoints[5].vbuuid == 77
+    it.add([mutation(6)])
+    assert it.take().checkpoints[5].vbuuid == 88
+
+
+def test_within_a_snapshot_over_a_branch_point_the_checkpoint_names_the_branch_of_the_snapshots_end():
+    it = builder({b"doc": None})
+    it.add([(HISTORY, 5, ((88, 5), (77, 0))), (SNAPSHOT, 5, 0, 10), mutation(3)])
+    assert it.take().checkpoints[5] == Checkpoint(88, 3, 0, 10, 0)
+
+
+def test_a_rollback_is_kept_for_the_worker():
+    it = builder()
+    target = Checkpoint(9, 2, 2, 2, 0)
+    it.add([(ROLLBACK, 5, target)])
+    assert it.rollbacks == {5: target}
+    assert it.rollback_since is not None
+    assert it.take() is None
