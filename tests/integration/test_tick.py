@@ -1,5 +1,7 @@
 """What one tick does in Redis, with the clock in our hands, and how its errors come out."""
 
+import socket
+
 import pytest
 import redis
 
@@ -219,6 +221,17 @@ def test_unreachable_redis_is_named_without_its_password(url, shown):
         read_cluster(client, url, INDEX, 1)
     assert shown in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+def test_silent_server_is_asked_once_for_no_longer_than_the_timeout():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"redis://127.0.0.1:{server.getsockname()[1]}"
+        with connect(url, 0.05) as client, pytest.raises(CoordinationUnavailable, match=r"[Tt]ime"):
+            read_cluster(client, url, INDEX, 1)
+        server.setblocking(False)
+        server.accept()[0].close()
+        with pytest.raises(BlockingIOError):
+            server.accept()
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:6379", "127.0.0.1:6379", "", "redis://host:port"])
