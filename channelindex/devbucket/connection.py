@@ -8,7 +8,7 @@ from channelindex.devbucket.dispatch import answer
 from channelindex.devbucket.replies import HangUp
 from channelindex.devbucket.session import Node, Session
 from channelindex.errors import ProtocolError
-from channelindex.mcbp import Feature, Op
+from channelindex.mcbp import Feature
 
 CHUNK_BYTES = 256 * 1024
 """Stream messages per write: enough that the cost of a system call is spread, little enough that others get a turn."""
@@ -16,12 +16,15 @@ CHUNK_BYTES = 256 * 1024
 MAX_UNSENT_BYTES = 1024 * 1024
 """What a connection may hold that the kernel does not take; beyond it streams stop until the client reads."""
 
+CLUSTER_MAP_CHANGED = 0x01
+"""A server's requests have opcodes of their own (docs/Duplex.md)."""
+
 
 class Connection(asyncio.Protocol):
     """Reads requests, answers them in order, and sends stream messages whenever the client takes them."""
 
     def __init__(self, node: Node, connections: set["Connection"]) -> None:
-        self.session = Session(node, self.close)
+        self.session = Session(node, self.abort)
         self._node = node
         self._connections = connections
         self._loop = asyncio.get_running_loop()
@@ -48,17 +51,16 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
 
     def pause_writing(self) -> None:
-        """The client does not read: stop streaming."""
+        """The client does not read: stop streaming, or answering. A DCP client must still be heard: it is alive."""
         self._paused = True
+        if self.session.producer is None:
+            self._transport.pause_reading()
 
     def resume_writing(self) -> None:
         """The client reads again."""
         self._paused = False
+        self._transport.resume_reading()
         self.pump_soon()
-
-    def close(self) -> None:
-        """Hang up, after what was written."""
-        self._transport.close()
 
     def abort(self) -> None:
         """Cut the connection; what was not sent yet is lost."""
@@ -81,12 +83,11 @@ class Connection(asyncio.Protocol):
             self._take_frames(replies)
         except (HangUp, ProtocolError):
             self._transport.write(b"".join(replies))
-            self.close()
+            self._transport.close()  # not before the replies have gone
             return
         if replies:
             self._transport.write(b"".join(replies))
-        if self.session.producer is not None:
-            self._tend_producer()
+        self._tend_producer()
 
     def push_map(self) -> None:
         """Send the bucket's map to a client that asked to be told of new ones."""
@@ -96,7 +97,7 @@ class Connection(asyncio.Protocol):
         bucket = self.session.bucket
         push = mcbp.pack_frame(
             mcbp.SERVER_REQUEST,
-            Op.SET,  # the server's own numbering: 0x01 is "cluster map changed"
+            CLUSTER_MAP_CHANGED,
             datatype=self.session.json_datatype,
             extras=bucket.map_revision.to_bytes(4, "big"),
             key=bucket.name.encode(),
@@ -106,7 +107,7 @@ class Connection(asyncio.Protocol):
 
     def pump_soon(self) -> None:
         """Send stream messages when the loop comes round; calls until then are one."""
-        if not (self._pump_scheduled or self._paused or self._stalled):
+        if not self._pump_scheduled:
             self._pump_scheduled = True
             self._loop.call_soon(self._pump)
 
@@ -151,6 +152,6 @@ class Connection(asyncio.Protocol):
         try:
             self._transport.write(self.session.producer.noop.tick(self._loop.time()))
         except HangUp:
-            self.close()
+            self.abort()
             return
         self._arm_timer()

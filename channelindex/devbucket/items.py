@@ -118,11 +118,11 @@ class Item:
         if not self.deleted:
             extras = _MUTATION.pack(self.cas, self.seqno, self.rev, self.flags, self.expiry, 0, 0, _NRU)
             return Op.DCP_MUTATION, extras
+        if not mode & DELETE_TIMES:  # the expiry opcode is for who asked for delete times too (commands/expiration.md)
+            return Op.DCP_DELETION, _DELETION.pack(self.cas, self.seqno, self.rev, 0)
         if self.fate == EXPIRED and mode & EXPIRY_OPCODE:
             return Op.DCP_EXPIRATION, _EXPIRATION.pack(self.cas, self.seqno, self.rev, self.changed_at)
-        if mode & DELETE_TIMES:
-            return Op.DCP_DELETION, _DELETION_V2.pack(self.cas, self.seqno, self.rev, self.changed_at, 0)
-        return Op.DCP_DELETION, _DELETION.pack(self.cas, self.seqno, self.rev, 0)
+        return Op.DCP_DELETION, _DELETION_V2.pack(self.cas, self.seqno, self.rev, self.changed_at, 0)
 
     def _datatype_and_payload(self, mode: int) -> tuple[int, bytes]:
         """What a mode leaves of the value. Without xattrs and value, a live document keeps a datatype that lies."""

@@ -15,7 +15,7 @@ from channelindex.devbucket import DevBucket, DevBucketConfig
 from channelindex.devbucket.items import DELETE_TIMES, INCLUDE_XATTRS
 from channelindex.devbucket.vbucket import State
 from channelindex.errors import ConfigInvalid, SourceUnavailable
-from channelindex.mcbp import Feature, Frame, Op, Status
+from channelindex.mcbp import REQUEST, Feature, Frame, Op, Status, pack_frame
 from tests.support.mcbp_client import RawClient, Writer
 
 N_VBUCKETS = 8
@@ -23,6 +23,14 @@ STATE_CHANGED = 2
 SERVE = """
 from channelindex.devbucket import serve
 serve("127.0.0.1", 0, "default", "Administrator", "password", 4, lambda url: print(url, flush=True))
+"""
+
+ABANDON = """
+import time
+from channelindex.devbucket import DevBucket, DevBucketConfig
+with DevBucket(DevBucketConfig(n_vbuckets=1)) as bucket:
+    print(bucket.port, flush=True)
+    time.sleep(60)
 """
 
 
@@ -138,7 +146,7 @@ def test_moved_vbucket_is_not_ours_and_its_map_is_pushed(bucket, connect):
         (1, "false", Op.DCP_DELETION, 18),
         (1 | DELETE_TIMES, "false", Op.DCP_DELETION, 21),
         (1 | DELETE_TIMES, "true", Op.DCP_EXPIRATION, 20),
-        (1, "true", Op.DCP_EXPIRATION, 20),
+        (1, "true", Op.DCP_DELETION, 18),
     ],
 )
 def test_expiry_is_a_deletion_unless_its_opcode_was_negotiated(connect, flags, control, opcode, extras_bytes):
@@ -167,6 +175,26 @@ def test_sync_gateways_feed_without_bodies(connect):
     mutation = next_of(feed, Op.DCP_MUTATION)
     assert mutation.datatype == 0x05
     assert mutation.value == b'\0\0\0\x18\0\0\0\x14_sync\0{"rev":"1-a"}\0'
+
+
+def test_documents_are_for_who_logged_in_and_selected_the_bucket(bucket, clients):
+    clients += [RawClient(bucket.port), RawClient(bucket.port)]
+    explained, silent = clients
+    explained.call(Op.HELLO, value=b"\0\x07\0\x0b")
+    assert explained.call(Op.GET, key=b"k").status == Status.EACCESS
+    explained.call(Op.SASL_AUTH, key=b"PLAIN", value=b"\0Administrator\0password")
+    assert explained.call(Op.LIST_BUCKETS).value == b"default"
+    assert explained.call(Op.GET, key=b"k").status == Status.NO_BUCKET
+    assert explained.call(Op.SELECT_BUCKET, key=b"default").status == Status.SUCCESS
+    assert explained.call(Op.GET, key=b"k").status == Status.KEY_ENOENT
+    silent.send(pack_frame(REQUEST, Op.GET, key=b"k"))
+    assert silent.read() is None
+
+
+def test_quit_is_answered_before_the_connection_is_closed(connect):
+    client = connect()
+    assert client.call(Op.QUIT).status == Status.SUCCESS
+    assert client.read() is None
 
 
 def test_stopped_bucket_refuses_controls():
@@ -215,3 +243,14 @@ def test_serve_says_where_it_listens_and_stops_on_sigterm():
         child.wait()
         if child.stdout is not None:
             child.stdout.close()
+
+
+def test_bucket_ends_with_a_parent_that_was_killed():
+    parent = subprocess.Popen([sys.executable, "-c", ABANDON], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    client = RawClient(int(parent.stdout.readline())).log_in()
+    parent.kill()
+    parent.wait()
+    assert client.read() is None
+    client.close()
+    parent.stdout.close()

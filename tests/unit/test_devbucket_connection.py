@@ -24,6 +24,7 @@ class SlowTransport:
     def __init__(self, connection: Connection) -> None:
         self.unsent = bytearray()
         self.high = 0
+        self.reading = True
         self._connection = connection
         self._paused = False
         self._closing = False
@@ -36,6 +37,12 @@ class SlowTransport:
         if len(self.unsent) > self.high and not self._paused:
             self._paused = True
             self._connection.pause_writing()
+
+    def pause_reading(self) -> None:
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        self.reading = True
 
     def is_closing(self) -> bool:
         return self._closing
@@ -102,6 +109,21 @@ def test_client_that_does_not_read_is_not_buffered_for():
     held, frames = asyncio.run(scenario())
     assert MAX_UNSENT_BYTES < held <= MAX_UNSENT_BYTES + CHUNK_BYTES + TURN_BYTES + len(BIG)
     assert sum(frame.opcode == Op.DCP_MUTATION for frame in frames) == 100
+
+
+def test_client_that_reads_no_answers_is_not_read_from():
+    async def scenario() -> tuple[bool, bool]:
+        bucket = Bucket("default", 1)
+        local_writer(bucket).set(0, b"k", BIG)
+        connection, transport = connected(bucket)
+        connection.session.producer = None
+        for _ in range(20):
+            connection.data_received(request(Op.GET, key=b"k"))
+        while_full = transport.reading
+        transport.read_all()
+        return while_full, transport.reading
+
+    assert asyncio.run(scenario()) == (False, True)
 
 
 def test_streams_take_turns():

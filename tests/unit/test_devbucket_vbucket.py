@@ -137,6 +137,17 @@ def test_failover_cannot_lose_more_than_there_is():
         vbucket.failover(2)
 
 
+def test_failover_cannot_bring_back_what_was_purged():
+    vbucket = VBucket(0)
+    vbucket.write(b"k", b"1", 1)
+    vbucket.delete(b"k")
+    vbucket.write(b"other", b"1", 1)
+    assert vbucket.purge() == 2
+    with pytest.raises(ValueError, match="cannot lose 2 of 3"):
+        vbucket.failover(2)
+    vbucket.failover(1)
+
+
 def test_failover_log_forgets_its_oldest_history():
     log = FailoverLog()
     first = log.vbuuid
