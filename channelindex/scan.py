@@ -1,11 +1,11 @@
 """Finds what a reader asked for in the bytes of blocks: per document its newest entry. Pure; the reader's hot loop."""
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from channelindex import blocks
 from channelindex.errors import IndexCorrupt
-from channelindex.model import REMOVED
+from channelindex.model import REMOVED, Entry
 from channelindex.view import View
 
 Found = tuple[int, int, int, bytes]
@@ -28,6 +28,11 @@ class Scan:
     def documents(self, vb: int) -> list[Found]:
         """The documents found in a vbucket, by seqno."""
         return sorted(self._found_by_vb[vb].values())
+
+    def entries(self) -> Iterator[Entry]:
+        """The newest entry of every document found, by vbucket and seqno."""
+        for vb in range(len(self._found_by_vb)):
+            yield from blocks.iter_entries(b"".join([found[3] for found in self.documents(vb)]))
 
     def add_block(self, block: bytes, channel: int) -> bool:
         """Take a block of the channel at position *channel*; whether blocks before it may hold something, too.

@@ -1,0 +1,112 @@
+"""What a bucket itself says about its channels: its documents, gathered from a feed that began at 0. No I/O.
+
+One entry per document, however many channels it is in: about 500 bytes, so a million documents fit into memory.
+"""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from channelindex import blocks
+from channelindex.decode.base import Decoder
+from channelindex.errors import SourceUnavailable
+from channelindex.feeds.base import ADVANCED, EXPIRATION, ROLLBACK, Event
+from channelindex.model import DELETED, Removal, Route
+
+
+class Standing(NamedTuple):
+    """How a document stands in a channel as of its newest version: in it, or removed by a revision (maybe an older)."""
+
+    rev: str
+    deleted: bool
+    removed: bool
+
+
+class Document(NamedTuple):
+    """The newest version of one document. Not `judged`: it says nothing of channels, or cannot be understood."""
+
+    vb: int
+    key: bytes
+    seqno: int
+    rev: str = ""
+    deleted: bool = False
+    members: tuple[str, ...] = ()
+    removals: tuple[tuple[str, Removal], ...] = ()
+    judged: bool = False
+
+    def channels(self) -> Iterator[str]:
+        """All channels that the document is in or has left."""
+        yield from self.members
+        for channel, _ in self.removals:
+            yield channel
+
+    def standing(self, channel: str) -> Standing | None:
+        """How it stands in *channel*; None if it says nothing of it."""
+        if channel in self.members:
+            return Standing(self.rev, self.deleted, removed=False)
+        for name, removal in self.removals:
+            if name == channel:
+                return Standing(removal.rev, removal.deleted, removed=True)
+        return None
+
+
+class Truth:
+    """The documents of a bucket, each in the newest version that the feed brought."""
+
+    def __init__(self, decoder: Decoder, n_vbuckets: int) -> None:
+        self._decode = decoder.decode
+        self._document_by_key: list[dict[bytes, Document]] = [{} for _ in range(n_vbuckets)]
+        self._members: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self.brought = [0] * n_vbuckets
+        """The highest seqno that the feed brought, by vbucket."""
+
+    def add(self, events: Iterable[Event]) -> None:
+        """Take over *events*, in their order.
+
+        Raises:
+            SourceUnavailable: the source lost some of what it had brought, so that this is no longer its truth.
+        """
+        for event in events:
+            kind, vb = event[0], event[1]
+            if kind <= EXPIRATION:
+                seqno, key = event[2], event[3]
+                self._document_by_key[vb][key] = self._document(kind, vb, seqno, key, event[4], event[5])
+                self.brought[vb] = seqno
+            elif kind == ADVANCED:
+                self.brought[vb] = event[2]
+            elif kind == ROLLBACK:
+                raise SourceUnavailable(f"the source rolled vbucket {vb} back while it was read; verify again")
+
+    def find(self, vb: int, key: bytes) -> Document | None:
+        """The document under *key*; None if the bucket has none."""
+        return self._document_by_key[vb].get(key)
+
+    def documents(self) -> Iterator[Document]:
+        """All documents, also those that are not judged."""
+        for by_key in self._document_by_key:
+            yield from by_key.values()
+
+    def _document(self, kind: int, vb: int, seqno: int, key: bytes, datatype: int, value: bytes) -> Document:
+        try:
+            decoded = self._decode(kind, key, datatype, value)
+            route = decoded if isinstance(decoded, Route) and _fits(key, decoded) else None
+        except Exception:  # noqa: BLE001 an operator's own decoder may raise anything; the feed worker quarantines then
+            route = None
+        if route is None:
+            return Document(vb, key, seqno)
+        members = tuple(channel for channel, removal in route.channels.items() if removal is None)
+        members = self._members.setdefault(members, members)  # most documents share theirs with many others
+        removals = tuple((channel, removal) for channel, removal in route.channels.items() if removal is not None)
+        return Document(vb, key, seqno, route.rev, bool(route.flags & DELETED), members, removals, judged=True)
+
+
+def _fits(key: bytes, route: Route) -> bool:
+    """Whether the index can hold the document at all.
+
+    Raises:
+        ValueError: a revision id is too long.
+    """
+    blocks.pack_rev(route.rev)
+    for removal in route.channels.values():
+        if removal is not None:
+            blocks.pack_rev(removal.rev)
+    return len(key) <= blocks.MAX_KEY_BYTES
