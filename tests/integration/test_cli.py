@@ -10,6 +10,7 @@ from contextlib import closing
 from pathlib import Path
 from unittest.mock import ANY
 
+import msgspec
 import pytest
 import redis
 
@@ -17,7 +18,9 @@ from channelindex import __version__, blocks, exits
 from channelindex.devbucket.process import DevBucket
 from channelindex.devbucket.server import DevBucketConfig
 from channelindex.embedded import EmbeddedRedis
+from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.connstr import parse_source_url
+from channelindex.feeds.dcp.kv import KvClient
 from channelindex.model import REMOVED, Checkpoint, Entry, IndexMeta
 from channelindex.stores import open_owner, open_writer
 from channelindex.stores.base import ChannelAppend
@@ -133,9 +136,10 @@ def test_unreachable_coordination_has_a_code_of_its_own(tmp_path: Path, index_ur
     assert "coordination.redis" in fails(exits.COORDINATION, "status", *settings, cwd=tmp_path)
 
 
-def test_a_node_without_its_bucket_ends_with_one_line(tmp_path: Path, redis_url: str) -> None:
-    settings = ("--set", f"index.store={redis_url}", "--set", f"source.url={SOURCE}")
-    assert "source.url" in fails(exits.SOURCE, "run", *settings, cwd=tmp_path)
+def test_a_node_that_its_bucket_refuses_ends_with_one_line(tmp_path: Path, redis_url: str) -> None:
+    with DevBucket(DevBucketConfig(n_vbuckets=16)) as bucket:
+        settings = ("--set", f"index.store={redis_url}", "--set", f"source.url={bucket.url}")
+        assert "source.user" in fails(exits.AUTH, "run", *settings, cwd=tmp_path)
 
 
 def test_a_wrong_password_is_told_without_showing_it(tmp_path: Path, guarded_url: str) -> None:
@@ -262,6 +266,40 @@ def test_a_file_is_loaded_once_and_a_malformed_line_is_told_before_anything_is_w
         assert "hunter3" not in message
     assert "absent.jsonl" in fails(exits.INPUT, "load", "absent.jsonl", *to, cwd=tmp_path)
     fails(exits.SOURCE, "load", "good.jsonl", "--bucket", SOURCE, cwd=tmp_path)
+
+
+def test_verify_tells_an_index_that_never_caught_up_by_its_exit_code(tmp_path: Path, redis_url: str) -> None:
+    (tmp_path / "docs.jsonl").write_text('{"id":"a","rev":"1-a","channels":["x"]}\n', encoding="utf-8")
+    with DevBucket(DevBucketConfig(n_vbuckets=16)) as bucket:
+        settings = {
+            "CHANNELINDEX_SOURCE_URL": bucket.url,
+            "CHANNELINDEX_SOURCE_USER": bucket.user,
+            "CHANNELINDEX_SOURCE_PASSWORD": bucket.password,
+            "CHANNELINDEX_INDEX_STORE": redis_url,
+        }
+        channelindex("load", "docs.jsonl", cwd=tmp_path, environ=settings)
+        assert "'channels'" in fails(exits.MISSING, "verify", cwd=tmp_path, environ=settings)
+        with KvClient(parse_source_url(bucket.url), Credentials(bucket.user, bucket.password)) as client:
+            meta = IndexMeta(blocks.FORMAT_VERSION, 16, 8, client.source.uuid, "index")
+        with closing(open_owner(redis_url, "channels")) as owner:
+            owner.create_or_check(meta)
+        done = channelindex("verify", "--timeout", "0.1", "--json", cwd=tmp_path, environ=settings)
+        assert done.returncode == exits.DIFFERENCES
+        report = json.loads(done.stdout)
+        assert (report["ok"], report["entries"]) == (False, 0)
+        assert report["behind"] >= 1
+        with closing(open_owner(redis_url, "other")) as owner:
+            owner.create_or_check(msgspec.structs.replace(meta, source_uuid="another"))
+        other = settings | {"CHANNELINDEX_INDEX_NAME": "other"}
+        assert "another" in fails(exits.MISMATCH, "verify", cwd=tmp_path, environ=other)
+
+
+def test_the_demo_indexes_live_survives_a_kill_and_verifies(tmp_path: Path) -> None:
+    done = channelindex("demo", "--seconds", "4", "--json", cwd=tmp_path)
+    assert done.returncode == exits.OK, done.stderr
+    result = json.loads(done.stdout)
+    assert result["revisions"] > 0
+    assert (result["missing"], result["extra"], result["different"]) == (0, 0, 0)
 
 
 def test_the_dev_bucket_prints_its_url_first_and_stops_when_told(tmp_path: Path) -> None:

@@ -1,0 +1,81 @@
+"""`channelindex verify`: is the index what the bucket says?"""
+
+import argparse
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import asdict
+
+from channelindex import exits
+from channelindex.config import REQUIRED_TO_RUN, Config
+from channelindex.decode.registry import make_decoder
+from channelindex.feeds.dcp.kv import KvClient
+from channelindex.stores import open_reader
+from channelindex.verify import STABLE_TIMEOUT_S, Report, verify
+from workers.cli import options, output
+from workers.source import address_of, open_feed
+
+_EPILOG = """\
+example:
+  channelindex verify
+  channelindex verify --channel orders --channel invoices --json
+
+It reads the whole bucket, rebuilds the channels in memory, about 500 bytes a
+document, and compares. Nodes and writers may go on meanwhile: documents that
+change are counted as in flux instead. The exit code is 1 if anything differs, or
+if the index does not catch up with the bucket.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    parser.epilog = _EPILOG
+    parser.add_argument("--channel", action="append", metavar="C", help="compare this channel only; may be repeated")
+    parser.add_argument(
+        "--timeout",
+        type=options.seconds,
+        default=STABLE_TIMEOUT_S,
+        metavar="S",
+        help="how many seconds to wait for the index to catch up with the bucket (default: %(default)g)",
+    )
+    options.add_json(parser)
+    options.add_config(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare, and print what differs."""
+    report = _verify(options.config_of(args, REQUIRED_TO_RUN), args)
+    if args.json:
+        output.json_line({"ok": report.ok, **asdict(report)})
+    else:
+        _print(report)
+    return exits.OK if report.ok else exits.DIFFERENCES
+
+
+def _verify(config: Config, args: argparse.Namespace) -> Report:
+    def high_seqnos() -> Mapping[int, int]:
+        with KvClient(*address_of(config.source)) as client:
+            return client.high_seqnos()
+
+    decoder = make_decoder(config.source.decoder, star_channel=config.source.star_channel)
+    with closing(open_reader(config.index.store, config.index.name)) as store:
+        source_uuid = store.meta().source_uuid
+        with closing(open_feed(config.source, "verify", source_uuid, high_seqnos())) as feed:
+            return verify(store, feed, decoder, high_seqnos, args.channel, stable_timeout_s=args.timeout)
+
+
+def _print(report: Report) -> None:
+    if report.details:
+        header = ("problem", "channel", "document", "vbucket", "expected", "found")
+        rows = [(row.kind, row.channel, row.id, row.vb, row.expected, row.found) for row in report.details]
+        output.table(header, rows)
+        output.line("")
+    compared = f"{report.documents} documents, {report.channels} channels, {report.entries} entries"
+    output.line(f"{compared}: {report.missing} missing, {report.extra} extra, {report.different} different")
+    for number, what in (
+        (report.in_flux, "entries are of documents that changed meanwhile"),
+        (report.unjudged, "entries are of documents that say nothing of channels now"),
+        (report.behind, "vbuckets of the index have not caught up with the bucket"),
+        (report.ahead, "vbuckets of the index are ahead of the bucket"),
+    ):
+        if number:
+            output.line(f"{number} {what}")
