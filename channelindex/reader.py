@@ -20,8 +20,8 @@ class ChangesReader:
     """Answers from one index. Keeps nothing between calls; as safe for threads as its store is.
 
     No answer goes beyond the stable clock, so none is taken back but by a rollback of the source. Whoever had read what
-    it took back is told all documents of that vbucket once more, as they are now. Only of a document that has never
-    been in the channels now, and was told of, nothing is said: no entry of the index could.
+    it took back is told all documents of that vbucket once more, as they are now. Nothing is said of a document that
+    came into the channels only by what was taken back: the index has no live entry of it.
 
     A `since` is good for the channels with which it was made. For a channel that was not among them, begin at None.
     """

@@ -221,6 +221,18 @@ def test_a_document_left_for_the_next_page_is_told_even_if_a_rollback_makes_it_o
     assert ("doc", 1, "1-aa", False) in told(reader.changes(["A"], page.since))
 
 
+def test_a_vbucket_that_was_rolled_back_waits_for_its_turn_like_any_other(index, reader):
+    epoch = index.begin()
+    index.write(epoch, [Row("A", 1, seqno, f"1-{seqno}") for seqno in range(1, 10)])
+    index.advance(epoch, {1: 9})
+    since = reader.changes(["A"]).since
+    epoch = index.begin(rollback={1: 2})
+    index.write(epoch, [Row("A", 0, 1, "0-1"), Row("A", 0, 2, "0-2")])
+    index.advance(epoch, {0: 2})
+    entries, _ = read_through(reader, ["A"], 1, since)
+    assert [entry.id for entry in entries] == ["0-1", "0-2", "1-1", "1-2"]
+
+
 def test_a_restart_of_the_owner_does_not_begin_anything_again(index, reader):
     filled(index)
     page = reader.changes(["A"], None, limit=15)

@@ -1,6 +1,7 @@
 """The since token survives the round trip, stays short, and every damage to it is told apart."""
 
 import base64
+import tracemalloc
 import zlib
 
 import pytest
@@ -99,9 +100,24 @@ def test_arbitrary_numbers_under_a_fitting_checksum_decode_or_are_invalid(number
 def test_a_small_token_cannot_inflate_without_limit():
     head = bytearray(body_of(token.encode(token.decode(None, META), META))[:5])
     head[0] |= 0x80
-    bomb = zlib.compress(bytes(50_000_000), wbits=-15)
-    with pytest.raises(TokenInvalid, match="do not fit"):
-        token.decode(resealed(bytes(head) + bomb), META)
+    bomb = resealed(bytes(head) + zlib.compress(bytes(50_000_000), wbits=-15))
+    tracemalloc.start()
+    try:
+        with pytest.raises(TokenInvalid, match="do not fit"):
+            token.decode(bomb, META)
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_token_has_one_spelling():
+    text = token.encode(token.decode(None, META), META)
+    assert len(body_of(text) + b"csum") % 3, "the last character has unused bits"
+    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+    same_bytes = text[:-1] + alphabet[alphabet.index(text[-1]) + 1]
+    assert body_of(same_bytes) == body_of(text)
+    with pytest.raises(TokenInvalid, match="checksum"):
+        token.decode(same_bytes, META)
 
 
 def test_a_token_of_another_index_is_refused():
