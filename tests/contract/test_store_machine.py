@@ -1,0 +1,264 @@
+"""Random lives of an index: owners, zombies, failovers, rotations, lost and late requests, against an oracle.
+
+The source is a list of revisions per vbucket and branch. Owners index what they have received, in batches that may
+fail in any way and are repeated; some of their requests arrive late. After every step the index must say exactly
+what the branch that its checkpoint names says up to the stable clock, and a reader that goes on from its token must
+have been told every document's newest revision.
+"""
+
+import itertools
+from collections.abc import Mapping
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from channelindex.embedded import EmbeddedRedis
+from channelindex.errors import StaleEpoch, Transient
+from channelindex.model import Checkpoint, Entry, IndexMeta
+from channelindex.reader import ChangesReader
+from channelindex.stores.base import ChannelAppend
+from tests.support.stores import GROUP, Backend, FaultyOperations, append, check_headers, visible_entries
+
+VBUCKETS = range(2)
+CHANNELS = ("A", "B")
+GROUPS = (GROUP, "ffeeddcc99887766")
+META = IndexMeta(1, n_vbuckets=2, n_partitions=1, source_uuid="s", index_uuid="i")
+FAULTS = st.lists(st.sampled_from(["none", "none", "before", "after", "late"]), max_size=3)
+CHANGES = st.lists(
+    st.tuples(st.sampled_from(VBUCKETS), st.sampled_from(CHANNELS), st.integers(0, 3)), min_size=1, max_size=6
+)
+BLOCK_BYTES = 80
+
+Log = list[tuple[str, Entry]]
+"""(channel, entry); the position is the seqno less one."""
+
+
+class Source:
+    """Per vbucket its branches: a failover keeps a beginning of the present one and goes on otherwise."""
+
+    def __init__(self) -> None:
+        self.logs_by_branch: list[dict[int, Log]] = [{vb: [] for vb in VBUCKETS}]
+        self.branched_at: list[dict[int, int]] = [dict.fromkeys(VBUCKETS, 0)]
+        self._revisions = itertools.count(1)
+
+    @property
+    def branch(self) -> int:
+        """The present branch; its number is the vbuuid."""
+        return len(self.logs_by_branch) - 1
+
+    @property
+    def logs(self) -> dict[int, Log]:
+        return self.logs_by_branch[-1]
+
+    def change(self, vb: int, channel: str, document: int) -> None:
+        seqno = len(self.logs[vb]) + 1
+        revision = f"{next(self._revisions)}-x"
+        self.logs[vb].append((channel, Entry(vb, seqno, b"doc-%d-%d" % (vb, document), revision, 0)))
+
+    def fail_over(self, kept: Mapping[int, int]) -> None:
+        at = {vb: min(kept[vb], len(self.logs[vb])) for vb in VBUCKETS}
+        self.logs_by_branch.append({vb: self.logs[vb][: at[vb]] for vb in VBUCKETS})
+        self.branched_at.append(at)
+
+    def rollbacks(self, checkpoints: Mapping[int, Checkpoint]) -> dict[int, Checkpoint]:
+        """What a server answers to a request to resume from *checkpoints*: where to go back to, per vbucket."""
+        answers = {}
+        for vb, checkpoint in checkpoints.items():
+            limits = [at[vb] for at in self.branched_at[checkpoint.vbuuid + 1 :]]
+            if limits and min(limits) < checkpoint.seqno:
+                back = min(limits)
+                answers[vb] = Checkpoint(self.branch, back, back, back, 0)
+        return answers
+
+
+class Worker:
+    """One epoch of an owner and its batch writer. It goes on as a zombie after it has been replaced."""
+
+    def __init__(self, epoch: int, branch: int, logs: dict[int, Log], group: str, start: Mapping[int, int]) -> None:
+        self.epoch = epoch
+        self.branch = branch
+        self.logs = logs  # the source's own lists: it receives what is added until the branch ends
+        self.group = group
+        self.sent = dict(start)
+        self.written = dict(start)
+        self.batch: list[ChannelAppend] = []
+        self.refused = False
+
+    def take_batch(self, n_per_vbucket: int) -> None:
+        entries_by_channel: dict[str, list[Entry]] = {}
+        for vb in VBUCKETS:
+            for channel, entry in self.logs[vb][self.sent[vb] : self.sent[vb] + n_per_vbucket]:
+                entries_by_channel.setdefault(channel, []).append(entry)
+                self.sent[vb] = entry.seqno
+        self.batch = [
+            append(channel, self.epoch, *entries, group=self.group) for channel, entries in entries_by_channel.items()
+        ]
+
+
+class IndexLife(RuleBasedStateMachine):
+    """See the module's docstring."""
+
+    def open_backend(self) -> Backend:
+        return Backend("memory://")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backend = self.open_backend()
+        self.owner = self.backend.owner()
+        self.owner.create_or_check(META)
+        self.store_reader = self.backend.reader()
+        self.changes = ChangesReader(self.store_reader)
+        self.source = Source()
+        self.workers: list[Worker] = []
+        self.operations = FaultyOperations(self.backend.operations())
+        self.writers = [self._new_writer(), self._new_writer()]
+        self.since: str | None = None
+        self.told: set[tuple[str, int, int, str]] = set()
+
+    def _new_writer(self):
+        return self.backend.writer(BLOCK_BYTES, operations=self.operations)
+
+    def teardown(self) -> None:
+        self.backend.close()
+
+    @initialize(changes=CHANGES, group=st.sampled_from(GROUPS))
+    def begin(self, changes, group):
+        self.change_documents(changes)
+        self.start_worker(group)
+
+    @rule(changes=CHANGES)
+    def change_documents(self, changes):
+        for change in changes:
+            self.source.change(*change)
+
+    @precondition(lambda self: self.source.branch < 3)
+    @rule(kept=st.fixed_dictionaries({vb: st.integers(0, 6) for vb in VBUCKETS}))
+    def fail_over(self, kept):
+        self.source.fail_over(kept)
+
+    @precondition(lambda self: len(self.workers) < 8)
+    @rule(group=st.sampled_from(GROUPS))
+    def start_worker(self, group):
+        epoch = self.owner.next_epoch()
+        record = self.owner.begin(0, epoch, f"n{epoch}")
+        rollbacks = self.source.rollbacks(dict(zip(record.vbuckets, record.checkpoints, strict=True)))
+        if rollbacks:
+            epoch, former = self.owner.next_epoch(), epoch
+            record = self.owner.begin(0, epoch, f"n{former}", rollbacks, only_if=former)
+        start = dict(zip(record.vbuckets, record.stable, strict=True))
+        self.workers.append(Worker(epoch, self.source.branch, self.source.logs, group, start))
+
+    @rule(age=st.integers(0, 3), batches=st.lists(st.tuples(st.integers(1, 3), FAULTS), min_size=1, max_size=3))
+    def work(self, age, batches):
+        """A worker writes some batches and advances; age 0 is the owner, all others are zombies."""
+        worker = self.workers[-1 - age % len(self.workers)]
+        for n_per_vbucket, faults in batches:
+            self.write(worker, n_per_vbucket, faults)
+        moved = {vb: Checkpoint(worker.branch, seqno, seqno, seqno, 0) for vb, seqno in worker.written.items()}
+        try:
+            self.owner.advance(worker.epoch, {0: moved})
+        except StaleEpoch:
+            assert worker is not self.workers[-1]
+
+    @rule(batches=st.lists(st.tuples(st.integers(1, 3), FAULTS), min_size=1, max_size=3))
+    def own(self, batches):
+        self.work(0, batches)
+
+    def write(self, worker, n_per_vbucket, faults):
+        """Go on with the batch that failed, else with the next one. An epoch belongs to one node and its writer."""
+        if worker.refused:
+            return
+        if not worker.batch:
+            worker.take_batch(n_per_vbucket)
+        self.operations.next_faults = list(faults)
+        try:
+            stale = self.writers[worker.epoch % 2].write(worker.batch)
+        except Transient:
+            return
+        finally:
+            self.operations.next_faults = []
+        worker.batch = []
+        worker.refused = worker.epoch in stale
+        assert not (worker.refused and worker is self.workers[-1])
+        if not worker.refused:
+            worker.written = dict(worker.sent)
+
+    @rule(node=st.integers(0, 1))
+    def lose_a_writer(self, node):
+        self.writers[node] = self._new_writer()
+
+    @rule(position=st.integers(0, 3))
+    def late_request_arrives(self, position):
+        if self.operations.late:
+            self.operations.late.pop(position % len(self.operations.late))()
+
+    @rule()
+    def read_on(self):
+        answer = self.changes.changes(CHANNELS, self.since)
+        expected = self._expected()
+        for change in answer.entries:
+            assert any(
+                (change.vb, change.seqno, change.rev) == (entry.vb, entry.seqno, entry.rev) for _, entry in expected
+            ), f"phantom {change}"
+            self.told.add((change.id, change.vb, change.seqno, change.rev))
+        self.since = answer.since
+        newest = {entry.key: entry for _, entry in expected}
+        for entry in newest.values():
+            assert (entry.key.decode(), entry.vb, entry.seqno, entry.rev) in self.told, f"never told {entry}"
+
+    def _expected(self) -> Log:
+        (record,) = self.store_reader.partition_records()
+        return [
+            stored
+            for vb, checkpoint in zip(record.vbuckets, record.checkpoints, strict=True)
+            for stored in self.source.logs_by_branch[checkpoint.vbuuid][vb][: checkpoint.seqno]
+        ]
+
+    @invariant()
+    def index_says_what_the_source_said(self):
+        records = self.store_reader.partition_records()
+        for channel in CHANNELS:
+            expected = {entry for named, entry in self._expected() if named == channel}
+            assert visible_entries(self.store_reader, channel, META.partition_width) == expected
+            check_headers(self.store_reader, channel, records, META.partition_width)
+
+
+class IndexLifeInRedis(IndexLife):
+    """The same in Redis, each life in an index of its own."""
+
+    server: EmbeddedRedis
+    _numbers = itertools.count()
+
+    def open_backend(self) -> Backend:
+        return Backend(self.server.url, f"life-{next(self._numbers)}")
+
+
+def _run(machine: type[IndexLife], examples: int) -> None:
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=40,
+            deadline=None,
+            phases=[Phase.explicit, Phase.reuse, Phase.generate],  # to shrink such a life takes minutes
+            print_blob=True,
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+        ),
+    )
+
+
+def test_any_life_in_memory():
+    _run(IndexLife, examples=200)
+
+
+def test_any_life_in_redis(redis_server):
+    IndexLifeInRedis.server = redis_server
+    _run(IndexLifeInRedis, examples=40)
