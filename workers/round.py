@@ -6,6 +6,7 @@ else is done once per channel and round.
 """
 
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
@@ -23,9 +24,11 @@ from channelindex.feeds.base import (
     vbuuid_at,
 )
 from channelindex.hashing import shard_of
-from channelindex.model import DELETED, REMOVED, Checkpoint, Principal, Route
+from channelindex.model import DELETED, ORIGIN, REMOVED, Checkpoint, Principal, Route
 from channelindex.stores.base import Quarantined
 
+MAX_COMPLETE = 32
+"""Ends of snapshots that are remembered per vbucket to roll back to. Beyond them, a vbucket is indexed from its start."""
 _SHARD_CACHE_CHANNELS = 500_000
 """Above this the channel -> writer cache starts anew: it saves a hash per channel and round, and must stay bounded."""
 
@@ -53,9 +56,11 @@ class Position:
 
     `sequence` is the highest `_sync.sequence` brought so far, `known_sequence` the highest before the present
     snapshot. Deduplication happens within a snapshot: until its end, any earlier revision of it may still be missing.
+    So a feed is complete at the ends of snapshots only, and `snap_start` is the last of these, not what the marker
+    said: a marker in memory begins at the next seqno, one from disk at the seqno asked for.
     """
 
-    __slots__ = ("failover_log", "known_sequence", "seqno", "sequence", "snap_end", "snap_start")
+    __slots__ = ("_complete_at", "failover_log", "known_sequence", "seqno", "sequence", "snap_end", "snap_start")
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.failover_log: FailoverLog = ((checkpoint.vbuuid, 0),)
@@ -63,12 +68,15 @@ class Position:
         self.snap_start = checkpoint.snap_start
         self.snap_end = checkpoint.snap_end
         self.sequence = self.known_sequence = checkpoint.sequence
+        self._complete_at = deque([checkpoint.snap_start], MAX_COMPLETE)
 
     def enter_snapshot(self, snap_start: int, snap_end: int) -> None:
         """A snapshot marker came. One that reaches back to what we have goes on with the snapshot we are in."""
-        if self._between_snapshots() or snap_start > self.seqno:
+        if self._complete() or snap_start > self.seqno:
             self.known_sequence = self.sequence
-        self.snap_start, self.snap_end = snap_start, snap_end
+            self.snap_start = self.seqno
+            self._complete_at.append(self.seqno)
+        self.snap_end = snap_end
 
     def checkpoint(self) -> Checkpoint:
         """Where to resume after everything up to `seqno` is in the index.
@@ -76,14 +84,24 @@ class Position:
         Within a snapshot, the branch of history is that of the snapshot's end: under the name of an older branch
         that ended inside the snapshot, the server would roll back to the snapshot's start.
         """
-        if self._between_snapshots():
+        if self._complete():
             vbuuid = vbuuid_at(self.failover_log, self.seqno)
             return Checkpoint(vbuuid, self.seqno, self.seqno, self.seqno, self.sequence)
         vbuuid = vbuuid_at(self.failover_log, self.snap_end)
         return Checkpoint(vbuuid, self.seqno, self.snap_start, self.snap_end, self.known_sequence)
 
-    def _between_snapshots(self) -> bool:
-        return self.seqno >= self.snap_end or self.seqno < self.snap_start
+    def rolled_back(self, to: Checkpoint) -> Checkpoint:
+        """Where to resume when the source has taken back everything above the seqno of *to*.
+
+        That is the last point at or below it at which we were complete. To go on right at it could lose a document: a
+        snapshot that reached beyond it may have brought only a version that is gone now, in place of one that is back.
+        """
+        complete_at = [*self._complete_at, self.seqno] if self._complete() else self._complete_at
+        safe = max((seqno for seqno in complete_at if seqno <= to.seqno), default=0)
+        return Checkpoint(to.vbuuid, safe, safe, safe, 0) if safe else ORIGIN
+
+    def _complete(self) -> bool:
+        return self.seqno >= self.snap_end or self.seqno == self.snap_start
 
 
 class RoundBuilder:
@@ -170,7 +188,7 @@ class RoundBuilder:
         elif kind == HISTORY:
             position.failover_log = event[2]
         elif kind == ROLLBACK:
-            self.rollbacks[vb] = event[2]
+            self.rollbacks[vb] = position.rolled_back(event[2])
             self.rollback_since = self.rollback_since or time.monotonic()
 
     def take(self) -> Round | None:

@@ -68,3 +68,24 @@ def test_a_rollback_without_later_writes_leaves_the_index_as_the_bucket_is(tmp_p
         reader = ChangesReader(store)
         until(lambda: len(reader.changes(["a"]).entries) == N_DOCUMENTS - lost, "the lost changes to disappear")
         assert_verified(node.config)
+
+
+def test_versions_that_a_snapshot_left_out_are_indexed_when_a_failover_brings_them_back(tmp_path, redis_url):
+    settings = {"coordination__ttl_s": 1.0, "index__partitions": 8}
+    with (
+        DevBucket(DevBucketConfig(n_vbuckets=N_VBUCKETS)) as bucket,
+        Node("n1", tmp_path, redis_url, bucket, **settings) as node,
+        closing(open_reader(redis_url, "channels")) as store,
+    ):
+        with connect(bucket) as client:
+            Loader(client, InlineLayout()).load(_revisions(1, "a"))
+            Loader(client, InlineLayout()).load(_revisions(2, "b"))
+        node.start()  # it is brought the second revisions alone
+        await_stable(redis_url, bucket)
+        for vb, high in enumerate(bucket.high_seqnos()):
+            bucket.failover(vb, lose_last_n=high // 4)
+        reader = ChangesReader(store)
+        until(lambda: len({entry.rev for entry in reader.changes(["a"]).entries}) == 2, "first revisions to be back")
+        await_stable(redis_url, bucket)
+        assert len(reader.changes(["a"]).entries) == N_DOCUMENTS
+        assert_verified(node.config)

@@ -1,5 +1,7 @@
 """Events become rounds: what each writer has to append, and where each vbucket can be resumed."""
 
+import pytest
+
 from channelindex import blocks
 from channelindex.decode.base import Undecodable
 from channelindex.feeds.base import ADVANCED, DELETION, HISTORY, MUTATION, ROLLBACK, SNAPSHOT
@@ -92,7 +94,7 @@ def test_a_principal_is_counted_by_its_writer_and_gives_no_entry():
 def test_within_a_snapshot_the_checkpoint_keeps_its_range_and_what_was_known_before_it():
     it = builder({b"doc": route({"a": None}, sequence=900)}, Checkpoint(1, 4, 4, 4, 100))
     it.add([(HISTORY, 5, ((77, 0),)), (SNAPSHOT, 5, 5, 20), mutation(6)])
-    assert it.take().checkpoints[5] == Checkpoint(77, 6, 5, 20, 100)
+    assert it.take().checkpoints[5] == Checkpoint(77, 6, 4, 20, 100)
     it.add([mutation(20)])
     assert it.take().checkpoints[5] == Checkpoint(77, 20, 20, 20, 900)
 
@@ -138,9 +140,18 @@ def test_within_a_snapshot_over_a_branch_point_the_checkpoint_names_the_branch_o
 
 
 def test_a_rollback_is_kept_for_the_worker():
-    it = builder()
-    target = Checkpoint(9, 2, 2, 2, 0)
-    it.add([(ROLLBACK, 5, target)])
-    assert it.rollbacks == {5: target}
+    it = builder(checkpoint=Checkpoint(9, 2, 2, 2, 0))
+    it.add([(ROLLBACK, 5, Checkpoint(9, 2, 2, 2, 0))])
+    assert it.rollbacks == {5: Checkpoint(9, 2, 2, 2, 0)}
     assert it.rollback_since is not None
     assert it.take() is None
+
+
+@pytest.mark.parametrize(("taken_back_to", "resumed_at"), [(30, 20), (20, 20), (19, 10), (12, 10), (9, 0)])
+def test_a_rollback_goes_to_the_last_seqno_at_which_everything_was_there(taken_back_to, resumed_at):
+    it = builder({b"doc": None})
+    it.add([(SNAPSHOT, 5, 0, 10), mutation(10), (SNAPSHOT, 5, 11, 20), mutation(20)])
+    it.add([(SNAPSHOT, 5, 21, 40), mutation(33), (ROLLBACK, 5, Checkpoint(9, taken_back_to, 0, 0, 0))])
+    (rollback,) = it.rollbacks.values()
+    assert (rollback.seqno, rollback.snap_start, rollback.snap_end) == (resumed_at,) * 3
+    assert rollback.vbuuid == (9 if resumed_at else 0)
