@@ -28,7 +28,7 @@ from channelindex.model import DELETED, ORIGIN, REMOVED, Checkpoint, Principal, 
 from channelindex.stores.base import Quarantined
 
 MAX_COMPLETE = 32
-"""Ends of snapshots that are remembered per vbucket to roll back to. Beyond them, a vbucket is indexed from its start."""
+"""Ends of snapshots that a vbucket remembers, to roll back to. Beyond them it is indexed from its start."""
 _SHARD_CACHE_CHANNELS = 500_000
 """Above this the channel -> writer cache starts anew: it saves a hash per channel and round, and must stay bounded."""
 
