@@ -86,7 +86,6 @@ class BatchWriter:
             if frame.epoch >= ring.epoch and frame.epoch not in self._stale_epochs
         ]
         appends = merge(frames)
-        self._board.set(ring_fill=sum(ring.fill for ring in self._rings))
         self._write(appends, [key for frame in frames for key in frame.principals])
         n_bytes = sum(len(append.entries) for append in appends)
         self._board.add(batches=1, frames=len(frames), channels=len(appends), entry_bytes=n_bytes)
@@ -94,6 +93,7 @@ class BatchWriter:
             if payloads:
                 ring.commit()
                 bell.ring()
+        self._board.set(ring_fill=sum(ring.fill for ring in self._rings))
         return True
 
     def _write(self, appends: Sequence[ChannelAppend], principals: Sequence[str]) -> None:

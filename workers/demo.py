@@ -26,6 +26,7 @@ from channelindex.errors import InvariantBroken, Transient
 from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.connstr import parse_source_url
 from channelindex.feeds.dcp.kv import KvClient
+from channelindex.settings import IndexSettings
 from channelindex.stores import open_reader
 from channelindex.stores.base import IndexReader
 from channelindex.sync_gateway.layouts import InlineLayout
@@ -41,7 +42,7 @@ INDEX = "demo"
 NODE = "demo-node"
 TTL_S = 1.5
 """Short, so that the node tells its status several times a second (once per renewal)."""
-WRITING_SHARE = 0.6
+WRITING_SHARE = 0.85
 """Of the time the demo is to take; the rest is for starting, draining and verifying."""
 SYNTHETIC_PER_S = 2_000
 SLICE = 200
@@ -228,7 +229,7 @@ class Demo:
         """Wait until the index is complete up to what the bucket has now."""
         highs = self._bucket.high_seqnos()
         deadline = time.monotonic() + SETTLE_TIMEOUT_S
-        with closing(open_reader(self._redis_url, INDEX)) as reader:
+        with closing(open_reader(IndexSettings(INDEX, self._redis_url))) as reader:
             while not _is_stable(reader, highs):
                 self._watch(self._n_written)
                 if time.monotonic() > deadline:

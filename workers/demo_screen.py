@@ -24,7 +24,8 @@ class Screen:
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         self._started = time.monotonic()
         self._next_at = 0.0
-        self._last: tuple[float, float] = (0.0, 0.0)
+        self._measured_at = 0.0
+        self._events_by_pid: dict[int, int] = {}
         self._rate = 0.0
 
     def __enter__(self) -> Self:
@@ -40,7 +41,7 @@ class Screen:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self._console.print(f"[{time.monotonic() - self._started:5.1f} s] {text}", markup=False)
+        self._console.print(f"[{time.monotonic() - self._started:5.1f} s] {text}", markup=False, soft_wrap=True)
 
     def show(self, status: dict[str, Any], n_written: int, n_total: int) -> None:
         """Redraw, if it is time: what the node told of itself last, and how much is written."""
@@ -59,12 +60,13 @@ class Screen:
             self.say(headline)
 
     def _measure(self, status: dict[str, Any]) -> None:
-        """Events per second between two statuses; a worker that begins anew counts from zero."""
-        at, events = status["at"], status["events"]
-        before_at, before_events = self._last
-        if at > before_at:
-            self._rate = max(0.0, events - before_events) / (at - before_at) if before_at else 0.0
-            self._last = at, events
+        """Events per second between two statuses, over the workers that lived at both."""
+        events_by_pid = {process["pid"]: process.get("events", 0) for process in status["processes"]}
+        seconds = status["at"] - self._measured_at
+        if seconds > 0:
+            known = events_by_pid.keys() & self._events_by_pid.keys()
+            self._rate = sum(events_by_pid[pid] - self._events_by_pid[pid] for pid in known) / seconds
+            self._measured_at, self._events_by_pid = status["at"], events_by_pid
 
 
 def _processes(status: dict[str, Any]) -> Table:
