@@ -31,7 +31,7 @@ from benchmarks.plain import index_all
 from channelindex.devbucket.process import DevBucket
 from channelindex.embedded import EmbeddedRedis
 from channelindex.errors import ChannelIndexError
-from channelindex.settings import SourceSettings
+from channelindex.settings import IndexSettings, SourceSettings
 from channelindex.stores import open_reader
 from channelindex.stores.base import IndexReader
 from workers.source import describe, open_feed
@@ -90,7 +90,7 @@ def _await_stable(url: str, high_seqnos: Sequence[int]) -> float:
     """Seconds from the first move of the stable clock until it has reached *high_seqnos*."""
     deadline = time.monotonic() + DEADLINE_S
     started = 0.0
-    with closing(open_reader(url, "channels")) as reader:
+    with closing(open_reader(IndexSettings("channels", url))) as reader:
         while time.monotonic() < deadline:
             time.sleep(POLL_S)
             started = started or (time.perf_counter() if _counter(reader) else 0.0)

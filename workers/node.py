@@ -46,5 +46,5 @@ def prepare_index(config: Config) -> IndexMeta:
             f"index.partitions = {n_partitions} does not divide the {source.n_vbuckets} vbuckets of the bucket"
         )
     wanted = IndexMeta(FORMAT_VERSION, source.n_vbuckets, n_partitions, source.uuid, uuid.uuid4().hex)
-    with closing(open_owner(config.index.store, config.index.name)) as store:
+    with closing(open_owner(config.index)) as store:
         return store.create_or_check(wanted)

@@ -55,7 +55,7 @@ class Roles:
 
         def main(stop: StopFlag) -> int:
             place.slot.start()
-            store = open_writer(config.index.store, config.index.name, block_bytes=config.index.block_bytes)
+            store = open_writer(config.index)
             writer = BatchWriter(
                 store=store,
                 rings=shared.rings_of_writer(number),
@@ -90,7 +90,7 @@ class Roles:
             owner=config.node.name,
             partitions=sorted(partitions),
             meta=self._meta,
-            store=open_owner(config.index.store, config.index.name),
+            store=open_owner(config.index),
             feed=open_feed(source, feed_name, self._meta.source_uuid),
             new_builder=lambda checkpoints: RoundBuilder(decoder, shared.n_writers, source.removal_slack, checkpoints),
             outbox=Outbox(shared.rings[number], shared.data_bells),

@@ -1,4 +1,4 @@
-"""Opens the index store that a URL names. Nothing outside this folder knows which one it is.
+"""Opens the index store that the settings name. Nothing outside this folder knows which one it is.
 
 `redis://host:port/db`, `rediss://` (TLS) and `unix:///path/redis.sock` are Redis; `memory://` is this process's own
 memory, where equal URL and index name mean the same index.
@@ -8,6 +8,7 @@ from collections import defaultdict
 from urllib.parse import urlsplit
 
 from channelindex.errors import ConfigInvalid
+from channelindex.settings import IndexSettings
 from channelindex.stores.base import IndexReader, IndexWriter, OwnerStore
 from channelindex.stores.block_writer import BlockWriter
 from channelindex.stores.memory import MemoryIndex, MemoryOwner, MemoryReader, memory_writer
@@ -23,29 +24,33 @@ SCHEMES = (*_REDIS, "memory")
 _memory_indexes: dict[tuple[str, str], MemoryIndex] = defaultdict(MemoryIndex)
 
 
-def open_writer(url: str, index_name: str, block_bytes: int) -> IndexWriter:
-    """The write half of an index; a block that has reached *block_bytes* is followed by a new one. Connects lazily.
+def open_writer(settings: IndexSettings) -> IndexWriter:
+    """The write half of an index; a block that has reached `block_bytes` is followed by a new one. Connects lazily.
 
     Raises:
-        ConfigInvalid: *url* names no store that we know.
+        ConfigInvalid: `store` names no store that we know.
     """
-    if _is_redis(url):
-        return BlockWriter(RedisBlocks(url, index_name), block_bytes)
-    return memory_writer(_memory_indexes[url, index_name], block_bytes)
+    if _is_redis(settings.store):
+        return BlockWriter(RedisBlocks(settings.store, settings.name), settings.block_bytes)
+    return memory_writer(_memory_index(settings), settings.block_bytes)
 
 
-def open_owner(url: str, index_name: str) -> OwnerStore:
+def open_owner(settings: IndexSettings) -> OwnerStore:
     """The owner's half of an index; as `open_writer`."""
-    if _is_redis(url):
-        return RedisOwner(url, index_name)
-    return MemoryOwner(_memory_indexes[url, index_name], index_name)
+    if _is_redis(settings.store):
+        return RedisOwner(settings.store, settings.name)
+    return MemoryOwner(_memory_index(settings), settings.name)
 
 
-def open_reader(url: str, index_name: str) -> IndexReader:
+def open_reader(settings: IndexSettings) -> IndexReader:
     """The read half of an index; as `open_writer`."""
-    if _is_redis(url):
-        return RedisReader(url, index_name)
-    return MemoryReader(_memory_indexes[url, index_name], index_name)
+    if _is_redis(settings.store):
+        return RedisReader(settings.store, settings.name)
+    return MemoryReader(_memory_index(settings), settings.name)
+
+
+def _memory_index(settings: IndexSettings) -> MemoryIndex:
+    return _memory_indexes[settings.store, settings.name]
 
 
 def _is_redis(url: str) -> bool:

@@ -22,6 +22,7 @@ from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.connstr import parse_source_url
 from channelindex.feeds.dcp.kv import KvClient
 from channelindex.model import REMOVED, Checkpoint, Entry, IndexMeta
+from channelindex.settings import IndexSettings
 from channelindex.stores import open_owner, open_writer
 from channelindex.stores.base import ChannelAppend
 from channelindex.stores.redis.keys import Keys
@@ -60,8 +61,8 @@ def fails(code: int, *arguments: str, cwd: Path, environ: dict[str, str] | None 
 def index_url(redis_url: str) -> str:
     """The URL of a small index: channel A has five documents of vbucket 1, of which the last one left it."""
     with (
-        closing(open_owner(redis_url, "channels")) as owner,
-        closing(open_writer(redis_url, "channels", 65536)) as writer,
+        closing(open_owner(IndexSettings("channels", redis_url))) as owner,
+        closing(open_writer(IndexSettings("channels", redis_url))) as writer,
     ):
         owner.create_or_check(IndexMeta(blocks.FORMAT_VERSION, 64, 8, "source", "index"))
         epoch = owner.next_epoch()
@@ -204,8 +205,8 @@ def test_a_reader_that_has_seen_enough_gets_no_complaint(tmp_path: Path, index_u
         follower.stdout.readline()
         follower.stdout.close()
         with (
-            closing(open_owner(index_url, "channels")) as owner,
-            closing(open_writer(index_url, "channels", 65536)) as writer,
+            closing(open_owner(IndexSettings("channels", index_url))) as owner,
+            closing(open_writer(IndexSettings("channels", index_url))) as writer,
         ):
             epoch = owner.next_epoch()
             owner.begin(0, epoch, "n1")
@@ -281,14 +282,14 @@ def test_verify_tells_an_index_that_never_caught_up_by_its_exit_code(tmp_path: P
         assert "'channels'" in fails(exits.MISSING, "verify", cwd=tmp_path, environ=settings)
         with KvClient(parse_source_url(bucket.url), Credentials(bucket.user, bucket.password)) as client:
             meta = IndexMeta(blocks.FORMAT_VERSION, 16, 8, client.source.uuid, "index")
-        with closing(open_owner(redis_url, "channels")) as owner:
+        with closing(open_owner(IndexSettings("channels", redis_url))) as owner:
             owner.create_or_check(meta)
         done = channelindex("verify", "--timeout", "0.1", "--json", cwd=tmp_path, environ=settings)
         assert done.returncode == exits.DIFFERENCES
         report = json.loads(done.stdout)
         assert (report["ok"], report["entries"]) == (False, 0)
         assert report["behind"] >= 1
-        with closing(open_owner(redis_url, "other")) as owner:
+        with closing(open_owner(IndexSettings("other", redis_url))) as owner:
             owner.create_or_check(msgspec.structs.replace(meta, source_uuid="another"))
         other = settings | {"CHANNELINDEX_INDEX_NAME": "other"}
         assert "another" in fails(exits.MISMATCH, "verify", cwd=tmp_path, environ=other)

@@ -5,6 +5,7 @@ from contextlib import closing
 from channelindex.devbucket.process import DevBucket
 from channelindex.devbucket.server import DevBucketConfig
 from channelindex.reader import ChangesReader
+from channelindex.settings import IndexSettings
 from channelindex.stores import open_reader
 from channelindex.sync_gateway.layouts import InlineLayout
 from channelindex.sync_gateway.loader import Loader
@@ -25,7 +26,7 @@ def test_a_failover_of_many_vbuckets_replaces_what_was_lost_in_the_index_and_for
     with (
         DevBucket(DevBucketConfig(n_vbuckets=N_VBUCKETS)) as bucket,
         Node("n1", tmp_path, redis_url, bucket, **settings).start() as node,
-        closing(open_reader(redis_url, "channels")) as store,
+        closing(open_reader(IndexSettings("channels", redis_url))) as store,
     ):
         reader = ChangesReader(store)
         with connect(bucket) as client:
@@ -56,7 +57,7 @@ def test_a_rollback_without_later_writes_leaves_the_index_as_the_bucket_is(tmp_p
     with (
         DevBucket(DevBucketConfig(n_vbuckets=N_VBUCKETS)) as bucket,
         Node("n1", tmp_path, redis_url, bucket, **settings).start() as node,
-        closing(open_reader(redis_url, "channels")) as store,
+        closing(open_reader(IndexSettings("channels", redis_url))) as store,
     ):
         with connect(bucket) as client:
             Loader(client, InlineLayout()).load(_revisions(1, "a"))
@@ -75,7 +76,7 @@ def test_versions_that_a_snapshot_left_out_are_indexed_when_a_failover_brings_th
     with (
         DevBucket(DevBucketConfig(n_vbuckets=N_VBUCKETS)) as bucket,
         Node("n1", tmp_path, redis_url, bucket, **settings) as node,
-        closing(open_reader(redis_url, "channels")) as store,
+        closing(open_reader(IndexSettings("channels", redis_url))) as store,
     ):
         with connect(bucket) as client:
             Loader(client, InlineLayout()).load(_revisions(1, "a"))

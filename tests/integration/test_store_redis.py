@@ -3,7 +3,6 @@
 import socket
 import threading
 from collections.abc import Iterator
-from functools import partial
 
 import pytest
 import redis
@@ -17,6 +16,7 @@ from channelindex.errors import (
     OutcomeUnknown,
     StoreUnavailable,
 )
+from channelindex.settings import IndexSettings
 from channelindex.stores import open_owner, open_reader, open_writer
 from channelindex.stores.base import BlockRef
 from channelindex.stores.redis.keys import Keys
@@ -156,7 +156,8 @@ def test_unreachable_store_is_unavailable(tmp_path):
 
 def _acts(url: str):
     """One call of each half."""
-    owner, writer, reader = open_owner(url, "test"), open_writer(url, "test", 1000), open_reader(url, "test")
+    settings = IndexSettings("test", url)
+    owner, writer, reader = open_owner(settings), open_writer(settings), open_reader(settings)
     return (
         owner.next_epoch,
         lambda: writer.write([append("A", 1, entry(0, 1))]),
@@ -230,7 +231,7 @@ def test_missing_rights_are_an_authentication_failure(backend, client):
     client.acl_setuser("reader", enabled=True, passwords=["+secret"], keys=["*"], commands=["+get", "+client|setinfo"])
     url = backend.url.replace("unix://", "unix://reader:secret@")
     with pytest.raises(AuthenticationFailed, match=r"index\.store"):
-        open_writer(url, "test", 1000).write([append("A", 1, entry(0, 1))])
+        open_writer(IndexSettings("test", url)).write([append("A", 1, entry(0, 1))])
     client.acl_deluser("reader")
 
 
@@ -355,19 +356,19 @@ def test_all_keys_of_an_index_begin_with_its_prefix(backend, client):
 
 @pytest.mark.parametrize("url", ["http://localhost", "localhost:6379", ""])
 def test_unknown_scheme_is_a_configuration_error(url):
-    for opener in (open_owner, open_reader, partial(open_writer, block_bytes=1000)):
+    for opener in (open_owner, open_reader, open_writer):
         with pytest.raises(ConfigInvalid, match=r"index\.store"):
-            opener(url, "test")
+            opener(IndexSettings("test", url))
 
 
 @pytest.mark.parametrize("url", ["redis://localhost:port/0", "redis://localhost/0?db=x"])
 def test_malformed_url_is_a_configuration_error(url):
     with pytest.raises(ConfigInvalid, match=r"index\.store"):
-        open_reader(url, "test")
+        open_reader(IndexSettings("test", url))
 
 
 def test_memory_index_is_shared_by_url_and_name():
-    open_owner("memory://shared", "a").create_or_check(META)
-    assert open_reader("memory://shared", "a").meta() == META
+    open_owner(IndexSettings("a", "memory://shared")).create_or_check(META)
+    assert open_reader(IndexSettings("a", "memory://shared")).meta() == META
     with pytest.raises(IndexMissing):
-        open_reader("memory://shared", "b").meta()
+        open_reader(IndexSettings("b", "memory://shared")).meta()

@@ -15,6 +15,7 @@ import psutil
 import redis
 
 from channelindex.epochs import PartitionRecord
+from channelindex.settings import IndexSettings
 from channelindex.stores import open_reader
 
 DEADLINE_S = 60.0
@@ -135,7 +136,7 @@ def until(condition: Callable[[], object], what: str, deadline_s: float = DEADLI
 
 def stable_seqnos(redis_url: str, index: str = "channels") -> dict[int, int]:
     """The stable clock, by vbucket; empty while there is no index."""
-    reader = open_reader(redis_url, index)
+    reader = open_reader(IndexSettings(index, redis_url))
     try:
         records: list[PartitionRecord] = list(reader.partition_records())
     except Exception as error:

@@ -11,12 +11,13 @@ from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.connstr import parse_source_url
 from channelindex.feeds.dcp.kv import KvClient
 from channelindex.reader import ChangesReader
+from channelindex.settings import IndexSettings
 from channelindex.stores import open_reader
 from tests.support.history import Membership
 from tests.support.node import stable_seqnos, until
 
 
-def cli(*args: object) -> subprocess.CompletedProcess:
+def cli(*args: object) -> subprocess.CompletedProcess[str]:
     """Run `channelindex` with *args*."""
     command = [sys.executable, "-m", "workers.cli", *map(str, args)]
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
@@ -40,7 +41,7 @@ def await_stable(redis_url: str, bucket: DevBucket) -> None:
 
 def indexed_channels(redis_url: str) -> Membership:
     """All channels as a reader is told of them from the beginning."""
-    with closing(open_reader(redis_url, "channels")) as store:
+    with closing(open_reader(IndexSettings("channels", redis_url))) as store:
         reader = ChangesReader(store)
         return {
             channel: {(e.id, e.rev, e.removed, e.deleted) for e in reader.changes([channel]).entries}

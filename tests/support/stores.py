@@ -7,6 +7,7 @@ from channelindex.blocks import ENTRIES, HEADER, iter_entries, iter_frames, pack
 from channelindex.epochs import Bounds, PartitionRecord
 from channelindex.errors import OutcomeUnknown, StoreUnavailable
 from channelindex.model import Checkpoint, Entry, IndexMeta
+from channelindex.settings import IndexSettings
 from channelindex.stores import open_owner, open_reader
 from channelindex.stores.base import BlockRef, ChannelAppend, IndexReader, OwnerStore
 from channelindex.stores.block_writer import REMEMBERED_BLOCKS, BlockOperations, BlockWriter
@@ -24,6 +25,7 @@ class Backend:
         self.url = url
         self.index_name = index_name
         self.memory = MemoryIndex() if url == "memory://" else None
+        self._settings = IndexSettings(index_name, url)
         self._opened: list[Any] = []
 
     def operations(self) -> BlockOperations:
@@ -43,13 +45,13 @@ class Backend:
 
     def owner(self) -> OwnerStore:
         """An owner's half."""
-        owner = MemoryOwner(self.memory, self.index_name) if self.memory else open_owner(self.url, self.index_name)
+        owner = MemoryOwner(self.memory, self.index_name) if self.memory else open_owner(self._settings)
         self._opened.append(owner)
         return owner
 
     def reader(self) -> IndexReader:
         """A read half."""
-        reader = MemoryReader(self.memory, self.index_name) if self.memory else open_reader(self.url, self.index_name)
+        reader = MemoryReader(self.memory, self.index_name) if self.memory else open_reader(self._settings)
         self._opened.append(reader)
         return reader
 

@@ -6,6 +6,7 @@ from contextlib import closing
 
 from channelindex.errors import ChannelIndexError, IndexMissing
 from channelindex.reader import ChangesReader
+from channelindex.settings import IndexSettings
 from channelindex.stores import open_reader
 
 INDEX = "channels"
@@ -25,7 +26,7 @@ class Follower(threading.Thread):
 
     def run(self) -> None:
         try:
-            with closing(open_reader(self._redis_url, INDEX)) as store:
+            with closing(open_reader(IndexSettings(INDEX, self._redis_url))) as store:
                 self._await_index(store)
                 for page in ChangesReader(store).follow(
                     [self.channel], stop=self._stop_asked.is_set, wait_s=0.1, limit=100
@@ -70,7 +71,7 @@ class StableWatch(threading.Thread):
 
     def run(self) -> None:
         highest: dict[int, int] = {}
-        with closing(open_reader(self._redis_url, INDEX)) as store:
+        with closing(open_reader(IndexSettings(INDEX, self._redis_url))) as store:
             while not self._stop_asked.wait(0.02):
                 try:
                     records = store.partition_records()

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _read(config: Config) -> dict[str, Any]:
     url = config.coordination.redis
-    with closing(open_reader(config.index.store, config.index.name)) as store:
+    with closing(open_reader(config.index)) as store:
         meta = store.meta()
         records = store.partition_records()
         n_quarantined, _ = store.quarantined(limit=1)

@@ -57,7 +57,7 @@ def _verify(config: Config, args: argparse.Namespace) -> Report:
             return client.high_seqnos()
 
     decoder = make_decoder(config.source.decoder, star_channel=config.source.star_channel)
-    with closing(open_reader(config.index.store, config.index.name)) as store:
+    with closing(open_reader(config.index)) as store:
         source_uuid = store.meta().source_uuid
         with closing(open_feed(config.source, "verify", source_uuid, high_seqnos())) as feed:
             return verify(store, feed, decoder, high_seqnos, args.channel, stable_timeout_s=args.timeout)
