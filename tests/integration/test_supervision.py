@@ -2,6 +2,7 @@
 
 import signal
 from contextlib import closing, contextmanager
+from functools import partial
 
 import pytest
 import redis
@@ -66,6 +67,10 @@ def _counts(node: Node) -> tuple[int, int]:
     return len(node.children("feed_worker")), len(node.children("batch_writer"))
 
 
+def _has_counts(node: Node, counts: tuple[int, int]) -> bool:
+    return _counts(node) == counts
+
+
 def test_sighup_changes_the_worker_counts_under_load_without_losing_anything(running, redis_url):
     with running() as (node, bucket, load):
         watch = StableWatch(redis_url)
@@ -73,7 +78,7 @@ def test_sighup_changes_the_worker_counts_under_load_without_losing_anything(run
             load.write()
             _set_workers(node, *counts)
             load.write()
-            until(lambda counts=counts: _counts(node) == counts, f"{counts} workers")
+            until(partial(_has_counts, node, counts), f"{counts} workers")
         load.write()
         await_stable(redis_url, bucket)
         assert indexed_channels(redis_url) == load.expected()

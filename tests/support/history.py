@@ -4,19 +4,23 @@ import gzip
 import json
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
+
+Line = dict[str, Any]
+"""A revision: id, rev, channels, and deleted where it is."""
 
 Membership = dict[str, set[tuple[str, str, bool, bool]]]
 """Channel -> {(document, revision, removed, deleted)}."""
 
 
-def lines_of(path: Path) -> list[dict]:
+def lines_of(path: Path) -> list[Line]:
     """The revisions in the file, in order."""
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as file:
         return [json.loads(line) for line in file]
 
 
-def expected_channels(revisions: list[dict]) -> Membership:
+def expected_channels(revisions: list[Line]) -> Membership:
     """Per channel the newest state of every document that is or was in it; `*` holds every document.
 
     A deletion leaves all channels. A document that left a channel is there as removed, with the revision that
