@@ -9,14 +9,14 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
+
+from channelindex.redis_url import FORMS, parse_redis_url
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 ENVIRONMENT_PREFIX = "CHANNELINDEX_"
 DEFAULT_ORIGIN = "default"
-REDIS_SCHEMES = ("redis", "rediss", "unix")
 
 Value = str | int | float | bool
 
@@ -76,6 +76,10 @@ def _name(value: str) -> str | None:
     return "must be 1 to 64 letters, digits, dots, underscores or hyphens"
 
 
+def _zone(value: str) -> str | None:
+    return _name(value) if value else None
+
+
 def _source_url(value: str) -> str | None:
     if re.fullmatch(r"couchbase://(\[[0-9A-Fa-f:.]+\]|[^\[\]/@?#,:\s]+)(:[0-9]+)?/[^/?#\s]+", value):
         return None
@@ -83,16 +87,15 @@ def _source_url(value: str) -> str | None:
 
 
 def _redis_url(value: str) -> str | None:
-    parts = urlsplit(value)
-    if parts.scheme in REDIS_SCHEMES and (parts.path.startswith("/") if parts.scheme == "unix" else parts.netloc):
-        return None
-    return "must be a Redis URL: redis://host:port/db, rediss://host:port/db or unix:///path/redis.sock"
+    try:
+        parse_redis_url(value)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def _store_url(value: str) -> str | None:
-    if value == "memory://" or _redis_url(value) is None:
-        return None
-    return "must be redis://host:port/db, rediss://host:port/db, unix:///path/redis.sock or memory://"
+    return None if value == "memory://" or _redis_url(value) is None else f"must be {FORMS}, or memory://"
 
 
 def _decoder(value: str) -> str | None:
@@ -114,6 +117,10 @@ class NodeSettings:
         "", "Name of this node in leases, logs and status; one per machine.", rule=_name, default_text="the host's name"
     )
     run_dir: str = _setting("/run/channelindex", "Folder for files that live only as long as the node runs.")
+    weight: int = _setting(
+        1, "This node's share of the partitions, relative to the weights of the others.", at_least=1, at_most=1000
+    )
+    zone: str = _setting("", "Where this node is (rack, availability zone): shown with it.", rule=_zone)
 
 
 @dataclass(frozen=True)
@@ -186,6 +193,20 @@ class CoordinationSettings:
         unit="seconds",
         at_least=1,
         at_most=600,
+    )
+    grace_s: float = _setting(
+        600.0,
+        "A node that comes back within this time gets the partitions back that it had.",
+        unit="seconds",
+        at_least=0,
+        at_most=86400,
+    )
+    moves: int = _setting(
+        8,
+        "How many partitions this node hands over at once while it goes on with the others.",
+        unit="partitions",
+        at_least=1,
+        at_most=1024,
     )
 
 
@@ -272,7 +293,7 @@ SETTINGS: Mapping[str, Setting] = {
 def mask_url(text: str) -> str:
     """*text* with the password of any URL in it replaced by asterisks."""
     text = re.sub(r"(://[^:/?#\s]*):[^\s]*@", r"\1:***@", text)
-    return re.sub(r"([?&]password=)[^&\s]*", r"\1***", text)
+    return re.sub(r"([?&]\w*password=)[^&\s]*", r"\1***", text)
 
 
 def show(setting: Setting, value: object) -> str:

@@ -2,41 +2,25 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
-from channelindex.errors import AuthenticationFailed, ConfigInvalid, CoordinationUnavailable
+from channelindex.errors import AuthenticationFailed, CoordinationUnavailable
+from channelindex.redis_client import RedisClient, open_client
+from channelindex.redis_url import without_password
 
-_SCHEMES = ("redis", "rediss", "unix")
+SETTING = "coordination.redis"
 
 
-def connect(url: str, timeout_s: float) -> redis.Redis:
-    """A client of the Redis at *url*, not connected yet. No round trip takes longer than *timeout_s*.
-
-    It never retries by itself: a retry would outlast the timeout that the lease's time budget counts with.
+def connect(url: str, timeout_s: float) -> RedisClient:
+    """A client of the Redis at *url*; see `open_client`. No round trip takes longer than *timeout_s*.
 
     Raises:
-        ConfigInvalid: *url* is not one of redis://, rediss:// or unix://.
+        ConfigInvalid: *url* is not one of a Redis.
+        AuthenticationFailed, CoordinationUnavailable: a cluster cannot be reached; see `redis_errors`.
     """
-    scheme = urlsplit(url).scheme
-    if scheme not in _SCHEMES:
-        raise ConfigInvalid(
-            f"coordination.redis must be a redis://, rediss:// or unix:// URL, not {scheme}://; it holds the leases"
-        )
-    options = {} if scheme == "unix" else {"socket_connect_timeout": timeout_s}
-    try:
-        return redis.Redis.from_url(
-            url,
-            socket_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,  # one form of replies from every version of the client
-            **options,
-        )
-    except ValueError as error:
-        raise ConfigInvalid(f"coordination.redis is not a usable URL: {error}") from error
+    with redis_errors(url):
+        return open_client(url, SETTING, timeout_s)
 
 
 @contextmanager
@@ -54,15 +38,9 @@ def redis_errors(url: str) -> Iterator[None]:
         redis.exceptions.AuthorizationError,
         redis.exceptions.NoPermissionError,
     ) as error:
-        raise AuthenticationFailed(f"coordination.redis {address(url)}: {_one_line(error)}") from error
-    except (redis.RedisError, OSError) as error:
-        raise CoordinationUnavailable(f"coordination.redis {address(url)}: {_one_line(error)}") from error
-
-
-def address(url: str) -> str:
-    """*url* without user and password, for messages."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        raise AuthenticationFailed(f"{SETTING} {without_password(url)}: {_one_line(error)}") from error
+    except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
+        raise CoordinationUnavailable(f"{SETTING} {without_password(url)}: {_one_line(error)}") from error
 
 
 def _one_line(error: Exception) -> str:

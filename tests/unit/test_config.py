@@ -82,7 +82,7 @@ def test_all_problems_are_told_at_once_with_key_value_origin_and_fix(tmp_path: P
         ("index.name", "a:b", "must be 1 to 64 letters"),
         ("index.store", "http://h/1", "must be redis://"),
         ("index.store", "unix://", "must be redis://"),
-        ("coordination.redis", "memory://", "must be a Redis URL"),
+        ("coordination.redis", "memory://", "must be redis://"),
         ("coordination.ttl_s", "nan", "must be 1 to 600 seconds"),
         ("coordination.ttl_s", False, "must be a number"),
         ("source.url", "couchbases://host/b", "must look like couchbase://host:port/bucket"),
