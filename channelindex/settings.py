@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
+from channelindex.decode.removals import DEFAULT_SLACK
 from channelindex.redis_url import FORMS, parse_redis_url
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ class SourceSettings:
     )
     star_channel: bool = _setting(True, "Whether every document is also indexed in the channel `*`.")
     removal_slack: int = _setting(
-        1000,
+        DEFAULT_SLACK,
         "How far back, below the highest sequence seen of a vbucket, a removal is indexed again: writers overtake.",
         unit="sequences",
         at_least=0,
@@ -222,7 +223,7 @@ class WorkerSettings:
         4 * 2**20,
         "Size of the ring between one feed worker and one batch writer.",
         unit="bytes",
-        at_least=2**16,
+        at_least=2**18,
         at_most=2**30,
     )
     batch_bytes: int = _setting(

@@ -4,6 +4,9 @@ from typing import Protocol
 
 from channelindex.model import Principal, Route
 
+MAX_CHANNEL_BYTES = 0xFFFF
+"""Longer channel names do not fit the formats behind; no Sync Gateway accepts one."""
+
 
 class Undecodable(ValueError):
     """The document claims to be one of ours but cannot be understood; it is quarantined and the feed goes on."""

@@ -1,12 +1,15 @@
 """Finds the decoder that the configuration names."""
 
+import struct
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from channelindex.decode.base import Decoder
+from channelindex.blocks import pack_rev
+from channelindex.decode.base import MAX_CHANNEL_BYTES, Decoder, Undecodable
 from channelindex.decode.sync_gateway import SyncGatewayDecoder
 from channelindex.errors import ConfigInvalid
+from channelindex.model import Principal, Route
 
 SYNC_GATEWAY = "sync_gateway"
 
@@ -14,8 +17,9 @@ SYNC_GATEWAY = "sync_gateway"
 def make_decoder(name: str, *, star_channel: bool) -> Decoder:
     """The decoder called *name*: "sync_gateway", or "package.module:factory" for one of the user's own.
 
-    A factory is called once per process with the keyword `star_channel`, and returns a
-    `channelindex.decode.base.Decoder`. Whether its routes hold the channel `*` is then its own affair.
+    A factory is called with the keyword `star_channel` and returns a `channelindex.decode.base.Decoder`. Whether its
+    routes hold the channel `*` is then its own affair. What it answers is checked: a route that cannot be indexed is
+    an undecodable document, not a crash of the process that packs it.
 
     Raises:
         ConfigInvalid: there is no such decoder, or its factory fails.
@@ -27,7 +31,38 @@ def make_decoder(name: str, *, star_channel: bool) -> Decoder:
         raise _invalid(name, f"the factory raised {type(error).__name__}: {error}") from error
     if not callable(getattr(decoder, "decode", None)):
         raise _invalid(name, f"the factory returned a {type(decoder).__name__}, which has no method decode")
-    return decoder
+    return decoder if name == SYNC_GATEWAY else _Checked(decoder)
+
+
+class _Checked:
+    """A decoder of the user's own, each of whose answers is one that can be indexed."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+
+    def decode(self, kind: int, key: bytes, datatype: int, value: bytes) -> Route | Principal | None:
+        """See `Decoder.decode`."""
+        decoded = self._decoder.decode(kind, key, datatype, value)
+        if isinstance(decoded, Route):
+            _check(decoded)
+        elif decoded is not None and not isinstance(decoded, Principal):
+            raise Undecodable(f"the decoder returned a {type(decoded).__name__}, not a Route, Principal or None")
+        return decoded
+
+
+def _check(route: Route) -> None:
+    """Raise Undecodable where *route* has a type or size that the index has no place for."""
+    try:
+        for channel, removal in route.channels.items():
+            if len(channel.encode()) > MAX_CHANNEL_BYTES:
+                raise Undecodable(f"channel name longer than {MAX_CHANNEL_BYTES} bytes")
+            if removal is not None:
+                pack_rev(removal.rev)
+                struct.pack(">Q?", removal.sequence, removal.deleted)
+        pack_rev(route.rev)
+        struct.pack(">QH", route.sequence, route.flags)
+    except (AttributeError, TypeError, ValueError, struct.error) as error:
+        raise Undecodable(f"the decoder's route cannot be indexed: {error}") from None
 
 
 def _imported(name: str) -> Callable[..., Any]:

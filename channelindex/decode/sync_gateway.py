@@ -13,13 +13,11 @@ from typing import Annotated
 
 import msgspec
 
+from channelindex.blocks import MAX_REV_BYTES
 from channelindex.decode import principals
-from channelindex.decode.base import Undecodable
+from channelindex.decode.base import MAX_CHANNEL_BYTES, Undecodable
 from channelindex.feeds.base import JSON, SNAPPY, XATTR
 from channelindex.model import DELETED, REMOVED, STAR_CHANNEL, Principal, Removal, Route
-
-MAX_CHANNEL_BYTES = 0xFFFF
-"""Longer names do not fit the formats behind; no Sync Gateway accepts one."""
 
 _MAX_SEQUENCE = (1 << 64) - 1
 _STORED_FLAGS = 0xFFFF & ~REMOVED
@@ -152,14 +150,20 @@ def _check_sizes(channels: dict[str, _Removal | None]) -> None:
 def _removal(removal: _Removal) -> Removal:
     if removal.seq > _MAX_SEQUENCE:
         raise Undecodable("the sequence of a removal exceeds 64 bits")
-    rev = removal.rev
-    return Removal(removal.seq, rev if isinstance(rev, str) else rev.rev, removal.deleted)
+    return Removal(removal.seq, _text_of(removal.rev), removal.deleted)
 
 
 def _rev_of(rev: str | _Version) -> str:
-    text = rev if isinstance(rev, str) else rev.rev
+    text = _text_of(rev)
     if not text:
         raise Undecodable("_sync.rev is missing or empty")
+    return text
+
+
+def _text_of(rev: str | _Version) -> str:
+    text = rev if isinstance(rev, str) else rev.rev
+    if len(text) > MAX_REV_BYTES // 4 and len(text.encode()) > MAX_REV_BYTES:
+        raise Undecodable(f"revision id of {len(text.encode())} bytes, at most {MAX_REV_BYTES} can be indexed")
     return text
 
 
