@@ -2,20 +2,19 @@
 
 A store brings four atomic operations (`BlockOperations`); the rules are here, once:
 
-* **Append**, blind, to the active block that this *life* of the writer learnt for this very epoch.
+* **Append**, blind, to the active block that this writer learnt for this very epoch.
 * **Touch** where it knows none: the store looks into the channel's directory, refuses if a newer epoch of the group is
-  there, else notes our epoch and life, appends to the active block and tells which it is.
+  there, else notes our epoch, appends to the active block and tells which it is.
 * **Rotate** a full block: the next one begins with the channel's clock, and the clock log is folded. It happens
-  only if the directory still names our epoch, our life and that block, and the log has not grown since we read
-  it. A rotation that does not happen is no error: the append becomes a touch.
+  only if the directory still names our epoch and that block, and the log has not grown since we read it. A rotation
+  that does not happen is no error: the append becomes a touch.
 
-A life is the time between two errors. A request whose reply was lost may still arrive, even after its repetition;
-because the life has changed by then, it can no longer rotate a block under our blind appends. (An entry appended
-to a block behind the active one, beyond the active block's header clock, would be missed by readers.) What such a
-request can still do is append what its repetition appends too, and readers keep one of each entry.
+A request whose reply was lost may still arrive, even after its repetition. It must not rotate a block under our blind
+appends: readers would miss what lies behind the active block, beyond its header clock. So after any error the writer
+forgets all blocks. It has to touch before it appends blindly again, the touch makes the log grow, and the late
+rotation does not happen. All that such a request can do is append what its repetition appends too.
 """
 
-import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -69,7 +68,7 @@ class BlockOperations(Protocol):
         """Per channel: the frames to their blocks, then the records to the clock logs, then the counter, once."""
         ...
 
-    def touch(self, life: str, touches: Sequence[Touch]) -> Sequence[tuple[int, int] | None]:
+    def touch(self, touches: Sequence[Touch]) -> Sequence[tuple[int, int] | None]:
         """Per touch, in order: (number, size in bytes) of the block appended to, or None where it was refused."""
         ...
 
@@ -77,7 +76,7 @@ class BlockOperations(Protocol):
         """The clock log of each (channel, group)."""
         ...
 
-    def rotate(self, life: str, rotations: Sequence[Rotation]) -> Sequence[bool]:
+    def rotate(self, rotations: Sequence[Rotation]) -> Sequence[bool]:
         """Per rotation, in order, whether it happened."""
         ...
 
@@ -102,7 +101,6 @@ class BlockWriter:
         self._operations = operations
         self._block_bytes = block_bytes
         self._active = ActiveBlocks(remembered_blocks)
-        self._start_life()
 
     def write(self, appends: Sequence[ChannelAppend], principals: Iterable[str] = ()) -> set[int]:
         """See `IndexWriter.write`."""
@@ -117,17 +115,13 @@ class BlockWriter:
             if keys:
                 self._operations.count_principals(keys)
         except BaseException:
-            self._start_life()
+            self._active.clear()  # see above; and a store that comes back may have lost what we know
             raise
         return stale
 
     def close(self) -> None:
         """See `IndexWriter.close`."""
         self._operations.close()
-
-    def _start_life(self) -> None:
-        self._life = secrets.token_hex(8)
-        self._active.clear()
 
     def _classify(self, appends: Sequence[ChannelAppend]) -> tuple[list[_Known], list[_Known], list[ChannelAppend]]:
         """Of *appends*, those to a block that we know, to one that we know to be full, to one that we do not know."""
@@ -150,7 +144,7 @@ class BlockWriter:
         for chunk in _chunks(full, MAX_CALL_ROTATIONS):
             logs = self._operations.clock_logs([(append.channel, append.group) for append, _ in chunk])
             rotations = [_rotation(append, active, log) for (append, active), log in zip(chunk, logs, strict=True)]
-            rotated = self._operations.rotate(self._life, rotations)
+            rotated = self._operations.rotate(rotations)
             for (append, active), rotation, happened in zip(chunk, rotations, rotated, strict=True):
                 if happened:
                     active.number += 1
@@ -195,7 +189,7 @@ class BlockWriter:
 
     def _touch_at_once(self, appends: Sequence[ChannelAppend]) -> set[int]:
         stale: set[int] = set()
-        found = self._operations.touch(self._life, [_touch(append) for append in appends])
+        found = self._operations.touch([_touch(append) for append in appends])
         for append, block in zip(appends, found, strict=True):
             if block is None:
                 stale.add(append.epoch)

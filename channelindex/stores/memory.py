@@ -20,11 +20,10 @@ from channelindex.stores.records import QUARANTINE_DOCUMENTS
 
 
 class _Directory(NamedTuple):
-    """Who touched a (channel, group) last, and its active block."""
+    """The active block of a (channel, group), and the epoch that touched it last."""
 
     number: int
     epoch: int
-    life: str
 
 
 class MemoryIndex:
@@ -71,12 +70,12 @@ class MemoryBlocks:
                     self._index.clock_logs[channel, group] += record
                 self._index.counter_by_channel[channel] += 1
 
-    def touch(self, life: str, touches: Sequence[Touch]) -> Sequence[tuple[int, int] | None]:
+    def touch(self, touches: Sequence[Touch]) -> Sequence[tuple[int, int] | None]:
         """See `BlockOperations.touch`."""
         with self._index.changed:
-            return [self._touch(life, touch) for touch in touches]
+            return [self._touch(touch) for touch in touches]
 
-    def _touch(self, life: str, touch: Touch) -> tuple[int, int] | None:
+    def _touch(self, touch: Touch) -> tuple[int, int] | None:
         directory = self._index.directories[touch.channel].get(touch.group)
         if directory and directory.epoch > touch.epoch:
             return None
@@ -84,7 +83,7 @@ class MemoryBlocks:
         block = self._index.blocks[BlockRef(touch.channel, touch.group, number)]
         block += touch.frame if directory else touch.header + touch.frame
         self._index.clock_logs[touch.channel, touch.group] += touch.record
-        self._index.directories[touch.channel][touch.group] = _Directory(number, touch.epoch, life)
+        self._index.directories[touch.channel][touch.group] = _Directory(number, touch.epoch)
         self._index.counter_by_channel[touch.channel] += 1
         return number, len(block)
 
@@ -93,20 +92,20 @@ class MemoryBlocks:
         with self._index.changed:
             return [bytes(self._index.clock_logs[key]) for key in keys]
 
-    def rotate(self, life: str, rotations: Sequence[Rotation]) -> Sequence[bool]:
+    def rotate(self, rotations: Sequence[Rotation]) -> Sequence[bool]:
         """See `BlockOperations.rotate`."""
         with self._index.changed:
-            return [self._rotate(life, rotation) for rotation in rotations]
+            return [self._rotate(rotation) for rotation in rotations]
 
-    def _rotate(self, life: str, rotation: Rotation) -> bool:
+    def _rotate(self, rotation: Rotation) -> bool:
         channel, group, epoch, number, header, log_bytes, folded = rotation
-        if self._index.directories[channel].get(group) != (number, epoch, life):
+        if self._index.directories[channel].get(group) != (number, epoch):
             return False
         if len(self._index.clock_logs[channel, group]) != log_bytes:
             return False
         self._index.blocks[BlockRef(channel, group, number + 1)] = bytearray(header)
         self._index.clock_logs[channel, group] = bytearray(folded)
-        self._index.directories[channel][group] = _Directory(number + 1, epoch, life)
+        self._index.directories[channel][group] = _Directory(number + 1, epoch)
         return True
 
     def count_principals(self, keys: Sequence[str]) -> None:

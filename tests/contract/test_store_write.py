@@ -251,7 +251,7 @@ class _AppendsBetween(FaultyOperations):
         return logs
 
 
-def test_late_rotation_of_an_earlier_life_does_not_happen(backend):
+def test_late_rotation_does_not_happen(backend):
     """Its reply was lost, its repetition went another way: it must not move the active block under blind appends."""
     operations = FaultyOperations(backend.operations())
     writer = backend.writer(block_bytes=1, operations=operations)
@@ -269,7 +269,7 @@ def test_late_rotation_of_an_earlier_life_does_not_happen(backend):
     check_headers(reader, "A", _no_records(), partition_width=4)
 
 
-def test_late_touch_of_an_earlier_life_only_makes_us_ask_again(backend):
+def test_late_touch_appends_once_more_and_moves_no_block(backend):
     operations = FaultyOperations(backend.operations())
     writer = backend.writer(block_bytes=1, operations=operations)
     operations.next_faults = ["late"]

@@ -272,8 +272,7 @@ class World:
         if state.directory:
             index.directories["A"].update(state.directory)  # type: ignore[arg-type]
             index.blocks[BlockRef("A", GROUP, 0)] += state.block
-        for number, (writer, known) in enumerate(zip(self.writers, state.known, strict=True)):
-            writer._life = f"life of writer {number}"
+        for writer, known in zip(self.writers, state.known, strict=True):
             writer._active.clear()
             if known:
                 writer._active.put(("A", GROUP), Active(*known, size=0))

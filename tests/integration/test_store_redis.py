@@ -14,11 +14,14 @@ from channelindex.errors import (
     IndexMissing,
     InvariantBroken,
     OutcomeUnknown,
+    OwnershipLost,
+    StaleEpoch,
     StoreUnavailable,
+    Transient,
 )
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_owner, open_reader, open_writer
-from channelindex.stores.base import BlockRef
+from channelindex.stores.base import BlockRef, Quarantined
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.link import Link
 from tests.support.stores import GROUP, META, Backend, all_entries, append, checkpoints, entry
@@ -135,15 +138,114 @@ def test_scripts_that_redis_forgot_are_loaded_again(backend, client):
     assert [each.seqno for _, each in all_entries(backend.reader(), "A")] == [1, 2, 3]
 
 
-def test_closed_idle_connection_is_opened_again(backend, client):
+def _cut_all_connections(client: redis.Redis) -> None:
+    client.client_kill_filter(_type="normal", skipme=True)
+
+
+def test_closed_idle_connection_is_an_error_once_to_owner_and_writer_and_none_to_readers(backend, client):
     owner, writer, reader = backend.owner(), backend.writer(), backend.reader()
-    for seqno in (1, 2):
+    owner.next_epoch()
+    batch = [append("A", 1, entry(0, 1))]
+    writer.write(batch)
+    reader.stable_counter()
+    _cut_all_connections(client)
+    with pytest.raises(StoreUnavailable):
         owner.next_epoch()
-        writer.write([append("A", 1, entry(0, seqno))])
-        reader.stable_counter()
-        client.client_kill_filter(_type="normal", skipme=True)
-    assert owner.next_epoch() == 3
+    with pytest.raises(StoreUnavailable):
+        writer.write(batch)
+    assert owner.next_epoch() == 2
+    writer.write(batch)
     assert len(all_entries(reader, "A")) == 2
+
+
+def test_writer_whose_redis_forgot_a_rotation_asks_again(backend, client):
+    """A blind append to a block that the directory does not know would be lost to readers."""
+    writer = backend.writer(block_bytes=1)
+    writer.write([append("A", 1, entry(0, 1))])
+    forgotten = {key: client.dump(key) for key in (KEYS.channel("A"), KEYS.clock("A", GROUP))}
+    writer.write([append("A", 1, entry(0, 2))])
+    writer._block_bytes = 10_000
+    client.delete(KEYS.block("A", GROUP, 1))
+    for key, dump in forgotten.items():
+        client.restore(key, 0, dump, replace=True)
+    _cut_all_connections(client)
+    batch = [append("A", 1, entry(0, 2))]
+    with pytest.raises(StoreUnavailable):
+        writer.write(batch)
+    writer.write(batch)
+    assert [each.seqno for _, each in all_entries(backend.reader(), "A")] == [1, 2]
+
+
+@pytest.mark.parametrize("quarantines_first", [False, True])
+def test_stable_clock_does_not_move_on_a_redis_that_may_have_forgotten(backend, client, quarantines_first):
+    owner = backend.owner()
+    owner.begin(0, owner.next_epoch(), "n1")
+    owner.advance(1, checkpoints({0: 1}))
+    client.execute_command("DEBUG", "CHANGE-REPL-ID")  # as a failover does
+    _cut_all_connections(client)
+    with pytest.raises(StoreUnavailable):
+        owner.advance(1, checkpoints({0: 2}))
+    if quarantines_first:
+        owner.quarantine([Quarantined(0, 1, b"k", "why", 1.0)])
+    for _ in range(2):
+        with pytest.raises(OwnershipLost, match="failed over"):
+            owner.advance(1, checkpoints({0: 2}))
+    assert backend.reader().partition_records()[0].stable[0] == 1
+    anew = backend.owner()
+    anew.begin(0, anew.next_epoch(), "n1")
+    anew.advance(2, checkpoints({0: 2}))
+    assert backend.reader().partition_records()[0].stable[0] == 2
+
+
+def test_stable_clock_moves_on_after_the_connection_alone_was_lost(backend, client):
+    owner = backend.owner()
+    owner.begin(0, owner.next_epoch(), "n1")
+    _cut_all_connections(client)
+    with pytest.raises(StoreUnavailable):
+        owner.advance(1, checkpoints({0: 2}))
+    owner.advance(1, checkpoints({0: 2}))
+    assert backend.reader().partition_records()[0].stable[0] == 2
+
+
+def test_begin_that_somebody_overtook_is_judged_anew(backend, monkeypatch):
+    ours, theirs = backend.owner(), backend.owner()
+    replace = ours._replace
+
+    def replace_too_late(*arguments):
+        monkeypatch.undo()
+        theirs.begin(0, 2, "n2")
+        return replace(*arguments)
+
+    monkeypatch.setattr(ours, "_replace", replace_too_late)
+    with pytest.raises(StaleEpoch):
+        ours.begin(0, 1, "n1")
+    monkeypatch.setattr(ours, "_replace", lambda *_: False)
+    with pytest.raises(Transient, match="20 times"):
+        ours.begin(0, 3, "n1")
+    assert backend.reader().partition_records()[0].epoch == 2
+
+
+def test_channel_that_scan_returns_twice_is_listed_once(backend, monkeypatch):
+    reader = backend.reader()
+    key = KEYS.channel("A").encode()
+    replies = iter([[b"7", [key, key]], [b"0", [key, b"ci:test:{5}:b:g:0:x}:c:y"]]])
+    monkeypatch.setattr(reader._link, "execute", lambda *_: next(replies))
+    assert list(reader.channels()) == ["A"]
+
+
+def test_interrupted_request_leaves_no_reply_behind(redis_url, monkeypatch):
+    link = Link(redis_url, OutcomeUnknown)
+    link.execute("SET", "key", "value")
+
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(link._connection, "read_response", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            link.execute("INCR", "number")
+    assert link.execute("GET", "key") == b"value"
+    link.close()
 
 
 def test_unreachable_store_is_unavailable(tmp_path):

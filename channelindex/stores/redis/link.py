@@ -43,14 +43,18 @@ class Link:
     """A connection that is made when it is first needed and again after it broke. Not safe for threads or over a fork.
 
     *lost* is what a request means whose reply did not come: `OutcomeUnknown` to one who writes, `StoreUnavailable` to
-    one who only reads.
+    one who only reads. Without *reconnects*, a connection that was closed while nobody used it is an error too, once:
+    for one whose knowledge of the store is worth nothing after a restart or failover, in which Redis may forget.
     """
 
-    def __init__(self, url: str, lost: type[Transient]) -> None:
+    def __init__(self, url: str, lost: type[Transient], *, reconnects: bool = True) -> None:
         self.where = _without_password(url)
         self._lost = lost
+        self._reconnects = reconnects
         self._connection: Any = _connection(url)
         self._is_open = False
+        self.session = 0
+        """Changes whenever a connection is made or given up."""
 
     def execute(self, *command: Any) -> Any:
         """The reply to one command.
@@ -98,6 +102,7 @@ class Link:
     def close(self) -> None:
         """Close the connection. May be called twice; the next call opens it again."""
         self._is_open = False
+        self.session += 1
         self._connection.disconnect()
 
     def _exchange(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
@@ -123,12 +128,15 @@ class Link:
 
     def _open(self) -> None:
         """Connect if we are not, or if the peer has hung up since; one attempt."""
+        if self._is_open and self._has_hung_up():
+            self.close()
+            if not self._reconnects:
+                raise StoreUnavailable(f"{SETTING} {self.where}: the connection was closed")
         try:
-            if self._is_open and self._has_hung_up():
-                self.close()
             if not self._is_open:
                 self._connection.connect()
                 self._is_open = True
+                self.session += 1
         except redis.RedisError as error:
             self.close()
             raise self._judged_connect(error) from error

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from channelindex import epochs
 from channelindex.epochs import PartitionRecord
-from channelindex.errors import IndexMissing, OutcomeUnknown, StaleEpoch, Transient
+from channelindex.errors import IndexMissing, OutcomeUnknown, OwnershipLost, StaleEpoch, Transient
 from channelindex.model import Checkpoint, IndexMeta
 from channelindex.stores import records
 from channelindex.stores.base import Quarantined
@@ -18,16 +18,24 @@ _BEGIN_ATTEMPTS = 20
 
 
 class RedisOwner:
-    """`OwnerStore` in Redis."""
+    """`OwnerStore` in Redis.
+
+    Redis may forget its newest writes when it restarts or fails over: blocks, of which our caller knows that they were
+    written, among them. So the stable clock moves only as long as the Redis that we met first goes on.
+    """
 
     def __init__(self, url: str, index_name: str) -> None:
         self._index_name = index_name
         self._keys = Keys(index_name)
-        self._link = Link(url, OutcomeUnknown)
+        self._link = Link(url, OutcomeUnknown, reconnects=False)
         self._known_meta: IndexMeta | None = None
+        self._first_server: tuple[bytes, ...] = ()
+        self._server: tuple[bytes, ...] = ()
+        self._judged_session = -1
 
     def create_or_check(self, wanted: IndexMeta) -> IndexMeta:
         """See `OwnerStore.create_or_check`."""
+        self._meet_server()
         checkpoints = records.pack_checkpoints(epochs.new_record(0, wanted.partition_width).checkpoints)
         partitions = [self._keys.partition(partition) for partition in range(wanted.n_partitions)]
         found = self._link.run("create", (self._keys.meta, *partitions), encode_meta(wanted), checkpoints)
@@ -38,6 +46,7 @@ class RedisOwner:
 
     def next_epoch(self) -> int:
         """See `OwnerStore.next_epoch`. A number whose reply was lost is never used."""
+        self._meet_server()
         return int(self._link.execute("INCR", self._keys.epoch))
 
     def begin(
@@ -49,6 +58,7 @@ class RedisOwner:
         only_if: int | None = None,
     ) -> PartitionRecord:
         """See `OwnerStore.begin`."""
+        self._meet_server()
         for _ in range(_BEGIN_ATTEMPTS):
             version, record = self._record(partition)
             if epochs.has_begun(record, epoch, owner, rollback):
@@ -59,7 +69,15 @@ class RedisOwner:
         raise Transient(f"partition {partition}: its record changed {_BEGIN_ATTEMPTS} times while epoch {epoch} began")
 
     def advance(self, epoch: int, checkpoints: Mapping[int, Mapping[int, Checkpoint]]) -> None:
-        """See `OwnerStore.advance`. All partitions go in one script."""
+        """See `OwnerStore.advance`. All partitions go in one script.
+
+        Raises:
+            OwnershipLost: Redis restarted or failed over since this instance began; a new epoch has to.
+        """
+        if not self._meet_server():
+            raise OwnershipLost(
+                f"epoch {epoch}: the Redis of index.store restarted or failed over, and may have lost what was written"
+            )
         width = self._meta().partition_width
         partitions = [self._keys.partition(partition) for partition in checkpoints]
         changes = [records.pack_changes(partition * width, changed) for partition, changed in checkpoints.items()]
@@ -87,6 +105,18 @@ class RedisOwner:
         """See `OwnerStore.close`."""
         self._link.close()
 
+    def _meet_server(self) -> bool:
+        """Whether we are connected to the same Redis, with the same history, as at first.
+
+        The link does not reconnect unasked, so what follows runs on the connection that was judged here, or fails.
+        """
+        if self._link.session != self._judged_session:
+            server, replication = self._link.pipeline([("INFO", "server"), ("INFO", "replication")])
+            self._server = _identity(server) + _identity(replication)
+            self._first_server = self._first_server or self._server
+            self._judged_session = self._link.session
+        return self._server == self._first_server
+
     def _meta(self) -> IndexMeta:
         if self._known_meta is None:
             found = self._link.execute("GET", self._keys.meta)
@@ -105,3 +135,8 @@ class RedisOwner:
         history = records.pack_history(record.history)
         keys = (self._keys.partition(partition),)
         return bool(self._link.run("begin", keys, version, record.epoch, record.owner, checkpoints, history))
+
+
+def _identity(info: bytes) -> tuple[bytes, ...]:
+    """What changes with a restart (run_id) and with a failover (master_replid)."""
+    return tuple(line for line in info.split(b"\r\n") if line.startswith((b"run_id:", b"master_replid:")))

@@ -1,15 +1,14 @@
 -- Starts the next block of channels whose active block is full.
 -- KEYS   none; the channels' keys are built here (KEYSPACE.md)
 -- ARGV   1: prefix of the index
---        2: life of the writer
---        3: MessagePack [slot, items, slot, items, ...]; items are flat, eight per rotation: channel, group, epoch (16
+--        2: MessagePack [slot, items, slot, items, ...]; items are flat, eight per rotation: channel, group, epoch (16
 --           hex digits), number of the full block, number of the next one, length of the clock log that the header
 --           was made from, lengths of the next block's header frame and of that log folded
---        4: all these headers and folded logs one after the other
+--        3: all these headers and folded logs one after the other
 -- reply  MessagePack [1 or 0, ...] in the order of the rotations: whether it happened
--- atomic per rotation: only if the directory names this epoch, life and full block, and the clock log still has that
+-- atomic per rotation: only if the directory names this epoch and the full block, and the clock log still has that
 --        length; then the next block, the folded clock log and the directory
-local prefix, life, sections, body = ARGV[1], ARGV[2], cmsgpack.unpack(ARGV[3]), ARGV[4]
+local prefix, sections, body = ARGV[1], cmsgpack.unpack(ARGV[2]), ARGV[3]
 local call = redis.call
 local start = 1
 
@@ -23,7 +22,7 @@ local function rotate(slot_prefix, channel, group, epoch, number, next_number, l
   local clock_key = slot_prefix .. 'k:' .. group .. ':' .. channel
   local block_prefix = slot_prefix .. 'b:' .. group .. ':'
   key = channel_key
-  if call('HGET', channel_key, field) ~= number .. ':' .. epoch .. ':' .. life then
+  if call('HGET', channel_key, field) ~= number .. ':' .. epoch then
     return 0
   end
   key = clock_key
@@ -37,7 +36,7 @@ local function rotate(slot_prefix, channel, group, epoch, number, next_number, l
   key = clock_key
   call('SET', clock_key, folded)
   key = channel_key
-  call('HSET', channel_key, field, next_number .. ':' .. epoch .. ':' .. life)
+  call('HSET', channel_key, field, next_number .. ':' .. epoch)
   return 1
 end
 

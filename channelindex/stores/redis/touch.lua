@@ -1,15 +1,14 @@
 -- Appends to the active blocks of channels whose writer does not know them, and tells which blocks these are.
 -- KEYS   none; the channels' keys are built here (KEYSPACE.md)
 -- ARGV   1: prefix of the index
---        2: life of the writer
---        3: MessagePack [slot, items, slot, items, ...]; items are flat, six per touch: channel, group, epoch (16 hex
+--        2: MessagePack [slot, items, slot, items, ...]; items are flat, six per touch: channel, group, epoch (16 hex
 --           digits, so that they compare as strings), lengths of the header frame of block 0, of the frame, of the
 --           clock record
---        4: all these headers, frames and clock records one after the other
+--        3: all these headers, frames and clock records one after the other
 -- reply  MessagePack [number, size, ...] in the order of the touches; number is a string, "" where it was refused
 -- atomic per touch: refused if the directory names a newer epoch; else frame, clock record, directory (which names
---        this epoch and life from now on) and counter
-local prefix, life, sections, body = ARGV[1], ARGV[2], cmsgpack.unpack(ARGV[3]), ARGV[4]
+--        this epoch from now on) and counter
+local prefix, sections, body = ARGV[1], cmsgpack.unpack(ARGV[2]), ARGV[3]
 local call = redis.call
 local start = 1
 
@@ -25,7 +24,7 @@ local function touch(slot_prefix, channel, group, epoch, header, frame, record)
   local number = '0'
   if active then
     local noted_epoch
-    number, noted_epoch = string.match(active, '^(%d+):(%x+):')
+    number, noted_epoch = string.match(active, '^(%d+):(%x+)$')
     if noted_epoch > epoch then
       return '', 0
     end
@@ -37,7 +36,7 @@ local function touch(slot_prefix, channel, group, epoch, header, frame, record)
   key = slot_prefix .. 'k:' .. group .. ':' .. channel
   call('APPEND', key, record)
   key = channel_key
-  call('HSET', channel_key, field, number .. ':' .. epoch .. ':' .. life)
+  call('HSET', channel_key, field, number .. ':' .. epoch)
   call('HINCRBY', channel_key, 'n', 1)
   return number, size
 end

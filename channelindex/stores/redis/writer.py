@@ -26,7 +26,7 @@ class RedisBlocks:
 
     def __init__(self, url: str, index_name: str) -> None:
         self._keys = Keys(index_name)
-        self._link = Link(url, OutcomeUnknown)
+        self._link = Link(url, OutcomeUnknown, reconnects=False)
 
     def append(self, by_channel: Mapping[str, Sequence[BlindAppend]]) -> None:
         """See `BlockOperations.append`."""
@@ -43,13 +43,13 @@ class RedisBlocks:
             parts += [append[3] for append in appends]
         self._link.run("append", (), self._keys.prefix, *_arguments(sections))
 
-    def touch(self, life: str, touches: Sequence[Touch]) -> Sequence[tuple[int, int] | None]:
+    def touch(self, touches: Sequence[Touch]) -> Sequence[tuple[int, int] | None]:
         """See `BlockOperations.touch`."""
         flat = [
             (touch.channel, touch.group, f"{touch.epoch:016x}", touch.header, touch.frame, touch.record)
             for touch in touches
         ]
-        reply, order = self._run_by_slot("touch", life, flat)
+        reply, order = self._run_by_slot("touch", flat)
         blocks: list[tuple[int, int] | None] = [None] * len(touches)
         for index, number, size in zip(order, reply[::2], reply[1::2], strict=True):
             if number:
@@ -61,7 +61,7 @@ class RedisBlocks:
         logs = self._link.pipeline([("GET", self._keys.clock(channel, group)) for channel, group in keys])
         return [log or b"" for log in logs]
 
-    def rotate(self, life: str, rotations: Sequence[Rotation]) -> Sequence[bool]:
+    def rotate(self, rotations: Sequence[Rotation]) -> Sequence[bool]:
         """See `BlockOperations.rotate`."""
         flat = [
             (
@@ -76,7 +76,7 @@ class RedisBlocks:
             )
             for rotation in rotations
         ]
-        reply, order = self._run_by_slot("rotate", life, flat)
+        reply, order = self._run_by_slot("rotate", flat)
         happened = [False] * len(rotations)
         for index, result in zip(order, reply, strict=True):
             happened[index] = result == 1
@@ -90,7 +90,7 @@ class RedisBlocks:
         """See `BlockOperations.close`."""
         self._link.close()
 
-    def _run_by_slot(self, name: str, life: str, items: Sequence[tuple[Any, ...]]) -> tuple[list[Any], list[int]]:
+    def _run_by_slot(self, name: str, items: Sequence[tuple[Any, ...]]) -> tuple[list[Any], list[int]]:
         """The reply of a script to *items* grouped by slot, and for each of its answers the index of the item."""
         sections: dict[int, tuple[list[Any], list[bytes]]] = {}
         indices: dict[int, list[int]] = {}
@@ -100,7 +100,7 @@ class RedisBlocks:
             values += [len(value) if isinstance(value, bytes) else value for value in item]
             parts += [value for value in item if isinstance(value, bytes)]
             indices.setdefault(slot, []).append(index)
-        reply = _decode(self._link.run(name, (), self._keys.prefix, life, *_arguments(sections)))
+        reply = _decode(self._link.run(name, (), self._keys.prefix, *_arguments(sections)))
         return reply, [index for at in indices.values() for index in at]
 
 
