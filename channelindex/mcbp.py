@@ -22,6 +22,12 @@ REQUEST = 0x80
 RESPONSE = 0x81
 SERVER_REQUEST = 0x82
 SERVER_RESPONSE = 0x83
+FRAMED_REQUEST = 0x08
+FRAMED_RESPONSE = 0x18
+"""With framing extras (docs/BinaryProtocol.md, alternative encodings): of the key length's two bytes the first is
+their length, and they stand before the extras."""
+
+_PLAIN_MAGIC = {FRAMED_REQUEST: REQUEST, FRAMED_RESPONSE: RESPONSE}
 
 
 class Op(IntEnum):
@@ -42,6 +48,7 @@ class Op(IntEnum):
     PREPEND = 0x0F
     STAT = 0x10
     TOUCH = 0x1C
+    GET_AND_TOUCH = 0x1D
     HELLO = 0x1F
     SASL_LIST_MECHS = 0x20
     SASL_AUTH = 0x21
@@ -72,17 +79,27 @@ class Op(IntEnum):
     LIST_BUCKETS = 0x87
     SELECT_BUCKET = 0x89
     OBSERVE_SEQNO = 0x91
+    GET_LOCKED = 0x94
+    UNLOCK = 0x95
     SET_WITH_META = 0xA2
     DEL_WITH_META = 0xA8
     GET_CLUSTER_CONFIG = 0xB5
+    COLLECTIONS_GET_MANIFEST = 0xBA
     COLLECTIONS_GET_ID = 0xBB
     SUBDOC_GET = 0xC5
     SUBDOC_EXISTS = 0xC6
     SUBDOC_DICT_ADD = 0xC7
     SUBDOC_DICT_UPSERT = 0xC8
     SUBDOC_DELETE = 0xC9
+    SUBDOC_REPLACE = 0xCA
+    SUBDOC_ARRAY_PUSH_LAST = 0xCB
+    SUBDOC_ARRAY_PUSH_FIRST = 0xCC
+    SUBDOC_ARRAY_INSERT = 0xCD
+    SUBDOC_ARRAY_ADD_UNIQUE = 0xCE
+    SUBDOC_COUNTER = 0xCF
     SUBDOC_MULTI_LOOKUP = 0xD0
     SUBDOC_MULTI_MUTATION = 0xD1
+    SUBDOC_GET_COUNT = 0xD2
     GET_ERROR_MAP = 0xFE
 
 
@@ -111,6 +128,8 @@ class Status(IntEnum):
     EBUSY = 0x85
     ETMPFAIL = 0x86
     XATTR_EINVAL = 0x87
+    UNKNOWN_COLLECTION = 0x88
+    UNKNOWN_SCOPE = 0x8C
     SUBDOC_PATH_ENOENT = 0xC0
     SUBDOC_PATH_MISMATCH = 0xC1
     SUBDOC_PATH_EINVAL = 0xC2
@@ -136,10 +155,17 @@ class Feature(IntEnum):
     DUPLEX = 0x0C
     CLUSTERMAP_NOTIFICATION = 0x0D
     UNORDERED_EXECUTION = 0x0E
+    ALT_REQUEST = 0x10
+    SYNC_REPLICATION = 0x11
+    COLLECTIONS = 0x12
+    PRESERVE_TTL = 0x14
 
 
 class Frame(NamedTuple):
-    """One whole frame. `status` is the vbucket in a request and the status in a response."""
+    """One whole frame. `status` is the vbucket in a request and the status in a response.
+
+    `framing` is what a frame with framing extras has before its extras; its magic is that of the plain encoding.
+    """
 
     magic: int
     opcode: int
@@ -150,6 +176,7 @@ class Frame(NamedTuple):
     extras: bytes
     key: bytes
     value: bytes
+    framing: bytes = b""
 
 
 def pack_frame(
@@ -179,15 +206,18 @@ def take_frame(buffer: bytes | bytearray | memoryview, offset: int = 0) -> tuple
     if len(buffer) - offset < HEADER_BYTES:
         return None
     magic, opcode, key_size, extras_size, datatype, status, body_size, opaque, cas = HEADER.unpack_from(buffer, offset)
+    framing_size = 0
+    if magic in _PLAIN_MAGIC:
+        magic, framing_size, key_size = _PLAIN_MAGIC[magic], key_size >> 8, key_size & 0xFF
     if not REQUEST <= magic <= SERVER_RESPONSE:
         raise ProtocolError(f"frame with unknown magic 0x{magic:02x}")
-    if key_size + extras_size > body_size or body_size > MAX_BODY_BYTES:
+    if framing_size + key_size + extras_size > body_size or body_size > MAX_BODY_BYTES:
         raise ProtocolError(f"frame 0x{opcode:02x} with key {key_size}, extras {extras_size}, body {body_size} bytes")
-    start = offset + HEADER_BYTES
-    end = start + body_size
+    extras_start = offset + HEADER_BYTES + framing_size
+    end = offset + HEADER_BYTES + body_size
     if len(buffer) < end:
         return None
-    key_start = start + extras_size
+    key_start = extras_start + extras_size
     value_start = key_start + key_size
     frame = Frame(
         magic,
@@ -196,9 +226,10 @@ def take_frame(buffer: bytes | bytearray | memoryview, offset: int = 0) -> tuple
         datatype,
         opaque,
         int.from_bytes(cas, "big"),
-        bytes(buffer[start:key_start]),
+        bytes(buffer[extras_start:key_start]),
         bytes(buffer[key_start:value_start]),
         bytes(buffer[value_start:end]),
+        bytes(buffer[offset + HEADER_BYTES : extras_start]),
     )
     return frame, end
 

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 
 from channelindex import mcbp
-from channelindex.devbucket import dcp, kv, session, subdoc
+from channelindex.devbucket import dcp, framing, kv, locking, session, subdoc
 from channelindex.devbucket.replies import HangUp, Malformed, Refused, Reply
 from channelindex.devbucket.session import Session
 from channelindex.mcbp import Frame, Op, Status
 
 _COMMANDS = session.COMMANDS | dcp.COMMANDS
-_BUCKET_COMMANDS = kv.COMMANDS | subdoc.COMMANDS
+_BUCKET_COMMANDS = kv.COMMANDS | locking.COMMANDS | subdoc.COMMANDS
 
 
 def answer(session: Session, frame: Frame, replies: list[bytes]) -> None:
@@ -41,5 +41,7 @@ def _run(session: Session, frame: Frame) -> Reply | Sequence[Reply] | None:
         return command(session, frame)
     if (command := _BUCKET_COMMANDS.get(frame.opcode)) is not None:
         session.require_bucket(frame)
+        if frame.framing:
+            framing.durability_level(frame)  # any is met: what is on one node without a disk is all there is
         return command(session, frame)
     raise Refused(Status.UNKNOWN_COMMAND)

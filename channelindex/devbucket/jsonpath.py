@@ -1,15 +1,25 @@
-"""Reading and changing JSON text at a path of dictionary keys, as sub-document commands do. No I/O.
+"""Reading and changing JSON at a path, as sub-document commands do. No I/O.
 
-Array indices are not supported: they are refused as paths that cannot be parsed.
+Works on parsed JSON, so that several changes of one document parse and write it once. Source: couchbase/kv_engine
+docs/SubDocument.md.
 """
 
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import orjson
 
 from channelindex.mcbp import Op, Status
 
-CANNOT_INSERT = 0xC5  # the value is not JSON
+CANNOT_INSERT = 0xC5  # the value is not JSON, or not of the kind that the command inserts
+DELTA_INVALID = 0xC8
+NUMBER_RANGE = 0xC7
+
+COUNTER_LIMIT = 1 << 63
+
+Step = str | int
+"""A key of a dictionary, or an index of an array; -1 is the last one."""
 
 
 class PathError(Exception):
@@ -20,62 +30,116 @@ class PathError(Exception):
         self.status = status
 
 
-def split_path(path: str) -> list[str]:
-    """The keys of a path: separated by dots, each may be quoted in backticks, a backtick is written twice.
+def split_path(path: str) -> list[Step]:
+    """The steps of a path: keys separated by dots, a key may be quoted in backticks; indices in brackets behind a key.
 
     Raises:
         PathError: the path cannot be parsed.
     """
-    keys = [""]
-    quoted = False
+    steps: list[Step] = []
     at = 0
+    step: Step
     while at < len(path):
-        char = path[at]
-        if char == "`" and path[at : at + 2] == "``":
-            keys[-1] += "`"
-            at += 1
-        elif char == "`":
-            quoted = not quoted
-        elif char == "." and not quoted:
-            keys.append("")
-        elif char in "[]" and not quoted:
+        if path[at] == "[":
+            step, at = _index(path, at)
+        elif steps and path[at] != ".":
             raise PathError(Status.SUBDOC_PATH_EINVAL)
         else:
-            keys[-1] += char
-        at += 1
-    if quoted or "" in keys:
+            step, at = _key(path, at + bool(steps))
+        steps.append(step)
+    if not steps:
         raise PathError(Status.SUBDOC_PATH_EINVAL)
-    return keys
+    return steps
 
 
-def get(text: bytes, keys: list[str]) -> bytes:
-    """The JSON text at *keys*; all of it for no keys.
+def _index(path: str, at: int) -> tuple[int, int]:
+    """The index in brackets that begins at *at*, and the place behind it. Of the negative ones there is only -1."""
+    end = path.find("]", at)
+    text = path[at + 1 : end]
+    if end < 0 or not (text == "-1" or (text.isascii() and text.isdigit())):
+        raise PathError(Status.SUBDOC_PATH_EINVAL)
+    return int(text), end + 1
+
+
+def _key(path: str, at: int) -> tuple[str, int]:
+    """The key that begins at *at*, and the place behind it. A backtick in a key is written twice."""
+    key = ""
+    quoted = False
+    while at < len(path) and (quoted or path[at] not in ".["):
+        if path[at : at + 2] == "``":
+            key += "`"
+            at += 1
+        elif path[at] == "`":
+            quoted = not quoted
+        elif path[at] == "]" and not quoted:
+            raise PathError(Status.SUBDOC_PATH_EINVAL)
+        else:
+            key += path[at]
+        at += 1
+    if quoted or not key:
+        raise PathError(Status.SUBDOC_PATH_EINVAL)
+    return key, at
+
+
+def parse(text: bytes) -> Any:
+    """A document's JSON.
+
+    Raises:
+        PathError: it is none.
+    """
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise PathError(Status.SUBDOC_DOC_NOTJSON) from error
+
+
+def get(node: Any, steps: list[Step]) -> Any:
+    """What is at *steps*; all for no steps.
 
     Raises:
         PathError: nothing is there.
     """
-    if not keys:
-        return text
-    holder = _holder(_parsed(text), keys, make=False)
-    if keys[-1] not in holder:
-        raise PathError(Status.SUBDOC_PATH_ENOENT)
-    return orjson.dumps(holder[keys[-1]])
+    for step in steps:
+        if not _has(node, step):
+            raise PathError(Status.SUBDOC_PATH_ENOENT)
+        node = node[step]
+    return node
 
 
-def change(text: bytes, opcode: int, keys: list[str], value: bytes, *, make_parents: bool) -> bytes:
-    """The JSON text after a dictionary command at *keys*; *make_parents* creates dictionaries on the way.
+def count(node: Any, steps: list[Step]) -> int:
+    """How many elements the array or the dictionary at *steps* has.
+
+    Raises:
+        PathError: nothing is there, or something else.
+    """
+    found = get(node, steps)
+    if not isinstance(found, (dict, list)):
+        raise PathError(Status.SUBDOC_PATH_MISMATCH)
+    return len(found)
+
+
+def change(root: Any, opcode: int, steps: list[Step], text: bytes, *, make_parents: bool) -> bytes:
+    """Carry out a command at *steps* of *root*; returns what it answers, which only a counter does.
+
+    *make_parents* creates what is missing on the way.
 
     Raises:
         PathError: the command does not fit what is there.
     """
-    root = _parsed(text)
-    holder = _holder(root, keys, make=make_parents)
-    check_presence(opcode, present=keys[-1] in holder)
-    if opcode == Op.SUBDOC_DELETE:
-        del holder[keys[-1]]
+    if opcode in _ARRAY_COMMANDS:
+        _ARRAY_COMMANDS[opcode](_array(root, steps, make=make_parents), parse_values(text))
+        return b""
+    if not steps or (isinstance(steps[-1], int) and opcode not in _INDEX_COMMANDS):
+        raise PathError(Status.SUBDOC_PATH_EINVAL)
+    holder, step = _holder(root, steps, make=make_parents), steps[-1]
+    if opcode == Op.SUBDOC_ARRAY_INSERT:
+        _insert(holder, step, parse_values(text))
+    elif opcode == Op.SUBDOC_COUNTER:
+        holder[step] = _counted(holder[step] if _has(holder, step) else 0, text)
+        return orjson.dumps(holder[step])
     else:
-        holder[keys[-1]] = parsed_value(value)
-    return orjson.dumps(root)
+        _change_member(holder, step, opcode, text)
+    return b""
 
 
 def check_presence(opcode: int, *, present: bool) -> None:
@@ -90,36 +154,123 @@ def check_presence(opcode: int, *, present: bool) -> None:
         raise PathError(Status.SUBDOC_PATH_ENOENT)
 
 
-def parsed_value(value: bytes) -> Any:
+def parse_value(text: bytes) -> Any:
     """A value that a client wants to insert.
 
     Raises:
         PathError: it is not JSON.
     """
     try:
-        return orjson.loads(value)
+        return orjson.loads(text)
     except orjson.JSONDecodeError as error:
         raise PathError(CANNOT_INSERT) from error
 
 
-def _parsed(text: bytes) -> Any:
-    try:
-        return orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise PathError(Status.SUBDOC_DOC_NOTJSON) from error
+def parse_values(text: bytes) -> list[Any]:
+    """The values, separated by commas, that a client wants to insert into an array."""
+    values: list[Any] = parse_value(b"[" + text + b"]")
+    if not values:
+        raise PathError(CANNOT_INSERT)
+    return values
 
 
-def _holder(root: Any, keys: list[str], *, make: bool) -> dict[str, Any]:
-    """The dictionary that holds, or would hold, the last key."""
-    node = root
-    for key in keys[:-1]:
-        if not isinstance(node, dict):
-            raise PathError(Status.SUBDOC_PATH_MISMATCH)
-        if key not in node:
-            if not make:
-                raise PathError(Status.SUBDOC_PATH_ENOENT)
-            node[key] = {}
-        node = node[key]
-    if not isinstance(node, dict):
+def _change_member(holder: Any, step: Step, opcode: int, text: bytes) -> None:
+    check_presence(opcode, present=_has(holder, step))
+    if opcode == Op.SUBDOC_DELETE:
+        del holder[step]
+    else:
+        holder[step] = parse_value(text)
+
+
+def _has(holder: Any, step: Step) -> bool:
+    """Whether *holder* has a member *step*.
+
+    Raises:
+        PathError: it is no dictionary, or no array.
+    """
+    if not isinstance(holder, dict if isinstance(step, str) else list):
         raise PathError(Status.SUBDOC_PATH_MISMATCH)
+    return step in holder if isinstance(step, str) else -1 <= step < len(holder) and bool(holder)
+
+
+def _holder(root: Any, steps: list[Step], *, make: bool) -> Any:
+    """The dictionary or array that holds, or would hold, the last step."""
+    node = root
+    for step, following in pairwise(steps):
+        if not _has(node, step):
+            if not make or isinstance(step, int) or isinstance(following, int):
+                raise PathError(Status.SUBDOC_PATH_ENOENT)
+            node[step] = {}
+        node = node[step]
+    _has(node, steps[-1])
     return node
+
+
+def _array(root: Any, steps: list[Step], *, make: bool) -> list[Any]:
+    """The array at *steps*; a new one if none is there."""
+    if steps:
+        holder, step = _holder(root, steps, make=make), steps[-1]
+        if not _has(holder, step):
+            if not make or isinstance(step, int):
+                raise PathError(Status.SUBDOC_PATH_ENOENT)
+            holder[step] = []
+        root = holder[step]
+    if not isinstance(root, list):
+        raise PathError(Status.SUBDOC_PATH_MISMATCH)
+    return root
+
+
+def _insert(array: Any, step: Step, values: list[Any]) -> None:
+    if not isinstance(step, int) or step < 0:
+        raise PathError(Status.SUBDOC_PATH_EINVAL)
+    if step > len(array):
+        raise PathError(Status.SUBDOC_PATH_ENOENT)
+    array[step:step] = values
+
+
+def _push_first(array: list[Any], values: list[Any]) -> None:
+    array[:0] = values
+
+
+def _add_unique(array: list[Any], values: list[Any]) -> None:
+    """Add one value that is neither dictionary nor array, to an array of such values."""
+    if len(values) > 1 or isinstance(values[0], (dict, list)):
+        raise PathError(CANNOT_INSERT)
+    if any(isinstance(member, (dict, list)) for member in array):
+        raise PathError(Status.SUBDOC_PATH_MISMATCH)
+    if any(member == values[0] and type(member) is type(values[0]) for member in array):
+        raise PathError(Status.SUBDOC_PATH_EEXISTS)
+    array.append(values[0])
+
+
+def _counted(number: Any, text: bytes) -> int:
+    delta = parse_value(text)
+    if type(delta) is not int or not delta:
+        raise PathError(DELTA_INVALID)
+    if type(number) is not int:
+        raise PathError(Status.SUBDOC_PATH_MISMATCH)
+    if not -COUNTER_LIMIT <= number + delta < COUNTER_LIMIT:
+        raise PathError(NUMBER_RANGE)
+    return number + delta
+
+
+_ARRAY_COMMANDS: dict[int, Callable[[list[Any], list[Any]], None]] = {
+    Op.SUBDOC_ARRAY_PUSH_LAST: list.extend,
+    Op.SUBDOC_ARRAY_PUSH_FIRST: _push_first,
+    Op.SUBDOC_ARRAY_ADD_UNIQUE: _add_unique,
+}
+_INDEX_COMMANDS = frozenset({Op.SUBDOC_ARRAY_INSERT, Op.SUBDOC_COUNTER, Op.SUBDOC_DELETE, Op.SUBDOC_REPLACE})
+"""What may be done to a member of an array."""
+
+CHANGES = frozenset(
+    {
+        *_ARRAY_COMMANDS,
+        Op.SUBDOC_ARRAY_INSERT,
+        Op.SUBDOC_COUNTER,
+        Op.SUBDOC_DELETE,
+        Op.SUBDOC_DICT_ADD,
+        Op.SUBDOC_DICT_UPSERT,
+        Op.SUBDOC_REPLACE,
+    }
+)
+"""All commands that change something at a path."""

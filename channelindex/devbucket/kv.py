@@ -5,6 +5,7 @@ Source: couchbase/kv_engine docs/BinaryProtocol.md. A client that has selected t
 
 import struct
 
+from channelindex.devbucket import framing
 from channelindex.devbucket.items import DELETED, Item, join_value
 from channelindex.devbucket.replies import Malformed, Refused, Reply
 from channelindex.devbucket.session import Command, Session
@@ -14,6 +15,8 @@ from channelindex.mcbp import Frame, Op, Status
 
 GET_META = 0xA0
 MAX_KEY_BYTES = 250
+CAS_OF_LOCKED = 0xFFFFFFFFFFFFFFFF
+"""What a read shows of a locked document: nobody else can use its CAS."""
 MAX_VALUE_BYTES = 20 * 1024 * 1024
 NEVER_CREATE = 0xFFFFFFFF
 """Expiry of INCREMENT and DECREMENT that means: do not create the document."""
@@ -31,12 +34,23 @@ _COUNTER_LIMIT = 1 << 64
 
 def find_for_change(session: Session, request: Frame) -> tuple[VBucket, Item | None]:
     """The active vbucket of a request and the live document of its key, after the request's CAS was checked."""
-    vbucket, item = _find(session, request)
+    vbucket, item = find_active(session, request)
     if request.cas and item is None:
         raise Refused(Status.KEY_ENOENT)
-    if request.cas and item is not None and request.cas != item.cas:
+    if (lock := vbucket.locks.of(request.key)) is not None:
+        if request.cas != lock.cas:
+            raise Refused(Status.LOCKED)
+    elif request.cas and item is not None and request.cas != item.cas:
         raise Refused(Status.KEY_EEXISTS)
     return vbucket, item
+
+
+def find_active(session: Session, request: Frame) -> tuple[VBucket, Item | None]:
+    """The active vbucket of a request and the live document of its key."""
+    require_key(request)
+    vbucket = session.find_vbucket(request.status, states=_ACTIVE)
+    item = vbucket.find(request.key)
+    return vbucket, None if item is None or item.deleted else item
 
 
 def require_key(request: Frame) -> None:
@@ -45,19 +59,17 @@ def require_key(request: Frame) -> None:
         raise Malformed
 
 
-def _find(session: Session, request: Frame) -> tuple[VBucket, Item | None]:
-    require_key(request)
-    vbucket = session.find_vbucket(request.status, states=_ACTIVE)
-    item = vbucket.find(request.key)
-    return vbucket, None if item is None or item.deleted else item
-
-
 def _get(session: Session, request: Frame) -> Reply:
-    _, item = _find(session, request)
+    vbucket, item = find_active(session, request)
     if item is None:
         raise Refused(Status.KEY_ENOENT)
-    datatype = item.datatype & session.json_datatype
-    return Reply(item.body(), item.flags.to_bytes(4, "big"), cas=item.cas, datatype=datatype)
+    locked = vbucket.locks.of(request.key) is not None
+    return document_reply(session, item, cas=CAS_OF_LOCKED if locked else item.cas)
+
+
+def document_reply(session: Session, item: Item, *, cas: int) -> Reply:
+    """A document's body, as this client can read it."""
+    return Reply(item.body(), item.flags.to_bytes(4, "big"), cas=cas, datatype=item.datatype & session.json_datatype)
 
 
 def _get_meta(session: Session, request: Frame) -> Reply:
@@ -78,7 +90,7 @@ def _set(session: Session, request: Frame) -> Reply:
 
 
 def _add(session: Session, request: Frame) -> Reply:
-    vbucket, item = _find(session, request)
+    vbucket, item = find_active(session, request)
     if item is not None:
         raise Refused(Status.KEY_EEXISTS)
     return _store(session, request, vbucket, item)
@@ -99,7 +111,7 @@ def _store(session: Session, request: Frame, vbucket: VBucket, old: Item | None)
         raise Refused(Status.E2BIG)
     flags, expiry = _SET_EXTRAS.unpack(request.extras)
     value, datatype = join_value(old.xattrs() if old else {}, request.value)
-    expiry = session.bucket.absolute_expiry(expiry)
+    expiry = old.expiry if old and framing.keeps_expiry(request) else session.bucket.absolute_expiry(expiry)
     return session.mutated(vbucket, vbucket.write(request.key, value, datatype, flags=flags, expiry=expiry))
 
 
@@ -111,15 +123,25 @@ def _delete(session: Session, request: Frame) -> Reply:
 
 
 def _touch(session: Session, request: Frame) -> Reply:
+    return Reply(cas=_touched(session, request).cas)
+
+
+def _get_and_touch(session: Session, request: Frame) -> Reply:
+    item = _touched(session, request)
+    return document_reply(session, item, cas=item.cas)
+
+
+def _touched(session: Session, request: Frame) -> Item:
+    """The document after its expiry was set, which is a mutation."""
     if len(request.extras) != 4:
         raise Malformed
-    vbucket, item = _find(session, request)
+    vbucket, item = find_for_change(session, request)
     if item is None:
         raise Refused(Status.KEY_ENOENT)
     expiry = session.bucket.absolute_expiry(int.from_bytes(request.extras, "big"))
     touched = vbucket.write(request.key, item.value, item.datatype, flags=item.flags, expiry=expiry)
     session.bucket.note_expiry(vbucket.vb, item.key, expiry)
-    return Reply(cas=touched.cas)
+    return touched
 
 
 def _append(session: Session, request: Frame) -> Reply:
@@ -219,6 +241,7 @@ COMMANDS: dict[int, Command] = {
     Op.REPLACE: _replace,
     Op.DELETE: _delete,
     Op.TOUCH: _touch,
+    Op.GET_AND_TOUCH: _get_and_touch,
     Op.APPEND: _append,
     Op.PREPEND: _prepend,
     Op.INCREMENT: _increment,

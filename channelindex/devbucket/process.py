@@ -45,6 +45,11 @@ class DevBucket:
         """The bucket's URL, as source.url takes it."""
         return f"couchbase://{self.config.host}:{self.port}/{self.config.bucket}"
 
+    @property
+    def cluster_url(self) -> str:
+        """What the official SDK takes: the same without the bucket, which it is told later."""
+        return f"couchbase://{self.config.host}:{self.port}"
+
     def __enter__(self) -> Self:
         """Start the child; the server listens when this returns.
 

@@ -28,6 +28,9 @@ OFFERED = frozenset(
         Feature.DUPLEX,
         Feature.CLUSTERMAP_NOTIFICATION,
         Feature.UNORDERED_EXECUTION,
+        Feature.ALT_REQUEST,
+        Feature.SYNC_REPLICATION,
+        Feature.PRESERVE_TTL,
     }
 )
 """No compression, collections or tracing: a client that is granted them changes what it sends."""

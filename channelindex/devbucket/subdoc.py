@@ -5,15 +5,16 @@ of xattrs, so that a macro can take the checksum of the new body.
 """
 
 import struct
-from dataclasses import dataclass
+from collections.abc import Iterable
 from enum import IntFlag
-from typing import NamedTuple
+from typing import Any
 
+import google_crc32c
 import orjson
 
-from channelindex.devbucket import jsonpath
-from channelindex.devbucket.crc32c import crc32c
-from channelindex.devbucket.items import Item, join_value, system_xattrs
+from channelindex.devbucket import framing, jsonpath
+from channelindex.devbucket.drafts import INVALID_COMBO, Draft, Macros, PathFlag, Spec
+from channelindex.devbucket.items import Item, join_value
 from channelindex.devbucket.jsonpath import PathError
 from channelindex.devbucket.kv import find_for_change, require_key
 from channelindex.devbucket.replies import Malformed, Refused, Reply
@@ -22,13 +23,7 @@ from channelindex.devbucket.vbucket import State, VBucket
 from channelindex.feeds.base import JSON, XATTR
 from channelindex.mcbp import Frame, Op, Status
 
-# Opcodes that only occur inside a multi-path command; whole-document GET, SET and DELETE are 0x00, 0x01 and 0x04.
-REPLACE = 0xCA
-REPLACE_BODY_WITH_XATTR = 0xD3
-
-INVALID_COMBO = 0xCB
 SEVERAL_XATTRS = 0xCF
-UNKNOWN_MACRO = 0xD0
 
 MAX_PATHS = 16
 DOCUMENT = "$document"
@@ -36,15 +31,8 @@ DOCUMENT = "$document"
 _LOOKUP_HEAD = struct.Struct(">BBH")  # opcode, flags, path length
 _CHANGE_HEAD = struct.Struct(">BBHI")  # opcode, flags, path length, value length
 _LOOKUP_RESULT = struct.Struct(">HI")  # status, value length
+_ANSWER = struct.Struct(">BHI")  # index of the path, status, value length
 _FAILURE = struct.Struct(">BH")  # index of the path, status
-
-
-class PathFlag(IntFlag):
-    """Flags of one path."""
-
-    MAKE_PARENTS = 0x01
-    XATTR = 0x04
-    EXPAND_MACROS = 0x10
 
 
 class DocFlag(IntFlag):
@@ -54,24 +42,6 @@ class DocFlag(IntFlag):
     ADD = 0x02
     ACCESS_DELETED = 0x04
     CREATE_AS_DELETED = 0x08
-
-
-class Spec(NamedTuple):
-    """One path of a command."""
-
-    opcode: int
-    flags: int
-    path: str
-    value: bytes
-
-
-@dataclass
-class Draft:
-    """A document while it is changed."""
-
-    xattrs: dict[str, bytes]
-    body: bytes
-    alive: bool
 
 
 def _multi_lookup(session: Session, request: Frame) -> Reply:
@@ -100,17 +70,22 @@ def _lookup(item: Item, spec: Spec) -> tuple[int, bytes]:
 def _read(item: Item, spec: Spec) -> bytes:
     if spec.opcode == Op.GET and not spec.path:
         return item.body()
-    if spec.opcode not in (Op.SUBDOC_GET, Op.SUBDOC_EXISTS):
+    if spec.opcode not in (Op.SUBDOC_GET, Op.SUBDOC_EXISTS, Op.SUBDOC_GET_COUNT):
         raise PathError(INVALID_COMBO)
-    keys = jsonpath.split_path(spec.path)
+    root, steps = _root_and_steps(item, spec)
+    found = jsonpath.count(root, steps) if spec.opcode == Op.SUBDOC_GET_COUNT else jsonpath.get(root, steps)
+    return orjson.dumps(found)
+
+
+def _root_and_steps(item: Item, spec: Spec) -> tuple[Any, list[jsonpath.Step]]:
+    """The parsed body or xattr that a path leads into, and the steps from there."""
     if not spec.flags & PathFlag.XATTR:
-        return jsonpath.get(item.body(), keys)
-    xattrs = item.xattrs()
-    if keys[0] == DOCUMENT:
-        xattrs = {DOCUMENT: _about(item)}
-    if keys[0] not in xattrs:
+        return jsonpath.parse(item.body()), jsonpath.split_path(spec.path) if spec.path else []
+    name, *rest = jsonpath.split_path(spec.path)
+    xattrs = {DOCUMENT: _about(item)} if name == DOCUMENT else item.xattrs()
+    if name not in xattrs:
         raise PathError(Status.SUBDOC_PATH_ENOENT)
-    return jsonpath.get(xattrs[keys[0]], keys[1:])
+    return jsonpath.parse(xattrs[str(name)]), rest
 
 
 def _about(item: Item) -> bytes:
@@ -125,7 +100,7 @@ def _about(item: Item) -> bytes:
         "deleted": item.deleted,
         "datatype": [name for bit, name in ((JSON, "json"), (XATTR, "xattr")) if item.datatype & bit] or ["raw"],
         "value_bytes": len(body),
-        "value_crc32c": f"0x{crc32c(body):08x}",
+        "value_crc32c": f"0x{google_crc32c.value(body):08x}",
     }
     return orjson.dumps(about)
 
@@ -138,16 +113,36 @@ def _multi_mutation(session: Session, request: Frame) -> Reply:
     vbucket, item = _document_to_change(session, request, doc_flags)
     draft = _draft_of(item, doc_flags)
     was_deleted = not draft.alive
-    cas = vbucket.next_cas()
+    macros = Macros(vbucket.next_cas(), vbucket.high_seqno + 1)
+    try:
+        answers = _apply_all(draft, specs, macros, doc_flags)
+    except _SpecFailed as failed:
+        status = _overall(failed=True, deleted=was_deleted)
+        raise Refused(status, _FAILURE.pack(failed.index, failed.status)) from failed
+    expiry = _new_expiry(session, request, item)
+    changed = _store(vbucket, request.key, draft, item, macros.cas, expiry)
+    value = b"".join(_ANSWER.pack(index, Status.SUCCESS, len(text)) + text for index, text in answers if text)
+    status = _overall(failed=False, deleted=was_deleted and not draft.alive)
+    return session.mutated(vbucket, changed, value, status=status)
+
+
+class _SpecFailed(Exception):
+    def __init__(self, index: int, status: int) -> None:
+        super().__init__(f"path {index}: status 0x{status:02x}")
+        self.index = index
+        self.status = status
+
+
+def _apply_all(draft: Draft, specs: list[Spec], macros: Macros, doc_flags: int) -> Iterable[tuple[int, bytes]]:
+    """Carry out all paths, those of the body first; what they answer, by their index in the command."""
+    make_parents = bool(doc_flags & (DocFlag.MAKE_DOCUMENT | DocFlag.ADD))
+    answers: dict[int, bytes] = {}
     for index in sorted(range(len(specs)), key=lambda index: specs[index].flags & PathFlag.XATTR):
         try:
-            _apply(draft, specs[index], doc_flags, cas, vbucket)
+            answers[index] = draft.apply(specs[index], macros, make_parents=make_parents)
         except PathError as error:
-            status = _overall(failed=True, deleted=was_deleted)
-            raise Refused(status, _FAILURE.pack(index, error.status)) from error
-    expiry = _new_expiry(session, request, item)
-    changed = _store(vbucket, request.key, draft, item, cas, expiry)
-    return session.mutated(vbucket, changed, status=_overall(failed=False, deleted=was_deleted and not draft.alive))
+            raise _SpecFailed(index, error.status) from error
+    return sorted(answers.items())
 
 
 def _document_to_change(session: Session, request: Frame, doc_flags: int) -> tuple[VBucket, Item | None]:
@@ -169,66 +164,6 @@ def _draft_of(item: Item | None, doc_flags: int) -> Draft:
     return Draft(item.xattrs(), item.body(), alive=not item.deleted)
 
 
-def _apply(draft: Draft, spec: Spec, doc_flags: int, cas: int, vbucket: VBucket) -> None:
-    if not spec.path:
-        _apply_to_document(draft, spec)
-        return
-    keys = jsonpath.split_path(spec.path)
-    make_parents = bool(spec.flags & PathFlag.MAKE_PARENTS or doc_flags & (DocFlag.MAKE_DOCUMENT | DocFlag.ADD))
-    if spec.opcode == REPLACE_BODY_WITH_XATTR:
-        if keys[0] not in draft.xattrs:
-            raise PathError(Status.SUBDOC_PATH_ENOENT)
-        draft.body, draft.alive = jsonpath.get(draft.xattrs[keys[0]], keys[1:]), True
-    elif spec.opcode not in (Op.SUBDOC_DICT_ADD, Op.SUBDOC_DICT_UPSERT, Op.SUBDOC_DELETE, REPLACE):
-        raise PathError(INVALID_COMBO)
-    elif spec.flags & PathFlag.XATTR:
-        value = _expanded(spec, draft, cas, vbucket)
-        _apply_to_xattr(draft, spec.opcode, keys, value, make_parents=make_parents)
-    else:
-        draft.body = jsonpath.change(draft.body, spec.opcode, keys, spec.value, make_parents=make_parents)
-
-
-def _apply_to_document(draft: Draft, spec: Spec) -> None:
-    if spec.opcode == Op.SET:
-        draft.body, draft.alive = spec.value, True
-    elif spec.opcode == Op.DELETE:
-        draft.body, draft.alive = b"", False
-        draft.xattrs = system_xattrs(draft.xattrs)
-    else:
-        raise PathError(INVALID_COMBO)
-
-
-def _apply_to_xattr(draft: Draft, opcode: int, keys: list[str], value: bytes, *, make_parents: bool) -> None:
-    """Change an xattr or something in it. A whole xattr keeps the text that the client sent."""
-    name, rest = keys[0], keys[1:]
-    present = name in draft.xattrs
-    if rest:
-        if not present and not make_parents:
-            raise PathError(Status.SUBDOC_PATH_ENOENT)
-        text = draft.xattrs.get(name, b"{}")
-        draft.xattrs[name] = jsonpath.change(text, opcode, rest, value, make_parents=make_parents)
-        return
-    jsonpath.check_presence(opcode, present=present)
-    if opcode == Op.SUBDOC_DELETE:
-        del draft.xattrs[name]
-    else:
-        jsonpath.parsed_value(value)
-        draft.xattrs[name] = value
-
-
-def _expanded(spec: Spec, draft: Draft, cas: int, vbucket: VBucket) -> bytes:
-    """The value of a path, its macro replaced by what this change gets. The CAS is written byte-swapped."""
-    if not spec.flags & PathFlag.EXPAND_MACROS:
-        return spec.value
-    if spec.value == b'"${Mutation.CAS}"':
-        return f'"0x{cas.to_bytes(8, "little").hex()}"'.encode()
-    if spec.value == b'"${Mutation.seqno}"':
-        return f'"0x{vbucket.high_seqno + 1:016x}"'.encode()
-    if spec.value == b'"${Mutation.value_crc32c}"':
-        return f'"0x{crc32c(draft.body):08x}"'.encode()
-    raise PathError(UNKNOWN_MACRO)
-
-
 def _store(vbucket: VBucket, key: bytes, draft: Draft, old: Item | None, cas: int, expiry: int) -> Item:
     if not draft.alive:
         return vbucket.delete(key, cas=cas, xattrs=draft.xattrs)
@@ -238,7 +173,7 @@ def _store(vbucket: VBucket, key: bytes, draft: Draft, old: Item | None, cas: in
 
 def _new_expiry(session: Session, request: Frame, item: Item | None) -> int:
     """The expiry that the client sent, else the document's own."""
-    if len(request.extras) >= 4:
+    if len(request.extras) >= 4 and not (item and framing.keeps_expiry(request)):
         return session.bucket.absolute_expiry(int.from_bytes(request.extras[:4], "big"))
     return item.expiry if item else 0
 

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from channelindex.devbucket.history import FailoverLog, rollback_seqno
 from channelindex.devbucket.items import ALIVE, DELETED, EXPIRED, Item, datatype_of, join_value, system_xattrs
+from channelindex.devbucket.locks import Locks
 
 MAX_LOSS = 1000
 """Seqnos that a failover can lose at most; bounds the superseded versions that we keep."""
@@ -52,6 +53,7 @@ class VBucket:
         self.memory_from = 1  # seqnos below are on disk: who starts below is sent a disk snapshot first
         self.checkpoint_from = 1  # first seqno of the open source checkpoint
         self.watchers: set[Watcher] = set()
+        self.locks = Locks(clock)
         self._clock = clock
         self._newest: dict[bytes, Item] = {}
         self._log: list[Item] = []
@@ -205,6 +207,7 @@ class VBucket:
             self._n_superseded += 1
         if item.deleted:
             self._max_deleted_rev = max(self._max_deleted_rev, item.rev)
+        self.locks.release(item.key)
         self._newest[item.key] = item
         self._log.append(item)
         self.high_seqno = item.seqno

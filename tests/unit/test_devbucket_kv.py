@@ -7,13 +7,12 @@ import pytest
 
 from channelindex import mcbp
 from channelindex.devbucket.bucket import Bucket
-from channelindex.devbucket.crc32c import crc32c
 from channelindex.devbucket.dispatch import answer
+from channelindex.devbucket.drafts import REPLACE_BODY_WITH_XATTR
 from channelindex.devbucket.jsonpath import PathError, split_path
 from channelindex.devbucket.kv import GET_META
 from channelindex.devbucket.replies import HangUp
 from channelindex.devbucket.session import Session
-from channelindex.devbucket.subdoc import REPLACE_BODY_WITH_XATTR
 from channelindex.mcbp import Feature, Op, Status
 from tests.support.mcbp_client import Writer, local_session, local_writer
 
@@ -317,17 +316,21 @@ def test_virtual_xattr_tells_of_the_document(bucket, writer):
 
 @pytest.mark.parametrize(
     ("path", "keys"),
-    [("a", ["a"]), ("a.b", ["a", "b"]), ("`a.b`.c", ["a.b", "c"]), ("a``b", ["a`b"]), ("`a[0]`", ["a[0]"])],
+    [
+        ("a", ["a"]),
+        ("a.b", ["a", "b"]),
+        ("`a.b`.c", ["a.b", "c"]),
+        ("a``b", ["a`b"]),
+        ("`a[0]`", ["a[0]"]),
+        ("a[0][2].b", ["a", 0, 2, "b"]),
+        ("[-1].b", [-1, "b"]),
+    ],
 )
 def test_paths(path, keys):
     assert split_path(path) == keys
 
 
-@pytest.mark.parametrize("path", ["a..b", "a.", "`a", "a[1]", ""])
+@pytest.mark.parametrize("path", ["a..b", "a.", "`a", "a[-2]", "a[x]", "a[1", "a]", "a[1]b", ".a", ""])
 def test_paths_that_cannot_be_parsed(path):
     with pytest.raises(PathError):
         split_path(path)
-
-
-def test_crc32c_check_value():
-    assert crc32c(b"123456789") == 0xE3069283
