@@ -1,16 +1,26 @@
-"""A read-only look at the whole coordination, for people: who lives, who owns what, what nobody owns."""
+"""A read-only look at the whole coordination, for people: who lives, who owns what, what nobody owns, what happened."""
 
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import msgspec
-import redis
 
-from coordinator.connection import redis_errors
-from coordinator.tick import Keys
+from coordinator.connection import RedisClient
+from coordinator.keys import Keys, Script
+from coordinator.plan import Member, Target, target
+
+MAX_EVENTS = 500
+"""How many events Redis keeps (`lua/shared.lua`)."""
+
+_LOOK = Script("look")
 
 
 class MemberState(NamedTuple):
-    """A node that lives, or that died less than an hour ago. `status` is the JSON it told last, "" for none."""
+    """A node that lives, or that died less than an hour ago. `status` is the JSON it told last, "" for none.
+
+    `draining`: it is to own nothing, because it stops or because an operator said so (`drained`).
+    """
 
     node: str
     alive: bool
@@ -19,87 +29,150 @@ class MemberState(NamedTuple):
     silent_s: float
     n_partitions: int
     status: str
+    incarnation: str = ""
+    drained: bool = False
+    weight: int = 1
+    zone: str = ""
 
 
 class PartitionState(NamedTuple):
-    """Who holds a partition, "" for nobody, and for how many seconds that has been so; None where that is not known."""
+    """Who holds a partition, "" for nobody, and for how many seconds that has been so; None where that is not known.
+
+    `last` had it before, and lost it for `reason`: rebalance, left, drained, died or asked. `asked`: an operator wants
+    it to be released.
+    """
 
     owner: str
     since_s: float | None
+    last: str = ""
+    reason: str = ""
+    home: str = ""
+    asked: bool = False
+
+
+class Moved(msgspec.Struct, frozen=True, array_like=True):
+    """A partition that was released or taken: whose it was before, and why it is not any more; "" where unknown."""
+
+    partition: int
+    before: str
+    reason: str
+
+
+class Event(msgspec.Struct, frozen=True, array_like=True):
+    """Something that happened. `at_ms` is Redis' time, in ms since 1970.
+
+    `kind` is one of node.joined, node.restarted, node.changed, node.leaving, node.left, node.died, node.drained,
+    node.undrained, node.scaled, lease.taken, lease.released.
+    """
+
+    at_ms: int
+    kind: str
+    node: str
+    reason: str
+    partitions: tuple[Moved, ...]
 
 
 class ClusterState(NamedTuple):
-    """The members by name, and all partitions in order."""
+    """The members by name, all partitions in order, and the newest events first."""
 
     members: tuple[MemberState, ...]
     partitions: tuple[PartitionState, ...]
+    events: tuple[Event, ...] = ()
 
     @property
     def missing(self) -> tuple[int, ...]:
         """The partitions that nobody owns."""
         return tuple(number for number, partition in enumerate(self.partitions) if not partition.owner)
 
+    def target(self) -> Target:
+        """What has to move until the shares are fair."""
+        members = [Member(member.node, member.draining, member.weight) for member in self.members if member.alive]
+        leases = {number: state.owner for number, state in enumerate(self.partitions) if state.owner}
+        homes = {number: state.home for number, state in enumerate(self.partitions) if state.home}
+        return target(members, leases, len(self.partitions), homes)
+
 
 class _Member(msgspec.Struct, array_like=True):
     incarnation: str
-    renewed_ms: int
     ttl_ms: int
-    draining: bool
+    leaving: bool
     joined_ms: int
+    weight: int
+    zone: str
+    ended_ms: int
 
 
 class _Lease(msgspec.Struct, array_like=True):
     node: str
     since_ms: int
+    last: str
+    reason: str
+    home: str
+    home_until_ms: int
 
 
-def read_cluster(client: redis.Redis, url: str, index: str, n_partitions: int) -> ClusterState:
-    """The coordination of *index* at one moment. Changes nothing, also not what has run out.
+_decode_member = msgspec.msgpack.Decoder(_Member).decode
+_decode_lease = msgspec.msgpack.Decoder(_Lease).decode
+_decode_event = msgspec.msgpack.Decoder(Event).decode
+
+
+def read_cluster(client: RedisClient, url: str, index: str, n_partitions: int, n_events: int = 0) -> ClusterState:
+    """The coordination of *index* at one moment, with the newest *n_events*. Changes nothing, also not what ran out.
 
     Raises:
         AuthenticationFailed, CoordinationUnavailable: see `redis_errors`.
     """
-    keys = Keys(index)
-    with redis_errors(url), client.pipeline(transaction=True) as pipeline:
-        pipeline.time()
-        for key in (keys.members, keys.leases, keys.status):
-            pipeline.hgetall(key)
-        (seconds, microseconds), raw_members, raw_leases, raw_status = pipeline.execute()
-    now_ms = seconds * 1000 + microseconds // 1000
-    members = {name.decode(): msgspec.msgpack.decode(raw, type=_Member) for name, raw in raw_members.items()}
-    leases = {int(number): msgspec.msgpack.decode(raw, type=_Lease) for number, raw in raw_leases.items()}
-    partitions = tuple(_partition_state(leases.get(number), members, now_ms) for number in range(n_partitions))
-    owners = [partition.owner for partition in partitions]
+    reply = _LOOK.run(client, url, Keys(index), (n_events,))
+    now_ms = int(reply[0])
+    raw_members, raw_ends, raw_leases, raw_status = (_pairs(fields) for fields in reply[1:5])
+    drained = {name.decode() for name in reply[5]}
+    asked = {int(partition) for partition in _pairs(reply[6])}
+    members = {name.decode(): _decode_member(raw) for name, raw in raw_members.items()}
+    end_ms_by_name = {name.decode(): float(end) for name, end in raw_ends.items()}
+    live = {name for name, end_ms in end_ms_by_name.items() if end_ms > now_ms and name in members}
+    leases = {int(number): _decode_lease(raw) for number, raw in raw_leases.items()}
+
+    def end_of(name: str) -> float | None:
+        return end_ms_by_name.get(name) or members[name].ended_ms if name in members else None
+
+    def partition_state(number: int) -> PartitionState:
+        lease = leases.get(number)
+        if lease is None:
+            return PartitionState("", None, asked=number in asked)
+        home = lease.home if lease.home_until_ms > now_ms else ""
+        if not lease.node or lease.node in live:
+            since_s = (now_ms - lease.since_ms) / 1000
+            return PartitionState(lease.node, since_s, lease.last, lease.reason, home, number in asked)
+        ended_ms = end_of(lease.node)
+        since = None if ended_ms is None else (now_ms - ended_ms) / 1000
+        return PartitionState("", since, lease.node, "died", home, number in asked)
+
+    partitions = tuple(partition_state(number) for number in range(n_partitions))
+    n_owned = Counter(partition.owner for partition in partitions)
+
+    def member_state(name: str, member: _Member) -> MemberState:
+        renewed_ms = (end_of(name) or now_ms) - member.ttl_ms
+        return MemberState(
+            node=name,
+            alive=name in live,
+            draining=member.leaving or name in drained,
+            joined_s=(now_ms - member.joined_ms) / 1000,
+            silent_s=max(0, now_ms - renewed_ms) / 1000,
+            n_partitions=n_owned[name],
+            status=raw_status.get(name.encode(), b"").decode(),
+            incarnation=member.incarnation,
+            drained=name in drained,
+            weight=member.weight,
+            zone=member.zone,
+        )
+
     return ClusterState(
-        tuple(
-            MemberState(
-                node=name,
-                alive=_is_live(member, now_ms),
-                draining=member.draining,
-                joined_s=(now_ms - member.joined_ms) / 1000,
-                silent_s=max(0, now_ms - member.renewed_ms) / 1000,
-                n_partitions=owners.count(name),
-                status=raw_status.get(name.encode(), b"").decode(),
-            )
-            for name, member in sorted(members.items())
-        ),
+        tuple(member_state(name, member) for name, member in sorted(members.items())),
         partitions,
+        tuple(_decode_event(raw) for raw in reply[7]),
     )
 
 
-def _partition_state(lease: _Lease | None, members: dict[str, _Member], now_ms: int) -> PartitionState:
-    if lease is None:
-        return PartitionState("", None)
-    age_s = (now_ms - lease.since_ms) / 1000
-    if not lease.node:
-        return PartitionState("", age_s)
-    owner = members.get(lease.node)
-    if owner is None:
-        return PartitionState("", None)
-    if not _is_live(owner, now_ms):
-        return PartitionState("", (now_ms - owner.renewed_ms - owner.ttl_ms) / 1000)
-    return PartitionState(lease.node, age_s)
-
-
-def _is_live(member: _Member, now_ms: int) -> bool:
-    return now_ms - member.renewed_ms < member.ttl_ms
+def _pairs(fields: Sequence[Any]) -> Mapping[bytes, bytes]:
+    """What a Redis hash or sorted set is in the reply of a script: each field followed by its value."""
+    return dict(zip(fields[::2], fields[1::2], strict=True))

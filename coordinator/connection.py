@@ -9,6 +9,8 @@ from channelindex.errors import AuthenticationFailed, CoordinationUnavailable
 from channelindex.redis_client import RedisClient, open_client
 from channelindex.redis_url import without_password
 
+__all__ = ["SETTING", "RedisClient", "connect", "redis_errors"]
+
 SETTING = "coordination.redis"
 
 

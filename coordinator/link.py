@@ -7,6 +7,7 @@ other. The socket keeps message boundaries (SOCK_SEQPACKET) and ends when either
 
 import socket
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import msgspec
 
@@ -23,12 +24,11 @@ class Trouble(msgspec.Struct, frozen=True):
     message: str
 
 
-class Peer(msgspec.Struct, frozen=True):
-    """A live node, ourselves included."""
+class Scale(NamedTuple):
+    """How many workers a node is ordered to have."""
 
-    node: str
-    draining: bool
-    n_partitions: int
+    feed_workers: int
+    batch_writers: int
 
 
 class Held(msgspec.Struct, frozen=True):
@@ -37,14 +37,19 @@ class Held(msgspec.Struct, frozen=True):
     `leases` maps each partition held to the monotonic time (of this machine, any process) at which work on it must have
     stopped; the supervisor has to watch these itself, since a keeper that hangs cannot say that they passed.
     `wanted_releases` are partitions of `leases` to drain and then to release: a peer is to have them.
-    `trouble` is None where the last tick went well; else `leases` and `members` are from the last one that did.
+    `n_to_move` is what the whole cluster has yet to move; `unowned` maps the partitions that nobody owns to the seconds
+    that this keeper has known it. `scale` is what an operator ordered.
+    `trouble` is None where the last tick went well; else the rest is from the last one that did.
     """
 
     leases: dict[int, float]
     wanted_releases: list[int]
-    members: list[Peer]
-    trouble: Trouble | None
-    last_order: int
+    n_members: int = 0
+    n_to_move: int = 0
+    unowned: dict[int, float] = {}
+    scale: Scale | None = None
+    trouble: Trouble | None = None
+    last_order: int = 0
 
 
 class Orders(msgspec.Struct, frozen=True):

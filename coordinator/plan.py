@@ -1,6 +1,23 @@
-"""Who should own which partition: a pure function that every node computes for itself from the same view."""
+"""Who should own which partition: a pure function that every node computes for itself from the same view.
 
-from collections.abc import Iterable, Mapping
+All members compute one common `Target` from (members, leases, homes). Each carries out its own part of it, in pieces
+and at its own pace, so that a view may show any part of it done. What holds nevertheless:
+
+* Owned: while any member shares, every free partition is meant for exactly one member, so none stays free and members
+  do not race.
+* Fair: a member of weight w among members of weights W that share n partitions is meant to own floor(n w / W) or one
+  more, so every share is within one of the weighted fair share.
+* Fewest moves: a member gives up only what exceeds its share, and the larger shares go first to members that hold that
+  much already. Nothing moves between members that are within their shares.
+* Home: where something has to move to a member anyway, it is what that member had before it went, as far as possible.
+* Calm: carrying out any part of the target leaves the rest of it as it is. Members above the smaller share rank
+  equal (what is owed and names decide), so giving up the excess changes nobody's share. What is meant for a member is
+  an ascending run of a list that loses only what that member takes, so one who takes shortens its own run alone.
+* Quiet: where everything is owned and the shares are fair, there is nothing to do.
+* Cheap: O(partitions + members x log members).
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -10,6 +27,7 @@ class Member(NamedTuple):
 
     node: str
     draining: bool = False
+    weight: int = 1
 
 
 class Plan(NamedTuple):
@@ -19,46 +37,101 @@ class Plan(NamedTuple):
     release: tuple[int, ...] = ()
 
 
-def plan(members: Iterable[Member], leases: Mapping[int, str], me: str, n_partitions: int) -> Plan:
-    """What node *me* should take and release so that every partition gets an owner and the shares become fair.
+class Target(NamedTuple):
+    """What has to happen until the shares are fair: who is to take what moves, and who has to give it up first.
 
-    *leases* maps a partition to the node that holds it; one that is absent, or held by no member, is free.
-
-    All members compute one common target from (members, leases). Each carries out its own part of it, in pieces and
-    at its own pace, so that a view may show any part of it done. What holds nevertheless:
-
-    * Fair: of n partitions and k members that do not drain, each is meant to own floor(n/k) or one more.
-    * Fewest moves: a member gives up only what exceeds its share, and the larger shares go first to members that
-      hold that much already. Nothing moves between members that are within their shares.
-    * One taker: every free partition is meant for exactly one member, so members do not race for it.
-    * Calm: carrying out any part of the target leaves the rest of it as it is. Members at or above the larger share
-      rank equal (names decide), so giving up the excess changes nobody's share. Each taker's part is a run of
-      the ascending list of all that must move, so a partition taken shortens the run of its taker alone.
-    * Quiet: where everything is owned and the shares are fair, the plan is empty.
+    `taken_by` has all that moves, `released_by` the part of it that somebody still holds. Both by node, ascending.
     """
-    draining_by_node = {member.node: member.draining for member in members}
-    held_by_node: dict[str, list[int]] = {node: [] for node in sorted(draining_by_node)}
+
+    taken_by: Mapping[str, Sequence[int]]
+    released_by: Mapping[str, Sequence[int]]
+
+    def plan_of(self, node: str) -> Plan:
+        """The part of *node*; empty for one that is no member."""
+        held = {partition for partitions in self.released_by.values() for partition in partitions}
+        take = (partition for partition in self.taken_by.get(node, ()) if partition not in held)
+        return Plan(tuple(take), tuple(self.released_by.get(node, ())))
+
+    def n_moves(self) -> int:
+        """How many partitions change their owner or get one."""
+        return sum(map(len, self.taken_by.values()))
+
+    def who_can_take(self) -> set[str]:
+        """The nodes that can take something at once."""
+        held = {partition for partitions in self.released_by.values() for partition in partitions}
+        return {node for node, partitions in self.taken_by.items() if not held.issuperset(partitions)}
+
+
+def plan(
+    members: Iterable[Member],
+    leases: Mapping[int, str],
+    me: str,
+    n_partitions: int,
+    homes: Mapping[int, str] | None = None,
+) -> Plan:
+    """What node *me* should take and release; see `target`."""
+    return target(members, leases, n_partitions, homes).plan_of(me)
+
+
+def target(
+    members: Iterable[Member], leases: Mapping[int, str], n_partitions: int, homes: Mapping[int, str] | None = None
+) -> Target:
+    """How every partition gets an owner and the shares become fair.
+
+    *leases* maps a partition to the node that holds it; one that is absent, or held by no member, is free. *homes* maps
+    a partition to the node that had it before that node went, for as long as this is remembered.
+    """
+    by_name = {member.node: member for member in sorted(members)}
+    held_by_node: dict[str, list[int]] = {node: [] for node in by_name}
     free: list[int] = []
     for partition in range(n_partitions):
         held_by_node.get(leases.get(partition, ""), free).append(partition)
-    if me not in held_by_node:
-        return Plan()
+    sharing = [member for member in by_name.values() if not member.draining]
+    share_by_node = _shares(sharing, held_by_node, n_partitions)
+    home_of = {p: node for p, node in (homes or {}).items() if node in share_by_node}
 
-    n_held = {node: len(held) for node, held in held_by_node.items() if not draining_by_node[node]}
-    share_by_node = _shares(n_held, n_partitions)
-    excess_by_node = {node: held[share_by_node.get(node, 0) :] for node, held in held_by_node.items()}
-    moving = iter(sorted(free + [partition for excess in excess_by_node.values() for partition in excess]))
-    meant_for = {
-        node: tuple(islice(moving, max(0, share - len(held_by_node[node])))) for node, share in share_by_node.items()
+    released_by = {
+        node: _excess(node, held, len(held) - share_by_node.get(node, 0), home_of)
+        for node, held in held_by_node.items()
+        if len(held) > share_by_node.get(node, 0)
     }
-    take = set(meant_for.get(me, ())).intersection(free)
-    return Plan(tuple(sorted(take)), tuple(excess_by_node[me]))
+    moving = sorted(free + [partition for excess in released_by.values() for partition in excess])
+    missing = {node: max(0, share - len(held_by_node[node])) for node, share in share_by_node.items()}
+    return Target(_takers(moving, missing, home_of), released_by)
 
 
-def _shares(n_held_by_node: Mapping[str, int], n_partitions: int) -> dict[str, int]:
+def _shares(sharing: Sequence[Member], held_by_node: Mapping[str, list[int]], n_partitions: int) -> dict[str, int]:
     """How many partitions each node is meant to own; they add up to *n_partitions* where there is any node."""
-    if not n_held_by_node:
-        return {}
-    share, n_larger = divmod(n_partitions, len(n_held_by_node))
-    ranked = sorted(n_held_by_node, key=lambda node: (n_held_by_node[node] <= share, node))
-    return {node: share + (rank < n_larger) for rank, node in enumerate(ranked)}
+    total_weight = sum(member.weight for member in sharing)
+    fair = {member.node: divmod(n_partitions * member.weight, total_weight) for member in sharing}
+    n_larger = n_partitions - sum(share for share, _ in fair.values()) if fair else 0
+    owed = [node for node, (_, rest) in fair.items() if rest]
+    owed.sort(key=lambda node: (len(held_by_node[node]) <= fair[node][0], -fair[node][1], node))
+    larger = set(owed[:n_larger])
+    return {node: share + (node in larger) for node, (share, _) in fair.items()}
+
+
+def _excess(node: str, held: Sequence[int], n: int, home_of: Mapping[int, str]) -> list[int]:
+    """Which *n* of the partitions that *node* holds it gives up: those at home elsewhere first, then the last."""
+    guests = [partition for partition in held if home_of.get(partition, node) != node][:n]
+    others = [partition for partition in held if partition not in set(guests)] if guests else held
+    return sorted(guests + list(others[len(others) - (n - len(guests)) :]))
+
+
+def _takers(moving: Sequence[int], missing: dict[str, int], home_of: Mapping[int, str]) -> dict[str, list[int]]:
+    """Who takes what of *moving*, where *missing* is how many each node needs: homecomers first, then runs."""
+    taken_by: dict[str, list[int]] = {}
+    homeless = []
+    for partition in moving:
+        home = home_of.get(partition)
+        if home is not None and missing[home] > 0:
+            missing[home] -= 1
+            taken_by.setdefault(home, []).append(partition)
+        else:
+            homeless.append(partition)
+    rest = iter(homeless)
+    for node, n in missing.items():
+        run = list(islice(rest, n))
+        if run:
+            taken_by[node] = sorted(taken_by.get(node, []) + run)
+    return taken_by

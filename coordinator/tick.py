@@ -1,128 +1,184 @@
 """One tick of a node in Redis: the request, the view that comes back, and the script that does it (`lua/tick.lua`)."""
 
-from collections.abc import Sequence
-from importlib.resources import files
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
-import redis
 
-from coordinator.connection import redis_errors
-from coordinator.plan import Member
+from coordinator.connection import RedisClient
+from coordinator.keys import Keys, Script
+from coordinator.link import Scale
+from coordinator.plan import Member, Target, target
 
 FORGET_AFTER_S = 3600.0
-"""How long a dead node stays listed, so that `channelindex status` can say whom it misses."""
+"""How long a dead node stays listed, so that `channelindex nodes` can say whom it misses."""
+GRACE_S = 600.0
+"""How long a node that went is remembered as the home of its partitions, unless it says otherwise."""
 
-_SCRIPT = files("coordinator").joinpath("lua/tick.lua").read_text(encoding="utf-8")
-
-
-class Keys:
-    """The names in Redis of one index's coordination (`lua/KEYSPACE.md`). One hash tag: one script may use them all."""
-
-    def __init__(self, index: str) -> None:
-        prefix = f"ci:{index}:{{coordination}}:"
-        self.members = prefix + "members"
-        self.leases = prefix + "leases"
-        self.status = prefix + "status"
-        self.changed = prefix + "changed"
+_TICK = Script("tick")
+_ORDER = Script("order")
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Who asks for leases. `incarnation` is unique to one life of a node: a restart under the same name is another."""
+    """Who asks for leases. `incarnation` is unique to one life of a node: a restart under the same name is another.
+
+    `predecessor` is the incarnation before, where this one knows that it is dead: it gets its leases at once.
+    """
 
     node: str
     incarnation: str
     ttl_s: float
+    predecessor: str = ""
+    weight: int = 1
+    zone: str = ""
+    grace_s: float = GRACE_S
 
 
 class TickRequest(msgspec.Struct, frozen=True):
-    """What a node wants beyond staying alive. `take` names partitions to have if they are free."""
+    """What a node wants beyond staying alive. `take` names partitions to have if they are free.
+
+    `reason` says why it releases: rebalance, left or drained. `known_version` is of the view that it has.
+    """
 
     release: Sequence[int] = ()
     take: Sequence[int] = ()
-    draining: bool = False
+    leaving: bool = False
     status: str = ""
+    reason: str = "rebalance"
+    known_version: int = 0
 
 
 class LiveMember(msgspec.Struct, frozen=True, array_like=True):
-    """A node whose time has not run out, and the partitions it holds. `remaining_ms` is how long it lives unrenewed."""
+    """A node whose time has not run out, and the partitions it holds."""
 
     node: str
-    incarnation: str
-    remaining_ms: int
+    weight: int
     draining: bool
     partitions: tuple[int, ...]
 
 
 class View(msgspec.Struct, frozen=True, array_like=True):
-    """The whole coordination at one moment of Redis' clock, as seen by the one who ticked.
+    """The whole coordination as of one change. `homes` are partitions away from the live node that had them before;
+    `asked` those that an operator wants to be released.
+    """
 
-    `accepted` is false where another incarnation lives under our name: we are no member and hold nothing.
-    `joined` is true where we were no member before this tick.
+    live: tuple[LiveMember, ...]
+    homes: tuple[tuple[int, str], ...]
+    asked: tuple[int, ...]
+
+    @property
+    def leases(self) -> dict[int, str]:
+        """The node that holds each partition. A partition that is absent is free."""
+        return {partition: member.node for member in self.live for partition in member.partitions}
+
+    def target(self, n_partitions: int) -> Target:
+        """What has to move so that every partition has an owner and the shares are fair."""
+        members = [Member(member.node, member.draining, member.weight) for member in self.live]
+        return target(members, self.leases, n_partitions, dict(self.homes))
+
+    def held_by(self, node: str) -> tuple[int, ...]:
+        """The partitions that *node* holds."""
+        return next((member.partitions for member in self.live if member.node == node), ())
+
+
+class Answer(msgspec.Struct, frozen=True, array_like=True):
+    """What a tick did.
+
+    `accepted` is false where another incarnation lives under our name: we hold nothing then, and `own_remaining_ms` is
+    how long it lives yet. `joined`: we were no member before. `n_freed`: how many leases this tick ended, ours and
+    others'. `next_end_ms`: how long the next other member lives unless it renews; -1: there is none.
     """
 
     accepted: bool
     joined: bool
-    live: tuple[LiveMember, ...]
+    n_freed: int
+    version: int
+    own_remaining_ms: int
+    next_end_ms: int
+    feed_workers: int
+    batch_writers: int
 
     @property
-    def members(self) -> list[Member]:
-        """The live members, for `plan`."""
-        return [Member(member.node, member.draining) for member in self.live]
-
-    @property
-    def leases(self) -> dict[int, str]:
-        """The node that holds each partition, for `plan`. A partition that is absent is free."""
-        return {partition: member.node for member in self.live for partition in member.partitions}
-
-    def held_by(self, identity: Identity) -> tuple[int, ...]:
-        """The partitions that *identity* holds: its node under its incarnation."""
-        for member in self.live:
-            if (member.node, member.incarnation) == (identity.node, identity.incarnation):
-                return member.partitions
-        return ()
+    def scale(self) -> Scale | None:
+        """The worker counts that an operator ordered for this life of the node."""
+        return Scale(self.feed_workers, self.batch_writers) if self.feed_workers else None
 
 
+_decode_answer = msgspec.msgpack.Decoder(Answer).decode
 _decode_view = msgspec.msgpack.Decoder(View).decode
 
 
 class Ticker:
-    """Runs the script for one node. The client is shared with whoever made it, who also closes it."""
+    """Runs the scripts for one node. The client is shared with whoever made it, who also closes it.
 
-    def __init__(self, client: redis.Redis, url: str, index: str, identity: Identity) -> None:
+    *clock* gives the time in ms instead of Redis, for simulations.
+    """
+
+    def __init__(
+        self,
+        client: RedisClient,
+        url: str,
+        index: str,
+        identity: Identity,
+        clock: Callable[[], int] | None = None,
+    ) -> None:
         self._client = client
         self._url = url
         self._keys = Keys(index)
         self._identity = identity
+        self._clock = clock
 
-    def tick(self, request: TickRequest, now_ms: int | None = None) -> View:
-        """Do everything that a node has to do at once (see `lua/tick.lua`) and return what is true afterwards.
+    def tick(self, request: TickRequest) -> tuple[Answer, View | None]:
+        """Do everything that a node has to do at once (see `lua/tick.lua`). No view: that of `known_version` holds.
 
-        Safe to repeat. *now_ms* replaces Redis' clock, for tests. The script is sent whole each time: it is small
-        beside what a tick is for, and a Redis that lost its script cache cannot surprise us.
+        Safe to repeat.
 
         Raises:
             AuthenticationFailed, CoordinationUnavailable: see `redis_errors`.
         """
-        keys = self._keys
-        clock = "" if now_ms is None else now_ms
-        with redis_errors(self._url):
-            reply = self._client.eval(
-                _SCRIPT, 3, keys.members, keys.leases, keys.status, self._arguments(request), clock
-            )
-        return _decode_view(reply)
+        reply, view = self._run(_TICK, self._arguments(request))
+        return _decode_answer(reply), _decode_view(view) if view else None
 
-    def _arguments(self, request: TickRequest) -> bytes:
+    def wake(self, nodes: Iterable[str]) -> None:
+        """Tell *nodes* that they have something to do; one that does not hear it finds out at its next tick.
+
+        Raises:
+            AuthenticationFailed, CoordinationUnavailable: see `redis_errors`.
+        """
+        self._run(_ORDER, ("wake", (), self._keys.wake_prefix, sorted(nodes)))
+
+    def _run(self, script: Script, arguments: object) -> Sequence[bytes]:
+        now_ms = self._clock() if self._clock else None
+        reply: Sequence[bytes] = script.run(self._client, self._url, self._keys, arguments, now_ms)
+        return reply
+
+    def _arguments(self, request: TickRequest) -> tuple[object, ...]:
         me = self._identity
-        return msgspec.msgpack.encode(
-            (
-                me.node,
-                me.incarnation,
-                round(me.ttl_s * 1000),
-                round(FORGET_AFTER_S * 1000),
-                request.draining,
-                request.release,
-                request.take,
-                request.status,
-                self._keys.changed,
-            )
+        return (
+            me.node,
+            me.incarnation,
+            me.predecessor,
+            round(me.ttl_s * 1000),
+            me.weight,
+            me.zone,
+            request.leaving,
+            request.release,
+            request.reason,
+            request.take,
+            request.status,
+            request.known_version,
+            round(me.grace_s * 1000),
+            round(FORGET_AFTER_S * 1000),
         )
+
+
+def order(
+    client: RedisClient, url: str, index: str, what: str, arguments: Sequence[object], wake: Iterable[str]
+) -> int:
+    """Give an operator's order (`lua/order.lua`) and wake the nodes *wake*; how much of it was not so before.
+
+    Raises:
+        AuthenticationFailed, CoordinationUnavailable: see `redis_errors`.
+    """
+    keys = Keys(index)
+    n_changed: int = _ORDER.run(client, url, keys, (what, arguments, keys.wake_prefix, sorted(wake)))
+    return n_changed

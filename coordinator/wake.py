@@ -4,17 +4,18 @@ from typing import Any
 
 import redis
 
+from coordinator.connection import RedisClient
+
 
 class WakeSubscription:
-    """A subscription to the channel on which `lua/tick.lua` says that a node joined or released something.
+    """A subscription to the channel on which this node is told that there is something to take or to release.
 
     A message that gets lost costs a node no more than the wait for its next tick.
     """
 
-    def __init__(self, client: redis.Redis, channel: str, incarnation: str) -> None:
+    def __init__(self, client: RedisClient, channel: str) -> None:
         self._client = client
         self._channel = channel
-        self._own = incarnation.encode()
         self._pubsub: redis.client.PubSub | None = None
 
     def ensure_open(self) -> None:
@@ -41,16 +42,16 @@ class WakeSubscription:
         return connected.fileno() if connected else None
 
     def heard(self) -> bool:
-        """Whether another node said something since the last call. Does not block; closes a broken subscription."""
+        """Whether somebody said something since the last call. Does not block; closes a broken subscription."""
         if self._pubsub is None:
             return False
-        from_others = False
+        heard = False
         try:
             while message := self._pubsub.get_message(timeout=0):
-                from_others |= message["type"] == "message" and message["data"] != self._own
+                heard |= message["type"] == "message"
         except (redis.RedisError, OSError):
             self.close()
-        return from_others
+        return heard
 
     def close(self) -> None:
         """Unsubscribe. May be called twice."""

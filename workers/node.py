@@ -4,6 +4,7 @@ import os
 import uuid
 from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 
 from channelindex import logs
 from channelindex.blocks import FORMAT_VERSION
@@ -12,6 +13,7 @@ from channelindex.decode.registry import make_decoder
 from channelindex.errors import ConfigInvalid
 from channelindex.model import IndexMeta
 from channelindex.stores import open_owner
+from workers.life import Life
 from workers.notify import Notifier
 from workers.roles import Roles
 from workers.source import describe
@@ -29,7 +31,8 @@ def run_node(config: Config, reload: Callable[[], Config]) -> int:
     """
     meta = prepare_index(config)
     _log.info("node.started", index=config.index.name, index_uuid=meta.index_uuid, source_uuid=meta.source_uuid)
-    code = Supervisor(config, Roles(config, meta), reload, Notifier(os.environ)).run()
+    with closing(Life(Path(config.node.run_dir), config.node.name)) as life:
+        code = Supervisor(config, Roles(config, meta, life), reload, Notifier(os.environ)).run()
     _log.info("node.ended", code=code)
     return code
 

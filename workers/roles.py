@@ -1,7 +1,5 @@
 """The programs of a node's children: what each opens for itself after the fork, and nothing of its parent's."""
 
-import uuid
-
 from channelindex import exits
 from channelindex.config import Config
 from channelindex.decode.registry import make_decoder
@@ -14,6 +12,7 @@ from coordinator.tick import Identity
 from workers.batch_writer import BatchWriter
 from workers.child import spawn
 from workers.feed_worker import FeedWorker
+from workers.life import Life
 from workers.outbox import Outbox
 from workers.place import Place
 from workers.round import RoundBuilder
@@ -25,10 +24,10 @@ from workers.source import open_feed
 class Roles:
     """Spawns the children of one node for the index *meta*, as configured."""
 
-    def __init__(self, config: Config, meta: IndexMeta) -> None:
+    def __init__(self, config: Config, meta: IndexMeta, life: Life) -> None:
         self._config = config
         self._meta = meta
-        self._incarnation = uuid.uuid4().hex
+        self._life = life
 
     def configure(self, config: Config) -> None:
         """Children spawned from now on get *config*."""
@@ -38,11 +37,22 @@ class Roles:
         """Fork the lease keeper; the supervisor's end of the link to it."""
         config = self._config
         ours, its = keeper_link()
-        identity = Identity(config.node.name, self._incarnation, config.coordination.ttl_s)
+        coordination = config.coordination
+        identity = Identity(
+            config.node.name,
+            self._life.incarnation,
+            coordination.ttl_s,
+            self._life.predecessor,
+            config.node.weight,
+            config.node.zone,
+            coordination.grace_s,
+        )
 
         def main(stop: StopFlag) -> int:  # noqa: ARG001 it ends by the link, after the leases are given back
             place.slot.start()
-            LeaseKeeper(config.coordination.redis, config.index.name, self._meta.n_partitions, identity, its).run()
+            LeaseKeeper(
+                coordination.redis, config.index.name, self._meta.n_partitions, identity, its, coordination.moves
+            ).run()
             return exits.OK
 
         place.settle(spawn(place.role, main, [its]), frozenset(), now)

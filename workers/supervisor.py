@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from enum import Enum
 
+import msgspec
+
 from channelindex import exits, logs
 from channelindex.config import Config
 from channelindex.errors import ConfigInvalid
@@ -260,12 +262,10 @@ class Supervisor:
 
     @staticmethod
     def _without(held: Held, released: set[int]) -> Held:
-        return Held(
-            {p: deadline for p, deadline in held.leases.items() if p not in released},
-            [p for p in held.wanted_releases if p not in released],
-            held.members,
-            held.trouble,
-            held.last_order,
+        return msgspec.structs.replace(
+            held,
+            leases={p: deadline for p, deadline in held.leases.items() if p not in released},
+            wanted_releases=[p for p in held.wanted_releases if p not in released],
         )
 
     def _report(self, now: float) -> None:

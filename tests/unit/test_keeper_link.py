@@ -18,7 +18,7 @@ def ends():
 
 
 def _held(*partitions: int, wanted: list[int] | None = None, last_order: int = 0) -> Held:
-    return Held(dict.fromkeys(partitions, 1.5), wanted or [], [], None, last_order)
+    return Held(dict.fromkeys(partitions, 1.5), wanted or [], last_order=last_order)
 
 
 def test_newest_report_wins(ends: tuple[KeeperLink, SupervisorLink]):

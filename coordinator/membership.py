@@ -1,0 +1,172 @@
+"""One node's part in sharing out the partitions: what it asks for at each tick, and what it makes of the answer.
+
+No processes, no waiting: the lease keeper drives it, and so does the simulation of a thousand nodes.
+"""
+
+import random
+import time
+from collections.abc import Callable, Iterable
+
+from coordinator.lease import LeaseBook, LeaseTiming
+from coordinator.link import Scale
+from coordinator.plan import Target
+from coordinator.tick import Answer, Identity, Ticker, TickRequest, View
+
+JITTER = 0.2
+"""The part of a wait that is left to chance, so that nodes that were started together do not tick together for ever."""
+EXPIRY_SPREAD_S_PER_NODE = 0.002
+EXPIRY_SPREAD_S = 1.0
+"""When a peer's time runs out, each node looks at a moment of its own within so long: the first to see it wakes those
+who have something to take, and a thousand nodes do not all ask in the same millisecond."""
+
+_NOBODY = View((), (), ())
+
+
+class Membership:
+    """The state of one node between its ticks. *clock* is monotonic, in seconds."""
+
+    def __init__(
+        self,
+        ticker: Ticker,
+        identity: Identity,
+        n_partitions: int,
+        max_moves: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._ticker = ticker
+        self._identity = identity
+        self._n_partitions = n_partitions
+        self._max_moves = max_moves
+        self._clock = clock
+        self.timing = LeaseTiming(identity.ttl_s)
+        self.book = LeaseBook(self.timing)
+
+        self.leaving = False
+        """Set to take nothing from now on, and to give everything back."""
+        self.status = ""
+        """JSON to show to others from the next tick on."""
+        self.wanted_releases: tuple[int, ...] = ()
+        """What to drain and then to release."""
+        self.refused_s: float | None = None
+        """For how long our name belongs to another process yet, where it does."""
+        self.scale: Scale | None = None
+        """The worker counts that an operator ordered."""
+        self.free_since: dict[int, float] = {}
+        """The partitions that nobody owns, and since when we know that."""
+
+        self._to_release: set[int] = set()
+        self._view = _NOBODY
+        self._version = 0
+        self._target = Target({}, {})
+        self._holds_nothing = False
+        self._awaited_nodes: set[str] = set()
+        self._await_until = 0.0
+
+    @property
+    def n_members(self) -> int:
+        """How many nodes live, as far as we know."""
+        return len(self._view.live)
+
+    @property
+    def n_to_move(self) -> int:
+        """How many partitions the whole cluster has yet to move, as far as we know."""
+        return self._target.n_moves()
+
+    @property
+    def has_left(self) -> bool:
+        """Whether, after `leaving`, nothing is ours any more by the last answer."""
+        return self.leaving and self._holds_nothing
+
+    def release(self, partitions: Iterable[int]) -> None:
+        """Give *partitions*, which were drained, back with the next tick."""
+        given = set(partitions)
+        self._to_release |= given
+        self.book.give_up(given)
+
+    def tick(self) -> float:
+        """Renew and see, then take what the plan says; how many seconds the next tick may wait.
+
+        Raises:
+            AuthenticationFailed, CoordinationUnavailable: see `redis_errors`. What was to be released still is.
+        """
+        before = self._view
+        # Asking for what we hold anyway brings it back at once if Redis has lost its data.
+        answer = self._ask(take=self.book.held(self._clock()))
+        if answer.joined and before.live:
+            # Redis forgot us, so probably everybody: what looks free now is a peer's who comes back in a moment.
+            self._awaited_nodes = {member.node for member in before.live}
+            self._await_until = self._clock() + (1 - JITTER) * self.timing.period_s  # our next tick at the soonest
+        n_freed, joined = answer.n_freed, answer.joined
+        take = self._plan() if answer.accepted else ()
+        if take:
+            answer = self._ask(take)
+            self._plan()
+            n_freed += answer.n_freed
+        self._wake_others(n_freed, joined)
+        return self._until_next(answer)
+
+    def _ask(self, take: Iterable[int]) -> Answer:
+        sent_at = self._clock()
+        answer, view = self._ticker.tick(
+            TickRequest(
+                release=sorted(self._to_release),
+                take=sorted(take),
+                leaving=self.leaving,
+                status=self.status,
+                reason=self._reason(),
+                known_version=self._version,
+            )
+        )
+        self._to_release.clear()
+        self.status = ""
+        self.scale = answer.scale
+        self.refused_s = None if answer.accepted else answer.own_remaining_ms / 1000
+        if view is not None:
+            self._see(view, answer.version)
+        held = self._view.held_by(self._identity.node) if answer.accepted else ()
+        self._holds_nothing = not held
+        self.book.renew(held, sent_at)
+        return answer
+
+    def _see(self, view: View, version: int) -> None:
+        self._view, self._version = view, version
+        self._target = view.target(self._n_partitions)
+        leases, now = view.leases, self._clock()
+        free = (partition for partition in range(self._n_partitions) if partition not in leases)
+        self.free_since = {partition: self.free_since.get(partition, now) for partition in free}
+
+    def _reason(self) -> str:
+        if self.leaving:
+            return "left"
+        drained = any(member.draining for member in self._view.live if member.node == self._identity.node)
+        return "drained" if drained else "rebalance"
+
+    def _plan(self) -> tuple[int, ...]:
+        """Decide what to give up; what to take now."""
+        todo = self._target.plan_of(self._identity.node)
+        held = set(self._view.held_by(self._identity.node))
+        wanted = held.intersection((*todo.release, *self._view.asked))
+        # What is being drained already stays wanted: the limit must not make us change our mind.
+        ranked = sorted(wanted, key=lambda partition: (partition not in self.wanted_releases, partition))
+        self.wanted_releases = tuple(sorted(ranked if self.leaving else ranked[: self._max_moves]))
+        absent = self._awaited_nodes.difference(member.node for member in self._view.live)
+        if self.leaving or (absent and self._clock() < self._await_until):
+            return ()
+        return todo.take
+
+    def _wake_others(self, n_freed: int, joined: bool) -> None:
+        """Tell those for whom our tick made something to do, rather than have them find out at their next tick."""
+        names = self._target.who_can_take() if n_freed or joined else set()
+        if joined:
+            names |= self._target.released_by.keys()
+        names.discard(self._identity.node)
+        if names:
+            self._ticker.wake(names)
+
+    def _until_next(self, answer: Answer) -> float:
+        """A period; less where a peer has missed its renewal, to be there when its partitions become free."""
+        wait_s = self.timing.period_s * (1 - JITTER * random.random())
+        if answer.next_end_ms < 0:
+            return wait_s
+        spread_s = min(EXPIRY_SPREAD_S, EXPIRY_SPREAD_S_PER_NODE * self.n_members)
+        return min(wait_s, (answer.next_end_ms + 1) / 1000 + spread_s * random.random())

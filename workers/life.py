@@ -1,0 +1,45 @@
+"""Which life of a node this is, and which one was before: so that a restart goes on with the leases it finds.
+
+A file in `node.run_dir` holds the incarnation of the node that runs, and is locked for as long as the supervisor
+lives. Whoever gets the lock knows that the incarnation in the file is dead, and its workers with it: the kernel kills
+them with their supervisor. Redis alone could not tell that, and would keep its leases for it until they run out.
+"""
+
+import fcntl
+import os
+import uuid
+from pathlib import Path
+
+from channelindex import logs
+
+_INCARNATION_BYTES = 32
+
+_log = logs.get("node")
+
+
+class Life:
+    """The life of the node *name* that begins now. To be kept until the process ends: the lock goes with it.
+
+    `predecessor` is "" where nothing is known of a life before, or where one of the same name still runs here.
+    """
+
+    def __init__(self, run_dir: Path, name: str) -> None:
+        self.incarnation = uuid.uuid4().hex
+        self.predecessor = ""
+        self._fd = -1
+        path = run_dir / f"{name}.incarnation"
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self.predecessor = os.pread(self._fd, _INCARNATION_BYTES, 0).decode("ascii", "replace")
+            os.pwrite(self._fd, self.incarnation.encode(), 0)
+            os.fsync(self._fd)
+        except OSError as error:
+            _log.warning("node.no_predecessor", msg=f"{path}: {error}; after a crash, leases will have to run out")
+
+    def close(self) -> None:
+        """Let the next life begin. May be called twice."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
