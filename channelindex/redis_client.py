@@ -45,14 +45,25 @@ def _options(unix: bool, timeout_s: float) -> dict[str, Any]:
     return options if unix else options | {"socket_connect_timeout": timeout_s}
 
 
+def open_sentinel(address: RedisAddress, timeout_s: float) -> Sentinel:
+    """What asks the Sentinels of *address* for the master. Nothing is connected yet.
+
+    Raises:
+        TypeError, ValueError: an option of the URL is not usable.
+    """
+    ours = {"username": "sentinel_username", "password": "sentinel_password"}
+    credentials = {name: address.options[key] for name, key in ours.items() if key in address.options}
+    rest = {key: value for key, value in address.options.items() if key not in ours.values()}
+    options = {**rest, **credentials, **_options(False, timeout_s), "ssl": address.tls}
+    return Sentinel(address.nodes, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
+
+
 def _master(address: RedisAddress, timeout_s: float) -> RedisClient:
     """A client that asks the Sentinels for the master at each new connection."""
-    ours = {"username": "sentinel_username", "password": "sentinel_password"}
-    sentinel_options = {name: address.options[key] for name, key in ours.items() if key in address.options}
-    rest = {key: value for key, value in address.options.items() if key not in ours.values()}
+    rest = {key: value for key, value in address.options.items() if not key.startswith("sentinel_")}
     options = {**rest, **_options(False, timeout_s), "ssl": address.tls}
-    sentinel = Sentinel(address.nodes, sentinel_kwargs={**sentinel_options, **options})  # type: ignore[no-untyped-call]
     credentials = {"username": address.username, "password": address.password, "db": address.db}
+    sentinel = open_sentinel(address, timeout_s)
     client: RedisClient = sentinel.master_for(address.service, **options, **credentials)  # type: ignore[no-untyped-call]
     return client
 

@@ -6,6 +6,7 @@ import pytest
 import redis
 
 from channelindex.embedded import EmbeddedRedis
+from tests.support.redis_cluster import ClusterOfThree
 
 
 @pytest.fixture(scope="session")
@@ -21,3 +22,17 @@ def redis_url(redis_server: EmbeddedRedis) -> str:
     with redis.Redis.from_url(redis_server.url) as client:
         client.flushall()
     return redis_server.url
+
+
+@pytest.fixture(scope="session")
+def cluster_of_three() -> Iterator[ClusterOfThree]:
+    """One private Redis Cluster for the whole run."""
+    with ClusterOfThree() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def cluster_url(cluster_of_three: ClusterOfThree) -> str:
+    """The URL of the private cluster, empty."""
+    cluster_of_three.flush()
+    return cluster_of_three.url

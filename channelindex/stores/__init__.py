@@ -1,13 +1,14 @@
 """Opens the index store that the settings name. Nothing outside this folder knows which one it is.
 
-`redis://host:port/db`, `rediss://` (TLS) and `unix:///path/redis.sock` are Redis; `memory://` is this process's own
-memory, where equal URL and index name mean the same index.
+Every URL of `channelindex.redis_url` is Redis, one server or a cluster; `memory://` is this process's own memory, where
+equal URL and index name mean the same index.
 """
 
 from collections import defaultdict
 from urllib.parse import urlsplit
 
 from channelindex.errors import ConfigInvalid
+from channelindex.redis_url import SCHEMES as REDIS_SCHEMES
 from channelindex.settings import IndexSettings
 from channelindex.stores.base import IndexReader, IndexWriter, OwnerStore
 from channelindex.stores.block_writer import BlockWriter
@@ -18,8 +19,7 @@ from channelindex.stores.redis.writer import RedisBlocks
 
 __all__ = ["SCHEMES", "open_owner", "open_reader", "open_writer"]
 
-_REDIS = ("redis", "rediss", "unix")
-SCHEMES = (*_REDIS, "memory")
+SCHEMES = (*REDIS_SCHEMES, "memory")
 
 _memory_indexes: dict[tuple[str, str], MemoryIndex] = defaultdict(MemoryIndex)
 
@@ -58,4 +58,4 @@ def _is_redis(url: str) -> bool:
     if scheme not in SCHEMES:
         known = ", ".join(f"{known}://" for known in SCHEMES)
         raise ConfigInvalid(f"index.store has the unknown scheme {scheme!r}: it must be one of {known}")
-    return scheme in _REDIS
+    return scheme in REDIS_SCHEMES

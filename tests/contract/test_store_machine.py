@@ -20,7 +20,6 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from channelindex.embedded import EmbeddedRedis
 from channelindex.errors import StaleEpoch, Transient
 from channelindex.model import Checkpoint, Entry, IndexMeta
 from channelindex.reader import ChangesReader
@@ -232,13 +231,13 @@ class IndexLife(RuleBasedStateMachine):
 
 
 class IndexLifeInRedis(IndexLife):
-    """The same in Redis, each life in an index of its own."""
+    """The same in one Redis or a cluster, each life in an index of its own."""
 
-    server: EmbeddedRedis
+    url: str
     _numbers = itertools.count()
 
     def open_backend(self) -> Backend:
-        return Backend(self.server.url, f"life-{next(self._numbers)}")
+        return Backend(self.url, f"life-{next(self._numbers)}")
 
 
 def _run(machine: type[IndexLife], examples: int) -> None:
@@ -260,5 +259,10 @@ def test_any_life_in_memory():
 
 
 def test_any_life_in_redis(redis_server):
-    IndexLifeInRedis.server = redis_server
+    IndexLifeInRedis.url = redis_server.url
     _run(IndexLifeInRedis, examples=40)
+
+
+def test_any_life_in_a_cluster(cluster_of_three):
+    IndexLifeInRedis.url = cluster_of_three.url
+    _run(IndexLifeInRedis, examples=20)

@@ -1,11 +1,11 @@
 """The write half of every index store: appends, rotation, refusal, and what may happen twice or late."""
 
 import pytest
-import redis
 
 from channelindex.blocks import fold_clock
 from channelindex.epochs import new_record
 from channelindex.errors import Transient
+from channelindex.redis_client import open_client
 from channelindex.stores.redis.keys import Keys
 from tests.support.stores import (
     GROUP,
@@ -75,7 +75,7 @@ def _set_active_block(backend: Backend, channel: str, number: int) -> None:
         directory[GROUP] = directory[GROUP]._replace(number=number)
         return
     key = Keys(backend.index_name).channel(channel)
-    with redis.Redis.from_url(backend.url) as client:
+    with open_client(backend.url, "index.store", timeout_s=5) as client:
         _, _, rest = client.hget(key, "g" + GROUP).partition(b":")
         client.hset(key, "g" + GROUP, b"%d:%s" % (number, rest))
 

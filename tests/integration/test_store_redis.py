@@ -23,7 +23,7 @@ from channelindex.settings import IndexSettings
 from channelindex.stores import open_owner, open_reader, open_writer
 from channelindex.stores.base import BlockRef, Quarantined
 from channelindex.stores.redis.keys import Keys
-from channelindex.stores.redis.link import Link
+from channelindex.stores.redis.opening import open_link
 from tests.support.stores import GROUP, META, Backend, all_entries, append, checkpoints, entry
 
 OTHER_GROUP = "ffeeddcc99887766"
@@ -234,7 +234,7 @@ def test_channel_that_scan_returns_twice_is_listed_once(backend, monkeypatch):
 
 
 def test_interrupted_request_leaves_no_reply_behind(redis_url, monkeypatch):
-    link = Link(redis_url, OutcomeUnknown)
+    link = open_link(redis_url, OutcomeUnknown)
     link.execute("SET", "key", "value")
 
     def interrupted():
@@ -312,7 +312,7 @@ def test_lost_reply_leaves_the_outcome_unknown_to_writers_only(tmp_path, closes)
 
 
 def test_reply_that_comes_too_late_does_not_answer_the_next_request(backend, client):
-    link = Link(backend.url + "?socket_timeout=0.05", OutcomeUnknown)
+    link = open_link(backend.url + "?socket_timeout=0.05", OutcomeUnknown)
     client.set("next", "next")
     with pytest.raises(OutcomeUnknown):
         link.execute("BLPOP", "empty list", 0)
@@ -421,7 +421,7 @@ def test_garbled_meta_and_quarantine_are_corruption(backend, client):
 
 
 def test_command_that_redis_does_not_understand_is_our_fault(redis_url):
-    link = Link(redis_url, OutcomeUnknown)
+    link = open_link(redis_url, OutcomeUnknown)
     with pytest.raises(InvariantBroken, match="NOSUCH"):
         link.execute("NOSUCH", "secret value")
     link.close()

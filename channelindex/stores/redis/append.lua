@@ -1,5 +1,6 @@
 -- Blind appends to known blocks: per channel the frames, then the clock records, then the counter. Nothing is read.
--- KEYS   none; the channels' keys are built here (KEYSPACE.md), because a thousand of them cost more than the script
+-- KEYS   none, on a cluster the prefix of the slot; the channels' keys are built here (KEYSPACE.md), because a thousand
+--        of them cost more than the script
 -- ARGV   1: prefix of the index ("ci:<name>:")
 --        2: MessagePack [slot, items, slot, items, ...]; items are flat: channel, number of groups, then per group
 --           its name, block number (a string: Lua's numbers are doubles), length of the frame, of the clock record

@@ -48,5 +48,9 @@ class Keys:
         channel = key.decode(errors="replace").partition("}:c:")[2]
         return channel if self.channel(channel).encode() == key else None
 
+    def slot(self, slot: int) -> str:
+        """What all keys of the channels of *slot* begin with. No key is named so: it says where a script runs."""
+        return f"{self.prefix}{{{slot}}}:"
+
     def _slot(self, channel: str) -> str:
-        return f"{self.prefix}{{{slot_of(channel)}}}:"
+        return self.slot(slot_of(channel))

@@ -1,42 +1,19 @@
-"""One connection to Redis, and what its failures mean to us. It never retries: its caller knows whether to wait."""
+"""A connection to one Redis, and what its failures mean to us. It never retries: its caller knows whether to wait."""
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
-from urllib.parse import urlsplit
 
 import redis
-from redis.backoff import NoBackoff
-from redis.connection import Connection, parse_url
-from redis.retry import Retry
 
-from channelindex.errors import (
-    AuthenticationFailed,
-    ChannelIndexError,
-    ConfigInvalid,
-    IndexCorrupt,
-    InvariantBroken,
-    StoreUnavailable,
-    Transient,
-)
+from channelindex.errors import StoreUnavailable, Transient
+from channelindex.stores.redis.endpoints import Connect
+from channelindex.stores.redis.failures import NOT_NOW_ERRORS, REFUSED_ERRORS, judged, judged_connect
 from channelindex.stores.redis.keys import SETTING
 from channelindex.stores.redis.scripts import script
 
-SOCKET_TIMEOUT_S = 5.0
-"""For one reply. Longer than Redis' own pauses (fork, eviction), shorter than anybody's patience with a dead peer."""
-
-CONNECT_TIMEOUT_S = 3.0
-
-_NOT_NOW = re.compile(r"\b(OOM|MISCONF|READONLY|NOREPLICAS|LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|BUSY|UNKILLABLE)\b")
-_NOT_NOW_ERRORS = (
-    redis.exceptions.BusyLoadingError,
-    redis.exceptions.OutOfMemoryError,
-    redis.exceptions.ReadOnlyError,
-    redis.exceptions.ClusterDownError,
-    redis.exceptions.MasterDownError,
-    redis.exceptions.TryAgainError,
-)
-_REFUSED_ERRORS = (redis.exceptions.AuthenticationError, redis.exceptions.NoPermissionError)
+ScriptCall = tuple[Sequence[str], Sequence[Any]]
+"""(keys, arguments) of one call of a script."""
 
 
 class Link:
@@ -47,14 +24,29 @@ class Link:
     for one whose knowledge of the store is worth nothing after a restart or failover, in which Redis may forget.
     """
 
-    def __init__(self, url: str, lost: type[Transient], *, reconnects: bool = True) -> None:
-        self.where = _without_password(url)
+    spans_slots = True
+    """Whether one script may touch the keys of several slots."""
+
+    def __init__(self, connect: Connect, where: str, lost: type[Transient], *, reconnects: bool = True) -> None:
+        self.where = where
+        self._connect = connect
         self._lost = lost
         self._reconnects = reconnects
-        self._connection: Any = _connection(url)
-        self._is_open = False
-        self.session = 0
+        self._connection: Any = None
+        self._session = 0
+
+    @property
+    def session(self) -> int:
         """Changes whenever a connection is made or given up."""
+        return self._session
+
+    def servers(self) -> Iterator["Link"]:
+        """A link to each server that holds a part of the index."""
+        yield self
+
+    def server_of(self, key: str) -> "Link":  # noqa: ARG002 there is but one
+        """The link to the server that holds *key*."""
+        return self
 
     def execute(self, *command: Any) -> Any:
         """The reply to one command.
@@ -70,23 +62,27 @@ class Link:
 
     def pipeline(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """The replies to *commands*, sent together. All are executed, also those after one that fails; as `execute`."""
-        replies = self._exchange(commands)
+        replies = self.exchange(commands)
         for command, reply in zip(commands, replies, strict=True):
             if isinstance(reply, Exception):
-                raise self._judged(command, reply) from reply
+                raise judged(self.where, command, reply) from reply
         return replies
 
     def run(self, name: str, keys: Sequence[str], *arguments: Any) -> Any:
         """The reply of the script in `<name>.lua`, loading it first if Redis does not know it (yet, or any more)."""
         loaded = script(name)
         command = ("EVALSHA", loaded.sha, len(keys), *keys, *arguments)
-        (reply,) = self._exchange([command])
+        (reply,) = self.exchange([command])
         if isinstance(reply, redis.exceptions.NoScriptError):
             self.execute("SCRIPT", "LOAD", loaded.source)
-            (reply,) = self._exchange([command])
+            (reply,) = self.exchange([command])
         if isinstance(reply, Exception):
-            raise self._judged((f"{name}.lua", *keys), reply) from reply
+            raise judged(self.where, (f"{name}.lua", *keys), reply) from reply
         return reply
+
+    def run_all(self, name: str, calls: Sequence[ScriptCall]) -> list[Any]:
+        """The replies of a script to several calls of it, in order."""
+        return [self.run(name, keys, *arguments) for keys, arguments in calls]
 
     def listen(self, timeout_s: float) -> list[Any] | None:
         """The next message on a connection that has subscribed, None if none comes within *timeout_s*."""
@@ -101,21 +97,48 @@ class Link:
 
     def close(self) -> None:
         """Close the connection. May be called twice; the next call opens it again."""
-        self._is_open = False
-        self.session += 1
-        self._connection.disconnect()
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            self._session += 1
+            connection.disconnect()
 
-    def _exchange(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+    def exchange(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
         """The reply to each command, an exception where Redis answered with an error."""
+        self.send(commands)
+        return self.receive(len(commands))
+
+    def send(self, commands: Sequence[Sequence[Any]]) -> None:
+        """Send *commands*; who calls this calls `receive` or `close` next."""
         self._open()
-        try:
+        with self._closed_if_broken():
             self._connection.send_packed_command(self._connection.pack_commands(commands))
-            return [self._read_reply() for _ in commands]
+
+    def receive(self, n_replies: int) -> list[Any]:
+        """The replies to what was sent, as `exchange`."""
+        with self._closed_if_broken():
+            return [self._read_reply() for _ in range(n_replies)]
+
+    def check(self) -> None:
+        """Find out whether the peer has hung up on a connection that owes us nothing, and give it up then.
+
+        Raises:
+            StoreUnavailable: it has, and we do not reconnect.
+        """
+        if self._connection is not None and self._has_hung_up():
+            self.close()
+            if not self._reconnects:
+                raise StoreUnavailable(f"{SETTING} {self.where}: the connection was closed")
+
+    @contextmanager
+    def _closed_if_broken(self) -> Iterator[None]:
+        """Close the connection on any error: what is left of the replies must not answer the next request."""
+        try:
+            yield
         except (redis.ConnectionError, redis.TimeoutError, redis.exceptions.InvalidResponse) as error:
             self.close()
             raise self._lost(f"{SETTING} {self.where}: no reply ({error})") from error
         except BaseException:
-            self.close()  # what is left of the replies must not answer the next request
+            self.close()
             raise
 
     def _read_reply(self) -> Any:
@@ -123,23 +146,21 @@ class Link:
             return self._connection.read_response()
         except redis.ResponseError as error:
             return error
-        except (*_NOT_NOW_ERRORS, *_REFUSED_ERRORS) as error:
+        except (*NOT_NOW_ERRORS, *REFUSED_ERRORS) as error:
             return error  # replies too, though redis-py makes them connection errors
 
     def _open(self) -> None:
         """Connect if we are not, or if the peer has hung up since; one attempt."""
-        if self._is_open and self._has_hung_up():
-            self.close()
-            if not self._reconnects:
-                raise StoreUnavailable(f"{SETTING} {self.where}: the connection was closed")
+        self.check()
+        if self._connection is not None:
+            return
         try:
-            if not self._is_open:
-                self._connection.connect()
-                self._is_open = True
-                self.session += 1
+            connection = self._connect()
+            connection.connect()
         except redis.RedisError as error:
-            self.close()
-            raise self._judged_connect(error) from error
+            raise judged_connect(self.where, error) from error
+        self._connection = connection
+        self._session += 1
 
     def _has_hung_up(self) -> bool:
         """Whether there is input on a connection that owes us none: its end, in most cases."""
@@ -147,47 +168,3 @@ class Link:
             return bool(self._connection.can_read(0))
         except redis.ConnectionError:
             return True
-
-    def _judged_connect(self, error: redis.RedisError) -> ChannelIndexError:
-        if isinstance(error, _REFUSED_ERRORS):
-            return self._refused(error)
-        return StoreUnavailable(f"{SETTING} {self.where} cannot be reached: {error}")
-
-    def _judged(self, command: Sequence[Any], error: Exception) -> ChannelIndexError:
-        message = str(error)
-        where = f"{SETTING} {self.where}: {_name(command)}"
-        if isinstance(error, _REFUSED_ERRORS) or "user executing the script" in message:
-            return self._refused(error)
-        if isinstance(error, _NOT_NOW_ERRORS) or _NOT_NOW.search(message):
-            return StoreUnavailable(f"{where}: {message}")
-        if "WRONGTYPE" in message:
-            return IndexCorrupt(f"{where}: {message}")
-        return InvariantBroken(f"{where}: {message}")
-
-    def _refused(self, error: Exception) -> AuthenticationFailed:
-        return AuthenticationFailed(
-            f"{SETTING} {self.where} refuses us ({error}): check user and password in the URL, and the user's rights"
-        )
-
-
-def _name(command: Iterable[Any]) -> str:
-    """The command and its key, for a message; nothing of what it would have stored."""
-    return " ".join(str(part) for part in list(command)[:2])
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}"
-
-
-def _connection(url: str) -> Any:
-    try:
-        options = parse_url(url)  # type: ignore[no-untyped-call]
-        kind = options.pop("connection_class", Connection)
-        defaults = {"socket_timeout": SOCKET_TIMEOUT_S, "retry": Retry(NoBackoff(), 0), "protocol": 2}
-        if kind is not redis.UnixDomainSocketConnection:
-            defaults |= {"socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_keepalive": True}
-        return kind(**(defaults | options))
-    except (ValueError, TypeError) as error:
-        raise ConfigInvalid(f"{SETTING} {_without_password(url)} is not a Redis URL: {error}") from error

@@ -10,7 +10,7 @@ from channelindex.stores import records
 from channelindex.stores.base import Quarantined
 from channelindex.stores.meta import check_meta, decode_meta, encode_meta
 from channelindex.stores.redis.keys import Keys
-from channelindex.stores.redis.link import Link
+from channelindex.stores.redis.opening import open_link
 from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record
 
 _BEGIN_ATTEMPTS = 20
@@ -27,7 +27,7 @@ class RedisOwner:
     def __init__(self, url: str, index_name: str) -> None:
         self._index_name = index_name
         self._keys = Keys(index_name)
-        self._link = Link(url, OutcomeUnknown, reconnects=False)
+        self._link = open_link(url, OutcomeUnknown, reconnects=False)
         self._known_meta: IndexMeta | None = None
         self._first_server: tuple[bytes, ...] = ()
         self._server: tuple[bytes, ...] = ()
@@ -111,8 +111,12 @@ class RedisOwner:
         The link does not reconnect unasked, so what follows runs on the connection that was judged here, or fails.
         """
         if self._link.session != self._judged_session:
-            server, replication = self._link.pipeline([("INFO", "server"), ("INFO", "replication")])
-            self._server = _identity(server) + _identity(replication)
+            self._server = tuple(
+                line
+                for server in self._link.servers()
+                for info in server.pipeline([("INFO", "server"), ("INFO", "replication")])
+                for line in _identity(info)
+            )
             self._first_server = self._first_server or self._server
             self._judged_session = self._link.session
         return self._server == self._first_server

@@ -12,6 +12,7 @@ from channelindex.stores.base import BlockRef, ChannelState, Quarantined
 from channelindex.stores.meta import decode_meta
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.link import Link
+from channelindex.stores.redis.opening import open_link
 from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record
 
 _SCAN_COUNT = 1000
@@ -23,8 +24,8 @@ class RedisReader:
     def __init__(self, url: str, index_name: str) -> None:
         self._index_name = index_name
         self._keys = Keys(index_name)
-        self._link = Link(url, StoreUnavailable)
-        self._subscription = Link(url, StoreUnavailable)
+        self._link = open_link(url, StoreUnavailable)
+        self._subscription = open_link(url, StoreUnavailable)
 
     def meta(self) -> IndexMeta:
         """See `IndexReader.meta`."""
@@ -43,15 +44,18 @@ class RedisReader:
     def channels(self) -> Iterator[str]:
         """See `IndexReader.channels`."""
         seen: set[str] = set()  # SCAN may return a key twice
-        cursor = b"0"
-        while True:
-            cursor, keys = self._link.execute(
-                "SCAN", cursor, "MATCH", self._keys.channel_pattern(), "COUNT", _SCAN_COUNT
-            )
-            for channel in map(self._keys.channel_of, keys):
+        for server in self._link.servers():
+            for key in self._scan(server):
+                channel = self._keys.channel_of(key)
                 if channel is not None and channel not in seen:
                     seen.add(channel)
                     yield channel
+
+    def _scan(self, server: Link) -> Iterator[bytes]:
+        cursor = b"0"
+        while True:
+            cursor, keys = server.execute("SCAN", cursor, "MATCH", self._keys.channel_pattern(), "COUNT", _SCAN_COUNT)
+            yield from keys
             if cursor == b"0":
                 return
 
@@ -96,9 +100,10 @@ class RedisReader:
         """
         deadline = time.monotonic() + timeout_s
         try:
-            self._subscription.execute("SUBSCRIBE", self._keys.stable)
+            server = self._subscription.server_of(self._keys.stable)
+            server.execute("SUBSCRIBE", self._keys.stable)
             current = self.stable_counter()
-            while current == counter and self._subscription.listen(max(0.0, deadline - time.monotonic())):
+            while current == counter and server.listen(max(0.0, deadline - time.monotonic())):
                 current = self.stable_counter()
             return current
         finally:

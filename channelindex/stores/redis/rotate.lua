@@ -1,5 +1,5 @@
 -- Starts the next block of channels whose active block is full.
--- KEYS   none; the channels' keys are built here (KEYSPACE.md)
+-- KEYS   none, on a cluster the prefix of the slot; the channels' keys are built here (KEYSPACE.md)
 -- ARGV   1: prefix of the index
 --        2: MessagePack [slot, items, slot, items, ...]; items are flat, eight per rotation: channel, group, epoch (16
 --           hex digits), number of the full block, number of the next one, length of the clock log that the header

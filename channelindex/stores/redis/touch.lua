@@ -1,5 +1,5 @@
 -- Appends to the active blocks of channels whose writer does not know them, and tells which blocks these are.
--- KEYS   none; the channels' keys are built here (KEYSPACE.md)
+-- KEYS   none, on a cluster the prefix of the slot; the channels' keys are built here (KEYSPACE.md)
 -- ARGV   1: prefix of the index
 --        2: MessagePack [slot, items, slot, items, ...]; items are flat, six per touch: channel, group, epoch (16 hex
 --           digits, so that they compare as strings), lengths of the header frame of block 0, of the frame, of the

@@ -3,7 +3,7 @@
 Arguments go to Lua as one MessagePack blob and one body: thousands of RESP arguments would cost more to pack than the
 script costs to run.
 
-Items are grouped by slot. On a standalone Redis all slots go in one call; on a cluster it will be a call per slot.
+Items are grouped by slot. One Redis takes all slots in one call; a cluster takes a call per slot, all of them together.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,10 +15,14 @@ from channelindex.errors import OutcomeUnknown
 from channelindex.hashing import slot_of
 from channelindex.stores.block_writer import BlindAppend, Rotation, Touch
 from channelindex.stores.redis.keys import Keys
-from channelindex.stores.redis.link import Link
+from channelindex.stores.redis.link import ScriptCall
+from channelindex.stores.redis.opening import open_link
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
+
+_Sections = dict[int, tuple[list[Any], list[bytes]]]
+"""By slot: the items of its channels, flat, and the bytes whose lengths are among them."""
 
 
 class RedisBlocks:
@@ -26,11 +30,11 @@ class RedisBlocks:
 
     def __init__(self, url: str, index_name: str) -> None:
         self._keys = Keys(index_name)
-        self._link = Link(url, OutcomeUnknown, reconnects=False)
+        self._link = open_link(url, OutcomeUnknown, reconnects=False)
 
     def append(self, by_channel: Mapping[str, Sequence[BlindAppend]]) -> None:
         """See `BlockOperations.append`."""
-        sections: dict[int, tuple[list[Any], list[bytes]]] = {}
+        sections: _Sections = {}
         for channel, appends in by_channel.items():
             slot = slot_of(channel)
             if slot not in sections:
@@ -41,7 +45,7 @@ class RedisBlocks:
                 items += (group, str(number), len(frame), len(record))
                 parts.append(frame)
             parts += [append[3] for append in appends]
-        self._link.run("append", (), self._keys.prefix, *_arguments(sections))
+        self._link.run_all("append", self._calls(sections))
 
     def touch(self, touches: Sequence[Touch]) -> Sequence[tuple[int, int] | None]:
         """See `BlockOperations.touch`."""
@@ -92,7 +96,7 @@ class RedisBlocks:
 
     def _run_by_slot(self, name: str, items: Sequence[tuple[Any, ...]]) -> tuple[list[Any], list[int]]:
         """The reply of a script to *items* grouped by slot, and for each of its answers the index of the item."""
-        sections: dict[int, tuple[list[Any], list[bytes]]] = {}
+        sections: _Sections = {}
         indices: dict[int, list[int]] = {}
         for index, item in enumerate(items):
             slot = slot_of(item[0])
@@ -100,11 +104,21 @@ class RedisBlocks:
             values += [len(value) if isinstance(value, bytes) else value for value in item]
             parts += [value for value in item if isinstance(value, bytes)]
             indices.setdefault(slot, []).append(index)
-        reply = _decode(self._link.run(name, (), self._keys.prefix, *_arguments(sections)))
+        replies = self._link.run_all(name, self._calls(sections))
+        reply = [answer for packed in replies for answer in _decode(packed)]
         return reply, [index for at in indices.values() for index in at]
 
+    def _calls(self, sections: _Sections) -> list[ScriptCall]:
+        """One call for all sections, or one for each where a script must not span slots; in their order."""
+        prefix = self._keys.prefix
+        if self._link.spans_slots:
+            return [((), (prefix, *_arguments(sections)))]
+        return [
+            ((self._keys.slot(slot),), (prefix, *_arguments({slot: section}))) for slot, section in sections.items()
+        ]
 
-def _arguments(sections: Mapping[int, tuple[list[Any], list[bytes]]]) -> tuple[bytes, bytes]:
+
+def _arguments(sections: _Sections) -> tuple[bytes, bytes]:
     """[slot, items, slot, items, ...] as MessagePack, and all bytes whose lengths are among the items, joined.
 
     The bytes go apart because the cmsgpack of Redis knows no binary strings, and msgspec writes bytes as nothing else.

@@ -1,0 +1,170 @@
+"""A real Redis Cluster of three masters on loopback, started from the redis-server that the other tests use."""
+
+import random
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import redis
+
+from channelindex.embedded import find_redis_server
+
+N_SLOTS = 16384
+_BUS_OFFSET = 10_000
+_TIMEOUT_S = 20.0
+
+
+class ClusterOfThree:
+    """Three masters, each with a third of the slots. `url` names the first of them. Use as a context manager."""
+
+    def __init__(self) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="channelindex-cluster-"))
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self.ports = _free_ports(3)
+        self.url = f"redis+cluster://127.0.0.1:{self.ports[0]}"
+        self.nodes: list[Any] = []
+        try:
+            for port in self.ports:
+                self._start(port)
+            self._join()
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, port: int) -> None:
+        self._processes.append(self._launch(port))
+        node = redis.Redis(port=port)
+        node.response_callbacks.clear()  # replies as they come: versions of the client differ in what they make of them
+        self.nodes.append(node)
+
+    def _launch(self, port: int) -> subprocess.Popen[bytes]:
+        options = {
+            "port": port,
+            "bind": "127.0.0.1",
+            "dir": self._folder,
+            "logfile": self._folder / f"{port}.log",
+            "save": "",
+            "appendonly": "no",
+            "cluster-enabled": "yes",
+            "cluster-config-file": f"nodes-{port}.conf",
+            "cluster-node-timeout": 2000,
+        }
+        arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+        return subprocess.Popen([find_redis_server(), *arguments], stdout=subprocess.DEVNULL)
+
+    def _join(self) -> None:
+        for number, node in enumerate(self.nodes):
+            _until(lambda node=node: _answers(node))
+            node.execute_command("CLUSTER", "ADDSLOTS", *slots_of(number))
+            for port in self.ports:
+                node.execute_command("CLUSTER", "MEET", "127.0.0.1", port)
+        for node in self.nodes:
+            _until(lambda node=node: self._agrees(node))
+
+    def _agrees(self, node: Any) -> bool:
+        state = node.execute_command("CLUSTER", "INFO")
+        return b"cluster_state:ok" in state and b"cluster_known_nodes:3" in state
+
+    def flush(self) -> None:
+        """Empty all nodes."""
+        for node in self.nodes:
+            node.flushall()
+
+    def move(self, tag: str, to: int) -> None:
+        """Give the slot of the hash tag *tag*, with its keys, to node number *to*."""
+        source, slot = self.begin_move(tag, to)
+        while keys := self.nodes[source].execute_command("CLUSTER", "GETKEYSINSLOT", slot, 100):
+            for key in keys:
+                self.nodes[source].execute_command("MIGRATE", "127.0.0.1", self.ports[to], key, 0, 5000)
+        self.end_move(slot, to)
+
+    def begin_move(self, tag: str, to: int) -> tuple[int, int]:
+        """Put the slot of *tag* into migration to node *to*, without moving a key; (node that has it, slot)."""
+        slot = self.nodes[0].execute_command("CLUSTER", "KEYSLOT", f"{{{tag}}}")
+        source = self.owner_of(slot)
+        self.nodes[to].execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", self._id(source))
+        self.nodes[source].execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", self._id(to))
+        return source, slot
+
+    def end_move(self, slot: int, to: int) -> None:
+        """Have all nodes know that *slot* is at node *to*."""
+        for node in (self.nodes[to], *self.nodes):
+            node.execute_command("CLUSTER", "SETSLOT", slot, "NODE", self._id(to))
+
+    def restart_empty(self, number: int) -> None:
+        """Kill node *number* and start it again with its slots and without its keys."""
+        self._processes[number].kill()
+        self._processes[number].wait()
+        self._processes[number] = self._launch(self.ports[number])
+        for node in self.nodes:
+            _until(lambda node=node: _answers(node) and self._agrees(node))
+
+    def owner_of(self, slot: int) -> int:
+        """The number of the node that has *slot*."""
+        ranges = self.nodes[0].execute_command("CLUSTER", "SLOTS")
+        (port,) = [master[1] for first, last, master, *_ in ranges if first <= slot <= last]
+        return self.ports.index(port)
+
+    def _id(self, number: int) -> str:
+        found: bytes = self.nodes[number].execute_command("CLUSTER", "MYID")
+        return found.decode()
+
+    def close(self) -> None:
+        """Stop the servers and remove their folder."""
+        for node in self.nodes:
+            node.close()
+        for process in self._processes:
+            process.kill()
+            process.wait()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def slots_of(number: int) -> range:
+    """The slots that node *number* has at the start."""
+    return range(number * N_SLOTS // 3, (number + 1) * N_SLOTS // 3)
+
+
+def _answers(node: Any) -> bool:
+    try:
+        return bool(node.ping())
+    except redis.ConnectionError:
+        return False
+
+
+def _until(condition: Any) -> None:
+    deadline = time.monotonic() + _TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, "the cluster did not come up"
+        time.sleep(0.02)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that are free now together with the one that the cluster bus takes, below the range of outgoing ones."""
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.randrange(12_000, 22_000)
+        if port not in ports and _is_free(port) and _is_free(port + _BUS_OFFSET):
+            ports.append(port)
+    return ports
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
