@@ -8,10 +8,13 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from channelindex.errors import StaleEpoch
+from channelindex.errors import IndexCorrupt, StaleEpoch
 from channelindex.model import ORIGIN, Checkpoint
 
 NO_BOUND = (1 << 64) - 1
+
+HISTORY_BYTES = 8192
+"""A record whose history takes more gives the older part of it to the archive: every reader fetches every record."""
 
 
 class EpochStart(NamedTuple):
@@ -26,6 +29,8 @@ class PartitionRecord(NamedTuple):
 
     `checkpoints[i]` belongs to vbucket `first_vb + i`; their seqnos are the stable clock of the partition.
     `history` is ascending in epoch. An epoch of 0 means that the partition never had an owner.
+    Starts of epochs up to `archived` are in the partition's archive instead; 0: none are. They bound only what is
+    older than `archived`, which few readers meet (docs/design/004-history.md).
     """
 
     first_vb: int
@@ -33,6 +38,7 @@ class PartitionRecord(NamedTuple):
     owner: str
     checkpoints: tuple[Checkpoint, ...]
     history: tuple[EpochStart, ...]
+    archived: int = 0
 
     @property
     def stable(self) -> tuple[int, ...]:
@@ -75,8 +81,42 @@ def begin(
             lowered[index] = checkpoint
     start = EpochStart(epoch, tuple(checkpoint.seqno for checkpoint in lowered))
     return record._replace(
-        epoch=epoch, owner=owner, checkpoints=tuple(lowered), history=_without_implied((*record.history, start))
+        epoch=epoch,
+        owner=owner,
+        checkpoints=tuple(lowered),
+        history=_without_implied((*record.history, start)),
+        archived=record.archived if any(start.starts) else 0,  # a start at 0 everywhere implies all before it
     )
+
+
+def archive_old(record: PartitionRecord) -> tuple[PartitionRecord, tuple[EpochStart, ...]]:
+    """*record* with at most HISTORY_BYTES of history, and what it lost: to be in the archive before the record changes.
+
+    About half of the history goes at once, so that most of the epochs that begin have nothing to archive.
+    """
+    most = max(1, HISTORY_BYTES // (8 + 8 * len(record.checkpoints)))
+    if len(record.history) <= most:
+        return record, ()
+    n_old = len(record.history) - max(1, most // 2)
+    old = record.history[:n_old]
+    return record._replace(history=record.history[n_old:], archived=old[-1].epoch), old
+
+
+def whole_record(record: PartitionRecord, archive: Iterable[EpochStart]) -> PartitionRecord:
+    """*record* with the starts of its partition's *archive* in its history: it bounds all epochs that ever were.
+
+    The archive has to be read after the record. It may hold a start twice, or starts that were moved into it since.
+
+    Raises:
+        IndexCorrupt: the archive lacks what the record says is there.
+    """
+    old = {start.epoch: start for start in archive if start.epoch <= record.archived}
+    if record.archived and record.archived not in old:
+        raise IndexCorrupt(
+            f"vbucket {record.first_vb}: its partition's archive of epochs is missing; rebuild the index"
+        )
+    history = (*(old[epoch] for epoch in sorted(old)), *record.history)
+    return record._replace(history=_without_implied(history), archived=0)
 
 
 def has_begun(
@@ -125,7 +165,10 @@ def _without_implied(history: tuple[EpochStart, ...]) -> tuple[EpochStart, ...]:
 
 
 class Bounds:
-    """Answers, for one state of a partition's record, which entries a reader may see."""
+    """Answers, for one state of a partition's record, which entries a reader may see.
+
+    Of epochs before `record.archived` it knows nothing: ask the Bounds of the `whole_record`.
+    """
 
     def __init__(self, record: PartitionRecord) -> None:
         self._record = record

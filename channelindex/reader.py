@@ -53,7 +53,7 @@ class ChangesReader:
             raise ValueError(f"limit is {limit}, must be at least 1")
         wanted = tuple(dict.fromkeys(channels))
         meta = self._store.meta()
-        view = View(self._store.partition_records())
+        view = View.now(self._store)
         read = view.resume(token.decode(since, meta))
         scan = Scan(view, read.seqnos)
         stats = walk(self._store, wanted, scan)

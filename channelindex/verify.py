@@ -103,7 +103,7 @@ def verify(
     """
     truth = Truth(decoder, store.meta().n_vbuckets)
     _read_all(feed, truth, silence_timeout_s)
-    before = View(store.partition_records()).stable
+    before = View.now(store).stable
     highs = dict(high_seqnos())
     view = _caught_up(store, highs, stable_timeout_s)
     comparison = _Comparison(truth, view, before, highs)
@@ -142,7 +142,7 @@ def _caught_up(store: IndexReader, highs: Mapping[int, int], timeout_s: float) -
     deadline = time.monotonic() + timeout_s
     while True:
         counter = store.stable_counter()
-        view = View(store.partition_records())
+        view = View.now(store)
         left_s = deadline - time.monotonic()
         if left_s <= 0 or not _behind(view, highs):
             return view
@@ -156,7 +156,7 @@ def _behind(view: View, highs: Mapping[int, int]) -> set[int]:
 def _check_history(store: IndexReader, view: View) -> None:
     """Raise SourceUnavailable if what *view* showed was taken back meanwhile."""
     stable = tuple(view.stable)
-    if View(store.partition_records()).resume(Token(0, 0, view.epochs, stable, stable)).seqnos != stable:
+    if View.now(store).resume(Token(0, 0, view.epochs, stable, stable)).seqnos != stable:
         raise SourceUnavailable("the source rolled back while the index was read; verify again")
 
 

@@ -1,11 +1,15 @@
-"""One moment of the index: what its partition records, read at once, say of every entry, clock and token. Pure."""
+"""One moment of the index: what its partition records, read at once, say of every entry, clock and token."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Self
 
-from channelindex.epochs import Bounds, PartitionRecord
+from channelindex.epochs import Bounds, EpochStart, PartitionRecord, whole_record
 from channelindex.errors import IndexCorrupt, TokenInvalid
+from channelindex.stores.base import IndexReader
 from channelindex.token import Token
+
+Archive = Callable[[Sequence[int]], Sequence[Sequence[EpochStart]]]
+"""Reads the archives of partitions: `IndexReader.archived_starts`."""
 
 
 class EpochLimits(NamedTuple):
@@ -25,15 +29,22 @@ class View:
     """One moment of the index.
 
     Read the partition records first, all else after: only then does every entry at or below the stable clock lie in
-    the blocks that are read.
+    the blocks that are read. *archive* is read too, once, if something is met that is older than a record reaches back.
     """
 
-    def __init__(self, records: Sequence[PartitionRecord]) -> None:
+    def __init__(self, records: Sequence[PartitionRecord], archive: Archive) -> None:
         self._records = records
+        self._archive = archive
+        self._newest_archived = max((record.archived for record in records), default=0)
         self._bounds = [Bounds(record) for record in records]
         self._limits: dict[int, EpochLimits] = {}
         self.epochs = tuple(record.epoch for record in records)
         self.stable = [seqno for record in records for seqno in record.stable]
+
+    @classmethod
+    def now(cls, store: IndexReader) -> Self:
+        """The present moment of an index."""
+        return cls(store.partition_records(), store.archived_starts)
 
     def limits(self, epoch: int) -> EpochLimits:
         """What entries and clocks of *epoch* may claim."""
@@ -42,7 +53,17 @@ class View:
             known = self._limits[epoch] = self._computed_limits(epoch)
         return known
 
+    def _reach_back_to(self, epoch: int) -> None:
+        """Let the bounds of *epoch* be known, from the archive if the records do not reach back so far."""
+        if epoch >= self._newest_archived:
+            return
+        self._newest_archived = 0
+        partitions = [partition for partition, record in enumerate(self._records) if record.archived]
+        for partition, starts in zip(partitions, self._archive(partitions), strict=True):
+            self._bounds[partition] = Bounds(whole_record(self._records[partition], starts))
+
     def _computed_limits(self, epoch: int) -> EpochLimits:
+        self._reach_back_to(epoch)
         visible: list[int] = []
         clock: list[int] = []
         for record, bounds in zip(self._records, self._bounds, strict=True):
@@ -74,13 +95,16 @@ class View:
         """
         seqnos: list[int] = []
         horizons: list[int] = []
-        for partition, (record, bounds) in enumerate(zip(self._records, self._bounds, strict=True)):
+        for partition, record in enumerate(self._records):
             epoch = token.epochs[partition]
             if epoch > record.epoch:
                 raise _from_the_future(f"partition {partition} is at epoch", record.epoch, epoch)
             vbuckets = record.vbuckets
             seen = token.horizons[vbuckets.start : vbuckets.stop]
-            for vb, horizon, left in zip(vbuckets, seen, bounds.clamp(epoch, seen), strict=True):
+            if any(seen):
+                self._reach_back_to(epoch)
+            lefts = self._bounds[partition].clamp(epoch, seen)
+            for vb, horizon, left in zip(vbuckets, seen, lefts, strict=True):
                 if left > self.stable[vb]:
                     raise _from_the_future(f"vbucket {vb} is at seqno", self.stable[vb], horizon)
                 seqnos.append(token.seqnos[vb] if left == horizon else 0)

@@ -15,7 +15,7 @@ whether waiting makes sense.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
-from channelindex.epochs import PartitionRecord
+from channelindex.epochs import EpochStart, PartitionRecord
 from channelindex.model import Checkpoint, IndexMeta
 
 
@@ -100,8 +100,9 @@ class OwnerStore(Protocol):
         rollback: Mapping[int, Checkpoint] | None = None,
         only_if: int | None = None,
     ) -> PartitionRecord:
-        """Apply `epochs.begin` to the partition's record atomically; the record after it.
+        """Apply `epochs.begin`, then `epochs.archive_old`, to the partition's record atomically; the record after it.
 
+        What leaves the record is in the archive when the new record can be seen.
         Repeating it after `OutcomeUnknown` with the same epoch returns the record if the first call took effect.
 
         Raises:
@@ -142,6 +143,13 @@ class IndexReader(Protocol):
 
     def partition_records(self) -> Sequence[PartitionRecord]:
         """All partition records, by partition. Each is consistent in itself; their times may differ slightly."""
+        ...
+
+    def archived_starts(self, partitions: Sequence[int]) -> Sequence[Sequence[EpochStart]]:
+        """Per partition the starts that `begin` moved out of its record (`epochs.archive_old`), in no order.
+
+        What a record read before lacks is among them. A start may be there twice.
+        """
         ...
 
     def channels(self) -> Iterator[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from channelindex import epochs
-from channelindex.epochs import PartitionRecord, new_record
+from channelindex.epochs import EpochStart, PartitionRecord, new_record
 from channelindex.errors import IndexMissing, StaleEpoch
 from channelindex.model import Checkpoint, IndexMeta
 from channelindex.stores.base import BlockRef, ChannelState, Quarantined
@@ -34,6 +34,7 @@ class MemoryIndex:
         self.meta: IndexMeta | None = None
         self.last_epoch = 0
         self.records: list[PartitionRecord] = []
+        self.archives: dict[int, tuple[EpochStart, ...]] = defaultdict(tuple)
         self.stable_counter = 0
         self.counter_by_channel: dict[str, int] = defaultdict(int)
         self.directories: dict[str, dict[str, _Directory]] = defaultdict(dict)
@@ -162,7 +163,8 @@ class MemoryOwner:
             self._index.required_meta(self._index_name)
             record = self._index.records[partition]
             if not epochs.has_begun(record, epoch, owner, rollback):
-                record = epochs.begin(record, epoch, owner, rollback, only_if, partition)
+                record, old = epochs.archive_old(epochs.begin(record, epoch, owner, rollback, only_if, partition))
+                self._index.archives[partition] += old
                 self._index.records[partition] = record
             return record
 
@@ -210,6 +212,11 @@ class MemoryReader:
         with self._index.changed:
             self._index.required_meta(self._index_name)
             return list(self._index.records)
+
+    def archived_starts(self, partitions: Sequence[int]) -> Sequence[Sequence[EpochStart]]:
+        """See `IndexReader.archived_starts`."""
+        with self._index.changed:
+            return [self._index.archives[partition] for partition in partitions]
 
     def channels(self) -> Iterator[str]:
         """See `IndexReader.channels`."""

@@ -5,12 +5,13 @@ import threading
 import msgspec
 import pytest
 
-from channelindex.epochs import EpochStart, new_record
+from channelindex import epochs
+from channelindex.epochs import NO_BOUND, Bounds, EpochStart, PartitionRecord, new_record, whole_record
 from channelindex.errors import IndexMismatch, IndexMissing, StaleEpoch
 from channelindex.model import ORIGIN, Checkpoint
-from channelindex.stores.base import Quarantined
-from channelindex.stores.records import QUARANTINE_DOCUMENTS
-from tests.support.stores import META, Backend, checkpoints
+from channelindex.stores.base import OwnerStore, Quarantined
+from channelindex.stores.records import QUARANTINE_DOCUMENTS, pack_checkpoints, pack_history
+from tests.support.stores import META, Backend, checkpoints, whole_records
 
 SEQNOS = [2**24 - 1, 2**24, 2**24 + 1, 2**32, 2**32 + 1, 2**48, 2**53, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1]
 
@@ -175,6 +176,46 @@ def test_concurrent_begins_have_one_owner_each_and_lose_no_epoch(backend, owner)
     record = backend.reader().partition_records()[2]
     assert record.epoch == 60
     assert record.history == (EpochStart(60, (0, 0, 0, 0)),)
+
+
+def test_ten_thousand_takeovers_leave_a_small_record_and_every_bound(backend, owner):
+    """Each with progress in every vbucket, so that no start implies another. Over a wire, a tenth of them has to do."""
+    reader, n_takeovers = backend.reader(), 10_000 if backend.memory else 1000
+    for number in range(1, n_takeovers + 1):
+        epoch = owner.next_epoch()
+        owner.begin(1, epoch, "n1")
+        owner.advance(epoch, checkpoints(dict.fromkeys(META.vbuckets_of(1), 10 * number)))
+        if number % 100 == 1:
+            assert _record_bytes(reader.partition_records()[1]) < 10_000
+    record = reader.partition_records()[1]
+    assert _record_bytes(record) < 10_000
+    bounds = Bounds(whole_records(reader)[1])
+    for epoch in range(n_takeovers):
+        assert bounds.bound(epoch, 4) == 10 * epoch
+    assert bounds.bound(n_takeovers, 4) == NO_BOUND
+
+
+def _record_bytes(record: PartitionRecord) -> int:
+    return len(pack_checkpoints(record.checkpoints)) + len(pack_history(record.history))
+
+
+def test_a_reader_of_an_old_record_finds_in_the_archive_what_has_left_it_since(backend, owner, monkeypatch):
+    monkeypatch.setattr(epochs, "HISTORY_BYTES", 0)
+    reader = backend.reader()
+    assert reader.archived_starts([0, 1]) == [(), ()]
+    _take_over(owner, 1, 10)
+    _take_over(owner, 2, 20)
+    then = reader.partition_records()[0]
+    _take_over(owner, 3, 30)
+    (archive,) = reader.archived_starts([0])
+    assert {start.epoch for start in archive} == {1, 2}
+    bounds = Bounds(whole_record(then, archive))
+    assert [bounds.bound(epoch, 0) for epoch in (0, 1, 2)] == [0, 10, NO_BOUND]
+
+
+def _take_over(owner: OwnerStore, epoch: int, seqno: int) -> None:
+    owner.begin(0, epoch, f"n{epoch}")
+    owner.advance(epoch, checkpoints({0: seqno}))
 
 
 def test_quarantine_remembers_the_newest_and_counts_all(backend, owner):

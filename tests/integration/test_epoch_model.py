@@ -9,7 +9,8 @@ takes the partition record in one step and the blocks in a later one. In every s
 * no reader misses a change: what its token covers it was told.
 
 That the model can tell right from wrong is shown by three planted faults; it has to find each of them. In memory the
-walk is complete. In Redis, and with blocks so small that every append rotates, random walks are sampled from a seed.
+walk is complete, once more with a history so short that all but the last start is in the archive. In Redis, and with
+blocks so small that every append rotates, random walks are sampled from a seed.
 """
 
 import itertools
@@ -22,8 +23,9 @@ from typing import NamedTuple
 
 import pytest
 
+from channelindex import epochs
 from channelindex.blocks import ENTRIES, iter_entries, iter_frames
-from channelindex.epochs import Bounds, PartitionRecord
+from channelindex.epochs import Bounds, EpochStart, PartitionRecord, whole_record
 from channelindex.errors import StaleEpoch
 from channelindex.model import Checkpoint, Entry, IndexMeta
 from channelindex.stores.active import Active
@@ -99,6 +101,7 @@ class State:
     around: Around
     last_epoch: int
     record: PartitionRecord
+    archive: tuple[EpochStart, ...]
     directory: tuple[tuple[str, object], ...]
     known: tuple[tuple[int, int] | None, ...]
     entries: frozenset[tuple[int, Entry]]
@@ -256,6 +259,7 @@ class World:
             self.around,
             index.last_epoch,
             index.records[0],
+            index.archives[0],
             tuple(index.directories.get("A", {}).items()),
             tuple((active.epoch, active.number) if active else None for active in known),
             _entries(block),
@@ -266,7 +270,7 @@ class World:
         """Go back, or over, to *state*."""
         index = self._memory
         self.around = state.around
-        index.last_epoch, index.records[0] = state.last_epoch, state.record
+        index.last_epoch, index.records[0], index.archives[0] = state.last_epoch, state.record, state.archive
         index.directories.clear()
         index.blocks.clear()
         if state.directory:
@@ -286,16 +290,21 @@ class World:
         reader = self.around.reader
         if self.fault == "token without clamp":
             return reader.since
-        return Bounds(record).clamp(reader.epoch, [reader.since])[0]
+        return self._bounds(record).clamp(reader.epoch, [reader.since])[0]
 
     def _visible(self, record: PartitionRecord) -> dict[int, set[str]]:
         """Per seqno the revisions that a reader sees who has this record."""
-        bounds, visible = Bounds(record), dict[int, set[str]]()
+        bounds, visible = self._bounds(record), dict[int, set[str]]()
         for epoch, each in self._stored():
             unbounded = self.fault == "reader without bounds"
             if each.seqno <= (record.stable[0] if unbounded else bounds.visible_limit(epoch, 0)):
                 visible.setdefault(each.seqno, set()).add(each.rev)
         return visible
+
+    def _bounds(self, record: PartitionRecord) -> Bounds:
+        """What bounds whom in the moment of *record*, with the archive as it is by now."""
+        (archive,) = self.store_reader.archived_starts([0])
+        return Bounds(whole_record(record, archive))
 
     def _stored(self) -> Iterator[tuple[int, Entry]]:
         if self.backend.memory:
@@ -355,23 +364,29 @@ def walk_randomly(world: World, seed: int) -> None:
             raise PromiseBroken(f"seed {seed}: {error}") from error
 
 
-def test_every_reachable_state_keeps_the_promises():
+@pytest.fixture(params=["whole history", "archived history"])
+def history(request, monkeypatch):
+    if request.param == "archived history":
+        monkeypatch.setattr(epochs, "HISTORY_BYTES", 0)
+
+
+def test_every_reachable_state_keeps_the_promises(history):
     assert walk_all() > 10_000
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_each_planted_fault_is_found(fault):
+def test_each_planted_fault_is_found(fault, history):
     with pytest.raises(PromiseBroken):
         walk_all(fault)
 
 
 @pytest.mark.parametrize("block_bytes", [1, 100])
-def test_random_walks_over_rotating_blocks_keep_the_promises(block_bytes):
+def test_random_walks_over_rotating_blocks_keep_the_promises(block_bytes, history):
     for seed in range(300):
         walk_randomly(World(Backend("memory://"), block_bytes, n_changes=4), seed)
 
 
-def test_random_walks_in_redis_keep_the_promises(redis_url):
+def test_random_walks_in_redis_keep_the_promises(redis_url, history):
     for seed, block_bytes in itertools.product(range(25), (1, WHOLE_BLOCK)):
         backend = Backend(redis_url, f"walk-{seed}-{block_bytes}")
         walk_randomly(World(backend, block_bytes, n_changes=4), seed)

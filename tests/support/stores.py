@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from channelindex.blocks import ENTRIES, HEADER, iter_entries, iter_frames, pack_entry, pack_pairs, unpack_pairs
-from channelindex.epochs import Bounds, PartitionRecord
+from channelindex.epochs import Bounds, PartitionRecord, whole_record
 from channelindex.errors import OutcomeUnknown, StoreUnavailable
 from channelindex.model import Checkpoint, Entry, IndexMeta
 from channelindex.settings import IndexSettings
@@ -117,9 +117,18 @@ def all_entries(reader: IndexReader, channel: str) -> list[tuple[int, Entry]]:
     return [stored for in_group in blocks for block in in_group for stored in block.entries]
 
 
+def whole_records(reader: IndexReader) -> list[PartitionRecord]:
+    """The partition records with their whole histories."""
+    return [_whole_record(reader, partition, record) for partition, record in enumerate(reader.partition_records())]
+
+
+def _whole_record(reader: IndexReader, partition: int, record: PartitionRecord) -> PartitionRecord:
+    return whole_record(record, reader.archived_starts([partition])[0] if record.archived else ())
+
+
 def visible_entries(reader: IndexReader, channel: str, partition_width: int = META.partition_width) -> set[Entry]:
     """The entries of a channel that the rule of epochs lets a reader see now."""
-    bounds = [Bounds(record) for record in reader.partition_records()]
+    bounds = [Bounds(record) for record in whole_records(reader)]
     return {
         each
         for epoch, each in all_entries(reader, channel)
@@ -129,7 +138,7 @@ def visible_entries(reader: IndexReader, channel: str, partition_width: int = ME
 
 def check_headers(reader: IndexReader, channel: str, records: Sequence[PartitionRecord], partition_width: int) -> None:
     """Fail if a reader that stops at a block whose header its `since` covers could miss a live entry before it."""
-    bounds = [Bounds(record) for record in records]
+    bounds = [Bounds(_whole_record(reader, partition, record)) for partition, record in enumerate(records)]
     for group, blocks in stored_blocks(reader, channel).items():
         last_block: dict[Entry, int] = {}
         for number, block in enumerate(blocks):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from channelindex import epochs
 from channelindex.epochs import NO_BOUND, Bounds, EpochStart, PartitionRecord, new_record
-from channelindex.errors import StaleEpoch
+from channelindex.errors import IndexCorrupt, StaleEpoch
 from channelindex.model import ORIGIN, Checkpoint
 
 FIRST_VB = 32
@@ -81,6 +81,50 @@ def test_record_keeps_its_promises_through_any_life(actions):
         for asked in range(len(actions) + 1):
             for index in range(WIDTH):
                 assert bounds.bound(asked, FIRST_VB + index) == _unpruned_bound(whole, asked, index)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 2, 3])
+@given(st.lists(ACTIONS, max_size=25))
+def test_a_history_in_two_places_bounds_every_epoch_as_the_whole_one_does(kept, actions):
+    """No dead entry comes to life, no live one dies: at any time, for readers who hold any record of the past."""
+    record, whole = new_record(FIRST_VB, WIDTH), list[EpochStart]()
+    archive: list[EpochStart] = []
+    seen: list[tuple[PartitionRecord, list[EpochStart]]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(epochs, "HISTORY_BYTES", kept * 8 * (WIDTH + 1))
+        for epoch, (action, argument) in enumerate(actions, 1):
+            changed = {FIRST_VB + index: _at(seqno) for index, seqno in argument.items()}
+            if action == "begin":
+                record, old = epochs.archive_old(epochs.begin(record, epoch, f"n{epoch}", changed))
+                archive += old
+                whole.append(EpochStart(epoch, record.stable))
+                assert len(record.history) <= max(1, kept)
+            else:
+                record = epochs.advance(record, record.epoch, changed)
+            seen.append((record, list(whole)))
+    for then, starts in seen:
+        bounds, recent = Bounds(epochs.whole_record(then, [*archive, *archive[::-1]])), Bounds(then)
+        for asked in range(len(actions) + 1):
+            for index in range(WIDTH):
+                expected = _unpruned_bound(starts, asked, index)
+                assert bounds.bound(asked, FIRST_VB + index) == expected
+                if asked >= then.archived:
+                    assert recent.bound(asked, FIRST_VB + index) == expected
+
+
+def test_a_lost_archive_is_corrupt_and_one_that_nothing_needs_is_not_asked_for():
+    starts = tuple(EpochStart(epoch, (epoch,) * WIDTH) for epoch in (1, 2, 3))
+    record = PartitionRecord(FIRST_VB, 3, "n1", (_at(3),) * WIDTH, starts[2:], archived=2)
+    with pytest.raises(IndexCorrupt, match="archive"):
+        epochs.whole_record(record, starts[:1])
+    rebuilt = epochs.begin(record, 4, "n2", dict.fromkeys(record.vbuckets, ORIGIN))
+    assert (
+        epochs.whole_record(rebuilt, ())
+        == rebuilt
+        == record._replace(
+            epoch=4, owner="n2", checkpoints=(ORIGIN,) * WIDTH, history=(EpochStart(4, (0,) * WIDTH),), archived=0
+        )
+    )
 
 
 @given(_histories(), STARTS, st.integers(0, 31), st.integers(0, WIDTH - 1))

@@ -8,7 +8,7 @@ if meta then
   return meta
 end
 for partition = 2, #KEYS do
-  redis.call('HSET', KEYS[partition], 'v', 0, 'epoch', 0, 'owner', '', 'ck', ARGV[2], 'hist', '')
+  redis.call('HSET', KEYS[partition], 'v', 0, 'epoch', 0, 'owner', '', 'ck', ARGV[2], 'hist', '', 'archived', 0)
 end
 redis.call('SET', KEYS[1], ARGV[1])
 return ARGV[1]

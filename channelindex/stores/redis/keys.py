@@ -26,6 +26,10 @@ class Keys:
         """The record of a partition."""
         return f"{self.prefix}{{i}}:p:{partition}"
 
+    def archive(self, partition: int) -> str:
+        """The epoch starts that no longer are in a partition's record."""
+        return f"{self.prefix}{{i}}:h:{partition}"
+
     def channel(self, channel: str) -> str:
         """A channel's counter and its directory of groups."""
         return f"{self._slot(channel)}c:{channel}"

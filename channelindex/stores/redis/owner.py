@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from channelindex import epochs
-from channelindex.epochs import PartitionRecord
+from channelindex.epochs import EpochStart, PartitionRecord
 from channelindex.errors import IndexMissing, OutcomeUnknown, OwnershipLost, StaleEpoch, Transient
 from channelindex.model import Checkpoint, IndexMeta
 from channelindex.stores import records
@@ -63,8 +63,8 @@ class RedisOwner:
             version, record = self._record(partition)
             if epochs.has_begun(record, epoch, owner, rollback):
                 return record
-            begun = epochs.begin(record, epoch, owner, rollback, only_if, partition)
-            if self._replace(partition, version, begun):
+            begun, old = epochs.archive_old(epochs.begin(record, epoch, owner, rollback, only_if, partition))
+            if self._replace(partition, version, begun, old):
                 return begun
         raise Transient(f"partition {partition}: its record changed {_BEGIN_ATTEMPTS} times while epoch {epoch} began")
 
@@ -134,11 +134,12 @@ class RedisOwner:
         version, *fields = self._link.execute("HMGET", key, "v", *RECORD_FIELDS)
         return version, decode_record(fields, meta.vbuckets_of(partition), key)
 
-    def _replace(self, partition: int, version: bytes, record: PartitionRecord) -> bool:
+    def _replace(self, partition: int, version: bytes, record: PartitionRecord, old: tuple[EpochStart, ...]) -> bool:
+        keys = (self._keys.partition(partition), self._keys.archive(partition))
         checkpoints = records.pack_checkpoints(record.checkpoints)
         history = records.pack_history(record.history)
-        keys = (self._keys.partition(partition),)
-        return bool(self._link.run("begin", keys, version, record.epoch, record.owner, checkpoints, history))
+        fields = (record.epoch, record.owner, checkpoints, history, record.archived)
+        return bool(self._link.run("begin", keys, version, *fields, records.pack_history(old)))
 
 
 def _identity(info: bytes) -> tuple[bytes, ...]:

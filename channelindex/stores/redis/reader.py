@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from channelindex.epochs import PartitionRecord
+from channelindex.epochs import EpochStart, PartitionRecord
 from channelindex.errors import IndexCorrupt, StoreUnavailable
 from channelindex.model import IndexMeta
 from channelindex.stores import records
@@ -40,6 +40,13 @@ class RedisReader:
             decode_record(fields, meta.vbuckets_of(partition), key)
             for partition, (key, fields) in enumerate(zip(keys, found, strict=True))
         ]
+
+    def archived_starts(self, partitions: Sequence[int]) -> Sequence[Sequence[EpochStart]]:
+        """See `IndexReader.archived_starts`."""
+        width = self.meta().partition_width
+        keys = [self._keys.archive(partition) for partition in partitions]
+        found = self._link.pipeline([("GET", key) for key in keys])
+        return [records.unpack_history(blob or b"", width, key) for key, blob in zip(keys, found, strict=True)]
 
     def channels(self) -> Iterator[str]:
         """See `IndexReader.channels`."""
