@@ -5,10 +5,8 @@ import secrets
 import time
 from collections.abc import Callable, Iterable
 
-import orjson
-
+from channelindex.devbucket.topology import Topology
 from channelindex.devbucket.vbucket import State, VBucket
-from channelindex.errors import ConfigInvalid
 
 MAX_VBUCKETS = 1024
 """What a real bucket has; clients compute a vbucket with 15 bits of a hash, but refuse maps that are longer."""
@@ -21,17 +19,20 @@ STATE_CHANGED = 0x02
 
 
 class Bucket:
-    """All vbuckets of a bucket that lives on one node. Used from one thread."""
+    """All vbuckets of a bucket, whichever node has them. Used from one thread."""
 
-    def __init__(self, name: str, n_vbuckets: int, clock: Callable[[], float] = time.time) -> None:
-        if not 1 <= n_vbuckets <= MAX_VBUCKETS:
-            raise ConfigInvalid(f"a bucket has 1 to {MAX_VBUCKETS} vbuckets, not {n_vbuckets}")
+    def __init__(
+        self,
+        name: str,
+        n_vbuckets: int,
+        clock: Callable[[], float] = time.time,
+        topology: Topology | None = None,
+    ) -> None:
         self.name = name
         self.uuid = secrets.token_hex(16)
         self.clock = clock
         self.vbuckets = [VBucket(vb, clock) for vb in range(n_vbuckets)]
-        self.map_revision = 1
-        self.on_map_change: Callable[[], None] = lambda: None
+        self.topology = topology or Topology(n_vbuckets)
         self._expiries: list[tuple[int, int, bytes]] = []
 
     def absolute_expiry(self, expiry: int) -> int:
@@ -64,35 +65,12 @@ class Bucket:
         self.vbuckets[vb].end_streams(STATE_CHANGED)
 
     def set_vbucket_state(self, vb: int, state: State) -> None:
-        """Move a vbucket away or back; its streams end, and the map has a new revision."""
+        """Take a vbucket from its node or give it back; its streams end, and the map has a new revision."""
         if self.vbuckets[vb].set_state(state):
             self.vbuckets[vb].end_streams(STATE_CHANGED)
-            self.map_revision += 1
-            self.on_map_change()
+            self.topology.changed()
 
-    def config_json(self, host: str, port: int) -> bytes:
-        """The map as a real cluster manager makes it: what clients learn the node and the vbuckets from."""
-        uri = f"/pools/default/buckets/{self.name}?bucket_uuid={self.uuid}"
-        config = {
-            "rev": self.map_revision,
-            "revEpoch": 1,
-            "name": self.name,
-            "nodeLocator": "vbucket",
-            "bucketType": "membase",
-            "uuid": self.uuid,
-            "uri": uri,
-            "streamingUri": uri.replace("/buckets/", "/bucketsStreaming/"),
-            "nodes": [{"hostname": f"{host}:8091", "ports": {"direct": port}}],
-            "nodesExt": [{"services": {"kv": port, "mgmt": 8091}, "thisNode": True, "hostname": host}],
-            "vBucketServerMap": {
-                "hashAlgorithm": "CRC",
-                "numReplicas": 0,
-                "serverList": [f"{host}:{port}"],
-                "vBucketMap": [[0 if vbucket.state == State.ACTIVE else -1] for vbucket in self.vbuckets],
-            },
-            "bucketCapabilitiesVer": "",
-            "bucketCapabilities": ["xattr", "dcp", "cbhello", "touch", "cccp", "nodesExt"],
-            "clusterCapabilitiesVer": [1, 0],
-            "clusterCapabilities": {},
-        }
-        return orjson.dumps(config)
+    def config_json(self, member: int) -> bytes:
+        """The map, as that member of the cluster sends it."""
+        active = [vbucket.state == State.ACTIVE for vbucket in self.vbuckets]
+        return self.topology.config_json(self.name, self.uuid, member, active, with_collections=False)

@@ -35,6 +35,11 @@ class Connection(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport
 
+    @property
+    def name(self) -> str:
+        """The name that the client gave itself in DCP_OPEN; empty for another kind of client."""
+        return self.session.producer.name if self.session.producer is not None else ""
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         self._transport = cast("asyncio.Transport", transport)
@@ -92,16 +97,16 @@ class Connection(asyncio.Protocol):
     def push_map(self) -> None:
         """Send the bucket's map to a client that asked to be told of new ones."""
         wanted = {Feature.DUPLEX, Feature.CLUSTERMAP_NOTIFICATION}
-        if not (self.session.selected and wanted <= self.session.features):
+        bucket = self.session.selected
+        if bucket is None or not wanted <= self.session.features:
             return
-        bucket = self.session.bucket
         push = mcbp.pack_frame(
             mcbp.SERVER_REQUEST,
             CLUSTER_MAP_CHANGED,
             datatype=self.session.json_datatype,
-            extras=bucket.map_revision.to_bytes(4, "big"),
+            extras=bucket.topology.revision.to_bytes(4, "big"),
             key=bucket.name.encode(),
-            value=self._node.config_json(),
+            value=self.session.map_json(),
         )
         self._transport.write(push)
 

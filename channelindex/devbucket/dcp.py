@@ -45,13 +45,13 @@ def _open(session: Session, request: Frame) -> Reply:
     session.dcp_open = True
     session.node.take_over(name, session)
     if flags & PRODUCER:
-        session.producer = Producer(name, flags, session.node.idle_timeout_s, session.node.now())
+        session.producer = Producer(name, flags, session.node.cluster.idle_timeout_s, session.node.cluster.now())
     return Reply()
 
 
 def _control(session: Session, request: Frame) -> Reply:
     name, value = request.key.decode(errors="replace"), request.value.decode(errors="replace")
-    _producer(session).control(name, value, session.node.now())
+    _producer(session).control(name, value, session.node.cluster.now())
     return Reply()
 
 

@@ -205,9 +205,10 @@ def _stat(session: Session, request: Frame) -> list[Reply]:
     """A few numbers; only the general group is known. A reply without a key ends the list."""
     if request.key:
         raise Refused(Status.KEY_ENOENT)
-    alive = sum(vbucket.state == State.ACTIVE for vbucket in session.bucket.vbuckets)
-    seqnos = sum(vbucket.high_seqno for vbucket in session.bucket.vbuckets)
-    numbers = {"ep_vb_total": len(session.bucket.vbuckets), "vb_active_num": alive, "vb_high_seqno_sum": seqnos}
+    vbuckets = list(session.vbuckets)
+    alive = sum(vbucket.state == State.ACTIVE for vbucket in vbuckets)
+    seqnos = sum(vbucket.high_seqno for vbucket in vbuckets)
+    numbers = {"ep_vb_total": len(vbuckets), "vb_active_num": alive, "vb_high_seqno_sum": seqnos}
     return [*(Reply(str(number).encode(), key=name.encode()) for name, number in numbers.items()), Reply()]
 
 
@@ -217,9 +218,7 @@ def _get_all_vb_seqnos(session: Session, request: Frame) -> Reply:
         raise Malformed
     state = int.from_bytes(request.extras, "big")
     vbuckets = [
-        vbucket
-        for vbucket in session.bucket.vbuckets
-        if (vbucket.state == state if state else vbucket.state in _NOT_DEAD)
+        vbucket for vbucket in session.vbuckets if (vbucket.state == state if state else vbucket.state in _NOT_DEAD)
     ]
     return Reply(b"".join(_VB_SEQNO.pack(vbucket.vb, vbucket.high_seqno) for vbucket in vbuckets))
 

@@ -5,15 +5,18 @@ A child rather than a thread, so that the process that uses it may fork and does
 
 import asyncio
 import contextlib
+import inspect
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
 
 from channelindex.devbucket.bucket import STATE_CHANGED, Bucket
-from channelindex.devbucket.server import DevBucketConfig, DevBucketServer
+from channelindex.devbucket.controls import Controls
+from channelindex.devbucket.server import DevBucketServer
+from channelindex.devbucket.setup import DevBucketConfig
 from channelindex.devbucket.vbucket import State
 from channelindex.errors import ConfigInvalid, SourceUnavailable
 
@@ -35,20 +38,32 @@ class DevBucket:
         self.config = config or DevBucketConfig()
         self.user = self.config.user
         self.password = self.config.password
-        self.port = 0
+        self.ports: list[int] = []
+        self.tls_ports: list[int] = []
         self._load = load
         self._child: multiprocessing.process.BaseProcess | None = None
         self._control: Connection | None = None
 
     @property
+    def port(self) -> int:
+        """The first node's port."""
+        return self.ports[0]
+
+    @property
     def url(self) -> str:
-        """The bucket's URL, as source.url takes it."""
-        return f"couchbase://{self.config.host}:{self.port}/{self.config.bucket}"
+        """The bucket's URL, as source.url takes it: by all its nodes."""
+        return f"{self.cluster_url}/{self.config.bucket}"
 
     @property
     def cluster_url(self) -> str:
         """What the official SDK takes: the same without the bucket, which it is told later."""
-        return f"couchbase://{self.config.host}:{self.port}"
+        return "couchbase://" + ",".join(f"{self.config.host}:{port}" for port in self.ports)
+
+    @property
+    def tls_url(self) -> str:
+        """The bucket's URL by its TLS ports; they are in `tls_ports`."""
+        hosts = ",".join(f"{self.config.host}:{port}" for port in self.tls_ports)
+        return f"couchbases://{hosts}/{self.config.bucket}"
 
     def __enter__(self) -> Self:
         """Start the child; the server listens when this returns.
@@ -61,7 +76,7 @@ class DevBucket:
         self._child = context.Process(target=_run, args=(self.config, self._load, self._control, theirs), daemon=True)
         self._child.start()
         theirs.close()
-        self.port = self._receive()
+        self.ports, self.tls_ports = self._receive()
         return self
 
     def __exit__(
@@ -93,8 +108,8 @@ class DevBucket:
         self._call("failover", vb, lose_last_n)
 
     def set_vbucket_state(self, vb: int, state: State) -> None:
-        """Move a vbucket away or back; its streams end, clients that asked for it are sent the new map."""
-        self._call("set_vbucket_state", vb, state)
+        """Take a vbucket from its node or give it back; its streams end, clients that asked are sent the new map."""
+        self._call("set_state", vb, state.name)
 
     def purge(self, vb: int) -> int:
         """Forget a vbucket's tombstones; returns the purge seqno."""
@@ -108,21 +123,53 @@ class DevBucket:
         """Close the open source checkpoint of a vbucket."""
         self._call("new_checkpoint", vb)
 
-    def close_stream(self, vb: int, reason: int = STATE_CHANGED) -> int:
+    def close_stream(self, vb: int, reason: int = STATE_CHANGED, name: str = "") -> int:
         """End all streams of a vbucket with a STREAM_END; returns how many there were."""
-        return int(self._call("close_stream", vb, reason))
-
-    def drop_connections(self) -> None:
-        """Cut all connections."""
-        self._call("drop_connections")
-
-    def stall(self, *, on: bool) -> None:
-        """Send no stream messages on the connections there are, or go on."""
-        self._call("stall", on)
+        return int(self._call("close_stream", vb, reason, name))
 
     def high_seqnos(self) -> list[int]:
         """The high seqno of each vbucket."""
         return list(self._call("high_seqnos"))
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Each node's ports, state, and number of vbuckets and connections."""
+        return list(self._call("nodes"))
+
+    def owners(self) -> list[int]:
+        """The node of each vbucket."""
+        return list(self._call("owners"))
+
+    def move(self, vbs: Sequence[int], node: int) -> None:
+        """Move vbuckets with their data and history to a node; their old node ends its streams."""
+        self._call("move", list(vbs), node)
+
+    def rebalance(self) -> None:
+        """Spread the vbuckets evenly over the running nodes, and let these be the cluster."""
+        self._call("rebalance")
+
+    def stop_node(self, node: int) -> None:
+        """Stop a node as SIGTERM does: it keeps what it has, and its place in the map."""
+        self._call("stop_node", node)
+
+    def crash_node(self, node: int, lose_last_n: int = 0) -> None:
+        """Stop a node as kill -9 does: the last seqnos of each of its vbuckets are lost, new histories begin."""
+        self._call("crash_node", node, lose_last_n)
+
+    def start_node(self, node: int) -> None:
+        """Start a node that was stopped, under the same ports: what it has comes from disk."""
+        self._call("start_node", node)
+
+    def failover_node(self, node: int, lose_last_n: int = 0) -> None:
+        """Stop a node and give its vbuckets to the other running ones, which lack the last seqnos of each."""
+        self._call("failover_node", node, lose_last_n)
+
+    def drop_connections(self, name: str = "", node: int | None = None) -> int:
+        """Cut connections: of which the DCP name begins with *name*, of one node, or all. Returns how many."""
+        return int(self._call("drop_connections", name, node))
+
+    def stall(self, *, on: bool, name: str = "", node: int | None = None) -> int:
+        """Send no stream messages on the connections there are, or go on. Returns how many connections."""
+        return int(self._call("stall", on, name, node))
 
     def _call(self, name: str, *args: Any) -> Any:
         if self._control is None:
@@ -142,34 +189,6 @@ class DevBucket:
         return answer
 
 
-class _Controls:
-    """What the parent may ask of the server, by name."""
-
-    def __init__(self, server: DevBucketServer) -> None:
-        self._server = server
-        self._bucket = server.bucket
-        self.bulk_load = self._bucket.bulk_load
-        self.failover = self._bucket.failover
-        self.set_vbucket_state = self._bucket.set_vbucket_state
-        self.drop_connections = server.drop_connections
-        self.close_stream = server.end_stream
-
-    def purge(self, vb: int) -> int:
-        return self._bucket.vbuckets[vb].purge()
-
-    def settle(self, vb: int) -> None:
-        self._bucket.vbuckets[vb].settle()
-
-    def new_checkpoint(self, vb: int) -> None:
-        self._bucket.vbuckets[vb].new_checkpoint()
-
-    def stall(self, on: bool) -> None:
-        self._server.stall(on=on)
-
-    def high_seqnos(self) -> list[int]:
-        return [vbucket.high_seqno for vbucket in self._bucket.vbuckets]
-
-
 def _run(config: DevBucketConfig, load: Load | None, parents: Connection, control: Connection) -> None:
     """The child's main function: serve until the parent closes its end of the pipe or dies."""
     parents.close()
@@ -186,26 +205,35 @@ async def _serve(config: DevBucketConfig, load: Load | None, control: Connection
     except ConfigInvalid as error:
         control.send(error)
         return
-    control.send(server.port)
-    stopped = asyncio.Event()
-    controls = _Controls(server)
-    asyncio.get_running_loop().add_reader(control.fileno(), _obey, control, controls, stopped)
-    await stopped.wait()
-    asyncio.get_running_loop().remove_reader(control.fileno())
-    await server.stop()
+    members = server.cluster.topology.members
+    control.send(([member.port for member in members], [member.tls_port for member in members]))
+    await _obey(control, Controls(server))
+    server.stop()
 
 
-def _obey(control: Connection, controls: _Controls, stopped: asyncio.Event) -> None:
-    """Carry out one request of the parent; whatever it raises is the parent's to see."""
-    try:
-        name, args = control.recv()
-    except EOFError:
-        name, args = STOP, ()
-    if name == STOP:
-        stopped.set()
-        return
+async def _obey(control: Connection, controls: Controls) -> None:
+    """Carry out the parent's requests until it stops us; whatever one raises is the parent's to see."""
+    waiting = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    loop.add_reader(control.fileno(), waiting.set)
+    while True:
+        await waiting.wait()
+        waiting.clear()
+        if not control.poll():
+            continue  # the loop saw the request twice: before and while we took it
+        try:
+            name, args = control.recv()
+        except EOFError:
+            name, args = STOP, ()
+        if name == STOP:
+            break
+        control.send(await _outcome(controls, name, args))
+    loop.remove_reader(control.fileno())
+
+
+async def _outcome(controls: Controls, name: str, args: tuple[Any, ...]) -> Any:
     try:
         answer = getattr(controls, name)(*args)
+        return await answer if inspect.isawaitable(answer) else answer
     except Exception as error:  # noqa: BLE001
-        answer = error
-    control.send(answer)
+        return error

@@ -3,10 +3,11 @@
 Every command is a function (session, request) -> reply; `Refused` and `HangUp` are the other outcomes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
-from channelindex.devbucket.accounts import HASH_BY_MECHANISM, MECHANISMS, Account, Accounts, LoginStep, ScramLogin
+from channelindex.devbucket.accounts import HASH_BY_MECHANISM, MECHANISMS, Account, LoginStep, ScramLogin
 from channelindex.devbucket.bucket import Bucket
+from channelindex.devbucket.cluster import Cluster
 from channelindex.devbucket.items import Item
 from channelindex.devbucket.producer import Producer
 from channelindex.devbucket.replies import HangUp, Malformed, Refused, Reply, refusal
@@ -41,19 +42,17 @@ Command = Callable[["Session", Frame], Reply | Sequence[Reply] | None]
 
 
 class Node:
-    """What all connections share: the bucket, the accounts, the names of the DCP connections."""
+    """What all connections of a node share: the cluster, the node's number in it, the names of the DCP connections."""
 
-    def __init__(self, bucket: Bucket, accounts: Accounts, idle_timeout_s: float, now: Callable[[], float]) -> None:
-        self.bucket = bucket
-        self.accounts = accounts
-        self.idle_timeout_s = idle_timeout_s
-        self.now = now  # monotonic seconds
-        self.address = ("127.0.0.1", 0)
+    def __init__(self, cluster: Cluster, number: int = 0) -> None:
+        self.cluster = cluster
+        self.number = number
         self._dcp_session_by_name: dict[str, Session] = {}
 
-    def config_json(self) -> bytes:
-        """The bucket's map as of now."""
-        return self.bucket.config_json(*self.address)
+    def owns(self, vb: int) -> bool:
+        """Whether the vbucket is on this node, in whatever state."""
+        owners = self.cluster.topology.owner_by_vb
+        return vb < len(owners) and owners[vb] == self.number
 
     def take_over(self, name: str, session: "Session") -> None:
         """Give the DCP name *name* to *session*; a connection that has it is hung up on."""
@@ -73,14 +72,28 @@ class Session:
 
     def __init__(self, node: Node, hang_up: Callable[[], None]) -> None:
         self.node = node
-        self.bucket = node.bucket
         self.hang_up = hang_up
         self.dcp_open = False
         self.features: frozenset[int] = frozenset()
         self.account: Account | None = None
-        self.selected = False
+        self.selected: Bucket | None = None
         self.login: ScramLogin | None = None
         self.producer: Producer | None = None
+
+    @property
+    def bucket(self) -> Bucket:
+        """The bucket, for commands that need one to be selected."""
+        assert self.selected is not None
+        return self.selected
+
+    def map_json(self) -> bytes:
+        """The bucket's map as of now."""
+        return self.bucket.config_json(self.node.number)
+
+    @property
+    def vbuckets(self) -> Iterator[VBucket]:
+        """The vbuckets on this node."""
+        return (vbucket for vbucket in self.bucket.vbuckets if self.node.owns(vbucket.vb))
 
     @property
     def json_datatype(self) -> int:
@@ -101,14 +114,14 @@ class Session:
         """Let only a client pass that logged in and selected the bucket."""
         if self.account is None:
             raise self.denied(f"An exception occurred. command: [{_name_of(request.opcode)}]")
-        if not self.selected:
+        if self.selected is None:
             raise Refused(Status.NO_BUCKET)
 
     def find_vbucket(self, vb: int, *, states: frozenset[State]) -> VBucket:
-        """The vbucket *vb* if it is in one of these states; else the client is sent the map."""
-        if vb < len(self.bucket.vbuckets) and self.bucket.vbuckets[vb].state in states:
+        """The vbucket *vb* if it is on this node in one of these states; else the client is sent the map."""
+        if self.node.owns(vb) and self.bucket.vbuckets[vb].state in states:
             return self.bucket.vbuckets[vb]
-        raise Refused(Status.NOT_MY_VBUCKET, self.node.config_json())
+        raise Refused(Status.NOT_MY_VBUCKET, self.map_json())
 
     def mutated(self, vbucket: VBucket, item: Item, value: bytes = b"", status: int = Status.SUCCESS) -> Reply:
         """The reply to a change, with the mutation token if the client negotiated it."""
@@ -141,10 +154,10 @@ def sasl_auth(session: Session, request: Frame) -> Reply:
     """Log in with PLAIN, or begin a SCRAM exchange."""
     session.login = None
     if request.key == b"PLAIN":
-        return _login_reply(session, session.node.accounts.plain(request.value))
+        return _login_reply(session, session.node.cluster.accounts.plain(request.value))
     if request.key not in HASH_BY_MECHANISM:
         return _login_reply(session, None)
-    session.login = ScramLogin(session.node.accounts, request.key)
+    session.login = ScramLogin(session.node.cluster.accounts, request.key)
     return _login_reply(session, session.login.first(request.value))
 
 
@@ -166,9 +179,10 @@ def select_bucket(session: Session, request: Frame) -> Reply:
     name = request.key.decode(errors="replace")
     if session.account is None or not session.account.may_use(name):
         raise Refused(Status.EACCESS)
-    if name != session.bucket.name:
+    bucket = session.node.cluster.bucket
+    if bucket is None or name != bucket.name:
         raise Refused(Status.KEY_ENOENT)
-    session.selected = True
+    session.selected = bucket
     return Reply()
 
 
@@ -176,14 +190,15 @@ def list_buckets(session: Session, _request: Frame) -> Reply:
     """The names of the buckets that the user may use, separated by blanks."""
     if session.account is None:
         raise Refused(Status.EACCESS)
-    return Reply(session.bucket.name.encode() if session.account.may_use(session.bucket.name) else b"")
+    bucket = session.node.cluster.bucket
+    return Reply(bucket.name.encode() if bucket is not None and session.account.may_use(bucket.name) else b"")
 
 
 def get_cluster_config(session: Session, _request: Frame) -> Reply:
     """The map of the selected bucket."""
-    if not session.selected:
+    if session.selected is None:
         raise session.refusal(Status.NO_BUCKET, "No bucket selected")
-    return Reply(session.node.config_json(), datatype=session.json_datatype)
+    return Reply(session.map_json(), datatype=session.json_datatype)
 
 
 def get_error_map(session: Session, _request: Frame) -> Reply:

@@ -130,6 +130,11 @@ class VBucket:
             strict=strict,
         )
 
+    @property
+    def most_to_lose(self) -> int:
+        """How many seqnos a failover can lose: of those before them, superseded versions may be gone."""
+        return self.high_seqno - self._kept_from
+
     def failover(self, lose_last_n: int) -> None:
         """Lose the last seqnos, as if a replica that never got them took over; a new history begins.
 
@@ -137,7 +142,7 @@ class VBucket:
             ValueError: more seqnos than there are, or than we keep versions for.
         """
         cut = self.high_seqno - lose_last_n
-        if lose_last_n < 0 or cut < max(0, self._kept_from):
+        if not 0 <= lose_last_n <= self.most_to_lose:
             raise ValueError(f"vbucket {self.vb}: cannot lose {lose_last_n} of {self.high_seqno} seqnos")
         first = bisect_right(self._log, cut, key=_seqno_of)
         lost = self._log[first:]

@@ -16,7 +16,7 @@ import redis
 
 from channelindex import __version__, blocks, exits
 from channelindex.devbucket.process import DevBucket
-from channelindex.devbucket.server import DevBucketConfig
+from channelindex.devbucket.setup import DevBucketConfig
 from channelindex.embedded import EmbeddedRedis
 from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.connstr import parse_source_url

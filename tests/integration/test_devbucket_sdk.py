@@ -44,11 +44,15 @@ def running() -> Iterator[DevBucket]:
         yield bucket
 
 
-@pytest.fixture(scope="module")
-def cluster(running: DevBucket) -> Iterator[Cluster]:
+def connect(running: DevBucket) -> Cluster:
     timeouts = ClusterTimeoutOptions(bootstrap_timeout=TIMEOUT, kv_timeout=TIMEOUT, kv_durable_timeout=TIMEOUT)
     login = PasswordAuthenticator(running.user, running.password)
-    connected = Cluster(running.cluster_url, ClusterOptions(login, timeout_options=timeouts))
+    return Cluster(running.cluster_url, ClusterOptions(login, timeout_options=timeouts))
+
+
+@pytest.fixture(scope="module")
+def cluster(running: DevBucket) -> Iterator[Cluster]:
+    connected = connect(running)
     yield connected
     connected.close()
 
@@ -239,3 +243,22 @@ def test_wrong_password_is_refused(running):
     login = PasswordAuthenticator(running.user, "wrong")
     with pytest.raises((exceptions.AuthenticationException, exceptions.UnAmbiguousTimeoutException)):
         Cluster(running.cluster_url, ClusterOptions(login, timeout_options=timeouts))
+
+
+def test_documents_are_found_while_vbuckets_move_between_nodes():
+    with DevBucket(DevBucketConfig(n_vbuckets=16, n_nodes=3)) as running:
+        cluster = connect(running)
+        docs = cluster.bucket("default").default_collection()
+        steps: list[Callable[[], None]] = [
+            lambda: None,
+            lambda: running.move(range(8), node=2),
+            lambda: running.failover_node(2),
+            lambda: running.start_node(2),
+            running.rebalance,
+        ]
+        for step in steps:
+            step()
+            assert docs.upsert_multi({f"k{i}": {"i": i} for i in range(64)}).all_ok
+            assert docs.get_multi([f"k{i}" for i in range(64)]).all_ok
+        assert [node["vbuckets"] for node in running.nodes()] == [6, 5, 5]
+        cluster.close()

@@ -21,8 +21,8 @@ from tests.support.mcbp_client import RawClient, Writer
 N_VBUCKETS = 8
 STATE_CHANGED = 2
 SERVE = """
-from channelindex.devbucket import serve
-serve("127.0.0.1", 0, "default", "Administrator", "password", 4, lambda url: print(url, flush=True))
+from channelindex.devbucket import DevBucketConfig, serve
+serve(DevBucketConfig(n_vbuckets=4), lambda url: print(url, flush=True))
 """
 
 ABANDON = """

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from channelindex.devbucket.process import DevBucket
-from channelindex.devbucket.server import DevBucketConfig
+from channelindex.devbucket.setup import DevBucketConfig
 from channelindex.sync_gateway.layouts import InlineLayout, XattrLayout
 from channelindex.sync_gateway.loader import Loader
 from channelindex.sync_gateway.revisions import Revision, read_revisions

@@ -3,7 +3,7 @@
 from contextlib import closing
 
 from channelindex.devbucket.process import DevBucket
-from channelindex.devbucket.server import DevBucketConfig
+from channelindex.devbucket.setup import DevBucketConfig
 from channelindex.reader import ChangesReader
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_reader

@@ -9,7 +9,7 @@ import redis
 
 from channelindex import exits
 from channelindex.devbucket.process import DevBucket
-from channelindex.devbucket.server import DevBucketConfig
+from channelindex.devbucket.setup import DevBucketConfig
 from channelindex.sync_gateway.layouts import InlineLayout
 from channelindex.sync_gateway.loader import Loader
 from channelindex.sync_gateway.synthetic import synthetic_revisions

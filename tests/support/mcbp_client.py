@@ -9,6 +9,7 @@ from collections.abc import Callable
 from channelindex import mcbp
 from channelindex.devbucket.accounts import Account, Accounts
 from channelindex.devbucket.bucket import Bucket
+from channelindex.devbucket.cluster import Cluster
 from channelindex.devbucket.dispatch import answer
 from channelindex.devbucket.session import Node, Session
 from channelindex.mcbp import Frame, Op
@@ -19,10 +20,10 @@ Call = Callable[..., Frame]
 
 
 class RawClient:
-    """One connection. Reads wait until a deadline."""
+    """One connection, which *wrap* may put into TLS. Reads wait until a deadline."""
 
-    def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S)
+    def __init__(self, port: int, wrap: Callable[[socket.socket], socket.socket] = lambda plain: plain) -> None:
+        self._socket = wrap(socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT_S))
         self._buffer = bytearray()
 
     def close(self) -> None:
@@ -139,8 +140,8 @@ class Writer:
 
 def local_session(bucket: Bucket) -> Session:
     """A session that logged in and selected the bucket, without a connection."""
-    session = Session(Node(bucket, Accounts([]), 0, time.monotonic), hang_up=lambda: None)
-    session.account, session.selected = Account("somebody", ""), True
+    session = Session(Node(Cluster(bucket, Accounts([]), 0, time.monotonic)), hang_up=lambda: None)
+    session.account, session.selected = Account("somebody", ""), bucket
     return session
 
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 from channelindex import mcbp
 from channelindex.devbucket.accounts import Account, Accounts
 from channelindex.devbucket.bucket import Bucket
+from channelindex.devbucket.cluster import Cluster
 from channelindex.devbucket.connection import CHUNK_BYTES, MAX_UNSENT_BYTES, Connection
 from channelindex.devbucket.session import Node
 from channelindex.devbucket.streams import TURN_BYTES
@@ -60,11 +61,11 @@ class SlowTransport:
 
 
 def connected(bucket: Bucket) -> tuple[Connection, SlowTransport]:
-    node = Node(bucket, Accounts([]), 360, asyncio.get_running_loop().time)
+    node = Node(Cluster(bucket, Accounts([]), 360, asyncio.get_running_loop().time))
     connection = Connection(node, set())
     transport = SlowTransport(connection)
     connection.connection_made(cast("Any", transport))
-    connection.session.account, connection.session.selected = Account("somebody", ""), True
+    connection.session.account, connection.session.selected = Account("somebody", ""), bucket
     connection.data_received(request(Op.DCP_OPEN, key=b"test", extras=struct.pack(">II", 0, 1)))
     return connection, transport
 

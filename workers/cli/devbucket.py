@@ -4,7 +4,8 @@ import argparse
 import sys
 
 from channelindex import exits, logs
-from channelindex.devbucket.server import DevBucketConfig, serve
+from channelindex.devbucket.server import serve
+from channelindex.devbucket.setup import DevBucketConfig
 from workers.cli import options, output
 
 _DEFAULTS = DevBucketConfig(port=11210)
@@ -38,5 +39,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Serve until SIGTERM or SIGINT."""
     logs.configure(stream=sys.stderr, role="devbucket")
-    serve(args.host, args.port, args.bucket, args.user, args.password, args.vbuckets, ready=output.line)
+    config = DevBucketConfig(args.host, args.port, args.bucket, args.user, args.password, args.vbuckets)
+    serve(config, ready=output.line)
     return exits.OK

@@ -1,0 +1,148 @@
+"""Everything that an operator, or a failing network, may do to a dev bucket: what tests and `devbucket ctl` call.
+
+Arguments and answers are plain JSON values. `name` selects connections of which the DCP name begins with it, `node`
+those of one node; without them all are meant.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from channelindex.devbucket.bucket import STATE_CHANGED
+from channelindex.devbucket.connection import Connection
+from channelindex.devbucket.node import NodeServer
+from channelindex.devbucket.server import DevBucketServer
+from channelindex.devbucket.vbucket import State, VBucket
+from channelindex.errors import ConfigInvalid
+
+
+class Controls:
+    """The operations. All are called on the loop's thread; when one returns, it has happened."""
+
+    def __init__(self, server: DevBucketServer) -> None:
+        self._server = server
+        self._cluster = server.cluster
+
+    # --- vbuckets
+
+    def bulk_load(self, documents: Iterable[tuple[int, int, bytes, bytes]]) -> None:
+        """Store documents (vbucket, seqno, key, value); per vbucket the seqnos rise above those that are there."""
+        self._server.bucket.bulk_load(documents)
+
+    def high_seqnos(self) -> list[int]:
+        """Tell the high seqno of each vbucket."""
+        return [vbucket.high_seqno for vbucket in self._server.bucket.vbuckets]
+
+    def failover(self, vb: int, lose: int = 0) -> None:
+        """Lose the last seqnos of a vbucket and begin a new history; its streams end."""
+        self._vbucket(vb)
+        self._server.bucket.failover(vb, lose)
+
+    def set_state(self, vb: int, state: str) -> None:
+        """Make a vbucket active, replica, pending or dead; its streams end, the map has a new revision."""
+        self._vbucket(vb)
+        self._server.bucket.set_vbucket_state(vb, State[state.upper()])
+
+    def purge(self, vb: int) -> int:
+        """Forget a vbucket's tombstones; tells the purge seqno."""
+        return self._vbucket(vb).purge()
+
+    def settle(self, vb: int) -> None:
+        """Let a vbucket be as after a clean restart: what it holds is streamed from disk."""
+        self._vbucket(vb).settle()
+
+    def new_checkpoint(self, vb: int) -> None:
+        """Close the open source checkpoint of a vbucket."""
+        self._vbucket(vb).new_checkpoint()
+
+    def close_stream(self, vb: int, reason: int = STATE_CHANGED, name: str = "") -> int:
+        """End the streams of a vbucket with a STREAM_END of any reason; tells how many there were."""
+        return sum(connection.end_stream(vb, reason) for connection in self._server.connections(name))
+
+    # --- nodes
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Tell each node's ports, state and number of vbuckets."""
+        topology = self._cluster.topology
+        return [
+            {
+                "node": node.number,
+                "port": topology.members[node.number].port,
+                "tls_port": topology.members[node.number].tls_port,
+                "running": node.running,
+                "in_cluster": topology.members[node.number].in_cluster,
+                "vbuckets": len(topology.owned_by(node.number)),
+                "connections": len(node.connections),
+            }
+            for node in self._server.nodes
+        ]
+
+    def owners(self) -> list[int]:
+        """Tell the node of each vbucket."""
+        return list(self._cluster.topology.owner_by_vb)
+
+    def move(self, vbs: list[int], node: int) -> None:
+        """Move vbuckets with their data and history to a node; their old node ends its streams."""
+        self._node(node)
+        for vb in vbs:
+            self._vbucket(vb)
+        self._cluster.move([(vb, node) for vb in vbs])
+
+    def rebalance(self) -> None:
+        """Spread the vbuckets evenly over the running nodes, and let these be the cluster."""
+        self._cluster.rebalance(self._running())
+
+    def stop_node(self, node: int) -> None:
+        """Stop a node as SIGTERM does: it keeps what it has, and its place in the map."""
+        self._node(node).halt()
+
+    def crash_node(self, node: int, lose: int = 0) -> None:
+        """Stop a node as kill -9 does: the last seqnos of each of its vbuckets are lost, new histories begin."""
+        self._node(node).halt()
+        self._cluster.lose_tails(self._cluster.topology.owned_by(node), lose)
+
+    async def start_node(self, node: int) -> None:
+        """Start a node that was stopped: what it has comes from disk."""
+        server = self._node(node)
+        for vb in self._cluster.topology.owned_by(node) if not server.running else ():
+            self._vbucket(vb).settle()
+        await server.start()
+
+    def failover_node(self, node: int, lose: int = 0) -> None:
+        """Stop a node and give its vbuckets to the other running ones, which lack the last seqnos of each."""
+        survivors = [number for number in self._running() if number != node]
+        if not survivors:
+            raise ConfigInvalid(f"node {node} cannot be failed over: no other node is running")
+        self._node(node).halt()
+        self._cluster.fail_over(node, survivors, lose)
+
+    # --- connections
+
+    def drop_connections(self, name: str = "", node: int | None = None) -> int:
+        """Cut connections, as a broken network does; tells how many."""
+        return self._each(name, node, Connection.abort)
+
+    def stall(self, on: bool = True, name: str = "", node: int | None = None) -> int:
+        """Send no stream messages on the connections there are, or go on; tells how many."""
+        return self._each(name, node, lambda connection: connection.stall(on=on))
+
+    def _each(self, name: str, node: int | None, act: Any) -> int:
+        if node is not None:
+            self._node(node)
+        connections = list(self._server.connections(name, node))
+        for connection in connections:
+            act(connection)
+        return len(connections)
+
+    def _running(self) -> list[int]:
+        return [node.number for node in self._server.nodes if node.running]
+
+    def _node(self, number: int) -> NodeServer:
+        if not 0 <= number < len(self._server.nodes):
+            raise ConfigInvalid(f"there is no node {number}: the nodes are 0 to {len(self._server.nodes) - 1}")
+        return self._server.nodes[number]
+
+    def _vbucket(self, vb: int) -> VBucket:
+        vbuckets = self._server.bucket.vbuckets
+        if not 0 <= vb < len(vbuckets):
+            raise ConfigInvalid(f"there is no vbucket {vb}: the vbuckets are 0 to {len(vbuckets) - 1}")
+        return vbuckets[vb]

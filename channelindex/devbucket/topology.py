@@ -1,0 +1,106 @@
+"""Which node has which vbucket, and the cluster's configuration as clients are sent it. No I/O."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+NOBODY = -1
+
+
+@dataclass
+class Member:
+    """A node as the map names it. One that is out of the cluster is in no map; a TLS port of 0 is none."""
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    tls_port: int = 0
+    in_cluster: bool = True
+
+    def services(self) -> dict[str, int]:
+        """Its services' ports."""
+        ports = {"kv": self.port, "mgmt": 8091}
+        return ports | {"kvSSL": self.tls_port} if self.tls_port else ports
+
+
+class Topology:
+    """The members by their number, and the member that has a vbucket. Its revision rises with each change."""
+
+    def __init__(self, n_vbuckets: int, n_members: int = 1) -> None:
+        self.members = [Member() for _ in range(n_members)]
+        self.owner_by_vb = [vb * n_members // n_vbuckets for vb in range(n_vbuckets)]
+        self.revision = 1
+        self.on_change: Callable[[], None] = lambda: None
+
+    def changed(self) -> None:
+        """There is a new revision; who wants to hear of it does."""
+        self.revision += 1
+        self.on_change()
+
+    def owned_by(self, member: int) -> list[int]:
+        """The vbuckets of a member."""
+        return [vb for vb, owner in enumerate(self.owner_by_vb) if owner == member]
+
+    def spread(self, vbs: Iterable[int], over: Sequence[int]) -> list[tuple[int, int]]:
+        """New owners for *vbs*, in turns."""
+        return [(vb, over[at % len(over)]) for at, vb in enumerate(vbs)]
+
+    def balanced(self, over: Sequence[int]) -> list[tuple[int, int]]:
+        """The moves (vbucket, new owner) after which each of *over* has as many vbuckets as the others, or one more."""
+        n_vbuckets = len(self.owner_by_vb)
+        wanted = [over[vb * len(over) // n_vbuckets] for vb in range(n_vbuckets)]
+        return [(vb, owner) for vb, owner in enumerate(wanted) if self.owner_by_vb[vb] != owner]
+
+    def server_list(self) -> tuple[list[str], dict[int, int]]:
+        """The addresses of the members in the cluster, and each one's place in that list."""
+        numbers = [number for number, member in enumerate(self.members) if member.in_cluster]
+        addresses = [f"{self.members[number].host}:{self.members[number].port}" for number in numbers]
+        return addresses, {number: place for place, number in enumerate(numbers)}
+
+    def nodes_ext(self, this: int) -> list[dict[str, Any]]:
+        """The members in the cluster with all their ports; the one that is asked says so."""
+        return [
+            {"services": member.services(), "hostname": member.host} | ({"thisNode": True} if number == this else {})
+            for number, member in enumerate(self.members)
+            if member.in_cluster
+        ]
+
+    def config_json(self, name: str, uuid: str, this: int, active: Sequence[bool], *, with_collections: bool) -> bytes:
+        """The map as a real cluster manager makes it, as member *this* sends it; *active* by vbucket."""
+        servers, place_of = self.server_list()
+        owners = [
+            place_of.get(owner, NOBODY) if is_active else NOBODY
+            for owner, is_active in zip(self.owner_by_vb, active, strict=True)
+        ]
+        uri = f"/pools/default/buckets/{name}?bucket_uuid={uuid}"
+        config = {
+            "rev": self.revision,
+            "revEpoch": 1,
+            "name": name,
+            "nodeLocator": "vbucket",
+            "bucketType": "membase",
+            "uuid": uuid,
+            "uri": uri,
+            "streamingUri": uri.replace("/buckets/", "/bucketsStreaming/"),
+            "nodes": [
+                {"hostname": f"{member.host}:8091", "ports": {"direct": member.port}}
+                for member in self.members
+                if member.in_cluster
+            ],
+            "nodesExt": self.nodes_ext(this),
+            "vBucketServerMap": {
+                "hashAlgorithm": "CRC",
+                "numReplicas": 0,
+                "serverList": servers,
+                "vBucketMap": [[owner] for owner in owners],
+            },
+            "bucketCapabilitiesVer": "",
+            "bucketCapabilities": [*CAPABILITIES, *(["collections"] if with_collections else [])],
+            "clusterCapabilitiesVer": [1, 0],
+            "clusterCapabilities": {},
+        }
+        return orjson.dumps(config)
+
+
+CAPABILITIES = ("xattr", "dcp", "cbhello", "touch", "cccp", "nodesExt", "durableWrite", "tombstonedUserXAttrs")
