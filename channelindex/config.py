@@ -18,6 +18,8 @@ __all__ = ["REQUIRED_TO_READ", "REQUIRED_TO_RUN", "Config", "ConfigProblems", "l
 
 REQUIRED_TO_RUN = ("source.url", "index.store")
 REQUIRED_TO_READ = ("index.store",)
+_CREDENTIALS_DIRECTORY = "CREDENTIALS_DIRECTORY"
+"""systemd's variable: the folder of what a unit gives with LoadCredential=source.password:/path/to/file."""
 
 
 class ConfigProblems(ConfigInvalid):
@@ -58,6 +60,7 @@ def load_config(
         if value is not None:
             values[given.key] = value
             origins[given.key] = given.origin
+    _find_credential(values, origins, environ)
     _derive(values, origins, problems)
     refused = {problem.partition(" ")[0] for problem in problems}
     problems += [
@@ -164,8 +167,18 @@ def _read(kind: type[Value], text: str) -> Value:
         raise ValueError(_MUST_BE[kind]) from None
 
 
+def _find_credential(values: dict[str, Value], origins: dict[str, str], environ: Mapping[str, str]) -> None:
+    """Where no password is set, take the file that systemd gives us, if it does."""
+    path = Path(environ.get(_CREDENTIALS_DIRECTORY, ""), "source.password")
+    if not {"source.password", "source.password_file"} & values.keys() and path.is_absolute() and path.exists():
+        values["source.password_file"] = str(path)
+        origins["source.password_file"] = f"environment {_CREDENTIALS_DIRECTORY}"
+
+
 def _derive(values: dict[str, Value], origins: dict[str, str], problems: list[str]) -> None:
     """Fill in what follows from other keys, and check what no key can be checked for alone."""
+    if "source.tls_key_file" in values and "source.tls_cert_file" not in values:
+        problems.append("source.tls_key_file is set without source.tls_cert_file, whose key it would be")
     if "node.name" not in values:
         values["node.name"] = socket.gethostname()
     store = str(values.get("index.store", ""))

@@ -129,6 +129,8 @@ class Status(IntEnum):
     ETMPFAIL = 0x86
     XATTR_EINVAL = 0x87
     UNKNOWN_COLLECTION = 0x88
+    NO_COLLECTIONS_MANIFEST = 0x89
+    COLLECTIONS_MANIFEST_AHEAD = 0x8B
     UNKNOWN_SCOPE = 0x8C
     SUBDOC_PATH_ENOENT = 0xC0
     SUBDOC_PATH_MISMATCH = 0xC1
@@ -159,6 +161,10 @@ class Feature(IntEnum):
     SYNC_REPLICATION = 0x11
     COLLECTIONS = 0x12
     PRESERVE_TTL = 0x14
+
+
+CLUSTERMAP_CHANGED = 0x01
+"""The opcode of a SERVER_REQUEST that brings a new cluster configuration as its value."""
 
 
 class Frame(NamedTuple):

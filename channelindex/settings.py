@@ -81,10 +81,22 @@ def _zone(value: str) -> str | None:
     return _name(value) if value else None
 
 
+_SEED = r"(\[[0-9A-Fa-f:.]+\]|[^\[\]/@?#,:\s]+)(:[0-9]+)?"
+
+
 def _source_url(value: str) -> str | None:
-    if re.fullmatch(r"couchbase://(\[[0-9A-Fa-f:.]+\]|[^\[\]/@?#,:\s]+)(:[0-9]+)?/[^/?#\s]+", value):
+    if re.fullmatch(rf"couchbases?://{_SEED}(,{_SEED})*/[^/?#\s]+(\?[^#\s]*)?", value):
         return None
-    return "must look like couchbase://host:port/bucket; user and password have their own keys"
+    return (
+        "must look like couchbase://host:port/bucket, more hosts behind commas; user and password have their own keys"
+    )
+
+
+def _collections(value: str) -> str | None:
+    names = value.split(",") if value else []
+    if not all(re.fullmatch(r"[A-Za-z0-9_%-]+\.([A-Za-z0-9_%-]+|\*)", name) for name in names):
+        return "must be names scope.collection, with commas between them, or scope.*"
+    return "scope.* must stand alone" if len(names) > 1 and "*" in value else None
 
 
 def _redis_url(value: str) -> str | None:
@@ -130,12 +142,40 @@ class SourceSettings:
 
     url: str = _setting(
         "",
-        "The bucket: couchbase://host:port/bucket, with the port of the data service (11210 unless given).",
+        "The bucket: couchbase://host,host:port/bucket, with some of the cluster's data nodes (port 11210 unless "
+        "given); couchbases:// for TLS (11207); ?network=external for the nodes' alternate addresses.",
         rule=_source_url,
     )
     user: str = _setting("", "User name at the bucket.")
     password: str = _setting("", "Password at the bucket.", secret=True, holds_secret=True)
-    password_file: str = _setting("", "File whose first line is the password; not together with source.password.")
+    password_file: str = _setting(
+        "",
+        "File whose first line is the password; not together with source.password. Without both, systemd's credential "
+        "source.password is taken, if there is one.",
+    )
+    tls_ca_file: str = _setting(
+        "", "Certificates (PEM) of the authorities that may sign the nodes'.", default_text="the system's"
+    )
+    tls_cert_file: str = _setting("", "Our own certificate (PEM), for a cluster that asks for one.")
+    tls_key_file: str = _setting("", "Its key (PEM), not encrypted.", default_text="in source.tls_cert_file")
+    tls_verify_host: bool = _setting(True, "Whether a node's certificate must be for the host that it is reached at.")
+    collections: str = _setting(
+        "",
+        "What of the bucket is indexed: scope.collection. Of several, with commas, or scope.*, documents have ids "
+        "scope.collection/id.",
+        rule=_collections,
+        default_text="the default collection",
+    )
+    metadata: str = _setting(
+        "auto",
+        "Where Sync Gateway keeps its metadata. With xattr no bodies are streamed; auto leaves them out until a "
+        "document comes that may need its own.",
+        choices=("auto", "inline", "xattr"),
+    )
+    compression: bool = _setting(True, "Whether the bucket may send values as it compressed them (Snappy).")
+    rollback_mitigation: bool = _setting(
+        False, "Whether a change is indexed only once all replicas have it on disk, so that no failover takes it back."
+    )
     decoder: str = _setting(
         "sync_gateway", "What finds a document's channels: sync_gateway or package.module:factory.", rule=_decoder
     )
@@ -147,7 +187,9 @@ class SourceSettings:
         at_least=0,
         at_most=10**9,
     )
-    allow_plain: bool = _setting(False, "Whether the password may be sent in clear to a server that offers no SCRAM.")
+    allow_plain: bool = _setting(
+        False, "Whether the password may be sent in clear, without TLS, where a server offers no SCRAM."
+    )
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import time
 from collections.abc import Sequence
 
 from channelindex import exits
+from channelindex.backoff import Backoff
 from channelindex.errors import Transient
 from channelindex.logs import EventLog
 from channelindex.stores.base import ChannelAppend, IndexWriter
-from workers.backoff import Backoff
 from workers.board import Slot
 from workers.frames import decode_frame, merge
 from workers.ring import Bell, Ring, TornFrame

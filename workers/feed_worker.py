@@ -12,13 +12,13 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 from channelindex import exits
+from channelindex.backoff import Backoff
 from channelindex.errors import OwnershipLost, Transient
 from channelindex.feeds.base import Feed
 from channelindex.hashing import group_of
 from channelindex.logs import EventLog
 from channelindex.model import Checkpoint, IndexMeta
 from channelindex.stores.base import OwnerStore, Quarantined
-from workers.backoff import Backoff
 from workers.board import Slot
 from workers.outbox import Outbox
 from workers.ring import Bell

@@ -4,7 +4,7 @@ import signal
 import time
 
 from channelindex import logs
-from workers.backoff import Backoff
+from channelindex.backoff import Backoff
 from workers.board import Slot
 from workers.child import Child
 

@@ -101,7 +101,7 @@ class Roles:
             partitions=sorted(partitions),
             meta=self._meta,
             store=open_owner(config.index),
-            feed=open_feed(source, feed_name, self._meta.source_uuid),
+            feed=open_feed(source, feed_name, self._meta.source_uuid, decoder=decoder),
             new_builder=lambda checkpoints: RoundBuilder(decoder, shared.n_writers, source.removal_slack, checkpoints),
             outbox=Outbox(shared.rings[number], shared.data_bells),
             space_bell=shared.space_bells[number],

@@ -2,12 +2,15 @@
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
+from channelindex.decode.base import Decoder
 from channelindex.feeds.base import SourceInfo
 from channelindex.feeds.dcp.auth import Credentials
-from channelindex.feeds.dcp.client import DcpFeed
+from channelindex.feeds.dcp.client import DcpFeed, FeedOptions
 from channelindex.feeds.dcp.connstr import SourceAddress, parse_source_url
 from channelindex.feeds.dcp.source import source_info
+from channelindex.feeds.dcp.tls import TlsOptions
 from channelindex.settings import SourceSettings
 
 INFO_TIMEOUT_S = 10.0
@@ -15,8 +18,11 @@ INFO_TIMEOUT_S = 10.0
 
 
 def address_of(source: SourceSettings) -> tuple[SourceAddress, Credentials]:
-    """Where the bucket is and who we are there."""
-    return parse_source_url(source.url), Credentials(source.user, source.password, source.allow_plain)
+    """Where the bucket is, what of it is wanted, and who we are there."""
+    tls = TlsOptions(source.tls_ca_file, source.tls_cert_file, source.tls_key_file, source.tls_verify_host)
+    collections = tuple(source.collections.split(",")) if source.collections else ()
+    address = replace(parse_source_url(source.url, tls), collections=collections)
+    return address, Credentials(source.user, source.password, source.allow_plain)
 
 
 def describe(source: SourceSettings) -> SourceInfo:
@@ -31,8 +37,19 @@ def describe(source: SourceSettings) -> SourceInfo:
 
 
 def open_feed(
-    source: SourceSettings, name: str, source_uuid: str, end_seqnos: Mapping[int, int] | None = None
+    source: SourceSettings,
+    name: str,
+    source_uuid: str,
+    end_seqnos: Mapping[int, int] | None = None,
+    decoder: Decoder | None = None,
 ) -> DcpFeed:
-    """A feed of the bucket; see `DcpFeed`."""
+    """A feed of the bucket; see `DcpFeed`. Bodies are left out only for a *decoder* that tells where it needs them."""
     address, credentials = address_of(source)
-    return DcpFeed(address, credentials, name=name, source_uuid=source_uuid, end_seqnos=end_seqnos)
+    needs_body = getattr(decoder, "needs_body", None) if source.metadata == "auto" else None
+    options = FeedOptions(
+        bodies=source.metadata != "xattr" and needs_body is None,
+        needs_body=needs_body,
+        snappy=source.compression,
+        replicated_only=source.rollback_mitigation,
+    )
+    return DcpFeed(address, credentials, name=name, source_uuid=source_uuid, end_seqnos=end_seqnos, options=options)

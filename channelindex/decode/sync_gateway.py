@@ -84,6 +84,18 @@ class SyncGatewayDecoder:
         flags = sync.flags & _STORED_FLAGS
         return Route(_rev_of(sync.rev), flags | DELETED if sync.deleted else flags, sync.sequence, channels)
 
+    def needs_body(self, key: bytes, datatype: int, value: bytes) -> bool:
+        """Whether a JSON document's body may matter, of which only the xattrs came.
+
+        Not that of an internal document, whose key says all, and not where `_sync` is among the xattrs.
+        """
+        if key.startswith(b"_") and principals.is_internal(key):
+            return False
+        try:
+            return not (datatype & XATTR and value) or _find_attribute(value)[0] is None
+        except Undecodable:
+            return False  # its body would not cure that
+
 
 def _inline_sync(body: bytes) -> _Sync | None:
     try:

@@ -13,7 +13,7 @@ from channelindex.errors import AuthenticationFailed, OutcomeUnknown, SourceUnav
 from channelindex.feeds.base import DELETION, HISTORY, MUTATION, ROLLBACK, Event
 from channelindex.feeds.dcp import operations
 from channelindex.feeds.dcp.auth import Credentials
-from channelindex.feeds.dcp.client import DcpFeed
+from channelindex.feeds.dcp.client import DcpFeed, FeedOptions
 from channelindex.feeds.dcp.connstr import parse_source_url
 from channelindex.feeds.dcp.exchange import Request
 from channelindex.feeds.dcp.kv import KvClient
@@ -47,9 +47,16 @@ class Reading:
         bucket: DevBucket,
         checkpoints: dict[int, Checkpoint] | None = None,
         credentials: Credentials = ADMIN,
+        end_seqnos: dict[int, int] | None = None,
         **options: object,
     ) -> None:
-        self.feed = DcpFeed(parse_source_url(bucket.url), credentials, name="test", **options)  # type: ignore[arg-type]
+        self.feed = DcpFeed(
+            parse_source_url(bucket.url),
+            credentials,
+            name="test",
+            end_seqnos=end_seqnos,
+            options=FeedOptions(**options),  # type: ignore[arg-type]
+        )
         self.feed.start(checkpoints or dict.fromkeys(range(N_VBUCKETS), ORIGIN))
         self.events: list[Event] = []
         self.acknowledging = True
@@ -101,7 +108,7 @@ def test_a_bucket_that_is_not_there_is_waited_for_until_the_deadline(bucket: Dev
 
 
 def test_a_node_that_is_not_there_is_named() -> None:
-    with pytest.raises(SourceUnavailable, match=r"couchbase://127\.0\.0\.1:1/b \(source\.url\) cannot be reached"):
+    with pytest.raises(SourceUnavailable, match=r"source\.url couchbase://127\.0\.0\.1:1/b\) cannot be reached"):
         source_info(parse_source_url("couchbase://127.0.0.1:1/b"), ADMIN, time.monotonic() + 0.1)
 
 

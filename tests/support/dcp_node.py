@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 from channelindex.feeds.base import Event
 from channelindex.feeds.dcp.auth import Credentials
-from channelindex.feeds.dcp.client import DcpFeed
-from channelindex.feeds.dcp.connstr import SourceAddress
+from channelindex.feeds.dcp.client import DcpFeed, FeedOptions
+from channelindex.feeds.dcp.connstr import Endpoint, SourceAddress
 from channelindex.mcbp import REQUEST, Frame, take_frame
-from tests.support.dcp_replay import handshake_answer
+from tests.support.dcp_replay import cluster_config, handshake_answer
 
 DEADLINE_S = 10.0
 
@@ -26,6 +26,7 @@ class Node:
         self._listener.setblocking(False)
         self._peer: socket.socket | None = None
         self._input = bytearray()
+        self.config = cluster_config(self.endpoint.port)
         self.n_connections = 0
         self.asked: list[Frame] = []
         self.replies: list[Frame] = []
@@ -33,7 +34,11 @@ class Node:
 
     @property
     def address(self) -> SourceAddress:
-        return SourceAddress("127.0.0.1", self._listener.getsockname()[1], "default")
+        return SourceAddress((self.endpoint,), "default")
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return Endpoint("127.0.0.1", self._listener.getsockname()[1])
 
     def turn(self) -> None:
         """Accept, read, answer: what there is now."""
@@ -66,7 +71,7 @@ class Node:
             return
         reply = self.respond(frame)
         if reply is None and frame.opcode in (0x1F, 0x89, 0xB5, 0x50, 0x5E):
-            reply = handshake_answer(frame)
+            reply = handshake_answer(frame, self.config)
         if reply is None:
             self.asked.append(frame)
         else:
@@ -133,9 +138,17 @@ class Rig:
 
 
 @contextmanager
-def rig(**options: object) -> Iterator[Rig]:
+def rig(end_seqnos: dict[int, int] | None = None, **options: object) -> Iterator[Rig]:
+    """*options* are those of the feed."""
     node, clock = Node(), Clock()
-    feed = DcpFeed(node.address, Credentials(), name="test", clock=clock, **options)  # type: ignore[arg-type]
+    feed = DcpFeed(
+        node.address,
+        Credentials(),
+        name="test",
+        end_seqnos=end_seqnos,
+        options=FeedOptions(**options),  # type: ignore[arg-type]
+        clock=clock,
+    )
     try:
         yield Rig(node, feed, clock)
     finally:

@@ -2,24 +2,26 @@
 
 import itertools
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import msgspec
 
 from channelindex import mcbp
 from channelindex.feeds.base import Event
 from channelindex.feeds.dcp.auth import Credentials
+from channelindex.feeds.dcp.connstr import Endpoint, SourceAddress
 from channelindex.feeds.dcp.handshake import ProducerOptions
-from channelindex.feeds.dcp.session import Session
+from channelindex.feeds.dcp.session import Session, SessionOptions
 from channelindex.feeds.dcp.streams import State, Stream, Streams
 from channelindex.mcbp import RESPONSE, Frame, Op, Status, pack_frame, take_frame
 from channelindex.model import Checkpoint
 from tests.support.recording import Line
 
 HANDSHAKE_OPCODES = (Op.HELLO, Op.SASL_LIST_MECHS, Op.SASL_AUTH, Op.SASL_STEP, Op.SELECT_BUCKET)
-CLUSTER_CONFIG = (
-    b'{"uuid": "11112222333344445555666677778888", "vBucketServerMap": {"vBucketMap": [[0], [0], [0], [0]]}}'
-)
+BUCKET_UUID = "11112222333344445555666677778888"
+ADDRESS = SourceAddress((Endpoint("127.0.0.1", 11210),), "default")
 _STRICT_VBUUID = 0x20
-OPTIONS = ProducerOptions("test", 1000, 20)
+OPTIONS = SessionOptions(ADDRESS, Credentials(), ProducerOptions("test", 1000, 20))
 
 
 def sent(session: Session) -> list[Frame]:
@@ -37,8 +39,26 @@ def answer(request: Frame, status: int = Status.SUCCESS, value: bytes = b"") -> 
     return pack_frame(RESPONSE, request.opcode, status=status, opaque=request.opaque, value=value)
 
 
-def handshake_answer(request: Frame) -> bytes:
-    return answer(request, value=CLUSTER_CONFIG if request.opcode == Op.GET_CLUSTER_CONFIG else b"")
+def cluster_config(
+    *ports: int, chains: Sequence[Sequence[int]] = ((0,),) * 4, here: int = 0, rev: int = 1, uuid: str = BUCKET_UUID
+) -> bytes:
+    """A map of nodes on loopback at *ports*, as the node number *here* tells it."""
+    config = {
+        "rev": rev,
+        "uuid": uuid,
+        "nodesExt": [
+            {"services": {"kv": port}, "hostname": "127.0.0.1", "thisNode": number == here}
+            for number, port in enumerate(ports)
+        ],
+        "vBucketServerMap": {"serverList": [f"127.0.0.1:{port}" for port in ports], "vBucketMap": chains},
+    }
+    return msgspec.json.encode(config)
+
+
+def handshake_answer(request: Frame, config: bytes = b"{}", features: bytes = b"") -> bytes:
+    """Success; *features* are what a HELLO is granted, *config* is the map."""
+    values = {Op.HELLO: features, Op.GET_CLUSTER_CONFIG: config}
+    return answer(request, value=values.get(Op(request.opcode), b""))
 
 
 def shake_hands(session: Session, now: float = 0.0) -> list[Frame]:
@@ -51,9 +71,11 @@ def shake_hands(session: Session, now: float = 0.0) -> list[Frame]:
     return asked
 
 
-def new_session(streams: Streams, source_uuid: str | None = None) -> Session:
+def new_session(
+    streams: Streams, options: SessionOptions = OPTIONS, on_config: Callable[[bytes], None] = lambda text: None
+) -> Session:
     """A session that is about to say hello."""
-    return Session("default", Credentials(), OPTIONS, streams, itertools.count(1), source_uuid)
+    return Session(options, streams, itertools.count(1), on_config)
 
 
 def open_streams(*vbs: int, log: bytes = struct.pack(">QQ", 0xABC, 0)) -> tuple[Session, Streams, dict[int, int]]:
@@ -78,7 +100,8 @@ class Replay:
         self._next_opaque: int | None = None
         self._own = itertools.count(0x7000_0000)
         self.streams = Streams({})
-        self.session = Session("default", Credentials(), OPTIONS, self.streams, self._opaques())
+        self.configs: list[bytes] = []
+        self.session = Session(OPTIONS, self.streams, self._opaques(), self.configs.append)
         shake_hands(self.session)
         self.events: list[Event] = []
         self._failover_log = b""

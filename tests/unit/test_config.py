@@ -50,13 +50,17 @@ def test_every_key_can_be_set_by_its_variable() -> None:
         "coordination.redis": "rediss://h:1/2",
         "log.level": "debug",
         "log.format": "json",
+        "source.collections": "shop.orders,shop.carts",
+        "source.metadata": "xattr",
         "source.password_file": "",
     }
     for key, setting in SETTINGS.items():
         if key == "source.password_file":
             continue
         text = given.get(key) or ("x" if isinstance(setting.default, str) else str(setting.default))
-        config = load_config(None, {setting.variable: text}, {} if key in MINIMUM else MINIMUM, required=())
+        others = {**MINIMUM, "source.tls_cert_file": "cert.pem"}
+        others.pop(key, None)
+        config = load_config(None, {setting.variable: text}, others, required=())
         assert config.origins[key] == f"environment {setting.variable}"
 
 
@@ -85,8 +89,11 @@ def test_all_problems_are_told_at_once_with_key_value_origin_and_fix(tmp_path: P
         ("coordination.redis", "memory://", "must be redis://"),
         ("coordination.ttl_s", "nan", "must be 1 to 600 seconds"),
         ("coordination.ttl_s", False, "must be a number"),
-        ("source.url", "couchbases://host/b", "must look like couchbase://host:port/bucket"),
-        ("source.url", "couchbase://one,two/b", "must look like couchbase://host:port/bucket"),
+        ("source.url", "http://host/b", "must look like couchbase://host:port/bucket"),
+        ("source.url", "couchbase://one,/b", "must look like couchbase://host:port/bucket"),
+        ("source.collections", "orders", "must be names scope.collection"),
+        ("source.collections", "s.*,s.c", "must stand alone"),
+        ("source.metadata", "none", "must be auto or inline or xattr"),
         ("source.url", "couchbase://host", "must look like couchbase://host:port/bucket"),
         ("source.url", "couchbase://me:pw@host/b", "must look like couchbase://host:port/bucket"),
         ("source.decoder", "sync-gateway", "must be sync_gateway or package.module:factory"),
@@ -191,3 +198,33 @@ def test_the_model_names_each_section_once_and_all_defaults_are_allowed() -> Non
         if setting.default != "":
             assert setting.wrong(setting.default) is None
         assert show(setting, setting.default)
+
+
+def credentials(folder: Path, text: str) -> dict[str, str]:
+    (folder / "source.password").write_text(text)
+    return {"CREDENTIALS_DIRECTORY": str(folder)}
+
+
+def test_a_password_comes_from_systemds_credential(tmp_path: Path) -> None:
+    config = load_config(None, credentials(tmp_path, "s3cret\n"), MINIMUM)
+    assert config.source.password == "s3cret"
+    assert config.origins["source.password"] == f"source.password_file {tmp_path}/source.password"
+    assert not any("s3cret" in shown for _, shown, _ in config.shown())
+
+
+def test_a_password_that_is_set_wins_over_the_credential(tmp_path: Path) -> None:
+    environ = {**credentials(tmp_path, "one"), "CHANNELINDEX_SOURCE_PASSWORD": "two"}
+    assert load_config(None, environ, MINIMUM).source.password == "two"
+    file = write(tmp_path, "three")
+    assert load_config(None, credentials(tmp_path, "one"), {**MINIMUM, "source.password_file": str(file)}) == (
+        load_config(None, {}, {**MINIMUM, "source.password_file": str(file)})
+    )
+
+
+def test_without_a_credential_of_that_name_there_is_no_password(tmp_path: Path) -> None:
+    assert load_config(None, {"CREDENTIALS_DIRECTORY": str(tmp_path)}, MINIMUM).source.password == ""
+
+
+def test_a_key_without_its_certificate_is_refused() -> None:
+    with pytest.raises(ConfigProblems, match=r"source\.tls_key_file is set without source\.tls_cert_file"):
+        load_config(None, {}, {**MINIMUM, "source.tls_key_file": "key.pem"})

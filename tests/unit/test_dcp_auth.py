@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,14 +10,13 @@ import scramp  # type: ignore[import-untyped]
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channelindex.errors import AuthenticationFailed, ProtocolError, SourceUnavailable
-from channelindex.feeds.base import SourceInfo
+from channelindex.errors import AuthenticationFailed, SourceUnavailable
 from channelindex.feeds.dcp.auth import Credentials, authenticate
 from channelindex.feeds.dcp.exchange import Conversation, Request
-from channelindex.feeds.dcp.handshake import open_bucket
+from channelindex.feeds.dcp.handshake import COMMON_FEATURES, open_bucket
 from channelindex.feeds.dcp.scram import ScramClient, ScramError
-from channelindex.mcbp import RESPONSE, Frame, Op, Status
-from tests.support.dcp_replay import CLUSTER_CONFIG
+from channelindex.mcbp import RESPONSE, Feature, Frame, Op, Status
+from tests.support.dcp_replay import ADDRESS, cluster_config
 from tests.support.recording import Line, by_connection
 from tests.support.shared import shared_path
 
@@ -132,6 +132,28 @@ def test_without_an_allowed_mechanism_no_password_is_sent(offered: bytes) -> Non
         converse(authenticate(Credentials("u", "p")), [frame(Op.SASL_LIST_MECHS, value=offered)])
 
 
+REFUSED = frame(Op.SASL_AUTH, Status.AUTH_ERROR)
+
+
+def test_over_tls_a_user_of_a_directory_gets_in_with_plain() -> None:
+    given = [frame(Op.SASL_LIST_MECHS, value=ALL_MECHANISMS), REFUSED, frame(Op.SASL_AUTH)]
+    asked, _ = converse(authenticate(Credentials("u", "p"), encrypted=True), given)
+    assert [request.key for request in asked] == [b"", b"SCRAM-SHA512", b"PLAIN"]
+    assert asked[2].value == b"\0u\0p"
+
+
+def test_over_tls_plain_needs_no_permission() -> None:
+    given = [frame(Op.SASL_LIST_MECHS, value=b"PLAIN"), frame(Op.SASL_AUTH)]
+    asked, _ = converse(authenticate(Credentials("u", "p"), encrypted=True), given)
+    assert asked[1].key == b"PLAIN"
+
+
+@pytest.mark.parametrize("credentials", [Credentials("u", "p"), PLAIN])
+def test_without_tls_a_refused_password_is_never_sent_readable(credentials: Credentials) -> None:
+    with pytest.raises(AuthenticationFailed, match=r"source\.password"):
+        converse(authenticate(credentials), [frame(Op.SASL_LIST_MECHS, value=ALL_MECHANISMS), REFUSED])
+
+
 def test_credentials_do_not_show_the_password() -> None:
     assert "hunter2" not in repr(Credentials("u", "hunter2"))
 
@@ -169,38 +191,35 @@ def selection(recorded: dict[str, list[Line]], conn: str) -> list[Frame]:
 
 def test_a_bucket_that_is_not_there_may_come(recorded: dict[str, list[Line]]) -> None:
     with pytest.raises(SourceUnavailable, match=r"'nosuch' of source\.url does not exist, or is not loaded yet"):
-        converse(open_bucket("nosuch", PLAIN), selection(recorded, "c-nobucket"))
+        converse(
+            open_bucket(replace(ADDRESS, bucket="nosuch"), PLAIN, COMMON_FEATURES), selection(recorded, "c-nobucket")
+        )
 
 
 def test_a_bucket_that_is_not_ours_will_not(recorded: dict[str, list[Line]]) -> None:
     with pytest.raises(AuthenticationFailed, match=r"source\.user = 'Administrator' may not use the bucket 'other'"):
-        converse(open_bucket("other", PLAIN), selection(recorded, "c-noaccess"))
+        converse(
+            open_bucket(replace(ADDRESS, bucket="other"), PLAIN, COMMON_FEATURES), selection(recorded, "c-noaccess")
+        )
 
 
-def test_the_bucket_says_what_it_is() -> None:
-    (lines,) = [
-        lines for conn, lines in by_connection(shared_path("golden/r_cluster_config.jsonl")).items() if conn == "c1"
-    ]
-    config = answers(lines, Op.GET_CLUSTER_CONFIG)[-1]
-    _, info = converse(open_bucket("default", Credentials()), [frame(Op.HELLO), frame(Op.SELECT_BUCKET), config])
-    assert info == SourceInfo("11112222333344445555666677778888", 4)
-
-
-@pytest.mark.parametrize("value", [b"", b"{}", b"[]", b"\xff", b'{"uuid": 1}'])
-def test_a_cluster_configuration_that_is_none_breaks_the_protocol(value: bytes) -> None:
-    given = [frame(Op.HELLO), frame(Op.SELECT_BUCKET), frame(Op.GET_CLUSTER_CONFIG, value=value)]
-    with pytest.raises(ProtocolError):
-        converse(open_bucket("default", Credentials()), given)
+def test_only_features_that_were_asked_for_count_as_granted(recorded: dict[str, list[Line]]) -> None:
+    hello = answers(recorded["c-sha512"], Op.HELLO)[0]
+    config = frame(Op.GET_CLUSTER_CONFIG, value=cluster_config(11210))
+    given = [hello, frame(Op.SELECT_BUCKET), config]
+    _, greeting = converse(open_bucket(ADDRESS, Credentials(), (Feature.XATTR, Feature.COLLECTIONS)), given)
+    assert greeting.features == {Feature.XATTR}
+    assert greeting.config == config.value
 
 
 @pytest.mark.parametrize("status", [Status.NO_BUCKET, Status.ETMPFAIL, Status.KEY_ENOENT])
 def test_a_bucket_that_warms_up_is_asked_again(status: Status) -> None:
     given = [frame(Op.HELLO), frame(Op.SELECT_BUCKET), frame(Op.GET_CLUSTER_CONFIG, status)]
     with pytest.raises(SourceUnavailable):
-        converse(open_bucket("default", Credentials()), given)
+        converse(open_bucket(ADDRESS, Credentials(), COMMON_FEATURES), given)
 
 
 def test_without_a_user_nothing_is_proven() -> None:
-    given = [frame(Op.HELLO), frame(Op.SELECT_BUCKET), frame(Op.GET_CLUSTER_CONFIG, value=CLUSTER_CONFIG)]
-    asked, _ = converse(open_bucket("default", Credentials()), given)
+    given = [frame(Op.HELLO), frame(Op.SELECT_BUCKET), frame(Op.GET_CLUSTER_CONFIG, value=cluster_config(11210))]
+    asked, _ = converse(open_bucket(ADDRESS, Credentials(), COMMON_FEATURES), given)
     assert [request.opcode for request in asked] == [Op.HELLO, Op.SELECT_BUCKET, Op.GET_CLUSTER_CONFIG]

@@ -10,11 +10,10 @@ from channelindex.errors import AuthenticationFailed, IndexMismatch, ProtocolErr
 from channelindex.feeds.base import HISTORY, MUTATION, SNAPSHOT, Feed
 from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.client import DcpFeed
-from channelindex.feeds.dcp.connstr import SourceAddress
 from channelindex.mcbp import REQUEST, Frame, Op, Status, pack_frame
 from channelindex.model import ORIGIN, Checkpoint
 from tests.support.dcp_node import Rig, rig
-from tests.support.dcp_replay import CLUSTER_CONFIG, answer
+from tests.support.dcp_replay import ADDRESS, BUCKET_UUID, answer
 from tests.support.dcp_wire import failover_log, marker, mutation, stream_end
 
 LOG = failover_log((0xABC, 0))
@@ -36,7 +35,7 @@ def accept(rig: Rig) -> Frame:
 
 
 def test_it_is_a_feed() -> None:
-    feed: Feed = DcpFeed(SourceAddress("h", 1, "b"), Credentials(), name="n")
+    feed: Feed = DcpFeed(ADDRESS, Credentials(), name="n")
     feed.close()
     feed.close()
 
@@ -145,7 +144,9 @@ def test_a_bucket_created_anew_is_told(running: Rig) -> None:
     accept(running)
     running.until(lambda: running.events)
     running.node.respond = lambda frame: (
-        answer(frame, value=CLUSTER_CONFIG.replace(b"1111", b"9999")) if frame.opcode == Op.GET_CLUSTER_CONFIG else None
+        answer(frame, value=running.node.config.replace(BUCKET_UUID.encode(), b"9" * 32))
+        if frame.opcode == Op.GET_CLUSTER_CONFIG
+        else None
     )
     running.node.hang_up()
     with pytest.raises(IndexMismatch, match="rebuild the index"):
@@ -161,6 +162,7 @@ def test_a_silent_connection_is_given_up_and_one_with_noops_is_not(running: Rig)
         assert running.node.replies.pop().opaque == 77
         running.clock.now += 20.0
     assert running.node.n_connections == 1
+    running.node.respond = lambda frame: b""
     running.until(lambda: running.feed.last_error is not None, step_s=1.0)
     assert "silent for 50 s" in str(running.feed.last_error)
 

@@ -9,13 +9,18 @@ from channelindex.mcbp import Frame, Op, Status
 
 _HASH_BY_MECHANISM = {"SCRAM-SHA512": "sha512", "SCRAM-SHA256": "sha256", "SCRAM-SHA1": "sha1"}
 """As the server spells them, the strongest first."""
+_PLAIN = "PLAIN"
+
+
+class _Refused(AuthenticationFailed):
+    """The server says that user and password do not match."""
 
 
 @dataclass(frozen=True)
 class Credentials:
     """Who we are. Without a user nothing is proven, and the server decides what that is good for.
 
-    *allow_plain* lets the password cross the network readable if the server knows no SCRAM mechanism.
+    *allow_plain* lets the password cross the network readable, without TLS, if the server knows no SCRAM mechanism.
     """
 
     user: str = ""
@@ -23,8 +28,11 @@ class Credentials:
     allow_plain: bool = False
 
 
-def authenticate(credentials: Credentials) -> Conversation[None]:
+def authenticate(credentials: Credentials, *, encrypted: bool = False) -> Conversation[None]:
     """Authenticate the connection.
+
+    On an *encrypted* one PLAIN is tried where SCRAM was refused: a directory outside of the cluster (LDAP) can check
+    a password, but nothing that was derived from it.
 
     Raises:
         AuthenticationFailed: user and password do not match, or no mechanism is left that we may use.
@@ -32,26 +40,36 @@ def authenticate(credentials: Credentials) -> Conversation[None]:
     listed = yield Request(Op.SASL_LIST_MECHS)
     if listed.status != Status.SUCCESS:
         raise refusal(listed)
-    mechanism = _strongest(listed.value.decode("ascii", "replace").split(), credentials)
-    if mechanism == "PLAIN":
-        plain = f"\0{credentials.user}\0{credentials.password}".encode()
-        _accepted((yield Request(Op.SASL_AUTH, key=b"PLAIN", value=plain)), credentials)
-    else:
+    offered = listed.value.decode("ascii", "replace").split()
+    mechanism = _strongest(offered, encrypted or credentials.allow_plain)
+    if mechanism == _PLAIN:
+        yield from _plain(credentials)
+        return
+    try:
         yield from _scram(mechanism, credentials)
+    except _Refused:
+        if not encrypted or _PLAIN not in offered:
+            raise
+        yield from _plain(credentials)
 
 
-def _strongest(offered: list[str], credentials: Credentials) -> str:
+def _strongest(offered: list[str], plain_allowed: bool) -> str:
     for mechanism in _HASH_BY_MECHANISM:
         if mechanism in offered:
             return mechanism
-    if "PLAIN" not in offered:
+    if _PLAIN not in offered:
         raise AuthenticationFailed(f"the server offers no SASL mechanism that we know, only {' '.join(offered)!r}")
-    if not credentials.allow_plain:
+    if not plain_allowed:
         raise AuthenticationFailed(
-            "the server offers only PLAIN, which sends source.password readable; it takes "
-            "source.allow_plain = true to do that"
+            "the server offers only PLAIN, which sends source.password readable; it takes couchbases:// in source.url, "
+            "or source.allow_plain = true, to do that"
         )
-    return "PLAIN"
+    return _PLAIN
+
+
+def _plain(credentials: Credentials) -> Conversation[None]:
+    message = f"\0{credentials.user}\0{credentials.password}".encode()
+    _accepted((yield Request(Op.SASL_AUTH, key=_PLAIN.encode(), value=message)), credentials)
 
 
 def _scram(mechanism: str, credentials: Credentials) -> Conversation[None]:
@@ -75,7 +93,7 @@ def _accepted(outcome: Frame, credentials: Credentials) -> None:
 
 def _refused(outcome: Frame, credentials: Credentials) -> Exception:
     if outcome.status == Status.AUTH_ERROR:
-        return AuthenticationFailed(
+        return _Refused(
             f"the server does not accept source.user = {credentials.user!r} with source.password: {complaint(outcome)}"
         )
     return refusal(outcome)

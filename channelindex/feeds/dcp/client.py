@@ -1,7 +1,7 @@
-"""The feed of one KV node: one connection, and another one whenever that is lost.
+"""The feed of a bucket: one connection to each node that has vbuckets of ours, and another one whenever that is lost.
 
-Nothing is lost or brought twice by a reconnect: the streams know, per vbucket, what was handed out last, and what a
-connection brought before it broke is handed out first.
+Nothing is lost or brought twice by a reconnect or a move: the streams know, per vbucket, what was handed out last, and
+what a connection brought before it broke is handed out first.
 """
 
 import itertools
@@ -9,35 +9,65 @@ import os
 import secrets
 import select
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
+from typing import NamedTuple
 
-from channelindex.errors import ChannelIndexError, ProtocolError, SourceUnavailable
+from channelindex import logs
+from channelindex.errors import AuthenticationFailed, ChannelIndexError, ConfigInvalid, ProtocolError, SourceUnavailable
 from channelindex.feeds.base import Event
+from channelindex.feeds.dcp import messages
 from channelindex.feeds.dcp.auth import Credentials
+from channelindex.feeds.dcp.bodies import BodiesNeeded, NeedsBody
+from channelindex.feeds.dcp.cluster import Cluster
 from channelindex.feeds.dcp.connection import NOOP_INTERVAL_S, Connection
-from channelindex.feeds.dcp.connstr import SourceAddress
+from channelindex.feeds.dcp.connstr import Endpoint, SourceAddress
 from channelindex.feeds.dcp.handshake import ProducerOptions
-from channelindex.feeds.dcp.retry import delay_s
-from channelindex.feeds.dcp.session import Session
+from channelindex.feeds.dcp.node import Node
+from channelindex.feeds.dcp.persistence import PersistenceGate
+from channelindex.feeds.dcp.session import Session, SessionOptions
 from channelindex.feeds.dcp.streams import Streams
+from channelindex.mcbp import Frame, Status
 from channelindex.model import Checkpoint
 
 DEFAULT_BUFFER_BYTES = 10 * 1024 * 1024
-"""What the server may send unacknowledged: enough to keep it busy, and the bound of what a feed worker holds."""
-_FIRST_RETRY_S = 0.1
-_LONGEST_RETRY_S = 10.0
+"""What the servers may send unacknowledged: enough to keep them busy, and the bound of what a feed worker holds."""
+_LEAST_BUFFER_BYTES = 512 * 1024
+"""Of one connection, however many there are: less would make a node wait for each acknowledgement."""
+_LEAST_READ_BYTES = 64 * 1024
+_AUTHENTICATION_GRACE_S = 60.0
+"""How long a feed that has streamed bears being refused: a node that joins learns of users later than of vbuckets."""
+_OBSERVE_S = 0.25
+"""How often to ask what is persisted, while something waits for it."""
 _NAME_CHARS = 100
 """Of the caller's part of a connection's name; servers take 200 bytes altogether."""
 
+_log = logs.get("feed")
+
+
+class FeedOptions(NamedTuple):
+    """How to stream. With *bodies* False documents come without body; *needs_body* says of which that cannot be judged.
+
+    Then the feed goes over to bodies, from such a document on. Without *needs_body* it never does. *snappy*: whether
+    the servers may send values compressed, as they keep them. *replicated_only*: hold back what is not on the disks
+    of all copies yet, see `persistence`. *buffer_bytes* is shared by all connections.
+    """
+
+    bodies: bool = True
+    needs_body: NeedsBody | None = None
+    snappy: bool = True
+    replicated_only: bool = False
+    buffer_bytes: int = DEFAULT_BUFFER_BYTES
+
 
 class DcpFeed:
-    """A `feeds.base.Feed` on one KV node. *name* appears in the server's statistics; it need not be unique.
+    """A `feeds.base.Feed` of a bucket. *name* appears in the servers' statistics; it need not be unique.
 
     With *end_seqnos* (by vbucket) the stream of such a vbucket ends as soon as everything up to that seqno has come.
     The server completes the snapshot, so more may come. *source_uuid* is the UUID of the bucket to expect; without it,
     that of the bucket which the first connection finds. *clock* is monotonic, the same that `tick` is given.
 
-    Looking up the host's name blocks; nothing else does.
+    Looking up a host's name blocks; nothing else does.
     """
 
     def __init__(
@@ -48,109 +78,164 @@ class DcpFeed:
         name: str,
         source_uuid: str | None = None,
         end_seqnos: Mapping[int, int] | None = None,
-        buffer_bytes: int = DEFAULT_BUFFER_BYTES,
+        options: FeedOptions = FeedOptions(),  # noqa: B008 it is immutable
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._address = address
         self._credentials = credentials
-        self._source_uuid = source_uuid
         self._end_seqnos = end_seqnos
-        self._buffer_bytes = buffer_bytes
+        self._options = options
         self._clock = clock
         # A second connection of the same name would make the server close the first.
         self._name = f"channelindex:{name[:_NAME_CHARS]}:{os.getpid():x}-{secrets.token_hex(4)}"
+        self._bodies = options.bodies
         self._incarnation = 0
         self._opaques = itertools.count(1)
         self._epoll = select.epoll()
-        self._streams = Streams({})
-        self._connection: Connection | None = None
-        self._connect_at = float("inf")
-        self._connected_at = 0.0
-        self._failures = 0
-        self._high_seqnos: Mapping[int, int] = {}
-        self.last_error: ChannelIndexError | None = None
-        """Why the last connection was lost or could not be made; None once another one streams."""
+        self._cluster = Cluster(address, self._connect, source_uuid, with_copies=options.replicated_only)
+        self._gate = PersistenceGate() if options.replicated_only else None
+        self._observe_at = 0.0
+        self._started = False
+        self._has_streamed = False
+        self._high_seqnos: dict[int, int] = {}
 
     def start(self, checkpoints: Mapping[int, Checkpoint]) -> None:
         """Begin to stream each vbucket from its checkpoint; `read` and `tick` connect and reconnect."""
-        self._streams = Streams(checkpoints, self._end_seqnos)
-        self._connect_at = 0.0
+        self._cluster.take(Streams(checkpoints, self._end_seqnos))
+        self._started = True
+
+    def add(self, checkpoints: Mapping[int, Checkpoint]) -> None:
+        """Stream these vbuckets too, each from its checkpoint, beside those that go on."""
+        self._cluster.add(checkpoints)
+
+    def drop(self, vbuckets: Collection[int]) -> None:
+        """Stream these vbuckets no more. The next `read` may still give events of them, no later one does."""
+        self._cluster.drop(vbuckets)
+        for vb in vbuckets:
+            self._high_seqnos.pop(vb, None)
+        if self._gate is not None:
+            self._gate.forget(vbuckets)
 
     def fileno(self) -> int:
         """An epoll descriptor, readable whenever `read` has something to do."""
         return self._epoll.fileno()
 
+    @property
+    def last_error(self) -> ChannelIndexError | None:
+        """Why a connection was lost or cannot be made; None once all nodes that matter stream."""
+        return self._cluster.last_error
+
     def read(self, max_bytes: int) -> Sequence[Event]:
         """The events that have arrived, from about *max_bytes* of input; empty when there is nothing now.
 
         Raises:
-            AuthenticationFailed: the source refuses our credentials.
+            AuthenticationFailed: the source refuses our credentials, or its certificate is not trusted.
             ConfigInvalid: the bucket cannot be streamed as configured.
             IndexMismatch: the bucket is not the one that was expected.
         """
-        connection = self._connection
-        if connection is None:
+        if not self._started:
             return ()
-        try:
-            connection.receive(max_bytes, self._clock())
-            self._note(connection.session)
-        except (SourceUnavailable, ProtocolError) as error:
-            self._lose(error)
-        return connection.session.take_events()
+        ready = {fd for fd, _ in self._epoll.poll(0)}
+        nodes = [node for node in self._cluster.all_nodes() if node.connection and node.connection.fileno() in ready]
+        events: list[Event] = []
+        for node in nodes:
+            self._receive(node, max(_LEAST_READ_BYTES, max_bytes // len(nodes)), events)
+        return events if self._gate is None else self._released(self._gate, events)
 
-    def _note(self, session: Session) -> None:
-        if session.streaming:
-            self.last_error = None
-        if session.source is not None:
-            self._source_uuid = session.source.uuid
+    def _released(self, gate: PersistenceGate, events: list[Event]) -> list[Event]:
+        gate.add(events)
+        return gate.take({vb: self._cluster.copies(vb) for vb in gate.waiting()})
+
+    def _receive(self, node: Node, max_bytes: int, events: list[Event]) -> None:
+        connection, now = node.connection, self._clock()
+        if connection is None:  # closed for the sake of a node before it
+            return
+        try:
+            connection.receive(max_bytes, now)
+            node.note_progress()
+            self._note(node, connection.session, now)
+        except BodiesNeeded as needed:
+            events += connection.session.take_events()
+            self._take_bodies(needed)
+            return
+        except (SourceUnavailable, ProtocolError) as error:
+            self._cluster.lose(node, error, now)
+        except AuthenticationFailed as error:
+            if not self._bears_refusal(node, now):
+                raise
+            self._cluster.lose(node, error, now)
+        events += connection.session.take_events()
+
+    def _note(self, node: Node, session: Session, now: float) -> None:
+        self._has_streamed |= node.live
         if session.high_seqnos:
-            self._high_seqnos = session.high_seqnos
+            self._high_seqnos.update(session.high_seqnos)
+        if session.map_doubtful:
+            session.map_doubtful = False
+            self._cluster.refresh_soon(now)
+
+    def _bears_refusal(self, node: Node, now: float) -> bool:
+        if node.refused_since is None:
+            node.refused_since = now
+        return self._has_streamed and now < node.refused_since + _AUTHENTICATION_GRACE_S
+
+    def _take_bodies(self, needed: BodiesNeeded) -> None:
+        """Connect to all nodes again, for streams with bodies."""
+        if self._options.needs_body is None:
+            raise ConfigInvalid(f"source.metadata = xattr: {needed}; set it to inline") from needed
+        self._bodies = True
+        _log.info("feed.bodies_taken", msg=str(needed))
+        self._cluster.disconnect()
 
     def acknowledge(self) -> None:
         """Tell the source that all events returned so far have been taken over (flow control)."""
-        if self._connection is None:
-            return
-        self._connection.session.acknowledge()
-        try:
-            self._connection.flush()
-        except SourceUnavailable as error:
-            self._lose(error)
+        if self._gate is not None and self._gate.held_bytes > self._options.buffer_bytes:
+            return  # the bytes that are held back must stay bounded too
+        for node in self._cluster.all_nodes():
+            if node.connection is not None:
+                node.connection.session.acknowledge()
+                try:
+                    node.connection.flush()
+                except SourceUnavailable as error:
+                    self._cluster.lose(node, error, self._clock())
 
     def tick(self, now: float) -> float:
-        """Do what is due at *now*: connect, ask, give up a dead connection. When to call again, at the latest."""
-        try:
-            if self._connection is None and now >= self._connect_at:
-                self._connect(now)
-            if self._connection is not None:
-                return self._connection.tick(now)
-        except SourceUnavailable as error:
-            self._lose(error)
-        return self._connect_at
+        """Do what is due at *now*: connect, ask, give up a dead connection. When to call again, at the latest.
 
-    def _connect(self, now: float) -> None:
-        self._incarnation += 1
-        options = ProducerOptions(f"{self._name}-{self._incarnation}", self._buffer_bytes, NOOP_INTERVAL_S)
-        session = Session(
-            self._address.bucket, self._credentials, options, self._streams, self._opaques, self._source_uuid
-        )
-        self._connected_at = now
-        self._connection = Connection(self._address, self._failures, session, self._epoll, now)
-
-    def _lose(self, error: ChannelIndexError) -> None:
-        """Drop the connection, and connect again after a while that grows with each failure in a row.
-
-        A connection that did not last counts as a failure too, or one that always breaks would be made without end.
+        Raises:
+            ConfigInvalid: no connection can be made with this configuration.
         """
-        self.last_error = error
-        now = self._clock()
-        if self._connection is not None:
-            if now - self._connected_at > _LONGEST_RETRY_S:
-                self._failures = 0
-            self._connection.close()
-            self._connection = None
-        self._streams.disconnect()
-        self._connect_at = now + delay_s(self._failures, _FIRST_RETRY_S, _LONGEST_RETRY_S)
-        self._failures += 1
+        if not self._started:
+            return float("inf")
+        if self._gate is not None and now >= self._observe_at:
+            self._observe_at = now + _OBSERVE_S
+            self._observe(self._gate)
+        next_at = self._cluster.tick(now)
+        return min(next_at, self._observe_at) if self._gate else next_at
+
+    def _observe(self, gate: PersistenceGate) -> None:
+        """Ask every node with a copy how much it has persisted of the vbuckets of which something is held back."""
+        for vb, vbuuid in gate.waiting().items():
+            for endpoint in self._cluster.copies(vb):
+                session = self._cluster.session_at(endpoint)
+                if session is not None:
+                    session.ask(messages.observe(vb, vbuuid), partial(_note_observed, gate, vb, endpoint))
+
+    def _connect(self, node: Node, attempt: int, now: float) -> Connection:
+        self._incarnation += 1
+        share = max(_LEAST_BUFFER_BYTES, self._options.buffer_bytes // max(1, self._cluster.n_nodes))
+        producer = ProducerOptions(
+            f"{self._name}-{self._incarnation}",
+            min(self._options.buffer_bytes, share),
+            NOOP_INTERVAL_S,
+            self._bodies,
+            self._options.snappy,
+        )
+        options = SessionOptions(self._address, self._credentials, producer, self._options.needs_body)
+        session = Session(
+            options, node.streams, self._opaques, lambda text: self._cluster.learn(node, text, self._clock())
+        )
+        return Connection(node.endpoint, self._address.tls, attempt, session, self._epoll, now)
 
     def high_seqnos(self) -> Mapping[int, int]:
         """The highest seqno of each of our vbuckets that the source told last; empty before it did."""
@@ -158,17 +243,19 @@ class DcpFeed:
 
     def connected(self) -> bool:
         """Whether every stream that should run is running (open or being opened on a live connection)."""
-        connection = self._connection
-        return connection is not None and connection.session.streaming and self._streams.all_running
+        return self._started and self._cluster.running
 
     def ended(self) -> bool:
         """Whether every stream has brought all up to its end seqno; live ones never have. Ask after `start`."""
-        return self._streams.all_ended
+        return self._cluster.ended and not self._gate
 
     def close(self) -> None:
-        """Close the connection; nothing comes any more. May be called twice, and before `start`."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
-        self._connect_at = float("inf")
+        """Close the connections; nothing comes any more. May be called twice, and before `start`."""
+        self._started = False
+        self._cluster.disconnect()
         self._epoll.close()
+
+
+def _note_observed(gate: PersistenceGate, vb: int, endpoint: Endpoint, answer: Frame) -> None:
+    if answer.status == Status.SUCCESS:
+        gate.observe(vb, endpoint, messages.observed(answer))

@@ -1,16 +1,17 @@
-"""A `Session` on a non-blocking socket. Whatever goes wrong with the socket is `SourceUnavailable`."""
+"""A `Session` on a non-blocking socket, with or without TLS. What goes wrong with the socket is `SourceUnavailable`."""
 
 import select
 import socket
 
 from channelindex.errors import SourceUnavailable
-from channelindex.feeds.dcp.connstr import SourceAddress
+from channelindex.feeds.dcp.connstr import Endpoint
 from channelindex.feeds.dcp.session import Session
+from channelindex.feeds.dcp.tls import TlsLayer, TlsOptions
 
 NOOP_INTERVAL_S = 20
 """The shortest that servers of every version take."""
 SILENCE_S = 2.0 * NOOP_INTERVAL_S + 10.0
-"""A connection that brought nothing for so long is dead: two noops are missing."""
+"""A connection that brought nothing for so long is dead: two noops are missing, and our own requests have no answer."""
 HANDSHAKE_SILENCE_S = 10.0
 """The same before there are noops; it bounds connecting too."""
 _RECV_BYTES = 256 * 1024
@@ -22,11 +23,22 @@ class Connection:
 
     Raises (as every method but `close` does):
         SourceUnavailable: the connection cannot be made, is lost, or has been silent for too long.
+        ConfigInvalid: from the constructor: the files that *tls* names cannot be used.
     """
 
-    def __init__(self, address: SourceAddress, attempt: int, session: Session, epoll: select.epoll, now: float) -> None:
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        tls: TlsOptions | None,
+        attempt: int,
+        session: Session,
+        epoll: select.epoll,
+        now: float,
+    ) -> None:
         self.session = session
-        self._address = address
+        self._endpoint = endpoint
+        self._tls = TlsLayer(tls, endpoint.host) if tls is not None else None
+        self._outgoing = session.outgoing if self._tls is None else self._tls.outgoing
         self._epoll = epoll
         self._heard_at = now
         self._closed = False
@@ -37,10 +49,10 @@ class Connection:
     def _connect(self, attempt: int) -> socket.socket:
         """A socket on its way to the *attempt*-th of the host's addresses, round and round."""
         try:
-            found = socket.getaddrinfo(self._address.host, self._address.port, type=socket.SOCK_STREAM)
+            found = socket.getaddrinfo(self._endpoint.host, self._endpoint.port, type=socket.SOCK_STREAM)
             family, kind, protocol, _, where = found[attempt % len(found)]
             connecting = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter for a name that cannot be one
             raise self._unavailable(error) from error
         try:
             connecting.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -52,11 +64,15 @@ class Connection:
             raise self._unavailable(error) from error
         return connecting
 
+    def fileno(self) -> int:
+        """The descriptor by which the epoll names this connection; -1 once it is closed."""
+        return self._socket.fileno()
+
     def receive(self, max_bytes: int, now: float) -> None:
         """Hand up to about *max_bytes* of what has arrived to the session, and send what it has to say.
 
         Raises:
-            ChannelIndexError: as `Session.receive`; its events are still to be taken.
+            ChannelIndexError: as `Session.receive` and `TlsLayer.receive`; the session's events are still to be taken.
         """
         left = max_bytes
         while left > 0:
@@ -65,7 +81,9 @@ class Connection:
                 break
             left -= len(data)
             self._heard_at = now
-            self.session.receive(data, now)
+            plain = data if self._tls is None else self._tls.receive(data)
+            if plain:
+                self.session.receive(plain, now)
         self.flush()
 
     def _recv(self, max_bytes: int) -> bytes | None:
@@ -76,12 +94,15 @@ class Connection:
         except OSError as error:
             raise self._unavailable(error) from error
         if not data:
-            raise SourceUnavailable(f"{self._address} closed the connection")
+            raise SourceUnavailable(f"{self._endpoint} closed the connection")
         return data
 
     def flush(self) -> None:
         """Send as much of the session's output as the socket takes; the epoll wakes for the rest."""
-        outgoing = self.session.outgoing
+        if self._tls is not None and self.session.outgoing:
+            self._tls.send(self.session.outgoing)
+            self.session.outgoing.clear()
+        outgoing = self._outgoing
         while outgoing:
             try:
                 del outgoing[: self._socket.send(outgoing)]
@@ -105,16 +126,15 @@ class Connection:
 
     def _check_alive(self, now: float, silence_s: float) -> None:
         """Tell a dead connection from one that our process, stopped or busy elsewhere, has not read from."""
-        try:
-            self._socket.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            raise SourceUnavailable(f"{self._address} has been silent for {silence_s:.0f} s") from None
-        except OSError as error:
-            raise self._unavailable(error) from error
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        if not poll.poll(0):
+            raise SourceUnavailable(f"{self._endpoint} has been silent for {silence_s:.0f} s")
         self._heard_at = now
 
-    def _unavailable(self, error: OSError) -> SourceUnavailable:
-        return SourceUnavailable(f"{self._address} (source.url) cannot be reached: {error.strerror or error}")
+    def _unavailable(self, error: OSError | UnicodeError) -> SourceUnavailable:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        return SourceUnavailable(f"{self._endpoint} (source.url) cannot be reached: {reason}")
 
     def close(self) -> None:
         """Close the socket. May be called twice."""

@@ -1,53 +1,96 @@
 """Where the bucket is: the connection string, parsed once."""
 
+import re
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from typing import NamedTuple
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from channelindex.errors import ConfigInvalid
+from channelindex.feeds.dcp.tls import TlsOptions
 
 DEFAULT_PORT = 11210
-"""The port of the data service without TLS."""
+DEFAULT_TLS_PORT = 11207
+"""The ports of the data service, without TLS and with it."""
+AUTO = "auto"
+
+_SEED = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[^\[\]:@/\s,]+))(?::(?P<port>[0-9]{1,5}))?", re.ASCII)
+_EXPECTED = "expected couchbase://host[:port][,host[:port]…]/bucket[?network=…]"
+
+
+class Endpoint(NamedTuple):
+    """One KV node's address."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        """As it stands in a URL."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True)
 class SourceAddress:
-    """One KV node and the bucket on it."""
+    """Where to begin to look for the bucket, how to talk to its nodes, and what of it is wanted.
 
-    host: str
-    port: int
+    *network* names which of the addresses that the nodes announce is for us: "default", "external", another that the
+    cluster knows, or "auto": the one that the seeds belong to. *tls* None: no encryption. *collections* are names
+    "scope.collection" or "scope.*"; none: the default collection.
+    """
+
+    seeds: tuple[Endpoint, ...]
     bucket: str
+    network: str = AUTO
+    tls: TlsOptions | None = None
+    collections: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"couchbase://{host}:{self.port}/{self.bucket}"
+        """The URL, without options."""
+        scheme = "couchbase" if self.tls is None else "couchbases"
+        return f"{scheme}://{','.join(map(str, self.seeds))}/{self.bucket}"
 
 
-def parse_source_url(url: str) -> SourceAddress:
-    """The address that `couchbase://host[:port]/bucket` names.
+def parse_source_url(url: str, tls: TlsOptions | None = None) -> SourceAddress:
+    """The address that `couchbase://host[:port],…/bucket?network=…` names; `couchbases://` is with TLS as *tls* says.
 
     Raises:
         ConfigInvalid: it is not of that form.
     """
     try:
         parts = urlsplit(url)
-        port = DEFAULT_PORT if parts.port is None else parts.port
     except ValueError as error:
         raise _wrong(url, str(error)) from error
-    if parts.scheme != "couchbase":
-        raise _wrong(url, f"the scheme {parts.scheme!r} is not supported")
-    if parts.username is not None or parts.password is not None:
+    if "@" in parts.netloc:
         raise ConfigInvalid("source.url holds credentials; put them into source.user and source.password")
-    if not parts.hostname or "," in parts.hostname:
-        raise _wrong(url, "it must name one host")
+    if parts.scheme not in {"couchbase", "couchbases"}:
+        raise _wrong(url, f"the scheme {parts.scheme!r} is not supported")
+    encrypted = parts.scheme == "couchbases"
     bucket = unquote(parts.path.removeprefix("/"))
-    if not bucket or "/" in bucket:
+    if not bucket or "/" in bucket or parts.fragment:
         raise _wrong(url, "it must name one bucket")
-    if parts.query or parts.fragment:
-        raise _wrong(url, "it takes no options")
-    if port == 0:
-        raise _wrong(url, "port 0 cannot be connected to")
-    return SourceAddress(parts.hostname, port, bucket)
+    port = DEFAULT_TLS_PORT if encrypted else DEFAULT_PORT
+    seeds = tuple(_seed(url, text, port) for text in parts.netloc.split(","))
+    return SourceAddress(seeds, bucket, _network(url, parts.query), (tls or TlsOptions()) if encrypted else None)
+
+
+def _seed(url: str, text: str, default_port: int) -> Endpoint:
+    match = _SEED.fullmatch(text)
+    if match is None:
+        raise _wrong(url, f"{text!r} is no host" if text else "it must name a host")
+    port = int(match["port"] or default_port)
+    if not 0 < port < 65536:
+        raise _wrong(url, f"port {port} cannot be connected to")
+    return Endpoint((match["v6"] or match["host"]).lower(), port)
+
+
+def _network(url: str, query: str) -> str:
+    options = dict(parse_qsl(query, keep_blank_values=True))
+    network = options.pop("network", AUTO)
+    if options:
+        raise _wrong(url, f"the option {next(iter(options))!r} is not known, only network is")
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", network):
+        raise _wrong(url, "network must be a name: auto, default, external")
+    return network
 
 
 def _wrong(url: str, reason: str) -> ConfigInvalid:
-    return ConfigInvalid(f"source.url = {url!r}: {reason}; expected couchbase://host:port/bucket")
+    return ConfigInvalid(f"source.url = {url!r}: {reason}; {_EXPECTED}")

@@ -74,9 +74,20 @@ def opcode_name(opcode: int) -> str:
 
 
 PASSING = frozenset(
-    (Status.NOT_MY_VBUCKET, Status.NO_BUCKET, Status.ENOMEM, Status.EINTERNAL, Status.EBUSY, Status.ETMPFAIL)
+    (
+        Status.NOT_MY_VBUCKET,
+        Status.NO_BUCKET,
+        Status.ENOMEM,
+        Status.EINTERNAL,
+        Status.EBUSY,
+        Status.ETMPFAIL,
+        Status.UNKNOWN_COLLECTION,
+        Status.UNKNOWN_SCOPE,
+        Status.NO_COLLECTIONS_MANIFEST,
+        Status.COLLECTIONS_MANIFEST_AHEAD,
+    )
 )
-"""Statuses that a later attempt may not meet: a vbucket moves, a node starts or is busy."""
+"""Statuses that a later attempt may not meet: a vbucket moves, a node starts or is busy, or learns of a collection."""
 
 
 def refusal(frame: Frame) -> ChannelIndexError:

@@ -1,23 +1,27 @@
 """What is said on a new connection before the first document: who we are, which bucket, and how to stream it."""
 
 import struct
+from collections.abc import Collection
 from typing import NamedTuple
 
 import msgspec
 
 from channelindex import __version__
-from channelindex.errors import AuthenticationFailed, ConfigInvalid, ProtocolError, SourceUnavailable
-from channelindex.feeds.base import SourceInfo
+from channelindex.errors import AuthenticationFailed, ConfigInvalid, SourceUnavailable
 from channelindex.feeds.dcp.auth import Credentials, authenticate
+from channelindex.feeds.dcp.bodies import BodiesNeeded
+from channelindex.feeds.dcp.connstr import SourceAddress
 from channelindex.feeds.dcp.exchange import Conversation, Request, complaint, refusal
 from channelindex.mcbp import Feature, Frame, Op, Status
 
-_FEATURES = (Feature.XATTR, Feature.XERROR, Feature.SELECT_BUCKET, Feature.JSON)
-"""Without XERROR a missing privilege closes the connection without a word. Snappy is not asked for: a compressed
-value hides its xattrs, and costs us the decompression."""
+COMMON_FEATURES = (Feature.XATTR, Feature.XERROR, Feature.SELECT_BUCKET, Feature.JSON)
+"""Without XERROR a missing privilege closes the connection without a word."""
+FEED_FEATURES = (*COMMON_FEATURES, Feature.COLLECTIONS, Feature.DUPLEX, Feature.CLUSTERMAP_NOTIFICATION)
 
 _PRODUCER = 0x01
 _INCLUDE_XATTRS = 0x04
+_NO_VALUE_BUT_DATATYPE = 0x40
+"""Leave the body out and let the datatype still say what it was."""
 
 
 class ProducerOptions(NamedTuple):
@@ -26,19 +30,19 @@ class ProducerOptions(NamedTuple):
     name: str
     buffer_bytes: int
     noop_interval_s: int
+    bodies: bool = True
+    snappy: bool = False
 
 
-class _ServerMap(msgspec.Struct, rename="camel"):
-    v_bucket_map: list[list[int]]
+class Greeting(NamedTuple):
+    """What a node said: the features that it granted, and the cluster's configuration."""
+
+    features: frozenset[int]
+    config: bytes
 
 
-class _ClusterConfig(msgspec.Struct, rename="camel"):
-    uuid: str
-    v_bucket_server_map: _ServerMap
-
-
-def open_bucket(bucket: str, credentials: Credentials) -> Conversation[SourceInfo]:
-    """Authenticate and select *bucket*; what it says of itself.
+def open_bucket(address: SourceAddress, credentials: Credentials, features: Collection[int]) -> Conversation[Greeting]:
+    """Authenticate and select the bucket, asking for *features*.
 
     Raises:
         AuthenticationFailed: the credentials are wrong, or not for this bucket.
@@ -46,13 +50,19 @@ def open_bucket(bucket: str, credentials: Credentials) -> Conversation[SourceInf
         ProtocolError: the answers make no sense.
     """
     agent = msgspec.json.encode({"a": f"channelindex/{__version__}"})
-    hello = yield Request(Op.HELLO, key=agent, value=struct.pack(f">{len(_FEATURES)}H", *_FEATURES))
+    hello = yield Request(Op.HELLO, key=agent, value=struct.pack(f">{len(features)}H", *features))
     if hello.status != Status.SUCCESS:
         raise refusal(hello)
+    granted = struct.unpack(f">{len(hello.value) // 2}H", hello.value[: len(hello.value) // 2 * 2])
     if credentials.user:
-        yield from authenticate(credentials)
-    _check_selected((yield Request(Op.SELECT_BUCKET, key=bucket.encode())), bucket, credentials)
-    return _source_info((yield Request(Op.GET_CLUSTER_CONFIG)))
+        yield from authenticate(credentials, encrypted=address.tls is not None)
+    _check_selected((yield Request(Op.SELECT_BUCKET, key=address.bucket.encode())), address.bucket, credentials)
+    answer = yield Request(Op.GET_CLUSTER_CONFIG)
+    if answer.status == Status.KEY_ENOENT:
+        raise SourceUnavailable("the node has no cluster configuration yet")
+    if answer.status != Status.SUCCESS:
+        raise refusal(answer)
+    return Greeting(frozenset(granted) & frozenset(features), answer.value)
 
 
 def _check_selected(selected: Frame, bucket: str, credentials: Credentials) -> None:
@@ -66,21 +76,6 @@ def _check_selected(selected: Frame, bucket: str, credentials: Credentials) -> N
         raise refusal(selected)
 
 
-def _source_info(answer: Frame) -> SourceInfo:
-    if answer.status == Status.KEY_ENOENT:
-        raise SourceUnavailable("the node has no cluster configuration yet")
-    if answer.status != Status.SUCCESS:
-        raise refusal(answer)
-    try:
-        config = msgspec.json.decode(answer.value, type=_ClusterConfig)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ProtocolError(f"the cluster configuration cannot be read: {error}") from error
-    n_vbuckets = len(config.v_bucket_server_map.v_bucket_map)
-    if n_vbuckets == 0:
-        raise SourceUnavailable("the cluster configuration has no vbuckets yet")
-    return SourceInfo(config.uuid, n_vbuckets)
-
-
 def open_producer(options: ProducerOptions) -> Conversation[None]:
     """Make the connection a DCP producer with xattrs, noops and flow control.
 
@@ -88,10 +83,13 @@ def open_producer(options: ProducerOptions) -> Conversation[None]:
 
     Raises:
         AuthenticationFailed: the user lacks the privilege to stream.
+        BodiesNeeded: the server knows no streams without bodies.
         ConfigInvalid: the server cannot stream as we need it.
     """
-    flags = struct.pack(">II", 0, _PRODUCER | _INCLUDE_XATTRS)
-    opened = yield Request(Op.DCP_OPEN, key=options.name.encode(), extras=flags)
+    flags = _PRODUCER | _INCLUDE_XATTRS | (0 if options.bodies else _NO_VALUE_BUT_DATATYPE)
+    opened = yield Request(Op.DCP_OPEN, key=options.name.encode(), extras=struct.pack(">II", 0, flags))
+    if opened.status == Status.EINVAL and not options.bodies:
+        raise BodiesNeeded(f"the server of source.url cannot leave the bodies out: {complaint(opened)}")
     if opened.status != Status.SUCCESS:
         raise refusal(opened)
     for name, value, optional in (

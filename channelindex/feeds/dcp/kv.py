@@ -1,80 +1,77 @@
-"""A blocking client of one KV node, for what is not the feed: loading documents, looking at the bucket, tests."""
+"""A blocking client of a bucket, for what is not the feed: loading documents, looking at the bucket, tests."""
 
-import select
-import socket
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Self
 
-from channelindex import mcbp
-from channelindex.errors import OutcomeUnknown, ProtocolError, SourceUnavailable
+from channelindex.backoff import Backoff
+from channelindex.errors import ChannelIndexError, ConfigInvalid, OutcomeUnknown, ProtocolError, SourceUnavailable
+from channelindex.feeds.base import SourceInfo
 from channelindex.feeds.dcp import operations
 from channelindex.feeds.dcp.auth import Credentials
-from channelindex.feeds.dcp.connstr import SourceAddress
-from channelindex.feeds.dcp.exchange import Conversation, Request
-from channelindex.feeds.dcp.handshake import open_bucket
+from channelindex.feeds.dcp.connstr import Endpoint, SourceAddress
+from channelindex.feeds.dcp.exchange import Request
+from channelindex.feeds.dcp.keyspace import Keyspace
+from channelindex.feeds.dcp.kv_connection import KvConnection
 from channelindex.feeds.dcp.operations import Document
+from channelindex.feeds.dcp.topology import ClusterMap, parse_cluster_map
 from channelindex.hashing import vbucket_of
-from channelindex.mcbp import Frame
+from channelindex.mcbp import Frame, Status
 
-_CHUNK_BYTES = 256 * 1024
-_Result = TypeVar("_Result")
+_FIRST_RETRY_S = 0.01
+_LONGEST_RETRY_S = 0.5
 
 
 class KvClient:
-    """A connection with the bucket selected. Not safe for threads; after an error it is closed.
+    """Connections to the nodes of a bucket, made as they are needed. Not safe for threads; closed after an error.
 
-    `source` is what the bucket says of itself. *timeout_s* bounds connecting, and each call by itself.
+    *timeout_s* bounds connecting, and each call by itself. A request goes to the node that has its vbucket, and again
+    to another one if it was not that any more. With one collection in the address, keys are of that one.
     """
 
     def __init__(self, address: SourceAddress, credentials: Credentials, timeout_s: float = 10.0) -> None:
-        """Connect, authenticate, select the bucket.
+        """Connect to one of the seeds, authenticate, select the bucket.
 
         Raises:
-            SourceUnavailable: the node cannot be reached or the bucket is not there (yet).
-            AuthenticationFailed: the credentials are wrong, or not for this bucket.
+            SourceUnavailable: no seed can be reached or the bucket is not there (yet).
+            AuthenticationFailed: the credentials are wrong, or not for this bucket; or the certificate is not trusted.
             ProtocolError: the answers make no sense.
         """
         self._address = address
+        self._credentials = credentials
         self._timeout_s = timeout_s
-        self._input = bytearray()
-        self._opaque = 0
-        deadline = time.monotonic() + timeout_s
+        self._connections: dict[Endpoint, KvConnection] = {}
         try:
-            self._socket = socket.create_connection((address.host, address.port), timeout_s)
-        except OSError as error:
-            raise SourceUnavailable(f"{address} (source.url) cannot be reached: {error.strerror or error}") from error
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._socket.setblocking(False)
-        try:
-            self.source = self._converse(open_bucket(address.bucket, credentials), deadline)
+            self._map = self._bootstrap(time.monotonic() + timeout_s)
         except BaseException:
             self.close()
             raise
+        self._keyspace: Keyspace = next(iter(self._connections.values())).keyspace
 
-    def _converse(self, conversation: Conversation[_Result], deadline: float) -> _Result:
-        try:
-            request = next(conversation)
-            while True:
-                request = conversation.send(self._exchange([request], deadline)[0])
-        except StopIteration as finished:
-            result: _Result = finished.value
-            return result
-        except OutcomeUnknown as error:
-            raise SourceUnavailable(str(error)) from error
+    @property
+    def source(self) -> SourceInfo:
+        """What the bucket says of itself."""
+        return self._map.source
 
     def pipeline(self, requests: Sequence[Request]) -> list[Frame]:
-        """The responses to *requests*, in their order. All are sent without waiting for answers in between.
+        """The responses to *requests*, in their order. All of a node are sent without waiting for answers in between.
 
-        A request without a vbucket goes to that of its key.
+        A request without a vbucket goes to that of its key. Requests of one key are carried out in their order.
 
         Raises:
-            OutcomeUnknown: the connection was lost; any of them may have taken effect.
+            OutcomeUnknown: a connection was lost; any of them may have taken effect.
+            ConfigInvalid: the address names several collections, so that a key is none of one document.
         """
-        return self._exchange(
+        if self._keyspace.several:
+            raise ConfigInvalid("documents are read and written in one collection; source.collections names several")
+        prefix = self._keyspace.prefix
+        return self._send(
             [
-                request if request.vb is not None else request._replace(vb=self.vbucket_of(request.key))
+                request
+                if request.vb is not None
+                else request._replace(vb=self.vbucket_of(request.key), key=prefix + request.key)
                 for request in requests
             ],
             time.monotonic() + self._timeout_s,
@@ -115,58 +112,99 @@ class KvClient:
         return operations.stored(self._ask(operations.delete_with_xattr(key, xattr, text, cas=cas)))
 
     def high_seqnos(self) -> dict[int, int]:
-        """The high seqno of every active vbucket of the node."""
-        return operations.seqnos(self._ask(operations.active_seqnos()))
+        """The high seqno of every active vbucket: of the one collection, if the address names one."""
+        deadline = time.monotonic() + self._timeout_s
+        owners = {self._map.owner(vb) for vb in range(len(self._map.chains))}
+        request = operations.active_seqnos(self._keyspace.only_id)
+        found: dict[int, int] = {}
+        for endpoint in filter(None, owners):
+            found.update(operations.seqnos(self._ask_node(endpoint, [request], deadline)[0]))
+        return found
 
     def _ask(self, request: Request) -> Frame:
         return self.pipeline([request])[0]
 
-    # -- the connection
+    # -- nodes
 
-    def _exchange(self, requests: Sequence[Request], deadline: float) -> list[Frame]:
-        first = self._opaque
-        self._opaque += len(requests)
-        outgoing = b"".join(request.pack(first + i & 0xFFFFFFFF) for i, request in enumerate(requests))
-        answers: dict[int, Frame] = {}
+    def _bootstrap(self, deadline: float) -> ClusterMap:
+        """The map, from the first seed that can be had."""
+        problems: list[SourceUnavailable | ProtocolError] = []
+        for number, seed in enumerate(self._address.seeds):
+            now = time.monotonic()
+            share_s = (deadline - now) / (
+                len(self._address.seeds) - number
+            )  # one that is silent leaves time for others
+            try:
+                connection = KvConnection(seed, self._address, self._credentials, now + share_s)
+                found = self._parse(connection)
+            except (SourceUnavailable, ProtocolError) as error:
+                problems.append(error)
+                continue
+            self._connections[found.here or seed] = connection
+            return found
+        raise problems[0]
+
+    def _parse(self, connection: KvConnection) -> ClusterMap:
         try:
-            self._send_and_receive(outgoing, answers, len(requests), deadline)
-            return [answers[first + i & 0xFFFFFFFF] for i in range(len(requests))]
-        except OSError as error:
-            self.close()
-            raise OutcomeUnknown(f"{self._address} (source.url): {error.strerror or error}") from error
-        except (KeyError, ProtocolError) as error:
-            self.close()
-            raise ProtocolError(f"{self._address} answered what was not asked: {error}") from error
+            return parse_cluster_map(connection.config, connection.endpoint, self._address)
+        except ChannelIndexError:
+            connection.close()
+            raise
 
-    def _send_and_receive(self, outgoing: bytes, answers: dict[int, Frame], n_answers: int, deadline: float) -> None:
-        """Both at once: a server that cannot get rid of its answers stops reading requests."""
-        left = memoryview(outgoing)
-        poll = select.poll()
-        while len(answers) < n_answers:
-            poll.register(self._socket, select.POLLIN | (select.POLLOUT if left else 0))
-            ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
-            if not ready:
-                raise TimeoutError(f"no answer within {self._timeout_s:g} s")
-            mask = ready[0][1]
-            if mask & select.POLLOUT:
-                left = left[self._socket.send(left[:_CHUNK_BYTES]) :]
-            if mask & ~select.POLLOUT:
-                self._receive(answers)
+    def _learn(self, text: bytes, via: Endpoint) -> None:
+        found = parse_cluster_map(text, via, self._address)
+        if found.revision > self._map.revision:
+            self._map = found
 
-    def _receive(self, answers: dict[int, Frame]) -> None:
-        data = self._socket.recv(_CHUNK_BYTES)
-        if not data:
-            raise ConnectionError("it closed the connection")
-        self._input += data
-        offset = 0
-        while (taken := mcbp.take_frame(self._input, offset)) is not None:
-            frame, offset = taken
-            answers[frame.opaque] = frame
-        del self._input[:offset]
+    def _connection(self, endpoint: Endpoint, deadline: float) -> KvConnection:
+        if endpoint not in self._connections:
+            self._connections[endpoint] = KvConnection(endpoint, self._address, self._credentials, deadline)
+        return self._connections[endpoint]
+
+    def _ask_node(self, endpoint: Endpoint, requests: Sequence[Request], deadline: float) -> list[Frame]:
+        try:
+            return self._connection(endpoint, deadline).exchange(requests, deadline)
+        except ChannelIndexError:
+            self.close()
+            raise
+
+    def _send(self, requests: Sequence[Request], deadline: float) -> list[Frame]:
+        """The answers, each from the node that has its vbucket; one that had it no more is asked for a newer map."""
+        answers: dict[int, Frame] = {}
+        backoff = Backoff(_FIRST_RETRY_S, _LONGEST_RETRY_S)
+        while True:
+            pending = [number for number in range(len(requests)) if number not in answers]
+            for endpoint, numbers in self._by_node(requests, pending).items():
+                try:
+                    found = self._ask_node(endpoint, [requests[number] for number in numbers], deadline)
+                except SourceUnavailable as error:
+                    if answers:
+                        raise OutcomeUnknown(f"{error}; other nodes have taken their part") from error
+                    raise
+                for number, answer in zip(numbers, found, strict=True):
+                    if answer.status != Status.NOT_MY_VBUCKET:
+                        answers[number] = answer
+                    elif answer.value:
+                        self._learn(answer.value, endpoint)
+            if len(answers) == len(requests):
+                return [answers[number] for number in range(len(requests))]
+            pause_s = backoff.next_delay_s()
+            if time.monotonic() + pause_s >= deadline:
+                raise OutcomeUnknown(f"no node of {self._address} (source.url) takes all vbuckets, in time")
+            time.sleep(pause_s)
+
+    def _by_node(self, requests: Sequence[Request], numbers: Sequence[int]) -> dict[Endpoint, list[int]]:
+        by_node: defaultdict[Endpoint, list[int]] = defaultdict(list)
+        for number in numbers:
+            # While a vbucket is nowhere, any node that is asked in vain answers with the newest map that it has.
+            by_node[self._map.owner(requests[number].vb or 0) or self._map.nodes[0]].append(number)
+        return by_node
 
     def close(self) -> None:
-        """Close the connection. May be called twice."""
-        self._socket.close()
+        """Close all connections. May be called twice."""
+        for connection in self._connections.values():
+            connection.close()
+        self._connections.clear()
 
     def __enter__(self) -> Self:
         return self

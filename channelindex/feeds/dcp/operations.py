@@ -28,9 +28,10 @@ class Document(NamedTuple):
     xattr: bytes | None = None
 
 
-def active_seqnos() -> Request:
-    """Ask for the high seqnos of the node's active vbuckets."""
-    return Request(Op.GET_ALL_VB_SEQNOS, extras=struct.pack(">I", _ACTIVE), vb=0)
+def active_seqnos(collection: int | None = None) -> Request:
+    """Ask for the high seqnos of the node's active vbuckets, or of one *collection* in them."""
+    extras = struct.pack(">I", _ACTIVE) if collection is None else struct.pack(">II", _ACTIVE, collection)
+    return Request(Op.GET_ALL_VB_SEQNOS, extras=extras, vb=0)
 
 
 def get(key: bytes) -> Request:

@@ -1,7 +1,8 @@
 """Bytes in, events out: the hot path of the feed.
 
-A document frame costs one `unpack_from`, two slices and one tuple, no call and no object of ours. Every other frame
-goes to the session as a `Frame`. Flow control is counted as bytes consumed less the few frames that are exempt.
+A document frame costs one `unpack_from`, two slices and one tuple, no call and no object of ours, unless it is
+compressed. Every other frame goes to the session as a `Frame`. Flow control is counted as bytes consumed less the few
+frames that are exempt.
 """
 
 import struct
@@ -9,7 +10,9 @@ from collections.abc import Callable
 
 from channelindex import mcbp
 from channelindex.errors import ProtocolError
-from channelindex.feeds.base import Event
+from channelindex.feeds.base import JSON, SNAPPY, Event
+from channelindex.feeds.dcp.bodies import BodiesNeeded, NeedsBody
+from channelindex.feeds.dcp.compression import decompress
 from channelindex.mcbp import Frame, Op
 
 _DOCUMENT_HEAD = struct.Struct(">HHBBHII8xQ")
@@ -34,6 +37,9 @@ class FrameParser:
     def __init__(self, seqno_by_opaque: dict[int, int], on_frame: Callable[[Frame], None]) -> None:
         self._seqno_by_opaque = seqno_by_opaque
         self._on_frame = on_frame
+        self._prefix_bytes = 0
+        self._unusual = SNAPPY
+        self._needs_body: NeedsBody | None = None
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._wanted_bytes = 0
@@ -42,11 +48,18 @@ class FrameParser:
         self.counted_bytes = 0
         """Bytes so far that flow control counts: whole frames, of every request except noops."""
 
+    def expect(self, prefix_bytes: int, needs_body: NeedsBody | None) -> None:
+        """What the handshake settled: every key begins with *prefix_bytes* to be taken off; bodies may be left out."""
+        self._prefix_bytes = prefix_bytes
+        self._needs_body = needs_body
+        self._unusual = SNAPPY if needs_body is None else SNAPPY | JSON
+
     def feed(self, data: bytes) -> None:
         """Take in *data* and handle every frame that is whole now.
 
         Raises:
             ProtocolError: the bytes are no frames, or frames out of order. `events` has all that came before.
+            BodiesNeeded: the next document's body may matter, and was left out. The same holds of `events`.
         """
         if self._held:
             self._held.append(data)
@@ -86,6 +99,7 @@ class FrameParser:
         unpack = _DOCUMENT_HEAD.unpack_from
         append = self.events.append
         seqno_by_opaque = self._seqno_by_opaque
+        prefix_bytes, unusual = self._prefix_bytes, self._unusual
         end = len(data)
         last_start = end - _DOCUMENT_HEAD_BYTES
         while offset <= last_start:
@@ -103,9 +117,20 @@ class FrameParser:
             if newest is not None:
                 if seqno <= newest:
                     raise ProtocolError(f"vbucket {vb}: seqno {seqno} after {newest}")
+                value = data[value_start:frame_end]
+                if datatype & unusual:
+                    datatype, value = self._look_closer(
+                        kind, data[key_start + prefix_bytes : value_start], datatype, value
+                    )
                 seqno_by_opaque[opaque] = seqno
-                append(
-                    (kind - _FIRST_KIND, vb, seqno, data[key_start:value_start], datatype, data[value_start:frame_end])
-                )
+                append((kind - _FIRST_KIND, vb, seqno, data[key_start + prefix_bytes : value_start], datatype, value))
             offset = frame_end
         return offset
+
+    def _look_closer(self, kind: int, key: bytes, datatype: int, value: bytes) -> tuple[int, bytes]:
+        """Datatype and value of a document that is compressed, or whose body was left out although it may matter."""
+        if datatype & SNAPPY:
+            datatype, value = decompress(datatype, value)
+        if self._needs_body and kind == _FIRST_KIND and datatype & JSON and self._needs_body(key, datatype, value):
+            raise BodiesNeeded("a document came that may have its metadata in its body")
+        return datatype, value

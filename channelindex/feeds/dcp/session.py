@@ -6,77 +6,73 @@ earlier stream or connection can be taken for something new.
 """
 
 import struct
-from collections.abc import Callable, Iterator
-from enum import IntEnum
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 
-from channelindex import mcbp
-from channelindex.errors import AuthenticationFailed, ConfigInvalid, IndexMismatch, InvariantBroken, ProtocolError
-from channelindex.feeds.base import ADVANCED, HISTORY, ROLLBACK, SNAPSHOT, Event, FailoverLog, SourceInfo, vbuuid_at
-from channelindex.feeds.dcp import operations
+from channelindex import logs, mcbp
+from channelindex.errors import ProtocolError
+from channelindex.feeds.base import ADVANCED, EXPIRATION, HISTORY, ROLLBACK, SNAPSHOT, Event, vbuuid_at
+from channelindex.feeds.dcp import messages, operations
 from channelindex.feeds.dcp.auth import Credentials
-from channelindex.feeds.dcp.exchange import PASSING, Conversation, Request, complaint
-from channelindex.feeds.dcp.handshake import ProducerOptions, open_bucket, open_producer
+from channelindex.feeds.dcp.bodies import NeedsBody
+from channelindex.feeds.dcp.connstr import SourceAddress
+from channelindex.feeds.dcp.exchange import PASSING, Conversation, Request, complaint, opcode_name
+from channelindex.feeds.dcp.handshake import FEED_FEATURES, ProducerOptions, open_bucket, open_producer
+from channelindex.feeds.dcp.keyspace import NO_COLLECTIONS, find_keyspace
+from channelindex.feeds.dcp.messages import StreamEnd
 from channelindex.feeds.dcp.parser import FrameParser
 from channelindex.feeds.dcp.streams import Stream, Streams
-from channelindex.mcbp import Frame, Op, Status
+from channelindex.mcbp import Feature, Frame, Op, Status
 from channelindex.model import ORIGIN, Checkpoint
 
 _ACK_FRACTION = 5
 """Acknowledge a fifth of the buffer at a time, as the KV docs advise (flow-control.md)."""
 _HIGH_SEQNOS_INTERVAL_S = 1.0
-_SEQNO_OFFSET: dict[int, int] = {Op.DCP_SEQNO_ADVANCED: 0, Op.DCP_SYSTEM_EVENT: 0, Op.DCP_PREPARE: 0, Op.DCP_ABORT: 8}
-"""Frames that move the seqno and carry no document for us, and where in their extras it stands. A prepare is not
-visible before its commit, which a consumer that did not ask for sync writes gets as a plain mutation."""
 
-_UNASKED: dict[int, str] = {
-    Op.DCP_COMMIT: "a commit without its document",
-    Op.DCP_OSO_SNAPSHOT: "an out-of-order snapshot",
-}
-"""Frames that a server sends only to those who asked for them. To go on after one would lose documents."""
-
-_SNAPSHOT_RANGE = struct.Struct(">QQ")
+_log = logs.get("feed")
 
 
-class StreamEnd(IntEnum):
-    """Why the server closed a stream (KV docs, commands/stream-end.md). After all but OK it is asked for again."""
+@dataclass(frozen=True)
+class SessionOptions:
+    """What all sessions of a feed have in common. *needs_body* of a feed that takes no bodies, see `bodies`."""
 
-    OK = 0
-    LOST_PRIVILEGES = 8
+    address: SourceAddress
+    credentials: Credentials
+    producer: ProducerOptions
+    needs_body: NeedsBody | None = None
 
 
 class Session:
-    """The protocol on one connection. *streams* and *opaques* belong to the feed and outlive it.
+    """The protocol on one connection to one node. *streams* are the node's, *opaques* the feed's; both outlive it.
 
-    `outgoing` is what is to be sent; whoever sends it removes it.
+    *on_config* is called with every cluster configuration that the node sends. `outgoing` is what is to be sent;
+    whoever sends it removes it.
     """
 
     def __init__(
-        self,
-        bucket: str,
-        credentials: Credentials,
-        options: ProducerOptions,
-        streams: Streams,
-        opaques: Iterator[int],
-        source_uuid: str | None = None,
+        self, options: SessionOptions, streams: Streams, opaques: Iterator[int], on_config: Callable[[bytes], None]
     ) -> None:
+        self._options = options
         self._streams = streams
         self._opaques = opaques
-        self._ack_bytes = max(1, options.buffer_bytes // _ACK_FRACTION)
+        self._on_config = on_config
+        self._ack_bytes = max(1, options.producer.buffer_bytes // _ACK_FRACTION)
         self._acknowledged_bytes = 0
-        self._expected_uuid = source_uuid
         self._parser = FrameParser(streams.seqno_by_opaque, self._on_frame)
+        self._keyspace = NO_COLLECTIONS
         self._answer_by_opaque: dict[int, Callable[[Frame], None]] = {}
+        self._ignored_opcodes: set[tuple[int, int]] = set()
         self._now = 0.0
         self._ask_seqnos_at = 0.0
         self.outgoing = bytearray()
-        self.source: SourceInfo | None = None
-        """What the bucket says of itself, once it has."""
         self.streaming = False
         """Whether the handshake is over."""
+        self.map_doubtful = False
+        """Whether the node has shown that the map is not what it was; for the feed to see and to clear."""
         self.high_seqnos: dict[int, int] = {}
         self.ignored_frames = 0
         """Whole frames that nothing was made of: unknown opcodes, and what belongs to streams that are no more."""
-        conversation = self._introduce(bucket, credentials, options)
+        conversation = self._introduce()
         self._ask(next(conversation), lambda frame: self._continue(conversation, frame))
 
     # -- what the connection calls
@@ -88,6 +84,7 @@ class Session:
 
         Raises:
             ProtocolError, SourceUnavailable: connect again.
+            BodiesNeeded: connect again, with bodies.
             AuthenticationFailed, ConfigInvalid, IndexMismatch: that would be in vain.
         """
         self._now = now
@@ -99,6 +96,11 @@ class Session:
         """The events since the last call."""
         events = self._parser.events
         self._parser.events = []
+        if self._keyspace.several:
+            qualified = self._keyspace.qualified
+            events = [
+                (*event[:3], qualified(event[3]), *event[4:]) if event[0] <= EXPIRATION else event for event in events
+            ]
         return events
 
     def acknowledge(self) -> None:
@@ -109,6 +111,11 @@ class Session:
         self._acknowledged_bytes += taken
         self._send(Request(Op.DCP_BUFFER_ACK, extras=struct.pack(">I", taken)), 0)
 
+    def close_streams(self, vbuckets: Iterable[int]) -> None:
+        """Have the server close these streams; whatever it still sends of them belongs to nobody."""
+        for vb in vbuckets:
+            self._ask(Request(Op.DCP_CLOSE_STREAM, vb=vb), lambda _: None)
+
     def tick(self, now: float) -> float:
         """Ask for what is due at *now*; when to call again."""
         if not self.streaming:
@@ -117,8 +124,16 @@ class Session:
         self._request_streams()
         if now >= self._ask_seqnos_at:
             self._ask_seqnos_at = float("inf")  # until answered
-            self._ask(operations.active_seqnos(), self._on_high_seqnos)
+            self._ask(operations.active_seqnos(self._keyspace.only_id), self._on_high_seqnos)
         return min(self._ask_seqnos_at, self._streams.next_retry())
+
+    def ask_config(self) -> None:
+        """Ask for the cluster configuration; it goes to *on_config*. Only while `streaming`."""
+        self._ask(Request(Op.GET_CLUSTER_CONFIG), self._on_config_answer)
+
+    def ask(self, request: Request, on_answer: Callable[[Frame], None]) -> None:
+        """Send *request*; its answer goes to *on_answer*, unless the session is over first. Only while `streaming`."""
+        self._ask(request, on_answer)
 
     # -- requests and their answers
 
@@ -130,14 +145,15 @@ class Session:
         self._answer_by_opaque[opaque] = on_answer
         self._send(request, opaque)
 
-    def _introduce(self, bucket: str, credentials: Credentials, options: ProducerOptions) -> Conversation[None]:
-        self.source = yield from open_bucket(bucket, credentials)
-        if self._expected_uuid not in (None, self.source.uuid):
-            raise IndexMismatch(
-                f"the bucket {bucket!r} of source.url has the UUID {self.source.uuid}, expected {self._expected_uuid}: "
-                "it was deleted and created anew; rebuild the index, or set another index.name"
-            )
-        yield from open_producer(options)
+    def _introduce(self) -> Conversation[None]:
+        options = self._options
+        features = (*FEED_FEATURES, Feature.SNAPPY) if options.producer.snappy else FEED_FEATURES
+        greeting = yield from open_bucket(options.address, options.credentials, features)
+        self._on_config(greeting.config)
+        collections = options.address.collections
+        self._keyspace = yield from find_keyspace(collections, granted=Feature.COLLECTIONS in greeting.features)
+        self._parser.expect(len(self._keyspace.prefix), None if options.producer.bodies else options.needs_body)
+        yield from open_producer(options.producer)
 
     def _continue(self, conversation: Conversation[None], answer: Frame) -> None:
         try:
@@ -146,6 +162,10 @@ class Session:
             self.streaming = True
         else:
             self._ask(request, lambda frame: self._continue(conversation, frame))
+
+    def _on_config_answer(self, answer: Frame) -> None:
+        if answer.status == Status.SUCCESS:
+            self._on_config(answer.value)
 
     def _on_high_seqnos(self, answer: Frame) -> None:
         self._ask_seqnos_at = self._now + _HIGH_SEQNOS_INTERVAL_S
@@ -158,20 +178,34 @@ class Session:
             self._request_stream(stream)
 
     def _request_stream(self, stream: Stream) -> None:
-        self._ask(stream.request(), lambda answer: self._on_stream_answer(stream, answer))
+        request = stream.request(self._keyspace.stream_filter)
+        self._ask(request, lambda answer: self._on_stream_answer(stream, answer))
 
     def _on_stream_answer(self, stream: Stream, answer: Frame) -> None:
         status = answer.status
-        if status == Status.SUCCESS:
-            failover_log = _failover_log(answer)
+        if not stream.wanted:
+            self._streams.leave(stream)
+            if status == Status.SUCCESS:
+                self.close_streams([stream.vb])
+        elif status == Status.SUCCESS:
+            failover_log = messages.failover_log(answer)
             self._streams.accept(stream, answer.opaque, failover_log)
             self._parser.events.append((HISTORY, stream.vb, failover_log))
         elif status == Status.ROLLBACK:
             self._on_rollback(stream, answer)
         elif status in PASSING:
             self._streams.postpone(stream, self._now)
+            self._on_refusal(stream, answer)
         else:
-            raise _stream_refusal(stream, answer)
+            raise messages.stream_refusal(stream.vb, stream.checkpoint, answer)
+
+    def _on_refusal(self, stream: Stream, answer: Frame) -> None:
+        if answer.status == Status.NOT_MY_VBUCKET:
+            self.map_doubtful = True
+            if answer.value:
+                self._on_config(answer.value)
+        else:
+            _log.warning("feed.stream_refused", vb=stream.vb, msg=complaint(answer))
 
     def _on_rollback(self, stream: Stream, answer: Frame) -> None:
         seqno = int.from_bytes(answer.value, "big")
@@ -184,10 +218,13 @@ class Session:
         self._ask(Request(Op.DCP_GET_FAILOVER_LOG, vb=stream.vb), lambda log: self._on_failover_log(stream, seqno, log))
 
     def _on_failover_log(self, stream: Stream, seqno: int, answer: Frame) -> None:
+        if not stream.wanted:
+            self._streams.leave(stream)
+            return
         if answer.status != Status.SUCCESS:
             self._streams.postpone(stream, self._now)
             return
-        self._roll_back(stream, Checkpoint(vbuuid_at(_failover_log(answer), seqno), seqno, seqno, seqno))
+        self._roll_back(stream, Checkpoint(vbuuid_at(messages.failover_log(answer), seqno), seqno, seqno, seqno))
 
     def _roll_back(self, stream: Stream, checkpoint: Checkpoint) -> None:
         self._streams.roll_back(stream)
@@ -208,67 +245,51 @@ class Session:
             stream = self._streams.opened(frame.opaque)
             if stream is not None and self._on_stream_frame(stream, frame):
                 return
+        elif frame.opcode == mcbp.CLUSTERMAP_CHANGED and frame.magic == mcbp.SERVER_REQUEST:
+            self._on_pushed_config(frame)
+            return
+        self._ignore(frame)
+
+    def _on_pushed_config(self, frame: Frame) -> None:
+        if frame.key == self._options.address.bucket.encode() and frame.value:
+            self._on_config(frame.value)
+        else:
+            self.map_doubtful = True  # told that there is a new one, not which
+
+    def _ignore(self, frame: Frame) -> None:
         self.ignored_frames += 1
+        kind = frame.magic, frame.opcode
+        if kind not in self._ignored_opcodes:
+            self._ignored_opcodes.add(kind)
+            _log.debug("feed.frame_ignored", magic=hex(frame.magic), opcode=opcode_name(frame.opcode), vb=frame.status)
 
     def _on_stream_frame(self, stream: Stream, frame: Frame) -> bool:
         """Handle a frame of an open stream; False if it means nothing to us."""
         opcode = frame.opcode
         if opcode == Op.DCP_SNAPSHOT_MARKER:
-            stream.snap_start, stream.snap_end = _snapshot(frame)
+            stream.snap_start, stream.snap_end = messages.snapshot(frame)
             self._parser.events.append((SNAPSHOT, stream.vb, stream.snap_start, stream.snap_end))
         elif opcode == Op.DCP_STREAM_END:
-            self._on_stream_end(stream, frame)
-        elif opcode in _SEQNO_OFFSET:
-            seqno = _seqno(frame)
+            self._on_stream_end(stream, messages.stream_end_reason(frame))
+        elif opcode in messages.SEQNO_OFFSET:
+            seqno = messages.seqno_of(frame)
             self._streams.advance(stream, seqno)
             self._parser.events.append((ADVANCED, stream.vb, seqno))
-        elif opcode in _UNASKED:
-            raise ProtocolError(f"vbucket {stream.vb}: the server sent {_UNASKED[opcode]}, which was not asked for")
+            if opcode == Op.DCP_SYSTEM_EVENT:
+                self._keyspace.learn(frame)
+        elif opcode in messages.UNASKED:
+            raise ProtocolError(f"vbucket {stream.vb}: the server sent {messages.UNASKED[opcode]}, never asked for")
         elif Op.DCP_MUTATION <= opcode <= Op.DCP_EXPIRATION:
             raise ProtocolError(f"vbucket {stream.vb}: a document frame without its seqno")
         else:
             return False
         return True
 
-    def _on_stream_end(self, stream: Stream, frame: Frame) -> None:
-        reason = int.from_bytes(frame.extras, "big")
-        if reason == StreamEnd.LOST_PRIVILEGES:
-            raise AuthenticationFailed("source.user lost the privilege to stream the bucket of source.url")
-        self._streams.end(stream, self._now, complete=reason == StreamEnd.OK)
-
-
-def _failover_log(answer: Frame) -> FailoverLog:
-    if not answer.value or len(answer.value) % 16:
-        raise ProtocolError(f"failover log of {len(answer.value)} bytes")
-    return tuple(struct.iter_unpack(">QQ", answer.value))
-
-
-def _snapshot(frame: Frame) -> tuple[int, int]:
-    """The range of a marker: of version 1 in the extras, of versions 2.x in the value."""
-    body = frame.extras if len(frame.extras) >= _SNAPSHOT_RANGE.size else frame.value
-    if len(body) < _SNAPSHOT_RANGE.size:
-        raise ProtocolError(f"snapshot marker of {len(frame.extras)} + {len(frame.value)} bytes")
-    start, end = _SNAPSHOT_RANGE.unpack_from(body)
-    if start > end:
-        raise ProtocolError(f"snapshot from {start} to {end}")
-    return start, end
-
-
-def _seqno(frame: Frame) -> int:
-    offset = _SEQNO_OFFSET[frame.opcode]
-    if len(frame.extras) < offset + 8:
-        raise ProtocolError(f"frame 0x{frame.opcode:02x} with {len(frame.extras)} bytes of extras")
-    return int.from_bytes(frame.extras[offset : offset + 8], "big")
-
-
-def _stream_refusal(stream: Stream, answer: Frame) -> Exception:
-    message = f"vbucket {stream.vb}: the server refused to stream from {stream.checkpoint}: {complaint(answer)}"
-    match answer.status:
-        case Status.EACCESS:
-            return AuthenticationFailed(f"{message}; give source.user the privilege to stream this bucket")
-        case Status.NOT_SUPPORTED:
-            return ConfigInvalid(f"{message}; the server of source.url cannot stream as we need it")
-        case Status.ERANGE:
-            return InvariantBroken(message)
-        case _:
-            return ProtocolError(message)
+    def _on_stream_end(self, stream: Stream, reason: int) -> None:
+        complete = reason == StreamEnd.OK
+        self._streams.end(stream, self._now, complete=complete)
+        if reason == StreamEnd.STATE_CHANGED:
+            self.map_doubtful = True
+        if not complete:
+            level = _log.info if reason == StreamEnd.STATE_CHANGED else _log.warning
+            level("feed.stream_ended", vb=stream.vb, seqno=stream.checkpoint.seqno, reason=messages.reason_name(reason))

@@ -2,12 +2,12 @@
 
 import time
 
+from channelindex.backoff import Backoff
 from channelindex.errors import ProtocolError, SourceUnavailable
 from channelindex.feeds.base import SourceInfo
 from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.connstr import SourceAddress
 from channelindex.feeds.dcp.kv import KvClient
-from channelindex.feeds.dcp.retry import delay_s
 
 _FIRST_RETRY_S = 0.05
 _LONGEST_RETRY_S = 1.0
@@ -21,14 +21,13 @@ def source_info(address: SourceAddress, credentials: Credentials, deadline: floa
         SourceUnavailable: the node cannot be reached, or the bucket is not there.
         AuthenticationFailed: the credentials are wrong, or not for this bucket.
     """
-    failures = 0
+    backoff = Backoff(_FIRST_RETRY_S, _LONGEST_RETRY_S)
     while True:
         try:
             with KvClient(address, credentials, max(_LEAST_TIMEOUT_S, deadline - time.monotonic())) as client:
                 return client.source
         except (SourceUnavailable, ProtocolError):
-            pause_s = delay_s(failures, _FIRST_RETRY_S, _LONGEST_RETRY_S)
-            failures += 1
+            pause_s = backoff.next_delay_s()
             if time.monotonic() + pause_s >= deadline:
                 raise
             time.sleep(pause_s)

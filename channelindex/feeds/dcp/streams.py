@@ -1,17 +1,18 @@
-"""The streams of a feed, one per vbucket: where each is, and what has to be asked of the server next. No I/O.
+"""The streams of one node, one per vbucket: where each is, and what has to be asked of the node next. No I/O.
 
-They outlive connections. A stream's position is derived from three things: the newest seqno received, which the
-parser moves; the snapshot it lies in; and the newest vbuuid of the failover log under which it was received.
+A vbucket that moves takes its stream along, from the `Streams` of one node to those of another. They outlive
+connections. A stream's position is derived from three things: the newest seqno received, which the parser moves; the
+snapshot it lies in; and the newest vbuuid of the failover log under which it was received.
 """
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
 
+from channelindex.backoff import Backoff
 from channelindex.errors import InvariantBroken, ProtocolError
 from channelindex.feeds.base import FailoverLog
 from channelindex.feeds.dcp.exchange import Request
-from channelindex.feeds.dcp.retry import delay_s
 from channelindex.mcbp import Op
 from channelindex.model import Checkpoint
 
@@ -35,15 +36,16 @@ class State(Enum):
     OPEN = "open"
     ROLLED_BACK = "rolled back"  # the consumer was told; nothing more comes
     ENDED = "ended"  # its end seqno was reached
+    DROPPED = "dropped"  # nobody wants it any more
 
 
 class Stream:
     """One vbucket's. `checkpoint` is where it resumes while it is not open."""
 
     __slots__ = (
+        "backoff",
         "checkpoint",
         "end_seqno",
-        "failures",
         "opaque",
         "retry_at",
         "snap_end",
@@ -51,6 +53,7 @@ class Stream:
         "state",
         "vb",
         "vbuuid",
+        "wanted",
     )
 
     def __init__(self, vb: int, checkpoint: Checkpoint, end_seqno: int) -> None:
@@ -62,18 +65,19 @@ class Stream:
         self.state = State.WAITING
         self.opaque = 0
         self.retry_at = 0.0
-        self.failures = 0
+        self.wanted = True
+        self.backoff = Backoff(_FIRST_RETRY_S, _LONGEST_RETRY_S)
         self.vbuuid = checkpoint.vbuuid
         self.snap_start = checkpoint.snap_start
         self.snap_end = checkpoint.snap_end
 
-    def request(self) -> Request:
-        """Ask for everything behind the checkpoint."""
+    def request(self, stream_filter: bytes = b"") -> Request:
+        """Ask for everything behind the checkpoint that *stream_filter* lets through."""
         at = self.checkpoint
         extras = _STREAM_REQUEST.pack(
             _ACTIVE_VB_ONLY, 0, at.seqno, self.end_seqno, at.vbuuid, at.snap_start, at.snap_end
         )
-        return Request(Op.DCP_STREAM_REQ, extras=extras, vb=self.vb)
+        return Request(Op.DCP_STREAM_REQ, extras=extras, value=stream_filter, vb=self.vb)
 
     def position(self, seqno: int) -> Checkpoint:
         """Where to resume when *seqno* is the newest received."""
@@ -84,7 +88,7 @@ class Stream:
 
 
 class Streams:
-    """All streams of a feed.
+    """All streams that one node has, or is to have.
 
     Invariant: `seqno_by_opaque` has exactly the opaques of the streams that are OPEN.
     """
@@ -99,8 +103,36 @@ class Streams:
         for stream in self._by_vb.values():
             self._wait(stream, 0.0)
 
+    def add(self, checkpoints: Mapping[int, Checkpoint]) -> None:
+        """Stream these vbuckets too, each from its checkpoint; none of them is streamed yet."""
+        for vb, checkpoint in checkpoints.items():
+            self._by_vb[vb] = stream = Stream(vb, checkpoint, LIVE)
+            self._wait(stream, 0.0)
+
+    def drop(self, vbuckets: Iterable[int]) -> list[int]:
+        """Stream these vbuckets no more; those of them whose stream the server has to be told to close."""
+        open_vbuckets = []
+        for vb in vbuckets:
+            stream = self._by_vb.pop(vb)
+            if stream.state is State.OPEN:
+                self._close(stream)
+                open_vbuckets.append(vb)
+            self._waiting.pop(vb, None)
+            if stream.state is not State.REQUESTED:  # else its answer is still to come
+                stream.state = State.DROPPED
+            stream.wanted = False
+        return open_vbuckets
+
     def __contains__(self, vb: int) -> bool:
         return vb in self._by_vb
+
+    def __len__(self) -> int:
+        return len(self._by_vb)
+
+    @property
+    def vbuckets(self) -> tuple[int, ...]:
+        """Those that have a stream here."""
+        return tuple(self._by_vb)
 
     @property
     def all_running(self) -> bool:
@@ -118,15 +150,16 @@ class Streams:
 
     def next_retry(self) -> float:
         """When the next waiting stream may be requested; infinity while none waits, or an answer must come first."""
-        if self._n_requested >= _MOST_REQUESTED:
+        if not self._waiting or self._n_requested >= _MOST_REQUESTED:
             return float("inf")
         return min((stream.retry_at for stream in self._waiting.values()), default=float("inf"))
 
     def take_due(self, now: float) -> Iterator[Stream]:
         """The streams to request now: those whose time has come, a bounded number without an answer."""
-        for stream in [stream for stream in self._waiting.values() if stream.retry_at <= now]:
-            if self._n_requested >= _MOST_REQUESTED:
-                return
+        room = _MOST_REQUESTED - self._n_requested
+        if room <= 0 or not self._waiting:
+            return
+        for stream in [stream for stream in self._waiting.values() if stream.retry_at <= now][:room]:
             del self._waiting[stream.vb]
             stream.state = State.REQUESTED
             self._n_requested += 1
@@ -140,16 +173,20 @@ class Streams:
         """
         self._leave_requested(stream, State.OPEN)
         stream.opaque = opaque
-        stream.failures = 0
+        stream.backoff.reset()
         stream.vbuuid = failover_log[0][0]
         stream.snap_start, stream.snap_end = stream.checkpoint.snap_start, stream.checkpoint.snap_end
         self._by_opaque[opaque] = stream
         self.seqno_by_opaque[opaque] = stream.checkpoint.seqno
 
+    def leave(self, stream: Stream) -> None:
+        """The server answered the request of a stream that was dropped meanwhile."""
+        self._leave_requested(stream, State.DROPPED)
+
     def postpone(self, stream: Stream, now: float) -> None:
         """The server would not open *stream* now: ask again later."""
         self._n_requested -= 1
-        self._wait(stream, self._retry_at(stream, now))
+        self._wait(stream, now + stream.backoff.next_delay_s())
 
     def roll_back(self, stream: Stream) -> None:
         """The server took back what *stream* had. It stays closed."""
@@ -172,7 +209,7 @@ class Streams:
         if complete and stream.end_seqno != LIVE:
             stream.state = State.ENDED
         else:
-            self._wait(stream, self._retry_at(stream, now))
+            self._wait(stream, now + stream.backoff.next_delay_s())
 
     def disconnect(self) -> None:
         """The connection is gone: whatever was open or asked for waits to be requested again."""
@@ -183,6 +220,27 @@ class Streams:
             elif stream.state is State.REQUESTED:
                 self._wait(stream, 0.0)
         self._n_requested = 0
+
+    def release(self, stays: Callable[[int], bool]) -> list[Stream]:
+        """Give up the waiting streams whose vbucket does not stay here."""
+        leaving = [stream for vb, stream in self._waiting.items() if not stays(vb)]
+        for stream in leaving:
+            del self._waiting[stream.vb], self._by_vb[stream.vb]
+        return leaving
+
+    def release_all(self) -> list[Stream]:
+        """Give up all streams; none is open or asked for any more."""
+        self.disconnect()
+        leaving = list(self._by_vb.values())
+        self._by_vb.clear()
+        self._waiting.clear()
+        return leaving
+
+    def adopt(self, stream: Stream) -> None:
+        """Take over *stream*, which another node has released; it need not wait for its next attempt there."""
+        self._by_vb[stream.vb] = stream
+        if stream.state is State.WAITING:
+            self._wait(stream, 0.0)
 
     def _leave_requested(self, stream: Stream, state: State) -> None:
         self._n_requested -= 1
@@ -199,8 +257,3 @@ class Streams:
         stream.state = State.WAITING
         stream.retry_at = retry_at
         self._waiting[stream.vb] = stream
-
-    @staticmethod
-    def _retry_at(stream: Stream, now: float) -> float:
-        stream.failures += 1
-        return now + delay_s(stream.failures - 1, _FIRST_RETRY_S, _LONGEST_RETRY_S)

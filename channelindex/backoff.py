@@ -6,6 +6,8 @@ import random
 class Backoff:
     """Delays that double from *first_s* to *max_s*, each shortened at random: peers must not march in step."""
 
+    __slots__ = ("_first_s", "_max_s", "failures")
+
     def __init__(self, first_s: float, max_s: float) -> None:
         self._first_s = first_s
         self._max_s = max_s

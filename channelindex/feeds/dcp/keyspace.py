@@ -1,0 +1,136 @@
+"""Collections: which of them a stream brings, and what becomes of the collection's number before each key.
+
+On a connection that knows collections every key begins with the number of its collection in LEB128. It is taken off
+here and in the parser, and put on in `kv`; nothing else knows of it. Source: couchbase/kv_engine docs/Collections.md.
+"""
+
+import struct
+from collections.abc import Sequence
+
+import msgspec
+
+from channelindex.errors import ConfigInvalid, ProtocolError, SourceUnavailable
+from channelindex.feeds.dcp.exchange import Conversation, Request, refusal
+from channelindex.mcbp import Frame, Op, Status
+
+DEFAULT_COLLECTION = 0
+_WHOLE_SCOPE = "*"
+_COLLECTION_CREATED = 0
+_LEB128_BYTES = 5
+_CREATED = struct.Struct(">QII")  # manifest, scope, collection; what follows does not matter
+
+
+class _Collection(msgspec.Struct):
+    name: str
+    uid: str
+
+
+class _Scope(msgspec.Struct):
+    name: str
+    uid: str
+    collections: list[_Collection] = []
+
+
+class _Manifest(msgspec.Struct):
+    scopes: list[_Scope]
+
+
+def pack_leb128(number: int) -> bytes:
+    """*number* in unsigned LEB128: seven bits a byte, the lowest first."""
+    packed = bytearray()
+    while number > 0x7F:
+        packed.append(number & 0x7F | 0x80)
+        number >>= 7
+    packed.append(number)
+    return bytes(packed)
+
+
+def split_leb128(key: bytes) -> tuple[int, bytes]:
+    """The number of at most 32 bits that *key* begins with, and the rest of it."""
+    number = 0
+    for i, byte in enumerate(key[:_LEB128_BYTES]):
+        number |= (byte & 0x7F) << (7 * i)
+        if byte < 0x80:
+            return number, key[i + 1 :]
+    return number, key[_LEB128_BYTES:]
+
+
+class Keyspace:
+    """The collections of a stream, by number. Without any the connection knows nothing of collections.
+
+    Of one collection, keys come plain. Of several they come as `scope.collection/key`, because two collections may
+    hold the same key. With *scope*, collections that are created later come too.
+    """
+
+    def __init__(self, name_by_id: dict[int, str], scope: tuple[int, str] | None = None) -> None:
+        self._name_by_id = name_by_id
+        self._scope = scope
+        self.several = scope is not None or len(name_by_id) > 1
+        self.only_id = None if self.several else next(iter(name_by_id), None)
+        """The number of the only collection, if there is one."""
+        self.prefix = b"" if self.only_id is None else pack_leb128(self.only_id)
+        """What stands before each key where there is only one collection."""
+
+    @property
+    def stream_filter(self) -> bytes:
+        """The value of a stream request."""
+        if self._scope is not None:
+            return msgspec.json.encode({"scope": f"{self._scope[0]:x}"})
+        if not self._name_by_id:
+            return b""
+        return msgspec.json.encode({"collections": [f"{number:x}" for number in sorted(self._name_by_id)]})
+
+    def qualified(self, key: bytes) -> bytes:
+        """The *key* of a document of one of several collections, with their names in place of the number."""
+        number, plain = split_leb128(key)
+        return f"{self._name_by_id.get(number, f'0x{number:x}')}/".encode() + plain
+
+    def learn(self, event: Frame) -> None:
+        """Note the name of a collection that a system event says was created."""
+        if self._scope is None or len(event.extras) < 12 or len(event.value) < _CREATED.size:
+            return
+        if int.from_bytes(event.extras[8:12], "big") == _COLLECTION_CREATED:
+            _, _, number = _CREATED.unpack_from(event.value)
+            self._name_by_id[number] = f"{self._scope[1]}.{event.key.decode('utf-8', 'replace')}"
+
+
+NO_COLLECTIONS = Keyspace({})
+DEFAULT_ONLY = Keyspace({DEFAULT_COLLECTION: "_default._default"})
+
+
+def find_keyspace(wanted: Sequence[str], *, granted: bool) -> Conversation[Keyspace]:
+    """The numbers of the collections *wanted* (`SourceAddress.collections`). *granted*: the server knows collections.
+
+    The default collection is asked for by name too where it can be: the server then tells the seqnos of all others.
+
+    Raises:
+        ConfigInvalid: the server has no collections.
+        SourceUnavailable: one of them is not there, or not yet.
+    """
+    if not wanted:
+        return DEFAULT_ONLY if granted else NO_COLLECTIONS
+    if not granted:
+        raise ConfigInvalid(f"source.collections = {','.join(wanted)!r}: the server of source.url knows no collections")
+    answer = yield Request(Op.COLLECTIONS_GET_MANIFEST)
+    if answer.status != Status.SUCCESS:
+        raise refusal(answer)
+    try:
+        scopes = {scope.name: scope for scope in msgspec.json.decode(answer.value, type=_Manifest).scopes}
+        return _keyspace(scopes, wanted)
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise ProtocolError(f"the collections' manifest cannot be read: {error}") from error
+
+
+def _keyspace(scopes: dict[str, _Scope], wanted: Sequence[str]) -> Keyspace:
+    name_by_id: dict[int, str] = {}
+    for name in wanted:
+        scope_name, _, collection = name.partition(".")
+        scope = scopes.get(scope_name, _Scope(scope_name, ""))
+        numbers = {each.name: int(each.uid, 16) for each in scope.collections}
+        if collection == _WHOLE_SCOPE and scope.uid:
+            names = {number: f"{scope_name}.{each}" for each, number in numbers.items()}
+            return Keyspace(names, (int(scope.uid, 16), scope_name))
+        if collection not in numbers:
+            raise SourceUnavailable(f"the bucket of source.url has no collection {name!r}, or not yet")
+        name_by_id[numbers[collection]] = name
+    return Keyspace(name_by_id)
