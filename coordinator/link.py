@@ -61,8 +61,8 @@ class Orders(msgspec.Struct, frozen=True):
     status: str
 
 
-class _End:
-    """One end of the socket, non-blocking."""
+class End:
+    """One end of a socket between two processes of a node, non-blocking."""
 
     def __init__(self, end: socket.socket) -> None:
         end.setblocking(False)
@@ -78,7 +78,7 @@ class _End:
         self.closed = True
         self._socket.close()
 
-    def _receive(self) -> bytes:
+    def receive(self) -> bytes:
         """The next message; b"" where there is none, or where the other end is gone (then `closed` is set)."""
         if self.closed:
             return b""
@@ -91,10 +91,10 @@ class _End:
         self.closed = not message
         return message
 
-    def _send(self, message: bytes) -> bool:
+    def send(self, message: bytes) -> bool:
         """Whether *message* was sent; false where the socket is full or the other end is gone."""
         if len(message) > MAX_MESSAGE_BYTES:
-            raise InvariantBroken(f"a message between supervisor and keeper has {len(message)} bytes")
+            raise InvariantBroken(f"a message between two processes of a node has {len(message)} bytes")
         if self.closed:
             return False
         try:
@@ -107,7 +107,7 @@ class _End:
         return True
 
 
-class KeeperLink(_End):
+class KeeperLink(End):
     """The supervisor's end. No call blocks.
 
     A partition that was released is not in `Held.leases` again before the keeper has given it back: a message that
@@ -140,7 +140,7 @@ class KeeperLink(_End):
     def poll(self) -> Held | None:
         """The newest message of the keeper, None where there is no new one. Sends what could not be sent before."""
         newest = None
-        while message := self._receive():
+        while message := self.receive():
             newest = message
         self._flush()
         return self._without_released(self._decode(newest)) if newest else None
@@ -157,7 +157,7 @@ class KeeperLink(_End):
         self._flush()
 
     def _flush(self) -> None:
-        if self._unsent and self._send(msgspec.msgpack.encode(self._unsent)):
+        if self._unsent and self.send(msgspec.msgpack.encode(self._unsent)):
             self._n_sent = self._unsent.number
             self._unsent = None
 
@@ -173,7 +173,7 @@ class KeeperLink(_End):
         )
 
 
-class SupervisorLink(_End):
+class SupervisorLink(End):
     """The keeper's end."""
 
     _decode = msgspec.msgpack.Decoder(Orders).decode
@@ -181,13 +181,13 @@ class SupervisorLink(_End):
     def orders(self) -> list[Orders]:
         """All orders that have arrived, oldest first."""
         arrived = []
-        while message := self._receive():
+        while message := self.receive():
             arrived.append(self._decode(message))
         return arrived
 
     def report(self, held: Held) -> None:
         """Tell the supervisor; dropped where it does not read, since the next tick says it anew."""
-        self._send(msgspec.msgpack.encode(held))
+        self.send(msgspec.msgpack.encode(held))
 
 
 def keeper_link() -> tuple[KeeperLink, SupervisorLink]:

@@ -1,24 +1,30 @@
 """The feed worker: one vbucket group's changes, from the source into the rings, and the stable clock behind them.
 
-One process per group, one epoch per life. It begins the epoch of each of its partitions, streams from their
+One process per group, one epoch at a time. It begins the epoch of each of its partitions, streams from their
 checkpoints, and seals what it reads into rounds. While the rings are full it goes on reading into the next round, but
 acknowledges nothing, so flow control bounds what it holds and the connection stays alive. As soon as every batch
 writer has committed a round, its checkpoints are advanced. A rollback of the source is a new epoch and a new life.
+
+Its partitions may change while it works. One that goes has its streams closed; when all that came of it is stable, it
+is let go, and the others do not notice. For one that comes, reading pauses until everything is stable, and a new epoch
+begins for all of them at what is stable then: so no entry of the epoch before is taken back, and no stream is reopened.
 """
 
 import select
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from channelindex import exits
 from channelindex.backoff import Backoff
+from channelindex.epochs import PartitionRecord
 from channelindex.errors import OwnershipLost, Transient
 from channelindex.feeds.base import Feed
 from channelindex.hashing import group_of
 from channelindex.logs import EventLog
 from channelindex.model import Checkpoint, IndexMeta
 from channelindex.stores.base import OwnerStore, Quarantined
+from workers.assignment import WorkerLink
 from workers.board import Slot
 from workers.outbox import Outbox
 from workers.ring import Bell
@@ -61,10 +67,16 @@ class FeedWorker:
         space_bell: Bell,
         board: Slot,
         stop: StopFlag,
+        link: WorkerLink,
         log: EventLog,
     ) -> None:
         self._owner = owner
-        self._partitions = sorted(partitions)
+        self._partitions = frozenset(partitions)
+        self._wanted = self._partitions
+        self._leaving: frozenset[int] = frozenset()
+        self._next_epoch: int | None = None
+        self._link = link
+        self._is_told = True
         self._meta = meta
         self._store = store
         self._feed = feed
@@ -108,16 +120,12 @@ class FeedWorker:
             self._board.beat()
             try:
                 self._epoch = self._store.next_epoch()
-                records = [self._store.begin(p, self._epoch, self._owner) for p in self._partitions]
+                records = [self._store.begin(p, self._epoch, self._owner) for p in sorted(self._partitions)]
             except Transient as error:
                 self._log.warning("feed.begin_failed", msg=str(error))
                 self._stop.wait(self._backoff.next_delay_s())
             else:
-                return {
-                    vb: checkpoint
-                    for record in records
-                    for vb, checkpoint in zip(record.vbuckets, record.checkpoints, strict=True)
-                }
+                return _checkpoints(records)
         return None
 
     def _start(self, checkpoints: Mapping[int, Checkpoint]) -> None:
@@ -133,13 +141,96 @@ class FeedWorker:
         now = time.monotonic()
         self._board.beat()
         wake_at = self._feed.tick(now)
-        events = self._feed.read(READ_BYTES)
+        self._hear_assignment()
+        pausing = self._gains_partitions
+        events = () if pausing else self._feed.read(READ_BYTES)
         self._builder.add(events)
         self._hand_over()
         self._advance(now)
+        self._follow_assignment(now)
         self._report(now)
         if not events:
-            self._wait(min(wake_at, self._advance_at if self._unadvanced else now + MAX_WAIT_S, now + MAX_WAIT_S))
+            self._wait(
+                pausing, min(wake_at, self._advance_at if self._unadvanced else now + MAX_WAIT_S, now + MAX_WAIT_S)
+            )
+
+    @property
+    def _gains_partitions(self) -> bool:
+        """Whether a new epoch is to begin for more partitions, as soon as all that was read is stable."""
+        return not self._leaving and not self._wanted <= self._partitions and self._builder.rollback_since is None
+
+    def _hear_assignment(self) -> None:
+        """Take over what the supervisor wants, and stop reading what it does not."""
+        wanted = self._link.wanted()
+        if wanted is not None:
+            self._wanted = wanted
+            self._is_told = False
+        leaving = self._partitions - self._wanted - self._leaving
+        if leaving and self._builder.rollback_since is None:  # after a rollback, a new life takes over anyway
+            self._feed.drop(self._vbuckets_of(leaving))
+            self._leaving |= leaving
+
+    def _follow_assignment(self, now: float) -> None:
+        """Let go of what is all stable; begin what is to come, once everything is; tell the supervisor.
+
+        Raises:
+            StaleEpoch: somebody else owns one of the partitions.
+        """
+        unsettled = self._outbox.vbuckets().union(self._unadvanced) if self._leaving else set()
+        gone = {p for p in self._leaving if self._is_settled(self._vbuckets_of([p]), unsettled)}
+        if gone:
+            self._forget(gone)
+        if self._gains_partitions and self._is_idle:
+            self._begin_again(now)
+        if not self._is_told:
+            self._is_told = self._link.report(self._partitions | self._wanted)
+
+    def _vbuckets_of(self, partitions: Iterable[int]) -> set[int]:
+        return {vb for partition in partitions for vb in self._meta.vbuckets_of(partition)}
+
+    def _is_settled(self, vbuckets: set[int], unsettled: set[int]) -> bool:
+        return vbuckets.isdisjoint(unsettled) and not self._builder.holds_any(vbuckets)
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether everything that was read is in the index and stable."""
+        nothing_read = self._builder.n_events == 0
+        return nothing_read and self._outbox.empty and not self._unadvanced and not self._quarantined
+
+    def _forget(self, gone: set[int]) -> None:
+        vbuckets = self._vbuckets_of(gone)
+        self._builder.forget(vbuckets)
+        self._stable = {vb: seqno for vb, seqno in self._stable.items() if vb not in vbuckets}
+        self._partitions -= gone
+        self._leaving -= gone
+        self._is_told = False
+        self._log.info("feed.let_go", epoch=self._epoch, partitions=sorted(gone))
+
+    def _begin_again(self, now: float) -> None:
+        """Begin a new epoch for what we have and what we get. Nothing of ours is in flight."""
+        if now < self._advance_at:
+            return
+        added = self._wanted - self._partitions
+        try:
+            self._next_epoch = epoch = self._next_epoch or self._store.next_epoch()
+            for partition in sorted(self._partitions):
+                self._store.begin(partition, epoch, self._owner, only_if=self._epoch)
+            checkpoints = _checkpoints([self._store.begin(p, epoch, self._owner) for p in sorted(added)])
+        except Transient as error:
+            self._advance_at = now + self._backoff.next_delay_s()
+            self._log.warning("feed.begin_failed", msg=str(error))
+            return
+        self._next_epoch = None
+        self._partitions |= added
+        self._group = group_of(sorted(self._partitions), self._meta.n_partitions)
+        self._epoch = epoch
+        self._stable.update((vb, checkpoint.seqno) for vb, checkpoint in checkpoints.items())
+        self._builder.begin(checkpoints)
+        self._outbox.begin(epoch)
+        self._board.set(epoch=epoch)
+        self._feed.add(checkpoints)
+        self._is_told = False
+        self._log.info("feed.gained", epoch=epoch, group=self._group, partitions=sorted(added))
 
     def _hand_over(self) -> None:
         """Get the last round into the rings, then the next one; acknowledge when nothing read is left outside them."""
@@ -194,11 +285,11 @@ class FeedWorker:
         lag = sum(max(0, high - self._stable.get(vb, high)) for vb, high in self._feed.high_seqnos().items())
         self._board.set(in_flight=self._outbox.n_events, lag=lag, connected=int(self._feed.connected()))
 
-    def _wait(self, wake_at: float) -> None:
-        """Sleep until there is something to read, room or a commit in the rings, an order to stop, or *wake_at*."""
+    def _wait(self, pausing: bool, wake_at: float) -> None:
+        """Sleep until there is something to read, room or a commit in the rings, an order, or *wake_at*."""
         poll = select.poll()
-        for fd in (self._feed.fileno(), self._space_bell.fileno(), self._stop.fileno()):
-            poll.register(fd, select.POLLIN)
+        for source in (self._space_bell, self._stop, self._link, *(() if pausing else (self._feed,))):
+            poll.register(source.fileno(), select.POLLIN)
         poll.poll(max(0.0, wake_at - time.monotonic()) * 1000)
         self._space_bell.clear()
 
@@ -238,3 +329,10 @@ class FeedWorker:
             poll.poll(1000 * min(MAX_WAIT_S, max(0.001, self._advance_at - now)))
             self._space_bell.clear()
         self._log.info("feed.drained", epoch=self._epoch)
+
+
+def _checkpoints(records: Iterable[PartitionRecord]) -> dict[int, Checkpoint]:
+    """Where to resume each vbucket of *records*."""
+    return {
+        vb: checkpoint for record in records for vb, checkpoint in zip(record.vbuckets, record.checkpoints, strict=True)
+    }

@@ -64,6 +64,11 @@ class Outbox:
         """Whether everything that was put has been committed by every writer."""
         return self._round is None and len(self._in_flight) == 0
 
+    def vbuckets(self) -> set[int]:
+        """The vbuckets of what was put and is not yet committed by every writer."""
+        waiting = self._round.checkpoints if self._round is not None else {}
+        return self._in_flight.vbuckets().union(waiting)
+
     @property
     def n_events(self) -> int:
         """Events on the way: not yet in the rings, in them, or in a batch."""

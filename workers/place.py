@@ -5,6 +5,7 @@ import time
 
 from channelindex import logs
 from channelindex.backoff import Backoff
+from workers.assignment import AssignmentLink
 from workers.board import Slot
 from workers.child import Child
 
@@ -25,14 +26,19 @@ class Place:
         self.number = number
         self.slot = slot
         self.child: Child | None = None
-        self.partitions: frozenset[int] = frozenset()
-        """What the present child works on; empty for other roles and where no child lives."""
+        self.link: AssignmentLink | None = None
+        """To the present child, if it works on partitions."""
         self.restarts = 0
         self._backoff = Backoff(RESTART_FIRST_S, RESTART_MAX_S)
         self._start_at = 0.0
         self._born_at = 0.0
         self._kill_at: float | None = None
         self._killed = False
+
+    @property
+    def partitions(self) -> frozenset[int]:
+        """What the present child may be working on; empty for other roles and where no child lives."""
+        return self.link.working if self.link else frozenset()
 
     @property
     def stopping(self) -> bool:
@@ -43,11 +49,11 @@ class Place:
         """Whether the place is empty and its backoff is over."""
         return self.child is None and now >= self._start_at
 
-    def settle(self, child: Child, partitions: frozenset[int], now: float) -> None:
-        """*child* lives here from now on."""
+    def settle(self, child: Child, now: float, link: AssignmentLink | None = None) -> None:
+        """*child* lives here from now on. *link*: to tell it what to work on."""
         self.slot.beat()  # what the one before it left there is no sign of death
         self.child = child
-        self.partitions = partitions
+        self.link = link
         self._born_at = now
         self._kill_at = None
         self._killed = False
@@ -90,6 +96,8 @@ class Place:
         self._start_at = now if asked or code in at_once else now + self._backoff.next_delay_s()
         level = _log.info if code == 0 else _log.warning
         level("child.ended", child=self.role, number=self.number, child_pid=self.child.pid, code=code)
-        self.child, self.partitions, self._kill_at = None, frozenset(), None
+        if self.link:
+            self.link.close()
+        self.child, self.link, self._kill_at = None, None, None
         self.restarts += 0 if asked else 1
         return code

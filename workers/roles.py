@@ -9,6 +9,7 @@ from channelindex.stores import open_owner, open_writer
 from coordinator.keeper import LeaseKeeper
 from coordinator.link import KeeperLink, keeper_link
 from coordinator.tick import Identity
+from workers.assignment import WorkerLink, assignment_link
 from workers.batch_writer import BatchWriter
 from workers.child import spawn
 from workers.feed_worker import FeedWorker
@@ -55,7 +56,7 @@ class Roles:
             ).run()
             return exits.OK
 
-        place.settle(spawn(place.role, main, [its]), frozenset(), now)
+        place.settle(spawn(place.role, main, [its]), now)
         its.close()
         return ours
 
@@ -78,21 +79,23 @@ class Roles:
             )
             return writer.run()
 
-        place.settle(spawn(place.role, main, shared.bells), frozenset(), now)
+        place.settle(spawn(place.role, main, shared.bells), now)
 
     def spawn_feed_worker(self, place: Place, shared: Shared, partitions: frozenset[int], now: float) -> None:
         """Fork the feed worker of one vbucket group."""
-        number = place.number
+        ours, its = assignment_link(partitions)
 
         def main(stop: StopFlag) -> int:
             place.slot.start()
-            return self._feed_worker(place, shared, number, partitions, stop).run()
+            return self._feed_worker(place, shared, partitions, its, stop).run()
 
-        place.settle(spawn(place.role, main, shared.bells), partitions, now)
+        place.settle(spawn(place.role, main, [*shared.bells, its]), now, ours)
+        its.close()
 
     def _feed_worker(
-        self, place: Place, shared: Shared, number: int, partitions: frozenset[int], stop: StopFlag
+        self, place: Place, shared: Shared, partitions: frozenset[int], link: WorkerLink, stop: StopFlag
     ) -> FeedWorker:
+        number = place.number
         config, source = self._config, self._config.source
         decoder = make_decoder(source.decoder, star_channel=source.star_channel)
         feed_name = f"{config.index.name}/{config.node.name}/{number}"
@@ -107,5 +110,6 @@ class Roles:
             space_bell=shared.space_bells[number],
             board=place.slot,
             stop=stop,
+            link=link,
             log=get(place.role),
         )

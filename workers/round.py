@@ -121,6 +121,19 @@ class RoundBuilder:
         """When the first of them came, in monotonic seconds."""
         self._start_round()
 
+    def begin(self, checkpoints: Mapping[int, Checkpoint]) -> None:
+        """Take events of these vbuckets too, from their checkpoints on."""
+        self._positions.update({vb: Position(checkpoint) for vb, checkpoint in checkpoints.items()})
+
+    def forget(self, vbuckets: Iterable[int]) -> None:
+        """No event of these vbuckets comes any more, and none of the present round is theirs."""
+        for vb in vbuckets:
+            del self._positions[vb]
+
+    def holds_any(self, vbuckets: Iterable[int]) -> bool:
+        """Whether the present round has events of any of *vbuckets*."""
+        return not self._touched.isdisjoint(vbuckets)
+
     def _start_round(self) -> None:
         self._sections: dict[str, Section] = {}
         self._principals: list[list[str]] = [[] for _ in range(self._n_writers)]

@@ -41,5 +41,9 @@ class StableQueue:
             self.n_events -= item.n_events
         return newest
 
+    def vbuckets(self) -> set[int]:
+        """The vbuckets of the rounds in the queue."""
+        return {vb for item in self._queue for vb in item.checkpoints}
+
     def __len__(self) -> int:
         return len(self._queue)

@@ -105,9 +105,12 @@ class Supervisor:
             if code is not None:
                 self._hear_end(place, code, now)
         self._hear_keeper(now)
+        for place in self._feeds:
+            if place.link:
+                place.link.poll()
         self._judge(now)
         self._set_targets(now)
-        self._stop_surplus(now)
+        self._assign(now)
         self._start_missing(now)
         self._give_back()
         self._report(now)
@@ -119,8 +122,9 @@ class Supervisor:
         for place in self._places:
             if place.child:
                 poll.register(place.child.fileno(), select.POLLIN)
-        if self._link and not self._link.closed:
-            poll.register(self._link.fileno(), select.POLLIN)
+        for link in (self._link, *(place.link for place in self._feeds)):
+            if link and not link.closed:
+                poll.register(link.fileno(), select.POLLIN)
         poll.poll(TURN_S * 1000)
 
     def _hear_signal(self, signum: signal.Signals, now: float) -> None:
@@ -214,11 +218,14 @@ class Supervisor:
         else:
             self._targets = [frozenset()] * len(self._feeds)
 
-    def _stop_surplus(self, now: float) -> None:
+    def _assign(self, now: float) -> None:
+        """Tell each feed worker its target, less what another one still works on; stop what has nothing to do."""
         kill_at = self._kill_at or now + self._config.workers.drain_timeout_s
         for place, target in zip(self._feeds, self._targets, strict=True):
-            if place.child and place.partitions != target:
+            if not target:
                 place.stop(kill_at)
+            elif place.link and not place.stopping:
+                place.link.want(target.difference(*(other.partitions for other in self._feeds if other is not place)))
         if self._state is not State.RUNNING and not any(place.child for place in self._feeds):
             for place in self._writers:
                 place.stop(kill_at)
@@ -245,10 +252,10 @@ class Supervisor:
         for place in self._writers:
             if place.may_start(now):
                 self._roles.spawn_batch_writer(place, self._shared, now)
-        busy = frozenset().union(*(place.partitions for place in self._feeds))
         for place, target in zip(self._feeds, self._targets, strict=True):
-            if target and place.may_start(now) and not target & busy:
-                self._roles.spawn_feed_worker(place, self._shared, target, now)
+            free = target.difference(*(other.partitions for other in self._feeds))
+            if free and place.may_start(now):
+                self._roles.spawn_feed_worker(place, self._shared, free, now)
 
     def _give_back(self) -> None:
         """Release the partitions that somebody else is to have and that no worker of ours works on any more."""

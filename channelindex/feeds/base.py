@@ -11,7 +11,7 @@ first item is the kind, the second the vbucket. Events of one vbucket come in th
     (ROLLBACK, vb, checkpoint)         the source took back what we had; resume there, in a new epoch
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from channelindex.model import Checkpoint
@@ -45,6 +45,17 @@ class Feed(Protocol):
 
     def start(self, checkpoints: Mapping[int, Checkpoint]) -> None:
         """Begin to stream each vbucket from its checkpoint; `read` and `tick` connect and reconnect."""
+        ...
+
+    def add(self, checkpoints: Mapping[int, Checkpoint]) -> None:
+        """Stream these vbuckets too, each from its checkpoint, beside those that go on. None of them is streamed yet.
+
+        What is left of an earlier stream of such a vbucket must not come out of `read` any more.
+        """
+        ...
+
+    def drop(self, vbuckets: Collection[int]) -> None:
+        """Stream these vbuckets no more. The next `read` may still give events of them, no later one does."""
         ...
 
     def fileno(self) -> int:

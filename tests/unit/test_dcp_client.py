@@ -239,3 +239,35 @@ def test_a_resumed_checkpoint_is_sent_as_it_is() -> None:
         request = made.asked(Op.DCP_STREAM_REQ)
         assert request.status == 3
         assert struct.unpack(">QQQQQ", request.extras[8:]) == (8, (1 << 64) - 1, 0xAB, 3, 20)
+
+
+def test_stream_that_is_added_runs_beside_the_others(running: Rig) -> None:
+    request = accept(running)
+    running.feed.add({1: ORIGIN})
+    added = running.asked(Op.DCP_STREAM_REQ)
+    running.node.send(answer(added, value=LOG))
+    running.node.send(marker(added.opaque, 1, 0, 1) + mutation(added.opaque, 1, 1, b"k"))
+    running.node.send(marker(request.opaque, 0, 0, 1) + mutation(request.opaque, 0, 1, b"k"))
+    running.until(lambda: [event[1] for event in running.events if event[0] == MUTATION] == [1, 0])
+
+
+def test_stream_that_is_dropped_is_closed_and_brings_nothing_more(running: Rig) -> None:
+    request = accept(running)
+    running.feed.add({1: ORIGIN})
+    added = running.asked(Op.DCP_STREAM_REQ)
+    running.until(lambda: running.events)
+    running.feed.drop([0])
+    assert running.asked(Op.DCP_CLOSE_STREAM).status == 0
+    running.node.send(mutation(request.opaque, 0, 1, b"late") + answer(added, value=LOG))
+    running.until(lambda: running.events[-1][1] == 1)
+    assert not [event for event in running.events if event[0] == MUTATION]
+
+
+def test_stream_that_is_dropped_before_its_answer_is_closed_when_that_comes(running: Rig) -> None:
+    accept(running)
+    running.feed.add({1: ORIGIN})
+    added = running.asked(Op.DCP_STREAM_REQ)
+    running.feed.drop([1])
+    running.node.send(answer(added, value=LOG))
+    assert running.asked(Op.DCP_CLOSE_STREAM).status == 1
+    assert [event[1] for event in running.events] == [0]

@@ -1,5 +1,6 @@
 """Where a stream resumes: never behind what was handed out, never beyond it, and never where a server says no."""
 
+import itertools
 import struct
 
 import pytest
@@ -158,3 +159,37 @@ def test_however_connections_break_each_seqno_comes_once_and_in_order(
         assert end in brought
     else:
         assert brought == seqnos
+
+
+def test_added_streams_are_requested_like_those_from_the_start():
+    streams = Streams({1: ORIGIN})
+    list(streams.take_due(0.0))
+    streams.add({2: Checkpoint(7, 5, 5, 5)})
+    (stream,) = streams.take_due(0.0)
+    assert (stream.vb, stream.checkpoint.seqno) == (2, 5)
+    assert 2 in streams
+
+
+def test_dropped_streams_are_closed_where_they_are_open_and_forgotten_everywhere():
+    streams = Streams({1: ORIGIN, 2: ORIGIN, 3: ORIGIN})
+    first, second = itertools.islice(streams.take_due(0.0), 2)
+    streams.accept(first, 11, ((7, 0),))
+    assert streams.drop([1, 2, 3]) == [1]
+    assert streams.seqno_by_opaque == {}
+    assert not any(vb in streams for vb in (1, 2, 3))
+    assert streams.next_retry() == float("inf")
+    assert not second.wanted
+    streams.leave(second)
+    streams.disconnect()
+    assert list(streams.take_due(1e9)) == []
+
+
+def test_dropped_stream_can_be_added_again_from_elsewhere():
+    streams = Streams({1: ORIGIN})
+    (first,) = streams.take_due(0.0)
+    streams.accept(first, 11, ((7, 0),))
+    streams.drop([1])
+    streams.add({1: Checkpoint(7, 9, 9, 9)})
+    (again,) = streams.take_due(0.0)
+    streams.accept(again, 12, ((7, 0),))
+    assert streams.seqno_by_opaque == {12: 9}

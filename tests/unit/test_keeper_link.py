@@ -111,5 +111,5 @@ def test_telling_someone_who_is_gone_is_harmless(ends):
 
 
 def test_status_that_is_too_long_is_refused(ends):
-    with pytest.raises(InvariantBroken, match="message between supervisor and keeper"):
+    with pytest.raises(InvariantBroken, match="message between two processes"):
         ends[0].publish_status("x" * (1 << 18))
