@@ -45,6 +45,17 @@ PACKED_REV_BYTES = _PACKED_REV.size
 _PAIR = struct.Struct(">HQ")
 FRAME_OVERHEAD = _FRAME.size
 
+Frame = tuple[int, int, bytes]
+"""(kind, epoch, body)."""
+
+OnCorrupt = Callable[[IndexCorrupt], None]
+"""Told of damage in what is being read. If it returns, reading goes on with what is whole."""
+
+
+def refuse(error: IndexCorrupt) -> None:
+    """Raise *error*: the `OnCorrupt` of whoever must not miss anything."""
+    raise error
+
 
 def pack_rev(rev: str) -> tuple[int, bytes]:
     """The stored revision length byte and bytes of a revision id.
@@ -117,26 +128,63 @@ def pack_frame(kind: int, epoch: int, body: bytes) -> bytes:
     return _FRAME.pack(kind, len(body), checksum, epoch) + body
 
 
-def iter_frames(block: bytes) -> Iterator[tuple[int, int, bytes]]:
-    """(kind, epoch, body) of each frame of a block, in order.
+def iter_frames(block: bytes, on_corrupt: OnCorrupt = refuse) -> Iterator[Frame]:
+    """Each frame of a block, in order. After a damaged one, of which *on_corrupt* is told, it goes on with the next.
 
     Raises:
-        IndexCorrupt: a frame is cut off, of an unknown kind, or fails its checksum. Frames before it were yielded.
+        IndexCorrupt: if *on_corrupt* does. Frames before the damaged one were yielded.
     """
     offset, end = 0, len(block)
     while offset < end:
-        if offset + _FRAME.size > end:
-            raise IndexCorrupt(f"frame head at byte {offset} of {end} is cut off")
-        kind, size, checksum, epoch = _FRAME.unpack_from(block, offset)
-        body = block[offset + _FRAME.size : offset + _FRAME.size + size]
-        if kind not in (HEADER, ENTRIES):
-            raise IndexCorrupt(f"frame at byte {offset}: unknown kind 0x{kind:02x}")
-        if len(body) != size:
-            raise IndexCorrupt(f"frame at byte {offset}: {size} bytes announced, {len(body)} left")
-        if zlib.crc32(body, zlib.crc32(block[offset + _EPOCH_OFFSET : offset + _FRAME.size])) != checksum:
-            raise IndexCorrupt(f"frame at byte {offset}: checksum differs")
-        yield kind, epoch, body
-        offset += _FRAME.size + size
+        try:
+            frame = _frame_at(block, offset)
+        except IndexCorrupt as error:
+            on_corrupt(error)
+            offset = _next_frame(block, offset)
+            continue
+        yield frame
+        offset += _FRAME.size + len(frame[2])
+
+
+def _frame_at(block: bytes, offset: int) -> Frame:
+    """The frame that begins at *offset*.
+
+    Raises:
+        IndexCorrupt: it is cut off, of an unknown kind, or fails its checksum.
+    """
+    if offset + _FRAME.size > len(block):
+        raise IndexCorrupt(f"frame head at byte {offset} of {len(block)} is cut off")
+    kind, size, checksum, epoch = _FRAME.unpack_from(block, offset)
+    body = block[offset + _FRAME.size : offset + _FRAME.size + size]
+    if kind not in (HEADER, ENTRIES):
+        raise IndexCorrupt(f"frame at byte {offset}: unknown kind 0x{kind:02x}")
+    if len(body) != size:
+        raise IndexCorrupt(f"frame at byte {offset}: {size} bytes announced, {len(body)} left")
+    if zlib.crc32(body, zlib.crc32(block[offset + _EPOCH_OFFSET : offset + _FRAME.size])) != checksum:
+        raise IndexCorrupt(f"frame at byte {offset}: checksum differs")
+    return kind, epoch, body
+
+
+def _next_frame(block: bytes, damaged: int) -> int:
+    """Where to go on after the frame at *damaged*: the next whole frame, or the end of the block.
+
+    First where the frame itself says that it ends. Only if its head is damaged too, the next place is searched that
+    passes for a frame: a document's key can be made to look like one.
+    """
+    if damaged + _FRAME.size <= len(block):
+        _, size, _, _ = _FRAME.unpack_from(block, damaged)
+        stated_end = damaged + _FRAME.size + size
+        if stated_end == len(block) or _is_frame(block, stated_end):
+            return int(stated_end)
+    return next((offset for offset in range(damaged + 1, len(block)) if _is_frame(block, offset)), len(block))
+
+
+def _is_frame(block: bytes, offset: int) -> bool:
+    try:
+        _frame_at(block, offset)
+    except IndexCorrupt:
+        return False
+    return True
 
 
 def pack_pairs(clock: Mapping[int, int]) -> bytes:

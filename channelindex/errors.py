@@ -63,6 +63,10 @@ class IndexMissing(ChannelIndexError):
     """There is no index of this name in the store."""
 
 
+class KeyMissing(IndexMissing):
+    """There is no such block, channel or partition in the index."""
+
+
 class IndexMismatch(ConfigInvalid):
     """The index in the store has another format, shape or source bucket than we were configured for."""
 

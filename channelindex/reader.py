@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from channelindex import token
+from channelindex.blocks import OnCorrupt, refuse
 from channelindex.errors import Transient
 from channelindex.paging import Changes, Pager
 from channelindex.scan import Scan
@@ -24,10 +25,14 @@ class ChangesReader:
     came into the channels only by what was taken back: the index has no live entry of it.
 
     A `since` is good for the channels with which it was made. For a channel that was not among them, begin at None.
+
+    *on_corrupt* is told of each damaged or missing block. If it returns, the answer is made of what is whole, and
+    what was damaged is never told: the token goes beyond it.
     """
 
-    def __init__(self, store: IndexReader) -> None:
+    def __init__(self, store: IndexReader, on_corrupt: OnCorrupt = refuse) -> None:
         self._store = store
+        self._on_corrupt = on_corrupt
 
     def changes(self, channels: Iterable[str], since: str | None = None, limit: int | None = None) -> Changes:
         """The documents that changed in any of *channels* after *since*, each once, at most *limit*.
@@ -38,7 +43,7 @@ class ChangesReader:
 
         Raises:
             TokenInvalid: *since* is garbled, of another index, or from the future.
-            IndexCorrupt: a block is missing or damaged.
+            IndexCorrupt: a block is missing or damaged, and the reader's *on_corrupt* raises it.
             IndexMissing, StoreUnavailable: see `IndexReader`.
         """
         return next(self.pages(channels, since, limit))
@@ -56,7 +61,7 @@ class ChangesReader:
         view = View.now(self._store)
         read = view.resume(token.decode(since, meta))
         scan = Scan(view, read.seqnos)
-        stats = walk(self._store, wanted, scan)
+        stats = walk(self._store, wanted, scan, self._on_corrupt)
         return Pager(meta, wanted, scan, stats).pages(read, limit)
 
     def follow(

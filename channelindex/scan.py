@@ -4,9 +4,12 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 
 from channelindex import blocks
+from channelindex.blocks import OnCorrupt, refuse
 from channelindex.errors import IndexCorrupt
 from channelindex.model import REMOVED, Entry
 from channelindex.view import View
+
+_HEADER_KIND = bytes([blocks.HEADER])
 
 Found = tuple[int, int, int, bytes]
 """(seqno, flags, channels, stored bytes) of a document's newest entry; a plain tuple, because there may be 100,000 of
@@ -34,24 +37,33 @@ class Scan:
         for vb in range(len(self._found_by_vb)):
             yield from blocks.iter_entries(b"".join([found[3] for found in self.documents(vb)]))
 
-    def add_block(self, block: bytes, channel: int) -> bool:
+    def add_block(self, block: bytes, channel: int, on_corrupt: OnCorrupt = refuse) -> bool:
         """Take a block of the channel at position *channel*; whether blocks before it may hold something, too.
 
+        Where *on_corrupt* returns, what is whole of the block is taken. Without a header, blocks before it may hold
+        anything.
+
         Raises:
-            IndexCorrupt: its bytes are damaged; part of them may have been taken.
+            IndexCorrupt: if *on_corrupt* does; part of the block may have been taken.
         """
-        frames = blocks.iter_frames(block)
-        kind, header_epoch, pairs = next(frames, (None, 0, b""))
-        if kind != blocks.HEADER:
-            raise IndexCorrupt("it does not begin with a header")
-        try:
-            for kind, epoch, body in frames:
+        reaches_back = True
+        if not block.startswith(_HEADER_KIND):
+            on_corrupt(IndexCorrupt("it does not begin with a header"))
+        for kind, epoch, body in blocks.iter_frames(block, on_corrupt):
+            try:
                 if kind == blocks.ENTRIES:
                     self._add_entries(body, self.view.limits(epoch).visible, 1 << channel)
-            limits = self.view.limits(header_epoch).clock
-            return not self.covered({vb: min(seqno, limits[vb]) for vb, seqno in blocks.unpack_pairs(pairs).items()})
-        except (struct.error, IndexError) as error:
-            raise IndexCorrupt("an entry is cut off or of a vbucket that the index does not have") from error
+                else:
+                    reaches_back = self._reaches_back(epoch, body)
+            except (struct.error, IndexError):
+                on_corrupt(IndexCorrupt("an entry is cut off or of a vbucket that the index does not have"))
+            except IndexCorrupt as error:
+                on_corrupt(error)
+        return reaches_back
+
+    def _reaches_back(self, epoch: int, pairs: bytes) -> bool:
+        limits = self.view.limits(epoch).clock
+        return not self.covered({vb: min(seqno, limits[vb]) for vb, seqno in blocks.unpack_pairs(pairs).items()})
 
     def covered(self, clock: Mapping[int, int]) -> bool:
         """Whether *clock*, lowered to what is live, says nothing that lies in the window."""

@@ -83,6 +83,17 @@ class View:
         except IndexError as error:
             raise IndexCorrupt(f"vbucket {vb} in a clock, of {len(self.stable)} that the index has") from error
 
+    def standing(self, epoch: int, vb: int, seqno: int) -> str:
+        """What a reader makes of an entry: "visible", "pending" (not yet stable) or "dead" (taken back).
+
+        Raises:
+            IndexError: the index has no such vbucket.
+        """
+        if seqno <= self.limits(epoch).visible[vb]:
+            return "visible"
+        bounds = self._bounds[vb * len(self._records) // len(self.stable)]
+        return "pending" if seqno <= bounds.bound(epoch, vb) else "dead"
+
     def resume(self, token: Token) -> Token:
         """*token* as of this moment: above its seqnos, the reader has to be told everything.
 

@@ -1,10 +1,9 @@
 """Walks the blocks of channels, newest first, as far as a reader needs them."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import NamedTuple
 
-from channelindex.blocks import fold_clock
+from channelindex.blocks import OnCorrupt, fold_clock, refuse
 from channelindex.errors import IndexCorrupt
 from channelindex.scan import Scan
 from channelindex.stores.base import BlockRef, IndexReader
@@ -27,38 +26,48 @@ class _Step(NamedTuple):
     planned: bool
 
 
-def walk(store: IndexReader, channels: Sequence[str], scan: Scan) -> ReadStats:
+def walk(store: IndexReader, channels: Sequence[str], scan: Scan, on_corrupt: OnCorrupt = refuse) -> ReadStats:
     """Put all blocks of *channels* that reach into the window of *scan* into it; what that took.
 
+    *on_corrupt* is told of each block or clock that is missing or damaged, by its key. If it returns, what is whole is
+    taken, and the walk goes as far back as the damaged part might have asked for.
+
     Raises:
-        IndexCorrupt: a block is missing or damaged.
+        IndexCorrupt: if *on_corrupt* does.
         StoreUnavailable: see `IndexReader`.
     """
     n_blocks = n_bytes = 0
-    steps = list(_first_steps(store, channels, scan))
+    steps = list(_first_steps(store, channels, scan, on_corrupt))
     while steps:
         following: list[_Step] = []
         for step, block in _fetched(store, steps):
-            n_blocks += 1
-            n_bytes += len(block)
-            with _naming(step.ref):
-                reaches_back = scan.add_block(block, step.position)
-            if reaches_back and not step.planned:
+            told = _naming(f"block {step.ref.key}", on_corrupt)
+            if block is None:
+                told(IndexCorrupt("it is missing"))
+                reaches_back = True
+            else:
+                n_blocks += 1
+                n_bytes += len(block)
+                reaches_back = scan.add_block(block, step.position, told)
+            if reaches_back and step.ref.number and not step.planned:
                 following.append(step._replace(ref=step.ref._replace(number=step.ref.number - 1)))
         steps = following
     return ReadStats(n_blocks, n_bytes)
 
 
-def _first_steps(store: IndexReader, channels: Sequence[str], scan: Scan) -> Iterator[_Step]:
+def _first_steps(store: IndexReader, channels: Sequence[str], scan: Scan, on_corrupt: OnCorrupt) -> Iterator[_Step]:
     """The active block of each group with news; all its blocks at once if the reader has seen nothing of the group."""
     for position, state in enumerate(store.channel_states(channels)):
         if state is None:
             continue
         for group, active in sorted(state.active_by_group.items()):
             ref = BlockRef(channels[position], group, active)
-            with _naming(ref):
+            clock: dict[int, int] = {}
+            try:
                 clock = fold_clock(state.clock_log_by_group.get(group, b""), scan.view.clock_limit)
-            if not clock:  # not written yet, or lost by the store: the blocks know better
+            except IndexCorrupt as error:
+                _naming(f"clock of channel {channels[position]!r}, group {group}", on_corrupt)(error)
+            if not clock:  # not written yet, damaged, or lost by the store: the blocks know better
                 yield _Step(position, ref, planned=False)
             elif scan.covered(clock):
                 continue
@@ -69,20 +78,12 @@ def _first_steps(store: IndexReader, channels: Sequence[str], scan: Scan) -> Ite
                     yield _Step(position, ref._replace(number=number), planned=True)
 
 
-def _fetched(store: IndexReader, steps: Sequence[_Step]) -> Iterator[tuple[_Step, bytes]]:
+def _fetched(store: IndexReader, steps: Sequence[_Step]) -> Iterator[tuple[_Step, bytes | None]]:
     for start in range(0, len(steps), _BLOCKS_PER_READ):
         chunk = steps[start : start + _BLOCKS_PER_READ]
-        for step, block in zip(chunk, store.blocks([step.ref for step in chunk]), strict=True):
-            if block is None:
-                with _naming(step.ref):
-                    raise IndexCorrupt("it is missing")
-            yield step, block
+        yield from zip(chunk, store.blocks([step.ref for step in chunk]), strict=True)
 
 
-@contextmanager
-def _naming(ref: BlockRef) -> Iterator[None]:
-    """Say which block an IndexCorrupt is about."""
-    try:
-        yield
-    except IndexCorrupt as error:
-        raise IndexCorrupt(f"channel {ref.channel!r}, group {ref.group}, block {ref.number}: {error}") from error
+def _naming(what: str, on_corrupt: OnCorrupt) -> OnCorrupt:
+    """*on_corrupt*, told what the damage is in."""
+    return lambda error: on_corrupt(IndexCorrupt(f"{what}: {error}"))

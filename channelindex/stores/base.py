@@ -40,6 +40,11 @@ class BlockRef(NamedTuple):
     group: str
     number: int
 
+    @property
+    def key(self) -> str:
+        """How the block is named to people, whatever the store: GROUP:NUMBER:CHANNEL."""
+        return f"{self.group}:{self.number}:{self.channel}"
+
 
 class ChannelState(NamedTuple):
     """A channel's counter and, per vbucket group that ever wrote to it, the active (newest) block and the clock log."""

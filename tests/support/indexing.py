@@ -28,16 +28,16 @@ class SmallIndex:
     """Owner, writers and reader of one index of its own. `group` says which worker's blocks a row goes to."""
 
     def __init__(self, url: str = "memory://", n_vbuckets: int = 4, n_partitions: int = 2, block_bytes: int = 100):
-        self._url, self._name, self._block_bytes = url, f"small{next(_names)}", block_bytes
-        self.owner = open_owner(IndexSettings(self._name, url))
-        self.meta = IndexMeta(blocks.FORMAT_VERSION, n_vbuckets, n_partitions, "source", f"uuid-{self._name}")
+        self._url, self.name, self._block_bytes = url, f"small{next(_names)}", block_bytes
+        self.owner = open_owner(IndexSettings(self.name, url))
+        self.meta = IndexMeta(blocks.FORMAT_VERSION, n_vbuckets, n_partitions, "source", f"uuid-{self.name}")
         self.owner.create_or_check(self.meta)
-        self.reader = open_reader(IndexSettings(self._name, url))
+        self.reader = open_reader(IndexSettings(self.name, url))
         self._open: list[Any] = [self.owner, self.reader]
         self.writer = self.new_writer()
 
     def new_writer(self) -> IndexWriter:
-        writer = open_writer(IndexSettings(self._name, self._url, block_bytes=self._block_bytes))
+        writer = open_writer(IndexSettings(self.name, self._url, block_bytes=self._block_bytes))
         self._open.append(writer)
         return writer
 

@@ -86,6 +86,32 @@ def test_any_flipped_bit_of_a_frame_is_noticed(epoch, body, data):
         list(blocks.iter_frames(bytes(frame)))
 
 
+@given(st.lists(st.binary(max_size=40), min_size=1, max_size=5), st.data())
+def test_frames_beside_a_damaged_one_are_read_by_those_who_ask_for_it(bodies, data):
+    frames = [blocks.pack_frame(blocks.ENTRIES, epoch, body) for epoch, body in enumerate(bodies)]
+    victim = data.draw(st.integers(0, len(frames) - 1))
+    at = data.draw(st.integers(0, len(frames[victim]) - 1))
+    damaged = bytearray(frames[victim])
+    damaged[at] ^= data.draw(st.integers(1, 255).filter(lambda bits: at or bits != blocks.HEADER ^ blocks.ENTRIES))
+    told: list[IndexCorrupt] = []
+    found = list(blocks.iter_frames(b"".join([*frames[:victim], damaged, *frames[victim + 1 :]]), told.append))
+    whole = [(blocks.ENTRIES, epoch, body) for epoch, body in enumerate(bodies) if epoch != victim]
+    if at in range(1, 5):  # the length: it may say that the frame ends where another one after it does
+        assert found[:victim] == whole[:victim]
+        assert set(found) <= set(whole)
+    else:
+        assert found == whole
+    assert f"byte {sum(map(len, frames[:victim]))}" in str(told[0])
+
+
+def test_what_looks_like_a_frame_within_a_damaged_one_is_not_taken_for_one():
+    forged, last = blocks.pack_frame(blocks.ENTRIES, 9, b"forged"), blocks.pack_frame(blocks.ENTRIES, 2, b"whole")
+    victim = bytearray(blocks.pack_frame(blocks.ENTRIES, 1, b"the key " + forged + b" of a document"))
+    victim[-1] ^= 1
+    assert list(blocks.iter_frames(bytes(victim) + last, lambda error: None)) == [(blocks.ENTRIES, 2, b"whole")]
+    assert list(blocks.iter_frames(bytes(victim), lambda error: None)) == []
+
+
 @given(st.binary(max_size=60), st.data())
 def test_block_that_is_cut_off_yields_what_is_whole_and_is_corrupt(body, data):
     whole = blocks.pack_frame(blocks.HEADER, 1, b"")

@@ -364,14 +364,14 @@ def block_of(index, number):
     return BlockRef("A", group, number)
 
 
-def damaged(index, number, replace):
+def damaged(index, number, replace, on_corrupt=blocks.refuse):
     wanted = block_of(index, number)
 
     def some_blocks(refs):
         found = index.reader.blocks(refs)
         return [replace(block) if ref == wanted else block for ref, block in zip(refs, found, strict=True)]
 
-    return ChangesReader(Proxy(index.reader, blocks=some_blocks))
+    return ChangesReader(Proxy(index.reader, blocks=some_blocks), on_corrupt)
 
 
 @pytest.mark.parametrize(
@@ -392,7 +392,57 @@ def test_a_damaged_block_is_an_error_that_names_it(index, replace, reason):
     ref = block_of(index, 3)
     with pytest.raises(IndexCorrupt, match=reason) as caught:
         damaged(index, 3, replace).changes(["A"])
-    assert f"channel 'A', group {ref.group}, block 3" in str(caught.value)
+    assert f"block {ref.group}:3:A: " in str(caught.value)
+
+
+DAMAGES = [
+    (lambda block: None, 4),
+    (lambda block: b"", 4),
+    (lambda block: b"H" + bytes(3000), 4),
+    (lambda block: block[:-1], 4),
+    (lambda block: flipped(block, len(block) - 1), 4),
+    (lambda block: flipped(block, 3), 0),  # the header says that it ends elsewhere
+    (lambda block: flipped(block, 6), 0),  # the header's checksum differs
+]
+
+
+@pytest.mark.parametrize("number", [0, 3, 9])
+@pytest.mark.parametrize(("replace", "missed"), DAMAGES)
+def test_what_is_damaged_is_left_out_for_those_who_ask_for_it(index, number, replace, missed):
+    filled(index)
+    told: list[IndexCorrupt] = []
+    answer = damaged(index, number, replace, told.append).changes(["A"])
+    assert len(answer.entries) == 40 - missed
+    assert told
+    assert all(f"block {block_of(index, number).key}: " in str(error) for error in told)
+
+
+@pytest.mark.parametrize(("replace", "missed"), DAMAGES)
+def test_a_reader_goes_back_beyond_what_is_damaged(index, reader, replace, missed):
+    index.advance(index.begin(), {0: 1})
+    since = reader.changes(["A"]).since
+    filled(index)
+    told: list[IndexCorrupt] = []
+    answer = damaged(index, 3, replace, told.append).changes(["A"], since)
+    assert len(answer.entries) == 39 - missed
+    assert told
+
+
+def test_a_damaged_clock_is_told_and_the_blocks_are_read_without_it(index):
+    filled(index)
+
+    def states(channels):
+        (state,) = index.reader.channel_states(channels)
+        return [state._replace(clock_log_by_group=dict.fromkeys(state.clock_log_by_group, b"\0"))]
+
+    told: list[IndexCorrupt] = []
+    reader = ChangesReader(Proxy(index.reader, channel_states=states), told.append)
+    assert len(reader.changes(["A"]).entries) == 40
+    assert "clock of channel 'A'" in str(told[0])
+
+
+def flipped(block: bytes, at: int) -> bytes:
+    return block[:at] + bytes([block[at] ^ 1]) + block[at + 1 :]
 
 
 def test_a_damaged_block_that_is_not_needed_does_no_harm(index, reader):

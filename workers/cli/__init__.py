@@ -23,6 +23,7 @@ COMMANDS = {
     "run": "run one node until it is told to stop",
     "changes": "print what changed in some channels, once or for ever",
     "status": "show the nodes, who owns what, and how far the index is",
+    "inspect": "print a block, the clocks of a channel or a partition record as it is stored",
     "verify": "compare the index with the bucket",
     "demo": "see it all work: a private Redis, a dev bucket, one node, verified at the end",
     "load": "save revisions from a file in a bucket, as Sync Gateway would",

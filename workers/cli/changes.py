@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from contextlib import closing
 
 from channelindex import exits
+from channelindex.blocks import refuse
 from channelindex.config import REQUIRED_TO_READ
+from channelindex.errors import IndexCorrupt
 from channelindex.paging import Change, Changes
 from channelindex.reader import ChangesReader
 from channelindex.stores import open_reader
@@ -23,6 +25,10 @@ example:
 With --json each change is one line, and after each page comes a line
 {"since": TOKEN, "pending": N}. Give TOKEN to --since to go on after that page;
 keep to the channels with which it was made. "pending" are changes beyond it.
+
+A damaged block ends the command with an error that names it. --skip-corrupt
+names it on stderr and goes on with what is whole; what was lost with it is not
+told later either.
 """
 
 
@@ -33,6 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--since", metavar="TOKEN", help="go on where an earlier answer ended (default: the beginning)")
     parser.add_argument("--follow", action="store_true", help="wait for further changes until interrupted")
     parser.add_argument("--limit", type=options.positive, metavar="N", help="end after N documents")
+    parser.add_argument("--skip-corrupt", action="store_true", help="go on beyond damaged or missing blocks")
     options.add_json(parser)
     options.add_config(parser)
 
@@ -41,13 +48,26 @@ def run(args: argparse.Namespace) -> int:
     """Print the changes."""
     config = options.config_of(args, REQUIRED_TO_READ)
     with closing(open_reader(config.index)) as store:
-        reader = ChangesReader(store)
+        reader = ChangesReader(store, _Skipped() if args.skip_corrupt else refuse)
         pages = _followed(reader, args) if args.follow else _present(reader, args)
         if args.json:
             _print_json(pages)
         else:
             _print_tables(pages, with_token=not args.follow)
     return exits.OK
+
+
+class _Skipped:
+    """Names what is skipped, once: a follower meets it again and again."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+
+    def __call__(self, error: IndexCorrupt) -> None:
+        message = str(error)
+        if message not in self._known:
+            self._known.add(message)
+            output.warn(f"skipped: {message}")
 
 
 def _present(reader: ChangesReader, args: argparse.Namespace) -> Iterator[Changes]:

@@ -1,6 +1,7 @@
 """What commands print: JSON for programs, tables for people."""
 
 import shutil
+import sys
 from collections.abc import Iterable, Sequence
 
 import orjson
@@ -18,9 +19,14 @@ def line(text: str) -> None:
         raise ReaderGone from None
 
 
+def warn(text: str) -> None:
+    """Print one line on standard error, for people; it is no part of the result."""
+    print(f"channelindex: {text}", file=sys.stderr, flush=True)
+
+
 def json_line(value: object) -> None:
     """Print *value* as JSON on one line."""
-    line(orjson.dumps(value).decode())
+    line(orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode())
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

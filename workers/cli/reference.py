@@ -39,7 +39,7 @@ EXIT_CODES = {
     "USAGE": "the arguments make no sense",
     "CONFIG": "a setting is wrong",
     "INPUT": "a file given cannot be read or has a malformed line",
-    "MISSING": "there is no index of this name in the store",
+    "MISSING": "there is no index of this name in the store, or nothing in it by this key",
     "SOURCE": "the bucket cannot be reached or does not answer as it should",
     "STORE": "the index store cannot be reached",
     "COORDINATION": "the Redis of the leases cannot be reached",

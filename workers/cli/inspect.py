@@ -1,0 +1,130 @@
+"""`channelindex inspect`: what lies in the store, taken apart."""
+
+import argparse
+from contextlib import closing
+
+from channelindex import exits
+from channelindex.config import REQUIRED_TO_READ
+from channelindex.errors import InputInvalid
+from channelindex.inspection import (
+    BlockReport,
+    ChannelReport,
+    PartitionReport,
+    inspect_block,
+    inspect_clock,
+    inspect_partition,
+)
+from channelindex.stores import open_reader
+from channelindex.stores.base import BlockRef, IndexReader
+from workers.cli import options, output
+
+_EPILOG = """\
+example:
+  channelindex inspect partition 12
+  channelindex inspect clock orders
+  channelindex inspect block 00112233aabbccdd:4:orders
+
+A block's key is GROUP:NUMBER:CHANNEL, as errors name it; `inspect clock CHANNEL`
+names the newest of each group, and those before it count down to 0. An entry is
+visible, pending (above the stable clock) or dead (a later epoch took it back).
+The exit code is 73 if what was printed is damaged. docs/format.md explains it.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    parser.epilog = _EPILOG
+    parser.add_argument("what", choices=_INSPECT, help="what KEY names")
+    parser.add_argument(
+        "key", metavar="KEY", help="GROUP:NUMBER:CHANNEL of a block, a channel, or a partition's number"
+    )
+    options.add_json(parser)
+    options.add_config(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print it."""
+    config = options.config_of(args, REQUIRED_TO_READ)
+    with closing(open_reader(config.index)) as store:
+        store.meta()
+        is_whole = _INSPECT[args.what](store, args.key, args.json)
+    return exits.OK if is_whole else exits.CORRUPT
+
+
+def _block(store: IndexReader, key: str, as_json: bool) -> bool:
+    group, number, channel = (*key.split(":", 2), "", "")[:3]
+    if not channel or not number.isdecimal():
+        raise InputInvalid(f"{key!r} is no key of a block: it must be GROUP:NUMBER:CHANNEL")
+    report = inspect_block(store, BlockRef(channel, group, int(number)))
+    if as_json:
+        output.json_line({**report._asdict(), "entries": [entry._asdict() for entry in report.entries]})
+    else:
+        _print_block(report)
+    return not report.damage
+
+
+def _print_block(report: BlockReport) -> None:
+    header = f"header of epoch {report.header_epoch}" if report.header_epoch is not None else "header damaged"
+    output.line(f"block {report.key}: {report.n_bytes} bytes, {len(report.entries)} entries, {header}")
+    if report.header_clock:
+        output.line(f"before it: {_clock_text(report.header_clock)}")
+    for damage in report.damage:
+        output.line(f"damaged: {damage}")
+    if report.entries:
+        output.line("")
+        output.table(("epoch", "vbucket", "seqno", "document", "revision", "flags", "standing"), report.entries)
+
+
+def _clock(store: IndexReader, key: str, as_json: bool) -> bool:
+    report = inspect_clock(store, key)
+    if as_json:
+        output.json_line({**report._asdict(), "groups": [group._asdict() for group in report.groups]})
+    else:
+        _print_clock(report)
+    return not any(group.damage for group in report.groups)
+
+
+def _print_clock(report: ChannelReport) -> None:
+    output.line(f"channel {report.channel}: counter {report.counter}, {len(report.groups)} groups")
+    for group in report.groups:
+        output.line("")
+        output.line(f"newest block {group.active_block}, clock log of {group.n_bytes} bytes")
+        for damage in group.damage:
+            output.line(f"damaged: {damage}")
+        output.line(f"clock {_clock_text(group.clock)}")
+
+
+def _partition(store: IndexReader, key: str, as_json: bool) -> bool:
+    if not key.isdecimal():
+        raise InputInvalid(f"{key!r} is no number of a partition")
+    report = inspect_partition(store, int(key))
+    if as_json:
+        checkpoints = [checkpoint._asdict() for checkpoint in report.checkpoints]
+        history = [start._asdict() for start in report.history]
+        output.json_line({**report._asdict(), "checkpoints": checkpoints, "history": history, "clock": report.clock})
+    else:
+        _print_partition(report)
+    return True
+
+
+def _print_partition(report: PartitionReport) -> None:
+    owner = f"epoch {report.epoch} of {report.owner}" if report.epoch else "never owned"
+    output.line(f"partition {report.partition}: {owner}")
+    output.line("")
+    header = ("vbucket", "vbuuid", "stable seqno", "snapshot", "sequence")
+    rows = [
+        (vb, f"{each.vbuuid:016x}", each.seqno, f"{each.snap_start}-{each.snap_end}", each.sequence)
+        for vb, each in enumerate(report.checkpoints, report.first_vb)
+    ]
+    output.table(header, rows)
+    output.line("")
+    output.table(("epoch", "starts"), [(start.epoch, " ".join(map(str, start.starts))) for start in report.history])
+    if report.n_archived:
+        output.line(f"{report.n_archived} older epochs in the archive")
+
+
+def _clock_text(clock: dict[int, int]) -> str:
+    return " ".join(f"{vb}:{seqno}" for vb, seqno in sorted(clock.items()))
+
+
+_INSPECT = {"block": _block, "clock": _clock, "partition": _partition}
