@@ -14,6 +14,7 @@ class Cluster:
         self.bucket: Bucket | None = bucket
         self.topology: Topology = bucket.topology
         self.accounts = accounts
+        self.logins_refused = False
         self.idle_timeout_s = idle_timeout_s
         self.now = now  # monotonic seconds
 

@@ -7,6 +7,7 @@ from channelindex import mcbp
 from channelindex.devbucket.dispatch import answer
 from channelindex.devbucket.replies import HangUp
 from channelindex.devbucket.session import Node, Session
+from channelindex.devbucket.wire import Wire
 from channelindex.errors import ProtocolError
 from channelindex.mcbp import Feature
 
@@ -34,6 +35,7 @@ class Connection(asyncio.Protocol):
         self._pump_scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport
+        self.wire: Wire
 
     @property
     def name(self) -> str:
@@ -44,11 +46,13 @@ class Connection(asyncio.Protocol):
         """Begin."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=MAX_UNSENT_BYTES)
+        self.wire = Wire(self._transport, self.pump_soon)
         self._connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - how it ended makes no difference
         """Release everything."""
         self._connections.discard(self)
+        self.wire.stop()
         self._node.forget(self.session)
         if self.session.producer is not None:
             self.session.producer.close()
@@ -64,12 +68,25 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """The client reads again."""
         self._paused = False
-        self._transport.resume_reading()
+        if not self.wire.half_open:
+            self._transport.resume_reading()
         self.pump_soon()
 
     def abort(self) -> None:
         """Cut the connection; what was not sent yet is lost."""
         self._transport.abort()
+
+    def describe(self) -> dict[str, str | int]:
+        """What a person wants to know of it."""
+        host, port = self._transport.get_extra_info("peername")[:2]
+        producer = self.session.producer
+        return {
+            "peer": f"{host}:{port}",
+            "name": self.name,
+            "user": self.session.account.name if self.session.account is not None else "",
+            "streams": producer.n_streams if producer is not None else 0,
+            "unacknowledged_bytes": producer.flow.outstanding if producer is not None else 0,
+        }
 
     def stall(self, *, on: bool) -> None:
         """Send no stream messages, or go on."""
@@ -87,11 +104,10 @@ class Connection(asyncio.Protocol):
         try:
             self._take_frames(replies)
         except (HangUp, ProtocolError):
-            self._transport.write(b"".join(replies))
-            self._transport.close()  # not before the replies have gone
+            self.wire.write(b"".join(replies))
+            self.wire.close()
             return
-        if replies:
-            self._transport.write(b"".join(replies))
+        self.wire.write(b"".join(replies))
         self._tend_producer()
 
     def push_map(self) -> None:
@@ -108,7 +124,7 @@ class Connection(asyncio.Protocol):
             key=bucket.name.encode(),
             value=self.session.map_json(),
         )
-        self._transport.write(push)
+        self.wire.write(push)
 
     def pump_soon(self) -> None:
         """Send stream messages when the loop comes round; calls until then are one."""
@@ -135,11 +151,15 @@ class Connection(asyncio.Protocol):
         """Send one chunk, and come back for the next: other connections have their turn in between."""
         self._pump_scheduled = False
         producer = self.session.producer
-        if producer is None or self._paused or self._stalled or self._transport.is_closing():
+        if producer is None or self._paused or self._stalled or self._clogged:
             return
         if chunk := producer.take(CHUNK_BYTES):
-            self._transport.write(chunk)
+            self.wire.write_messages(chunk)
             self.pump_soon()
+
+    @property
+    def _clogged(self) -> bool:
+        return self._transport.is_closing() or self.wire.half_open or self.wire.waiting_bytes > MAX_UNSENT_BYTES
 
     def _arm_timer(self) -> None:
         """Have `_tick` called when the no-op keeper has something to do. A timer that comes early does no harm."""
@@ -152,10 +172,10 @@ class Connection(asyncio.Protocol):
 
     def _tick(self) -> None:
         self._timer = None
-        if self.session.producer is None:
+        if self.session.producer is None or self.wire.half_open:
             return
         try:
-            self._transport.write(self.session.producer.noop.tick(self._loop.time()))
+            self.wire.write(self.session.producer.noop.tick(self._loop.time()))
         except HangUp:
             self.abort()
             return

@@ -4,10 +4,10 @@ Arguments and answers are plain JSON values. `name` selects connections of which
 those of one node; without them all are meant.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from channelindex.devbucket.bucket import STATE_CHANGED
+from channelindex.devbucket.bucket import STATE_CHANGED, Bucket
 from channelindex.devbucket.connection import Connection
 from channelindex.devbucket.node import NodeServer
 from channelindex.devbucket.server import DevBucketServer
@@ -40,6 +40,8 @@ class Controls:
     def set_state(self, vb: int, state: str) -> None:
         """Make a vbucket active, replica, pending or dead; its streams end, the map has a new revision."""
         self._vbucket(vb)
+        if state.upper() not in State.__members__:
+            raise ConfigInvalid(f"there is no state {state!r}: active, replica, pending, dead")
         self._server.bucket.set_vbucket_state(vb, State[state.upper()])
 
     def purge(self, vb: int) -> int:
@@ -125,13 +127,71 @@ class Controls:
         """Send no stream messages on the connections there are, or go on; tells how many."""
         return self._each(name, node, lambda connection: connection.stall(on=on))
 
-    def _each(self, name: str, node: int | None, act: Any) -> int:
-        if node is not None:
-            self._node(node)
-        connections = list(self._server.connections(name, node))
+    def connections(self, name: str = "", node: int | None = None) -> list[dict[str, str | int]]:
+        """Tell of each connection its peer, DCP name, user and open streams."""
+        return [connection.describe() for connection in self._select(name, node)]
+
+    def half_open(self, name: str = "", node: int | None = None) -> int:
+        """Let connections stand without a word, for ever: what comes is not read, nothing is sent; tells how many."""
+        return self._each(name, node, lambda connection: connection.wire.become_half_open())
+
+    def delay(self, ms: int, name: str = "", node: int | None = None) -> int:
+        """Send everything so many milliseconds late; 0 ends it. Tells on how many connections."""
+
+        def set_delay(connection: Connection) -> None:
+            connection.wire.delay_s = ms / 1000
+
+        return self._each(name, node, set_delay)
+
+    def fragment(self, size: int, name: str = "", node: int | None = None) -> int:
+        """Send everything in pieces of so many bytes; 0 ends it. Tells on how many connections."""
+
+        def set_size(connection: Connection) -> None:
+            connection.wire.piece_bytes = size
+
+        return self._each(name, node, set_size)
+
+    def cut_frame(self, name: str = "", node: int | None = None) -> int:
+        """Send half of the next document's frame and hang up; tells on how many connections."""
+        return self._each(name, node, lambda connection: connection.wire.cut_next())
+
+    def flip_byte(self, offset: int = -1, name: str = "", node: int | None = None) -> int:
+        """Invert a byte of the next document's frame: 0 is its first, -1 its last; tells on how many connections."""
+        return self._each(name, node, lambda connection: connection.wire.flip_next(offset))
+
+    # --- the bucket and its users
+
+    def refuse_logins(self, on: bool = True) -> None:
+        """Refuse every login, whatever the password, or be as before; who is logged in stays so."""
+        self._cluster.logins_refused = on
+
+    def drop_bucket(self) -> None:
+        """Delete the bucket with all its data: its connections are cut, nobody can select it."""
+        self._cluster.bucket = None
+        self._each("", None, Connection.abort)
+
+    def create_bucket(self) -> None:
+        """Create the bucket anew after it was dropped: empty, with another UUID and other histories.
+
+        Raises:
+            ConfigInvalid: it is there.
+        """
+        if self._cluster.bucket is not None:
+            raise ConfigInvalid(f"the bucket {self._cluster.bucket.name!r} is there already")
+        config = self._server.config
+        self._cluster.bucket = Bucket(config.bucket, config.n_vbuckets, topology=self._cluster.topology)
+        self._cluster.topology.changed()
+
+    def _each(self, name: str, node: int | None, act: Callable[[Connection], None]) -> int:
+        connections = list(self._select(name, node))
         for connection in connections:
             act(connection)
         return len(connections)
+
+    def _select(self, name: str, node: int | None) -> Iterator[Connection]:
+        if node is not None:
+            self._node(node)
+        return self._server.connections(name, node)
 
     def _running(self) -> list[int]:
         return [node.number for node in self._server.nodes if node.running]

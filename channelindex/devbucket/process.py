@@ -13,6 +13,7 @@ from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
 
+from channelindex.devbucket.admin import AdminServer
 from channelindex.devbucket.bucket import STATE_CHANGED, Bucket
 from channelindex.devbucket.controls import Controls
 from channelindex.devbucket.server import DevBucketServer
@@ -171,6 +172,42 @@ class DevBucket:
         """Send no stream messages on the connections there are, or go on. Returns how many connections."""
         return int(self._call("stall", on, name, node))
 
+    def connections(self, name: str = "", node: int | None = None) -> list[dict[str, Any]]:
+        """Of each connection its peer, DCP name, user and open streams."""
+        return list(self._call("connections", name, node))
+
+    def half_open(self, name: str = "", node: int | None = None) -> int:
+        """Let connections stand without a word, for ever: what comes is not read, nothing is sent."""
+        return int(self._call("half_open", name, node))
+
+    def delay(self, ms: int, name: str = "", node: int | None = None) -> int:
+        """Send everything so many milliseconds late, on the connections there are; 0 ends it."""
+        return int(self._call("delay", ms, name, node))
+
+    def fragment(self, size: int, name: str = "", node: int | None = None) -> int:
+        """Send everything in pieces of so many bytes, on the connections there are; 0 ends it."""
+        return int(self._call("fragment", size, name, node))
+
+    def cut_frame(self, name: str = "", node: int | None = None) -> int:
+        """Send half of the next document's frame and hang up."""
+        return int(self._call("cut_frame", name, node))
+
+    def flip_byte(self, offset: int = -1, name: str = "", node: int | None = None) -> int:
+        """Invert a byte of the next document's frame: 0 is its first, -1 its last."""
+        return int(self._call("flip_byte", offset, name, node))
+
+    def refuse_logins(self, *, on: bool) -> None:
+        """Refuse every login, whatever the password, or be as before."""
+        self._call("refuse_logins", on)
+
+    def drop_bucket(self) -> None:
+        """Delete the bucket with all its data: its connections are cut, nobody can select it."""
+        self._call("drop_bucket")
+
+    def create_bucket(self) -> None:
+        """Create the bucket anew after it was dropped: empty, with another UUID and other histories."""
+        self._call("create_bucket")
+
     def _call(self, name: str, *args: Any) -> Any:
         if self._control is None:
             raise SourceUnavailable("the dev bucket is not running")
@@ -202,12 +239,16 @@ async def _serve(config: DevBucketConfig, load: Load | None, control: Connection
         if load is not None:
             load(server.bucket)
         await server.start()
+        controls = Controls(server)
+        admin = AdminServer(controls, config.admin)
+        await admin.start()
     except ConfigInvalid as error:
         control.send(error)
         return
     members = server.cluster.topology.members
     control.send(([member.port for member in members], [member.tls_port for member in members]))
-    await _obey(control, Controls(server))
+    await _obey(control, controls)
+    admin.stop()
     server.stop()
 
 

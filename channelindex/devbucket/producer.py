@@ -41,6 +41,11 @@ class Producer:
         """Whether streams are refused: with xattrs, a client must let us see that it lives."""
         return bool(self._mode & INCLUDE_XATTRS) and not self.noop.enabled
 
+    @property
+    def n_streams(self) -> int:
+        """How many streams are open."""
+        return len(self._streams)
+
     def control(self, name: str, value: str, now: float) -> None:
         """Set a control.
 

@@ -1,11 +1,7 @@
-"""The dev bucket's server: a development stand-in for a Couchbase cluster's KV nodes, on loopback only, in memory.
-
-`DevBucketServer` runs inside an event loop; `serve` is a whole process's main function.
-"""
+"""The dev bucket's server: a development stand-in for a Couchbase cluster's KV nodes, on loopback only, in memory."""
 
 import asyncio
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from channelindex import logs
 from channelindex.devbucket.accounts import Account, Accounts
@@ -96,27 +92,3 @@ class DevBucketServer:
         if self.cluster.bucket is not None:
             self.cluster.bucket.expire_due()
         self._pager = asyncio.get_running_loop().call_later(EXPIRY_PAGER_S, self._page_expiries)
-
-
-def serve(config: DevBucketConfig, ready: Callable[[str], None], load: Callable[[Bucket], None] | None = None) -> None:
-    """Run a dev bucket until SIGTERM or SIGINT. *load* fills the bucket first; *ready* is told the URL.
-
-    Raises:
-        ConfigInvalid: the configuration cannot be served, or a port is taken.
-    """
-    asyncio.run(_serve(config, ready, load))
-
-
-async def _serve(config: DevBucketConfig, ready: Callable[[str], None], load: Callable[[Bucket], None] | None) -> None:
-    server = DevBucketServer(config)
-    if load is not None:
-        load(server.bucket)
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
-    await server.start()
-    ready(server.url)
-    await stopped.wait()
-    server.stop()
-    _log.info("devbucket.stopped")

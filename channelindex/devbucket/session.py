@@ -168,6 +168,8 @@ def sasl_step(session: Session, request: Frame) -> Reply:
 
 
 def _login_reply(session: Session, step: LoginStep | None) -> Reply:
+    if session.node.cluster.logins_refused:
+        step = None
     session.account = step.account if step is not None else None
     if step is None:
         raise session.refusal(Status.AUTH_ERROR, with_ref=True)

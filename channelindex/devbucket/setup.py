@@ -45,6 +45,7 @@ class DevBucketConfig:
     """How to set up a dev bucket. `more_accounts` are for tests of access control.
 
     `port` and `tls_port` are those of the first node, the other nodes have the following ones; 0 takes free ones.
+    `admin` is where operators are listened to: a path with a slash, or a loopback port; nowhere if it is empty.
     """
 
     host: str = "127.0.0.1"
@@ -58,6 +59,7 @@ class DevBucketConfig:
     n_nodes: int = 1
     tls: TlsFiles | None = None
     tls_port: int = 0
+    admin: str = ""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be served, and what would put a server without protection on a network.

@@ -29,6 +29,11 @@ class RawClient:
     def close(self) -> None:
         self._socket.close()
 
+    @property
+    def unread(self) -> bytes:
+        """What has come and is no whole frame."""
+        return bytes(self._buffer)
+
     def send(self, data: bytes) -> None:
         """Send bytes; that the server has hung up already is for the next read to find."""
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):

@@ -1,23 +1,38 @@
-"""`channelindex devbucket`: a server on loopback that speaks the bucket's protocol."""
+"""`channelindex devbucket`: a server on loopback that speaks the bucket's protocol, and fails when told to."""
 
 import argparse
 import sys
+import textwrap
+from pathlib import Path
 
 from channelindex import exits, logs
-from channelindex.devbucket.server import serve
-from channelindex.devbucket.setup import DevBucketConfig
+from channelindex.devbucket import admin, operations
+from channelindex.devbucket.serving import serve
+from channelindex.devbucket.setup import DevBucketConfig, TlsFiles
+from channelindex.errors import ConfigInvalid
 from workers.cli import options, output
 
 _DEFAULTS = DevBucketConfig(port=11210)
 
 _EPILOG = """\
-example:
+examples:
   channelindex devbucket
-  channelindex devbucket --port 0 --vbuckets 64
+  channelindex devbucket --port 0 --vbuckets 64 --nodes 3 --admin 11290
+  channelindex devbucket ctl --admin 11290 failover 17 lose=3
 
-It is for development: it listens on loopback only and keeps everything in
-memory. The first line on stdout is its URL, for source.url; log lines go to
-stderr.
+It is for development: it listens on loopback only. The first line on stdout is
+its URL, for source.url; log lines go to stderr. With --admin, `devbucket ctl`
+makes it fail: `channelindex devbucket ctl --help` lists all operations.
+"""
+
+_CTL_EPILOG = """\
+examples:
+  channelindex devbucket ctl --admin 11290 nodes
+  channelindex devbucket ctl --admin 11290 failover 17 lose=3
+  channelindex devbucket ctl --admin 11290 move 0-31,64 node=1
+  channelindex devbucket ctl --admin /run/dev.sock stall on name=channelindex
+
+operations:
 """
 
 
@@ -26,7 +41,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.add_argument("--host", default=_DEFAULTS.host, help="loopback address to listen on (default: %(default)s)")
     parser.add_argument(
-        "--port", type=options.port, default=_DEFAULTS.port, help="port; 0 takes a free one (default: %(default)s)"
+        "--port",
+        type=options.port,
+        default=_DEFAULTS.port,
+        help="port of the first node, the others have the next ones; 0 takes free ones (default: %(default)s)",
     )
     parser.add_argument("--bucket", default=_DEFAULTS.bucket, help="the bucket's name (default: %(default)s)")
     parser.add_argument("--user", default=_DEFAULTS.user, help="who may log in (default: %(default)s)")
@@ -34,11 +52,76 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vbuckets", type=options.positive, default=_DEFAULTS.n_vbuckets, help="how many (default: %(default)s)"
     )
+    parser.add_argument(
+        "--nodes", type=options.positive, default=_DEFAULTS.n_nodes, help="how many (default: %(default)s)"
+    )
+    _add_tls(parser)
+    parser.add_argument("--admin", default="", metavar="ADDRESS", help="socket path or loopback port for `ctl`")
+    _add_ctl(parser)
+
+
+def _add_tls(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tls", nargs=2, type=Path, metavar=("CERTIFICATE", "KEY"), help="PEM files: each node has a TLS port too"
+    )
+    parser.add_argument("--tls-client-ca", type=Path, metavar="FILE", help="ask clients for a certificate of this CA")
+    parser.add_argument(
+        "--tls-port",
+        type=options.port,
+        default=_DEFAULTS.tls_port,
+        help="TLS port of the first node; 0 takes free ones (default: %(default)s)",
+    )
+
+
+def _add_ctl(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ctl", help="make a running dev bucket fail")
+    ctl = actions.add_parser(
+        "ctl",
+        description="Make a running dev bucket fail.",
+        epilog=_CTL_EPILOG + _list_operations(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    ctl.add_argument("--admin", required=True, metavar="ADDRESS", help="what the dev bucket was given as --admin")
+    ctl.add_argument("operation", metavar="OPERATION", choices=list(operations.OPERATIONS), help="one of those below")
+    ctl.add_argument("arguments", metavar="ARGUMENT", nargs="*", help="in the operation's order, or as name=value")
+
+
+def _list_operations() -> str:
+    """Every operation, how it is written and what it does."""
+    return "".join(
+        f"  {operations.usage(name)}\n{textwrap.indent(textwrap.fill(operations.summary(name), 72), ' ' * 6)}\n"
+        for name in operations.OPERATIONS
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until SIGTERM or SIGINT."""
+    """Serve until SIGTERM or SIGINT; or have a running dev bucket do something."""
+    return _control(args) if args.action == "ctl" else _serve(args)
+
+
+def _control(args: argparse.Namespace) -> int:
+    answer = admin.ask(args.admin, args.operation, operations.arguments_of(args.operation, args.arguments))
+    for line in answer if isinstance(answer, list) and answer and isinstance(answer[0], dict) else [answer]:
+        if line is not None:
+            output.json_line(line)
+    return exits.OK
+
+
+def _serve(args: argparse.Namespace) -> int:
     logs.configure(stream=sys.stderr, role="devbucket")
-    config = DevBucketConfig(args.host, args.port, args.bucket, args.user, args.password, args.vbuckets)
+    if args.tls_client_ca and not args.tls:
+        raise ConfigInvalid("--tls-client-ca needs --tls")
+    config = DevBucketConfig(
+        host=args.host,
+        port=args.port,
+        bucket=args.bucket,
+        user=args.user,
+        password=args.password,
+        n_vbuckets=args.vbuckets,
+        n_nodes=args.nodes,
+        tls=TlsFiles(args.tls[0], args.tls[1], args.tls_client_ca) if args.tls else None,
+        tls_port=args.tls_port,
+        admin=args.admin,
+    )
     serve(config, ready=output.line)
     return exits.OK

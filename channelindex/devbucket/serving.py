@@ -1,0 +1,41 @@
+"""A dev bucket as a whole process: what `channelindex devbucket` runs."""
+
+import asyncio
+import signal
+from collections.abc import Callable
+
+from channelindex import logs
+from channelindex.devbucket.admin import AdminServer
+from channelindex.devbucket.bucket import Bucket
+from channelindex.devbucket.controls import Controls
+from channelindex.devbucket.server import DevBucketServer
+from channelindex.devbucket.setup import DevBucketConfig
+
+_log = logs.get("devbucket")
+
+
+def serve(config: DevBucketConfig, ready: Callable[[str], None], load: Callable[[Bucket], None] | None = None) -> None:
+    """Run a dev bucket until SIGTERM or SIGINT. *load* fills the bucket first; *ready* is told the URL.
+
+    Raises:
+        ConfigInvalid: the configuration cannot be served, or a port is taken.
+    """
+    asyncio.run(_serve(config, ready, load))
+
+
+async def _serve(config: DevBucketConfig, ready: Callable[[str], None], load: Callable[[Bucket], None] | None) -> None:
+    server = DevBucketServer(config)
+    if load is not None:
+        load(server.bucket)
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    admin = AdminServer(Controls(server), config.admin)
+    await server.start()
+    await admin.start()
+    ready(server.url)
+    await stopped.wait()
+    admin.stop()
+    server.stop()
+    _log.info("devbucket.stopped")
