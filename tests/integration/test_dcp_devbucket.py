@@ -1,8 +1,7 @@
 """The client against the dev bucket: sockets, SCRAM, documents, failures that a node can have."""
 
 import time
-from collections.abc import Callable, Iterator
-from typing import Self
+from collections.abc import Iterator
 
 import pytest
 
@@ -10,20 +9,17 @@ from channelindex import mcbp
 from channelindex.devbucket import DevBucket, DevBucketConfig
 from channelindex.devbucket.accounts import Account
 from channelindex.errors import AuthenticationFailed, OutcomeUnknown, SourceUnavailable
-from channelindex.feeds.base import DELETION, HISTORY, MUTATION, ROLLBACK, Event
+from channelindex.feeds.base import DELETION, HISTORY, MUTATION, ROLLBACK
 from channelindex.feeds.dcp import operations
 from channelindex.feeds.dcp.auth import Credentials
-from channelindex.feeds.dcp.client import DcpFeed, FeedOptions
 from channelindex.feeds.dcp.connstr import parse_source_url
 from channelindex.feeds.dcp.exchange import Request
 from channelindex.feeds.dcp.kv import KvClient
 from channelindex.feeds.dcp.source import source_info
 from channelindex.mcbp import Op, Status
-from channelindex.model import ORIGIN, Checkpoint
+from tests.support.dcp_reading import ADMIN, Reading, fill
 
 N_VBUCKETS = 8
-DEADLINE_S = 15.0
-ADMIN = Credentials("Administrator", "password")
 
 
 @pytest.fixture
@@ -37,53 +33,6 @@ def bucket() -> Iterator[DevBucket]:
 def kv(bucket: DevBucket) -> Iterator[KvClient]:
     with KvClient(parse_source_url(bucket.url), ADMIN) as client:
         yield client
-
-
-class Reading:
-    """A feed that is read and acknowledged; keeps all its events."""
-
-    def __init__(
-        self,
-        bucket: DevBucket,
-        checkpoints: dict[int, Checkpoint] | None = None,
-        credentials: Credentials = ADMIN,
-        end_seqnos: dict[int, int] | None = None,
-        **options: object,
-    ) -> None:
-        self.feed = DcpFeed(
-            parse_source_url(bucket.url),
-            credentials,
-            name="test",
-            end_seqnos=end_seqnos,
-            options=FeedOptions(**options),  # type: ignore[arg-type]
-        )
-        self.feed.start(checkpoints or dict.fromkeys(range(N_VBUCKETS), ORIGIN))
-        self.events: list[Event] = []
-        self.acknowledging = True
-
-    def until(self, done: Callable[[], object]) -> None:
-        deadline = time.monotonic() + DEADLINE_S
-        while not done():
-            assert time.monotonic() < deadline, f"last error: {self.feed.last_error}, {len(self.events)} events"
-            self.feed.tick(time.monotonic())
-            self.events += self.feed.read(1 << 20)
-            if self.acknowledging:
-                self.feed.acknowledge()
-            time.sleep(0.001)
-
-    def documents(self, kind: int = MUTATION) -> list[tuple[int, int, bytes]]:
-        return [event[1:4] for event in self.events if event[0] == kind]
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.feed.close()
-
-
-def fill(kv: KvClient, n: int, prefix: str = "doc") -> None:
-    answers = kv.pipeline([operations.store(b"%s:%d" % (prefix.encode(), i), b'{"i":%d}' % i) for i in range(n)])
-    assert {answer.status for answer in answers} == {Status.SUCCESS}
 
 
 # -- the bucket

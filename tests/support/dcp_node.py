@@ -2,17 +2,19 @@
 
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from channelindex.feeds.base import Event
 from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.client import DcpFeed, FeedOptions
 from channelindex.feeds.dcp.connstr import Endpoint, SourceAddress
-from channelindex.mcbp import REQUEST, Frame, take_frame
-from tests.support.dcp_replay import cluster_config, handshake_answer
+from channelindex.mcbp import REQUEST, Frame, Op, take_frame
+from tests.support.dcp_replay import answer, cluster_config, handshake_answer
+from tests.support.dcp_wire import failover_log
 
 DEADLINE_S = 10.0
+LOG = failover_log((0xABC, 0))
 
 
 class Node:
@@ -30,6 +32,8 @@ class Node:
         self.n_connections = 0
         self.asked: list[Frame] = []
         self.replies: list[Frame] = []
+        self.features = b""
+        """What a HELLO is granted."""
         self.respond: Callable[[Frame], bytes | None] = lambda frame: None
 
     @property
@@ -71,7 +75,7 @@ class Node:
             return
         reply = self.respond(frame)
         if reply is None and frame.opcode in (0x1F, 0x89, 0xB5, 0x50, 0x5E):
-            reply = handshake_answer(frame, self.config)
+            reply = handshake_answer(frame, self.config, self.features)
         if reply is None:
             self.asked.append(frame)
         else:
@@ -110,18 +114,22 @@ class Clock:
 
 
 class Rig:
-    """A feed, a node and a clock."""
+    """A feed, its nodes and a clock."""
 
-    def __init__(self, node: Node, feed: DcpFeed, clock: Clock) -> None:
-        self.node = node
+    def __init__(self, nodes: Sequence[Node], feed: DcpFeed, clock: Clock) -> None:
+        self.nodes = nodes
+        self.node = nodes[0]
         self.feed = feed
         self.clock = clock
         self.events: list[Event] = []
+        self.opened: list[Frame] = []
+        """The requests of streams that the test has opened and wants to go on with."""
 
     def turn(self) -> None:
         self.feed.tick(self.clock())
         self.events += self.feed.read(1 << 20)
-        self.node.turn()
+        for node in self.nodes:
+            node.turn()
 
     def until(self, done: Callable[[], object], step_s: float = 0.0) -> None:
         """Let both run until *done*; each turn moves the clock by *step_s*."""
@@ -131,26 +139,48 @@ class Rig:
             self.turn()
             self.clock.now += step_s
 
-    def asked(self, opcode: int) -> Frame:
-        """Wait for the next request with *opcode*."""
-        self.until(lambda: any(frame.opcode == opcode for frame in self.node.asked), step_s=0.05)
-        return self.node.take(opcode)[-1]
+    def asked(self, opcode: int, number: int = 0) -> Frame:
+        """Wait for the next request with *opcode* at the node of that number."""
+        node = self.nodes[number]
+        self.until(lambda: any(frame.opcode == opcode for frame in node.asked), step_s=0.05)
+        return node.take(opcode)[-1]
+
+    def accept(self, number: int = 0, log: bytes = LOG) -> Frame:
+        """Wait for the next stream request at that node, and open the stream."""
+        request = self.asked(Op.DCP_STREAM_REQ, number)
+        self.nodes[number].send(answer(request, value=log))
+        return request
+
+    def tell(self, chains: Sequence[Sequence[int]], rev: int) -> None:
+        """What the map is from now on, for who asks."""
+        ports = [node.endpoint.port for node in self.nodes]
+        for number, node in enumerate(self.nodes):
+            node.config = cluster_config(*ports, chains=chains, here=number, rev=rev)
 
 
 @contextmanager
-def rig(end_seqnos: dict[int, int] | None = None, **options: object) -> Iterator[Rig]:
-    """*options* are those of the feed."""
-    node, clock = Node(), Clock()
+def rig(
+    end_seqnos: dict[int, int] | None = None,
+    n_nodes: int = 1,
+    chains: Sequence[Sequence[int]] = ((0,),) * 4,
+    address: SourceAddress | None = None,
+    **options: object,
+) -> Iterator[Rig]:
+    """*chains* are the first map's; *options* are those of the feed."""
+    nodes, clock = [Node() for _ in range(n_nodes)], Clock()
     feed = DcpFeed(
-        node.address,
+        address or nodes[0].address,
         Credentials(),
         name="test",
         end_seqnos=end_seqnos,
         options=FeedOptions(**options),  # type: ignore[arg-type]
         clock=clock,
     )
+    made = Rig(nodes, feed, clock)
+    made.tell(chains, 1)
     try:
-        yield Rig(node, feed, clock)
+        yield made
     finally:
         feed.close()
-        node.close()
+        for node in nodes:
+            node.close()

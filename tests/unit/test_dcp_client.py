@@ -14,9 +14,8 @@ from channelindex.mcbp import REQUEST, Frame, Op, Status, pack_frame
 from channelindex.model import ORIGIN, Checkpoint
 from tests.support.dcp_node import Rig, rig
 from tests.support.dcp_replay import ADDRESS, BUCKET_UUID, answer
-from tests.support.dcp_wire import failover_log, marker, mutation, stream_end
+from tests.support.dcp_wire import marker, mutation, stream_end
 
-LOG = failover_log((0xABC, 0))
 NOOP = pack_frame(REQUEST, Op.DCP_NOOP, opaque=77)
 
 
@@ -28,12 +27,6 @@ def running() -> Iterator[Rig]:
         yield made
 
 
-def accept(rig: Rig) -> Frame:
-    request = rig.asked(Op.DCP_STREAM_REQ)
-    rig.node.send(answer(request, value=LOG))
-    return request
-
-
 def test_it_is_a_feed() -> None:
     feed: Feed = DcpFeed(ADDRESS, Credentials(), name="n")
     feed.close()
@@ -42,7 +35,7 @@ def test_it_is_a_feed() -> None:
 
 def test_documents_arrive(running: Rig) -> None:
     assert not running.feed.connected()
-    request = accept(running)
+    request = running.accept()
     running.node.send(marker(request.opaque, 0, 0, 1) + mutation(request.opaque, 0, 1, b"k", b"v"))
     running.until(lambda: len(running.events) == 3)
     assert [event[0] for event in running.events] == [HISTORY, SNAPSHOT, MUTATION]
@@ -51,7 +44,7 @@ def test_documents_arrive(running: Rig) -> None:
 
 
 def test_the_descriptor_wakes_whoever_polls_it(running: Rig) -> None:
-    request = accept(running)
+    request = running.accept()
     running.until(lambda: running.events)
     poll = select.poll()
     poll.register(running.feed.fileno(), select.POLLIN)
@@ -61,14 +54,14 @@ def test_the_descriptor_wakes_whoever_polls_it(running: Rig) -> None:
 
 
 def test_a_lost_connection_resumes_behind_the_last_document(running: Rig) -> None:
-    first = accept(running)
+    first = running.accept()
     data = marker(first.opaque, 0, 0, 9) + mutation(first.opaque, 0, 4, b"k") + mutation(first.opaque, 0, 5, b"half")
     running.node.send(data[:-3])
     running.until(lambda: len(running.events) == 3)
     running.node.hang_up()
     running.until(lambda: not running.feed.connected())
     assert isinstance(running.feed.last_error, SourceUnavailable)
-    again = accept(running)
+    again = running.accept()
     assert struct.unpack(">QQQQ", again.extras[8:24] + again.extras[32:]) == (4, (1 << 64) - 1, 0, 9)
     assert again.opaque != first.opaque
     running.node.send(mutation(first.opaque, 0, 5, b"stale") + mutation(again.opaque, 0, 5, b"whole"))
@@ -79,10 +72,10 @@ def test_a_lost_connection_resumes_behind_the_last_document(running: Rig) -> Non
 
 
 def test_what_came_before_garbage_is_handed_out_once(running: Rig) -> None:
-    request = accept(running)
+    request = running.accept()
     running.node.send(mutation(request.opaque, 0, 1, b"k") + b"\x55" * 24)
     running.until(lambda: isinstance(running.feed.last_error, ProtocolError))
-    again = accept(running)
+    again = running.accept()
     assert int.from_bytes(again.extras[8:16], "big") == 1
     assert [event[:3] for event in running.events if event[0] == MUTATION] == [(MUTATION, 0, 1)]
 
@@ -96,7 +89,7 @@ def test_names_differ_with_every_connection(running: Rig) -> None:
 
     running.node.respond = respond
     for _ in range(3):
-        accept(running)
+        running.accept()
         running.node.hang_up()
         running.until(lambda: not running.feed.connected())
     assert len(set(names)) == 3
@@ -130,7 +123,7 @@ def test_a_bucket_that_is_not_loaded_yet_is_waited_for(running: Rig) -> None:
         return None
 
     running.node.respond = respond
-    accept(running)
+    running.accept()
     assert running.node.n_connections == 4
 
 
@@ -141,7 +134,7 @@ def test_wrong_credentials_are_not_tried_again(running: Rig) -> None:
 
 
 def test_a_bucket_created_anew_is_told(running: Rig) -> None:
-    accept(running)
+    running.accept()
     running.until(lambda: running.events)
     running.node.respond = lambda frame: (
         answer(frame, value=running.node.config.replace(BUCKET_UUID.encode(), b"9" * 32))
@@ -154,7 +147,7 @@ def test_a_bucket_created_anew_is_told(running: Rig) -> None:
 
 
 def test_a_silent_connection_is_given_up_and_one_with_noops_is_not(running: Rig) -> None:
-    accept(running)
+    running.accept()
     running.until(lambda: running.events)
     for _ in range(10):
         running.node.send(NOOP)
@@ -168,7 +161,7 @@ def test_a_silent_connection_is_given_up_and_one_with_noops_is_not(running: Rig)
 
 
 def test_a_process_that_was_stopped_finds_its_connection_alive(running: Rig) -> None:
-    request = accept(running)
+    request = running.accept()
     running.until(lambda: running.events)
     running.node.send(mutation(request.opaque, 0, 1, b"k"))
     running.clock.now += 3600.0
@@ -193,7 +186,7 @@ def test_high_seqnos_are_those_told_last(running: Rig) -> None:
 def test_what_was_taken_over_is_acknowledged() -> None:
     with rig(buffer_bytes=1000) as made:
         made.feed.start({0: ORIGIN})
-        request = accept(made)
+        request = made.accept()
         data = mutation(request.opaque, 0, 1, b"k", b"x" * 300)
         made.node.send(data)
         made.until(lambda: made.events[-1:] and made.events[-1][0] == MUTATION)
@@ -207,7 +200,7 @@ def test_what_was_taken_over_is_acknowledged() -> None:
 def test_a_bounded_feed_says_when_all_has_come() -> None:
     with rig(end_seqnos={0: 3, 1: 0}) as made:
         made.feed.start({0: ORIGIN, 1: ORIGIN})
-        request = accept(made)
+        request = made.accept()
         assert (request.status, int.from_bytes(request.extras[16:24], "big")) == (0, 3)
         made.node.send(marker(request.opaque, 0, 0, 5) + mutation(request.opaque, 0, 3, b"k"))
         made.until(lambda: len(made.events) == 3)
@@ -227,7 +220,7 @@ def test_before_the_start_there_is_nothing_to_do() -> None:
 
 
 def test_after_close_nothing_connects(running: Rig) -> None:
-    accept(running)
+    running.accept()
     running.feed.close()
     assert running.feed.tick(1e9) == float("inf")
     assert list(running.feed.read(1)) == []
