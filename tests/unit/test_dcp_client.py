@@ -12,7 +12,7 @@ from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.client import DcpFeed
 from channelindex.mcbp import REQUEST, Frame, Op, Status, pack_frame
 from channelindex.model import ORIGIN, Checkpoint
-from tests.support.dcp_node import Rig, rig
+from tests.support.dcp_node import LOG, Rig, rig
 from tests.support.dcp_replay import ADDRESS, BUCKET_UUID, answer
 from tests.support.dcp_wire import marker, mutation, stream_end
 
@@ -235,7 +235,7 @@ def test_a_resumed_checkpoint_is_sent_as_it_is() -> None:
 
 
 def test_stream_that_is_added_runs_beside_the_others(running: Rig) -> None:
-    request = accept(running)
+    request = running.accept()
     running.feed.add({1: ORIGIN})
     added = running.asked(Op.DCP_STREAM_REQ)
     running.node.send(answer(added, value=LOG))
@@ -245,7 +245,7 @@ def test_stream_that_is_added_runs_beside_the_others(running: Rig) -> None:
 
 
 def test_stream_that_is_dropped_is_closed_and_brings_nothing_more(running: Rig) -> None:
-    request = accept(running)
+    request = running.accept()
     running.feed.add({1: ORIGIN})
     added = running.asked(Op.DCP_STREAM_REQ)
     running.until(lambda: running.events)
@@ -257,7 +257,7 @@ def test_stream_that_is_dropped_is_closed_and_brings_nothing_more(running: Rig) 
 
 
 def test_stream_that_is_dropped_before_its_answer_is_closed_when_that_comes(running: Rig) -> None:
-    accept(running)
+    running.accept()
     running.feed.add({1: ORIGIN})
     added = running.asked(Op.DCP_STREAM_REQ)
     running.feed.drop([1])
