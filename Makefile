@@ -8,13 +8,14 @@ DEMO_ARGS ?=
 BENCH_ARGS ?=
 PYTEST_ARGS ?=
 export REDIS_SERVER SEED
+export COUCHBASE COUCHBASE_USER COUCHBASE_PASSWORD COUCHBASE_CA_FILE COUCHBASE_SCOPE COUCHBASE_COLLECTION COUCHBASE_DURABILITY
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/pytest $(if $(SEED),--randomly-seed=$(SEED)) $(if $(K),-k '$(K)') $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test lint fmt type arch check test-chaos bench docs package clean
+.PHONY: help dev demo test lint fmt type arch check test-chaos test-couchbase bench docs package clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -44,6 +45,10 @@ check: lint type arch test ## exactly what CI runs
 
 test-chaos: $(STAMP) ## only the tests that kill, pause and starve whole nodes
 	$(PYTEST) $(addprefix tests/integration/test_,kills.py two_nodes.py supervision.py rollback.py)
+
+test-couchbase: $(STAMP) ## the tests of the couchbase:// store against a real bucket: COUCHBASE=couchbase://host/bucket
+	@test -n "$(COUCHBASE)" || { echo 'usage: make test-couchbase COUCHBASE=couchbase://host/bucket COUCHBASE_USER=… COUCHBASE_PASSWORD=…'; exit 64; }
+	$(PYTEST) -k couchbase tests/contract tests/integration/test_store_couchbase.py
 
 bench: $(STAMP) ## measure, and write the figures to benchmarks/results
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)

@@ -12,14 +12,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from channelindex.errors import ConfigInvalid
+from channelindex.redis_url import SCHEMES as REDIS_SCHEMES
 from channelindex.settings import ENVIRONMENT_PREFIX, SECTIONS, SETTINGS, Config, Setting, Value, show
 
-__all__ = ["REQUIRED_TO_READ", "REQUIRED_TO_RUN", "Config", "ConfigProblems", "load_config"]
+__all__ = [
+    "REQUIRED_TO_READ",
+    "REQUIRED_TO_RUN",
+    "REQUIRED_TO_SEE_NODES",
+    "REQUIRED_TO_VERIFY",
+    "Config",
+    "ConfigProblems",
+    "load_config",
+]
 
-REQUIRED_TO_RUN = ("source.url", "index.store")
 REQUIRED_TO_READ = ("index.store",)
+REQUIRED_TO_VERIFY = ("source.url", "index.store")
+REQUIRED_TO_SEE_NODES = ("index.store", "coordination.redis")
+REQUIRED_TO_RUN = ("source.url", "index.store", "coordination.redis")
 _CREDENTIALS_DIRECTORY = "CREDENTIALS_DIRECTORY"
-"""systemd's variable: the folder of what a unit gives with LoadCredential=source.password:/path/to/file."""
+"""systemd's variable: the folder of what a unit gives with LoadCredential=source.password:/path, or index.password."""
 
 
 class ConfigProblems(ConfigInvalid):
@@ -63,14 +74,21 @@ def load_config(
     _find_credential(values, origins, environ)
     _derive(values, origins, problems)
     refused = {problem.partition(" ")[0] for problem in problems}
-    problems += [
-        f"{key} is not set: give it in the file, as {SETTINGS[key].variable} or with --set {key}=…"
-        for key in required
-        if key not in values and key not in refused
-    ]
+    problems += [_missing(key, values) for key in required if key not in values and _must_be_told(key, refused, values)]
     if problems:
         raise ConfigProblems(problems)
     return _build(values, origins)
+
+
+def _must_be_told(key: str, refused: Collection[str], values: Mapping[str, Value]) -> bool:
+    """Whether no other problem says so already: that it was refused, or that the key is missing it follows from."""
+    return key not in refused and (key != "coordination.redis" or "index.store" in values)
+
+
+def _missing(key: str, values: Mapping[str, Value]) -> str:
+    store = values.get("index.store", "")
+    why = f" (leases need a Redis, and index.store is {store})" if key == "coordination.redis" else ""
+    return f"{key} is not set{why}: give it in the file, as {SETTINGS[key].variable} or with --set {key}=…"
 
 
 def _from_file(path: Path | None, problems: list[str]) -> Iterator[_Given]:
@@ -168,11 +186,12 @@ def _read(kind: type[Value], text: str) -> Value:
 
 
 def _find_credential(values: dict[str, Value], origins: dict[str, str], environ: Mapping[str, str]) -> None:
-    """Where no password is set, take the file that systemd gives us, if it does."""
-    path = Path(environ.get(_CREDENTIALS_DIRECTORY, ""), "source.password")
-    if not {"source.password", "source.password_file"} & values.keys() and path.is_absolute() and path.exists():
-        values["source.password_file"] = str(path)
-        origins["source.password_file"] = f"environment {_CREDENTIALS_DIRECTORY}"
+    """Where a password is not set, take the file that systemd gives us, if it does."""
+    for key in ("source.password", "index.password"):
+        path = Path(environ.get(_CREDENTIALS_DIRECTORY, ""), key)
+        if not {key, f"{key}_file"} & values.keys() and path.is_absolute() and path.exists():
+            values[f"{key}_file"] = str(path)
+            origins[f"{key}_file"] = f"environment {_CREDENTIALS_DIRECTORY}"
 
 
 def _derive(values: dict[str, Value], origins: dict[str, str], problems: list[str]) -> None:
@@ -182,28 +201,28 @@ def _derive(values: dict[str, Value], origins: dict[str, str], problems: list[st
     if "node.name" not in values:
         values["node.name"] = socket.gethostname()
     store = str(values.get("index.store", ""))
-    if "coordination.redis" not in values and store == "memory://":
-        problems.append("coordination.redis is not set: leases need a Redis, and index.store is memory://")
-    elif "coordination.redis" not in values and store:
+    if "coordination.redis" not in values and store.partition(":")[0] in REDIS_SCHEMES:
         values["coordination.redis"] = store
         origins["coordination.redis"] = "index.store"
-    if "source.password_file" in values:
-        _read_password(values, origins, problems)
+    for section in ("source", "index"):
+        if f"{section}.password_file" in values:
+            _read_password(section, values, origins, problems)
 
 
-def _read_password(values: dict[str, Value], origins: dict[str, str], problems: list[str]) -> None:
-    path = str(values["source.password_file"])
-    where = f'source.password_file = "{path}" (set in {origins["source.password_file"]})'
-    if "source.password" in values:
-        problems.append(f"{where}: source.password is set too ({origins['source.password']}); remove one of them")
+def _read_password(section: str, values: dict[str, Value], origins: dict[str, str], problems: list[str]) -> None:
+    key, file_key = f"{section}.password", f"{section}.password_file"
+    path = str(values[file_key])
+    where = f'{file_key} = "{path}" (set in {origins[file_key]})'
+    if key in values:
+        problems.append(f"{where}: {key} is set too ({origins[key]}); remove one of them")
         return
     try:
-        values["source.password"] = Path(path).read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
+        values[key] = Path(path).read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         problems.append(f"{where}: cannot be read: {reason}")
         return
-    origins["source.password"] = f"source.password_file {path}"
+    origins[key] = f"{file_key} {path}"
 
 
 def _build(values: Mapping[str, Value], origins: Mapping[str, str]) -> Config:

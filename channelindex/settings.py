@@ -107,6 +107,16 @@ def _redis_url(value: str) -> str | None:
     return None
 
 
+def _couchbase_store_url(value: str) -> bool:
+    return bool(re.fullmatch(r"couchbases?://[^@/?#\s]+/[^@/?#\s]+(\?[^#\s]*)?", value))
+
+
+def _keyspace(value: str) -> str | None:
+    if value == "_default" or re.fullmatch(r"[A-Za-z0-9-][A-Za-z0-9_%-]{0,250}", value):
+        return None
+    return "must be _default, or letters, digits, underscores, percent signs and hyphens"
+
+
 def _store_url(value: str) -> str | None:
     return None if value == "memory://" or _redis_url(value) is None else f"must be {FORMS}, or memory://"
 
@@ -199,7 +209,8 @@ class IndexSettings:
     name: str = _setting("channels", "Name of the index: a store can hold several.", rule=_name)
     store: str = _setting(
         "",
-        "Where the index is: redis://host:port/db, rediss://…, unix:///path/redis.sock or memory://.",
+        "Where the index is: redis://host:port/db, rediss://…, unix:///path/redis.sock, couchbase://host/bucket, "
+        "couchbases://… or memory://.",
         rule=_store_url,
         holds_secret=True,
     )
@@ -234,6 +245,26 @@ class CoordinationSettings:
         10.0,
         "How long a lease outlives its owner. A dead node's partitions stand still for so long.",
         unit="seconds",
+    user: str = _setting("", "User name at the bucket of a couchbase:// store.")
+    password: str = _setting("", "Password at the bucket of a couchbase:// store.", secret=True, holds_secret=True)
+    password_file: str = _setting("", "File whose first line is the password; not together with index.password.")
+    ca_file: str = _setting(
+        "", "Certificates that a couchbases:// store is checked against, in PEM; the system's unless given."
+    )
+    scope: str = _setting("_default", "Scope of the index in a couchbase:// store.", rule=_keyspace)
+    collection: str = _setting("_default", "Collection of the index in a couchbase:// store.", rule=_keyspace)
+    durability: str = _setting(
+        "majority",
+        "What a couchbase:// store must do before a write counts. With none, a failover can lose entries for good.",
+        choices=("none", "majority", "majority_and_persist_to_active", "persist_to_majority"),
+    )
+    timeout_s: float = _setting(
+        5.0,
+        "Longest wait for an operation of a couchbase:// store; workers.heartbeat_timeout_s must be four times that.",
+        unit="seconds",
+        at_least=1,
+        at_most=60,
+    )
         at_least=1,
         at_most=600,
     )
@@ -295,8 +326,8 @@ class LogSettings:
 class Config:
     """The whole configuration, validated. `origins` says for each key where its value was set.
 
-    `source.password` is the password in force, whichever key it came by; `coordination.redis` is never empty where
-    the store is a Redis.
+    `source.password` and `index.password` are those in force, whichever key they came by; `coordination.redis` is
+    never empty where the store is a Redis.
     """
 
     node: NodeSettings = field(default_factory=NodeSettings)

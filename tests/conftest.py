@@ -1,10 +1,12 @@
 """Fixtures for all tests: a real redis-server of our own, never one that was there before."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import redis
 
+from channelindex.devbucket import DevBucket, DevBucketConfig
 from channelindex.embedded import EmbeddedRedis
 from tests.support.redis_cluster import ClusterOfThree
 
@@ -22,6 +24,16 @@ def redis_url(redis_server: EmbeddedRedis) -> str:
     with redis.Redis.from_url(redis_server.url) as client:
         client.flushall()
     return redis_server.url
+
+
+@pytest.fixture(scope="session")
+def couchbase_url() -> Iterator[str]:
+    """The URL of a bucket for indexes: a dev bucket, or one of a real cluster (`make test-couchbase COUCHBASE=…`)."""
+    if url := os.environ.get("COUCHBASE"):
+        yield url
+        return
+    with DevBucket(DevBucketConfig(n_vbuckets=64)) as bucket:
+        yield bucket.url
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import os
 import uuid
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from channelindex import logs
@@ -12,7 +13,10 @@ from channelindex.config import Config
 from channelindex.decode.registry import make_decoder
 from channelindex.errors import ConfigInvalid
 from channelindex.model import IndexMeta
+from channelindex.settings import IndexSettings
 from channelindex.stores import open_owner
+from workers.apart import call_apart
+from workers.board import Board
 from workers.life import Life
 from workers.notify import Notifier
 from workers.roles import Roles
@@ -32,7 +36,8 @@ def run_node(config: Config, reload: Callable[[], Config]) -> int:
     meta = prepare_index(config)
     _log.info("node.started", index=config.index.name, index_uuid=meta.index_uuid, source_uuid=meta.source_uuid)
     with closing(Life(Path(config.node.run_dir), config.node.name)) as life:
-        code = Supervisor(config, Roles(config, meta, life), reload, Notifier(os.environ)).run()
+        board = Board(meta.n_partitions)
+        code = Supervisor(config, Roles(config, meta, life, board), board, reload, Notifier(os.environ)).run()
     _log.info("node.ended", code=code)
     return code
 
@@ -40,7 +45,9 @@ def run_node(config: Config, reload: Callable[[], Config]) -> int:
 def prepare_index(config: Config) -> IndexMeta:
     """The index's meta record, created if there is no index yet, after decoder, bucket and store proved usable."""
     if config.index.store == "memory://":
-        raise ConfigInvalid("index.store = memory:// lives in one process: a node needs a Redis, redis://host:port/db")
+        raise ConfigInvalid(
+            "index.store = memory:// lives in one process: a node needs a Redis or a bucket, redis://host:port/db"
+        )
     make_decoder(config.source.decoder, star_channel=config.source.star_channel)
     source = describe(config.source)
     n_partitions = config.index.partitions
@@ -49,5 +56,9 @@ def prepare_index(config: Config) -> IndexMeta:
             f"index.partitions = {n_partitions} does not divide the {source.n_vbuckets} vbuckets of the bucket"
         )
     wanted = IndexMeta(FORMAT_VERSION, source.n_vbuckets, n_partitions, source.uuid, uuid.uuid4().hex)
-    with closing(open_owner(config.index)) as store:
+    return call_apart("store_check", partial(_create_or_check, config.index, wanted))
+
+
+def _create_or_check(settings: IndexSettings, wanted: IndexMeta) -> IndexMeta:
+    with closing(open_owner(settings)) as store:
         return store.create_or_check(wanted)

@@ -7,7 +7,9 @@ have been told every document's newest revision.
 """
 
 import itertools
+import uuid
 from collections.abc import Mapping
+from typing import Any
 
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
@@ -24,6 +26,8 @@ from channelindex.errors import StaleEpoch, Transient
 from channelindex.model import Checkpoint, Entry, IndexMeta
 from channelindex.reader import ChangesReader
 from channelindex.stores.base import ChannelAppend
+from channelindex.stores.couchbase.writer import CouchbaseBlocks
+from tests.support.couchbase_faults import FaultyLink
 from tests.support.stores import GROUP, Backend, FaultyOperations, append, check_headers, visible_entries
 
 VBUCKETS = range(2)
@@ -108,6 +112,9 @@ class IndexLife(RuleBasedStateMachine):
     def open_backend(self) -> Backend:
         return Backend("memory://")
 
+    def faulty_operations(self) -> Any:
+        return FaultyOperations(self.backend.operations())
+
     def __init__(self) -> None:
         super().__init__()
         self.backend = self.open_backend()
@@ -117,7 +124,7 @@ class IndexLife(RuleBasedStateMachine):
         self.changes = ChangesReader(self.store_reader)
         self.source = Source()
         self.workers: list[Worker] = []
-        self.operations = FaultyOperations(self.backend.operations())
+        self.operations = self.faulty_operations()
         self.writers = [self._new_writer(), self._new_writer()]
         self.since: str | None = None
         self.told: set[tuple[str, int, int, str]] = set()
@@ -240,6 +247,36 @@ class IndexLifeInRedis(IndexLife):
         return Backend(self.url, f"life-{next(self._numbers)}")
 
 
+class IndexLifeInCouchbase(IndexLife):
+    """The same in a bucket; it is single requests that fail here, in the middle of what Redis does at once."""
+
+    url: str
+
+    def open_backend(self) -> Backend:
+        return Backend(self.url, f"life-{uuid.uuid4().hex}")
+
+    def faulty_operations(self) -> Any:
+        return _FaultyBlocks(self.backend)
+
+
+class _FaultyBlocks(CouchbaseBlocks):
+    def __init__(self, backend: Backend) -> None:
+        self._faulty_link = FaultyLink(backend.link())
+        super().__init__(backend.settings, self._faulty_link)
+
+    @property
+    def late(self):
+        return self._faulty_link.late
+
+    @property
+    def next_faults(self):
+        return self._faulty_link.next_faults
+
+    @next_faults.setter
+    def next_faults(self, faults):
+        self._faulty_link.next_faults = faults
+
+
 def _run(machine: type[IndexLife], examples: int) -> None:
     run_state_machine_as_test(
         machine,
@@ -266,3 +303,8 @@ def test_any_life_in_redis(redis_server):
 def test_any_life_in_a_cluster(cluster_of_three):
     IndexLifeInRedis.url = cluster_of_three.url
     _run(IndexLifeInRedis, examples=20)
+
+
+def test_any_life_in_couchbase(couchbase_url):
+    IndexLifeInCouchbase.url = couchbase_url
+    _run(IndexLifeInCouchbase, examples=40)

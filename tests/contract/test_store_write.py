@@ -6,6 +6,8 @@ from channelindex.blocks import fold_clock
 from channelindex.epochs import new_record
 from channelindex.errors import Transient
 from channelindex.redis_client import open_client
+from channelindex.stores.couchbase.directories import Directories
+from channelindex.stores.couchbase.keys import Keys as CouchbaseKeys
 from channelindex.stores.redis.keys import Keys
 from tests.support.stores import (
     GROUP,
@@ -73,6 +75,14 @@ def _set_active_block(backend: Backend, channel: str, number: int) -> None:
     if backend.memory:
         directory = backend.memory.directories[channel]
         directory[GROUP] = directory[GROUP]._replace(number=number)
+        return
+    if backend.url.startswith("couchbase"):
+        link, keys = backend.link(), CouchbaseKeys(backend.index_name)
+        directories = Directories(link, keys)
+        found = directories.read([channel])
+        found[channel].active_by_group[GROUP] = found[channel].active_by_group[GROUP]._replace(number=number)
+        directories.write(found)
+        link.insert({keys.block(channel, GROUP, number): b""})
         return
     key = Keys(backend.index_name).channel(channel)
     with open_client(backend.url, "index.store", timeout_s=5) as client:

@@ -15,16 +15,16 @@ import psutil
 import redis
 
 from channelindex.epochs import PartitionRecord
-from channelindex.settings import IndexSettings
 from channelindex.stores import open_reader
+from tests.support.stores import settings_of
 
 DEADLINE_S = 60.0
 
 
 class Node:
-    """One node against a bucket and a Redis. `start` may be called again after `kill` or `drain`."""
+    """One node against a bucket and a store of its index. `start` may be called again after `kill` or `drain`."""
 
-    def __init__(self, name: str, folder: Path, redis_url: str, bucket: Any, **settings: object) -> None:
+    def __init__(self, name: str, folder: Path, store_url: str, bucket: Any, **settings: object) -> None:
         self.name = name
         self.log = folder / f"{name}.log"
         self._config = folder / f"{name}.toml"
@@ -35,7 +35,7 @@ class Node:
             "source.url": bucket.url,
             "source.user": bucket.user,
             "source.password": bucket.password,
-            "index.store": redis_url,
+            "index.store": store_url,
             "coordination.ttl_s": 2.0,
             **{key.replace("__", "."): value for key, value in settings.items()},
         }
@@ -134,9 +134,9 @@ def until(condition: Callable[[], object], what: str, deadline_s: float = DEADLI
         time.sleep(0.05)
 
 
-def stable_seqnos(redis_url: str, index: str = "channels") -> dict[int, int]:
+def stable_seqnos(store_url: str, index: str = "channels") -> dict[int, int]:
     """The stable clock, by vbucket; empty while there is no index."""
-    reader = open_reader(IndexSettings(index, redis_url))
+    reader = open_reader(settings_of(store_url, index))
     try:
         records: list[PartitionRecord] = list(reader.partition_records())
     except Exception as error:

@@ -11,10 +11,10 @@ from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.connstr import parse_source_url
 from channelindex.feeds.dcp.kv import KvClient
 from channelindex.reader import ChangesReader
-from channelindex.settings import IndexSettings
 from channelindex.stores import open_reader
 from tests.support.history import Membership
 from tests.support.node import stable_seqnos, until
+from tests.support.stores import settings_of
 
 
 def cli(*args: object) -> subprocess.CompletedProcess[str]:
@@ -28,20 +28,20 @@ def connect(bucket: DevBucket) -> KvClient:
     return KvClient(parse_source_url(bucket.url), Credentials(bucket.user, bucket.password))
 
 
-def await_stable(redis_url: str, bucket: DevBucket) -> None:
+def await_stable(store_url: str, bucket: DevBucket) -> None:
     """Wait until the stable clock has reached what the bucket has now."""
     highs = bucket.high_seqnos()
 
     def reached() -> bool:
-        stable = stable_seqnos(redis_url)
+        stable = stable_seqnos(store_url)
         return bool(stable) and all(stable[vb] >= high for vb, high in enumerate(highs))
 
     until(reached, "the stable clock to reach the bucket's high seqnos")
 
 
-def indexed_channels(redis_url: str) -> Membership:
+def indexed_channels(store_url: str) -> Membership:
     """All channels as a reader is told of them from the beginning."""
-    with closing(open_reader(IndexSettings("channels", redis_url))) as store:
+    with closing(open_reader(settings_of(store_url, "channels"))) as store:
         reader = ChangesReader(store)
         return {
             channel: {(e.id, e.rev, e.removed, e.deleted) for e in reader.changes([channel]).entries}

@@ -1,9 +1,11 @@
-"""Both index stores behind one handle, entries to write, a plain reader to judge them, and a store that fails."""
+"""All index stores behind one handle, entries to write, a plain reader to judge them, and a store that fails."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from channelindex.blocks import ENTRIES, HEADER, iter_entries, iter_frames, pack_entry, pack_pairs, unpack_pairs
+from channelindex.devbucket.setup import DevBucketConfig
 from channelindex.epochs import Bounds, PartitionRecord, whole_record
 from channelindex.errors import OutcomeUnknown, StoreUnavailable
 from channelindex.model import Checkpoint, Entry, IndexMeta
@@ -11,11 +13,29 @@ from channelindex.settings import IndexSettings
 from channelindex.stores import open_owner, open_reader
 from channelindex.stores.base import BlockRef, ChannelAppend, IndexReader, OwnerStore
 from channelindex.stores.block_writer import REMEMBERED_BLOCKS, BlockOperations, BlockWriter
+from channelindex.stores.couchbase.link import Link
+from channelindex.stores.couchbase.writer import CouchbaseBlocks
 from channelindex.stores.memory import MemoryBlocks, MemoryIndex, MemoryOwner, MemoryReader
 from channelindex.stores.redis.writer import RedisBlocks
 
 GROUP = "00112233aabbccdd"
 META = IndexMeta(format=1, n_vbuckets=16, n_partitions=4, source_uuid="bucket-uuid", index_uuid="index-uuid")
+
+
+def settings_of(url: str, index_name: str) -> IndexSettings:
+    """The settings of the store with a URL; a bucket's account is the dev bucket's, or make test-couchbase's."""
+    if not url.startswith("couchbase"):
+        return IndexSettings(index_name, url)
+    return IndexSettings(
+        index_name,
+        url,
+        user=os.environ.get("COUCHBASE_USER", DevBucketConfig.user),
+        password=os.environ.get("COUCHBASE_PASSWORD", DevBucketConfig.password),
+        ca_file=os.environ.get("COUCHBASE_CA_FILE", ""),
+        scope=os.environ.get("COUCHBASE_SCOPE", "_default"),
+        collection=os.environ.get("COUCHBASE_COLLECTION", "_default"),
+        durability=os.environ.get("COUCHBASE_DURABILITY", "majority"),
+    )
 
 
 class Backend:
@@ -25,14 +45,21 @@ class Backend:
         self.url = url
         self.index_name = index_name
         self.memory = MemoryIndex() if url == "memory://" else None
-        self._settings = IndexSettings(index_name, url)
+        self.settings = settings_of(url, index_name)
         self._opened: list[Any] = []
 
     def operations(self) -> BlockOperations:
         """The atomic operations of the write half."""
-        operations = MemoryBlocks(self.memory) if self.memory else RedisBlocks(self.url, self.index_name)
+        operations = self._new_operations()
         self._opened.append(operations)
         return operations
+
+    def _new_operations(self) -> BlockOperations:
+        if self.memory:
+            return MemoryBlocks(self.memory)
+        if self.url.startswith("couchbase"):
+            return CouchbaseBlocks(self.settings)
+        return RedisBlocks(self.url, self.index_name)
 
     def writer(
         self,
@@ -45,15 +72,21 @@ class Backend:
 
     def owner(self) -> OwnerStore:
         """An owner's half."""
-        owner = MemoryOwner(self.memory, self.index_name) if self.memory else open_owner(self._settings)
+        owner = MemoryOwner(self.memory, self.index_name) if self.memory else open_owner(self.settings)
         self._opened.append(owner)
         return owner
 
     def reader(self) -> IndexReader:
         """A read half."""
-        reader = MemoryReader(self.memory, self.index_name) if self.memory else open_reader(self._settings)
+        reader = MemoryReader(self.memory, self.index_name) if self.memory else open_reader(self.settings)
         self._opened.append(reader)
         return reader
+
+    def link(self) -> Link:
+        """The connection of a bucket's store, to look at its documents and to change them."""
+        link = Link(self.settings)
+        self._opened.append(link)
+        return link
 
     def close(self) -> None:
         """Close all that was opened."""

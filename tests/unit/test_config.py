@@ -50,12 +50,12 @@ def test_every_key_can_be_set_by_its_variable() -> None:
         "coordination.redis": "rediss://h:1/2",
         "log.level": "debug",
         "log.format": "json",
+        "index.durability": "none",
         "source.collections": "shop.orders,shop.carts",
         "source.metadata": "xattr",
-        "source.password_file": "",
     }
     for key, setting in SETTINGS.items():
-        if key == "source.password_file":
+        if key in {"source.password_file", "index.password_file"}:  # the file has to be there
             continue
         text = given.get(key) or ("x" if isinstance(setting.default, str) else str(setting.default))
         others = {**MINIMUM, "source.tls_cert_file": "cert.pem"}
@@ -139,16 +139,39 @@ def test_leases_live_in_the_store_unless_it_is_no_redis() -> None:
     assert config.coordination.redis == url
 
 
-def test_the_password_comes_from_its_file(tmp_path: Path) -> None:
+def test_an_index_in_a_bucket_can_be_read_without_a_redis() -> None:
+    store = {"index.store": "couchbase://h1,h2:11210/index"}
+    assert load_config(None, {}, store, required=REQUIRED_TO_READ).coordination.redis == ""
+    (problem,) = problems_of(overrides=store)
+    assert problem.startswith("coordination.redis is not set (leases need a Redis, and index.store is couchbase://")
+
+
+@pytest.mark.parametrize("url", ["couchbases://h/b", "couchbase://[::1]:11210/b", "couchbase://h/b?network=external"])
+def test_urls_of_a_bucket_for_the_index(url: str) -> None:
+    assert load_config(None, {}, {"index.store": url}, required=REQUIRED_TO_READ).index.store == url
+
+
+@pytest.mark.parametrize(
+    "url", ["couchbase://h", "couchbase:///b", "couchbase://user:hunter2@h/b", "couchbase://h/b/c"]
+)
+def test_urls_that_name_no_bucket_or_hold_a_password_are_refused(url: str) -> None:
+    (problem,) = problems_of(overrides={"index.store": url})
+    assert "must look like couchbase://host,host/bucket; user and password have their own keys" in problem
+    assert "hunter2" not in problem
+
+
+@pytest.mark.parametrize("section", ["source", "index"])
+def test_the_password_comes_from_its_file(section: str, tmp_path: Path) -> None:
+    key, file_key = f"{section}.password", f"{section}.password_file"
     secret = tmp_path / "password"
     secret.write_text("hunter2\n", encoding="utf-8")
-    config = load_config(None, {}, MINIMUM | {"source.password_file": str(secret)})
-    assert config.source.password == "hunter2"
-    assert config.origins["source.password"] == f"source.password_file {secret}"
-    (problem,) = problems_of(overrides={"source.password_file": str(secret), "source.password": "hunter3"})
-    assert "source.password is set too (the command line)" in problem
+    config = load_config(None, {}, MINIMUM | {file_key: str(secret)})
+    assert getattr(config, section).password == "hunter2"
+    assert config.origins[key] == f"{file_key} {secret}"
+    (problem,) = problems_of(overrides={file_key: str(secret), key: "hunter3"})
+    assert f"{key} is set too (the command line)" in problem
     assert "hunter" not in problem
-    (problem,) = problems_of(overrides={"source.password_file": str(tmp_path / "absent")})
+    (problem,) = problems_of(overrides={file_key: str(tmp_path / "absent")})
     assert problem.endswith("cannot be read: No such file or directory")
 
 

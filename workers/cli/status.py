@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from channelindex import exits
-from channelindex.config import REQUIRED_TO_READ, Config
+from channelindex.config import REQUIRED_TO_SEE_NODES, Config
 from channelindex.epochs import PartitionRecord
 from channelindex.stores import open_reader
 from coordinator.cluster import ClusterState, MemberState, PartitionState, read_cluster
@@ -33,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the state of the index and of its nodes."""
-    state = _read(options.config_of(args, REQUIRED_TO_READ))
+    state = _read(options.config_of(args, REQUIRED_TO_SEE_NODES))
     if args.json:
         output.json_line(state)
     else:

@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import asdict
 
 from channelindex import exits
-from channelindex.config import REQUIRED_TO_RUN, Config
+from channelindex.config import REQUIRED_TO_VERIFY, Config
 from channelindex.decode.registry import make_decoder
 from channelindex.feeds.dcp.kv import KvClient
 from channelindex.stores import open_reader
@@ -43,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare, and print what differs."""
-    report = _verify(options.config_of(args, REQUIRED_TO_RUN), args)
+    report = _verify(options.config_of(args, REQUIRED_TO_VERIFY), args)
     if args.json:
         output.json_line({"ok": report.ok, **asdict(report)})
     else:

@@ -1,0 +1,75 @@
+"""The directories of channels: for each vbucket group its active block, and the epoch that touched it last.
+
+The groups of a channel share one document, so that a reader finds them with one request. Every change is compared with
+the version that it was made from: what a late, repeated or paused writer made from an older one does not happen.
+"""
+
+from collections.abc import Collection, Mapping
+from typing import NamedTuple
+
+import msgspec
+
+from channelindex.errors import IndexCorrupt
+from channelindex.stores.couchbase.keys import Keys
+from channelindex.stores.couchbase.link import Link, Stored
+
+
+class Active(NamedTuple):
+    """A group's active block, and the epoch that touched it last."""
+
+    number: int
+    epoch: int
+
+
+class Directory(NamedTuple):
+    """What a channel's directory says, to be changed and written back; `cas` is None if it is not stored yet."""
+
+    active_by_group: dict[str, Active]
+    cas: int | None
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decoder = msgspec.msgpack.Decoder(dict[str, Active])
+
+
+def decode_directory(stored: Stored | None, key: str) -> Directory:
+    """The directory that a document says.
+
+    Raises:
+        IndexCorrupt: it is something else; the message names *key*.
+    """
+    if stored is None:
+        return Directory({}, None)
+    try:
+        return Directory(_decoder.decode(stored.value), stored.cas)
+    except msgspec.MsgspecError as error:
+        raise IndexCorrupt(f"{key}: {error}") from error
+
+
+class Directories:
+    """The directories of an index."""
+
+    def __init__(self, link: Link, keys: Keys) -> None:
+        self._link = link
+        self._keys = keys
+
+    def read(self, channels: Collection[str]) -> dict[str, Directory]:
+        """The directory of each channel, an empty one where there is none."""
+        keys = [self._keys.directory(channel) for channel in channels]
+        stored = self._link.get(keys)
+        return {
+            channel: decode_directory(found, key) for channel, key, found in zip(channels, keys, stored, strict=True)
+        }
+
+    def write(self, directories: Mapping[str, Directory]) -> set[str]:
+        """Store each directory if nobody has changed it since it was read; the channels of those that were not."""
+        channel_by_key = {self._keys.directory(channel): channel for channel in directories}
+        new: dict[str, bytes] = {}
+        old: dict[str, Stored] = {}
+        for key, channel in channel_by_key.items():
+            active_by_group, cas = directories[channel]
+            if cas is None:
+                new[key] = _encode(active_by_group)
+            else:
+                old[key] = Stored(_encode(active_by_group), cas)
+        return {channel_by_key[key] for key in self._link.insert(new) | self._link.replace(old)}

@@ -1,0 +1,147 @@
+"""The owner's half in a bucket: a record is a document, replaced only if it is still what the new one was made from."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from channelindex import epochs
+from channelindex.epochs import EpochStart, PartitionRecord
+from channelindex.errors import StaleEpoch, Transient
+from channelindex.model import Checkpoint, IndexMeta
+from channelindex.settings import IndexSettings
+from channelindex.stores.base import Quarantined
+from channelindex.stores.couchbase.keys import Keys
+from channelindex.stores.couchbase.link import Link, Stored, append_or_create
+from channelindex.stores.couchbase.partitions import decode_record, encode_record
+from channelindex.stores.couchbase.quarantine import decode_quarantine, encode_quarantine
+from channelindex.stores.meta import check_meta, decode_meta, encode_meta
+from channelindex.stores.records import pack_history
+
+MAX_ATTEMPTS = 50
+"""Lost comparisons before an operation gives up: each means that another owner changed the record in a round trip."""
+
+
+class CouchbaseOwner:
+    """`OwnerStore` in a bucket."""
+
+    def __init__(self, settings: IndexSettings, link: Link | None = None) -> None:
+        self._index_name = settings.name
+        self._keys = Keys(settings.name)
+        self._link = link or Link(settings)
+        self._known_meta: IndexMeta | None = None
+
+    def create_or_check(self, wanted: IndexMeta) -> IndexMeta:
+        """See `OwnerStore.create_or_check`. The meta record comes last: where it is, all partition records are."""
+        if self._stored(self._keys.meta) is None:
+            self._link.insert(
+                {
+                    self._keys.partition(wanted, partition): encode_record(
+                        epochs.new_record(wanted.vbuckets_of(partition).start, wanted.partition_width)
+                    )
+                    for partition in range(wanted.n_partitions)
+                }
+            )
+            self._link.insert({self._keys.meta: encode_meta(wanted)})
+        meta = self._read_meta()
+        check_meta(meta, wanted, self._index_name)
+        self._known_meta = meta
+        return meta
+
+    def next_epoch(self) -> int:
+        """See `OwnerStore.next_epoch`. A number whose reply was lost is never used."""
+        return self._link.increment({self._keys.epoch: 1})[self._keys.epoch]
+
+    def begin(
+        self,
+        partition: int,
+        epoch: int,
+        owner: str,
+        rollback: Mapping[int, Checkpoint] | None = None,
+        only_if: int | None = None,
+    ) -> PartitionRecord:
+        """See `OwnerStore.begin`."""
+        for _ in range(MAX_ATTEMPTS):
+            record, cas = self._records([partition])[partition]
+            if epochs.has_begun(record, epoch, owner, rollback):
+                return record
+            begun, old = epochs.archive_old(epochs.begin(record, epoch, owner, rollback, only_if, partition))
+            self._archive(partition, old)
+            if not self._replace({partition: (begun, cas)}):
+                return begun
+        raise Transient(f"partition {partition}: its record changed {MAX_ATTEMPTS} times while epoch {epoch} began")
+
+    def advance(self, epoch: int, checkpoints: Mapping[int, Mapping[int, Checkpoint]]) -> None:
+        """See `OwnerStore.advance`."""
+        refused: list[StaleEpoch] = []
+        pending: Collection[int] = list(checkpoints)
+        for _ in range(MAX_ATTEMPTS):
+            advanced: dict[int, tuple[PartitionRecord, int]] = {}
+            for partition, (record, cas) in self._records(pending).items():
+                try:
+                    advanced[partition] = epochs.advance(record, epoch, checkpoints[partition], partition), cas
+                except StaleEpoch as error:
+                    refused.append(error)
+            pending = self._replace(advanced)
+            if not pending:
+                break
+        else:
+            raise Transient(f"partition {min(pending)}: its record changed {MAX_ATTEMPTS} times while it was advanced")
+        self._link.increment({self._keys.stable: 1})
+        if refused:
+            raise refused[0]
+
+    def quarantine(self, documents: Sequence[Quarantined]) -> None:
+        """See `OwnerStore.quarantine`. Repeating it counts them twice."""
+        if not documents:
+            return
+        key = self._keys.quarantine
+        for _ in range(MAX_ATTEMPTS):
+            stored = self._stored(key)
+            quarantine = decode_quarantine(stored, key)
+            quarantine.add(documents)
+            encoded = encode_quarantine(quarantine)
+            if stored is None:
+                changed = self._link.insert({key: encoded})
+            else:
+                changed = self._link.replace({key: Stored(encoded, stored.cas)})
+            if not changed:
+                return
+        raise Transient(f"{key} changed {MAX_ATTEMPTS} times while documents were put into it")
+
+    def close(self) -> None:
+        """See `OwnerStore.close`."""
+        self._link.close()
+
+    def _meta(self) -> IndexMeta:
+        if self._known_meta is None:
+            self._known_meta = self._read_meta()
+        return self._known_meta
+
+    def _read_meta(self) -> IndexMeta:
+        stored = self._stored(self._keys.meta)
+        return decode_meta(stored.value if stored else None, self._keys.meta, self._index_name)
+
+    def _stored(self, key: str) -> Stored | None:
+        (stored,) = self._link.get([key])
+        return stored
+
+    def _records(self, partitions: Collection[int]) -> dict[int, tuple[PartitionRecord, int]]:
+        """The records and their CAS."""
+        meta = self._meta()
+        keys = [self._keys.partition(meta, partition) for partition in partitions]
+        records: dict[int, tuple[PartitionRecord, int]] = {}
+        for partition, key, stored in zip(partitions, keys, self._link.get(keys), strict=True):
+            record = decode_record(stored, meta.vbuckets_of(partition), key)
+            records[partition] = record, stored.cas if stored else 0
+        return records
+
+    def _archive(self, partition: int, old: tuple[EpochStart, ...]) -> None:
+        """Put what leaves the record into the archive first; it may be in both, and in the archive twice."""
+        if old:
+            append_or_create(self._link, {self._keys.archive(partition): pack_history(old)})
+
+    def _replace(self, records: Mapping[int, tuple[PartitionRecord, int]]) -> set[int]:
+        """Store records where they still have their CAS; the partitions where they have not."""
+        partition_by_key = {self._keys.partition(self._meta(), partition): partition for partition in records}
+        changed = self._link.replace(
+            {key: Stored(encode_record(records[p][0]), records[p][1]) for key, p in partition_by_key.items()}
+        )
+        return {partition_by_key[key] for key in changed}

@@ -1,0 +1,51 @@
+"""A partition record as a document."""
+
+import msgspec
+
+from channelindex.epochs import PartitionRecord
+from channelindex.errors import IndexCorrupt
+from channelindex.stores.couchbase.link import Stored
+from channelindex.stores.records import pack_checkpoints, pack_history, unpack_checkpoints, unpack_history
+
+
+class _Document(msgspec.Struct, array_like=True):
+    """The fields of docs/format.md, as a MessagePack array."""
+
+    epoch: int
+    owner: str
+    checkpoints: bytes
+    history: bytes
+    archived: int
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decoder = msgspec.msgpack.Decoder(_Document)
+
+
+def encode_record(record: PartitionRecord) -> bytes:
+    """The document of *record*."""
+    checkpoints, history = pack_checkpoints(record.checkpoints), pack_history(record.history)
+    return _encode(_Document(record.epoch, record.owner, checkpoints, history, record.archived))
+
+
+def decode_record(stored: Stored | None, vbuckets: range, key: str) -> PartitionRecord:
+    """The record that a document says.
+
+    Raises:
+        IndexCorrupt: it is missing or garbled. An index has all records from its creation on: one that is gone was
+            lost, and starting anew in its place would hide that.
+    """
+    if stored is None:
+        raise IndexCorrupt(f"{key}: the partition record is missing; the index has to be rebuilt")
+    try:
+        document = _decoder.decode(stored.value)
+    except msgspec.MsgspecError as error:
+        raise IndexCorrupt(f"{key}: {error}") from error
+    return PartitionRecord(
+        vbuckets.start,
+        document.epoch,
+        document.owner,
+        unpack_checkpoints(document.checkpoints, len(vbuckets), key),
+        unpack_history(document.history, len(vbuckets), key),
+        document.archived,
+    )

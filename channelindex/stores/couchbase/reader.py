@@ -1,0 +1,138 @@
+"""The read half in a bucket."""
+
+import time
+from collections.abc import Iterator, Sequence
+
+from channelindex.epochs import EpochStart, PartitionRecord
+from channelindex.errors import IndexCorrupt
+from channelindex.model import IndexMeta
+from channelindex.settings import IndexSettings
+from channelindex.stores.base import BlockRef, ChannelState, Quarantined
+from channelindex.stores.couchbase.directories import decode_directory
+from channelindex.stores.couchbase.keys import Keys
+from channelindex.stores.couchbase.link import Link, Stored
+from channelindex.stores.couchbase.names import iter_names
+from channelindex.stores.couchbase.partitions import decode_record
+from channelindex.stores.couchbase.quarantine import decode_quarantine
+from channelindex.stores.meta import decode_meta
+from channelindex.stores.records import unpack_history
+
+POLL_S = 0.02
+"""How often one who waits reads the stable counter: a bucket tells nobody of a change. A fiftieth of a second is below
+what the way of a change through a node takes, and fifty reads a second are nothing to a bucket."""
+
+
+class CouchbaseReader:
+    """`IndexReader` in a bucket."""
+
+    def __init__(self, settings: IndexSettings, link: Link | None = None) -> None:
+        self._index_name = settings.name
+        self._keys = Keys(settings.name)
+        self._link = link or Link(settings)
+
+    def meta(self) -> IndexMeta:
+        """See `IndexReader.meta`."""
+        (stored,) = self._link.get([self._keys.meta])
+        return decode_meta(stored.value if stored else None, self._keys.meta, self._index_name)
+
+    def partition_records(self) -> Sequence[PartitionRecord]:
+        """See `IndexReader.partition_records`."""
+        meta = self.meta()
+        keys = [self._keys.partition(meta, partition) for partition in range(meta.n_partitions)]
+        return [
+            decode_record(stored, meta.vbuckets_of(partition), key)
+            for partition, (key, stored) in enumerate(zip(keys, self._link.get(keys), strict=True))
+        ]
+
+    def archived_starts(self, partitions: Sequence[int]) -> Sequence[Sequence[EpochStart]]:
+        """See `IndexReader.archived_starts`."""
+        keys = [self._keys.archive(partition) for partition in partitions]
+        archives = self._link.get(keys)
+        if not any(archives):
+            return [()] * len(archives)
+        width = self.meta().partition_width
+        return [
+            unpack_history(stored.value, width, key) if stored else ()
+            for key, stored in zip(keys, archives, strict=True)
+        ]
+
+    def channels(self) -> Iterator[str]:
+        """See `IndexReader.channels`. A name may be there a moment before the channel's first entry."""
+        return iter_names(self._link, self._keys)
+
+    def channel_states(self, channels: Sequence[str]) -> Sequence[ChannelState | None]:
+        """See `IndexReader.channel_states`.
+
+        Counters and directories are read before the clock logs, so a state never says less than its counter.
+        """
+        counters = self._counters([self._keys.counter(channel) for channel in channels])
+        directory_keys = [self._keys.directory(channel) for channel in channels]
+        directories = [
+            decode_directory(stored, key).active_by_group
+            for key, stored in zip(directory_keys, self._link.get(directory_keys), strict=True)
+        ]
+        log_keys = [
+            self._keys.clock(channel, group)
+            for channel, directory in zip(channels, directories, strict=True)
+            for group in directory
+        ]
+        logs = iter([_present(key, stored) for key, stored in zip(log_keys, self._link.get(log_keys), strict=True)])
+        return [
+            ChannelState(
+                counter,
+                {group: active.number for group, active in directory.items()},
+                {group: next(logs) for group in directory},
+            )
+            if directory
+            else None
+            for counter, directory in zip(counters, directories, strict=True)
+        ]
+
+    def blocks(self, refs: Sequence[BlockRef]) -> Sequence[bytes | None]:
+        """See `IndexReader.blocks`."""
+        return [stored and stored.value for stored in self._link.get([self._keys.block(*ref) for ref in refs])]
+
+    def principal_counter(self, key: str) -> int:
+        """See `IndexReader.principal_counter`."""
+        return self._counters([self._keys.principal(key)])[0]
+
+    def stable_counter(self) -> int:
+        """See `IndexReader.stable_counter`."""
+        return self._counters([self._keys.stable])[0]
+
+    def wait_stable(self, counter: int, timeout_s: float) -> int:
+        """See `IndexReader.wait_stable`. Reads the counter every `POLL_S` seconds."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            current = self.stable_counter()
+            left_s = deadline - time.monotonic()
+            if current != counter or left_s <= 0:
+                return current
+            time.sleep(min(POLL_S, left_s))
+
+    def quarantined(self, limit: int = 100) -> tuple[int, Sequence[Quarantined]]:
+        """See `IndexReader.quarantined`."""
+        (stored,) = self._link.get([self._keys.quarantine])
+        quarantine = decode_quarantine(stored, self._keys.quarantine)
+        return quarantine.total, quarantine.documents[:limit]
+
+    def close(self) -> None:
+        """See `IndexReader.close`."""
+        self._link.close()
+
+    def _counters(self, keys: Sequence[str]) -> list[int]:
+        return [_number(key, stored) for key, stored in zip(keys, self._link.get(keys), strict=True)]
+
+
+def _number(key: str, stored: Stored | None) -> int:
+    if stored is None:
+        return 0
+    if not stored.value.isdigit():
+        raise IndexCorrupt(f"{key}: it is no counter")
+    return int(stored.value)
+
+
+def _present(key: str, stored: Stored | None) -> bytes:
+    if stored is None:
+        raise IndexCorrupt(f"{key}: the clock log is missing though the channel's directory names its group")
+    return stored.value
