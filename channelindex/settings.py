@@ -228,23 +228,6 @@ class IndexSettings:
         at_least=1024,
         at_most=2**24,
     )
-
-
-@dataclass(frozen=True)
-class CoordinationSettings:
-    """The Redis in which the nodes share out the partitions."""
-
-    redis: str = _setting(
-        "",
-        "URL of the Redis that holds the leases.",
-        rule=_redis_url,
-        holds_secret=True,
-        default_text="index.store",
-    )
-    ttl_s: float = _setting(
-        10.0,
-        "How long a lease outlives its owner. A dead node's partitions stand still for so long.",
-        unit="seconds",
     user: str = _setting("", "User name at the bucket of a couchbase:// store.")
     password: str = _setting("", "Password at the bucket of a couchbase:// store.", secret=True, holds_secret=True)
     password_file: str = _setting("", "File whose first line is the password; not together with index.password.")
@@ -265,6 +248,23 @@ class CoordinationSettings:
         at_least=1,
         at_most=60,
     )
+
+
+@dataclass(frozen=True)
+class CoordinationSettings:
+    """The Redis in which the nodes share out the partitions."""
+
+    redis: str = _setting(
+        "",
+        "URL of the Redis that holds the leases.",
+        rule=_redis_url,
+        holds_secret=True,
+        default_text="index.store",
+    )
+    ttl_s: float = _setting(
+        10.0,
+        "How long a lease outlives its owner. A dead node's partitions stand still for so long.",
+        unit="seconds",
         at_least=1,
         at_most=600,
     )
