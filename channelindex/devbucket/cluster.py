@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from channelindex.devbucket.accounts import Accounts
 from channelindex.devbucket.bucket import STATE_CHANGED, Bucket
 from channelindex.devbucket.topology import Topology
+from channelindex.devbucket.vbucket import VBucket
 
 
 class Cluster:
@@ -17,6 +18,16 @@ class Cluster:
         self.logins_refused = False
         self.idle_timeout_s = idle_timeout_s
         self.now = now  # monotonic seconds
+        self.flush: Callable[[Bucket], None] | None = None  # None: there is no file, memory counts as disk
+
+    def persist(self) -> None:
+        """Let everything that was written so far be on disk."""
+        if self.bucket is not None and self.flush is not None:
+            self.flush(self.bucket)
+
+    def persisted_seqno(self, vbucket: VBucket) -> int:
+        """The last seqno of a vbucket that is on disk."""
+        return min(vbucket.persisted_seqno, vbucket.high_seqno) if self.flush is not None else vbucket.high_seqno
 
     def move(self, moves: Iterable[tuple[int, int]]) -> None:
         """Give vbuckets (vbucket, new owner) to other nodes, which have their data and history then.

@@ -7,7 +7,7 @@ those of one node; without them all are meant.
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from channelindex.devbucket.bucket import STATE_CHANGED, Bucket
+from channelindex.devbucket.bucket import STATE_CHANGED
 from channelindex.devbucket.connection import Connection
 from channelindex.devbucket.node import NodeServer
 from channelindex.devbucket.server import DevBucketServer
@@ -165,22 +165,17 @@ class Controls:
         """Refuse every login, whatever the password, or be as before; who is logged in stays so."""
         self._cluster.logins_refused = on
 
+    def stall_disk(self, on: bool = True) -> None:
+        """Write no more changes to the file, or go on: what kill -9 loses. Durable writes are written all the same."""
+        self._server.disk_stalled = on
+
     def drop_bucket(self) -> None:
         """Delete the bucket with all its data: its connections are cut, nobody can select it."""
-        self._cluster.bucket = None
-        self._each("", None, Connection.abort)
+        self._server.drop_bucket()
 
     def create_bucket(self) -> None:
-        """Create the bucket anew after it was dropped: empty, with another UUID and other histories.
-
-        Raises:
-            ConfigInvalid: it is there.
-        """
-        if self._cluster.bucket is not None:
-            raise ConfigInvalid(f"the bucket {self._cluster.bucket.name!r} is there already")
-        config = self._server.config
-        self._cluster.bucket = Bucket(config.bucket, config.n_vbuckets, topology=self._cluster.topology)
-        self._cluster.topology.changed()
+        """Create the bucket anew after it was dropped: empty, with another UUID and other histories."""
+        self._server.create_bucket()
 
     def _each(self, name: str, node: int | None, act: Callable[[Connection], None]) -> int:
         connections = list(self._select(name, node))

@@ -41,7 +41,9 @@ def _run(session: Session, frame: Frame) -> Reply | Sequence[Reply] | None:
         return command(session, frame)
     if (command := _BUCKET_COMMANDS.get(frame.opcode)) is not None:
         session.require_bucket(frame)
-        if frame.framing:
-            framing.durability_level(frame)  # any is met: what is on one node without a disk is all there is
-        return command(session, frame)
+        level = framing.durability_level(frame) if frame.framing else 0
+        reply = command(session, frame)
+        if level >= framing.MAJORITY_AND_PERSIST:  # without replicas, the node that has the change is a majority
+            session.node.cluster.persist()
+        return reply
     raise Refused(Status.UNKNOWN_COMMAND)

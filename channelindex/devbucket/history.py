@@ -4,6 +4,8 @@ Rules: couchbase/kv_engine docs/dcp/documentation/rollback.md and failure-scenar
 """
 
 import secrets
+import struct
+from typing import Self
 
 MAX_ENTRIES = 25
 """Length at which the oldest histories are forgotten, as on a real server; their clients start over."""
@@ -28,6 +30,13 @@ class FailoverLog:
     def packed(self) -> bytes:
         """The log as GET_FAILOVER_LOG and an accepted STREAM_REQ return it."""
         return b"".join(vbuuid.to_bytes(8, "big") + seqno.to_bytes(8, "big") for vbuuid, seqno in self.entries)
+
+    @classmethod
+    def unpacked(cls, packed: bytes) -> Self:
+        """The log of which `packed` gave these bytes."""
+        log = cls()
+        log.entries = list(struct.iter_unpack(">QQ", packed))
+        return log
 
     def end_of(self, vbuuid: int, high_seqno: int) -> int | None:
         """The seqno up to which history *vbuuid* is ours as well; None if we never had it."""

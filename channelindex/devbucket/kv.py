@@ -27,6 +27,8 @@ _META = struct.Struct(">IIIQ")  # deleted, flags, expiry, rev seqno
 _VB_SEQNO = struct.Struct(">HQ")
 _OBSERVED = struct.Struct(">BHQQQ")  # format, vbucket, vbuuid, persisted seqno, current seqno
 
+_OBSERVED_BEFORE = struct.Struct(">BHQQQQQ")  # and the vbuuid that was asked for, the last seqno of its history
+
 _ACTIVE = frozenset({State.ACTIVE})
 _NOT_DEAD = frozenset({State.ACTIVE, State.REPLICA, State.PENDING})
 _COUNTER_LIMIT = 1 << 64
@@ -224,12 +226,18 @@ def _get_all_vb_seqnos(session: Session, request: Frame) -> Reply:
 
 
 def _observe_seqno(session: Session, request: Frame) -> Reply:
-    """The current seqno of a vbucket; all of it counts as persisted."""
+    """How far a vbucket is in memory and on disk. A client that asks by an older history is told how that ended."""
     if len(request.value) != 8:
         raise Malformed
     vbucket = session.find_vbucket(request.status, states=frozenset(State))
-    seqno = vbucket.high_seqno
-    return Reply(_OBSERVED.pack(0, vbucket.vb, vbucket.failover_log.vbuuid, seqno, seqno))
+    persisted = session.node.cluster.persisted_seqno(vbucket)
+    asked, now = int.from_bytes(request.value, "big"), vbucket.failover_log.vbuuid
+    if asked == now:
+        return Reply(_OBSERVED.pack(0, vbucket.vb, now, persisted, vbucket.high_seqno))
+    end = vbucket.failover_log.end_of(asked, vbucket.high_seqno)
+    if end is None:
+        raise Refused(Status.KEY_ENOENT)
+    return Reply(_OBSERVED_BEFORE.pack(1, vbucket.vb, now, persisted, vbucket.high_seqno, asked, end))
 
 
 COMMANDS: dict[int, Command] = {

@@ -200,6 +200,10 @@ class DevBucket:
         """Refuse every login, whatever the password, or be as before."""
         self._call("refuse_logins", on)
 
+    def stall_disk(self, *, on: bool) -> None:
+        """Write no more changes to the file, or go on: what `kill` loses. Durable writes are written all the same."""
+        self._call("stall_disk", on)
+
     def drop_bucket(self) -> None:
         """Delete the bucket with all its data: its connections are cut, nobody can select it."""
         self._call("drop_bucket")
@@ -207,6 +211,12 @@ class DevBucket:
     def create_bucket(self) -> None:
         """Create the bucket anew after it was dropped: empty, with another UUID and other histories."""
         self._call("create_bucket")
+
+    def kill(self) -> None:
+        """End the child as kill -9 does. The next one, on the same file, lacks what was not written yet."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.join()
 
     def _call(self, name: str, *args: Any) -> Any:
         if self._control is None:
@@ -236,20 +246,24 @@ def _run(config: DevBucketConfig, load: Load | None, parents: Connection, contro
 async def _serve(config: DevBucketConfig, load: Load | None, control: Connection) -> None:
     try:
         server = DevBucketServer(config)
-        if load is not None:
-            load(server.bucket)
-        await server.start()
-        controls = Controls(server)
-        admin = AdminServer(controls, config.admin)
-        await admin.start()
     except ConfigInvalid as error:
         control.send(error)
         return
-    members = server.cluster.topology.members
-    control.send(([member.port for member in members], [member.tls_port for member in members]))
-    await _obey(control, controls)
-    admin.stop()
-    server.stop()
+    controls = Controls(server)
+    admin = AdminServer(controls, config.admin)
+    try:
+        if load is not None:
+            load(server.bucket)
+        await server.start()
+        await admin.start()
+        members = server.cluster.topology.members
+        control.send(([member.port for member in members], [member.tls_port for member in members]))
+        await _obey(control, controls)
+    except ConfigInvalid as error:
+        control.send(error)
+    finally:
+        admin.stop()
+        server.stop()
 
 
 async def _obey(control: Connection, controls: Controls) -> None:

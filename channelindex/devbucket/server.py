@@ -1,7 +1,7 @@
 """The dev bucket's server: a development stand-in for a Couchbase cluster's KV nodes, on loopback only, in memory."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from channelindex import logs
 from channelindex.devbucket.accounts import Account, Accounts
@@ -10,11 +10,14 @@ from channelindex.devbucket.cluster import Cluster
 from channelindex.devbucket.connection import Connection
 from channelindex.devbucket.node import NodeServer
 from channelindex.devbucket.setup import DevBucketConfig
+from channelindex.devbucket.storage import Storage
 from channelindex.devbucket.topology import Topology
 from channelindex.errors import ConfigInvalid
 
 EXPIRY_PAGER_S = 1.0
 """How often documents are looked for that expired and that nobody reads."""
+FLUSH_S = 0.1
+"""How often changes are written to the file: what kill -9 may lose."""
 
 _log = logs.get("devbucket")
 
@@ -31,11 +34,20 @@ class DevBucketServer:
             member.tls_port = config.tls_port and config.tls_port + number
         topology.on_change = self._push_map
         accounts = Accounts([Account(config.user, config.password), *config.more_accounts])
-        bucket = Bucket(config.bucket, config.n_vbuckets, topology=topology)
+        self.storage = Storage(config.file) if config.file else None
+        bucket = self._first_bucket(topology)
         self.cluster = Cluster(bucket, accounts, config.idle_timeout_s, asyncio.get_running_loop().time)
+        if self.storage is not None:
+            self.cluster.flush = self.storage.flush
         tls = config.tls.context() if config.tls else None
         self.nodes = [NodeServer(self.cluster, number, tls) for number in range(config.n_nodes)]
-        self._pager: asyncio.TimerHandle | None = None
+        self.disk_stalled = False
+        self._timers: dict[str, asyncio.TimerHandle] = {}
+
+    def _first_bucket(self, topology: Topology) -> Bucket:
+        if self.storage is None:
+            return Bucket(self.config.bucket, self.config.n_vbuckets, topology=topology)
+        return self.storage.load(self.config.bucket, self.config.n_vbuckets, topology)
 
     @property
     def bucket(self) -> Bucket:
@@ -69,14 +81,40 @@ class DevBucketServer:
         for node in self.nodes:
             await node.start()
         self._page_expiries()
+        self._flush()
         _log.info("devbucket.listening", url=self.url, vbuckets=self.config.n_vbuckets, msg="for development only")
 
     def stop(self) -> None:
-        """Hang up on everybody and stop listening."""
-        if self._pager is not None:
-            self._pager.cancel()
+        """Hang up on everybody, stop listening, and write what is not in the file yet."""
+        for timer in self._timers.values():
+            timer.cancel()
         for node in self.nodes:
             node.halt()
+        if self.storage is not None:
+            self.storage.close(self.cluster.bucket)
+            self.storage = None
+
+    def drop_bucket(self) -> None:
+        """Delete the bucket with all its data, also in the file, and hang up on everybody."""
+        self.cluster.bucket = None
+        if self.storage is not None:
+            self.storage.clear()
+        for node in self.nodes:
+            node.drop_connections()
+
+    def create_bucket(self) -> None:
+        """Create the bucket anew, empty and with new histories.
+
+        Raises:
+            ConfigInvalid: it is there.
+        """
+        if self.cluster.bucket is not None:
+            raise ConfigInvalid(f"the bucket {self.config.bucket!r} is there already")
+        bucket = Bucket(self.config.bucket, self.config.n_vbuckets, topology=self.cluster.topology)
+        if self.storage is not None:
+            self.storage.replace(bucket)
+        self.cluster.bucket = bucket
+        self.cluster.topology.changed()
 
     def connections(self, name: str = "", node: int | None = None) -> Iterator[Connection]:
         """The connections of which the DCP name begins with *name*, of one node or of all."""
@@ -89,6 +127,15 @@ class DevBucketServer:
             connection.push_map()
 
     def _page_expiries(self) -> None:
+        self._again("pager", EXPIRY_PAGER_S, self._page_expiries)
         if self.cluster.bucket is not None:
             self.cluster.bucket.expire_due()
-        self._pager = asyncio.get_running_loop().call_later(EXPIRY_PAGER_S, self._page_expiries)
+
+    def _flush(self) -> None:
+        if self.storage is not None:
+            self._again("flusher", FLUSH_S, self._flush)
+            if not self.disk_stalled:
+                self.cluster.persist()
+
+    def _again(self, name: str, after_s: float, act: Callable[[], None]) -> None:
+        self._timers[name] = asyncio.get_running_loop().call_later(after_s, act)

@@ -24,18 +24,20 @@ def serve(config: DevBucketConfig, ready: Callable[[str], None], load: Callable[
 
 
 async def _serve(config: DevBucketConfig, ready: Callable[[str], None], load: Callable[[Bucket], None] | None) -> None:
-    server = DevBucketServer(config)
-    if load is not None:
-        load(server.bucket)
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopped.set)
+    server = DevBucketServer(config)
     admin = AdminServer(Controls(server), config.admin)
-    await server.start()
-    await admin.start()
-    ready(server.url)
-    await stopped.wait()
-    admin.stop()
-    server.stop()
+    try:
+        if load is not None:
+            load(server.bucket)
+        await server.start()
+        await admin.start()
+        ready(server.url)
+        await stopped.wait()
+    finally:
+        admin.stop()
+        server.stop()
     _log.info("devbucket.stopped")

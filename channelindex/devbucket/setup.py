@@ -46,6 +46,7 @@ class DevBucketConfig:
 
     `port` and `tls_port` are those of the first node, the other nodes have the following ones; 0 takes free ones.
     `admin` is where operators are listened to: a path with a slash, or a loopback port; nowhere if it is empty.
+    With a `file` the bucket outlives its process.
     """
 
     host: str = "127.0.0.1"
@@ -60,6 +61,7 @@ class DevBucketConfig:
     tls: TlsFiles | None = None
     tls_port: int = 0
     admin: str = ""
+    file: Path | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be served, and what would put a server without protection on a network.

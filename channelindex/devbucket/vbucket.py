@@ -10,7 +10,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from enum import IntEnum
 from operator import attrgetter
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from channelindex.devbucket.history import FailoverLog, rollback_seqno
 from channelindex.devbucket.items import ALIVE, DELETED, EXPIRED, Item, datatype_of, join_value, system_xattrs
@@ -29,6 +29,18 @@ class State(IntEnum):
     REPLICA = 2
     PENDING = 3
     DEAD = 4
+
+
+class Saved(NamedTuple):
+    """What a file keeps of a vbucket besides its items."""
+
+    state: int
+    high_seqno: int
+    purge_seqno: int
+    kept_from: int
+    max_cas: int
+    max_deleted_rev: int
+    failover_log: bytes
 
 
 class Watcher(Protocol):
@@ -61,6 +73,9 @@ class VBucket:
         self._kept_from = 0  # failovers must not cut below: superseded versions up to here may be gone
         self._max_cas = 0
         self._max_deleted_rev = 0
+        self.unsaved = True  # whether a file lacks something
+        self.rewritten = False  # whether a file has items that are gone here
+        self.persisted_seqno = 0
 
     def find(self, key: bytes) -> Item | None:
         """The newest version of *key*, alive or a tombstone. A document that is due expires now."""
@@ -156,15 +171,57 @@ class VBucket:
         self._n_superseded = len(self._log) - len(self._newest)
         self.high_seqno = cut
         self.failover_log.branch(cut)
+        self.unsaved = self.rewritten = True
 
     def set_state(self, state: State) -> bool:
         """Become active, replica, pending or dead; becoming active begins a new history. Whether it was a change."""
         if state == self.state:
             return False
         self.state = state
+        self.unsaved = True
         if state == State.ACTIVE:
             self.failover_log.branch(self.high_seqno)
         return True
+
+    def saved(self) -> Saved:
+        """What a file has to keep besides the items."""
+        return Saved(
+            self.state,
+            self.high_seqno,
+            self.purge_seqno,
+            self._kept_from,
+            self._max_cas,
+            self._max_deleted_rev,
+            self.failover_log.packed(),
+        )
+
+    def unsaved_items(self) -> list[Item]:
+        """The items that a file lacks: all, if it has items that are gone here."""
+        return (
+            self._log if self.rewritten else self._log[bisect_right(self._log, self.persisted_seqno, key=_seqno_of) :]
+        )
+
+    def mark_saved(self) -> None:
+        """A file has everything."""
+        self.unsaved = self.rewritten = False
+        self.persisted_seqno = self.high_seqno
+
+    def restore(self, saved: Saved, items: list[Item]) -> None:
+        """Be what a file kept; *items* are in the order of their seqnos."""
+        self.state = State(saved.state)
+        self.failover_log = FailoverLog.unpacked(saved.failover_log)
+        self.purge_seqno, self._kept_from = saved.purge_seqno, saved.kept_from
+        self._max_cas = saved.max_cas
+        self._log = items
+        for item in items:
+            if (old := self._newest.get(item.key)) is not None:
+                old.superseded_by = item.seqno
+            self._newest[item.key] = item
+        self._n_superseded = len(items) - len(self._newest)
+        self._max_deleted_rev = saved.max_deleted_rev
+        self.high_seqno = saved.high_seqno
+        self.mark_saved()
+        self.settle()
 
     def end_streams(self, reason: int) -> None:
         """End all streams of this vbucket."""
@@ -212,6 +269,7 @@ class VBucket:
             self._n_superseded += 1
         if item.deleted:
             self._max_deleted_rev = max(self._max_deleted_rev, item.rev)
+        self.unsaved = True
         self.locks.release(item.key)
         self._newest[item.key] = item
         self._log.append(item)
@@ -222,6 +280,7 @@ class VBucket:
     def _compact(self) -> None:
         """Drop the superseded versions that no failover may ask for."""
         self._kept_from = max(self._kept_from, self.high_seqno - MAX_LOSS)
+        self.unsaved = self.rewritten = True
         self._log = [item for item in self._log if not 0 < item.superseded_by <= self._kept_from]
         self._n_superseded = len(self._log) - len(self._newest)
 

@@ -55,6 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nodes", type=options.positive, default=_DEFAULTS.n_nodes, help="how many (default: %(default)s)"
     )
+    parser.add_argument("--file", type=Path, help="SQLite file that keeps the bucket; without one it is in memory only")
     _add_tls(parser)
     parser.add_argument("--admin", default="", metavar="ADDRESS", help="socket path or loopback port for `ctl`")
     _add_ctl(parser)
@@ -122,6 +123,7 @@ def _serve(args: argparse.Namespace) -> int:
         tls=TlsFiles(args.tls[0], args.tls[1], args.tls_client_ca) if args.tls else None,
         tls_port=args.tls_port,
         admin=args.admin,
+        file=args.file,
     )
     serve(config, ready=output.line)
     return exits.OK
