@@ -5,7 +5,7 @@ No processes, no waiting: the lease keeper drives it, and so does the simulation
 
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from coordinator.lease import LeaseBook, LeaseTiming
 from coordinator.link import Scale
@@ -89,20 +89,20 @@ class Membership:
         Raises:
             AuthenticationFailed, CoordinationUnavailable: see `redis_errors`. What was to be released still is.
         """
-        before = self._view
+        before, released = self._view, set(self._to_release)
         # Asking for what we hold anyway brings it back at once if Redis has lost its data.
         answer = self._ask(take=self.book.held(self._clock()))
         if answer.joined and before.live:
             # Redis forgot us, so probably everybody: what looks free now is a peer's who comes back in a moment.
             self._awaited_nodes = {member.node for member in before.live}
             self._await_until = self._clock() + (1 - JITTER) * self.timing.period_s  # our next tick at the soonest
-        n_freed, joined = answer.n_freed, answer.joined
+        joined = answer.joined
+        freed = released if answer.n_freed <= len(released) else before.leases.keys() - self._view.leases.keys()
         take = self._plan() if answer.accepted else ()
         if take:
             answer = self._ask(take)
             self._plan()
-            n_freed += answer.n_freed
-        self._wake_others(n_freed, joined)
+        self._wake_others(freed, joined)
         return self._until_next(answer)
 
     def _ask(self, take: Iterable[int]) -> Answer:
@@ -154,11 +154,20 @@ class Membership:
             return ()
         return todo.take
 
-    def _wake_others(self, n_freed: int, joined: bool) -> None:
-        """Tell those for whom our tick made something to do, rather than have them find out at their next tick."""
-        names = self._target.who_can_take() if n_freed or joined else set()
+    def _wake_others(self, freed: Collection[int], joined: bool) -> None:
+        """Tell those for whom our tick made something to do, rather than have them find out at their next tick.
+
+        Those are the takers of what is free now and, if we have just joined, the holders of what is meant for us.
+        """
+        if not freed and not joined:
+            return
+        owner_of = self._view.leases
+        names = {
+            taker for partition, taker in self._target.takers() if partition in freed and partition not in owner_of
+        }
         if joined:
-            names |= self._target.released_by.keys()
+            meant_for_us = self._target.taken_by.get(self._identity.node, ())
+            names |= {owner_of[partition] for partition in meant_for_us if partition in owner_of}
         names.discard(self._identity.node)
         if names:
             self._ticker.wake(names)

@@ -17,7 +17,7 @@ and at its own pace, so that a view may show any part of it done. What holds nev
 * Cheap: O(partitions + members x log members).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -56,10 +56,9 @@ class Target(NamedTuple):
         """How many partitions change their owner or get one."""
         return sum(map(len, self.taken_by.values()))
 
-    def who_can_take(self) -> set[str]:
-        """The nodes that can take something at once."""
-        held = {partition for partitions in self.released_by.values() for partition in partitions}
-        return {node for node, partitions in self.taken_by.items() if not held.issuperset(partitions)}
+    def takers(self) -> Iterator[tuple[int, str]]:
+        """Every partition that moves, and who is to take it."""
+        return ((partition, node) for node, partitions in self.taken_by.items() for partition in partitions)
 
 
 def plan(
