@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channelindex.decode.base import Undecodable
+from channelindex.decode.base import MAX_CHANNEL_BYTES, Undecodable
 from channelindex.decode.removals import removal_is_due
-from channelindex.decode.sync_gateway import MAX_CHANNEL_BYTES, SyncGatewayDecoder, _find_attribute
+from channelindex.decode.sync_gateway import SyncGatewayDecoder, _find_attribute
 from channelindex.errors import ProtocolError
 from channelindex.feeds.base import DELETION, EXPIRATION, JSON, MUTATION, SNAPPY, XATTR
 from channelindex.mcbp import join_xattrs, split_xattrs
