@@ -55,9 +55,9 @@ def cluster_config(
     return msgspec.json.encode(config)
 
 
-def handshake_answer(request: Frame, config: bytes = b"{}", features: bytes = b"") -> bytes:
+def handshake_answer(request: Frame, config: bytes | None = None, features: bytes = b"") -> bytes:
     """Success; *features* are what a HELLO is granted, *config* is the map."""
-    values = {Op.HELLO: features, Op.GET_CLUSTER_CONFIG: config}
+    values = {Op.HELLO: features, Op.GET_CLUSTER_CONFIG: config or cluster_config(11210)}
     return answer(request, value=values.get(Op(request.opcode), b""))
 
 
@@ -78,10 +78,15 @@ def new_session(
     return Session(options, streams, itertools.count(1), on_config)
 
 
-def open_streams(*vbs: int, log: bytes = struct.pack(">QQ", 0xABC, 0)) -> tuple[Session, Streams, dict[int, int]]:
+def open_streams(
+    *vbs: int,
+    log: bytes = struct.pack(">QQ", 0xABC, 0),
+    options: SessionOptions = OPTIONS,
+    on_config: Callable[[bytes], None] = lambda text: None,
+) -> tuple[Session, Streams, dict[int, int]]:
     """A session that streams *vbs* from the origin; the opaque of each."""
     streams = Streams(dict.fromkeys(vbs, Checkpoint()))
-    session = new_session(streams)
+    session = new_session(streams, options, on_config)
     shake_hands(session)
     session.tick(0.0)
     opaques = {}

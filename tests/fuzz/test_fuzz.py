@@ -1,0 +1,25 @@
+"""A few seconds of `make fuzz`, with other cases in every run."""
+
+import random
+import time
+
+import pytest
+
+from tests.fuzz.__main__ import Target
+from tests.fuzz.documents import DocumentTarget
+from tests.fuzz.frames import FrameTarget
+
+SLICE_S = 3.0
+
+
+@pytest.mark.parametrize("kind", [FrameTarget, DocumentTarget])
+def test_mutated_input_is_rejected_and_nothing_else_happens(kind: type[FrameTarget | DocumentTarget]) -> None:
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed {seed}")
+    target: Target = kind(seed)
+    ends_at = time.monotonic() + SLICE_S
+    number = 0
+    while time.monotonic() < ends_at:
+        target.run(number)
+        number += 1
+    assert 0 < target.n_rejected < number
