@@ -15,11 +15,7 @@ STAMP := $(VENV)/.installed
 PYTEST := $(BIN)/pytest $(if $(SEED),--randomly-seed=$(SEED)) $(if $(K),-k '$(K)') $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-<<<<<<< /tmp/tmpj_97jv1b
-.PHONY: help dev demo test lint fmt type arch check test-chaos fuzz bench docs package clean
-=======
-.PHONY: help dev demo test lint fmt type arch check test-chaos test-couchbase bench docs package clean
->>>>>>> /tmp/tmp0p7ldyy7
+.PHONY: help dev demo test lint fmt type arch check test-chaos test-couchbase fuzz bench docs package clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -50,14 +46,12 @@ check: lint type arch test ## exactly what CI runs
 test-chaos: $(STAMP) ## only the tests that kill, pause and starve whole nodes
 	$(PYTEST) $(addprefix tests/integration/test_,kills.py two_nodes.py supervision.py rollback.py)
 
-<<<<<<< /tmp/tmpj_97jv1b
-fuzz: $(STAMP) ## mutated frames and documents, minutes; SEED=number repeats a run
-	$(BIN)/python -m tests.fuzz --frames 1000000 --documents 100000 --seed $(if $(SEED),$(SEED),0)
-=======
 test-couchbase: $(STAMP) ## the tests of the couchbase:// store against a real bucket: COUCHBASE=couchbase://host/bucket
 	@test -n "$(COUCHBASE)" || { echo 'usage: make test-couchbase COUCHBASE=couchbase://host/bucket COUCHBASE_USER=… COUCHBASE_PASSWORD=…'; exit 64; }
 	$(PYTEST) -k couchbase tests/contract tests/integration/test_store_couchbase.py
->>>>>>> /tmp/tmp0p7ldyy7
+
+fuzz: $(STAMP) ## mutated frames and documents, minutes; SEED=number repeats a run
+	$(BIN)/python -m tests.fuzz --frames 1000000 --documents 100000 --seed $(if $(SEED),$(SEED),0)
 
 bench: $(STAMP) ## measure, and write the figures to benchmarks/results
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
