@@ -118,7 +118,24 @@ def _keyspace(value: str) -> str | None:
 
 
 def _store_url(value: str) -> str | None:
-    return None if value == "memory://" or _redis_url(value) is None else f"must be {FORMS}, or memory://"
+    if value == "memory://" or _couchbase_store_url(value) or _redis_url(value) is None:
+        return None
+    if value.startswith(("couchbase:", "couchbases:")):
+        return "must look like couchbase://host,host/bucket; user and password have their own keys"
+    return f"must be {FORMS}, couchbase://host/bucket, couchbases://host/bucket or memory://"
+
+
+def _listen(value: str) -> str | None:
+    match = re.fullmatch(r"(\[[0-9A-Fa-f:.]+\]|[^\[\]/@?#,:\s]+):([0-9]{1,5})", value)
+    if not value or (match and int(match[2]) < 65536):
+        return None
+    return "must look like 127.0.0.1:9480 or [::1]:9480"
+
+
+def listen_address(value: str) -> tuple[str, int]:
+    """Host and port of an address as `metrics.listen` has it."""
+    host, _, port = value.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def _decoder(value: str) -> str | None:
@@ -315,6 +332,21 @@ class WorkerSettings:
 
 
 @dataclass(frozen=True)
+class MetricsSettings:
+    """The HTTP endpoint of the node: /metrics for Prometheus, /healthz, /readyz. It has no passwords and no TLS."""
+
+    listen: str = _setting(
+        "",
+        "Address to listen on, such as 127.0.0.1:9480 or [::1]:9480; empty: no endpoint. Several nodes on a machine "
+        "need a port each.",
+        rule=_listen,
+    )
+    ready_lag_s: float = _setting(
+        30.0, "A node with a partition that is further behind is not ready.", unit="seconds", at_least=1, at_most=86400
+    )
+
+
+@dataclass(frozen=True)
 class LogSettings:
     """What is logged, and how."""
 
@@ -335,6 +367,7 @@ class Config:
     index: IndexSettings = field(default_factory=IndexSettings)
     coordination: CoordinationSettings = field(default_factory=CoordinationSettings)
     workers: WorkerSettings = field(default_factory=WorkerSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
     log: LogSettings = field(default_factory=LogSettings)
     origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
@@ -352,6 +385,7 @@ SECTIONS: Mapping[str, type["DataclassInstance"]] = {
     "index": IndexSettings,
     "coordination": CoordinationSettings,
     "workers": WorkerSettings,
+    "metrics": MetricsSettings,
     "log": LogSettings,
 }
 """The sections of the configuration, in the order of `Config`."""

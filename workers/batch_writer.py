@@ -15,7 +15,7 @@ from channelindex.backoff import Backoff
 from channelindex.errors import Transient
 from channelindex.logs import EventLog
 from channelindex.stores.base import ChannelAppend, IndexWriter
-from workers.board import Slot
+from workers.board import BATCH_BYTES, STORE_US, Slot
 from workers.frames import decode_frame, merge
 from workers.ring import Bell, Ring, TornFrame
 from workers.signals import StopFlag
@@ -88,6 +88,7 @@ class BatchWriter:
         appends = merge(frames)
         self._write(appends, [key for frame in frames for key in frame.principals])
         n_bytes = sum(len(append.entries) for append in appends)
+        self._board.observe(BATCH_BYTES, n_bytes)
         self._board.add(batches=1, frames=len(frames), channels=len(appends), entry_bytes=n_bytes)
         for ring, payloads, bell in zip(self._rings, taken, self._space_bells, strict=True):
             if payloads:
@@ -99,6 +100,7 @@ class BatchWriter:
     def _write(self, appends: Sequence[ChannelAppend], principals: Sequence[str]) -> None:
         """Ask the store until it has everything. A batch that is half written when we are killed is written again."""
         while appends or principals:
+            began_ns = time.monotonic_ns()
             try:
                 stale = self._store.write(appends, principals)
             except Transient as error:
@@ -107,6 +109,7 @@ class BatchWriter:
                 self._log.warning("batch.write_failed", appends=len(appends), msg=str(error), retry_s=round(delay_s, 2))
                 self._sleep(delay_s)
                 continue
+            self._board.observe(STORE_US, (time.monotonic_ns() - began_ns) // 1000)
             if stale:
                 self._stale_epochs |= stale
                 self._log.warning("batch.stale_epochs", epochs=sorted(stale))

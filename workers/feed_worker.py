@@ -25,7 +25,8 @@ from channelindex.logs import EventLog
 from channelindex.model import Checkpoint, IndexMeta
 from channelindex.stores.base import OwnerStore, Quarantined
 from workers.assignment import WorkerLink
-from workers.board import Slot
+from workers.board import Row, Slot
+from workers.lag import LagMeter
 from workers.outbox import Outbox
 from workers.ring import Bell
 from workers.round import RoundBuilder
@@ -66,6 +67,7 @@ class FeedWorker:
         outbox: Outbox,
         space_bell: Bell,
         board: Slot,
+        rows: Sequence[Row],
         stop: StopFlag,
         link: WorkerLink,
         log: EventLog,
@@ -84,9 +86,11 @@ class FeedWorker:
         self._outbox = outbox
         self._space_bell = space_bell
         self._board = board
+        self._rows = rows
+        self._lag = LagMeter(meta.partition_width)
         self._stop = stop
         self._log = log
-        self._group = group_of(partitions, meta.n_partitions)
+        self._group = group_of(sorted(partitions), meta.n_partitions)
         self._epoch = 0
         self._unadvanced: dict[int, Checkpoint] = {}
         self._quarantined: list[Quarantined] = []
@@ -222,6 +226,7 @@ class FeedWorker:
             return
         self._next_epoch = None
         self._partitions |= added
+        # The group is named anew: whoever may use the same name elsewhere must own all that we write to it.
         self._group = group_of(sorted(self._partitions), self._meta.n_partitions)
         self._epoch = epoch
         self._stable.update((vb, checkpoint.seqno) for vb, checkpoint in checkpoints.items())
@@ -282,8 +287,25 @@ class FeedWorker:
         if now < self._report_at:
             return
         self._report_at = now + LAG_INTERVAL_S
-        lag = sum(max(0, high - self._stable.get(vb, high)) for vb, high in self._feed.high_seqnos().items())
-        self._board.set(in_flight=self._outbox.n_events, lag=lag, connected=int(self._feed.connected()))
+        connected = int(self._feed.connected())
+        self._board.set(
+            in_flight=self._outbox.n_events,
+            oldest_ns=self._outbox.oldest_ns,
+            lag=self._report_lag(connected),
+            connected=connected,
+            ring_fill=self._outbox.fill_bytes,
+            ring_bytes=self._outbox.capacity_bytes,
+        )
+
+    def _report_lag(self, connected: int) -> int:
+        """Tell how far each partition is behind; all their seqnos together."""
+        inherited = {partition: self._rows[partition].get("behind_ns") for partition in self._partitions}
+        behind_by_partition = self._lag.measure(time.monotonic_ns(), self._feed.high_seqnos(), self._stable, inherited)
+        for partition in self._partitions:
+            self._rows[partition].set(streaming=connected)
+        for partition, behind in behind_by_partition.items():
+            self._rows[partition].set(lag=behind.seqnos, behind_ns=behind.since_ns)
+        return sum(behind.seqnos for behind in behind_by_partition.values())
 
     def _wait(self, pausing: bool, wake_at: float) -> None:
         """Sleep until there is something to read, room or a commit in the rings, an order, or *wake_at*."""

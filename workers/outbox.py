@@ -1,5 +1,6 @@
 """The feed worker's way out: rounds into ring frames, frames into rings, and what of them has been committed."""
 
+import time
 from collections import deque
 from collections.abc import Sequence
 
@@ -18,6 +19,7 @@ class Outbox:
         self._data_bells = data_bells
         self._pending: deque[tuple[int, bytes]] = deque()
         self._round: Round | None = None
+        self._put_ns = 0
         self._in_flight = StableQueue()
 
     def begin(self, epoch: int) -> None:
@@ -35,6 +37,7 @@ class Outbox:
                 frames = pack_frames(epoch, group, sections, principals, ring.max_payload)
                 self._pending.extend((writer, frame) for frame in frames)
         self._round = taken
+        self._put_ns = time.monotonic_ns()
 
     def flush(self) -> bool:
         """Move frames into the rings as far as there is room; whether none is left."""
@@ -46,7 +49,7 @@ class Outbox:
             self._pending.popleft()
         if self._round is not None:
             positions = [ring.written for ring in self._rings]
-            self._in_flight.push(positions, self._round.checkpoints, self._round.n_events)
+            self._in_flight.push(positions, self._round.checkpoints, self._round.n_events, self._put_ns)
             self._round = None
         return True
 
@@ -68,6 +71,21 @@ class Outbox:
         """The vbuckets of what was put and is not yet committed by every writer."""
         waiting = self._round.checkpoints if self._round is not None else {}
         return self._in_flight.vbuckets().union(waiting)
+
+    @property
+    def oldest_ns(self) -> int:
+        """Since when the oldest round waits that is not committed by every writer (monotonic); 0 where none does."""
+        return self._in_flight.oldest_ns or (self._put_ns if self._round is not None else 0)
+
+    @property
+    def fill_bytes(self) -> int:
+        """Bytes that wait in the rings."""
+        return sum(ring.fill for ring in self._rings)
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Bytes that the rings can hold."""
+        return sum(ring.capacity for ring in self._rings)
 
     @property
     def n_events(self) -> int:

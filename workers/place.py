@@ -28,7 +28,6 @@ class Place:
         self.child: Child | None = None
         self.link: AssignmentLink | None = None
         """To the present child, if it works on partitions."""
-        self.restarts = 0
         self._backoff = Backoff(RESTART_FIRST_S, RESTART_MAX_S)
         self._start_at = 0.0
         self._born_at = 0.0
@@ -39,6 +38,11 @@ class Place:
     def partitions(self) -> frozenset[int]:
         """What the present child may be working on; empty for other roles and where no child lives."""
         return self.link.working if self.link else frozenset()
+
+    @property
+    def restarts(self) -> int:
+        """How often a child ended unasked. Kept in the slot, where it outlives children and reloads."""
+        return self.slot.get("restarts")
 
     @property
     def stopping(self) -> bool:
@@ -99,5 +103,6 @@ class Place:
         if self.link:
             self.link.close()
         self.child, self.link, self._kill_at = None, None, None
-        self.restarts += 0 if asked else 1
+        self.slot.set(pid=0)
+        self.slot.add(restarts=0 if asked else 1)
         return code

@@ -1,19 +1,22 @@
 """The programs of a node's children: what each opens for itself after the fork, and nothing of its parent's."""
 
-from channelindex import exits
+from channelindex import __version__, exits
 from channelindex.config import Config
 from channelindex.decode.registry import make_decoder
 from channelindex.logs import get
 from channelindex.model import IndexMeta
+from channelindex.settings import listen_address
 from channelindex.stores import open_owner, open_writer
 from coordinator.keeper import LeaseKeeper
 from coordinator.link import KeeperLink, keeper_link
 from coordinator.tick import Identity
 from workers.assignment import WorkerLink, assignment_link
 from workers.batch_writer import BatchWriter
+from workers.board import Board
 from workers.child import spawn
 from workers.feed_worker import FeedWorker
 from workers.life import Life
+from workers.monitor import Monitor
 from workers.outbox import Outbox
 from workers.place import Place
 from workers.round import RoundBuilder
@@ -25,10 +28,11 @@ from workers.source import open_feed
 class Roles:
     """Spawns the children of one node for the index *meta*, as configured."""
 
-    def __init__(self, config: Config, meta: IndexMeta, life: Life) -> None:
+    def __init__(self, config: Config, meta: IndexMeta, life: Life, board: Board) -> None:
         self._config = config
         self._meta = meta
         self._life = life
+        self._board = board
 
     def configure(self, config: Config) -> None:
         """Children spawned from now on get *config*."""
@@ -59,6 +63,18 @@ class Roles:
         place.settle(spawn(place.role, main, [its]), now)
         its.close()
         return ours
+
+    def spawn_monitor(self, place: Place, now: float) -> None:
+        """Fork the process that serves metrics and health."""
+        config = self._config
+        info = {"node": config.node.name, "index": config.index.name, "version": __version__}
+        address = listen_address(config.metrics.listen)
+
+        def main(stop: StopFlag) -> int:
+            place.slot.start()
+            return Monitor(address, self._board, place.slot, info, config.metrics.ready_lag_s).run(stop)
+
+        place.settle(spawn(place.role, main), now)
 
     def spawn_batch_writer(self, place: Place, shared: Shared, now: float) -> None:
         """Fork the batch writer of one channel shard."""
@@ -109,6 +125,7 @@ class Roles:
             outbox=Outbox(shared.rings[number], shared.data_bells),
             space_bell=shared.space_bells[number],
             board=place.slot,
+            rows=self._board.partitions,
             stop=stop,
             link=link,
             log=get(place.role),

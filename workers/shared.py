@@ -1,11 +1,10 @@
 """The memory and the bells that a node's workers share. Made before the first fork; a new shape needs all anew."""
 
-from workers.board import BATCH_WRITER, FEED_WORKER, make_board
 from workers.ring import Bell, Ring
 
 
 class Shared:
-    """Rings, bells and board of a node with *n_feeds* feed workers and *n_writers* batch writers.
+    """Rings and bells of a node with *n_feeds* feed workers and *n_writers* batch writers.
 
     `rings[feed][writer]` leads from one to the other. `space_bells[feed]` tells a feed worker of commits and room,
     `data_bells[writer]` a batch writer of frames.
@@ -17,8 +16,6 @@ class Shared:
         self.rings = [[Ring(ring_bytes) for _ in range(n_writers)] for _ in range(n_feeds)]
         self.space_bells = [Bell() for _ in range(n_feeds)]
         self.data_bells = [Bell() for _ in range(n_writers)]
-        slots = make_board([FEED_WORKER] * n_feeds + [BATCH_WRITER] * n_writers)
-        self.feed_slots, self.writer_slots = slots[:n_feeds], slots[n_feeds:]
 
     @property
     def bells(self) -> list[Bell]:

@@ -11,6 +11,7 @@ class _InFlight(NamedTuple):
     positions: tuple[int, ...]
     checkpoints: dict[int, Checkpoint]
     n_events: int
+    put_ns: int
 
 
 class StableQueue:
@@ -25,9 +26,11 @@ class StableQueue:
         self.n_events = 0
         """Events that are in the rings or in a batch, and not yet committed by every writer."""
 
-    def push(self, positions: Sequence[int], checkpoints: dict[int, Checkpoint], n_events: int) -> None:
-        """Remember a round whose frames end at *positions* (by writer, the producer's cursor)."""
-        self._queue.append(_InFlight(tuple(positions), checkpoints, n_events))
+    def push(
+        self, positions: Sequence[int], checkpoints: dict[int, Checkpoint], n_events: int, put_ns: int = 0
+    ) -> None:
+        """Remember a round, made at *put_ns*, whose frames end at *positions* (by writer, the producer's cursor)."""
+        self._queue.append(_InFlight(tuple(positions), checkpoints, n_events, put_ns))
         self.n_events += n_events
 
     def pop_committed(self, committed: Sequence[int]) -> dict[int, Checkpoint]:
@@ -44,6 +47,11 @@ class StableQueue:
     def vbuckets(self) -> set[int]:
         """The vbuckets of the rounds in the queue."""
         return {vb for item in self._queue for vb in item.checkpoints}
+
+    @property
+    def oldest_ns(self) -> int | None:
+        """When the first round in the queue was made; None for an empty queue."""
+        return self._queue[0].put_ns if self._queue else None
 
     def __len__(self) -> int:
         return len(self._queue)

@@ -12,7 +12,6 @@ import select
 import signal
 import time
 from collections.abc import Callable
-from enum import Enum
 
 import msgspec
 
@@ -21,14 +20,17 @@ from channelindex.config import Config
 from channelindex.errors import ConfigInvalid
 from coordinator.link import Held, KeeperLink
 from workers.batch_writer import TORN
-from workers.board import BATCH_WRITER, FEED_WORKER, LEASE_KEEPER, make_board
+from workers.board import BATCH_WRITER, FEED_WORKER, LEASE_KEEPER, MONITOR, Board
 from workers.feed_worker import ROLLED_BACK
 from workers.notify import Notifier
 from workers.place import Place
+from workers.rate import Rate
+from workers.report import NodeReport
 from workers.roles import Roles
 from workers.shared import Shared
 from workers.signals import SignalQueue
 from workers.spread import spread
+from workers.state import State
 from workers.status import encode, node_status, status_line
 
 TURN_S = 0.2
@@ -42,18 +44,12 @@ RELEASE_TIMEOUT_S = 3.0
 _log = logs.get("supervisor")
 
 
-class State(Enum):
-    """What the node is doing."""
-
-    RUNNING = "running"
-    RELOADING = "reloading"
-    DRAINING = "draining"
-
-
 class Supervisor:
     """One node. `run` in the main thread of a process that has no other."""
 
-    def __init__(self, config: Config, roles: Roles, reload: Callable[[], Config], notifier: Notifier) -> None:
+    def __init__(
+        self, config: Config, roles: Roles, board: Board, reload: Callable[[], Config], notifier: Notifier
+    ) -> None:
         """*roles* spawns the children; *reload* reads the configuration anew (SIGHUP), or raises ConfigInvalid."""
         self._config = config
         self._roles = roles
@@ -69,19 +65,25 @@ class Supervisor:
         self._turned_at = time.monotonic()
         self._heard_at = self._turned_at
         self._ready = False
-        self._keeper = Place(LEASE_KEEPER, 0, make_board([LEASE_KEEPER])[0])
+        self._board = board
+        self._node_report = NodeReport(board)
+        self._rate = Rate()
+        self._keeper = Place(LEASE_KEEPER, 0, board.keeper)
+        self._monitor = Place(MONITOR, 0, board.monitor)
         self._make_places()
 
     def _make_places(self) -> None:
-        workers = self._config.workers
+        workers, board = self._config.workers, self._board
         self._shared = Shared(workers.feed_workers, workers.batch_writers, workers.ring_bytes)
-        self._feeds = [Place(FEED_WORKER, n, slot) for n, slot in enumerate(self._shared.feed_slots)]
-        self._writers = [Place(BATCH_WRITER, n, slot) for n, slot in enumerate(self._shared.writer_slots)]
+        for slot in (*board.feeds[workers.feed_workers :], *board.writers[workers.batch_writers :]):
+            slot.clear()
+        self._feeds = [Place(FEED_WORKER, n, slot) for n, slot in enumerate(board.feeds[: workers.feed_workers])]
+        self._writers = [Place(BATCH_WRITER, n, slot) for n, slot in enumerate(board.writers[: workers.batch_writers])]
         self._targets: list[frozenset[int]] = [frozenset()] * workers.feed_workers
 
     @property
     def _places(self) -> list[Place]:
-        return [*self._feeds, *self._writers, self._keeper]
+        return [*self._feeds, *self._writers, self._keeper, self._monitor]
 
     def run(self) -> int:
         """Run the node until it is told to stop; its exit code. All children have ended when this returns."""
@@ -151,10 +153,12 @@ class Supervisor:
         if self._state is State.DRAINING:
             return
         self._notifier.reloading()
+        self._notifier.extend_timeout(self._config.workers.drain_timeout_s + RELEASE_TIMEOUT_S)
         try:
             config = self._reload()
         except ConfigInvalid as error:
             _log.error("config.refused", msg=f"the configuration stays as it was: {error}")
+            self._node_report.reload_ended(taken=False)
             self._notifier.ready("configuration refused, see the log")
             return
         self._state = State.RELOADING
@@ -166,7 +170,7 @@ class Supervisor:
             self._link = None
         if code == TORN:
             self._renew_shared()
-        if code in FATAL_CODES and self._state is not State.DRAINING:
+        if code in FATAL_CODES and place is not self._monitor and self._state is not State.DRAINING:
             self._exit_code = code
             self._drain(now, f"{place.role} cannot run: exit code {code}, see its log line")
 
@@ -206,6 +210,8 @@ class Supervisor:
                 self._exit_code = exits.DRAIN_TIMEOUT
             if not we_were_paused and place.silent_s() > timeout_s:
                 place.kill(f"no heartbeat for {place.silent_s():.0f} s (workers.heartbeat_timeout_s)")
+        if not we_were_paused and self._monitor.silent_s() > timeout_s:
+            self._monitor.kill("no heartbeat")
         if not we_were_paused and now - self._heard_at > max(timeout_s, self._config.coordination.ttl_s):
             self._heard_at = now
             self._keeper.kill("it tells nothing any more")
@@ -229,24 +235,36 @@ class Supervisor:
         if self._state is not State.RUNNING and not any(place.child for place in self._feeds):
             for place in self._writers:
                 place.stop(kill_at)
-            if self._state is State.RELOADING and not any(place.child for place in self._writers):
-                self._finish_reload()
+            if not any(place.child for place in self._writers):
+                self._after_drain(now)
 
-    def _finish_reload(self) -> None:
-        """All workers have drained: take over the new configuration and the shared memory that goes with it."""
+    def _after_drain(self, now: float) -> None:
+        """All workers have ended: go on with the reload, or let the monitor, which told of the drain, end too."""
+        if self._state is State.RELOADING:
+            self._finish_reload(now)
+        else:
+            self._monitor.stop(now + RELEASE_TIMEOUT_S)
+
+    def _finish_reload(self, now: float) -> None:
+        """Take over the new configuration and the shared memory that goes with it."""
         self._shared.close()
+        if (self._config.metrics, self._config.log) != (self._next_config.metrics, self._next_config.log):
+            self._monitor.stop(now + RELEASE_TIMEOUT_S)
         self._config = self._next_config
         self._roles.configure(self._config)
         self._make_places()
         self._state = State.RUNNING
         workers = self._config.workers
         _log.info("config.reloaded", feed_workers=workers.feed_workers, batch_writers=workers.batch_writers)
+        self._node_report.reload_ended(taken=True)
         self._notifier.ready("configuration reloaded")
 
     def _start_missing(self, now: float) -> None:
         if self._keeper.may_start(now) and self._state is not State.DRAINING:
             self._link = self._roles.spawn_keeper(self._keeper, now)
             self._heard_at = now
+        if self._config.metrics.listen and self._monitor.may_start(now) and self._state is not State.DRAINING:
+            self._roles.spawn_monitor(self._monitor, now)
         if self._state is not State.RUNNING:
             return
         for place in self._writers:
@@ -276,6 +294,7 @@ class Supervisor:
         )
 
     def _report(self, now: float) -> None:
+        self._node_report.beat()
         interval_s = self._notifier.watchdog_interval_s
         if interval_s and now >= self._watchdog_at:
             self._watchdog_at = now + interval_s
@@ -283,7 +302,11 @@ class Supervisor:
         if now < self._report_at:
             return
         self._report_at = now + REPORT_S
-        status = node_status(self._state.value, self._places, self._held)
+        worked_on = frozenset().union(*(place.partitions for place in self._feeds))
+        self._node_report.tell(self._state, self._held, self._heard_at, worked_on)
+        events_by_pid = {place.slot.get("pid"): place.slot.get("events") for place in self._feeds if place.child}
+        rate = self._rate.per_s(now, events_by_pid)
+        status = node_status(self._state.value, self._places, self._held, self._board.partitions, rate)
         if not self._ready and self._held and not self._held.trouble:
             self._ready = True
             self._notifier.ready(status_line(status))

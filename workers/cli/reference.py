@@ -1,4 +1,4 @@
-"""docs/configuration.md and docs/commands.md, made from the model of the configuration and from the parsers.
+"""Documents made from code: settings, commands, metrics and alert rules.
 
 `make docs` writes them; tests/unit/test_docs.py fails where they are out of date.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from channelindex import exits
 from channelindex.settings import ENVIRONMENT_PREFIX, SECTIONS, SETTINGS, Setting, show
-from workers import cli
+from workers import alerts, cli, metrics
 
 _CONFIGURATION_INTRODUCTION = f"""\
 # Configuration
@@ -31,6 +31,37 @@ Made by `make docs` from the parsers in `workers/cli`; do not edit.
 
 Results go to stdout. Every error is one line on stderr, `channelindex: …`, and an [exit code](#exit-codes); `--debug`
 adds the traceback.
+"""
+
+_METRICS_INTRODUCTION = """\
+# Metrics
+
+Made by `make docs` from `workers/metrics.py` and `workers/alerts.py`; do not edit.
+
+A node serves them at `/metrics` of `metrics.listen`, which is off unless set. They are read from shared memory when
+asked for; a worker's counters start at 0 with the worker, as Prometheus expects of a process. `worker` is its number in
+its `role`. [`alerts.yml`](alerts.yml) has the rules of [Alerts](#alerts) for Prometheus, and
+[`dashboard.json`](dashboard.json) a Grafana dashboard.
+
+```yaml
+scrape_configs:
+  - job_name: channelindex
+    static_configs:
+      - targets: ["node1:9480", "node2:9480"]
+rule_files: [alerts.yml]
+```
+
+`/healthz` says 200 while the supervisor works. `/readyz` says 200 when the leases are settled, all partitions of the
+node are streaming, and none is further behind than `metrics.ready_lag_s`; else 503 and, one a line, why not.
+
+## Catalogue
+"""
+
+_ALERTS_INTRODUCTION = """\
+## Alerts
+
+Their names begin with `ChannelIndex`. `severity` is warning or critical; critical means that the index stands still
+somewhere, or soon will.
 """
 
 EXIT_CODES = {
@@ -81,6 +112,22 @@ def commands() -> str:
     return "\n".join(parts)
 
 
+def metrics_and_alerts() -> str:
+    """docs/metrics.md."""
+    parts = [_METRICS_INTRODUCTION, "| metric | kind | unit | labels | says | when it looks wrong |"]
+    parts[-1] += "\n| --- | --- | --- | --- | --- | --- |"
+    for metric in metrics.METRICS:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        parts[-1] += f"\n| `{metric.exposed_name}` | {metric.kind} | {metric.unit} | {labels} | {metric.says} "
+        parts[-1] += f"| {metric.action} |"
+    parts[-1] += "\n"
+    parts += [_ALERTS_INTRODUCTION, "| alert | severity | says | what to do |\n| --- | --- | --- | --- |"]
+    parts[-1] += "".join(
+        f"\n| {alert.name} | {alert.severity} | {alert.says} | {alert.action} |" for alert in alerts.ALERTS
+    )
+    return "\n".join(parts) + "\n"
+
+
 def _command(name: str, parser: argparse.ArgumentParser) -> str:
     rows = "\n".join(f"| `{names}` | {text} |" for names, text in _arguments(parser))
     head = "| argument | meaning |\n| --- | --- |"
@@ -98,9 +145,11 @@ def _arguments(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
 
 
 def main(folder: Path) -> None:
-    """Write both files into *folder*."""
+    """Write all of them into *folder*."""
     (folder / "configuration.md").write_text(configuration(), encoding="utf-8")
     (folder / "commands.md").write_text(commands(), encoding="utf-8")
+    (folder / "metrics.md").write_text(metrics_and_alerts(), encoding="utf-8")
+    (folder / "alerts.yml").write_text(alerts.rules(), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,135 @@
+"""The node's HTTP endpoint: real nodes, scraped as Prometheus does, with the parser that its maintainers ship."""
+
+import signal
+import socket
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+
+import psutil
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from channelindex import exits
+from channelindex.devbucket.process import DevBucket
+from channelindex.devbucket.setup import DevBucketConfig
+from channelindex.sync_gateway.layouts import InlineLayout
+from channelindex.sync_gateway.loader import Loader
+from channelindex.sync_gateway.synthetic import synthetic_revisions
+from tests.support.node import Node, until
+from tests.support.running import await_stable, connect
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def get(port: int, path: str) -> tuple[int, str]:
+    """Status and body; 0 where nobody listens."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+    except (urllib.error.URLError, ConnectionError):
+        return 0, ""
+
+
+def total(text: str, name: str) -> float:
+    families = text_string_to_metric_families(text)
+    return sum(sample.value for family in families for sample in family.samples if sample.name == name)
+
+
+@pytest.fixture
+def running(tmp_path, redis_url):
+    @contextmanager
+    def start(port: int, **settings):
+        settings = {"coordination__ttl_s": 1.0, "index__partitions": 16, **settings}
+        with (
+            DevBucket(DevBucketConfig(n_vbuckets=64)) as bucket,
+            connect(bucket) as client,
+            Node("n1", tmp_path, redis_url, bucket, metrics__listen=f"127.0.0.1:{port}", **settings).start() as node,
+        ):
+            source = synthetic_revisions(seed=5, n_documents=100)
+            loader = Loader(client, InlineLayout())
+            yield node, bucket, lambda n: loader.load([next(source) for _ in range(n)])
+
+    return start
+
+
+def test_a_node_tells_what_it_did_and_becomes_ready(running, redis_url):
+    port = free_port()
+    with running(port) as (node, bucket, write):
+        write(300)
+        await_stable(redis_url, bucket)
+        until(lambda: get(port, "/readyz")[0] == 200, "the node to be ready")
+        assert get(port, "/readyz") == (200, "ok\n")
+        assert get(port, "/healthz") == (200, "ok\n")
+        assert get(port, "/")[0] == 404
+        _, text = get(port, "/metrics")
+        assert total(text, "channelindex_feed_events_total") > 0
+        assert total(text, "channelindex_leases") == total(text, "channelindex_partition_streaming") == 16
+        assert total(text, "channelindex_writer_store_seconds_count") > 0
+        assert total(text, "channelindex_process_restarts_total") == 0
+        assert total(text, "channelindex_process_resident_bytes") > 50e6
+        assert node.drain() == exits.OK
+
+
+def test_lag_in_seconds_grows_while_nothing_is_written_and_outlives_a_feed_worker(running, redis_url):
+    port = free_port()
+    with running(port, metrics__ready_lag_s=1.0) as (node, bucket, write):
+        until(lambda: get(port, "/readyz")[0] == 200, "the node to be ready")
+        writers = node.children("batch_writer")
+        for writer in writers:
+            writer.send_signal(signal.SIGSTOP)
+        write(100)
+        until(lambda: "behind" in get(port, "/readyz")[1], "the lag to pass the limit")
+        for worker in node.children("feed_worker"):
+            worker.kill()
+        until(lambda: total(get(port, "/metrics")[1], "channelindex_process_restarts_total") >= 2, "restarts")
+        assert "behind" in get(port, "/readyz")[1]
+        for writer in writers:
+            writer.send_signal(signal.SIGCONT)
+        await_stable(redis_url, bucket)
+        until(lambda: get(port, "/readyz")[0] == 200, "the node to be ready again")
+        assert total(get(port, "/metrics")[1], "channelindex_partition_lag_seconds") == 0
+
+
+def test_a_port_that_is_taken_costs_the_metrics_and_nothing_else(running, redis_url):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with running(taken.getsockname()[1]) as (node, bucket, write):
+            until(lambda: "monitor.not_listening" in node.log.read_text(), "the log to say so")
+            write(50)
+            await_stable(redis_url, bucket)
+            assert node.running
+
+
+def test_a_monitor_that_dies_or_hangs_is_replaced_and_a_reload_moves_it(running):
+    port, other = free_port(), free_port()
+    with running(port, workers__heartbeat_timeout_s=1.0) as (node, _bucket, _write):
+        until(lambda: get(port, "/healthz")[0] == 200, "the monitor")
+        node.children("monitor")[0].kill()
+        until(lambda: get(port, "/healthz")[0] == 200, "another monitor")
+        (frozen,) = node.children("monitor")
+        frozen.send_signal(signal.SIGSTOP)
+        until(lambda: not psutil.pid_exists(frozen.pid), "the frozen monitor to be killed")
+        until(lambda: get(port, "/healthz")[0] == 200, "another monitor")
+        node.config.write_text(node.config.read_text().replace(str(port), str(other)))
+        node.signal(signal.SIGHUP)
+        until(lambda: get(other, "/healthz")[0] == 200, "the monitor at its new address")
+        assert get(port, "/healthz")[0] == 0
+
+
+def test_clients_that_say_nothing_do_not_keep_others_out(running):
+    port = free_port()
+    with running(port) as (node, _bucket, _write):
+        until(lambda: get(port, "/healthz")[0] == 200, "the monitor")
+        silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(40)]
+        until(lambda: get(port, "/healthz")[0] == 200, "an answer when the silent have been left")
+        for client in silent:
+            client.close()
+        assert node.running

@@ -1,0 +1,115 @@
+"""Alive and ready: what makes a node say no, and that it says why."""
+
+import pytest
+
+from channelindex.settings import listen_address
+from coordinator.link import Held, Trouble
+from workers.board import Board
+from workers.health import ALIVE_S, liveness, readiness
+from workers.rate import Rate
+from workers.report import NodeReport
+from workers.state import State
+
+S = 10**9
+LATER_NS = 1000 * S
+
+
+@pytest.fixture
+def board() -> Board:
+    """The board of a node that is ready at LATER_NS, with partitions 0 and 1 of 4."""
+    board = Board(4)
+    report = NodeReport(board)
+    held = Held({0: 2000.0, 1: 2000.0}, [], n_members=2)
+    report.tell(State.RUNNING, held, 999.0, {0, 1})
+    board.supervisor.set(beat_ns=LATER_NS)
+    for row in board.partitions[:2]:
+        row.set(streaming=1)
+    return board
+
+
+def problems(board: Board) -> str:
+    return "; ".join(readiness(board, LATER_NS, 30).problems)
+
+
+def test_a_node_with_settled_leases_that_keeps_up_is_ready(board):
+    assert readiness(board, LATER_NS, 30).is_ok
+    assert liveness(board, LATER_NS).is_ok
+
+
+def test_a_supervisor_that_stands_still_is_neither_alive_nor_ready(board):
+    now_ns = LATER_NS + round((ALIVE_S + 1) * S)
+    assert not liveness(board, now_ns).is_ok
+    assert not readiness(board, now_ns, 30).is_ok
+
+
+@pytest.mark.parametrize(
+    ("held", "problem"),
+    [
+        (Held({0: 2000.0, 1: 2000.0}, [], trouble=Trouble(71, "gone")), "cannot be looked after"),
+        (Held({0: 2000.0, 1: 2000.0}, [], n_to_move=3), "3 partitions have yet to move"),
+        (Held({0: 2000.0, 1: 2000.0}, [], unowned={2: 1.0}), "1 partitions have no owner"),
+        (Held({0: 2000.0, 3: 2000.0}, []), "1 of 2 partitions are not streaming"),
+    ],
+)
+def test_unsettled_leases_are_named(board, held, problem):
+    for row in board.partitions:
+        row.set(leased_ns=0)
+    report = NodeReport(board)
+    report.tell(State.RUNNING, held, 999.0, {0, 1})
+    board.supervisor.set(beat_ns=LATER_NS)
+    assert problem in problems(board)
+
+
+def test_lag_above_the_limit_is_named(board):
+    board.partitions[1].set(behind_ns=LATER_NS - 29 * S)
+    assert not problems(board)
+    board.partitions[1].set(behind_ns=LATER_NS - 31 * S)
+    assert "a partition is 31 s behind (metrics.ready_lag_s = 30)" in problems(board)
+
+
+def test_a_node_that_drains_is_not_ready(board):
+    report = NodeReport(board)
+    report.tell(State.DRAINING, None, 0.0, set())
+    board.supervisor.set(beat_ns=LATER_NS)
+    assert "reloading or draining" in problems(board)
+
+
+def test_a_node_that_has_heard_nothing_of_leases_is_not_ready():
+    board = Board(1)
+    NodeReport(board)
+    board.supervisor.set(beat_ns=LATER_NS)
+    assert "nothing is known" in problems(board)
+
+
+def test_moves_are_counted_and_rows_of_lost_partitions_are_empty():
+    board = Board(4)
+    report = NodeReport(board)
+    report.tell(State.RUNNING, Held({0: 9.0, 1: 9.0}, []), 1.0, set())
+    board.partitions[1].set(lag=5, behind_ns=3, streaming=1)
+    report.tell(State.RUNNING, Held({0: 9.0, 2: 9.0}, []), 2.0, set())
+    assert (board.supervisor.get("gained"), board.supervisor.get("lost")) == (3, 1)
+    assert board.partitions[1].get("lag") == board.partitions[1].get("leased_ns") == 0
+    assert board.partitions[2].get("deadline_ns") == 9 * S
+
+
+def test_a_partition_without_a_worker_does_not_stream():
+    board = Board(2)
+    report = NodeReport(board)
+    report.tell(State.RUNNING, Held({0: 9.0, 1: 9.0}, []), 1.0, {0, 1})
+    for row in board.partitions:
+        row.set(streaming=1)
+    report.tell(State.RUNNING, Held({0: 9.0, 1: 9.0}, []), 1.0, {1})
+    assert [row.get("streaming") for row in board.partitions] == [0, 1]
+
+
+def test_a_rate_outlives_the_restart_of_a_process():
+    rate = Rate()
+    assert rate.per_s(0.0, {7: 1000}) == 0
+    assert rate.per_s(1.0, {7: 1500}) == 500
+    assert rate.per_s(2.0, {8: 500}) == 500
+    assert rate.per_s(12.0, {8: 500}) == 0
+
+
+def test_an_address_is_host_and_port():
+    assert listen_address("127.0.0.1:9480") == ("127.0.0.1", 9480)
+    assert listen_address("[::1]:0") == ("::1", 0)

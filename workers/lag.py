@@ -1,0 +1,65 @@
+"""How long a change of the source has been waiting to become stable, by partition: pure, and bounded in memory.
+
+Per vbucket a few *marks* (when it was seen, how far the source was then), the oldest first. The stable clock strikes
+out the marks that it has reached; the first that is left tells since when something waits. When a vbucket has as many
+marks as it may have, the last one stands for all that is newer, so the answer then says too long, never too short.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from typing import NamedTuple
+
+MAX_MARKS = 8
+"""Per vbucket. At two looks a second, four seconds of lag are told to half a second; more need no such detail."""
+
+
+class Behind(NamedTuple):
+    """What a partition lacks: seqnos, and since when (0: nothing)."""
+
+    seqnos: int
+    since_ns: int
+
+
+class LagMeter:
+    """Measures the lag of the vbuckets of partitions that are *partition_width* vbuckets wide."""
+
+    def __init__(self, partition_width: int) -> None:
+        self._width = partition_width
+        self._marks: dict[int, deque[tuple[int, int]]] = {}
+
+    def measure(
+        self, now_ns: int, highs: Mapping[int, int], stable: Mapping[int, int], inherited: Mapping[int, int]
+    ) -> dict[int, Behind]:
+        """How far each partition of the vbuckets in *highs* is behind, given the source's and the stable seqnos.
+
+        *inherited* says of partitions since when they were behind under the worker before us: what a vbucket lacks at
+        our first look has been waiting since then. So a worker that dies again and again does not hide its lag.
+        Vbuckets that are not in *stable* are not ours (any more).
+        """
+        self._marks = {vb: marks for vb, marks in self._marks.items() if vb in stable}
+        seqnos: dict[int, int] = {}
+        since_ns: dict[int, int] = {}
+        for vb, high in highs.items():
+            if vb not in stable:
+                continue
+            partition = vb // self._width
+            seqnos[partition] = seqnos.get(partition, 0) + max(0, high - stable[vb])
+            oldest_ns = self._look(vb, high, stable[vb], now_ns, inherited.get(partition, 0) or now_ns)
+            if oldest_ns:
+                since_ns[partition] = min(oldest_ns, since_ns.get(partition, oldest_ns))
+        return {partition: Behind(n, since_ns.get(partition, 0)) for partition, n in seqnos.items()}
+
+    def _look(self, vb: int, high: int, stable: int, now_ns: int, first_ns: int) -> int:
+        """Bring the marks of *vb* up to date; the time of the oldest, 0 if there is none."""
+        marks = self._marks.get(vb)
+        seen_ns = now_ns
+        if marks is None:
+            marks = self._marks[vb] = deque()
+            seen_ns = first_ns
+        while marks and marks[0][1] <= stable:
+            marks.popleft()
+        if high > stable and (not marks or high > marks[-1][1]):
+            if len(marks) == MAX_MARKS:
+                seen_ns, _ = marks.pop()
+            marks.append((seen_ns, high))
+        return marks[0][0] if marks else 0
