@@ -16,9 +16,14 @@ class Cluster:
         self.topology: Topology = bucket.topology
         self.accounts = accounts
         self.logins_refused = False
+        self.warming_up = False
         self.idle_timeout_s = idle_timeout_s
         self.now = now  # monotonic seconds
         self.flush: Callable[[Bucket], None] | None = None  # None: there is no file, memory counts as disk
+
+    def to_select(self) -> Bucket | None:
+        """The bucket, if a client can select it: not while a node that has started still reads its data."""
+        return None if self.warming_up else self.bucket
 
     def persist(self) -> None:
         """Let everything that was written so far be on disk."""

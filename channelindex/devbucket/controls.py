@@ -165,6 +165,10 @@ class Controls:
         """Refuse every login, whatever the password, or be as before; who is logged in stays so."""
         self._cluster.logins_refused = on
 
+    def warm_up(self, on: bool = True) -> None:
+        """Be as just after a start: no client can select the bucket yet, or be done with it; selected ones stay so."""
+        self._cluster.warming_up = on
+
     def stall_disk(self, on: bool = True) -> None:
         """Write no more changes to the file, or go on: what kill -9 loses. Durable writes are written all the same."""
         self._server.disk_stalled = on

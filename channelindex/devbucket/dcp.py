@@ -5,13 +5,13 @@ Source: couchbase/kv_engine docs/dcp/documentation/commands, and recordings of a
 
 import struct
 
-from channelindex.devbucket.items import NO_VALUE, NO_VALUE_KEEP_DATATYPE
+from channelindex.devbucket.items import NO_VALUE, NO_VALUE_KEEP_DATATYPE, TAKES_SNAPPY
 from channelindex.devbucket.producer import MODE_FLAGS, PRODUCER, Producer
 from channelindex.devbucket.replies import HangUp, Malformed, Refused, Reply
 from channelindex.devbucket.session import Command, Session
 from channelindex.devbucket.streams import Range
 from channelindex.devbucket.vbucket import State, VBucket
-from channelindex.mcbp import Frame, Op, Status
+from channelindex.mcbp import Feature, Frame, Op, Status
 
 # Flags of STREAM_REQ; unknown ones are ignored.
 DISK_ONLY = 0x02
@@ -45,7 +45,9 @@ def _open(session: Session, request: Frame) -> Reply:
     session.dcp_open = True
     session.node.take_over(name, session)
     if flags & PRODUCER:
-        session.producer = Producer(name, flags, session.node.cluster.idle_timeout_s, session.node.cluster.now())
+        cluster = session.node.cluster
+        mode = flags & MODE_FLAGS | (TAKES_SNAPPY if Feature.SNAPPY in session.features else 0)
+        session.producer = Producer(name, mode, cluster.idle_timeout_s, cluster.now())
     return Reply()
 
 

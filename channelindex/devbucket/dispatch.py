@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 from channelindex import mcbp
 from channelindex.devbucket import dcp, framing, kv, locking, session, subdoc
+from channelindex.devbucket.items import decompressed
 from channelindex.devbucket.replies import HangUp, Malformed, Refused, Reply
 from channelindex.devbucket.session import Session
-from channelindex.mcbp import Frame, Op, Status
+from channelindex.feeds.base import SNAPPY
+from channelindex.mcbp import Feature, Frame, Op, Status
 
 _COMMANDS = session.COMMANDS | dcp.COMMANDS
 _BUCKET_COMMANDS = kv.COMMANDS | locking.COMMANDS | subdoc.COMMANDS
@@ -41,9 +43,19 @@ def _run(session: Session, frame: Frame) -> Reply | Sequence[Reply] | None:
         return command(session, frame)
     if (command := _BUCKET_COMMANDS.get(frame.opcode)) is not None:
         session.require_bucket(frame)
+        if frame.datatype & SNAPPY:
+            frame = _decompressed(session, frame)
         level = framing.durability_level(frame) if frame.framing else 0
         reply = command(session, frame)
         if level >= framing.MAJORITY_AND_PERSIST:  # without replicas, the node that has the change is a majority
             session.node.cluster.persist()
         return reply
     raise Refused(Status.UNKNOWN_COMMAND)
+
+
+def _decompressed(session: Session, frame: Frame) -> Frame:
+    """The request with its value decompressed; what it stores is sent as each client can take it."""
+    value = decompressed(frame.value, mcbp.MAX_BODY_BYTES) if Feature.SNAPPY in session.features else None
+    if value is None:
+        raise Malformed
+    return frame._replace(value=value, datatype=frame.datatype & ~SNAPPY)

@@ -6,18 +6,21 @@ join: `head` + opaque + `middle` + `payload`. In the usual feed modes the payloa
 
 import struct
 
+import cramjam
 import orjson
 
 from channelindex import mcbp
-from channelindex.feeds.base import JSON, XATTR
+from channelindex.feeds.base import JSON, SNAPPY, XATTR
 from channelindex.mcbp import Op
 
-# Feed modes: the flags of DCP_OPEN that change what a message carries, and the one control that does.
+# Feed modes: the flags of DCP_OPEN that change what a message carries, and the controls that do.
 INCLUDE_XATTRS = 0x04
 NO_VALUE = 0x08
 DELETE_TIMES = 0x20
 NO_VALUE_KEEP_DATATYPE = 0x40
 EXPIRY_OPCODE = 0x10000
+TAKES_SNAPPY = 0x20000
+COMPRESS = 0x40000
 
 _HEAD = struct.Struct(">BBHBBHI")  # the frame header up to the opaque
 _MUTATION = struct.Struct(">QQQIIIHB")  # CAS, by-seqno, rev seqno, flags, expiry, lock time, nmeta, nru
@@ -106,6 +109,8 @@ class Item:
         """Fill `head`, `middle`, `payload` and `size` for a stream of that feed mode."""
         opcode, extras = self._opcode_and_extras(mode)
         datatype, self.payload = self._datatype_and_payload(mode)
+        if mode & (TAKES_SNAPPY if self.deleted else COMPRESS) and self.payload:
+            datatype, self.payload = self._compressed(datatype, self.payload)
         extras_bytes = len(extras) - _CAS_BYTES
         body_bytes = extras_bytes + len(self.key) + len(self.payload)
         self.head = _HEAD.pack(mcbp.REQUEST, opcode, len(self.key), extras_bytes, datatype, self.vb, body_bytes)
@@ -134,6 +139,26 @@ class Item:
             return self.datatype, self.value
         payload = mcbp.join_xattrs(self.xattrs().items(), b"") if self.datatype & XATTR else b""
         return (self.datatype if mode & NO_VALUE_KEEP_DATATYPE else self.datatype & XATTR), payload
+
+    def _compressed(self, datatype: int, value: bytes) -> tuple[int, bytes]:
+        """Datatype and value compressed: of a document only if it gets shorter.
+
+        Tombstones lie on a real server's disk compressed, and are sent so to whoever can take it.
+        """
+        compressed = bytes(cramjam.snappy.compress_raw(value))
+        if self.deleted or len(compressed) < len(value):
+            return datatype | SNAPPY, compressed
+        return datatype, value
+
+
+def decompressed(value: bytes, most_bytes: int) -> bytes | None:
+    """The value of which this is the compressed form; None if it is none, or longer than *most_bytes*."""
+    try:
+        if cramjam.snappy.decompress_raw_len(value) > most_bytes:
+            return None
+        return bytes(cramjam.snappy.decompress_raw(value))
+    except cramjam.DecompressionError:
+        return None
 
 
 def datatype_of(body: bytes) -> int:

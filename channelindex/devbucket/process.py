@@ -200,6 +200,10 @@ class DevBucket:
         """Refuse every login, whatever the password, or be as before."""
         self._call("refuse_logins", on)
 
+    def warm_up(self, *, on: bool) -> None:
+        """Be as just after a start: no client can select the bucket yet, or be done with it."""
+        self._call("warm_up", on)
+
     def stall_disk(self, *, on: bool) -> None:
         """Write no more changes to the file, or go on: what `kill` loses. Durable writes are written all the same."""
         self._call("stall_disk", on)

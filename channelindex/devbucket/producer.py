@@ -5,11 +5,13 @@ from collections.abc import Callable
 
 from channelindex.devbucket.flow import FlowWindow, NoopKeeper
 from channelindex.devbucket.items import (
+    COMPRESS,
     DELETE_TIMES,
     EXPIRY_OPCODE,
     INCLUDE_XATTRS,
     NO_VALUE,
     NO_VALUE_KEEP_DATATYPE,
+    TAKES_SNAPPY,
 )
 from channelindex.devbucket.replies import Refused
 from channelindex.devbucket.streams import END_CLOSED, Range, Stream
@@ -26,12 +28,12 @@ WITHOUT_EFFECT = frozenset({"set_priority", "supports_cursor_dropping_vulcan", "
 class Producer:
     """All streams of one connection. Streams that have something to send wait for their turn in a queue."""
 
-    def __init__(self, name: str, open_flags: int, idle_timeout_s: float, now: float) -> None:
+    def __init__(self, name: str, mode: int, idle_timeout_s: float, now: float) -> None:
         self.name = name
         self.flow = FlowWindow()
         self.noop = NoopKeeper(idle_timeout_s, now)
         self.on_ready: Callable[[], None] = lambda: None
-        self._mode = open_flags & MODE_FLAGS
+        self._mode = mode
         self._end_on_close = False
         self._streams: dict[int, Stream] = {}
         self._queue: deque[Stream] = deque()
@@ -62,6 +64,8 @@ class Producer:
             self._end_on_close = _switch(value)
         elif name == "enable_expiry_opcode":
             self._mode = self._mode & ~EXPIRY_OPCODE | (EXPIRY_OPCODE if _switch(value) else 0)
+        elif name == "force_value_compression" and self._mode & TAKES_SNAPPY:
+            self._mode = self._mode & ~COMPRESS | (COMPRESS if _switch(value) else 0)
         elif name == "stream_buffer_size":
             raise Refused(Status.NOT_SUPPORTED)
         elif name not in WITHOUT_EFFECT:

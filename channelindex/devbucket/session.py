@@ -25,6 +25,7 @@ OFFERED = frozenset(
         Feature.XATTR,
         Feature.XERROR,
         Feature.SELECT_BUCKET,
+        Feature.SNAPPY,
         Feature.JSON,
         Feature.DUPLEX,
         Feature.CLUSTERMAP_NOTIFICATION,
@@ -34,7 +35,7 @@ OFFERED = frozenset(
         Feature.PRESERVE_TTL,
     }
 )
-"""No compression, collections or tracing: a client that is granted them changes what it sends."""
+"""No tracing: a client that is granted it changes what it sends."""
 
 ERROR_MAP = b'{"version":1,"revision":1,"errors":{}}'
 
@@ -181,7 +182,7 @@ def select_bucket(session: Session, request: Frame) -> Reply:
     name = request.key.decode(errors="replace")
     if session.account is None or not session.account.may_use(name):
         raise Refused(Status.EACCESS)
-    bucket = session.node.cluster.bucket
+    bucket = session.node.cluster.to_select()
     if bucket is None or name != bucket.name:
         raise Refused(Status.KEY_ENOENT)
     session.selected = bucket
@@ -192,7 +193,7 @@ def list_buckets(session: Session, _request: Frame) -> Reply:
     """The names of the buckets that the user may use, separated by blanks."""
     if session.account is None:
         raise Refused(Status.EACCESS)
-    bucket = session.node.cluster.bucket
+    bucket = session.node.cluster.to_select()
     return Reply(bucket.name.encode() if bucket is not None and session.account.may_use(bucket.name) else b"")
 
 

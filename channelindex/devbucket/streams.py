@@ -130,17 +130,21 @@ class Stream:
 
     def _begin_snapshot(self) -> bytes:
         """Take the next snapshot and return its marker. The first one starts where the client's snapshot did."""
-        flags = self._snapshot_flags()
-        self._items, self._next = self.vbucket.items_after(self._position), 0
-        start = self._items[0].seqno if self._snap_start is None else self._snap_start
+        flags, end = self._next_snapshot()
+        self._items, self._next = self.vbucket.items_after(self._position, end), 0
+        start = self._snap_start
+        if start is None:
+            start = self._items[0].seqno if self._items else self._position + 1
         self._snap_start = None
-        self._position = self.vbucket.high_seqno
-        return self._message(Op.DCP_SNAPSHOT_MARKER, _MARKER_EXTRAS.pack(start, self._position, flags))
+        self._position = end
+        return self._message(Op.DCP_SNAPSHOT_MARKER, _MARKER_EXTRAS.pack(start, end, flags))
 
-    def _snapshot_flags(self) -> int:
+    def _next_snapshot(self) -> tuple[int, int]:
+        """The flags of the next snapshot and its last seqno: from disk all there is, from memory one checkpoint."""
         if self._from_disk or self._position + 1 < self.vbucket.memory_from:
-            return DISK
-        return MEMORY | (CHECKPOINT if self._position < self.vbucket.checkpoint_from else 0)
+            return DISK, self.vbucket.high_seqno
+        first, last = self.vbucket.checkpoint_of(self._position + 1)
+        return MEMORY | (CHECKPOINT if self._position < first else 0), last
 
     def _end_message(self, reason: int) -> bytes:
         return self._message(Op.DCP_STREAM_END, reason.to_bytes(4, "big"))

@@ -63,7 +63,7 @@ class VBucket:
         self.high_seqno = 0
         self.purge_seqno = 0
         self.memory_from = 1  # seqnos below are on disk: who starts below is sent a disk snapshot first
-        self.checkpoint_from = 1  # first seqno of the open source checkpoint
+        self.checkpoint_starts = [1]  # first seqnos of the source checkpoints; the last one is open
         self.watchers: set[Watcher] = set()
         self.locks = Locks(clock)
         self._clock = clock
@@ -118,17 +118,31 @@ class VBucket:
 
     def settle(self) -> None:
         """What is here now is on disk only, as after a clean restart; new seqnos begin a source checkpoint."""
-        self.memory_from = self.checkpoint_from = self.high_seqno + 1
+        self.memory_from = self.high_seqno + 1
+        self.checkpoint_starts = [self.memory_from]
         self._tell_changed()
 
     def new_checkpoint(self) -> None:
-        """Close the open source checkpoint: the next snapshot says so."""
-        self.checkpoint_from = self.high_seqno + 1
+        """Close the open source checkpoint: what comes is sent as a snapshot of its own."""
+        if self.checkpoint_starts[-1] <= self.high_seqno:
+            self.checkpoint_starts.append(self.high_seqno + 1)
 
-    def items_after(self, seqno: int) -> list[Item]:
-        """The newest versions of all keys that changed after *seqno*, in the order of their seqnos."""
+    def checkpoint_of(self, seqno: int) -> tuple[int, int]:
+        """The first and the last seqno of the source checkpoint that holds *seqno*."""
+        number = bisect_right(self.checkpoint_starts, seqno)
+        following = self.checkpoint_starts[number : number + 1]
+        first = self.checkpoint_starts[max(0, number - 1)]
+        return first, min([self.high_seqno, *(start - 1 for start in following)])
+
+    def items_after(self, seqno: int, until: int | None = None) -> list[Item]:
+        """The newest versions of all keys that changed after *seqno*, in the order of their seqnos.
+
+        With *until*, the versions that were the newest at that seqno, which may not be before the last checkpoint.
+        """
+        end = self.high_seqno if until is None else until
         first = bisect_right(self._log, seqno, key=_seqno_of)
-        return [item for item in self._log[first:] if not item.superseded_by]
+        last = len(self._log) if end == self.high_seqno else bisect_right(self._log, end, key=_seqno_of)
+        return [item for item in self._log[first:last] if not 0 < item.superseded_by <= end]
 
     def rollback_for(
         self, vbuuid: int, start: int, snap_start: int, snap_end: int, *, strict: bool = False
@@ -171,6 +185,7 @@ class VBucket:
         self._n_superseded = len(self._log) - len(self._newest)
         self.high_seqno = cut
         self.failover_log.branch(cut)
+        self.checkpoint_starts = [start for start in self.checkpoint_starts if start <= cut] or [cut + 1]
         self.unsaved = self.rewritten = True
 
     def set_state(self, state: State) -> bool:
@@ -282,6 +297,8 @@ class VBucket:
         self._kept_from = max(self._kept_from, self.high_seqno - MAX_LOSS)
         self.unsaved = self.rewritten = True
         self._log = [item for item in self._log if not 0 < item.superseded_by <= self._kept_from]
+        first, *others = self.checkpoint_starts  # a checkpoint that lacks versions is one with the next
+        self.checkpoint_starts = [first, *(start for start in others if start > self._kept_from)]
         self._n_superseded = len(self._log) - len(self._newest)
 
     def _tell_changed(self) -> None:

@@ -185,3 +185,13 @@ def test_resume_in_a_bucket_made_anew_rolls_back_to_zero(bucket, open_client, wr
     assert (refused.status, refused.value) == (Status.ROLLBACK, bytes(8))
     with pytest.raises(ConfigInvalid, match="there already"):
         bucket.create_bucket()
+
+
+def test_bucket_that_warms_up_cannot_be_selected_yet(bucket, open_client, writer):
+    bucket.warm_up(on=True)
+    client = open_client()
+    client.call(Op.SASL_AUTH, key=b"PLAIN", value=b"\0Administrator\0password")
+    assert client.call(Op.SELECT_BUCKET, key=b"default").status == Status.KEY_ENOENT
+    assert writer.set(0, b"k", b"{}").status == Status.SUCCESS
+    bucket.warm_up(on=False)
+    assert client.call(Op.SELECT_BUCKET, key=b"default").status == Status.SUCCESS

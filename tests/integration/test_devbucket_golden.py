@@ -1,17 +1,13 @@
 """The dev bucket answers the recordings of a real server as that server did.
 
-Not covered, and why:
-- b_variety_disk_snappy, b_variety_disk_snappy_hello_only: the dev bucket offers no compression.
-- h_noop: a minute of waiting; `tests/unit/test_devbucket_flow.py` replays its times on a clock of its own.
-- n_server_stop: what a bucket holds is gone with its process; there is no persistence.
-- o_checkpoints: the dev bucket keeps one version of a key, not one per source checkpoint.
-Of j_bucket_delete the connection that finds no bucket is left out: a dev bucket always has one. Of e_rollback_purge the
-tombstones that the real server still had in memory after their purge are not expected.
+What may differ is in `ALLOWED` of `tests/support/devbucket_replay.py`. One recording is not replayed here: h_noop is a
+minute of waiting, which `tests/unit/test_devbucket_flow.py` goes through on a clock of its own.
 """
 
 import struct
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -167,6 +163,8 @@ def test_variety_from_disk():
 @pytest.mark.parametrize(
     "name",
     [
+        "snappy.jsonl",
+        "snappy_hello_only.jsonl.gz",
         "delete_times.jsonl.gz",
         "no_json_hello.jsonl.gz",
         "no_value.jsonl",
@@ -330,17 +328,13 @@ def test_bucket_deleted_and_made_anew():
         for i in range(8):
             replay.writer().set(0, f"n{i}".encode(), b"{}")
 
-    def delete(replay: Replay) -> None:
-        replay.bucket.drop_connections()
-
     steps: tuple[tuple[str, Step], ...] = (
-        ("DELETE_BUCKET default", delete),
-        ("bucket re-created", Replay.replace_bucket),
+        ("DELETE_BUCKET default", lambda replay: replay.bucket.drop_bucket()),
+        ("bucket re-created", lambda replay: replay.bucket.create_bucket()),
         ("start=0", eight_new),
     )
     load = numbered(5, value="{{}}")
-    path = shared_path("golden/j_bucket_delete.jsonl")
-    Replay(path, load=load, steps=steps, ignore=lambda line: line.conn == "reconnect").run()
+    Replay(shared_path("golden/j_bucket_delete.jsonl"), load=load, steps=steps).run()
 
 
 def test_close_stream():
@@ -380,3 +374,39 @@ def test_interleaving_of_many_streams():
 def test_cluster_map():
     steps = (("a new cluster map is set", lambda replay: replay.bucket.set_vbucket_state(3, State.DEAD)),)
     Replay(shared_path("golden/r_cluster_config.jsonl"), steps=steps).run()
+
+
+def test_server_stopped_and_started(tmp_path):
+    def stop(replay: Replay) -> None:
+        replay.bucket.stop_node(0)
+
+    def start_without_a_bucket(replay: Replay) -> None:
+        replay.restart()
+        replay.bucket.warm_up(on=True)
+
+    steps: tuple[tuple[str, Step], ...] = (
+        ("SIGTERM to the server", stop),
+        ("the bucket is not created yet", start_without_a_bucket),
+        ("dcp2: REQ HELLO", lambda replay: replay.bucket.warm_up(on=False)),
+    )
+
+    path = shared_path("golden/n_server_stop.jsonl")
+    Replay(path, load=numbered(3, value="{{}}"), steps=steps, file=tmp_path / "bucket.db").run()
+
+
+def test_source_checkpoints():
+    def fill(writer: Writer, bucket: Bucket) -> None:
+        for checkpoint, keys in ((1, b"aba"), (2, b"ac"), (3, b"b")):
+            for key in keys:
+                writer.set(0, bytes([key]), b'{"cp":%d}' % checkpoint)
+            if checkpoint < 3:
+                bucket.vbuckets[0].new_checkpoint()
+        writer.delete(0, b"c")
+
+    Replay(shared_path("golden/o_checkpoints.jsonl"), load=loading(fill)).run()
+
+
+def test_every_recording_has_a_test():
+    names = {path.name for path in shared_path("golden").glob("*.jsonl*")}
+    text = Path(__file__).read_text() + Path(__file__).parent.parent.joinpath("unit/test_devbucket_flow.py").read_text()
+    assert {name for name in names if name.removeprefix("b_variety_disk_") not in text} == set()

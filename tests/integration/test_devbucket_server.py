@@ -9,12 +9,14 @@ import sys
 import time
 from collections.abc import Iterator
 
+import cramjam
 import pytest
 
 from channelindex.devbucket import DevBucket, DevBucketConfig
 from channelindex.devbucket.items import DELETE_TIMES, INCLUDE_XATTRS
 from channelindex.devbucket.vbucket import State
 from channelindex.errors import ConfigInvalid, SourceUnavailable
+from channelindex.feeds.base import JSON, SNAPPY
 from channelindex.mcbp import REQUEST, Feature, Frame, Op, Status, pack_frame
 from tests.support.mcbp_client import RawClient, Writer
 
@@ -254,3 +256,29 @@ def test_bucket_ends_with_a_parent_that_was_killed():
     assert client.read() is None
     client.close()
     parent.stdout.close()
+
+
+def test_compressed_values_are_stored_plain_and_sent_as_each_client_takes_them(connect):
+    body = b'{"text":"' + b"x" * 200 + b'"}'
+    packed = bytes(cramjam.snappy.compress_raw(body))
+    writer = connect(Feature.SNAPPY)
+    stored = {"key": b"k", "extras": bytes(8), "value": packed, "datatype": SNAPPY}
+    assert writer.call(Op.SET, **stored).status == Status.SUCCESS
+    plain = connect()
+    assert plain.call(Op.GET, key=b"k").value == body
+    assert plain.call(Op.SET, **stored).status == Status.EINVAL
+    feed = connect(Feature.SNAPPY).open_dcp("packed", force_value_compression="true")
+    feed.request_stream(0)
+    mutation = next_of(feed, Op.DCP_MUTATION)
+    assert (mutation.datatype, bytes(cramjam.snappy.decompress_raw(mutation.value))) == (JSON | SNAPPY, body)
+    feed = connect().open_dcp("plain")
+    feed.request_stream(0)
+    assert next_of(feed, Op.DCP_MUTATION).value == body
+
+
+def test_compression_that_was_not_negotiated_or_makes_no_sense_is_refused(connect):
+    control = {"key": b"force_value_compression", "value": b"true"}
+    assert connect().open_dcp().call(Op.DCP_CONTROL, **control).status == Status.EINVAL
+    client = connect(Feature.SNAPPY)
+    assert client.call(Op.SET, key=b"k", extras=bytes(8), value=b"\xff" * 9, datatype=SNAPPY).status == Status.EINVAL
+    assert client.read() is None

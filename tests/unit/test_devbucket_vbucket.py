@@ -209,3 +209,36 @@ def test_loading_below_the_high_seqno_is_refused():
         vbucket.load(5, b"b", b"2")
     vbucket.load(9, b"a", b"3")
     assert [item.seqno for item in vbucket.items_after(0)] == [9]
+
+
+@settings(max_examples=150)
+@given(st.lists(st.one_of(KEYS, st.just(None)), max_size=60), st.integers(0, 20))
+def test_every_source_checkpoint_is_a_consistent_view_at_its_end(changes, max_loss):
+    """*changes*: a key that is written, or None where a checkpoint is closed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vbucket_module, "MAX_LOSS", max_loss)
+        vbucket = VBucket(0)
+        state_at: dict[int, dict[bytes, int]] = {0: {}}
+        for key in changes:
+            if key is None:
+                vbucket.new_checkpoint()
+            else:
+                seqno = vbucket.write(key, b"", 0).seqno
+                state_at[seqno] = state_at[seqno - 1] | {key: seqno}
+        position = 0
+        seen: dict[bytes, int] = {}
+        while position < vbucket.high_seqno:
+            _, end = vbucket.checkpoint_of(position + 1)
+            seen |= {item.key: item.seqno for item in vbucket.items_after(position, end)}
+            assert seen == state_at[end]
+            position = end
+
+
+def test_failover_forgets_checkpoints_that_it_loses():
+    vbucket = VBucket(0)
+    for _ in range(3):
+        vbucket.write(b"k", b"", 0)
+        vbucket.new_checkpoint()
+    vbucket.failover(2)
+    vbucket.write(b"k", b"", 0)
+    assert vbucket.checkpoint_of(1) == (1, 2)
