@@ -234,3 +234,11 @@ def test_without_acknowledgement_the_server_stops_within_its_buffer(bucket: DevB
         assert 40 <= len(reading.documents()) <= 52
         reading.acknowledging = True
         reading.until(lambda: len(reading.documents()) == 300)
+
+
+def test_documents_larger_than_the_buffer_come_one_by_one(bucket: DevBucket, kv: KvClient) -> None:
+    for i in range(3):
+        kv.store(b"large%d" % i, b"x" * 19_000_000)
+    with Reading(bucket, buffer_bytes=512 * 1024) as reading:
+        reading.until_caught_up(bucket)
+        assert {len(event[5]) for event in reading.events if event[0] == MUTATION} == {19_000_000}

@@ -3,6 +3,7 @@
 import itertools
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 
 import msgspec
 
@@ -116,21 +117,32 @@ class Replay:
             opaque, self._next_opaque = self._next_opaque, None
             yield next(self._own) if opaque is None else opaque
 
-    def run(self, lines: Iterable[Line], chunk: int) -> None:
-        """Take in the server's frames, cut into pieces of *chunk* bytes; the client's decide what is asked for."""
+    def run(self, lines: Iterable[Line], chunk: int = 1 << 30, cut: int | None = None) -> None:
+        """Take in the server's frames, cut into pieces of *chunk* bytes; the client's decide what is asked for.
+
+        With *cut*, they are cut behind that byte of each frame instead.
+        """
         pending = bytearray()
+        cuts: list[int] = []
         for line in lines:
             if line.opcode in HANDSHAKE_OPCODES or line.opcode in (Op.DCP_OPEN, Op.DCP_CONTROL):
                 continue
             if line.direction == "s2c":
+                if cut is not None and cut < len(line.data):
+                    cuts.append(len(pending) + cut)
                 pending += line.data
                 self._remember_log(line)
                 continue
-            self.feed(bytes(pending), chunk)
+            self._feed_pieces(bytes(pending), chunk, cuts)
             pending.clear()
             if line.opcode == Op.DCP_STREAM_REQ:
                 self._request(line.frame)
-        self.feed(bytes(pending), chunk)
+        self._feed_pieces(bytes(pending), chunk, cuts)
+
+    def _feed_pieces(self, data: bytes, chunk: int, cuts: list[int]) -> None:
+        for start, end in pairwise([0, *cuts, len(data)]):
+            self.feed(data[start:end], chunk)
+        cuts.clear()
 
     def feed(self, data: bytes, chunk: int) -> None:
         for start in range(0, len(data), chunk):

@@ -1,15 +1,18 @@
 """What a real server said, and what must be concluded from it. The recordings' README says why."""
 
+import random
 import re
 from pathlib import Path
 
 import pytest
 
-from channelindex.feeds.base import DELETION, HISTORY, JSON, MUTATION, ROLLBACK, SNAPSHOT, XATTR, Event
+from channelindex.decode.sync_gateway import SyncGatewayDecoder
+from channelindex.feeds.base import DELETION, HISTORY, JSON, MUTATION, ROLLBACK, SNAPPY, SNAPSHOT, XATTR, Event
 from channelindex.feeds.dcp.streams import State
-from channelindex.mcbp import Op, split_xattrs
+from channelindex.feeds.dcp.topology import parse_cluster_map
+from channelindex.mcbp import REQUEST, SERVER_REQUEST, Op, Status, split_xattrs
 from channelindex.model import ORIGIN, Checkpoint
-from tests.support.dcp_replay import Replay, counted_frames
+from tests.support.dcp_replay import ADDRESS, Replay, counted_frames, sent
 from tests.support.recording import Line, by_connection, described_event, outline, read_recording
 from tests.support.shared import SHARED, shared_path
 
@@ -17,6 +20,8 @@ RECORDINGS = sorted(path.name for path in (SHARED / "golden").glob("*.jsonl*")) 
 CHUNKS = (1, 2, 3, 7, 23, 24, 25, 31, 32, 33, 55, 100, 1000)
 LARGE_CHUNKS = (4096, 65_537)
 SMALL_BYTES = 100_000
+EVERY_BYTE = 400
+"""Frames up to this size are cut at every byte: head, extras and key of every frame are within it."""
 
 
 def recording(name: str) -> Path:
@@ -64,16 +69,41 @@ def test_cuts_change_nothing(name: str) -> None:
             assert cut.session.ignored_frames == whole.session.ignored_frames
 
 
-def test_one_cut_at_every_byte_changes_nothing() -> None:
-    lines = by_connection(recording("c_live_tail.jsonl"))["dcp"]
-    whole = replay(lines).events
-    requests = [line for line in lines if line.opcode == Op.DCP_STREAM_REQ]
-    data = b"".join(line.data for line in lines if Op.DCP_STREAM_END <= line.opcode <= Op.DCP_DELETION)
-    for cut in range(len(data)):
-        run = replay(requests)
-        run.feed(data[:cut], 1 << 30)
-        run.feed(data[cut:], 1 << 30)
-        assert run.events == whole
+def conclusions(run: Replay) -> tuple[object, ...]:
+    """All that follows from what the server sent."""
+    streams = {vb: (stream.state, stream.checkpoint) for vb, stream in run.streams._by_vb.items()}
+    session = run.session
+    return run.events, streams, session._parser.counted_bytes, session.ignored_frames, session.map_doubtful, run.configs
+
+
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_a_cut_at_any_byte_of_any_frame_changes_nothing(name: str) -> None:
+    """Each frame of the server in two pieces, the second with the first of the next: for each length of the first.
+
+    The values of large frames are cut at a sample of places only.
+    """
+    for lines in connections(name).values():
+        whole = conclusions(replay(lines))
+        longest = max((len(line.data) for line in lines if line.direction == "s2c"), default=0)
+        if longest < 24 or sum(len(line.data) for line in lines) > SMALL_BYTES:
+            continue
+        places = (
+            range(1, longest) if longest <= EVERY_BYTE else random.Random(name).sample(range(1, longest), EVERY_BYTE)
+        )
+        for place in places:
+            run = Replay()
+            run.run(lines, cut=place)
+            assert conclusions(run) == whole, place
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDINGS if name.startswith("b_") and name.endswith(".gz")])
+def test_cuts_of_large_recordings_change_nothing(name: str) -> None:
+    for lines in connections(name).values():
+        whole = conclusions(replay(lines))
+        for place in random.Random(name).sample(range(1, 400), 12):
+            run = Replay()
+            run.run(lines, cut=place)
+            assert conclusions(run) == whole, place
 
 
 # -- documents
@@ -267,3 +297,136 @@ def test_a_noop_is_echoed_byte_for_byte() -> None:
         session.receive(noop, 0.0)
         assert bytes(session.outgoing) == reply
         session.outgoing.clear()
+
+
+# -- open flags and compression: what comes of the same documents
+
+
+def documents(name: str) -> dict[bytes, Event]:
+    """The newest event of each document, by its key."""
+    run, _ = one(name)
+    return {event[3]: event for event in run.events if event[0] in (MUTATION, DELETION)}
+
+
+def test_the_json_bit_comes_without_having_been_asked_for() -> None:
+    without = documents("b_variety_disk_no_json_hello.jsonl.gz")
+    assert {key: event[4:] for key, event in without.items()} == {
+        key: event[4:] for key, event in documents("b_variety_disk.jsonl.gz").items()
+    }
+
+
+def test_without_the_flag_for_them_there_are_no_xattrs() -> None:
+    assert not any(event[4] & XATTR for event in documents("b_variety_disk_no_xattr_flag.jsonl.gz").values())
+
+
+def test_without_values_xattrs_stay_and_bodies_are_gone() -> None:
+    whole, plain = documents("b_variety_disk.jsonl.gz"), documents("b_variety_disk_no_value.jsonl")
+    underlying = documents("b_variety_disk_no_value_underlying.jsonl")
+    assert plain.keys() == underlying.keys() == whole.keys()
+    for key, event in whole.items():
+        xattrs = split_xattrs(event[5])[0] if event[4] & XATTR else {}
+        assert split_xattrs(underlying[key][5]) == (xattrs, b"")
+        assert split_xattrs(plain[key][5]) == (xattrs, b"")
+        assert underlying[key][4] == event[4]
+        assert plain[key][4] == event[4] & XATTR
+
+
+def test_the_decoder_tells_which_of_them_need_their_bodies() -> None:
+    needs_body = SyncGatewayDecoder().needs_body
+    whole = documents("b_variety_disk.jsonl.gz")
+    for key, event in documents("b_variety_disk_no_value_underlying.jsonl").items():
+        if event[0] == MUTATION and event[4] & JSON and not key.startswith(b"_"):
+            has_sync = bool(event[4] & XATTR) and "_sync" in split_xattrs(whole[key][5])[0]
+            assert needs_body(key, event[4], event[5]) is not has_sync
+
+
+def test_an_empty_value_whose_datatype_says_xattr_means_nothing() -> None:
+    decoder = SyncGatewayDecoder()
+    events = documents("b_variety_disk_no_value_no_xattr.jsonl").values()
+    assert any(event[4] & XATTR for event in events)
+    for kind, _, _, key, datatype, value in events:
+        assert value == b""
+        assert decoder.decode(kind, key, datatype, value) is None
+
+
+def test_compressed_values_come_as_if_they_had_not_been() -> None:
+    lines = by_connection(recording("b_variety_disk_snappy.jsonl"))["dcp"]
+    assert any(line.frame.datatype & SNAPPY for line in lines if line.opcode == Op.DCP_MUTATION)
+    compressed, whole = documents("b_variety_disk_snappy.jsonl"), documents("b_variety_disk.jsonl.gz")
+    assert compressed.keys() <= whole.keys()
+    assert all(event[4:] == whole[key][4:] for key, event in compressed.items())
+
+
+def test_a_server_that_may_compress_need_not() -> None:
+    lines = by_connection(recording("b_variety_disk_snappy_hello_only.jsonl.gz"))["dcp"]
+    assert not any(line.frame.datatype & SNAPPY for line in lines if line.opcode == Op.DCP_MUTATION)
+    assert documents("b_variety_disk_snappy_hello_only.jsonl.gz").keys() == documents("b_variety_disk.jsonl.gz").keys()
+
+
+# -- checkpoints, closing, restarts, the map
+
+
+def test_each_checkpoint_is_a_snapshot_and_a_key_may_come_again() -> None:
+    run, _ = one("o_checkpoints.jsonl")
+    snapshots = [event[2:] for event in run.events if event[0] == SNAPSHOT]
+    keys = [event[3] for event in run.events if event[0] == MUTATION]
+    assert snapshots[:3] == [(0, 3), (4, 5), (6, 7)]
+    assert keys[:5] == [b"b", b"a", b"a", b"c", b"b"]
+    assert snapshots[3:] == [(0, 5), (6, 7), (3, 5), (6, 7)]  # resumed at the end of the first, and inside the second
+
+
+def test_a_stream_that_we_closed_is_not_missed() -> None:
+    lines = by_connection(recording("k_close_stream.jsonl"))
+    for conn, frames in lines.items():
+        assert replay(frames).session.ignored_frames == sum(
+            line.direction == "s2c" and line.opcode == Op.DCP_CLOSE_STREAM for line in frames
+        ), conn  # the answers, to requests that the recorded client made
+
+
+def test_a_server_that_stops_is_resumed_under_the_same_history() -> None:
+    lines = by_connection(recording("n_server_stop.jsonl"))
+    histories = {
+        event[2][-1]
+        for frames in lines.values()
+        for event in replay(frames).events
+        if event[0] == HISTORY and event[1] == 0
+    }
+    assert len(histories) == 1
+    refused = [
+        line.frame.status
+        for frames in lines.values()
+        for line in frames
+        if line.direction == "s2c" and line.opcode == Op.SELECT_BUCKET
+    ]
+    assert Status.KEY_ENOENT in refused  # until the bucket is loaded: `SourceUnavailable`, see test_dcp_auth
+
+
+def test_a_pushed_map_is_handed_on() -> None:
+    lines = by_connection(recording("r_cluster_config.jsonl"))["duplex"]
+    pushed = [line.data for line in lines if line.data[0] == SERVER_REQUEST]
+    run = Replay()
+    for data in pushed:
+        run.session.receive(data, 0.0)
+    assert [parse_cluster_map(text, ADDRESS.seeds[0], ADDRESS).revision for text in run.configs[-len(pushed) :]] == [
+        (0, 95455907)
+    ]
+
+
+def test_a_map_comes_with_the_answer_not_my_vbucket() -> None:
+    run, lines = one("f_not_my_vbucket.jsonl")
+    refusals = [line for line in lines if line.direction == "s2c" and line.opcode == Op.DCP_STREAM_REQ]
+    assert run.configs[1:] == [line.frame.value for line in refusals if line.frame.status == Status.NOT_MY_VBUCKET]
+    assert run.session.map_doubtful
+
+
+def test_what_the_server_closes_a_connection_for_we_never_send() -> None:
+    """Malformed requests, noops of ours, a second DCP_OPEN: the requests of our sessions are none of these."""
+    closed_for = {Op.DCP_NOOP}
+    session = Replay().session
+    session.tick(0.0)
+    for line in read_recording(recording("m_bad_requests.jsonl")):
+        if line.direction == "s2c" and line.data[0] == REQUEST and line.opcode == Op.DCP_NOOP:
+            session.receive(line.data, 0.0)
+    requests = [frame for frame in sent(session) if frame.magic == REQUEST]
+    assert requests
+    assert not closed_for & {frame.opcode for frame in requests}

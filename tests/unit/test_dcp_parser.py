@@ -1,5 +1,6 @@
 """Bytes into events: what is cut, what is counted, and that no garbage does worse than break the protocol."""
 
+import tracemalloc
 from contextlib import suppress
 from typing import Any
 
@@ -176,3 +177,18 @@ def test_a_session_survives_frames_with_any_content(frames: list[bytes], chunk: 
     with suppress(ProtocolError, AuthenticationFailed):  # the latter is what one reason of a stream's end says
         for at in range(0, len(data), chunk):
             session.receive(data[at : at + chunk], 0.0)
+
+
+def test_a_document_of_20_mb_takes_its_size_about_twice() -> None:
+    size, chunk = 20 * 1024 * 1024, 256 * 1024
+    parsing = Parsing()
+    data = memoryview(mutation(OPAQUE, 0, 1, b"k", b"x" * size))
+    tracemalloc.start()
+    try:
+        for start in range(0, len(data), chunk):
+            parsing.feed(bytes(data[start : start + chunk]))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(parsing.parser.events) == 1
+    assert peak_bytes < 2.2 * size
