@@ -23,6 +23,7 @@ from workers.batch_writer import TORN
 from workers.board import BATCH_WRITER, FEED_WORKER, LEASE_KEEPER, MONITOR, Board
 from workers.feed_worker import ROLLED_BACK
 from workers.notify import Notifier
+from workers.orders import UnownedAlarm, scaled
 from workers.place import Place
 from workers.rate import Rate
 from workers.report import NodeReport
@@ -65,6 +66,7 @@ class Supervisor:
         self._turned_at = time.monotonic()
         self._heard_at = self._turned_at
         self._ready = False
+        self._alarm = UnownedAlarm(config.coordination.ttl_s)
         self._board = board
         self._node_report = NodeReport(board)
         self._rate = Rate()
@@ -162,7 +164,7 @@ class Supervisor:
             self._notifier.ready("configuration refused, see the log")
             return
         self._state = State.RELOADING
-        self._next_config = config
+        self._next_config = scaled(config, self._held.scale if self._held else None)
 
     def _hear_end(self, place: Place, code: int, now: float) -> None:
         if place is self._keeper and self._link:
@@ -192,6 +194,15 @@ class Supervisor:
             self._drain(now, held.trouble.message)
         self._held = held
         self._heard_at = now
+        self._alarm.hear(held, now)
+        self._follow_scale()
+
+    def _follow_scale(self) -> None:
+        """Have as many workers as an operator ordered."""
+        ordered = scaled(self._config, self._held.scale if self._held else None)
+        if ordered != self._config and self._state is State.RUNNING:
+            self._notifier.reloading()
+            self._state, self._next_config = State.RELOADING, ordered
 
     def _leases(self, now: float) -> dict[int, float]:
         """The partitions that we may work on now, with their deadlines."""

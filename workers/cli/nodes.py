@@ -1,0 +1,54 @@
+"""`channelindex nodes`: who lives, with which share."""
+
+import argparse
+from typing import Any
+
+import orjson
+
+from channelindex import exits
+from coordinator.cluster import MemberState
+from workers.cli import options, output
+from workers.cli.cluster import coordination_of
+
+_EPILOG = """\
+example:
+  channelindex nodes
+  channelindex nodes --json
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    parser.epilog = _EPILOG
+    options.add_json(parser)
+    options.add_config(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print every node that lives, or died within the last hour."""
+    with coordination_of(args) as there:
+        members = there.look().members
+    if args.json:
+        output.json_line([_as_json(member) for member in members])
+    else:
+        header = ("node", "state", "zone", "weight", "partitions", "here since", "last seen")
+        output.table(header, [_row(member) for member in members])
+    return exits.OK
+
+
+def _as_json(member: MemberState) -> dict[str, Any]:
+    return {**member._asdict(), "status": orjson.loads(member.status) if member.status else {}}
+
+
+def _row(member: MemberState) -> tuple[object, ...]:
+    ages = f"{member.joined_s:.0f} s", f"{member.silent_s:.1f} s ago"
+    return member.node, state_of(member), member.zone or "-", member.weight, member.n_partitions, *ages
+
+
+def state_of(member: MemberState) -> str:
+    """What a node is doing, in a word."""
+    if not member.alive:
+        return "dead"
+    if member.drained:
+        return "drained" if not member.n_partitions else "draining"
+    return "leaving" if member.draining else "sharing"

@@ -1,0 +1,41 @@
+"""What the supervisor makes of the keeper's news beyond the leases: worker counts that were ordered, and an alarm."""
+
+import dataclasses
+
+from channelindex import logs
+from channelindex.config import Config
+from coordinator.link import Held, Scale
+
+UNOWNED_SLACK_S = 2.0
+"""How much longer than the TTL a partition may be without an owner before that is worth an alarm."""
+ALARM_INTERVAL_S = 10.0
+
+_log = logs.get("supervisor")
+
+
+def scaled(config: Config, scale: Scale | None) -> Config:
+    """*config* with the worker counts that an operator ordered."""
+    if scale is None:
+        return config
+    return dataclasses.replace(config, workers=dataclasses.replace(config.workers, **scale._asdict()))
+
+
+class UnownedAlarm:
+    """Logs that partitions have had no owner for longer than any take-over lasts, and when that is over."""
+
+    def __init__(self, ttl_s: float) -> None:
+        self._after_s = ttl_s + UNOWNED_SLACK_S
+        self._next_at = 0.0
+        self._raised = False
+
+    def hear(self, held: Held, now: float) -> None:
+        """Judge the keeper's newest message."""
+        overdue = {partition: age_s for partition, age_s in held.unowned.items() if age_s > self._after_s}
+        if overdue and now >= self._next_at:
+            self._next_at = now + ALARM_INTERVAL_S
+            oldest_s = max(overdue.values())
+            _log.error("partitions.unowned", partitions=sorted(overdue), for_s=round(oldest_s, 1))
+        elif self._raised and not overdue:
+            self._next_at = 0.0
+            _log.info("partitions.owned", msg="every partition has an owner again")
+        self._raised = bool(overdue)
