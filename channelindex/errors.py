@@ -79,6 +79,10 @@ class TokenInvalid(ChannelIndexError):
     """A `since` token is garbled, of another index, or from a future this index has not reached."""
 
 
+class NotConfirmed(ChannelIndexError):
+    """A person was asked, or could not be asked, and did not say yes; nothing was changed."""
+
+
 class InputInvalid(ChannelIndexError):
     """A file given by the user cannot be read or has a malformed line. The message names file and line."""
 

@@ -27,6 +27,7 @@ _CODE_BY_ERROR: tuple[tuple[type[errors.ChannelIndexError], int], ...] = (
     (errors.IndexMismatch, MISMATCH),
     (errors.ConfigInvalid, CONFIG),
     (errors.InputInvalid, INPUT),
+    (errors.NotConfirmed, INTERRUPTED),
     (errors.IndexMissing, MISSING),
     (errors.IndexCorrupt, CORRUPT),
     (errors.TokenInvalid, TOKEN),

@@ -45,6 +45,9 @@ ROUND_EVENTS = 4_000
 round, and a writer that is busy gains nothing from getting its work in crumbs."""
 ADVANCE_INTERVAL_S = 0.02
 """Least time between two moves of the stable clock: without it a fast feed would spend its time on them."""
+EPOCH_CHECK_S = 1.0
+"""How often to ask whether our epochs are still the present ones. A feed that has nothing to advance would not notice
+that somebody rewound its partitions, or that the store may have forgotten what we wrote: it would stay so."""
 ROLLBACK_GATHER_S = 0.3
 """After a first rollback, how long to wait for those of other vbuckets: a failover takes back many at once."""
 LAG_INTERVAL_S = 0.5
@@ -96,6 +99,7 @@ class FeedWorker:
         self._quarantined: list[Quarantined] = []
         self._backoff = Backoff(0.05, 2.0)
         self._advance_at = 0.0
+        self._check_at = 0.0
         self._report_at = 0.0
         self._stable: dict[int, int] = {}
 
@@ -253,7 +257,7 @@ class FeedWorker:
             self._feed.acknowledge()
 
     def _advance(self, now: float) -> None:
-        """Move the stable clock to all that is committed.
+        """Move the stable clock to all that is committed; from time to time, only see that we may.
 
         Raises:
             StaleEpoch: somebody else owns one of the partitions.
@@ -261,11 +265,12 @@ class FeedWorker:
         self._unadvanced.update(self._outbox.pop_committed())
         for vb in self._builder.rollbacks:
             self._unadvanced.pop(vb, None)  # known to be of a history that is no more
-        if now < self._advance_at or not (self._unadvanced or self._quarantined):
+        checks = now >= self._check_at
+        if now < self._advance_at or not (self._unadvanced or self._quarantined or checks):
             return
-        by_partition: defaultdict[int, dict[int, Checkpoint]] = defaultdict(dict)
+        by_partition: dict[int, dict[int, Checkpoint]] = {p: {} for p in self._partitions} if checks else {}
         for vb, checkpoint in self._unadvanced.items():
-            by_partition[vb // self._meta.partition_width][vb] = checkpoint
+            by_partition.setdefault(vb // self._meta.partition_width, {})[vb] = checkpoint
         try:
             if self._quarantined:
                 self._store.quarantine(self._quarantined)
@@ -280,6 +285,7 @@ class FeedWorker:
             return
         self._backoff.reset()
         self._advance_at = now + ADVANCE_INTERVAL_S
+        self._check_at = now + EPOCH_CHECK_S if checks else self._check_at
         self._stable.update((vb, checkpoint.seqno) for vb, checkpoint in self._unadvanced.items())
         self._unadvanced = {}
 

@@ -118,7 +118,8 @@ class OwnerStore(Protocol):
     def advance(self, epoch: int, checkpoints: Mapping[int, Mapping[int, Checkpoint]]) -> None:
         """Apply `epochs.advance` to each partition (partition -> vbucket -> checkpoint), each atomically by itself.
 
-        Raises the stable counter and wakes waiting readers. All partitions are tried before it raises.
+        Raises the stable counter and wakes waiting readers. All partitions are tried before it raises. A partition
+        without checkpoints is only checked; where none has any, nothing is written and nobody is woken.
 
         Raises:
             StaleEpoch: of the first partition that refused.

@@ -180,8 +180,9 @@ class MemoryOwner:
                     refused.append(error)
                 else:
                     self._index.records[partition] = record
-            self._index.stable_counter += 1
-            self._index.changed.notify_all()
+            if any(checkpoints.values()):
+                self._index.stable_counter += 1
+                self._index.changed.notify_all()
         if refused:
             raise refused[0]
 

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -22,9 +23,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from channelindex import epochs
 from channelindex.errors import StaleEpoch, Transient
 from channelindex.model import Checkpoint, Entry, IndexMeta
 from channelindex.reader import ChangesReader
+from channelindex.rewind import rewind
 from channelindex.stores.base import ChannelAppend
 from channelindex.stores.couchbase.writer import CouchbaseBlocks
 from tests.support.couchbase_faults import FaultyLink
@@ -126,6 +129,7 @@ class IndexLife(RuleBasedStateMachine):
         self.workers: list[Worker] = []
         self.operations = self.faulty_operations()
         self.writers = [self._new_writer(), self._new_writer()]
+        self.newest_epoch = 0
         self.since: str | None = None
         self.told: set[tuple[str, int, int, str]] = set()
 
@@ -160,7 +164,14 @@ class IndexLife(RuleBasedStateMachine):
             epoch, former = self.owner.next_epoch(), epoch
             record = self.owner.begin(0, epoch, f"n{former}", rollbacks, only_if=former)
         start = dict(zip(record.vbuckets, record.stable, strict=True))
+        self.newest_epoch = epoch
         self.workers.append(Worker(epoch, self.source.branch, self.source.logs, group, start))
+
+    @rule(clock=st.dictionaries(st.sampled_from(VBUCKETS), st.integers(0, 4)))
+    def rewind(self, clock):
+        """An operator takes the partition back; its owner learns of it by being refused."""
+        ((_, self.newest_epoch, _, after),) = rewind(self.owner, self.store_reader, [0], clock, "operator")
+        assert all(after[vb] <= seqno for vb, seqno in clock.items())
 
     @rule(age=st.integers(0, 3), batches=st.lists(st.tuples(st.integers(1, 3), FAULTS), min_size=1, max_size=3))
     def work(self, age, batches):
@@ -172,7 +183,7 @@ class IndexLife(RuleBasedStateMachine):
         try:
             self.owner.advance(worker.epoch, {0: moved})
         except StaleEpoch:
-            assert worker is not self.workers[-1]
+            assert worker.epoch != self.newest_epoch
 
     @rule(batches=st.lists(st.tuples(st.integers(1, 3), FAULTS), min_size=1, max_size=3))
     def own(self, batches):
@@ -193,7 +204,7 @@ class IndexLife(RuleBasedStateMachine):
             self.operations.next_faults = []
         worker.batch = []
         worker.refused = worker.epoch in stale
-        assert not (worker.refused and worker is self.workers[-1])
+        assert not (worker.refused and worker.epoch == self.newest_epoch)
         if not worker.refused:
             worker.written = dict(worker.sent)
 
@@ -275,6 +286,12 @@ class _FaultyBlocks(CouchbaseBlocks):
     @next_faults.setter
     def next_faults(self, faults):
         self._faulty_link.next_faults = faults
+
+
+@pytest.fixture(autouse=True)
+def _short_history(monkeypatch):
+    """Two epoch starts in a record, the others in the archive."""
+    monkeypatch.setattr(epochs, "HISTORY_BYTES", 2 * 8 * 3)
 
 
 def _run(machine: type[IndexLife], examples: int) -> None:

@@ -159,6 +159,22 @@ def test_advance_moves_every_partition_of_the_epoch_and_names_the_first_that_ref
     assert [_stable(backend, vb) for vb in (0, 4, 8, 12)] == [5, 0, 5, 0]
 
 
+def test_an_owner_without_news_is_told_that_it_is_none_and_wakes_nobody(backend, owner):
+    reader = backend.reader()
+    owner.begin(0, 1, "n1")
+    owner.begin(1, 1, "n1")
+    owner.advance(1, {0: {}, 1: {}})
+    owner.advance(1, {})
+    assert reader.stable_counter() == 0
+    owner.advance(1, {0: {}, **checkpoints({4: 7})})
+    assert reader.stable_counter() == 1
+    before = reader.partition_records()
+    owner.begin(1, 2, "n2")
+    with pytest.raises(StaleEpoch):
+        owner.advance(1, {0: {}, 1: {}})
+    assert reader.partition_records()[0] == before[0]
+
+
 def test_concurrent_begins_have_one_owner_each_and_lose_no_epoch(backend, owner):
     def begin_some(name: str) -> None:
         mine = backend.owner()

@@ -62,6 +62,7 @@ def damage(index: SmallIndex, redis_url: str, ref: BlockRef, change: Callable[[b
 
 def test_a_block_shows_each_entry_and_what_readers_make_of_it(index: SmallIndex, cli: Cli) -> None:
     ref = newest_block(index)
+    first, second = (start.epoch for start in index.reader.partition_records()[0].history)
     found: dict[tuple[int, int, str], str] = {}
     for number in range(ref.number + 1):
         code, out, _ = cli("inspect", "block", ref._replace(number=number).key, "--json")
@@ -70,12 +71,12 @@ def test_a_block_shows_each_entry_and_what_readers_make_of_it(index: SmallIndex,
         assert block["key"] == f"{ref.group}:{number}:A"
         found |= {(entry["epoch"], entry["seqno"], entry["id"]): entry["standing"] for entry in block["entries"]}
     assert found == {
-        (1, 1, "one"): "visible",
-        (1, 1, "two"): "visible",
-        (1, 2, "three"): "visible",
-        (1, 3, "lost"): "dead",
-        (2, 3, "found"): "visible",
-        (2, 4, "late"): "pending",
+        (first, 1, "one"): "visible",
+        (first, 1, "two"): "visible",
+        (first, 2, "three"): "visible",
+        (first, 3, "lost"): "dead",
+        (second, 3, "found"): "visible",
+        (second, 4, "late"): "pending",
     }
     code, out, _ = cli("inspect", "block", ref.key)
     assert "0:" in out.splitlines()[1]
@@ -95,17 +96,17 @@ def test_the_clocks_of_a_channel_name_its_newest_blocks(index: SmallIndex, cli: 
 
 def test_a_partition_shows_its_checkpoints_and_epochs(index: SmallIndex, cli: Cli, monkeypatch) -> None:
     monkeypatch.setattr(epochs, "HISTORY_BYTES", 0)
-    index.begin([0])
+    epoch = index.begin([0])
     code, out, _ = cli("inspect", "partition", "0", "--json")
     assert code == exits.OK
     partition = json.loads(out)
     assert partition["clock"] == {"0": 3, "1": 0}
     assert partition["checkpoints"][0] == Checkpoint(1, 3, 3, 3)._asdict()
-    assert (partition["epoch"], partition["owner"]) == (3, "test")
-    assert partition["history"] == [{"epoch": 3, "starts": [3, 0]}]
+    assert (partition["epoch"], partition["owner"]) == (epoch, "test")
+    assert partition["history"] == [{"epoch": epoch, "starts": [3, 0]}]
     assert partition["n_archived"] == 2
     _, out, _ = cli("inspect", "partition", "0")
-    assert "epoch 3 of test" in out
+    assert f"epoch {epoch} of test" in out
     assert "2 older epochs in the archive" in out
 
 

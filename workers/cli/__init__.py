@@ -32,6 +32,8 @@ COMMANDS = {
     "release": "have the owners drain and give up partitions",
     "rebalance": "show what has to move, and wait until it has",
     "scale": "change the numbers of workers in running nodes",
+    "rewind": "take partitions back to an earlier clock, and let the nodes index again from there",
+    "rebuild": "let the nodes index the whole bucket anew",
     "verify": "compare the index with the bucket",
     "demo": "see it all work: a private Redis, a dev bucket, one node, verified at the end",
     "load": "save revisions from a file in a bucket, as Sync Gateway would",

@@ -80,7 +80,7 @@ EXIT_CODES = {
     "DRAIN_TIMEOUT": "a stopping node was not done in time and left the rest to its successor",
     "AUTH": "bucket or Redis refused our credentials",
     "INTERNAL": "a fault of this program",
-    "INTERRUPTED": "ended by Ctrl-C, or by a second signal",
+    "INTERRUPTED": "ended by Ctrl-C, by a second signal, or by not saying yes",
 }
 """What each code of `channelindex.exits` tells."""
 

@@ -76,15 +76,19 @@ class CouchbaseOwner:
             advanced: dict[int, tuple[PartitionRecord, int]] = {}
             for partition, (record, cas) in self._records(pending).items():
                 try:
-                    advanced[partition] = epochs.advance(record, epoch, checkpoints[partition], partition), cas
+                    moved = epochs.advance(record, epoch, checkpoints[partition], partition)
                 except StaleEpoch as error:
                     refused.append(error)
+                else:
+                    if checkpoints[partition]:
+                        advanced[partition] = moved, cas
             pending = self._replace(advanced)
             if not pending:
                 break
         else:
             raise Transient(f"partition {min(pending)}: its record changed {MAX_ATTEMPTS} times while it was advanced")
-        self._link.increment({self._keys.stable: 1})
+        if any(checkpoints.values()):
+            self._link.increment({self._keys.stable: 1})
         if refused:
             raise refused[0]
 

@@ -1,0 +1,93 @@
+"""Takes partitions back to an earlier clock, in a running index: the source is streamed again from there.
+
+It is a new epoch that starts lower, as after a rollback of the source. The owner of a partition is refused when it next
+advances, and begins anew at the lowered checkpoints. Until it has caught up, the stable clock is lower than it was.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from channelindex.epochs import PartitionRecord
+from channelindex.errors import StaleEpoch, Transient
+from channelindex.model import ORIGIN, Checkpoint
+from channelindex.stores.base import IndexReader, OwnerStore
+
+_ATTEMPTS = 20
+"""How often a partition may change hands while it is taken back. A takeover takes longer than an attempt."""
+
+
+class Rewound(NamedTuple):
+    """A partition that `epoch` took back; its stable seqnos by vbucket before and after."""
+
+    partition: int
+    epoch: int
+    before: Mapping[int, int]
+    after: Mapping[int, int]
+
+
+class Progress(NamedTuple):
+    """How many of the seqnos that were taken back are stable again, and how many they are."""
+
+    done: int
+    total: int
+
+
+def rewind(
+    owner: OwnerStore, reader: IndexReader, partitions: Iterable[int], clock: Mapping[int, int], who: str
+) -> Iterator[Rewound]:
+    """Take each of *partitions* back to *clock*; what became of it. A vbucket that is not above it stays where it is.
+
+    Each partition is changed by itself, atomically. To repeat all of it does no harm.
+
+    Raises:
+        Transient: the store is away, or a partition changes hands all the time. Those yielded before are taken back.
+    """
+    epoch = owner.next_epoch()
+    records = reader.partition_records()
+    for partition in partitions:
+        for _ in range(_ATTEMPTS):
+            before = records[partition]
+            try:
+                after = owner.begin(partition, epoch, who, _lowered(before, clock), only_if=before.epoch)
+            except StaleEpoch:  # a new owner began since
+                epoch, records = owner.next_epoch(), reader.partition_records()
+            else:
+                yield Rewound(partition, epoch, _stable(before), _stable(after))
+                break
+        else:
+            raise Transient(f"partition {partition} changed hands {_ATTEMPTS} times while it was taken back")
+
+
+def progress(rewound: Sequence[Rewound], records: Sequence[PartitionRecord]) -> Progress:
+    """How far *records* have come back to where they were before they were *rewound*."""
+    done = total = 0
+    for partition, _, before, after in rewound:
+        for vb, seqno in _stable(records[partition]).items():
+            goal = max(before[vb], after[vb])
+            done += min(max(seqno, after[vb]), goal) - after[vb]
+            total += goal - after[vb]
+    return Progress(done, total)
+
+
+def earlier(checkpoint: Checkpoint, seqno: int) -> Checkpoint:
+    """The position *seqno*, below *checkpoint*, from which the feed can be resumed without loss.
+
+    What the index has up to it was fed when the source knew all up to the end of the checkpoint's snapshot: of what had
+    changed until then, older versions were left out. So the position lies in a snapshot from 0 to that end. A source
+    that has lost part of that since, and has older versions again, answers with a rollback.
+    """
+    if seqno == 0:
+        return ORIGIN
+    return Checkpoint(checkpoint.vbuuid, seqno, 0, max(checkpoint.seqno, checkpoint.snap_end))
+
+
+def _lowered(record: PartitionRecord, clock: Mapping[int, int]) -> dict[int, Checkpoint]:
+    return {
+        vb: earlier(checkpoint, clock[vb])
+        for vb, checkpoint in zip(record.vbuckets, record.checkpoints, strict=True)
+        if vb in clock and clock[vb] < checkpoint.seqno
+    }
+
+
+def _stable(record: PartitionRecord) -> dict[int, int]:
+    return dict(zip(record.vbuckets, record.stable, strict=True))
