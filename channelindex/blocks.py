@@ -122,6 +122,22 @@ def iter_entries(body: bytes) -> Iterator[Entry]:
         yield Entry(vb, seqno, body[key_start:rev_start], rev, flags)
 
 
+def count_entries(block: bytes) -> int:
+    """How many entries are in a block.
+
+    Raises:
+        IndexCorrupt: see `iter_frames`.
+    """
+    count = 0
+    for kind, _, body in iter_frames(block):
+        offset = 0
+        while kind == ENTRIES and offset < len(body):
+            *_, key_size, rev_size = _ENTRY.unpack_from(body, offset)
+            offset += _ENTRY.size + key_size + (PACKED_REV_BYTES if rev_size == PACKED else rev_size)
+            count += 1
+    return count
+
+
 def pack_frame(kind: int, epoch: int, body: bytes) -> bytes:
     """One frame of a block, checksum included."""
     checksum = zlib.crc32(body, zlib.crc32(epoch.to_bytes(8, "big")))

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from channelindex.errors import ConfigInvalid
 from channelindex.redis_url import SCHEMES as REDIS_SCHEMES
-from channelindex.settings import ENVIRONMENT_PREFIX, SECTIONS, SETTINGS, Config, Setting, Value, show
+from channelindex.settings import ENVIRONMENT_PREFIX, MEMORY_URL, SECTIONS, SETTINGS, Config, Setting, Value, show
 
 __all__ = [
     "REQUIRED_TO_READ",
@@ -81,8 +81,10 @@ def load_config(
 
 
 def _must_be_told(key: str, refused: Collection[str], values: Mapping[str, Value]) -> bool:
-    """Whether no other problem says so already: that it was refused, or that the key is missing it follows from."""
-    return key not in refused and (key != "coordination.redis" or "index.store" in values)
+    """Whether it is needed, and no other problem says so already: that it, or what it follows from, is not there."""
+    if key == "coordination.redis" and values.get("index.store", MEMORY_URL) == MEMORY_URL:
+        return False  # the one store that needs no leases
+    return key not in refused
 
 
 def _missing(key: str, values: Mapping[str, Value]) -> str:

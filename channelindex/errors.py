@@ -4,6 +4,8 @@ A foreign exception (redis, socket, json) is wrapped at the edge where it enters
 Each branch names its exit code in `exits`; nothing below the command line calls `sys.exit`.
 """
 
+from collections.abc import Mapping
+
 
 class ChannelIndexError(Exception):
     """Base of all errors of this project; the message is one line for a person."""
@@ -57,6 +59,21 @@ class StoreUnavailable(Transient):
 
 class CoordinationUnavailable(Transient):
     """The Redis that holds the leases cannot be reached."""
+
+
+class ChangesForgotten(ChannelIndexError):
+    """An index that holds only the newest changes was asked for older ones. Read on from *floor* to get what it has.
+
+    `floor` is the clock, by vbucket, up to which it may have forgotten something of the channel.
+    """
+
+    def __init__(self, channel: str, floor: Mapping[int, int]) -> None:
+        super().__init__(
+            f"channel {channel!r}: since is older than the changes that index.store = memory:// still holds of it; "
+            "see index.memory_max_entries and index.memory_max_age_s"
+        )
+        self.channel = channel
+        self.floor = dict(floor)
 
 
 class IndexMissing(ChannelIndexError):

@@ -18,6 +18,7 @@ MISMATCH = 72
 CORRUPT = 73
 TOKEN = 74
 DRAIN_TIMEOUT = 75  # a stopping node was not done in time and left the rest to its successor
+FORGOTTEN = 76
 AUTH = 77
 INTERNAL = 78
 INTERRUPTED = 130
@@ -31,6 +32,7 @@ _CODE_BY_ERROR: tuple[tuple[type[errors.ChannelIndexError], int], ...] = (
     (errors.IndexMissing, MISSING),
     (errors.IndexCorrupt, CORRUPT),
     (errors.TokenInvalid, TOKEN),
+    (errors.ChangesForgotten, FORGOTTEN),
     (errors.SourceUnavailable, SOURCE),
     (errors.ProtocolError, SOURCE),
     (errors.StoreUnavailable, STORE),

@@ -44,6 +44,7 @@ class ChangesReader:
         Raises:
             TokenInvalid: *since* is garbled, of another index, or from the future.
             IndexCorrupt: a block is missing or damaged, and the reader's *on_corrupt* raises it.
+            ChangesForgotten: the store holds only the newest changes, and *since* is older than they are.
             IndexMissing, StoreUnavailable: see `IndexReader`.
         """
         return next(self.pages(channels, since, limit))

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 ENVIRONMENT_PREFIX = "CHANNELINDEX_"
+MEMORY_URL = "memory://"
+"""The store that is a node's own memory."""
 DEFAULT_ORIGIN = "default"
 
 Value = str | int | float | bool
@@ -118,7 +120,7 @@ def _keyspace(value: str) -> str | None:
 
 
 def _store_url(value: str) -> str | None:
-    if value == "memory://" or _couchbase_store_url(value) or _redis_url(value) is None:
+    if value == MEMORY_URL or _couchbase_store_url(value) or _redis_url(value) is None:
         return None
     if value.startswith(("couchbase:", "couchbases:")):
         return "must look like couchbase://host,host/bucket; user and password have their own keys"
@@ -244,6 +246,27 @@ class IndexSettings:
         unit="bytes",
         at_least=1024,
         at_most=2**24,
+    )
+    memory_max_entries: int = _setting(
+        500,
+        "How many of a channel's newest entries a memory:// store holds; 0 for all.",
+        unit="entries",
+        at_least=0,
+        at_most=10**9,
+    )
+    memory_max_age_s: float = _setting(
+        60.0,
+        "How long a memory:// store holds entries beyond index.memory_min_entries; 0 for as long as it runs.",
+        unit="seconds",
+        at_least=0,
+        at_most=10**9,
+    )
+    memory_min_entries: int = _setting(
+        50,
+        "How many of a channel's newest entries a memory:// store holds whatever their age.",
+        unit="entries",
+        at_least=0,
+        at_most=10**9,
     )
     user: str = _setting("", "User name at the bucket of a couchbase:// store.")
     password: str = _setting("", "Password at the bucket of a couchbase:// store.", secret=True, holds_secret=True)

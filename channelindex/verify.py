@@ -12,12 +12,11 @@ from channelindex.errors import SourceUnavailable
 from channelindex.feeds.base import Feed
 from channelindex.model import DELETED, ORIGIN, REMOVED, Entry
 from channelindex.paging import document_id
-from channelindex.scan import Scan
 from channelindex.stores.base import IndexReader
 from channelindex.token import Token
 from channelindex.truth import Document, Standing, Truth
 from channelindex.view import View
-from channelindex.walk import walk
+from channelindex.walk import read_held
 
 MAX_DETAILS = 100
 """Differences that a report describes; all are counted. A broken index has as many as it has entries."""
@@ -59,6 +58,7 @@ class Report:
     document is in a channel, or left it, and the index does not. `extra`: the index has one in a channel in which it is
     not. `different`: not the same revision, seqno, deletion or removal. `in_flux`: entries of documents that changed
     meanwhile. `unjudged`: entries of documents whose newest version says nothing of channels or is quarantined.
+    `forgotten`: documents of a channel that an index in memory need not hold any more.
 
     `behind`: vbuckets of which the index did not reach what the bucket had. `ahead`: vbuckets of which it says more
     than the bucket has, as after a rollback that nobody handled.
@@ -72,6 +72,7 @@ class Report:
     different: int = 0
     in_flux: int = 0
     unjudged: int = 0
+    forgotten: int = 0
     behind: int = 0
     ahead: int = 0
     details: tuple[Difference, ...] = ()
@@ -109,9 +110,8 @@ def verify(
     comparison = _Comparison(truth, view, before, highs)
     wanted = set(channels) if channels is not None else {*store.channels(), *comparison.documents_by_channel}
     for channel in sorted(wanted):
-        scan = Scan(view, [0] * len(view.stable))
-        walk(store, [channel], scan)
-        comparison.compare(channel, scan.entries())
+        scan, floor = read_held(store, channel, view)
+        comparison.compare(channel, scan.entries(), floor)
     _check_history(store, view)
     return comparison.report()
 
@@ -180,8 +180,11 @@ class _Comparison:
             for channel in document.channels():
                 self.documents_by_channel[channel].append(document)
 
-    def compare(self, channel: str, entries: Iterable[Entry]) -> None:
-        """Judge all *entries* that the index has of *channel*, and find those that it lacks."""
+    def compare(self, channel: str, entries: Iterable[Entry], floor: Mapping[int, int]) -> None:
+        """Judge all *entries* that the index has of *channel*, and find those that it lacks.
+
+        Up to *floor* it need not have any.
+        """
         self._counts["channels"] += 1
         indexed: set[tuple[int, bytes]] = set()
         for entry in entries:
@@ -190,7 +193,7 @@ class _Comparison:
             self._judge(channel, entry)
         for document in self.documents_by_channel.get(channel, ()):
             if (document.vb, document.key) not in indexed:
-                self._judge_absence(channel, document)
+                self._judge_absence(channel, document, floor.get(document.vb, 0))
 
     def report(self) -> Report:
         """What came of it."""
@@ -217,10 +220,12 @@ class _Comparison:
                 _described(_standing(entry), entry.seqno),
             )
 
-    def _judge_absence(self, channel: str, document: Document) -> None:
+    def _judge_absence(self, channel: str, document: Document, floor: int) -> None:
         expected = document.standing(channel)
         if self._not_due(document.vb, document):
             self._counts["in_flux"] += 1
+        elif expected is not None and floor and (document.seqno <= floor or expected.removed):
+            self._counts["forgotten"] += 1  # a removal may have been indexed with any older version
         elif expected is not None:
             self._add("missing", channel, document, _described(expected, document.seqno), "no entry")
 

@@ -1,12 +1,13 @@
 """Walks the blocks of channels, newest first, as far as a reader needs them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from channelindex.blocks import OnCorrupt, fold_clock, refuse
-from channelindex.errors import IndexCorrupt
+from channelindex.errors import ChangesForgotten, IndexCorrupt
 from channelindex.scan import Scan
 from channelindex.stores.base import BlockRef, IndexReader
+from channelindex.view import View
 
 _BLOCKS_PER_READ = 64  # a reader that has a long way to go must not hold all the blocks at once
 
@@ -34,7 +35,7 @@ def walk(store: IndexReader, channels: Sequence[str], scan: Scan, on_corrupt: On
 
     Raises:
         IndexCorrupt: if *on_corrupt* does.
-        StoreUnavailable: see `IndexReader`.
+        ChangesForgotten, StoreUnavailable: see `IndexReader`.
     """
     n_blocks = n_bytes = 0
     steps = list(_first_steps(store, channels, scan, on_corrupt))
@@ -53,6 +54,23 @@ def walk(store: IndexReader, channels: Sequence[str], scan: Scan, on_corrupt: On
                 following.append(step._replace(ref=step.ref._replace(number=step.ref.number - 1)))
         steps = following
     return ReadStats(n_blocks, n_bytes)
+
+
+def read_held(store: IndexReader, channel: str, view: View) -> tuple[Scan, Mapping[int, int]]:
+    """All that the index holds of *channel*, and the clock up to which it may have forgotten some of it, mostly empty.
+
+    Raises:
+        IndexCorrupt, StoreUnavailable: see `walk`.
+    """
+    floor: dict[int, int] = {}
+    while True:
+        scan = Scan(view, [floor.get(vb, 0) for vb in range(len(view.stable))])
+        try:
+            walk(store, [channel], scan)
+        except ChangesForgotten as error:  # again where it forgets more while we read
+            floor = {vb: max(floor.get(vb, 0), error.floor.get(vb, 0)) for vb in {*floor, *error.floor}}
+        else:
+            return scan, floor
 
 
 def _first_steps(store: IndexReader, channels: Sequence[str], scan: Scan, on_corrupt: OnCorrupt) -> Iterator[_Step]:

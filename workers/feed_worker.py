@@ -26,6 +26,7 @@ from channelindex.model import Checkpoint, IndexMeta
 from channelindex.stores.base import OwnerStore, Quarantined
 from workers.assignment import WorkerLink
 from workers.board import Row, Slot
+from workers.direct import DirectOutbox
 from workers.lag import LagMeter
 from workers.outbox import Outbox
 from workers.ring import Bell
@@ -67,7 +68,7 @@ class FeedWorker:
         store: OwnerStore,
         feed: Feed,
         new_builder: Callable[[Mapping[int, Checkpoint]], RoundBuilder],
-        outbox: Outbox,
+        outbox: Outbox | DirectOutbox,
         space_bell: Bell,
         board: Slot,
         rows: Sequence[Row],

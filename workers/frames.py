@@ -80,7 +80,7 @@ def _items(
             yield (channel, joined, pairs), size
             continue
         for part in _split(entries, room - overhead):
-            joined, pairs = b"".join(part), _pairs_of(part)
+            joined, pairs = b"".join(part), pairs_of(part)
             yield (channel, joined, pairs), overhead + len(joined) + len(pairs)
     for principal in principals:
         size = len(principal.encode()) + _PRINCIPAL_BYTES
@@ -105,7 +105,7 @@ def _split(entries: Sequence[bytes], room: int) -> Iterator[list[bytes]]:
     yield part
 
 
-def _pairs_of(entries: Iterable[bytes]) -> bytes:
+def pairs_of(entries: Iterable[bytes]) -> bytes:
     """The clock pairs of packed entries: an entry begins with its pair, and the last one of a vbucket is its newest."""
     return b"".join({entry[:_VB_BYTES]: entry[:PAIR_BYTES] for entry in entries}.values())
 

@@ -13,11 +13,12 @@ from channelindex.config import Config
 from channelindex.decode.registry import make_decoder
 from channelindex.errors import ConfigInvalid
 from channelindex.model import IndexMeta
-from channelindex.settings import IndexSettings
+from channelindex.settings import MEMORY_URL, IndexSettings
 from channelindex.stores import open_owner
 from workers.apart import call_apart
 from workers.board import Board
 from workers.life import Life
+from workers.memory_node import run_memory_node
 from workers.notify import Notifier
 from workers.roles import Roles
 from workers.source import describe
@@ -35,19 +36,19 @@ def run_node(config: Config, reload: Callable[[], Config]) -> int:
     """
     meta = prepare_index(config)
     _log.info("node.started", index=config.index.name, index_uuid=meta.index_uuid, source_uuid=meta.source_uuid)
-    with closing(Life(Path(config.node.run_dir), config.node.name)) as life:
-        board = Board(meta.n_partitions)
-        code = Supervisor(config, Roles(config, meta, life, board), board, reload, Notifier(os.environ)).run()
+    notifier = Notifier(os.environ)
+    if config.index.store == MEMORY_URL:
+        code = run_memory_node(config, meta, notifier)
+    else:
+        with closing(Life(Path(config.node.run_dir), config.node.name)) as life:
+            board = Board(meta.n_partitions)
+            code = Supervisor(config, Roles(config, meta, life, board), board, reload, notifier).run()
     _log.info("node.ended", code=code)
     return code
 
 
 def prepare_index(config: Config) -> IndexMeta:
     """The index's meta record, created if there is no index yet, after decoder, bucket and store proved usable."""
-    if config.index.store == "memory://":
-        raise ConfigInvalid(
-            "index.store = memory:// lives in one process: a node needs a Redis or a bucket, redis://host:port/db"
-        )
     make_decoder(config.source.decoder, star_channel=config.source.star_channel)
     source = describe(config.source)
     n_partitions = config.index.partitions
@@ -56,6 +57,8 @@ def prepare_index(config: Config) -> IndexMeta:
             f"index.partitions = {n_partitions} does not divide the {source.n_vbuckets} vbuckets of the bucket"
         )
     wanted = IndexMeta(FORMAT_VERSION, source.n_vbuckets, n_partitions, source.uuid, uuid.uuid4().hex)
+    if config.index.store == MEMORY_URL:
+        return _create_or_check(config.index, wanted)
     return call_apart("store_check", partial(_create_or_check, config.index, wanted))
 
 

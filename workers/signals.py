@@ -47,10 +47,10 @@ class SignalQueue:
 
 
 class StopFlag:
-    """Whether this process was told to stop (SIGTERM). Never cleared."""
+    """Whether this process was told to stop, by SIGTERM unless other *signals* are named. Never cleared."""
 
-    def __init__(self) -> None:
-        self._queue = SignalQueue(signal.SIGTERM)
+    def __init__(self, *signals: signal.Signals) -> None:
+        self._queue = SignalQueue(*(signals or (signal.SIGTERM,)))
         self._is_set = False
 
     def fileno(self) -> int:
@@ -58,13 +58,13 @@ class StopFlag:
         return self._queue.fileno()
 
     def is_set(self) -> bool:
-        """Whether SIGTERM has come."""
+        """Whether one of them has come."""
         if not self._is_set and self._queue.take():
             self._is_set = True
         return self._is_set
 
     def wait(self, timeout_s: float) -> bool:
-        """Sleep until SIGTERM comes, at most *timeout_s* seconds; whether it has come."""
+        """Sleep until one of them comes, at most *timeout_s* seconds; whether one has come."""
         if not self.is_set():
             select.select([self._queue], [], [], max(0.0, timeout_s))
         return self.is_set()

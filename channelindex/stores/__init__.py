@@ -1,11 +1,11 @@
 """Opens the index store that the settings name. Nothing outside this folder knows which one it is.
 
 Every URL of `channelindex.redis_url` is Redis, one server or a cluster; `memory://` is this process's own memory, where
-equal URL and index name mean the same index. `couchbase://` and `couchbases://` (TLS) are a bucket; its SDK is imported
-only where one is used, because it takes longer to import than all of ours.
+equal URL and index name mean the same index, or for a reader that of the node whose run directory it names.
+`couchbase://` and `couchbases://` (TLS) are a bucket; its SDK is imported only where one is used, because it takes
+longer to import than all of ours.
 """
 
-from collections import defaultdict
 from urllib.parse import urlsplit
 
 from channelindex.errors import ConfigInvalid
@@ -14,16 +14,19 @@ from channelindex.settings import IndexSettings
 from channelindex.stores.base import IndexReader, IndexWriter, OwnerStore
 from channelindex.stores.block_writer import BlockWriter
 from channelindex.stores.memory import MemoryIndex, MemoryOwner, MemoryReader, memory_writer
+from channelindex.stores.memory_client import MemoryClient
+from channelindex.stores.memory_limits import MemoryLimits
+from channelindex.stores.memory_wire import socket_path
 from channelindex.stores.redis.owner import RedisOwner
 from channelindex.stores.redis.reader import RedisReader
 from channelindex.stores.redis.writer import RedisBlocks
 
-__all__ = ["SCHEMES", "open_owner", "open_reader", "open_writer"]
+__all__ = ["SCHEMES", "memory_index", "open_owner", "open_reader", "open_writer"]
 
 _COUCHBASE = ("couchbase", "couchbases")
 SCHEMES = (*REDIS_SCHEMES, *_COUCHBASE, "memory")
 
-_memory_indexes: dict[tuple[str, str], MemoryIndex] = defaultdict(MemoryIndex)
+_memory_indexes: dict[tuple[str, str], MemoryIndex] = {}
 
 
 def open_writer(settings: IndexSettings) -> IndexWriter:
@@ -38,7 +41,7 @@ def open_writer(settings: IndexSettings) -> IndexWriter:
         from channelindex.stores.couchbase.writer import CouchbaseBlocks  # noqa: PLC0415 see above
 
         return BlockWriter(CouchbaseBlocks(settings), settings.block_bytes)
-    return memory_writer(_memory_index(settings), settings.block_bytes)
+    return memory_writer(memory_index(settings), settings.block_bytes)
 
 
 def open_owner(settings: IndexSettings) -> OwnerStore:
@@ -49,22 +52,29 @@ def open_owner(settings: IndexSettings) -> OwnerStore:
         from channelindex.stores.couchbase.owner import CouchbaseOwner  # noqa: PLC0415 see above
 
         return CouchbaseOwner(settings)
-    return MemoryOwner(_memory_index(settings), settings.name)
+    return MemoryOwner(memory_index(settings), settings.name)
 
 
-def open_reader(settings: IndexSettings) -> IndexReader:
-    """The read half of an index; as `open_writer`."""
+def open_reader(settings: IndexSettings, run_dir: str | None = None) -> IndexReader:
+    """The read half of an index; as `open_writer`. With *run_dir*, `memory://` is that of the node that runs there."""
     if _scheme(settings) in REDIS_SCHEMES:
         return RedisReader(settings.store, settings.name)
     if _scheme(settings) in _COUCHBASE:
         from channelindex.stores.couchbase.reader import CouchbaseReader  # noqa: PLC0415 see above
 
         return CouchbaseReader(settings)
-    return MemoryReader(_memory_index(settings), settings.name)
+    if run_dir is not None:
+        return MemoryClient(socket_path(run_dir, settings.name))
+    return MemoryReader(memory_index(settings), settings.name)
 
 
-def _memory_index(settings: IndexSettings) -> MemoryIndex:
-    return _memory_indexes[settings.store, settings.name]
+def memory_index(settings: IndexSettings) -> MemoryIndex:
+    """The index that `memory://` is in this process; the first to ask for it decides how much it holds."""
+    key = settings.store, settings.name
+    if key not in _memory_indexes:
+        limits = MemoryLimits(settings.memory_max_entries, settings.memory_min_entries, settings.memory_max_age_s)
+        _memory_indexes[key] = MemoryIndex(limits)
+    return _memory_indexes[key]
 
 
 def _scheme(settings: IndexSettings) -> str:

@@ -167,7 +167,11 @@ class IndexReader(Protocol):
         ...
 
     def blocks(self, refs: Sequence[BlockRef]) -> Sequence[bytes | None]:
-        """The bytes of each block, in the order asked; None for one that does not exist."""
+        """The bytes of each block, in the order asked; None for one that does not exist.
+
+        Raises:
+            ChangesForgotten: the store holds only the newest of this channel, and this block no longer.
+        """
         ...
 
     def principal_counter(self, key: str) -> int:

@@ -1,20 +1,23 @@
-"""The index in the memory of one process: what the other stores are compared with, and what tests run against.
+"""The index in the memory of one process: a cache of the newest changes, and what the other stores are compared with.
 
 `MemoryIndex` is the state; writer, owner and reader are views of it. They may be used from several threads.
-It grows without bound, and nothing of it is left when the process ends.
+Nothing of it is left when the process ends. How much it holds of each channel: `channelindex.stores.memory_limits`.
 """
 
 import threading
+import time
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import NamedTuple
 
-from channelindex import epochs
+from channelindex import blocks, epochs
 from channelindex.epochs import EpochStart, PartitionRecord, new_record
-from channelindex.errors import IndexMissing, StaleEpoch
+from channelindex.errors import ChangesForgotten, IndexMissing, StaleEpoch
 from channelindex.model import Checkpoint, IndexMeta
 from channelindex.stores.base import BlockRef, ChannelState, Quarantined
 from channelindex.stores.block_writer import BlindAppend, BlockWriter, Rotation, Touch
+from channelindex.stores.memory_limits import HeldBlocks, MemoryLimits
 from channelindex.stores.meta import check_meta
 from channelindex.stores.records import QUARANTINE_DOCUMENTS
 
@@ -29,8 +32,11 @@ class _Directory(NamedTuple):
 class MemoryIndex:
     """One index. All that is here is guarded by `changed`, a condition that is notified when the stable clock moves."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: MemoryLimits | None = None, monotonic: Callable[[], float] = time.monotonic) -> None:
         self.changed = threading.Condition()
+        self.limits = limits or MemoryLimits()
+        self.monotonic = monotonic
+        self.held = HeldBlocks(self.limits)
         self.meta: IndexMeta | None = None
         self.last_epoch = 0
         self.records: list[PartitionRecord] = []
@@ -43,6 +49,25 @@ class MemoryIndex:
         self.counter_by_principal: dict[str, int] = defaultdict(int)
         self.quarantine: deque[Quarantined] = deque(maxlen=QUARANTINE_DOCUMENTS)
         self.n_quarantined = 0
+
+    def seal(self, channel: str, group: str, number: int) -> None:
+        """Block *number* is full and the next one has begun: forget what is too much now."""
+        if self.limits == MemoryLimits():
+            return
+        n_entries = blocks.count_entries(bytes(self.blocks[BlockRef(channel, group, number)]))
+        for forgotten in self.held.seal((channel, group), number, n_entries, self.monotonic()):
+            del self.blocks[BlockRef(channel, group, forgotten)]
+
+    def forget_old(self) -> None:
+        """Forget what has become too old; to be called now and then."""
+        with self.changed:
+            for (channel, group), number in self.held.expire(self.monotonic(), self._count_active):
+                del self.blocks[BlockRef(channel, group, number)]
+
+    def _count_active(self, chain: tuple[str, str]) -> int:
+        channel, group = chain
+        active = BlockRef(channel, group, self.directories[channel][group].number)
+        return blocks.count_entries(bytes(self.blocks[active]))
 
     def required_meta(self, index_name: str) -> IndexMeta:
         """The meta record.
@@ -66,7 +91,9 @@ class MemoryBlocks:
         with self._index.changed:
             for channel, appends in by_channel.items():
                 for group, number, frame, _ in appends:
-                    self._index.blocks[BlockRef(channel, group, number)] += frame
+                    ref = BlockRef(channel, group, number)
+                    if ref in self._index.blocks:  # else it is forgotten, and what comes late was there before
+                        self._index.blocks[ref] += frame
                 for group, _, _, record in appends:
                     self._index.clock_logs[channel, group] += record
                 self._index.counter_by_channel[channel] += 1
@@ -107,6 +134,7 @@ class MemoryBlocks:
         self._index.blocks[BlockRef(channel, group, number + 1)] = bytearray(header)
         self._index.clock_logs[channel, group] = bytearray(folded)
         self._index.directories[channel][group] = _Directory(number + 1, epoch)
+        self._index.seal(channel, group, number)
         return True
 
     def count_principals(self, keys: Sequence[str]) -> None:
@@ -121,8 +149,8 @@ class MemoryBlocks:
 
 
 def memory_writer(index: MemoryIndex, block_bytes: int) -> BlockWriter:
-    """`IndexWriter` of *index*."""
-    return BlockWriter(MemoryBlocks(index), block_bytes)
+    """`IndexWriter` of *index*; a block is full at *block_bytes*, or before where the index holds little."""
+    return BlockWriter(MemoryBlocks(index), index.limits.block_bytes(block_bytes))
 
 
 class MemoryOwner:
@@ -225,6 +253,11 @@ class MemoryReader:
             names = list(self._index.directories)
         return iter(names)
 
+    def channel_page(self, start: int, limit: int) -> Sequence[str]:
+        """At most *limit* channels from number *start* on, in the order in which they came; none behind the last."""
+        with self._index.changed:
+            return list(islice(self._index.directories, start, start + limit))
+
     def channel_states(self, channels: Sequence[str]) -> Sequence[ChannelState | None]:
         """See `IndexReader.channel_states`."""
         with self._index.changed:
@@ -243,7 +276,20 @@ class MemoryReader:
     def blocks(self, refs: Sequence[BlockRef]) -> Sequence[bytes | None]:
         """See `IndexReader.blocks`."""
         with self._index.changed:
-            return [bytes(self._index.blocks[ref]) if ref in self._index.blocks else None for ref in refs]
+            return [self._block(ref) for ref in refs]
+
+    def _block(self, ref: BlockRef) -> bytes | None:
+        block = self._index.blocks.get(ref)
+        if block is not None:
+            return bytes(block)
+        directory = self._index.directories.get(ref.channel, {}).get(ref.group)
+        if directory is None:
+            return None
+        oldest = ref._replace(number=self._index.held.oldest((ref.channel, ref.group), directory.number))
+        if ref.number >= oldest.number:
+            return None
+        _, _, pairs = next(blocks.iter_frames(bytes(self._index.blocks[oldest])))
+        raise ChangesForgotten(ref.channel, blocks.unpack_pairs(pairs))
 
     def principal_counter(self, key: str) -> int:
         """See `IndexReader.principal_counter`."""

@@ -23,6 +23,7 @@ from channelindex.settings import IndexSettings
 from channelindex.stores import open_owner, open_reader, open_writer
 from channelindex.stores.base import BlockRef, Quarantined
 from channelindex.stores.redis.keys import Keys
+from channelindex.stores.redis.link import Link
 from channelindex.stores.redis.opening import open_link
 from tests.support.stores import GROUP, META, Backend, all_entries, append, checkpoints, entry
 
@@ -240,6 +241,7 @@ def test_interrupted_request_leaves_no_reply_behind(redis_url, monkeypatch):
     def interrupted():
         raise KeyboardInterrupt
 
+    assert isinstance(link, Link)
     with monkeypatch.context() as patch:
         patch.setattr(link._connection, "read_response", interrupted)
         with pytest.raises(KeyboardInterrupt):

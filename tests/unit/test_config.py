@@ -132,11 +132,8 @@ def test_leases_live_in_the_store_unless_it_is_no_redis() -> None:
     config = load_config(None, {}, MINIMUM)
     assert config.coordination.redis == MINIMUM["index.store"]
     assert config.origins["coordination.redis"] == "index.store"
-    (problem,) = problems_of(overrides={"index.store": "memory://"})
-    assert problem.startswith("coordination.redis is not set")
-    url = "redis://127.0.0.1:6379/1"
-    config = load_config(None, {}, MINIMUM | {"index.store": "memory://", "coordination.redis": url})
-    assert config.coordination.redis == url
+    config = load_config(None, {}, MINIMUM | {"index.store": "memory://"})
+    assert config.coordination.redis == ""
 
 
 def test_an_index_in_a_bucket_can_be_read_without_a_redis() -> None:

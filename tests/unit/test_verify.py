@@ -147,7 +147,7 @@ def test_an_index_that_is_as_the_bucket_says_has_no_difference(site):
     assert report.ok
     assert (report.documents, report.channels, report.entries) == (4, 3, 10)
     assert asdict(report) == {
-        **dict.fromkeys(("missing", "extra", "different", "in_flux", "unjudged", "behind", "ahead"), 0),
+        **dict.fromkeys(("missing", "extra", "different", "in_flux", "unjudged", "forgotten", "behind", "ahead"), 0),
         "documents": 4,
         "channels": 3,
         "entries": 10,

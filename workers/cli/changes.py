@@ -47,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the changes."""
     config = options.config_of(args, REQUIRED_TO_READ)
-    with closing(open_reader(config.index)) as store:
+    with closing(open_reader(config.index, config.node.run_dir)) as store:
         reader = ChangesReader(store, _Skipped() if args.skip_corrupt else refuse)
         pages = _followed(reader, args) if args.follow else _present(reader, args)
         if args.json:

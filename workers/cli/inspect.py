@@ -45,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print it."""
     config = options.config_of(args, REQUIRED_TO_READ)
-    with closing(open_reader(config.index)) as store:
+    with closing(open_reader(config.index, config.node.run_dir)) as store:
         store.meta()
         is_whole = _INSPECT[args.what](store, args.key, args.json)
     return exits.OK if is_whole else exits.CORRUPT

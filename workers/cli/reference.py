@@ -77,6 +77,7 @@ EXIT_CODES = {
     "MISMATCH": "the index has another format or shape, or is of another bucket",
     "CORRUPT": "stored bytes are damaged",
     "TOKEN": "a `since` token is garbled, of another index, or from the future",
+    "FORGOTTEN": "a `memory://` index no longer holds changes as old as `since`",
     "DRAIN_TIMEOUT": "a stopping node was not done in time and left the rest to its successor",
     "AUTH": "bucket or Redis refused our credentials",
     "INTERNAL": "a fault of this program",

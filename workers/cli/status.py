@@ -10,6 +10,7 @@ import orjson
 from channelindex import exits
 from channelindex.config import REQUIRED_TO_SEE_NODES, Config
 from channelindex.epochs import PartitionRecord
+from channelindex.settings import MEMORY_URL
 from channelindex.stores import open_reader
 from coordinator.cluster import ClusterState, MemberState, PartitionState, read_cluster
 from coordinator.connection import connect
@@ -43,12 +44,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _read(config: Config) -> dict[str, Any]:
     url = config.coordination.redis
-    with closing(open_reader(config.index)) as store:
+    with closing(open_reader(config.index, config.node.run_dir)) as store:
         meta = store.meta()
         records = store.partition_records()
         n_quarantined, _ = store.quarantined(limit=1)
-    with closing(connect(url, _TIMEOUT_S)) as client:
-        cluster = read_cluster(client, url, config.index.name, meta.n_partitions)
+    if config.index.store == MEMORY_URL:
+        cluster = _alone(records)
+    else:
+        with closing(connect(url, _TIMEOUT_S)) as client:
+            cluster = read_cluster(client, url, config.index.name, meta.n_partitions)
     return {
         "index": {
             "name": config.index.name,
@@ -64,6 +68,13 @@ def _read(config: Config) -> dict[str, Any]:
         "partitions": _partitions(cluster, records),
         "unowned": list(cluster.missing),
     }
+
+
+def _alone(records: Sequence[PartitionRecord]) -> ClusterState:
+    """What `read_cluster` would say of a node that has all partitions in its memory: it answered, so it lives."""
+    owner = records[0].owner
+    member = MemberState(owner, True, False, 0.0, 0.0, len(records), '{"state":"running"}')
+    return ClusterState((member,), tuple(PartitionState(owner, None) for _ in records))
 
 
 def _node(member: MemberState) -> dict[str, Any]:

@@ -57,7 +57,7 @@ def _verify(config: Config, args: argparse.Namespace) -> Report:
             return client.high_seqnos()
 
     decoder = make_decoder(config.source.decoder, star_channel=config.source.star_channel)
-    with closing(open_reader(config.index)) as store:
+    with closing(open_reader(config.index, config.node.run_dir)) as store:
         source_uuid = store.meta().source_uuid
         with closing(open_feed(config.source, "verify", source_uuid, high_seqnos())) as feed:
             return verify(store, feed, decoder, high_seqnos, args.channel, stable_timeout_s=args.timeout)
@@ -74,6 +74,7 @@ def _print(report: Report) -> None:
     for number, what in (
         (report.in_flux, "entries are of documents that changed meanwhile"),
         (report.unjudged, "entries are of documents that say nothing of channels now"),
+        (report.forgotten, "documents of channels are older than what the index holds of these"),
         (report.behind, "vbuckets of the index have not caught up with the bucket"),
         (report.ahead, "vbuckets of the index are ahead of the bucket"),
     ):
