@@ -5,8 +5,10 @@ import secrets
 import time
 from collections.abc import Callable, Iterable
 
+from channelindex.devbucket.keyspace import DEFAULT, Keyspace, pack_leb128
 from channelindex.devbucket.topology import Topology
 from channelindex.devbucket.vbucket import State, VBucket
+from channelindex.errors import ConfigInvalid
 
 MAX_VBUCKETS = 1024
 """What a real bucket has; clients compute a vbucket with 15 bits of a hash, but refuse maps that are longer."""
@@ -27,13 +29,34 @@ class Bucket:
         n_vbuckets: int,
         clock: Callable[[], float] = time.time,
         topology: Topology | None = None,
+        collections: Iterable[str] = (),
     ) -> None:
         self.name = name
         self.uuid = secrets.token_hex(16)
         self.clock = clock
         self.vbuckets = [VBucket(vb, clock) for vb in range(n_vbuckets)]
         self.topology = topology or Topology(n_vbuckets)
+        self.keyspace = Keyspace() if collections else None
+        for path in collections:
+            self.create_collection(path)
         self._expiries: list[tuple[int, int, bytes]] = []
+
+    @property
+    def collections(self) -> list[str]:
+        """The collections besides the default one, in the order of their creation."""
+        return list(self.keyspace.paths) if self.keyspace is not None else []
+
+    def create_collection(self, path: str) -> None:
+        """Create the collection *path* (`scope.collection`); every vbucket has an event of it.
+
+        Raises:
+            ConfigInvalid: it is there, or the bucket has no collections.
+        """
+        if self.keyspace is None:
+            raise ConfigInvalid(f"the bucket {self.name!r} was made without collections")
+        for event in self.keyspace.create(path):
+            for vbucket in self.vbuckets:
+                vbucket.note_event(event)
 
     def absolute_expiry(self, expiry: int) -> int:
         """The Unix time that an expiry from the wire means; 0 stays 0, which is never."""
@@ -55,9 +78,13 @@ class Bucket:
     def bulk_load(self, documents: Iterable[tuple[int, int, bytes, bytes]]) -> None:
         """Store documents (vbucket, seqno, key, value); per vbucket the seqnos rise. Streamed as if from disk."""
         for vb, seqno, key, value in documents:
-            self.vbuckets[vb].load(seqno, key, value)
+            self.vbuckets[vb].load(seqno, self.key_in_default(key), value)
         for vbucket in self.vbuckets:
             vbucket.settle()
+
+    def key_in_default(self, key: bytes) -> bytes:
+        """How the bucket keeps *key* of the default collection."""
+        return key if self.keyspace is None else pack_leb128(DEFAULT) + key
 
     def failover(self, vb: int, lose_last_n: int) -> None:
         """Lose the last seqnos of a vbucket and begin a new history; its streams end."""
@@ -73,4 +100,6 @@ class Bucket:
     def config_json(self, member: int) -> bytes:
         """The map, as that member of the cluster sends it."""
         active = [vbucket.state == State.ACTIVE for vbucket in self.vbuckets]
-        return self.topology.config_json(self.name, self.uuid, member, active, with_collections=False)
+        return self.topology.config_json(
+            self.name, self.uuid, member, active, with_collections=self.keyspace is not None
+        )

@@ -165,6 +165,10 @@ class Controls:
         """Refuse every login, whatever the password, or be as before; who is logged in stays so."""
         self._cluster.logins_refused = on
 
+    def create_collection(self, path: str) -> None:
+        """Create a collection (scope.collection) in a bucket that has some: every vbucket has an event of it."""
+        self._server.bucket.create_collection(path)
+
     def warm_up(self, on: bool = True) -> None:
         """Be as just after a start: no client can select the bucket yet, or be done with it; selected ones stay so."""
         self._cluster.warming_up = on

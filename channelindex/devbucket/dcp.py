@@ -5,7 +5,8 @@ Source: couchbase/kv_engine docs/dcp/documentation/commands, and recordings of a
 
 import struct
 
-from channelindex.devbucket.items import NO_VALUE, NO_VALUE_KEEP_DATATYPE, TAKES_SNAPPY
+from channelindex.devbucket.items import BARE_KEYS, NO_VALUE, NO_VALUE_KEEP_DATATYPE, TAKES_SNAPPY
+from channelindex.devbucket.keyspace import Wanted, default_only
 from channelindex.devbucket.producer import MODE_FLAGS, PRODUCER, Producer
 from channelindex.devbucket.replies import HangUp, Malformed, Refused, Reply
 from channelindex.devbucket.session import Command, Session
@@ -47,6 +48,8 @@ def _open(session: Session, request: Frame) -> Reply:
     if flags & PRODUCER:
         cluster = session.node.cluster
         mode = flags & MODE_FLAGS | (TAKES_SNAPPY if Feature.SNAPPY in session.features else 0)
+        if session.bucket.keyspace is not None and not session.knows_collections:
+            mode |= BARE_KEYS
         session.producer = Producer(name, mode, cluster.idle_timeout_s, cluster.now())
     return Reply()
 
@@ -67,6 +70,7 @@ def _stream_req(session: Session, request: Frame) -> Reply:
     vbucket = session.find_vbucket(request.status, states=states)
     if producer.lacks_noop:
         raise Refused(Status.NOT_SUPPORTED)
+    wanted_keys = _wanted_keys(session, request)
     if start > end or not snap_start <= start <= snap_end:
         raise Refused(Status.ERANGE)
     if producer.has_stream(vbucket.vb):
@@ -75,8 +79,17 @@ def _stream_req(session: Session, request: Frame) -> Reply:
     if rollback is not None:
         raise Refused(Status.ROLLBACK, rollback.to_bytes(8, "big"))
     wanted = Range(start, _end_of(vbucket, flags, end), snap_start)
-    producer.add_stream(vbucket, request.opaque, wanted, from_disk=bool(flags & DISK_ONLY))
+    from_disk = bool(flags & DISK_ONLY)
+    producer.add_stream(vbucket, request.opaque, wanted, from_disk=from_disk, wanted_keys=wanted_keys)
     return Reply(vbucket.failover_log.packed())
+
+
+def _wanted_keys(session: Session, request: Frame) -> Wanted | None:
+    """What of the vbucket is to be streamed. Without collections a value is ignored."""
+    keyspace = session.bucket.keyspace
+    if keyspace is None:
+        return None
+    return keyspace.filter_of(request.value) if session.knows_collections else default_only
 
 
 def _end_of(vbucket: VBucket, flags: int, end: int) -> int:

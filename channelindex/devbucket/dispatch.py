@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from channelindex import mcbp
-from channelindex.devbucket import dcp, framing, kv, locking, session, subdoc
+from channelindex.devbucket import collecting, dcp, framing, kv, locking, session, subdoc
 from channelindex.devbucket.items import decompressed
 from channelindex.devbucket.replies import HangUp, Malformed, Refused, Reply
 from channelindex.devbucket.session import Session
@@ -41,8 +41,13 @@ def answer(session: Session, frame: Frame, replies: list[bytes]) -> None:
 def _run(session: Session, frame: Frame) -> Reply | Sequence[Reply] | None:
     if (command := _COMMANDS.get(frame.opcode)) is not None:
         return command(session, frame)
+    if (command := collecting.COMMANDS.get(frame.opcode)) is not None:
+        session.require_bucket(frame)
+        return command(session, frame)
     if (command := _BUCKET_COMMANDS.get(frame.opcode)) is not None:
         session.require_bucket(frame)
+        if frame.key and frame.opcode != Op.STAT:
+            frame = frame._replace(key=session.inner_key(frame.key))
         if frame.datatype & SNAPPY:
             frame = _decompressed(session, frame)
         level = framing.durability_level(frame) if frame.framing else 0

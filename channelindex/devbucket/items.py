@@ -10,6 +10,7 @@ import cramjam
 import orjson
 
 from channelindex import mcbp
+from channelindex.devbucket.keyspace import event_of
 from channelindex.feeds.base import JSON, SNAPPY, XATTR
 from channelindex.mcbp import Op
 
@@ -21,18 +22,21 @@ NO_VALUE_KEEP_DATATYPE = 0x40
 EXPIRY_OPCODE = 0x10000
 TAKES_SNAPPY = 0x20000
 COMPRESS = 0x40000
+BARE_KEYS = 0x80000  # of a bucket with collections, to a client that knows none
 
 _HEAD = struct.Struct(">BBHBBHI")  # the frame header up to the opaque
 _MUTATION = struct.Struct(">QQQIIIHB")  # CAS, by-seqno, rev seqno, flags, expiry, lock time, nmeta, nru
 _DELETION = struct.Struct(">QQQH")  # CAS, by-seqno, rev seqno, nmeta
 _DELETION_V2 = struct.Struct(">QQQIB")  # CAS, by-seqno, rev seqno, delete time, unused
 _EXPIRATION = struct.Struct(">QQQI")  # CAS, by-seqno, rev seqno, delete time
+_EVENT = struct.Struct(">QIB")  # by-seqno, kind, version of the format
 _CAS_BYTES = 8
 _NRU = 2  # what a real server sends for a document that nobody read
 
 ALIVE = 0
 DELETED = 1
 EXPIRED = 2
+SYSTEM_EVENT = 3  # a collection or scope begins: its value is what is sent
 
 
 class Item:
@@ -95,7 +99,7 @@ class Item:
     @property
     def deleted(self) -> bool:
         """Whether this is a tombstone."""
-        return self.fate != ALIVE
+        return self.fate in (DELETED, EXPIRED)
 
     def xattrs(self) -> dict[str, bytes]:
         """The xattrs by name, each as JSON text."""
@@ -107,14 +111,27 @@ class Item:
 
     def encode_for(self, mode: int) -> None:
         """Fill `head`, `middle`, `payload` and `size` for a stream of that feed mode."""
+        if self.fate == SYSTEM_EVENT:
+            self._encode_event(mode)
+            return
         opcode, extras = self._opcode_and_extras(mode)
         datatype, self.payload = self._datatype_and_payload(mode)
         if mode & (TAKES_SNAPPY if self.deleted else COMPRESS) and self.payload:
             datatype, self.payload = self._compressed(datatype, self.payload)
+        key = self.key[1:] if mode & BARE_KEYS else self.key
+        self._put_together(mode, opcode, datatype, extras, key)
+
+    def _encode_event(self, mode: int) -> None:
+        kind, _, name = event_of(self.key)
+        self.payload = self.value
+        extras = bytes(_CAS_BYTES) + _EVENT.pack(self.seqno, kind, 0)
+        self._put_together(mode, Op.DCP_SYSTEM_EVENT, 0, extras, name)
+
+    def _put_together(self, mode: int, opcode: int, datatype: int, extras: bytes, key: bytes) -> None:
         extras_bytes = len(extras) - _CAS_BYTES
-        body_bytes = extras_bytes + len(self.key) + len(self.payload)
-        self.head = _HEAD.pack(mcbp.REQUEST, opcode, len(self.key), extras_bytes, datatype, self.vb, body_bytes)
-        self.middle = extras + self.key
+        body_bytes = extras_bytes + len(key) + len(self.payload)
+        self.head = _HEAD.pack(mcbp.REQUEST, opcode, len(key), extras_bytes, datatype, self.vb, body_bytes)
+        self.middle = extras + key
         self.size = mcbp.HEADER_BYTES + body_bytes
         self.mode = mode
 

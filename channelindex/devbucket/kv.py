@@ -7,6 +7,7 @@ import struct
 
 from channelindex.devbucket import framing
 from channelindex.devbucket.items import DELETED, Item, join_value
+from channelindex.devbucket.keyspace import pack_leb128
 from channelindex.devbucket.replies import Malformed, Refused, Reply
 from channelindex.devbucket.session import Command, Session
 from channelindex.devbucket.vbucket import State, VBucket
@@ -14,7 +15,6 @@ from channelindex.feeds.base import JSON
 from channelindex.mcbp import Frame, Op, Status
 
 GET_META = 0xA0
-MAX_KEY_BYTES = 250
 CAS_OF_LOCKED = 0xFFFFFFFFFFFFFFFF
 """What a read shows of a locked document: nobody else can use its CAS."""
 MAX_VALUE_BYTES = 20 * 1024 * 1024
@@ -56,8 +56,8 @@ def find_active(session: Session, request: Frame) -> tuple[VBucket, Item | None]
 
 
 def require_key(request: Frame) -> None:
-    """Let only a key of legal length pass."""
-    if not 1 <= len(request.key) <= MAX_KEY_BYTES:
+    """Let only a request with a key pass; its length was checked."""
+    if not request.key:
         raise Malformed
 
 
@@ -215,14 +215,23 @@ def _stat(session: Session, request: Frame) -> list[Reply]:
 
 
 def _get_all_vb_seqnos(session: Session, request: Frame) -> Reply:
-    """The high seqnos of the vbuckets in one state, or in all states but dead."""
-    if len(request.extras) not in (0, 4):
+    """The high seqnos of the vbuckets in one state, or in all states but dead; of one collection, if it is named."""
+    if len(request.extras) not in ((0, 4, 8) if session.knows_collections else (0, 4)):
         raise Malformed
-    state = int.from_bytes(request.extras, "big")
+    state = int.from_bytes(request.extras[:4], "big")
+    collection = request.extras[4:]
     vbuckets = [
         vbucket for vbucket in session.vbuckets if (vbucket.state == state if state else vbucket.state in _NOT_DEAD)
     ]
-    return Reply(b"".join(_VB_SEQNO.pack(vbucket.vb, vbucket.high_seqno) for vbucket in vbuckets))
+    prefix = session.inner_key(pack_leb128(int.from_bytes(collection, "big")) + b"k")[:-1] if collection else b""
+    return Reply(b"".join(_VB_SEQNO.pack(vbucket.vb, _high_seqno(vbucket, prefix)) for vbucket in vbuckets))
+
+
+def _high_seqno(vbucket: VBucket, prefix: bytes) -> int:
+    """The last seqno of a document of which the key begins with *prefix*; 0 if there is none."""
+    if not prefix:
+        return vbucket.high_seqno
+    return max((item.seqno for item in vbucket.items_after(0) if item.key.startswith(prefix)), default=0)
 
 
 def _observe_seqno(session: Session, request: Frame) -> Reply:

@@ -200,6 +200,10 @@ class DevBucket:
         """Refuse every login, whatever the password, or be as before."""
         self._call("refuse_logins", on)
 
+    def create_collection(self, path: str) -> None:
+        """Create a collection (`scope.collection`) in a bucket that has some: every vbucket has an event of it."""
+        self._call("create_collection", path)
+
     def warm_up(self, *, on: bool) -> None:
         """Be as just after a start: no client can select the bucket yet, or be done with it."""
         self._call("warm_up", on)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from channelindex.devbucket.flow import FlowWindow, NoopKeeper
 from channelindex.devbucket.items import (
+    BARE_KEYS,
     COMPRESS,
     DELETE_TIMES,
     EXPIRY_OPCODE,
@@ -13,6 +14,7 @@ from channelindex.devbucket.items import (
     NO_VALUE_KEEP_DATATYPE,
     TAKES_SNAPPY,
 )
+from channelindex.devbucket.keyspace import Wanted
 from channelindex.devbucket.replies import Refused
 from channelindex.devbucket.streams import END_CLOSED, Range, Stream
 from channelindex.devbucket.vbucket import VBucket
@@ -76,9 +78,20 @@ class Producer:
         stream = self._streams.get(vb)
         return stream is not None and not stream.ended
 
-    def add_stream(self, vbucket: VBucket, opaque: int, wanted: Range, *, from_disk: bool) -> None:
-        """Open a stream."""
-        stream = Stream(vbucket, opaque, wanted, self._mode, self._ready, from_disk=from_disk)
+    def add_stream(
+        self, vbucket: VBucket, opaque: int, wanted: Range, *, from_disk: bool, wanted_keys: Wanted | None
+    ) -> None:
+        """Open a stream, of some keys or of all."""
+        stream = Stream(
+            vbucket,
+            opaque,
+            wanted,
+            self._mode,
+            self._ready,
+            from_disk=from_disk,
+            wanted_keys=wanted_keys,
+            tell_advances=not self._mode & BARE_KEYS,
+        )
         self._streams[vbucket.vb] = stream
         self._ready(stream)
 

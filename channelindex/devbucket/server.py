@@ -46,8 +46,12 @@ class DevBucketServer:
 
     def _first_bucket(self, topology: Topology) -> Bucket:
         if self.storage is None:
-            return Bucket(self.config.bucket, self.config.n_vbuckets, topology=topology)
-        return self.storage.load(self.config.bucket, self.config.n_vbuckets, topology)
+            return self._new_bucket(topology)
+        return self.storage.load(self._new_bucket(topology))
+
+    def _new_bucket(self, topology: Topology) -> Bucket:
+        config = self.config
+        return Bucket(config.bucket, config.n_vbuckets, topology=topology, collections=config.collections)
 
     @property
     def bucket(self) -> Bucket:
@@ -110,7 +114,7 @@ class DevBucketServer:
         """
         if self.cluster.bucket is not None:
             raise ConfigInvalid(f"the bucket {self.config.bucket!r} is there already")
-        bucket = Bucket(self.config.bucket, self.config.n_vbuckets, topology=self.cluster.topology)
+        bucket = self._new_bucket(self.cluster.topology)
         if self.storage is not None:
             self.storage.replace(bucket)
         self.cluster.bucket = bucket

@@ -9,6 +9,7 @@ from channelindex.devbucket.accounts import HASH_BY_MECHANISM, MECHANISMS, Accou
 from channelindex.devbucket.bucket import Bucket
 from channelindex.devbucket.cluster import Cluster
 from channelindex.devbucket.items import Item
+from channelindex.devbucket.keyspace import split_leb128
 from channelindex.devbucket.producer import Producer
 from channelindex.devbucket.replies import HangUp, Malformed, Refused, Reply, refusal
 from channelindex.devbucket.vbucket import State, VBucket
@@ -36,6 +37,8 @@ OFFERED = frozenset(
     }
 )
 """No tracing: a client that is granted it changes what it sends."""
+
+MAX_KEY_BYTES = 250
 
 ERROR_MAP = b'{"version":1,"revision":1,"errors":{}}'
 
@@ -97,9 +100,33 @@ class Session:
         return (vbucket for vbucket in self.bucket.vbuckets if self.node.owns(vbucket.vb))
 
     @property
+    def knows_collections(self) -> bool:
+        """Whether keys on this connection begin with the number of their collection."""
+        return Feature.COLLECTIONS in self.features
+
+    @property
     def json_datatype(self) -> int:
         """The datatype of JSON text in a response: the bit only if the client negotiated it."""
         return JSON if Feature.JSON in self.features else 0
+
+    def inner_key(self, key: bytes) -> bytes:
+        """How the bucket keeps a key of this client.
+
+        Raises:
+            Malformed: it is too long, or has no number of a collection.
+            Refused: there is no such collection.
+        """
+        keyspace = self.bucket.keyspace
+        if keyspace is None or not self.knows_collections:
+            plain, inner = key, self.bucket.key_in_default(key)
+        else:
+            number, plain = split_leb128(key)
+            inner = key
+            if not keyspace.knows(number):
+                raise Refused(Status.UNKNOWN_COLLECTION, keyspace.unknown_context(), self.json_datatype)
+        if not 1 <= len(plain) <= MAX_KEY_BYTES:
+            raise Malformed
+        return inner
 
     def refusal(self, status: int, context: str = "", *, with_ref: bool = False) -> Refused:
         """A refusal with an explanation, as this client can read it."""
@@ -142,7 +169,9 @@ def hello(session: Session, request: Frame) -> Reply:
         raise session.refusal(Status.EINVAL, "TCPNODELAY cannot co-exist with TCPDELAY")
     if Feature.CLUSTERMAP_NOTIFICATION in asked and Feature.DUPLEX not in asked:
         raise session.refusal(Status.EINVAL, "ClustermapChangeNotification needs Duplex")
-    session.features = OFFERED & asked
+    bucket = session.node.cluster.bucket
+    offered = OFFERED if bucket is None or bucket.keyspace is None else OFFERED | {Feature.COLLECTIONS}
+    session.features = offered & asked
     return Reply(b"".join(feature.to_bytes(2, "big") for feature in sorted(session.features)))
 
 

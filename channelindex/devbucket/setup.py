@@ -46,7 +46,8 @@ class DevBucketConfig:
 
     `port` and `tls_port` are those of the first node, the other nodes have the following ones; 0 takes free ones.
     `admin` is where operators are listened to: a path with a slash, or a loopback port; nowhere if it is empty.
-    With a `file` the bucket outlives its process.
+    With a `file` the bucket outlives its process. With `collections` (`scope.collection`) it has these besides the
+    default one, and offers the feature; without any it is a bucket of a server that knows none.
     """
 
     host: str = "127.0.0.1"
@@ -62,6 +63,7 @@ class DevBucketConfig:
     tls_port: int = 0
     admin: str = ""
     file: Path | None = None
+    collections: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse what cannot be served, and what would put a server without protection on a network.

@@ -12,9 +12,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from channelindex.devbucket.bucket import Bucket
 from channelindex.devbucket.items import Item
-from channelindex.devbucket.topology import Topology
 from channelindex.devbucket.vbucket import Saved, VBucket
 from channelindex.errors import ConfigInvalid
 
@@ -66,22 +67,22 @@ class Storage:
         if (application, version) != (_APPLICATION_ID, FORMAT):
             raise ConfigInvalid(f"{self._path} is no file of a dev bucket of format {FORMAT}")
 
-    def load(self, name: str, n_vbuckets: int, topology: Topology) -> Bucket:
-        """The bucket that the file holds, or a new one. From now on the file counts as not ended cleanly.
+    def load(self, bucket: Bucket) -> Bucket:
+        """*bucket*, which is a new one, filled with what the file holds. From now on that was not ended cleanly.
 
         Raises:
             ConfigInvalid: the file holds a bucket of another name or number of vbuckets.
         """
-        bucket = Bucket(name, n_vbuckets, topology=topology)
         meta = dict(self._link.execute("SELECT name, value FROM meta"))
         if not meta:
             self.replace(bucket)
             return bucket
-        if (meta["bucket"], int(meta["vbuckets"])) != (name, n_vbuckets):
+        if (meta["bucket"], int(meta["vbuckets"])) != (bucket.name, len(bucket.vbuckets)):
             raise ConfigInvalid(
                 f"{self._path} holds the bucket {meta['bucket']!r} with {meta['vbuckets']} vbuckets,"
-                f" not {name!r} with {n_vbuckets}"
+                f" not {bucket.name!r} with {len(bucket.vbuckets)}"
             )
+        self._learn_collections(bucket, orjson.loads(meta["collections"]))
         bucket.uuid = meta["uuid"]
         self._read_into(bucket)
         if meta["clean"] != "1":
@@ -91,15 +92,27 @@ class Storage:
         self.flush(bucket)
         return bucket
 
+    def _learn_collections(self, bucket: Bucket, kept: list[str]) -> None:
+        """Let *bucket* have the collections that were created while it was running; the file has their events."""
+        configured = bucket.collections
+        if kept[: len(configured)] != configured or (kept and bucket.keyspace is None):
+            raise ConfigInvalid(f"{self._path} holds a bucket with the collections {kept}, not {configured}")
+        if bucket.keyspace is not None:
+            for path in kept[len(configured) :]:
+                bucket.keyspace.create(path)
+
     def replace(self, bucket: Bucket) -> None:
         """Hold *bucket* and nothing of what was there."""
         self.clear()
         meta = {"bucket": bucket.name, "vbuckets": len(bucket.vbuckets), "uuid": bucket.uuid, "clean": "0"}
+        meta["collections"] = _names(bucket)
         with self._link:
             self._link.execute("BEGIN")
             self._link.executemany("INSERT INTO meta VALUES (?, ?)", meta.items())
             for vbucket in bucket.vbuckets:
                 self._write(vbucket)
+        for vbucket in bucket.vbuckets:
+            vbucket.mark_saved()
 
     def clear(self) -> None:
         """Hold no bucket."""
@@ -115,6 +128,7 @@ class Storage:
             return
         with self._link:
             self._link.execute("BEGIN")
+            self._link.execute("UPDATE meta SET value = ? WHERE name = 'collections'", (_names(bucket),))
             for vbucket in changed:
                 self._write(vbucket)
         for vbucket in changed:
@@ -144,6 +158,10 @@ class Storage:
         for vbucket in bucket.vbuckets:
             for item in vbucket.items_after(0):
                 bucket.note_expiry(vbucket.vb, item.key, 0 if item.deleted else item.expiry)
+
+
+def _names(bucket: Bucket) -> str:
+    return orjson.dumps(bucket.collections).decode()
 
 
 def _row_of(item: Item) -> tuple[Any, ...]:

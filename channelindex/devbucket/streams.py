@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from channelindex import mcbp
 from channelindex.devbucket.items import Item
+from channelindex.devbucket.keyspace import Wanted
 from channelindex.devbucket.vbucket import VBucket
 from channelindex.mcbp import Op
 
@@ -26,6 +27,7 @@ TURN_BYTES = 16 * 1024
 
 _MARKER_EXTRAS = struct.Struct(">QQI")
 _MARKER_BYTES = mcbp.HEADER_BYTES + _MARKER_EXTRAS.size
+_ADVANCED_BYTES = mcbp.HEADER_BYTES + 8
 _END_BYTES = mcbp.HEADER_BYTES + 4
 
 
@@ -49,6 +51,8 @@ class Stream:
         on_ready: Callable[["Stream"], None],
         *,
         from_disk: bool = False,
+        wanted_keys: Wanted | None = None,
+        tell_advances: bool = False,
     ) -> None:
         self.vbucket = vbucket
         self.done = False
@@ -61,6 +65,9 @@ class Stream:
         self._position = wanted.start  # the last seqno that was sent or is in the snapshot being sent
         self._end = wanted.end
         self._snap_start: int | None = wanted.snap_start  # of the first marker
+        self._wanted_keys = wanted_keys
+        self._tell_advances = tell_advances
+        self._advance_to: int | None = None  # the end of a snapshot of which the last seqno is not sent
         self._items: Sequence[Item] = ()
         self._next = 0
         self._end_reason: int | None = None
@@ -76,6 +83,7 @@ class Stream:
         """Whether `take` would give something."""
         return not self.done and (
             self._next < len(self._items)
+            or self._advance_to is not None
             or self.ended
             or self._position >= self._end
             or self._position < self.vbucket.high_seqno
@@ -87,7 +95,7 @@ class Stream:
 
     def finish(self, reason: int) -> None:
         """Send nothing more but a STREAM_END."""
-        self._items, self._next = (), 0
+        self._items, self._next, self._advance_to = (), 0, None
         self._end_reason = reason
         self.release()
         self._on_ready(self)
@@ -103,14 +111,19 @@ class Stream:
         while size < room:
             if self._next < len(self._items):
                 size += self._take_items(out, room - size)
+            elif self._advance_to is not None:
+                out.append(self._message(Op.DCP_SEQNO_ADVANCED, self._advance_to.to_bytes(8, "big")))
+                self._advance_to = None
+                size += _ADVANCED_BYTES
             elif self._end_reason is not None or self._position >= self._end:
                 out.append(self._end_message(self._end_reason or END_OK))
                 self.done = True
                 self.release()
                 return size + _END_BYTES
             elif self._position < self.vbucket.high_seqno:
-                out.append(self._begin_snapshot())
-                size += _MARKER_BYTES
+                if marker := self._begin_snapshot():
+                    out.append(marker)
+                    size += _MARKER_BYTES
             else:
                 break
         return size
@@ -129,15 +142,28 @@ class Stream:
         return size
 
     def _begin_snapshot(self) -> bytes:
-        """Take the next snapshot and return its marker. The first one starts where the client's snapshot did."""
+        """Take the next snapshot and return its marker. The first one starts where the client's snapshot did.
+
+        Nothing is returned, and nothing to be sent, where a client wants nothing of it and cannot be told that.
+        """
         flags, end = self._next_snapshot()
         self._items, self._next = self.vbucket.items_after(self._position, end), 0
+        if self._wanted_keys is not None and not self._choose(self._wanted_keys, end):
+            self._position = end
+            return b""
         start = self._snap_start
         if start is None:
             start = self._items[0].seqno if self._items else self._position + 1
         self._snap_start = None
         self._position = end
         return self._message(Op.DCP_SNAPSHOT_MARKER, _MARKER_EXTRAS.pack(start, end, flags))
+
+    def _choose(self, wanted: Wanted, end: int) -> bool:
+        """Leave only what is wanted of a snapshot; whether there is anything to send of it."""
+        self._items = [item for item in self._items if wanted(item.key)]
+        if self._tell_advances and not (self._items and self._items[-1].seqno == end):
+            self._advance_to = end
+        return bool(self._items) or self._advance_to is not None
 
     def _next_snapshot(self) -> tuple[int, int]:
         """The flags of the next snapshot and its last seqno: from disk all there is, from memory one checkpoint."""

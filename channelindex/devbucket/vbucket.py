@@ -13,7 +13,17 @@ from operator import attrgetter
 from typing import NamedTuple, Protocol
 
 from channelindex.devbucket.history import FailoverLog, rollback_seqno
-from channelindex.devbucket.items import ALIVE, DELETED, EXPIRED, Item, datatype_of, join_value, system_xattrs
+from channelindex.devbucket.items import (
+    ALIVE,
+    DELETED,
+    EXPIRED,
+    SYSTEM_EVENT,
+    Item,
+    datatype_of,
+    join_value,
+    system_xattrs,
+)
+from channelindex.devbucket.keyspace import Event
 from channelindex.devbucket.locks import Locks
 
 MAX_LOSS = 1000
@@ -99,6 +109,10 @@ class VBucket:
             xattrs = system_xattrs(old.xattrs()) if old is not None else {}
         value, datatype = join_value(xattrs, b"")
         return self._append(self._next_item(key, cas or self.next_cas(), value, datatype, fate=fate))
+
+    def note_event(self, event: Event) -> None:
+        """Give an event of the bucket's collections a seqno."""
+        self._append(self._next_item(event.key(), 0, event.value(), 0, fate=SYSTEM_EVENT))
 
     def next_cas(self) -> int:
         """A new CAS, above all before it: a hybrid clock of nanoseconds with a counter in the low 16 bits."""

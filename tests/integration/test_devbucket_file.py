@@ -10,7 +10,6 @@ import pytest
 from channelindex.devbucket import DevBucket, DevBucketConfig
 from channelindex.devbucket.bucket import Bucket
 from channelindex.devbucket.storage import Storage
-from channelindex.devbucket.topology import Topology
 from channelindex.devbucket.vbucket import MAX_LOSS, State
 from channelindex.errors import ConfigInvalid
 from channelindex.mcbp import FRAMED_REQUEST, Frame, Op, Status, pack_frame
@@ -26,7 +25,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def load(storage: Storage) -> Bucket:
-    return storage.load("default", N_VBUCKETS, Topology(N_VBUCKETS))
+    return storage.load(Bucket("default", N_VBUCKETS))
 
 
 def reopened(path: Path) -> tuple[Storage, Bucket]:
@@ -165,7 +164,7 @@ def test_file_in_use_or_of_another_kind_is_refused(path, tmp_path):
     storage.close(bucket)
     storage = Storage(path)
     with pytest.raises(ConfigInvalid, match="holds the bucket 'default' with 4 vbuckets, not 'other' with 8"):
-        storage.load("other", 8, Topology(8))
+        storage.load(Bucket("other", 8))
     storage.close(None)
     text = tmp_path / "text"
     text.write_text("this is no database, and long enough to be seen as none" * 10)

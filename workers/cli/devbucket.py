@@ -56,6 +56,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--nodes", type=options.positive, default=_DEFAULTS.n_nodes, help="how many (default: %(default)s)"
     )
     parser.add_argument("--file", type=Path, help="SQLite file that keeps the bucket; without one it is in memory only")
+    parser.add_argument(
+        "--collection",
+        action="append",
+        default=[],
+        metavar="SCOPE.COLLECTION",
+        help="a collection besides the default one; may be repeated",
+    )
     _add_tls(parser)
     parser.add_argument("--admin", default="", metavar="ADDRESS", help="socket path or loopback port for `ctl`")
     _add_ctl(parser)
@@ -124,6 +131,7 @@ def _serve(args: argparse.Namespace) -> int:
         tls_port=args.tls_port,
         admin=args.admin,
         file=args.file,
+        collections=tuple(args.collection),
     )
     serve(config, ready=output.line)
     return exits.OK
