@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from channelindex import logs
 from channelindex.devbucket import DevBucket, DevBucketConfig
 from channelindex.errors import AuthenticationFailed, ChannelIndexError, ConfigInvalid, SourceUnavailable
 from channelindex.feeds.dcp.auth import Credentials
@@ -106,17 +105,14 @@ def test_a_port_without_tls_is_told(bucket: DevBucket, certificates: Certificate
 
 
 def test_a_wrong_password_is_told_and_never_logged(
-    bucket: DevBucket, certificates: Certificates, capsys: pytest.CaptureFixture[str]
+    bucket: DevBucket, certificates: Certificates, caplog: pytest.LogCaptureFixture
 ) -> None:
-    logs.configure("debug")
-    try:
-        where = address(bucket, TlsOptions(certificates.path("ca.pem")))
-        error = refused(bucket, where, Credentials("Administrator", "hunter2"))
-    finally:
-        logs.configure("error")
+    caplog.set_level("DEBUG", "channelindex")
+    where = address(bucket, TlsOptions(certificates.path("ca.pem")))
+    error = refused(bucket, where, Credentials("Administrator", "hunter2"))
     assert isinstance(error, AuthenticationFailed)
     assert "source.password" in str(error)
-    assert "hunter2" not in str(error) + capsys.readouterr().out
+    assert "hunter2" not in str(error) + "".join(str(record.__dict__) for record in caplog.records)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ class Node:
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.setblocking(False)
+        self.endpoint = Endpoint("127.0.0.1", self._listener.getsockname()[1])
         self._peer: socket.socket | None = None
         self._input = bytearray()
         self.config = cluster_config(self.endpoint.port)
@@ -39,10 +40,6 @@ class Node:
     @property
     def address(self) -> SourceAddress:
         return SourceAddress((self.endpoint,), "default")
-
-    @property
-    def endpoint(self) -> Endpoint:
-        return Endpoint("127.0.0.1", self._listener.getsockname()[1])
 
     def turn(self) -> None:
         """Accept, read, answer: what there is now."""

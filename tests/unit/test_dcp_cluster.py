@@ -10,7 +10,7 @@ import pytest
 from channelindex.errors import AuthenticationFailed, ConfigInvalid, ProtocolError
 from channelindex.feeds.base import HISTORY, JSON, MUTATION, SNAPPY, XATTR
 from channelindex.mcbp import SERVER_REQUEST, Frame, Op, Status, join_xattrs, pack_frame
-from channelindex.model import ORIGIN
+from channelindex.model import ORIGIN, Checkpoint
 from tests.support.dcp_node import Rig, rig
 from tests.support.dcp_replay import answer, cluster_config
 from tests.support.dcp_wire import marker, mutation, stream_end
@@ -148,6 +148,30 @@ def test_when_all_nodes_are_lost_the_seeds_are_asked_again() -> None:
         made.nodes[1].close()
         made.nodes[1].turn = lambda: None  # type: ignore[method-assign]
         assert made.accept(2).status == 0
+
+
+def test_while_our_only_node_is_down_one_other_is_asked_over_one_connection() -> None:
+    with rig(n_nodes=2, chains=[[1]]) as made:
+        made.nodes[1].close()
+        made.nodes[1].turn = lambda: None  # type: ignore[method-assign]
+        made.feed.start({0: ORIGIN})
+        started = made.clock.now
+        made.until(lambda: made.clock.now > started + 60.0, step_s=0.2)
+        assert made.node.n_connections == 1
+        made.tell([[0]], rev=2)
+        assert made.accept(0).status == 0
+        assert made.node.n_connections == 1
+
+
+@pytest.mark.parametrize("streams", [{}, {0: ORIGIN}])
+def test_without_a_stream_that_has_a_node_there_is_one_connection(streams: dict[int, Checkpoint]) -> None:
+    with rig(n_nodes=2, chains=[[-1], [1]]) as made:
+        made.feed.start(streams)
+        started = made.clock.now
+        made.until(lambda: made.clock.now > started + 30.0, step_s=0.2)
+        assert [node.n_connections for node in made.nodes] == [1, 0]
+        made.feed.add({1: ORIGIN})
+        assert made.accept(1).status == 1
 
 
 def test_a_node_that_refuses_us_for_a_while_is_borne_and_then_not(two: Rig) -> None:
@@ -354,3 +378,22 @@ def test_it_is_a_feed_that_can_be_closed_while_it_connects() -> None:
         made.feed.tick(made.clock())
         made.feed.close()
         assert made.feed.read(1) == ()
+
+
+def test_what_a_node_did_wrong_is_in_the_log(two: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("WARNING", "channelindex")
+    two.node.send(b"\x55" * 24)
+    two.until(lambda: two.feed.last_error is not None)
+    (record,) = [record for record in caplog.records if record.getMessage() == "feed.protocol_broken"]
+    fields = record.__dict__["fields"]
+    assert fields["node"] == two.node.endpoint
+    assert fields["msg"] == "frame with unknown magic 0x55"
+
+
+def test_an_unknown_frame_is_told_once(two: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", "channelindex.feed")
+    for _ in range(3):
+        two.node.send(pack_frame(SERVER_REQUEST, 0x7F))
+    sessions = [node.connection.session for node in two.feed._cluster.all_nodes() if node.connection]
+    two.until(lambda: sum(session.ignored_frames for session in sessions) == 3)
+    assert [record.getMessage() for record in caplog.records].count("feed.frame_ignored") == 1

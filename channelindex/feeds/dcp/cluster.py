@@ -10,6 +10,7 @@ can be had, the seeds of the connection string and all nodes known are tried in 
 
 import random
 from collections.abc import Collection, Iterator, Mapping
+from functools import partial
 
 from channelindex import logs
 from channelindex.backoff import Backoff
@@ -161,7 +162,7 @@ class Cluster:
 
     def _refresh(self, now: float) -> float:
         """Ask one of the nodes for the map when it is time."""
-        live = [node for node in self._nodes.values() if node.live]
+        live = [node for node in self.all_nodes() if node.live]
         if now >= self._refresh_at and live:
             connection = random.choice(live).connection
             assert connection is not None
@@ -189,7 +190,6 @@ class Cluster:
         """Bring every stream that waits to its node, and make and drop nodes accordingly."""
         if self._map is None:
             return
-        self._keep_seeker()
         for node in list(self._nodes.values()):
             if node.endpoint not in self._map.nodes:
                 _log.info("feed.node_left", node=node.endpoint)
@@ -197,8 +197,9 @@ class Cluster:
                 del self._nodes[node.endpoint]
                 self._adopt(node.streams)
         for endpoint, streams in self._homes():
-            for stream in streams.release(lambda vb, here=endpoint: self._map.owner(vb) == here):  # type: ignore[misc]
+            for stream in streams.release(partial(self._is_at, endpoint)):
                 self._home(stream.vb).adopt(stream)
+        self._settle_seeker()
         observed = self._with_our_copies() if self._with_copies else set()
         for endpoint in observed - self._nodes.keys():
             self._nodes[endpoint] = Node(endpoint, self._connect)
@@ -206,6 +207,9 @@ class Cluster:
             if not len(node.streams) and node.endpoint not in observed:
                 node.disconnect()
                 del self._nodes[node.endpoint]
+
+    def _is_at(self, endpoint: Endpoint | None, vb: int) -> bool:
+        return self._map is not None and self._map.owner(vb) == endpoint
 
     def _with_our_copies(self) -> set[Endpoint]:
         return {endpoint for _, streams in self._homes() for vb in streams.vbuckets for endpoint in self.copies(vb)}
@@ -227,20 +231,21 @@ class Cluster:
             self._nodes[endpoint] = Node(endpoint, self._connect)
         return self._nodes[endpoint].streams
 
-    def _keep_seeker(self) -> None:
-        """The connection that brought the map is kept if its node has vbuckets of ours, and else closed."""
+    def _settle_seeker(self) -> None:
+        """The node that was asked for the map stays if it has vbuckets of ours, else until another can be had."""
         seeker = self._seeker
         if seeker is None or seeker.announced is None:
             return
-        self._seeker = self._seek_error = None
-        self._backoff.reset()
         seeker.endpoint = seeker.announced
         known = self._nodes.get(seeker.endpoint)
-        if known is not None and known.live:
-            seeker.disconnect()
-            return
-        self._nodes[seeker.endpoint] = seeker
-        if known is not None:
+        if known is not None and not known.live:
             known.disconnect()
             for stream in known.streams.release_all():
                 seeker.streams.adopt(stream)
+            self._nodes[seeker.endpoint] = seeker
+        elif any(node.live for node in self._nodes.values()):
+            seeker.disconnect()
+        else:
+            return
+        self._seeker = self._seek_error = None
+        self._backoff.reset()

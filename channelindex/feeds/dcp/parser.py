@@ -131,6 +131,7 @@ class FrameParser:
         """Datatype and value of a document that is compressed, or whose body was left out although it may matter."""
         if datatype & SNAPPY:
             datatype, value = decompress(datatype, value)
-        if self._needs_body and kind == _FIRST_KIND and datatype & JSON and self._needs_body(key, datatype, value):
+        needs_body = self._needs_body
+        if needs_body and kind == _FIRST_KIND and datatype & JSON and needs_body(key, datatype, value):
             raise BodiesNeeded("a document came that may have its metadata in its body")
         return datatype, value

@@ -52,12 +52,21 @@ class TlsLayer:
     """One connection's encryption. `outgoing` is what is to be sent; whoever sends it removes it."""
 
     def __init__(self, options: TlsOptions, host: str) -> None:
-        """*host* is whom the certificate must be for. Raises ConfigInvalid as `make_context`."""
+        """*host* is whom the certificate must be for.
+
+        Raises:
+            ConfigInvalid: as `make_context`.
+            SourceUnavailable: *host* cannot be the name of one.
+        """
         self._options = options
         self._host = host
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._ssl = make_context(options).wrap_bio(self._incoming, self._outgoing, server_hostname=host)
+        context = make_context(options)
+        try:
+            self._ssl = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
+        except ValueError as error:
+            raise SourceUnavailable(f"{host!r} (source.url) is no name of a host: {error}") from error
         self._established = False
         self._unsent = bytearray()
         self.outgoing = bytearray()
