@@ -94,7 +94,11 @@ class OwnerStore(Protocol):
         ...
 
     def next_epoch(self) -> int:
-        """A number that is higher than any returned before, to any process. Starts at 1."""
+        """A number that is higher than any returned before, to any process.
+
+        Not only for this index: one of the same name that was lost and made anew must not hand out a number again, or
+        what processes remember of the lost one would be taken for true. Counting on from the time in milliseconds does.
+        """
         ...
 
     def begin(

