@@ -8,8 +8,9 @@ import json
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -103,20 +104,20 @@ class Observed:
     def _one_of_many(self) -> str | None:
         return self._rnd.choice(self.running) if len(self.running) > 1 else None
 
-    def _without(self, name: str, end: object) -> None:
+    def _without(self, name: str, end: Callable[[], object]) -> None:
         end()
         self.cluster.until_shared_by(*(other for other in self.running if other != name))
 
-    def _planned(self, act: object) -> None:
+    def _planned(self, act: Callable[[], object]) -> None:
         begun, ended = self._during(act)
         self.handovers += self.watch.between(begun, ended, moved=True)
         self.stayed += self.watch.between(begun, ended, moved=False)
 
-    def _unplanned(self, act: object) -> None:
+    def _unplanned(self, act: Callable[[], object]) -> None:
         begun, ended = self._during(act)
         self.takeovers += self.watch.between(begun, ended, moved=True)
 
-    def _during(self, act: object) -> tuple[float, float]:
+    def _during(self, act: Callable[[], object]) -> tuple[float, float]:
         begun = time.monotonic()
         act()
         ended = time.monotonic()
@@ -209,7 +210,7 @@ def test_orders_of_an_operator_are_carried_out_and_told(observed):
     with observed(4, "a", "b") as there:
         config = there.cluster.node("a").config
 
-        def command(*arguments: object) -> dict:
+        def command(*arguments: object) -> Any:
             done = cli(*arguments, "--json", "--config", config)
             assert done.returncode == 0, done.stderr or done.stdout
             return json.loads(done.stdout.splitlines()[-1])

@@ -10,6 +10,7 @@ from channelindex.devbucket.process import DevBucket
 from channelindex.devbucket.setup import DevBucketConfig
 from channelindex.sync_gateway.layouts import InlineLayout
 from channelindex.sync_gateway.loader import Loader
+from channelindex.sync_gateway.revisions import Revision
 from channelindex.sync_gateway.synthetic import synthetic_revisions
 from coordinator.cluster import ClusterState, read_cluster
 from coordinator.connection import connect as connect_redis
@@ -32,7 +33,7 @@ class SteadyLoad(threading.Thread):
         self._pause_s = pause_s
         self._stop_asked = threading.Event()
         self._error: Exception | None = None
-        self.written = []
+        self.written: list[Revision] = []
         self.start()
 
     def run(self) -> None:
@@ -47,7 +48,7 @@ class SteadyLoad(threading.Thread):
         except Exception as error:  # the test that finishes us must see it
             self._error = error
 
-    def finish(self) -> list[dict]:
+    def finish(self) -> list[dict[str, object]]:
         """Stop; all that was written."""
         self._stop_asked.set()
         self.join(30)

@@ -12,6 +12,9 @@ from tests.support.watchers import INDEX
 
 SAMPLE_S = 0.01
 
+Sample = tuple[float, str, tuple[int, ...]]
+"""When, whose, and the stable seqnos."""
+
 
 class Gap(NamedTuple):
     """A time between two moves of a partition's stable clock, as seen from outside."""
@@ -44,7 +47,7 @@ class GapWatch(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        last: dict[int, tuple[float, str, tuple[int, ...]]] = {}
+        last: dict[int, Sample] = {}
         with closing(open_reader(IndexSettings(INDEX, self._redis_url))) as store:
             while not self._stop_asked.wait(SAMPLE_S):
                 try:
@@ -60,7 +63,7 @@ class GapWatch(threading.Thread):
                     if before is not None:
                         self._note(partition, before, last[partition])
 
-    def _note(self, partition: int, before: tuple, after: tuple) -> None:
+    def _note(self, partition: int, before: Sample, after: Sample) -> None:
         self.gaps.append(Gap(partition, before[0], after[0], (before[1], after[1])))
         for old, new in zip(before[2], after[2], strict=True):
             if new < old:

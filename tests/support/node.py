@@ -22,7 +22,12 @@ DEADLINE_S = 60.0
 
 
 class Node:
-    """One node against a bucket and a store of its index. `start` may be called again after `kill` or `drain`."""
+    """One node against a bucket and a store of its index. `start` may be called again after `kill` or `drain`.
+
+    `module` is what is run, with the arguments of `channelindex`.
+    """
+
+    module = "workers.cli"
 
     def __init__(self, name: str, folder: Path, store_url: str, bucket: Any, **settings: object) -> None:
         self.name = name
@@ -56,7 +61,7 @@ class Node:
         """Start the node in the background."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "workers.cli", "run", "--config", self._config],
+                [sys.executable, "-m", self.module, "run", "--config", self._config],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},

@@ -1,0 +1,258 @@
+"""The Redis of the leases in every kind of trouble, as the nodes' own code meets it; and the locks in it."""
+
+import time
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import redis
+
+from channelindex.embedded import EmbeddedRedis
+from channelindex.errors import AuthenticationFailed, CoordinationUnavailable
+from coordinator.cluster import read_cluster
+from coordinator.connection import connect
+from coordinator.keys import Keys
+from coordinator.locks import REBUILD, JobTaken, compaction_of, only_one
+from coordinator.membership import Membership
+from coordinator.tick import Identity, Ticker
+from coordinator.wake import WakeSubscription
+from tests.support.redis_sentinel import SentinelAndMaster
+
+INDEX = "trouble"
+N_PARTITIONS = 16
+TTL_S = 10.0
+START_S = 1_700_000_000.0
+
+
+class Cluster:
+    """Nodes whose clocks are in our hands."""
+
+    def __init__(self, client: Any, url: str) -> None:
+        self.now = 0.0
+        self.nodes: dict[str, Membership] = {}
+        self._client = client
+        self._url = url
+
+    def node(self, name: str) -> Membership:
+        if name not in self.nodes:
+            identity = Identity(name, f"{name}-1", TTL_S)
+            ticker = Ticker(self._client, self._url, INDEX, identity, lambda: int((START_S + self.now) * 1000))
+            self.nodes[name] = Membership(ticker, identity, N_PARTITIONS, N_PARTITIONS, lambda: self.now)
+        return self.nodes[name]
+
+    def turn(self, *names: str) -> None:
+        """These nodes tick once, and drain at once what they are asked for."""
+        for name in names:
+            node = self.node(name)
+            node.tick()
+            if node.wanted_releases:
+                node.release(node.wanted_releases)
+                node.tick()
+        self.now += 0.1
+
+    def share(self, *names: str) -> dict[str, set[int]]:
+        """Turns until these share everything; who has what."""
+        for _ in range(5):
+            self.turn(*names)
+        held = self.held()
+        assert set().union(*(held[name] for name in names)) == set(range(N_PARTITIONS))
+        return held
+
+    def held(self) -> dict[str, set[int]]:
+        return {name: set(node.book.held(self.now)) for name, node in self.nodes.items()}
+
+    def switch(self, client: Any) -> None:
+        """From now on Redis is another one."""
+        for node in self.nodes.values():
+            node._ticker._client = client
+        self._client = client
+
+
+@pytest.fixture
+def databases(redis_url):
+    """Two databases of one server: a master, and what its replica had at some time."""
+    with ExitStack() as stack:
+        clients = [stack.enter_context(redis.Redis.from_url(f"{redis_url}?db={number}")) for number in (0, 1)]
+        yield clients
+
+
+def _replicate(master: redis.Redis, replica: redis.Redis) -> None:
+    replica.flushdb()
+    for key in master.scan_iter():
+        replica.restore(key, 0, master.dump(key) or b"")
+
+
+def test_replica_that_lacks_the_last_takes_costs_nobody_what_it_has(databases):
+    master, replica = databases
+    cluster = Cluster(master, "redis://test")
+    cluster.share("a")
+    _replicate(master, replica)
+    held = cluster.share("a", "b")
+    cluster.switch(replica)
+    cluster.turn("b", "a", "b", "a")
+    after = cluster.share("a", "b")
+    assert {name: len(mine) for name, mine in after.items()} == {"a": 8, "b": 8}
+    assert not after["a"] & after["b"]
+    assert held["a"] | held["b"] == set(range(N_PARTITIONS))
+
+
+def test_replica_that_lags_by_renewals_gives_nobody_away(databases):
+    master, replica = databases
+    cluster = Cluster(master, "redis://test")
+    held = cluster.share("a", "b")
+    _replicate(master, replica)
+    for _ in range(3):
+        cluster.now += TTL_S / 3
+        cluster.turn("a", "b")
+    cluster.switch(replica)  # where both look as if their time had run out
+    cluster.turn("a", "b")
+    cluster.turn("a", "b")
+    assert cluster.share("a", "b") == held
+
+
+def test_version_that_a_stale_replica_repeats_is_not_taken_for_one_that_is_known(databases):
+    master, replica = databases
+    cluster = Cluster(master, "redis://test")
+    cluster.share("a")
+    _replicate(master, replica)
+    cluster.turn("a", "b", "a", "b")
+    cluster.switch(replica)
+    cluster.turn("b", "a", "b", "a")
+    views = {node._view.leases == cluster.node("a")._view.leases for node in cluster.nodes.values()}
+    assert views == {True}
+
+
+def test_nodes_stop_by_themselves_while_redis_is_away_and_go_on_when_it_is_back(tmp_path):
+    with EmbeddedRedis(tmp_path) as server, connect(server.url, 1.0) as client:
+        cluster = Cluster(client, server.url)
+        cluster.share("a", "b")
+        server.close()
+        for name in ("a", "b"):
+            with pytest.raises(CoordinationUnavailable):
+                cluster.node(name).tick()
+        assert len(cluster.held()["a"]) == 8, "a lease lasts as long as it was granted"
+        cluster.now += TTL_S
+        assert cluster.held() == {"a": set(), "b": set()}
+        with EmbeddedRedis(tmp_path):
+            held = cluster.share("a", "b")
+            assert {name: len(mine) for name, mine in held.items()} == {"a": 8, "b": 8}
+
+
+def test_scripts_that_were_flushed_are_sent_again(databases):
+    client, _ = databases
+    cluster = Cluster(client, "redis://test")
+    held = cluster.share("a")
+    client.script_flush()
+    assert cluster.share("a") == held
+
+
+@pytest.mark.parametrize("key", ["members", "ends", "leases", "state", "events", "drained", "asked", "scale"])
+def test_wrong_type_under_a_key_is_reported_and_cured_by_its_removal(databases, key):
+    client, _ = databases
+    cluster = Cluster(client, "redis://test")
+    cluster.share("a")
+    name = getattr(Keys(INDEX), key)
+    client.delete(name)
+    client.set(name, "foreign")
+    with pytest.raises(CoordinationUnavailable, match="WRONGTYPE"):
+        cluster.share("a", "b")
+    client.delete(name)
+    held = cluster.share("a", "b")
+    assert held["a"]
+
+
+def test_rights_that_are_taken_away_and_given_back(redis_url, databases):
+    admin, _ = databases
+    admin.acl_setuser("node", enabled=True, passwords=["+pw"], categories=["+@all"], keys=["*"], channels=["*"])
+    url = redis_url.replace("unix://", "unix://node:pw@")
+    with connect(url, 5.0) as client:
+        cluster = Cluster(client, url)
+        held = cluster.share("a")
+        admin.acl_setuser("node", commands=["-evalsha"])
+        with pytest.raises(AuthenticationFailed, match="permission"):
+            cluster.turn("a")
+        admin.acl_setuser("node", commands=["+evalsha"])
+        assert cluster.share("a") == held
+    admin.acl_deluser("node")
+
+
+def test_leases_in_a_redis_cluster(cluster_url):
+    with connect(cluster_url, 5.0) as client:
+        cluster = Cluster(client, cluster_url)
+        held = cluster.share("a", "b")
+        assert {name: len(mine) for name, mine in held.items()} == {"a": 8, "b": 8}
+        assert read_cluster(client, cluster_url, INDEX, N_PARTITIONS, n_events=1).events[0].kind == "lease.taken"
+        _assert_wakes(client, cluster)
+
+
+def test_leases_follow_their_slot_through_a_redis_cluster(cluster_of_three, cluster_url):
+    with connect(cluster_url, 5.0) as client:
+        cluster = Cluster(client, cluster_url)
+        held = cluster.share("a", "b")
+        slot = cluster_of_three.nodes[0].execute_command("CLUSTER", "KEYSLOT", Keys(INDEX).leases)
+        home = cluster_of_three.owner_of(slot)
+        cluster_of_three.move("coordination", (home + 1) % 3)
+        try:
+            assert cluster.share("a", "b") == held
+        finally:
+            cluster_of_three.move("coordination", home)
+
+
+def test_leases_behind_sentinels_survive_a_failover():
+    with SentinelAndMaster() as servers, connect(servers.url, 2.0) as client:
+        cluster = Cluster(client, servers.url)
+        held = cluster.share("a", "b")
+        _assert_wakes(client, cluster)
+        servers.fail_over()
+        deadline = time.monotonic() + 20.0
+        while True:
+            try:
+                assert cluster.share("a", "b") == held
+            except CoordinationUnavailable:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            else:
+                return
+
+
+def _assert_wakes(client: Any, cluster: Cluster) -> None:
+    wake = WakeSubscription(client, Keys(INDEX).wake("a"))
+    wake.ensure_open()
+    assert wake.fileno() is not None
+    deadline = time.monotonic() + 5.0
+    while not wake.heard():  # that we have subscribed is no message
+        assert time.monotonic() < deadline
+        cluster.node("b")._ticker.wake(["a"])
+        time.sleep(0.01)
+    wake.close()
+
+
+def test_job_is_done_by_one_at_a_time(databases):
+    client, _ = databases
+    with only_one(client, "redis://test", INDEX, REBUILD, ttl_s=10.0):
+        with pytest.raises(JobTaken), only_one(client, "redis://test", INDEX, REBUILD, ttl_s=10.0):
+            pass
+        with only_one(client, "redis://test", INDEX, compaction_of(3), ttl_s=10.0) as other:
+            other.extend()
+    with only_one(client, "redis://test", INDEX, REBUILD, ttl_s=10.0, wait_s=1.0):
+        pass
+    assert client.keys("*lock*") == []
+
+
+def test_lock_that_ran_out_is_told_and_takes_nothing_from_the_next(databases):
+    client, _ = databases
+    key = Keys(INDEX).lock(REBUILD)
+    with only_one(client, "redis://test", INDEX, REBUILD, ttl_s=10.0) as ours:
+        client.delete(key)
+        with only_one(client, "redis://test", INDEX, REBUILD, ttl_s=10.0), pytest.raises(JobTaken, match="ran out"):
+            ours.extend()
+    assert client.keys("*lock*") == []
+
+
+def test_lock_of_a_redis_that_is_away_is_an_error_of_ours():
+    with (
+        connect("redis://127.0.0.1:1/0", 0.5) as client,
+        pytest.raises(CoordinationUnavailable, match=r"coordination\.redis"),
+        only_one(client, "redis://127.0.0.1:1/0", INDEX, REBUILD, ttl_s=10.0),
+    ):
+        pass
