@@ -31,7 +31,9 @@ ALLOWED = (ProtocolError, AuthenticationFailed, ConfigInvalid, SourceUnavailable
 a stream's collections were dropped, a range is wrong, a bucket is not there yet), whoever changed it to say so."""
 _SEED_BYTES = 4096
 _MOST_PER_BYTE = 1.0
-_OPAQUE = 9
+_ASKED = range((1 << 31) + 8, (1 << 31) + 12)
+"""Opaques of requests that open no stream, some of which have no answer yet."""
+_OPAQUE = 1
 """That of the first stream of `open_streams`; the second has the next one."""
 
 
@@ -70,7 +72,8 @@ def _made() -> list[bytes]:
             SERVER_REQUEST, mcbp.CLUSTERMAP_CHANGED, extras=bytes(4), key=b"default", value=cluster_config(11210)
         ),
         *(
-            pack_frame(RESPONSE, opcode, status=status, opaque=opaque + 3, value=value)
+            pack_frame(RESPONSE, opcode, status=status, opaque=asked, value=value)
+            for asked in (opaque, *_ASKED)
             for opcode in (Op.DCP_STREAM_REQ, Op.GET_ALL_VB_SEQNOS, Op.DCP_GET_FAILOVER_LOG, Op.GET_CLUSTER_CONFIG)
             for status, value in (
                 (0, wire.failover_log((1, 0))),

@@ -1,8 +1,9 @@
 """One DCP connection as a state machine without I/O: bytes in, events and bytes out.
 
 First the handshake, one request at a time; then streams, as many at once as the server is asked to open. Each response
-is matched to what asked for it by its opaque, and an opaque is used once in the life of a feed, so that nothing of an
-earlier stream or connection can be taken for something new.
+is matched to what asked for it by its opaque. A stream's opaque is used once in the life of a feed, so that nothing of
+an earlier stream or connection can be taken for something new; all other requests number anew on each connection, with
+the highest bit set.
 """
 
 import struct
@@ -28,6 +29,8 @@ from channelindex.model import ORIGIN, Checkpoint
 _ACK_FRACTION = 5
 """Acknowledge a fifth of the buffer at a time, as the KV docs advise (flow-control.md)."""
 _HIGH_SEQNOS_INTERVAL_S = 1.0
+_NO_STREAM = 1 << 31
+"""Set in the opaques of requests that open no stream. These come round again, after years."""
 
 _log = logs.get("feed")
 
@@ -62,6 +65,7 @@ class Session:
         self._keyspace = NO_COLLECTIONS
         self._answer_by_opaque: dict[int, Callable[[Frame], None]] = {}
         self._ignored_opcodes: set[tuple[int, int]] = set()
+        self._n_asked = 0
         self._now = 0.0
         self._ask_seqnos_at = 0.0
         self.outgoing = bytearray()
@@ -140,8 +144,10 @@ class Session:
     def _send(self, request: Request, opaque: int) -> None:
         self.outgoing += request.pack(opaque)
 
-    def _ask(self, request: Request, on_answer: Callable[[Frame], None]) -> None:
-        opaque = next(self._opaques)
+    def _ask(self, request: Request, on_answer: Callable[[Frame], None], opaque: int | None = None) -> None:
+        if opaque is None:
+            self._n_asked += 1
+            opaque = _NO_STREAM | self._n_asked % _NO_STREAM
         self._answer_by_opaque[opaque] = on_answer
         self._send(request, opaque)
 
@@ -179,7 +185,7 @@ class Session:
 
     def _request_stream(self, stream: Stream) -> None:
         request = stream.request(self._keyspace.stream_filter)
-        self._ask(request, lambda answer: self._on_stream_answer(stream, answer))
+        self._ask(request, lambda answer: self._on_stream_answer(stream, answer), next(self._opaques))
 
     def _on_stream_answer(self, stream: Stream, answer: Frame) -> None:
         status = answer.status
