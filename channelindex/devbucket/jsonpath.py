@@ -4,7 +4,8 @@ Works on parsed JSON, so that several changes of one document parse and write it
 docs/SubDocument.md.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -30,7 +31,8 @@ class PathError(Exception):
         self.status = status
 
 
-def split_path(path: str) -> list[Step]:
+@lru_cache(1024)  # clients send the same few paths all the time
+def split_path(path: str) -> tuple[Step, ...]:
     """The steps of a path: keys separated by dots, a key may be quoted in backticks; indices in brackets behind a key.
 
     Raises:
@@ -49,7 +51,7 @@ def split_path(path: str) -> list[Step]:
         steps.append(step)
     if not steps:
         raise PathError(Status.SUBDOC_PATH_EINVAL)
-    return steps
+    return tuple(steps)
 
 
 def _index(path: str, at: int) -> tuple[int, int]:
@@ -93,7 +95,7 @@ def parse(text: bytes) -> Any:
         raise PathError(Status.SUBDOC_DOC_NOTJSON) from error
 
 
-def get(node: Any, steps: list[Step]) -> Any:
+def get(node: Any, steps: Sequence[Step]) -> Any:
     """What is at *steps*; all for no steps.
 
     Raises:
@@ -106,7 +108,7 @@ def get(node: Any, steps: list[Step]) -> Any:
     return node
 
 
-def count(node: Any, steps: list[Step]) -> int:
+def count(node: Any, steps: Sequence[Step]) -> int:
     """How many elements the array or the dictionary at *steps* has.
 
     Raises:
@@ -118,7 +120,7 @@ def count(node: Any, steps: list[Step]) -> int:
     return len(found)
 
 
-def change(root: Any, opcode: int, steps: list[Step], text: bytes, *, make_parents: bool) -> bytes:
+def change(root: Any, opcode: int, steps: Sequence[Step], text: bytes, *, make_parents: bool) -> bytes:
     """Carry out a command at *steps* of *root*; returns what it answers, which only a counter does.
 
     *make_parents* creates what is missing on the way.
@@ -193,7 +195,7 @@ def _has(holder: Any, step: Step) -> bool:
     return step in holder if isinstance(step, str) else -1 <= step < len(holder) and bool(holder)
 
 
-def _holder(root: Any, steps: list[Step], *, make: bool) -> Any:
+def _holder(root: Any, steps: Sequence[Step], *, make: bool) -> Any:
     """The dictionary or array that holds, or would hold, the last step."""
     node = root
     for step, following in pairwise(steps):
@@ -206,7 +208,7 @@ def _holder(root: Any, steps: list[Step], *, make: bool) -> Any:
     return node
 
 
-def _array(root: Any, steps: list[Step], *, make: bool) -> list[Any]:
+def _array(root: Any, steps: Sequence[Step], *, make: bool) -> list[Any]:
     """The array at *steps*; a new one if none is there."""
     if steps:
         holder, step = _holder(root, steps, make=make), steps[-1]

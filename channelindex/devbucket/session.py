@@ -227,10 +227,17 @@ def list_buckets(session: Session, _request: Frame) -> Reply:
 
 
 def get_cluster_config(session: Session, _request: Frame) -> Reply:
-    """The map of the selected bucket."""
-    if session.selected is None:
+    """The map of the selected bucket, or without one the nodes.
+
+    A server that no cluster manager runs refuses the latter, and so do we, except where there is TLS: the official SDK
+    then finds the port of a bucket in no other way.
+    """
+    if session.selected is not None:
+        return Reply(session.map_json(), datatype=session.json_datatype)
+    topology = session.node.cluster.topology
+    if session.account is None or not topology.members[session.node.number].tls_port:
         raise session.refusal(Status.NO_BUCKET, "No bucket selected")
-    return Reply(session.map_json(), datatype=session.json_datatype)
+    return Reply(topology.global_json(session.node.number), datatype=session.json_datatype)
 
 
 def get_error_map(session: Session, _request: Frame) -> Reply:

@@ -5,8 +5,8 @@ of xattrs, so that a macro can take the checksum of the new body.
 """
 
 import struct
-from collections.abc import Iterable
-from enum import IntFlag
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
 from typing import Any
 
 import google_crc32c
@@ -35,7 +35,7 @@ _ANSWER = struct.Struct(">BHI")  # index of the path, status, value length
 _FAILURE = struct.Struct(">BH")  # index of the path, status
 
 
-class DocFlag(IntFlag):
+class DocFlag(IntEnum):
     """Flags of the whole command."""
 
     MAKE_DOCUMENT = 0x01
@@ -77,10 +77,10 @@ def _read(item: Item, spec: Spec) -> bytes:
     return orjson.dumps(found)
 
 
-def _root_and_steps(item: Item, spec: Spec) -> tuple[Any, list[jsonpath.Step]]:
+def _root_and_steps(item: Item, spec: Spec) -> tuple[Any, Sequence[jsonpath.Step]]:
     """The parsed body or xattr that a path leads into, and the steps from there."""
     if not spec.flags & PathFlag.XATTR:
-        return jsonpath.parse(item.body()), jsonpath.split_path(spec.path) if spec.path else []
+        return jsonpath.parse(item.body()), jsonpath.split_path(spec.path) if spec.path else ()
     name, *rest = jsonpath.split_path(spec.path)
     xattrs = {DOCUMENT: _about(item)} if name == DOCUMENT else item.xattrs()
     if name not in xattrs:

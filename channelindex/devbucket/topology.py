@@ -66,6 +66,10 @@ class Topology:
             if member.in_cluster
         ]
 
+    def global_json(self, this: int) -> bytes:
+        """The nodes without any bucket's map."""
+        return orjson.dumps({"rev": self.revision, "revEpoch": 1, "nodesExt": self.nodes_ext(this)})
+
     def config_json(self, name: str, uuid: str, this: int, active: Sequence[bool], *, with_collections: bool) -> bytes:
         """The map as a real cluster manager makes it, as member *this* sends it; *active* by vbucket."""
         servers, place_of = self.server_list()

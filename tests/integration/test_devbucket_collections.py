@@ -3,6 +3,7 @@
 import json
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,10 @@ from channelindex.devbucket import DevBucket, DevBucketConfig
 from channelindex.devbucket.keyspace import Keyspace, pack_leb128, split_leb128
 from channelindex.devbucket.replies import Malformed, Refused
 from channelindex.errors import ConfigInvalid
+from channelindex.feeds.dcp.connstr import parse_source_url
+from channelindex.feeds.dcp.kv import KvClient
 from channelindex.mcbp import Feature, Frame, Op, Status
+from tests.support.dcp_reading import ADMIN, Reading
 from tests.support.mcbp_client import RawClient, Writer
 
 SHOP, ORDERS, RETURNS = 8, 9, 10
@@ -245,3 +249,21 @@ def test_key_without_a_number_is_malformed():
         split_leb128(b"\xff\xff")
     with pytest.raises(Refused):
         Keyspace().filter_of(b"[]")
+
+
+@pytest.mark.parametrize(
+    ("collections", "keys"),
+    [
+        ((), {b"in-default"}),
+        (("shop.orders",), {b"in-orders"}),
+        (("shop.*",), {b"shop.orders/in-orders", b"shop.returns/in-returns"}),
+    ],
+)
+def test_our_feed_brings_what_it_asks_for_and_the_clock_of_all(bucket, collections, keys):
+    address = parse_source_url(bucket.url)
+    for path in ("_default._default", "shop.orders", "shop.returns"):
+        with KvClient(replace(address, collections=(path,)), ADMIN) as kv:
+            kv.store(b"in-" + path.rpartition(".")[2].strip("_").encode(), b"{}")
+    with Reading(bucket, address=replace(address, collections=collections)) as reading:
+        reading.until_caught_up(bucket)
+        assert {found for _, _, found in reading.documents()} == keys

@@ -327,10 +327,162 @@ def test_virtual_xattr_tells_of_the_document(bucket, writer):
     ],
 )
 def test_paths(path, keys):
-    assert split_path(path) == keys
+    assert split_path(path) == tuple(keys)
 
 
 @pytest.mark.parametrize("path", ["a..b", "a.", "`a", "a[-2]", "a[x]", "a[1", "a]", "a[1]b", ".a", ""])
 def test_paths_that_cannot_be_parsed(path):
     with pytest.raises(PathError):
         split_path(path)
+
+
+def framed(bucket: Bucket, framing: bytes, *, features: frozenset[int] = frozenset(), **fields):
+    """A SET of "k" with framing extras."""
+    taken = mcbp.take_frame(mcbp.pack_frame(mcbp.REQUEST, Op.SET, key=b"k", value=b"{}", **fields))
+    assert taken is not None
+    session = local_session(bucket)
+    session.features = features
+    replies: list[bytes] = []
+    answer(session, taken[0]._replace(framing=framing), replies)
+    response = mcbp.take_frame(replies[0])
+    assert response is not None
+    return response[0]
+
+
+def test_frame_with_framing_extras_is_parsed_whole():
+    head = bytes([0x08, Op.SET, 3, 1]) + bytes([8, 0, 0, 5]) + (3 + 8 + 1 + 2).to_bytes(4, "big") + bytes(12)
+    taken = mcbp.take_frame(head + b"\x12\x01\x02" + bytes(8) + b"k" + b"{}")
+    assert taken is not None
+    frame, end = taken
+    assert (frame.magic, frame.framing, frame.extras, frame.key, frame.value) == (
+        0x80,
+        b"\x12\x01\x02",
+        bytes(8),
+        b"k",
+        b"{}",
+    )
+    assert end == 38
+
+
+@pytest.mark.parametrize("framing", [b"\x11\x01", b"\x13\x03\x00\x01", b"\x00\x11\x02", b"\xf0\x07\x11\x01"])
+def test_every_durability_is_met(bucket, framing):
+    assert framed(bucket, framing, extras=bytes(8)).status == Status.SUCCESS
+
+
+@pytest.mark.parametrize("framing", [b"\x11\x00", b"\x11\x04", b"\x10", b"\x11", b"\xf1", b"\x1f"])
+def test_durability_that_makes_no_sense_is_malformed(bucket, framing):
+    with pytest.raises(HangUp, match="malformed"):
+        framed(bucket, framing, extras=bytes(8))
+
+
+def test_expiry_is_kept_where_that_is_asked_for(bucket, writer):
+    writer.set(0, b"k", b"{}", expiry=60)
+    framed(bucket, b"\x50", extras=bytes(8))
+    assert bucket.vbuckets[0].find(b"k").expiry == NOW + 60
+    framed(bucket, b"", extras=bytes(8))
+    assert bucket.vbuckets[0].find(b"k").expiry == 0
+
+
+def test_locked_document_is_for_the_holder_of_its_cas(writer):
+    before = writer.set(0, b"k", b"{}").cas
+    locked = writer.call(Op.GET_LOCKED, key=b"k", extras=(10).to_bytes(4, "big"))
+    assert (locked.value, locked.cas > before) == (b"{}", True)
+    assert writer.get(0, b"k").cas == 2**64 - 1
+    assert writer.set(0, b"k", b"1").status == Status.LOCKED
+    assert writer.delete(0, b"k").status == Status.LOCKED
+    assert writer.call(Op.GET_LOCKED, key=b"k").status == Status.LOCKED
+    assert writer.call(Op.UNLOCK, key=b"k", cas=before).status == Status.LOCKED
+    assert writer.call(Op.UNLOCK, key=b"k", cas=locked.cas).status == Status.SUCCESS
+    assert writer.call(Op.UNLOCK, key=b"k", cas=locked.cas).status == Status.ETMPFAIL
+    again = writer.call(Op.GET_LOCKED, key=b"k").cas
+    assert writer.call(Op.SET, key=b"k", cas=again, value=b"2", extras=bytes(8)).status == Status.SUCCESS
+    assert writer.set(0, b"k", b"3").status == Status.SUCCESS
+    assert writer.call(Op.GET_LOCKED, key=b"none").status == Status.KEY_ENOENT
+
+
+@pytest.mark.parametrize(("asked_s", "lasts_s"), [(5, 5), (30, 30), (0, 15), (31, 15)])
+def test_lock_ends_by_itself(asked_s, lasts_s):
+    now = [float(NOW)]
+    bucket = Bucket("default", 1, clock=lambda: now[0])
+    writer = local_writer(bucket)
+    writer.set(0, b"k", b"{}")
+    writer.call(Op.GET_LOCKED, key=b"k", extras=asked_s.to_bytes(4, "big"))
+    now[0] += lasts_s - 1
+    assert writer.set(0, b"k", b"1").status == Status.LOCKED
+    now[0] += 1
+    assert writer.set(0, b"k", b"1").status == Status.SUCCESS
+
+
+@pytest.mark.parametrize(
+    ("spec", "body"),
+    [
+        ((Op.SUBDOC_ARRAY_PUSH_LAST, 0, "a", b"4,5"), {"a": [1, 2, 3, 4, 5], "n": 7}),
+        ((Op.SUBDOC_ARRAY_PUSH_FIRST, 0, "a", b"8,9"), {"a": [8, 9, 1, 2, 3], "n": 7}),
+        ((Op.SUBDOC_ARRAY_INSERT, 0, "a[1]", b"9"), {"a": [1, 9, 2, 3], "n": 7}),
+        ((Op.SUBDOC_ARRAY_INSERT, 0, "a[3]", b"9"), {"a": [1, 2, 3, 9], "n": 7}),
+        ((Op.SUBDOC_ARRAY_ADD_UNIQUE, 0, "a", b"true"), {"a": [1, 2, 3, True], "n": 7}),
+        ((Op.SUBDOC_ARRAY_PUSH_LAST, MKDIR, "x.y", b"1"), {"a": [1, 2, 3], "n": 7, "x": {"y": [1]}}),
+        ((Op.SUBDOC_DELETE, 0, "a[-1]", b""), {"a": [1, 2], "n": 7}),
+        ((Op.SUBDOC_REPLACE, 0, "a[0]", b"{}"), {"a": [{}, 2, 3], "n": 7}),
+        ((Op.SUBDOC_COUNTER, 0, "n", b"-9"), {"a": [1, 2, 3], "n": -2}),
+        ((Op.SUBDOC_COUNTER, 0, "m", b"5"), {"a": [1, 2, 3], "n": 7, "m": 5}),
+    ],
+)
+def test_subdoc_arrays_and_counters(writer, spec, body):
+    writer.set(0, b"k", b'{"a":[1,2,3],"n":7}')
+    changed = writer.mutate_in(0, b"k", spec)
+    assert changed.status == Status.SUCCESS
+    assert json.loads(writer.get(0, b"k").value) == body
+    if spec[0] == Op.SUBDOC_COUNTER:
+        number = str(body[spec[2]]).encode()
+        assert changed.value == struct.pack(">BHI", 0, 0, len(number)) + number
+
+
+@pytest.mark.parametrize(
+    ("spec", "status"),
+    [
+        ((Op.SUBDOC_ARRAY_PUSH_LAST, 0, "x", b"1"), Status.SUBDOC_PATH_ENOENT),
+        ((Op.SUBDOC_ARRAY_PUSH_LAST, 0, "n", b"1"), Status.SUBDOC_PATH_MISMATCH),
+        ((Op.SUBDOC_ARRAY_PUSH_LAST, 0, "a", b""), 0xC5),
+        ((Op.SUBDOC_ARRAY_INSERT, 0, "a[4]", b"1"), Status.SUBDOC_PATH_ENOENT),
+        ((Op.SUBDOC_ARRAY_INSERT, 0, "a", b"1"), Status.SUBDOC_PATH_EINVAL),
+        ((Op.SUBDOC_ARRAY_INSERT, 0, "a[-1]", b"1"), Status.SUBDOC_PATH_EINVAL),
+        ((Op.SUBDOC_ARRAY_ADD_UNIQUE, 0, "a", b"1"), Status.SUBDOC_PATH_EEXISTS),
+        ((Op.SUBDOC_ARRAY_ADD_UNIQUE, 0, "a", b"{}"), 0xC5),
+        ((Op.SUBDOC_ARRAY_ADD_UNIQUE, 0, "o", b"1"), Status.SUBDOC_PATH_MISMATCH),
+        ((Op.SUBDOC_COUNTER, 0, "a", b"1"), Status.SUBDOC_PATH_MISMATCH),
+        ((Op.SUBDOC_COUNTER, 0, "n", b"0"), 0xC8),
+        ((Op.SUBDOC_COUNTER, 0, "big", b"1"), 0xC7),
+        ((Op.SUBDOC_DICT_UPSERT, MKDIR, "x[0].y", b"1"), Status.SUBDOC_PATH_ENOENT),
+    ],
+)
+def test_subdoc_arrays_and_counters_that_do_not_fit(writer, spec, status):
+    body = b'{"a":[1,2,3],"n":7,"o":[{}],"big":9223372036854775807}'
+    writer.set(0, b"k", body)
+    assert struct.unpack(">BH", writer.mutate_in(0, b"k", spec).value) == (0, status)
+    assert writer.get(0, b"k").value == body
+
+
+def test_subdoc_count_and_array_elements(writer):
+    writer.set(0, b"k", b'{"a":[1,{"b":2},3],"n":7}')
+    status, results = writer.lookup_in(
+        0,
+        b"k",
+        (Op.SUBDOC_GET_COUNT, 0, "a"),
+        (Op.SUBDOC_GET_COUNT, 0, ""),
+        (Op.SUBDOC_GET_COUNT, 0, "n"),
+        (Op.SUBDOC_GET, 0, "a[1].b"),
+        (Op.SUBDOC_GET, 0, "a[-1]"),
+        (Op.SUBDOC_GET, 0, "a[3]"),
+        (Op.SUBDOC_GET, 0, "a.b"),
+    )
+    assert status == Status.SUBDOC_MULTI_PATH_FAILURE
+    assert results == [
+        (0, b"3"),
+        (0, b"2"),
+        (Status.SUBDOC_PATH_MISMATCH, b""),
+        (0, b"2"),
+        (0, b"3"),
+        (Status.SUBDOC_PATH_ENOENT, b""),
+        (Status.SUBDOC_PATH_MISMATCH, b""),
+    ]
