@@ -6,16 +6,25 @@ K ?=
 SEED ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
+PREFIX ?= /opt/channelindex
+BINDIR ?= /usr/local/bin
+LIBDIR ?= /usr/local/lib
+UNITDIR ?= $(LIBDIR)/systemd/system
+SYSCONFDIR ?= /etc
+DESTDIR ?=
+FROM ?= .
 PYTEST_ARGS ?=
 export REDIS_SERVER SEED
 export COUCHBASE COUCHBASE_USER COUCHBASE_PASSWORD COUCHBASE_CA_FILE COUCHBASE_SCOPE COUCHBASE_COLLECTION COUCHBASE_DURABILITY
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+INSTALL := $(PY) systemd/install.py --prefix '$(PREFIX)' --bindir '$(BINDIR)' --libdir '$(LIBDIR)' --unitdir '$(UNITDIR)' \
+	--sysconfdir '$(SYSCONFDIR)' --destdir '$(DESTDIR)' --from '$(FROM)'
 PYTEST := $(BIN)/pytest $(if $(SEED),--randomly-seed=$(SEED)) $(if $(K),-k '$(K)') $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test lint fmt type arch check test-chaos test-couchbase fuzz bench docs package clean
+.PHONY: help dev demo test lint fmt type arch check test-chaos test-couchbase fuzz bench docs package install rollback uninstall clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -59,8 +68,17 @@ bench: $(STAMP) ## measure, and write the figures to benchmarks/results
 docs: $(STAMP) ## write docs/configuration.md and docs/commands.md anew from the code
 	$(BIN)/python -m workers.cli.reference docs
 
-package: $(STAMP) ## the wheel, in dist/
-	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+package: $(STAMP) ## source distribution, and the wheel made from it, in dist/
+	$(BIN)/python -m build --outdir dist .
+
+install: ## program, units, documents below DESTDIR; PREFIX, BINDIR, LIBDIR, SYSCONFDIR, FROM=wheel say where and what
+	@$(PY) .ci/preflight.py && $(INSTALL) install
+
+rollback: ## put the version back that the last install replaced
+	@$(INSTALL) rollback
+
+uninstall: ## remove what install wrote; configurations stay
+	@$(INSTALL) uninstall
 
 clean: ## remove what these targets made
 	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

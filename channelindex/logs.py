@@ -1,5 +1,7 @@
 """Log lines: one fact each, `key=value` pairs or JSON, on standard output. Files and rotation are journald's.
 
+What goes straight to journald begins with a priority, `<4>`, which journald takes off again (sd-daemon(3)).
+
     log = logs.get("feed_worker")
     log.info("stream.opened", vb=3, seqno=17)
 
@@ -10,6 +12,7 @@ The standard library's logging lies underneath, so that the lines of other libra
 
 import json
 import logging
+import os
 import re
 import sys
 import time
@@ -28,6 +31,8 @@ WINDOW_S = 10.0
 
 _ROOT = "channelindex"
 _PLAIN = re.compile(r'[^\s"=\\\x00-\x1f\x7f]+')
+_PRIORITY_BY_LEVEL = {"DEBUG": 7, "INFO": 6, "WARNING": 4, "ERROR": 3, "CRITICAL": 2}
+_NOTICE = 5
 _bound: dict[str, Any] = {}
 
 logging.getLogger(_ROOT).addHandler(logging.NullHandler())  # a library is silent until its program asks for lines
@@ -69,7 +74,23 @@ def get(name: str) -> EventLog:
     return EventLog(logging.getLogger(f"{_ROOT}.{name}"))
 
 
-def configure(level: str = "info", style: str = "logfmt", stream: TextIO | None = None, **fields: Any) -> None:
+def goes_to_journal(stream: TextIO, journal_stream: str) -> bool:
+    """Whether *stream* is the connection to journald that JOURNAL_STREAM names (systemd.exec(5))."""
+    try:
+        status = os.fstat(stream.fileno())
+    except OSError:  # no file underneath
+        return False
+    return journal_stream == f"{status.st_dev}:{status.st_ino}"
+
+
+def configure(
+    level: str = "info",
+    style: str = "logfmt",
+    stream: TextIO | None = None,
+    *,
+    with_priority: bool = False,
+    **fields: Any,
+) -> None:
     """Send lines from *level* on to *stream* (standard output), each with *fields*. Replaces what was set before.
 
     Call it once per process; a child that was forked keeps its parent's and only calls `bind`.
@@ -79,7 +100,7 @@ def configure(level: str = "info", style: str = "logfmt", stream: TextIO | None 
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, _LineHandler)]:
         root.removeHandler(handler)
-    root.addHandler(_LineHandler(stream or sys.stdout, style))
+    root.addHandler(_LineHandler(stream or sys.stdout, style, with_priority=with_priority))
     root.setLevel(logging.WARNING)
     logging.getLogger(_ROOT).setLevel(level.upper())
 
@@ -92,8 +113,9 @@ def bind(**fields: Any) -> None:
 class _LineHandler(logging.StreamHandler[TextIO]):
     """Writes records as lines and holds back repeats, telling later how many it held back."""
 
-    def __init__(self, stream: TextIO, style: str) -> None:
+    def __init__(self, stream: TextIO, style: str, *, with_priority: bool) -> None:
         super().__init__(stream)
+        self._with_priority = with_priority
         self._encode = _json_line if style == "json" else _logfmt_line
         self._repeats = RepeatLimit()
 
@@ -108,7 +130,8 @@ class _LineHandler(logging.StreamHandler[TextIO]):
 
     def format(self, record: logging.LogRecord) -> str:
         """The line of *record*, without its end."""
-        return self._encode(_line_of(record))
+        priority = f"<{_PRIORITY_BY_LEVEL.get(record.levelname, _NOTICE)}>" if self._with_priority else ""
+        return priority + self._encode(_line_of(record))
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         """Drop the line where the reader of our output is gone; all other failures are logging's to report."""

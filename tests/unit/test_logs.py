@@ -3,8 +3,10 @@
 import io
 import json
 import logging
+import os
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -129,3 +131,21 @@ def test_a_reader_that_went_away_does_not_break_the_program(capsys: pytest.Captu
     logs.configure(stream=Gone())
     logs.get("x").info("a.b")
     assert capsys.readouterr().err == ""
+
+
+def test_lines_for_the_journal_begin_with_their_priority() -> None:
+    stream = io.StringIO()
+    logs.configure("debug", stream=stream, with_priority=True)
+    log = logs.get("x")
+    for tell in (log.debug, log.info, log.warning, log.error):
+        tell("a.b")
+    assert [line[:4] for line in stream.getvalue().splitlines()] == ["<7>t", "<6>t", "<4>t", "<3>t"]
+
+
+def test_the_journal_is_known_by_device_and_inode(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w") as stream:
+        status = os.fstat(stream.fileno())
+        assert logs.goes_to_journal(stream, f"{status.st_dev}:{status.st_ino}")
+        assert not logs.goes_to_journal(stream, f"{status.st_dev}:{status.st_ino + 1}")
+        assert not logs.goes_to_journal(stream, "")
+    assert not logs.goes_to_journal(io.StringIO(), "1:2")

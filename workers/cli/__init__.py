@@ -34,6 +34,7 @@ COMMANDS = {
     "scale": "change the numbers of workers in running nodes",
     "rewind": "take partitions back to an earlier clock, and let the nodes index again from there",
     "rebuild": "let the nodes index the whole bucket anew",
+    "size": "calculate workers, rings and the memory of the index",
     "verify": "compare the index with the bucket",
     "demo": "see it all work: a private Redis, a dev bucket, one node, verified at the end",
     "load": "save revisions from a file in a bucket, as Sync Gateway would",

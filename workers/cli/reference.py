@@ -130,12 +130,13 @@ def metrics_and_alerts() -> str:
 
 
 def _command(name: str, parser: argparse.ArgumentParser) -> str:
-    rows = "\n".join(f"| `{names}` | {text} |" for names, text in _arguments(parser))
+    rows = "\n".join(f"| `{names}` | {text} |" for names, text in arguments(parser))
     head = "| argument | meaning |\n| --- | --- |"
     return f"## {name}\n\n{parser.description}\n\n```\n{parser.epilog}```\n\n{head}\n{rows}\n"
 
 
-def _arguments(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
+def arguments(parser: argparse.ArgumentParser) -> Iterator[tuple[str, str]]:
+    """Each argument of a command as it is written, with its meaning."""
     for action in parser._actions:  # noqa: SLF001 - argparse has no public way to list them
         if isinstance(action, argparse._HelpAction):  # noqa: SLF001
             continue

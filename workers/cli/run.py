@@ -1,6 +1,8 @@
 """`channelindex run`: one node, until it is told to stop."""
 
 import argparse
+import os
+import sys
 
 from channelindex import logs
 from channelindex.config import REQUIRED_TO_RUN, Config
@@ -29,7 +31,10 @@ def run(args: argparse.Namespace) -> int:
 
     def load() -> Config:
         config = options.config_of(args, REQUIRED_TO_RUN)
-        logs.configure(config.log.level, config.log.format, role="supervisor", node=config.node.name)
+        journal = logs.goes_to_journal(sys.stdout, os.environ.get("JOURNAL_STREAM", ""))
+        logs.configure(
+            config.log.level, config.log.format, with_priority=journal, role="supervisor", node=config.node.name
+        )
         return config
 
     return run_node(load(), load)

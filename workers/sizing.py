@@ -1,0 +1,95 @@
+"""How big an index and its nodes will be: worker counts, rings, and the memory of a Redis store. Pure arithmetic.
+
+The constants were measured: bytes on redis-server 6.2 (tests hold the formula against a real one), CPU with the
+benchmarks of this project on a 2-core machine. They say how many, not exactly; `channelindex top` says the rest.
+"""
+
+import math
+from dataclasses import dataclass
+
+from channelindex import blocks
+
+PACKED_REV_BYTES = 20
+FRAME_BYTES = 17
+CLOCK_RECORD_BYTES = 12
+GROWTH = 1.4
+"""What Redis reserves when a string is appended to: up to twice the length, on the average of many 1.4 times."""
+GROUP_BYTES = 285
+"""Two keys, their objects and their places in the key table, per channel and vbucket group."""
+CHANNEL_BYTES = 200
+"""The directory of a channel with its counter."""
+FEED_US = 10.0
+WRITER_US_PER_ENTRY = 3.0
+STORE_US_PER_ENTRY = 4.0
+"""CPU per change and per entry, with hundreds or thousands of channels; many cold channels cost three times that."""
+BUSY_SHARE = 0.5
+"""Of a core: a worker that is busier than that at the peak has nothing left to catch up with."""
+RING_S = 1.0
+"""How much of the peak the rings hold: a store that forks or syncs pauses for so long without stopping the feed."""
+MIN_RING_BYTES, MAX_RING_BYTES = 2**20, 2**30
+
+
+@dataclass(frozen=True)
+class Load:
+    """What is to be indexed. `changes` are those that the index will hold, `rate` is the peak per second of all nodes.
+
+    `channels_per_change` counts the channel `*` too. `entries_per_append`: how many entries of a channel come in one
+    batch, 1 for many quiet channels, 10 and more for busy ones.
+    """
+
+    changes: int
+    rate: int
+    channels: int
+    channels_per_change: float = 3.0
+    key_bytes: int = 20
+    entries_per_append: float = 2.0
+    nodes: int = 2
+
+
+@dataclass(frozen=True)
+class Size:
+    """What it takes. Workers, rings and their memory are per node."""
+
+    entries: int
+    entry_bytes: int
+    redis_bytes: int
+    redis_bytes_per_million: int
+    store_cores: float
+    feed_workers: int
+    batch_writers: int
+    ring_bytes: int
+    ring_memory_bytes: int
+
+
+def size_of(load: Load) -> Size:
+    """What *load* takes."""
+    entry_bytes = len(blocks.pack_entry_head(0, 0, 0, 0, 0)) + load.key_bytes + PACKED_REV_BYTES
+    entries = round(load.changes * load.channels_per_change)
+    entry_rate = load.rate * load.channels_per_change
+    node_rate, node_entry_rate = load.rate / load.nodes, entry_rate / load.nodes
+    feeds = _workers(node_rate * FEED_US)
+    writers = _workers(node_entry_rate * WRITER_US_PER_ENTRY)
+    ring_bytes = _ring_bytes(node_entry_rate * entry_bytes * RING_S / (feeds * writers))
+    groups = load.channels * min(load.nodes * feeds, max(1.0, entries / max(1, load.channels)))
+    stored = entries * (entry_bytes + blocks.PAIR_BYTES + (FRAME_BYTES + CLOCK_RECORD_BYTES) / load.entries_per_append)
+    redis_bytes = round(stored * GROWTH + groups * GROUP_BYTES + load.channels * CHANNEL_BYTES)
+    return Size(
+        entries=entries,
+        entry_bytes=entry_bytes,
+        redis_bytes=redis_bytes,
+        redis_bytes_per_million=round(redis_bytes * 1e6 / entries) if entries else 0,
+        store_cores=round(entry_rate * STORE_US_PER_ENTRY / 1e6, 2),
+        feed_workers=feeds,
+        batch_writers=writers,
+        ring_bytes=ring_bytes,
+        ring_memory_bytes=ring_bytes * feeds * writers,
+    )
+
+
+def _workers(us_per_s: float) -> int:
+    return max(1, math.ceil(us_per_s / 1e6 / BUSY_SHARE))
+
+
+def _ring_bytes(wanted: float) -> int:
+    """The next power of two, within what a ring may be."""
+    return min(MAX_RING_BYTES, max(MIN_RING_BYTES, 1 << math.ceil(math.log2(max(1.0, wanted)))))
