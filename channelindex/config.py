@@ -26,6 +26,8 @@ __all__ = [
 ]
 
 REQUIRED_TO_READ = ("index.store",)
+
+_UNREADABLE = "the configuration file"
 REQUIRED_TO_VERIFY = ("source.url", "index.store")
 REQUIRED_TO_SEE_NODES = ("index.store", "coordination.redis")
 REQUIRED_TO_RUN = ("source.url", "index.store", "coordination.redis")
@@ -74,7 +76,11 @@ def load_config(
     _find_credential(values, origins, environ)
     _derive(values, origins, problems)
     refused = {problem.partition(" ")[0] for problem in problems}
-    problems += [_missing(key, values) for key in required if key not in values and _must_be_told(key, refused, values)]
+    unread = any(problem.startswith(_UNREADABLE) for problem in problems)
+    if not unread:  # what is missing may be in the file
+        problems += [
+            _missing(key, values) for key in required if key not in values and _must_be_told(key, refused, values)
+        ]
     if problems:
         raise ConfigProblems(problems)
     return _build(values, origins)
@@ -93,6 +99,23 @@ def _missing(key: str, values: Mapping[str, Value]) -> str:
     return f"{key} is not set{why}: give it in the file, as {SETTINGS[key].variable} or with --set {key}=…"
 
 
+def check_reload(present: Config, wanted: Config) -> None:
+    """Refuse a reload that would make another node of a running one.
+
+    Raises:
+        ConfigInvalid: naming what takes a restart.
+    """
+    fixed = {
+        "node": (present.node, wanted.node),
+        "index": (present.index, wanted.index),
+        "coordination": (present.coordination, wanted.coordination),
+        "source.url": (present.source.url, wanted.source.url),
+    }
+    changed = [name for name, (before, after) in fixed.items() if before != after]
+    if changed:
+        raise ConfigInvalid(f"{', '.join(changed)} cannot change while the node runs: restart it")
+
+
 def _from_file(path: Path | None, problems: list[str]) -> Iterator[_Given]:
     if path is None:
         return
@@ -100,7 +123,7 @@ def _from_file(path: Path | None, problems: list[str]) -> Iterator[_Given]:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        problems.append(f"the configuration file {path} cannot be read: {reason}")
+        problems.append(f"{_UNREADABLE} {path} cannot be read: {reason}")
         return
     for section, content in document.items():
         if isinstance(content, dict):

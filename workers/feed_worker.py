@@ -51,6 +51,8 @@ EPOCH_CHECK_S = 1.0
 that somebody rewound its partitions, or that the store may have forgotten what we wrote: it would stay so."""
 ROLLBACK_GATHER_S = 0.3
 """After a first rollback, how long to wait for those of other vbuckets: a failover takes back many at once."""
+MAX_QUARANTINED = 1_000
+"""Undecodable documents that wait for the store; as many as it keeps. Older ones are counted, not listed."""
 LAG_INTERVAL_S = 0.5
 MAX_WAIT_S = 0.25
 """Longest sleep: the heartbeat must not look dead on an idle feed."""
@@ -251,7 +253,7 @@ class FeedWorker:
             return
         taken = self._builder.take()
         if taken is not None:
-            self._quarantined += taken.quarantined
+            self._quarantined = [*self._quarantined, *taken.quarantined][-MAX_QUARANTINED:]
             self._board.add(events=taken.n_events, entries=taken.n_entries, quarantined=len(taken.quarantined))
             self._outbox.put(taken, self._epoch, self._group)
         if self._outbox.flush():

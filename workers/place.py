@@ -63,6 +63,11 @@ class Place:
         self._killed = False
         _log.info("child.started", child=self.role, number=self.number, child_pid=child.pid)
 
+    def failed_to_start(self, error: OSError, now: float) -> None:
+        """No process is to be had (or no descriptor for it): try again later."""
+        self._start_at = now + self._backoff.next_delay_s()
+        _log.error("child.not_started", child=self.role, number=self.number, msg=str(error))
+
     def stop(self, kill_at: float) -> None:
         """Tell the child to finish its work; it is killed if it has not ended at *kill_at*."""
         if self.child and self._kill_at is None:

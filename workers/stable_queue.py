@@ -29,9 +29,19 @@ class StableQueue:
     def push(
         self, positions: Sequence[int], checkpoints: dict[int, Checkpoint], n_events: int, put_ns: int = 0
     ) -> None:
-        """Remember a round, made at *put_ns*, whose frames end at *positions* (by writer, the producer's cursor)."""
-        self._queue.append(_InFlight(tuple(positions), checkpoints, n_events, put_ns))
+        """Remember a round, made at *put_ns*, whose frames end at *positions* (by writer, the producer's cursor).
+
+        A round without frames joins the one before: while a store is away, documents that mean nothing for the index go
+        on coming, and must not fill the memory.
+        """
         self.n_events += n_events
+        last = self._queue[-1] if self._queue else None
+        if last and last.positions == tuple(positions):
+            self._queue[-1] = last._replace(
+                checkpoints={**last.checkpoints, **checkpoints}, n_events=last.n_events + n_events
+            )
+        else:
+            self._queue.append(_InFlight(tuple(positions), checkpoints, n_events, put_ns))
 
     def pop_committed(self, committed: Sequence[int]) -> dict[int, Checkpoint]:
         """The newest checkpoint of each vbucket among the rounds that all writers have *committed*; they leave."""

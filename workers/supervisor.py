@@ -12,11 +12,12 @@ import select
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 
 import msgspec
 
 from channelindex import exits, logs
-from channelindex.config import Config
+from channelindex.config import Config, check_reload
 from channelindex.errors import ConfigInvalid
 from coordinator.link import Held, KeeperLink
 from workers.batch_writer import TORN
@@ -37,7 +38,7 @@ from workers.status import encode, node_status, status_line
 TURN_S = 0.2
 """Longest sleep: bounds how late a lease that runs out, or a silent worker, is noticed."""
 REPORT_S = 0.5
-FATAL_CODES = (exits.CONFIG, exits.AUTH, exits.MISMATCH)
+FATAL_CODES = (exits.CONFIG, exits.AUTH, exits.MISMATCH, exits.MISSING)
 """A child that ends so would end so again: the node drains and ends with the same code."""
 RELEASE_TIMEOUT_S = 3.0
 """How long a stopping node waits for Redis to take the leases back; then they run out by themselves."""
@@ -158,6 +159,7 @@ class Supervisor:
         self._notifier.extend_timeout(self._config.workers.drain_timeout_s + RELEASE_TIMEOUT_S)
         try:
             config = self._reload()
+            check_reload(self._config, config)
         except ConfigInvalid as error:
             _log.error("config.refused", msg=f"the configuration stays as it was: {error}")
             self._node_report.reload_ended(taken=False)
@@ -172,6 +174,8 @@ class Supervisor:
             self._link = None
         if code == TORN:
             self._renew_shared()
+            if self._state is State.DRAINING and self._exit_code == exits.OK:
+                self._exit_code = exits.DRAIN_TIMEOUT
         if code in FATAL_CODES and place is not self._monitor and self._state is not State.DRAINING:
             self._exit_code = code
             self._drain(now, f"{place.role} cannot run: exit code {code}, see its log line")
@@ -187,7 +191,8 @@ class Supervisor:
         held = self._link.poll() if self._link else None
         if held is None:
             return
-        if held.trouble and (self._held is None or self._held.trouble != held.trouble):
+        known = self._held.trouble if self._held else None
+        if held.trouble and (known is None or known.exit_code != held.trouble.exit_code):
             _log.warning("leases.trouble", msg=held.trouble.message)
         if held.trouble and held.trouble.exit_code in FATAL_CODES and self._state is not State.DRAINING:
             self._exit_code = held.trouble.exit_code
@@ -271,20 +276,33 @@ class Supervisor:
         self._notifier.ready("configuration reloaded")
 
     def _start_missing(self, now: float) -> None:
-        if self._keeper.may_start(now) and self._state is not State.DRAINING:
-            self._link = self._roles.spawn_keeper(self._keeper, now)
-            self._heard_at = now
-        if self._config.metrics.listen and self._monitor.may_start(now) and self._state is not State.DRAINING:
-            self._roles.spawn_monitor(self._monitor, now)
+        if self._state is not State.DRAINING:
+            if self._keeper.may_start(now):
+                self._start(self._keeper, now, self._start_keeper)
+            if self._config.metrics.listen and self._monitor.may_start(now):
+                self._start(self._monitor, now, partial(self._roles.spawn_monitor, self._monitor, now))
         if self._state is not State.RUNNING:
             return
         for place in self._writers:
             if place.may_start(now):
-                self._roles.spawn_batch_writer(place, self._shared, now)
+                self._start(place, now, partial(self._roles.spawn_batch_writer, place, self._shared, now))
         for place, target in zip(self._feeds, self._targets, strict=True):
             free = target.difference(*(other.partitions for other in self._feeds))
             if free and place.may_start(now):
-                self._roles.spawn_feed_worker(place, self._shared, free, now)
+                self._start(place, now, partial(self._roles.spawn_feed_worker, place, self._shared, free, now))
+
+    @staticmethod
+    def _start(place: Place, now: float, spawn: Callable[[], None]) -> None:
+        """Fork a child; where the machine has no process or descriptor left, later: the others must not suffer."""
+        try:
+            spawn()
+        except OSError as error:
+            place.failed_to_start(error, now)
+
+    def _start_keeper(self) -> None:
+        now = time.monotonic()
+        self._link = self._roles.spawn_keeper(self._keeper, now)
+        self._heard_at = now
 
     def _give_back(self) -> None:
         """Release the partitions that somebody else is to have and that no worker of ours works on any more."""

@@ -17,9 +17,10 @@ from tests.support.running import assert_verified, await_stable, connect, indexe
 from tests.support.shared import shared_path
 from tests.support.watchers import Follower, StableWatch
 
-N_REVISIONS = 1_500
-SLICE = 50
-N_KILLS = 5
+N_REVISIONS = 1_200
+SLICE = 40
+KILLS = ("feed_worker", "batch_writer", "supervisor", "feed_worker", "batch_writer")
+"""What is killed in the course of one test, in a random order, with writes in between."""
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -38,12 +39,12 @@ def test_processes_killed_at_random_moments_leave_an_exact_index(seed, tmp_path,
         followers = [Follower(redis_url, "*"), Follower(redis_url, busiest)]
         loader = Loader(client, InlineLayout() if seed % 2 else XattrLayout())
         slices = [revisions[start : start + SLICE] for start in range(0, len(revisions), SLICE)]
-        kill_after = set(rnd.sample(range(len(slices)), N_KILLS))
+        kills = dict(zip(rnd.sample(range(len(slices)), len(KILLS)), rnd.sample(KILLS, len(KILLS)), strict=True))
         for number, part in enumerate(slices):
+            if number in kills:
+                _kill(rnd, node, kills[number])
             loader.load(part)
             time.sleep(rnd.uniform(0, 0.03))
-            if number in kill_after:
-                _kill(rnd, node)
         await_stable(redis_url, bucket)
         assert indexed_channels(redis_url) == expected
         for follower in followers:
@@ -55,15 +56,20 @@ def test_processes_killed_at_random_moments_leave_an_exact_index(seed, tmp_path,
         assert_verified(node.config)
 
 
-def _kill(rnd: random.Random, node: Node) -> None:
-    """SIGKILL a feed worker, a batch writer or the supervisor; the last is started again, as systemd would."""
-    role = rnd.choice(["feed_worker", "batch_writer", "supervisor"])
-    children = node.children(role)
+def _kill(rnd: random.Random, node: Node, role: str) -> None:
+    """SIGKILL a live process; a supervisor is started again, as systemd would. The next write meets the damage.
+
+    A child is killed while it works: once there is one, after a moment of the test's own choosing.
+    """
+    until(lambda: node.children("feed_worker") and node.children("batch_writer"), "the node to work")
+    time.sleep(rnd.uniform(0, 0.1))
     if role == "supervisor":
         node.kill()
         node.start()
-    elif children:
-        rnd.choice(children).kill()
+        return
+    victim = rnd.choice(node.children(role))
+    victim.kill()
+    until(lambda: not victim.is_running(), "the killed process to be gone")
 
 
 def _some_revisions(rnd: random.Random) -> list[Revision]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from channelindex.config import REQUIRED_TO_READ, Config, ConfigProblems, load_config
+from channelindex.config import REQUIRED_TO_READ, Config, ConfigProblems, check_reload, load_config
 from channelindex.errors import ConfigInvalid
 from channelindex.settings import SECTIONS, SETTINGS, mask_url, show
 
@@ -248,3 +248,26 @@ def test_without_a_credential_of_that_name_there_is_no_password(tmp_path: Path) 
 def test_a_key_without_its_certificate_is_refused() -> None:
     with pytest.raises(ConfigProblems, match=r"source\.tls_key_file is set without source\.tls_cert_file"):
         load_config(None, {}, {**MINIMUM, "source.tls_key_file": "key.pem"})
+
+
+def test_a_file_that_cannot_be_read_is_the_only_problem_told(tmp_path):
+    with pytest.raises(ConfigProblems) as raised:
+        load_config(tmp_path / "missing.toml", {}, {})
+    assert len(raised.value.problems) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("node.name", "other", "node"),
+        ("index.name", "other", "index"),
+        ("coordination.ttl_s", 20.0, "coordination"),
+        ("source.url", "couchbase://elsewhere/bucket", "source.url"),
+    ],
+)
+def test_a_reload_that_would_make_another_node_is_refused(key, value, named):
+    base = {"source.url": "couchbase://h/b", "index.store": "redis://h/0", "node.name": "n1"}
+    present = load_config(None, {}, base)
+    check_reload(present, load_config(None, {}, {**base, "workers.feed_workers": 4}))
+    with pytest.raises(ConfigInvalid, match=named):
+        check_reload(present, load_config(None, {}, {**base, key: value}))

@@ -44,3 +44,13 @@ def test_what_leaves_is_the_longest_prefix_that_both_writers_committed(steps, co
         if prefix:
             expected = {0: at(seqno)}
     assert queue.pop_committed(committed) == expected
+
+
+def test_rounds_without_frames_do_not_fill_the_queue():
+    queue = StableQueue()
+    for seqno in range(1, 1_001):
+        queue.push([10, 10], {1: at(seqno), 2: at(5)}, 1)
+    assert len(queue) == 1
+    assert queue.n_events == 1_000
+    assert queue.pop_committed([10, 10]) == {1: at(1_000), 2: at(5)}
+    assert queue.n_events == 0
