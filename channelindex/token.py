@@ -9,12 +9,12 @@ A token is base64url, without padding, of these bytes:
         to the value before (zigzag: 2d, or -2d - 1 where d is negative), a 0 followed by the number of further zeros
     CRC-32 of all bytes before (4 bytes)
 
-Characters of a token, 64 partitions. Fresh: nothing read yet. New: 10,000 documents so far. Busy: 100,000 changes per
-vbucket, partitions moved about between eight feed workers. Wild: a vbucket may have had anything up to 10^9 changes.
+Characters of a token, 64 partitions. Fresh: nothing read yet. New: 10,000 documents so far. Busy: about 100,000 changes
+per vbucket, partitions moved about between eight feed workers. Wild: each vbucket had anything up to 10^9 changes.
 
     vbuckets   fresh    new   busy   wild
-    64          22    110    268    512
-    1024        26    859   2351   6042
+    64            22    116    335    578
+    1024          26    878   2424   6112
 """
 
 import base64

@@ -18,7 +18,7 @@ from channelindex.model import Checkpoint, IndexMeta
 from channelindex.stores.base import BlockRef, ChannelState, Quarantined
 from channelindex.stores.block_writer import BlindAppend, BlockWriter, Rotation, Touch
 from channelindex.stores.memory_limits import HeldBlocks, MemoryLimits
-from channelindex.stores.meta import check_meta
+from channelindex.stores.meta import check_format, check_meta
 from channelindex.stores.records import QUARANTINE_DOCUMENTS
 
 
@@ -74,9 +74,11 @@ class MemoryIndex:
 
         Raises:
             IndexMissing: the index was not created.
+            IndexMismatch: it is of another format version.
         """
         if self.meta is None:
             raise IndexMissing(f"there is no index {index_name!r} in this process's memory")
+        check_format(self.meta.format, index_name)
         return self.meta
 
 
@@ -169,8 +171,9 @@ class MemoryOwner:
                     new_record(wanted.vbuckets_of(partition).start, wanted.partition_width)
                     for partition in range(wanted.n_partitions)
                 ]
-            check_meta(self._index.meta, wanted, self._index_name)
-            return self._index.meta
+            meta = self._index.required_meta(self._index_name)
+            check_meta(meta, wanted, self._index_name)
+            return meta
 
     def next_epoch(self) -> int:
         """See `OwnerStore.next_epoch`."""

@@ -7,6 +7,12 @@ from channelindex.errors import IndexCorrupt, IndexMismatch, IndexMissing
 from channelindex.model import IndexMeta
 
 
+class _Versioned(msgspec.Struct):
+    """What a meta record of any format version has."""
+
+    format: int
+
+
 def encode_meta(meta: IndexMeta) -> bytes:
     """*meta* as JSON: the one record that a person may want to read in the store."""
     return msgspec.json.encode(meta)
@@ -23,12 +29,28 @@ def decode_meta(stored: bytes | None, where: str, index_name: str) -> IndexMeta:
     if stored is None:
         raise IndexMissing(f"there is no index {index_name!r} in index.store; check index.name and index.store")
     try:
-        meta = msgspec.json.decode(stored, type=IndexMeta)
+        check_format(msgspec.json.decode(stored, type=_Versioned).format, index_name)
+        return msgspec.json.decode(stored, type=IndexMeta)
     except msgspec.MsgspecError as error:
         raise IndexCorrupt(f"{where}: {error}") from error
-    if meta.format != FORMAT_VERSION:
-        raise IndexMismatch(_mismatch(index_name, "format version", meta.format, FORMAT_VERSION))
-    return meta
+
+
+def check_format(found: int, index_name: str) -> None:
+    """Whether this program reads and writes an index of format version *found*.
+
+    Raises:
+        IndexMismatch: it does not; the message says whether to upgrade the program or to build another index.
+    """
+    if found > FORMAT_VERSION:
+        raise IndexMismatch(
+            f"index {index_name!r} has format version {found}, written by a newer channelindex; "
+            f"this one reads and writes version {FORMAT_VERSION}: upgrade it, or set index.name to another index"
+        )
+    if found < FORMAT_VERSION:
+        raise IndexMismatch(
+            f"index {index_name!r} has format version {found}, this channelindex reads and writes {FORMAT_VERSION}: "
+            "set index.name to a new name to build another index"
+        )
 
 
 def check_meta(found: IndexMeta, wanted: IndexMeta, index_name: str) -> None:
@@ -38,7 +60,6 @@ def check_meta(found: IndexMeta, wanted: IndexMeta, index_name: str) -> None:
         IndexMismatch: *found* is of another shape or source bucket than *wanted*.
     """
     for field, what in (
-        ("format", "format version"),
         ("n_vbuckets", "number of vbuckets"),
         ("n_partitions", "index.partitions"),
         ("source_uuid", "source bucket UUID"),

@@ -60,6 +60,21 @@ def test_index_of_another_shape_or_bucket_is_refused(backend, owner, change, nam
     assert backend.reader().partition_records()[0].epoch == epoch
 
 
+@pytest.mark.parametrize(("version", "way_out"), [(99, "upgrade"), (0, "index.name")])
+def test_an_index_of_another_format_is_refused_by_whoever_meets_it(backend, version, way_out):
+    with pytest.raises(IndexMismatch):
+        backend.owner().create_or_check(_with(format=version))
+    for refused in (
+        lambda: backend.reader().meta(),
+        lambda: backend.reader().partition_records(),
+        lambda: backend.owner().create_or_check(META),
+        lambda: backend.owner().begin(0, 1, "n1"),
+        lambda: backend.owner().advance(1, checkpoints({0: 1})),
+    ):
+        with pytest.raises(IndexMismatch, match=f"format version {version}.*{way_out}"):
+            refused()
+
+
 def test_index_that_was_not_created_is_missing(backend):
     with pytest.raises(IndexMissing, match=r"index\.name|memory"):
         backend.reader().meta()

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from channelindex import blocks, token
+from channelindex import blocks, epochs, token
 from channelindex.errors import IndexCorrupt, StoreUnavailable, TokenInvalid
 from channelindex.model import DELETED, HIDDEN, REMOVED
 from channelindex.reader import LONGEST_RETRY_S, ChangesReader
@@ -251,6 +251,46 @@ def test_tokens_from_the_future_are_refused(index, reader):
         reader.changes(["A"], token.encode(start._replace(seqnos=(0, 0, 7, 0), horizons=(0, 0, 7, 0)), index.meta))
     with pytest.raises(TokenInvalid, match="partition 1 is at epoch 0, the token at 3"):
         reader.changes(["A"], token.encode(start._replace(epochs=(0, 3)), index.meta))
+
+
+def test_a_token_older_than_a_record_reaches_back_is_judged_by_the_archive(index, reader, monkeypatch):
+    """Two readers, one of whom had read what a rollback took back, and twenty changes of owner after it."""
+    monkeypatch.setattr(epochs, "HISTORY_BYTES", 0)
+    first = index.begin()
+    index.write(first, [Row("A", 0, 1, "one"), Row("A", 0, 2, "lost"), Row("A", 2, 1, "two")])
+    index.advance(first, {0: 1, 2: 1})
+    before = reader.changes(["A"]).since
+    index.advance(first, {0: 2})
+    misled = reader.changes(["A"]).since
+    index.begin(rollback={0: 1})
+    for seqno in range(2, 22):
+        epoch = index.begin()
+        index.write(epoch, [Row("A", 0, seqno, f"doc{seqno}")])
+        index.advance(epoch, {0: seqno})
+    index.write(first, [Row("A", 2, 2, "of a zombie")])
+    index.advance(epoch, {2: 2})
+    news = [f"doc{seqno}" for seqno in range(2, 22)]
+    assert [entry.id for entry in reader.changes(["A"], before).entries] == news
+    answer = reader.changes(["A"], misled)
+    assert [entry.id for entry in answer.entries] == ["one", *news]
+    assert [entry.id for entry in reader.changes(["A"]).entries] == ["one", *news, "two"]
+    up_to_date = ChangesReader(Proxy(index.reader, archived_starts=None))
+    index.write(epoch, [Row("A", 0, 22, "newest")])
+    index.advance(epoch, {0: 22})
+    assert [entry.id for entry in up_to_date.changes(["A"], answer.since).entries] == ["newest"]
+
+
+def test_the_order_of_the_channels_may_change_between_two_pages(index, reader):
+    filled(index)
+    whole = reader.changes(["A", "B"])
+    told, since = [], None
+    for channels in itertools.cycle((["A", "B"], ["B", "A"], ["B", "A", "B"])):
+        page = reader.changes(channels, since, limit=7)
+        told += [entry._replace(channels=tuple(sorted(entry.channels))) for entry in page.entries]
+        since = page.since
+        if not page.entries:
+            break
+    assert told == list(whole.entries)
 
 
 def test_a_token_of_another_index_is_refused(reader):
