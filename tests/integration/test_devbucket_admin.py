@@ -140,6 +140,16 @@ def test_ctl_help_lists_every_operation(capsys):
         assert operations.summary(name)
 
 
+def test_document_tells_what_a_client_sees_of_every_operation():
+    document = (Path(__file__).parents[2] / "docs/dev-bucket.md").read_text()
+    assert [name for name in operations.OPERATIONS if f"`{name}`" not in document] == []
+
+
+def test_command_needs_certificate_and_key_together(capsys):
+    assert main(["devbucket", "--tls-certificate", "c.pem"]) == exits.CONFIG
+    assert "TLS needs both --tls-certificate and --tls-key" in capsys.readouterr().err
+
+
 def test_command_serves_nodes_and_an_admin_port(tmp_path):
     address = str(tmp_path / "admin.sock")
     command = [sys.executable, "-m", "workers.cli", "devbucket", "--port", "0", "--vbuckets", "4", "--nodes", "2"]

@@ -20,9 +20,10 @@ examples:
   channelindex devbucket --port 0 --vbuckets 64 --nodes 3 --admin 11290
   channelindex devbucket ctl --admin 11290 failover 17 lose=3
 
-It is for development: it listens on loopback only. The first line on stdout is
-its URL, for source.url; log lines go to stderr. With --admin, `devbucket ctl`
-makes it fail: `channelindex devbucket ctl --help` lists all operations.
+It is for development: it listens on loopback only and has no replicas. Without
+--file it keeps everything in memory. The first line on stdout is its URL, for
+source.url; log lines go to stderr. With --admin, `devbucket ctl` makes it fail:
+`channelindex devbucket ctl --help` lists all operations.
 """
 
 _CTL_EPILOG = """\
@@ -69,9 +70,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_tls(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--tls", nargs=2, type=Path, metavar=("CERTIFICATE", "KEY"), help="PEM files: each node has a TLS port too"
-    )
+    parser.add_argument("--tls-certificate", type=Path, metavar="FILE", help="PEM file: each node has a TLS port too")
+    parser.add_argument("--tls-key", type=Path, metavar="FILE", help="PEM file with the certificate's key")
     parser.add_argument("--tls-client-ca", type=Path, metavar="FILE", help="ask clients for a certificate of this CA")
     parser.add_argument(
         "--tls-port",
@@ -115,10 +115,16 @@ def _control(args: argparse.Namespace) -> int:
     return exits.OK
 
 
+def _tls_of(args: argparse.Namespace) -> TlsFiles | None:
+    if args.tls_certificate and args.tls_key:
+        return TlsFiles(args.tls_certificate, args.tls_key, args.tls_client_ca)
+    if args.tls_certificate or args.tls_key or args.tls_client_ca:
+        raise ConfigInvalid("TLS needs both --tls-certificate and --tls-key")
+    return None
+
+
 def _serve(args: argparse.Namespace) -> int:
     logs.configure(stream=sys.stderr, role="devbucket")
-    if args.tls_client_ca and not args.tls:
-        raise ConfigInvalid("--tls-client-ca needs --tls")
     config = DevBucketConfig(
         host=args.host,
         port=args.port,
@@ -127,7 +133,7 @@ def _serve(args: argparse.Namespace) -> int:
         password=args.password,
         n_vbuckets=args.vbuckets,
         n_nodes=args.nodes,
-        tls=TlsFiles(args.tls[0], args.tls[1], args.tls_client_ca) if args.tls else None,
+        tls=_tls_of(args),
         tls_port=args.tls_port,
         admin=args.admin,
         file=args.file,
