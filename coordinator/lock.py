@@ -1,9 +1,7 @@
 """The lock of a rare job on an index, one at a time: an operator's, who might be two."""
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
-
-from redis.exceptions import LockError
+from contextlib import closing, contextmanager, suppress
 
 from channelindex.errors import CoordinationUnavailable
 from coordinator.connection import connect, redis_errors
@@ -34,8 +32,5 @@ def job_lock(url: str, index: str, job: str) -> Iterator[None]:
         try:
             yield
         finally:
-            try:
-                with redis_errors(url):
-                    lock.release()
-            except (LockError, CoordinationUnavailable):
-                pass  # it ran out, or will
+            with suppress(CoordinationUnavailable), redis_errors(url):  # it ran out, or will
+                lock.release()

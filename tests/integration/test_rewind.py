@@ -1,6 +1,10 @@
 """Operators take partitions back under running nodes: everything is indexed again, and readers are told it again."""
 
 import json
+import os
+import pty
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -168,6 +172,29 @@ def test_what_makes_no_sense_or_nobody_confirmed_changes_nothing(
     assert (done.returncode, done.stdout) == (code, "")
     assert says in done.stderr
     assert small.reader.partition_records() == before
+
+
+@pytest.mark.parametrize(("answer", "code", "stable"), [("y", exits.OK, 0), ("no", exits.INTERRUPTED, 5)])
+def test_a_person_is_asked_and_told_what_readers_will_see(
+    small: SmallIndex, redis_url: str, answer: str, code: int, stable: int
+) -> None:
+    ours, its = pty.openpty()
+    settings = ("--set", f"index.store={redis_url}", "--set", f"index.name={small.name}")
+    os.write(ours, f"{answer}\n".encode())
+    done = subprocess.run(
+        [sys.executable, "-m", "workers.cli", "rebuild", "--no-wait", *settings],
+        stdin=its,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    os.close(ours)
+    os.close(its)
+    assert done.returncode == code, done.stderr
+    assert "readers are told less than before" in done.stderr
+    assert f"rebuild 2 partitions of index '{small.name}'? [y/N]" in done.stderr
+    assert small.reader.partition_records()[0].stable == (stable, 0)
 
 
 def test_two_rebuilds_at_once_are_kept_apart(small: SmallIndex, redis_url: str) -> None:

@@ -58,6 +58,8 @@ def take_back(config: Config, args: argparse.Namespace, job: str, plan: Plan) ->
         n_lowered = sum(each.before[vb] > each.after[vb] for each in rewound for vb in each.after)
         if not args.json:
             output.line(f"{len(rewound)} partitions taken back, {n_lowered} vbuckets were above the clock")
+            if args.yes:
+                output.line(READERS_MEANWHILE)
             if not args.no_wait:
                 output.line("waiting for the nodes to index it again; Ctrl-C ends the waiting alone")
         is_back = False if args.no_wait else _await_back(reader, rewound)
