@@ -1,9 +1,11 @@
 """A private redis-server for the demo, the tests and the benchmarks: on a unix socket, nothing kept after it stops."""
 
+import ctypes
 import importlib.util
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -15,6 +17,16 @@ from channelindex.errors import ConfigInvalid, CoordinationUnavailable
 
 MINIMUM_VERSION = (6, 2)
 _START_TIMEOUT_S = 10.0
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process when the thread that started it ends, however that ends.
+
+    For `preexec_fn` of a subprocess that must not outlive a program which may be killed.
+    """
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def find_redis_server() -> Path:
@@ -51,8 +63,8 @@ def _version(binary: Path) -> tuple[int, ...]:
 class EmbeddedRedis:
     """A running redis-server of our own; `url` is what clients connect to. Use as a context manager.
 
-    The server dies with `close`. Its folder is removed too, unless it was given: then a new instance goes on with
-    what `save=True` wrote there.
+    The server ends with `close`, and with the thread that made it. Its folder is removed too, unless it was given: then
+    a new instance goes on with what `save=True` wrote there.
     """
 
     def __init__(self, folder: Path | None = None, *, save: bool = False) -> None:
@@ -69,6 +81,7 @@ class EmbeddedRedis:
             stderr=subprocess.DEVNULL,
             cwd=self.folder,
             start_new_session=True,  # a Ctrl-C in the terminal is for the program that drains, not for its store
+            preexec_fn=end_with_parent,  # noqa: PLW1509 one system call, which takes no lock
         )
         assert self._process.stdin
         self._process.stdin.write(self._configuration(save).encode())

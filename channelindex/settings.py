@@ -343,7 +343,7 @@ class WorkerSettings:
         2**20, "How much a batch writer takes from its rings at once.", unit="bytes", at_least=2**12, at_most=2**28
     )
     heartbeat_timeout_s: float = _setting(
-        30.0, "A worker that stood still for so long is killed and replaced.", unit="seconds", at_least=1, at_most=3600
+        30.0, "A worker that stood still for so long is killed and replaced.", unit="seconds", at_least=6, at_most=3600
     )
     drain_timeout_s: float = _setting(
         20.0,

@@ -15,14 +15,15 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import orjson
 
 from channelindex import exits
 from channelindex.devbucket.process import DevBucket
-from channelindex.embedded import EmbeddedRedis
-from channelindex.errors import InvariantBroken, Transient
+from channelindex.embedded import EmbeddedRedis, end_with_parent
+from channelindex.errors import InputInvalid, InvariantBroken, Transient
 from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.connstr import parse_source_url
 from channelindex.feeds.dcp.kv import KvClient
@@ -75,6 +76,10 @@ class Killed:
 def run_demo(options: DemoOptions) -> int:
     """Run the demo; DIFFERENCES if the index is not what the bucket says, or a part of the node failed."""
     revisions = list(read_revisions(options.docs)) if options.docs else []
+    if options.docs and not revisions:
+        raise InputInvalid(f"{options.docs}: there is no revision in it")
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, _leave)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="channelindex-demo-")))
         store = stack.enter_context(EmbeddedRedis())
@@ -159,6 +164,7 @@ class Demo:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a Ctrl-C in the terminal is ours to handle
+                preexec_fn=end_with_parent,  # noqa: PLW1509 one system call, which takes no lock
             )
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._status():
@@ -193,11 +199,16 @@ class Demo:
             time.sleep(max(0.0, started + seconds * self._n_written / len(revisions) - time.monotonic()))
 
     def _kill_a_feed_worker(self) -> None:
-        victim = next((process for process in self._feed_workers() if process["connected"]), None)
-        if victim:
-            os.kill(victim["pid"], signal.SIGKILL)
-            self._killed = Killed(victim["pid"], victim["number"], time.monotonic())
-            self._screen.say(f"killed feed worker {victim['number']} (pid {victim['pid']}) with SIGKILL")
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not (working := [process for process in self._feed_workers() if process["connected"]]):
+            self._check_node()
+            if time.monotonic() > deadline:
+                raise InvariantBroken(f"no feed worker was connected within {START_TIMEOUT_S:.0f} s")
+            time.sleep(0.05)
+        pid, number = working[0]["pid"], working[0]["number"]
+        os.kill(pid, signal.SIGKILL)
+        self._killed = Killed(pid, number, time.monotonic())
+        self._screen.say(f"killed feed worker {number} (pid {pid}) with SIGKILL")
 
     def _watch(self, n_revisions: int) -> None:
         self._check_node()
@@ -226,11 +237,11 @@ class Demo:
         return status
 
     def _settle(self) -> None:
-        """Wait until the index is complete up to what the bucket has now."""
+        """Wait until the index is complete up to what the bucket has now, and the killed worker is back."""
         highs = self._bucket.high_seqnos()
         deadline = time.monotonic() + SETTLE_TIMEOUT_S
         with closing(open_reader(IndexSettings(INDEX, self._redis_url))) as reader:
-            while not _is_stable(reader, highs):
+            while not (_is_stable(reader, highs) and self._killed and self._killed.back_after_s is not None):
                 self._watch(self._n_written)
                 if time.monotonic() > deadline:
                     raise InvariantBroken(f"the index was not complete within {SETTLE_TIMEOUT_S:.0f} s")
@@ -248,6 +259,11 @@ class Demo:
             raise InvariantBroken(f"verify failed: {done.stderr.strip()}")
         report: dict[str, Any] = orjson.loads(done.stdout)
         return report
+
+
+def _leave(signum: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
+    """End as Ctrl-C does: all that was started is stopped on the way out."""
+    raise KeyboardInterrupt
 
 
 def _slices(revisions: list[Revision]) -> Iterator[list[Revision]]:

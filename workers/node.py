@@ -15,6 +15,7 @@ from channelindex.errors import ConfigInvalid
 from channelindex.model import IndexMeta
 from channelindex.settings import MEMORY_URL, IndexSettings
 from channelindex.stores import open_owner
+from coordinator.connection import connect, redis_errors
 from workers.apart import call_apart
 from workers.board import Board
 from workers.life import Life
@@ -24,6 +25,9 @@ from workers.roles import Roles
 from workers.source import describe
 from workers.supervisor import Supervisor
 
+COORDINATION_TIMEOUT_S = 5.0
+"""How long a starting node waits for an answer of the leases' Redis. Later ones are the lease keeper's affair."""
+
 _log = logs.get("node")
 
 
@@ -32,7 +36,7 @@ def run_node(config: Config, reload: Callable[[], Config]) -> int:
 
     Raises:
         ConfigInvalid, AuthenticationFailed, IndexMismatch: a setting is wrong.
-        SourceUnavailable, StoreUnavailable: the bucket or the store cannot be reached.
+        SourceUnavailable, StoreUnavailable, CoordinationUnavailable: bucket, store or leases cannot be reached.
     """
     meta = prepare_index(config)
     _log.info("node.started", index=config.index.name, index_uuid=meta.index_uuid, source_uuid=meta.source_uuid)
@@ -48,7 +52,7 @@ def run_node(config: Config, reload: Callable[[], Config]) -> int:
 
 
 def prepare_index(config: Config) -> IndexMeta:
-    """The index's meta record, created if there is no index yet, after decoder, bucket and store proved usable."""
+    """The index's meta record, created if there is none yet, after decoder, bucket, leases and store proved usable."""
     make_decoder(config.source.decoder, star_channel=config.source.star_channel)
     source = describe(config.source)
     n_partitions = config.index.partitions
@@ -59,6 +63,9 @@ def prepare_index(config: Config) -> IndexMeta:
     wanted = IndexMeta(FORMAT_VERSION, source.n_vbuckets, n_partitions, source.uuid, uuid.uuid4().hex)
     if config.index.store == MEMORY_URL:
         return _create_or_check(config.index, wanted)
+    url = config.coordination.redis
+    with closing(connect(url, COORDINATION_TIMEOUT_S)) as client, redis_errors(url):
+        client.ping()
     return call_apart("store_check", partial(_create_or_check, config.index, wanted))
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from channelindex.decode.base import Decoder
+from channelindex.errors import IndexMismatch
 from channelindex.feeds.base import SourceInfo
 from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.client import DcpFeed, FeedOptions
@@ -34,6 +35,21 @@ def describe(source: SourceSettings) -> SourceInfo:
     """
     address, credentials = address_of(source)
     return source_info(address, credentials, time.monotonic() + INFO_TIMEOUT_S)
+
+
+def check_source(source: SourceSettings, source_uuid: str) -> None:
+    """Make sure that the bucket is the one that an index is of.
+
+    Raises:
+        IndexMismatch: it has another UUID than *source_uuid*.
+        SourceUnavailable, AuthenticationFailed: see `describe`.
+    """
+    found = describe(source).uuid
+    if found != source_uuid:
+        raise IndexMismatch(
+            f"the index is of the bucket with UUID {source_uuid}, source.url names one with {found}: it is another "
+            "bucket, or was flushed or made again; index it under another index.name"
+        )
 
 
 def open_feed(

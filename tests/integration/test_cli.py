@@ -11,6 +11,7 @@ from pathlib import Path
 from unittest.mock import ANY
 
 import msgspec
+import psutil
 import pytest
 import redis
 
@@ -26,6 +27,7 @@ from channelindex.settings import IndexSettings
 from channelindex.stores import open_owner, open_writer
 from channelindex.stores.base import ChannelAppend
 from channelindex.stores.redis.keys import Keys
+from tests.support.node import until
 from workers.cli import COMMANDS
 
 NOWHERE = "redis://127.0.0.1:1/0"
@@ -231,7 +233,7 @@ def test_status_tells_index_nodes_and_partitions_without_owner(tmp_path: Path, i
     state = json.loads(channelindex("status", "--json", *store, cwd=tmp_path).stdout)
     assert state["index"]["stable"] == 5
     assert state["unowned"] == list(range(8))
-    assert [row["epoch"] for row in state["partitions"]] == [1, 0, 0, 0, 0, 0, 0, 0]
+    assert [row["epoch"] > 0 for row in state["partitions"]] == [True, *[False] * 7]
     assert "partitions without an owner: 0-7" in channelindex("status", *store, cwd=tmp_path).stdout
 
 
@@ -320,3 +322,68 @@ def test_debug_adds_the_traceback(tmp_path: Path) -> None:
     assert done.returncode == exits.STORE
     assert done.stderr.startswith("Traceback")
     assert done.stderr.splitlines()[-1].startswith("channelindex: index.store")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGKILL])
+def test_a_demo_that_is_ended_leaves_no_process_behind(tmp_path, signum):
+    demo = subprocess.Popen(
+        command("demo"), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    until(lambda: len(psutil.Process(demo.pid).children(recursive=True)) > 5, "the demo to run its processes")
+    family = psutil.Process(demo.pid).children(recursive=True)
+    demo.send_signal(signum)
+    assert demo.wait(60) == (exits.INTERRUPTED if signum == signal.SIGTERM else -signum)
+    _, alive = psutil.wait_procs(family, timeout=60)
+    assert alive == []
+
+
+def test_a_demo_without_revisions_is_refused(tmp_path):
+    (tmp_path / "empty.jsonl").touch()
+    assert "no revision" in fails(exits.INPUT, "demo", "--docs", "empty.jsonl", cwd=tmp_path)
+
+
+def test_a_node_without_its_leases_redis_ends_with_one_line(tmp_path, redis_url):
+    with DevBucket(DevBucketConfig(n_vbuckets=64)) as bucket:
+        told = fails(
+            exits.COORDINATION,
+            "run",
+            *_set(
+                {
+                    "source.url": bucket.url,
+                    "source.user": bucket.user,
+                    "source.password": bucket.password,
+                    "index.store": redis_url,
+                    "coordination.redis": NOWHERE,
+                }
+            ),
+            cwd=tmp_path,
+        )
+    assert "coordination.redis" in told
+
+
+def test_following_a_store_that_is_not_there_is_an_error(tmp_path):
+    assert "index.store" in fails(
+        exits.STORE, "changes", "a", "--follow", *_set({"index.store": NOWHERE}), cwd=tmp_path
+    )
+
+
+def test_verify_against_another_bucket_is_refused(tmp_path, index_url):
+    with DevBucket(DevBucketConfig(n_vbuckets=64)) as bucket:
+        told = fails(
+            exits.MISMATCH,
+            "verify",
+            *_set(
+                {
+                    "source.url": bucket.url,
+                    "source.user": bucket.user,
+                    "source.password": bucket.password,
+                    "index.store": index_url,
+                }
+            ),
+            cwd=tmp_path,
+        )
+    assert "UUID" in told
+
+
+def _set(settings: dict[str, str]) -> list[str]:
+    return [argument for key, value in settings.items() for argument in ("--set", f"{key}={value}")]

@@ -110,7 +110,7 @@ def test_a_port_that_is_taken_costs_the_metrics_and_nothing_else(running, redis_
 
 def test_a_monitor_that_dies_or_hangs_is_replaced_and_a_reload_moves_it(running):
     port, other = free_port(), free_port()
-    with running(port, workers__heartbeat_timeout_s=1.0) as (node, _bucket, _write):
+    with running(port, workers__heartbeat_timeout_s=6.0) as (node, _bucket, _write):
         until(lambda: get(port, "/healthz")[0] == 200, "the monitor")
         node.children("monitor")[0].kill()
         until(lambda: get(port, "/healthz")[0] == 200, "another monitor")

@@ -100,7 +100,7 @@ def test_a_wrong_configuration_is_refused_and_the_node_goes_on(running, redis_ur
 
 @pytest.mark.parametrize("role", ["feed_worker", "batch_writer", "lease_keeper"])
 def test_a_process_that_stands_still_is_replaced(running, redis_url, role):
-    with running(workers__heartbeat_timeout_s=1.0) as (node, bucket, load):
+    with running(workers__heartbeat_timeout_s=6.0) as (node, bucket, load):
         frozen = node.children(role)[0]
         frozen.send_signal(signal.SIGSTOP)
         load.write()

@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the changes."""
     config = options.config_of(args, REQUIRED_TO_READ)
     with closing(open_reader(config.index, config.node.run_dir)) as store:
+        store.meta()  # a follower waits for a store that is away; but at the start, its address is more likely wrong
         reader = ChangesReader(store, _Skipped() if args.skip_corrupt else refuse)
         pages = _followed(reader, args) if args.follow else _present(reader, args)
         if args.json:

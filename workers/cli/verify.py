@@ -12,7 +12,7 @@ from channelindex.feeds.dcp.kv import KvClient
 from channelindex.stores import open_reader
 from channelindex.verify import STABLE_TIMEOUT_S, Report, verify
 from workers.cli import options, output
-from workers.source import address_of, open_feed
+from workers.source import address_of, check_source, open_feed
 
 _EPILOG = """\
 example:
@@ -59,6 +59,7 @@ def _verify(config: Config, args: argparse.Namespace) -> Report:
     decoder = make_decoder(config.source.decoder, star_channel=config.source.star_channel)
     with closing(open_reader(config.index, config.node.run_dir)) as store:
         source_uuid = store.meta().source_uuid
+        check_source(config.source, source_uuid)
         with closing(open_feed(config.source, "verify", source_uuid, high_seqnos())) as feed:
             return verify(store, feed, decoder, high_seqnos, args.channel, stable_timeout_s=args.timeout)
 
