@@ -9,7 +9,7 @@ from typing import Protocol
 
 from channelindex.decode.base import Decoder
 from channelindex.errors import SourceUnavailable
-from channelindex.feeds.base import Feed
+from channelindex.feeds.base import EventSource
 from channelindex.model import DELETED, ORIGIN, REMOVED, Entry
 from channelindex.paging import document_id
 from channelindex.stores.base import IndexReader
@@ -30,7 +30,7 @@ SILENCE_TIMEOUT_S = 60.0
 _READ_BYTES = 1 << 20
 
 
-class BoundedFeed(Feed, Protocol):
+class BoundedFeed(EventSource, Protocol):
     """A feed whose streams end, at seqnos that were the bucket's highest when it was made."""
 
     def ended(self) -> bool:

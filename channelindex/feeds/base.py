@@ -40,22 +40,11 @@ class SourceInfo(NamedTuple):
     n_vbuckets: int
 
 
-class Feed(Protocol):
-    """A stream of the changes of some vbuckets. One instance per feed worker; not safe for threads."""
+class EventSource(Protocol):
+    """Streams the changes of some vbuckets. One instance per reading process; not safe for threads."""
 
     def start(self, checkpoints: Mapping[int, Checkpoint]) -> None:
         """Begin to stream each vbucket from its checkpoint; `read` and `tick` connect and reconnect."""
-        ...
-
-    def add(self, checkpoints: Mapping[int, Checkpoint]) -> None:
-        """Stream these vbuckets too, each from its checkpoint, beside those that go on. None of them is streamed yet.
-
-        What is left of an earlier stream of such a vbucket must not come out of `read` any more.
-        """
-        ...
-
-    def drop(self, vbuckets: Collection[int]) -> None:
-        """Stream these vbuckets no more. The next `read` may still give events of them, no later one does."""
         ...
 
     def fileno(self) -> int:
@@ -79,16 +68,31 @@ class Feed(Protocol):
         """Do what is due at *now* (monotonic): noop, timeouts, reconnection. When to call again, at the latest."""
         ...
 
+    def close(self) -> None:
+        """Close the connections. May be called twice, and before `start`."""
+        ...
+
+
+class Feed(EventSource, Protocol):
+    """What a feed worker needs: streams without an end, which may join and leave while the others go on."""
+
+    def add(self, checkpoints: Mapping[int, Checkpoint]) -> None:
+        """Stream these vbuckets too, each from its checkpoint, beside those that go on. None of them is streamed yet.
+
+        What is left of an earlier stream of such a vbucket must not come out of `read` any more.
+        """
+        ...
+
+    def drop(self, vbuckets: Collection[int]) -> None:
+        """Stream these vbuckets no more. The next `read` may still give events of them, no later one does."""
+        ...
+
     def high_seqnos(self) -> Mapping[int, int]:
         """The highest seqno of each vbucket that the source told last, for the lag; may be incomplete or old."""
         ...
 
     def connected(self) -> bool:
         """Whether every stream that should run is running (open or being opened on a live connection)."""
-        ...
-
-    def close(self) -> None:
-        """Close the connections. May be called twice, and before `start`."""
         ...
 
 

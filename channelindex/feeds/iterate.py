@@ -4,18 +4,18 @@ import select
 import time
 from collections.abc import Callable, Iterator
 
-from channelindex.feeds.base import Event, Feed
+from channelindex.feeds.base import Event, EventSource
 
 READ_BYTES = 256 * 1024
 
 
-def events(feed: Feed, done: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+def events(feed: EventSource, done: Callable[[], bool] = lambda: False) -> Iterator[Event]:
     """The events of *feed*, which was started, as they come; blocks while there are none. Ends when *done* says so.
 
     What was read is acknowledged when all of it has been taken: a consumer that is slow makes the source wait.
 
     Raises:
-        ChannelIndexError: as `Feed.read`.
+        ChannelIndexError: as `EventSource.read`.
     """
     poll = select.poll()
     poll.register(feed.fileno(), select.POLLIN)
