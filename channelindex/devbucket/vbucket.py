@@ -12,6 +12,7 @@ from enum import IntEnum
 from operator import attrgetter
 from typing import NamedTuple, Protocol
 
+from channelindex.devbucket.checkpoints import SourceCheckpoints
 from channelindex.devbucket.history import FailoverLog, rollback_seqno
 from channelindex.devbucket.items import (
     ALIVE,
@@ -73,7 +74,7 @@ class VBucket:
         self.high_seqno = 0
         self.purge_seqno = 0
         self.memory_from = 1  # seqnos below are on disk: who starts below is sent a disk snapshot first
-        self.checkpoint_starts = [1]  # first seqnos of the source checkpoints; the last one is open
+        self._checkpoints = SourceCheckpoints()
         self.watchers: set[Watcher] = set()
         self.locks = Locks(clock)
         self._clock = clock
@@ -133,20 +134,16 @@ class VBucket:
     def settle(self) -> None:
         """What is here now is on disk only, as after a clean restart; new seqnos begin a source checkpoint."""
         self.memory_from = self.high_seqno + 1
-        self.checkpoint_starts = [self.memory_from]
+        self._checkpoints.begin_at(self.memory_from)
         self._tell_changed()
 
     def new_checkpoint(self) -> None:
         """Close the open source checkpoint: what comes is sent as a snapshot of its own."""
-        if self.checkpoint_starts[-1] <= self.high_seqno:
-            self.checkpoint_starts.append(self.high_seqno + 1)
+        self._checkpoints.close(self.high_seqno)
 
     def checkpoint_of(self, seqno: int) -> tuple[int, int]:
         """The first and the last seqno of the source checkpoint that holds *seqno*."""
-        number = bisect_right(self.checkpoint_starts, seqno)
-        following = self.checkpoint_starts[number : number + 1]
-        first = self.checkpoint_starts[max(0, number - 1)]
-        return first, min([self.high_seqno, *(start - 1 for start in following)])
+        return self._checkpoints.holding(seqno, self.high_seqno)
 
     def items_after(self, seqno: int, until: int | None = None) -> list[Item]:
         """The newest versions of all keys that changed after *seqno*, in the order of their seqnos.
@@ -199,7 +196,7 @@ class VBucket:
         self._n_superseded = len(self._log) - len(self._newest)
         self.high_seqno = cut
         self.failover_log.branch(cut)
-        self.checkpoint_starts = [start for start in self.checkpoint_starts if start <= cut] or [cut + 1]
+        self._checkpoints.cut_behind(cut)
         self.unsaved = self.rewritten = True
 
     def set_state(self, state: State) -> bool:
@@ -311,8 +308,7 @@ class VBucket:
         self._kept_from = max(self._kept_from, self.high_seqno - MAX_LOSS)
         self.unsaved = self.rewritten = True
         self._log = [item for item in self._log if not 0 < item.superseded_by <= self._kept_from]
-        first, *others = self.checkpoint_starts  # a checkpoint that lacks versions is one with the next
-        self.checkpoint_starts = [first, *(start for start in others if start > self._kept_from)]
+        self._checkpoints.merge_up_to(self._kept_from)
         self._n_superseded = len(self._log) - len(self._newest)
 
     def _tell_changed(self) -> None:
