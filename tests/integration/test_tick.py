@@ -45,7 +45,7 @@ class Node:
         self.identity = identity
         self.now_ms: int | None = None
         self._ticker = Ticker(client, url, INDEX, identity)
-        self._ticker._clock = lambda: self.now_ms
+        self._ticker._clock = lambda: self.now_ms  # type: ignore[assignment,return-value]  # None: Redis' own time
 
     def tick(self, request: TickRequest, now_ms: int | None = None) -> Ticked:
         self.now_ms = now_ms
@@ -353,6 +353,7 @@ def test_node_that_died_long_ago_is_forgotten(node, client, redis_url):
 def test_indexes_in_one_redis_do_not_meet(node, client, redis_url):
     node("a").tick(_take(1), START_MS)
     _, view = Ticker(client, redis_url, "other", Identity("b", "first", 10.0)).tick(_take(1))
+    assert view is not None
     assert view.leases == {1: "b"}
 
 
