@@ -53,7 +53,7 @@ arch: $(STAMP) ## import-linter: imports point one way
 check: lint type arch test ## exactly what CI runs
 
 test-chaos: $(STAMP) ## only the tests that kill, pause and starve whole nodes
-	$(PYTEST) $(addprefix tests/integration/test_,kills.py two_nodes.py supervision.py rollback.py)
+	$(PYTEST) -m 'chaos or not chaos' $(addprefix tests/integration/test_,kills.py two_nodes.py supervision.py rollback.py four_nodes.py zombies.py)
 
 test-couchbase: $(STAMP) ## the tests of the couchbase:// store against a real bucket: COUCHBASE=couchbase://host/bucket
 	@test -n "$(COUCHBASE)" || { echo 'usage: make test-couchbase COUCHBASE=couchbase://host/bucket COUCHBASE_USER=… COUCHBASE_PASSWORD=…'; exit 64; }

@@ -152,7 +152,7 @@ def observed(tmp_path):
                 with node_cluster(tmp_path, store.url, leases[0].url, ttl_s) as cluster:
                     cluster.start(*names)
                     there = Observed(cluster, leases, random.Random(seed))
-                    settle(there.watch, 2.0)
+                    settle(there.watch, 1.0)
                     yield there
             finally:
                 leases[0].close()
@@ -254,15 +254,16 @@ def test_orders_of_an_operator_are_carried_out_and_told(observed):
 
 
 def test_partition_that_stays_without_an_owner_raises_an_alarm(observed):
-    with observed(5, "a", "b", ttl_s=1.0) as there:
+    with observed(5, "a", ttl_s=1.0) as there:
         config = there.cluster.node("a").config
-        assert cli("drain", "a", "b", "--no-wait", "--config", config).returncode == 0
-        until(lambda: _unowned(there.cluster.look()) == 16, "both nodes to give up everything")
+        assert cli("drain", "a", "--no-wait", "--config", config).returncode == 0
+        until(lambda: _unowned(there.cluster.look()) == 16, "the node to give up everything")
         until(lambda: "partitions.unowned" in there.cluster.node("a").log.read_text(), "the alarm in the log")
         assert cli("partitions", "--unowned", "--config", config).returncode == 1
-        cli("undrain", "a", "b", "--config", config)
+        cli("undrain", "a", "--no-wait", "--config", config)
         until(lambda: "partitions.owned" in there.cluster.node("a").log.read_text(), "the end of the alarm")
-        there.assert_all_is_well()
+        there.load.finish()
+        there.watch.finish()
 
 
 def _unowned(state: ClusterState) -> int:
