@@ -10,6 +10,7 @@ from channelindex.feeds.base import SourceInfo
 from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.client import DcpFeed, FeedOptions
 from channelindex.feeds.dcp.connstr import SourceAddress, parse_source_url
+from channelindex.feeds.dcp.kv import KvClient
 from channelindex.feeds.dcp.source import source_info
 from channelindex.feeds.dcp.tls import TlsOptions
 from channelindex.settings import SourceSettings
@@ -50,6 +51,16 @@ def check_source(source: SourceSettings, source_uuid: str) -> None:
             f"the index is of the bucket with UUID {source_uuid}, source.url names one with {found}: it is another "
             "bucket, or was flushed or made again; index it under another index.name"
         )
+
+
+def high_seqnos(source: SourceSettings) -> Mapping[int, int]:
+    """The highest seqno of every vbucket of the bucket now.
+
+    Raises:
+        SourceUnavailable, AuthenticationFailed: as `describe`.
+    """
+    with KvClient(*address_of(source)) as client:
+        return client.high_seqnos()
 
 
 def open_feed(

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from channelindex.errors import ConfigInvalid
 from channelindex.redis_url import SCHEMES as REDIS_SCHEMES
-from channelindex.settings import IndexSettings
+from channelindex.settings import MEMORY_URL, IndexSettings
 from channelindex.stores.base import IndexReader, IndexWriter, OwnerStore
 from channelindex.stores.block_writer import BlockWriter
 from channelindex.stores.memory import MemoryIndex, MemoryOwner, MemoryReader, memory_writer
@@ -19,9 +19,10 @@ from channelindex.stores.memory_limits import MemoryLimits
 from channelindex.stores.memory_wire import socket_path
 from channelindex.stores.redis.owner import RedisOwner
 from channelindex.stores.redis.reader import RedisReader
+from channelindex.stores.redis.removal import remove_index as remove_redis_index
 from channelindex.stores.redis.writer import RedisBlocks
 
-__all__ = ["SCHEMES", "memory_index", "open_owner", "open_reader", "open_writer"]
+__all__ = ["SCHEMES", "memory_index", "open_owner", "open_reader", "open_writer", "remove_index"]
 
 _COUCHBASE = ("couchbase", "couchbases")
 SCHEMES = (*REDIS_SCHEMES, *_COUCHBASE, "memory")
@@ -66,6 +67,16 @@ def open_reader(settings: IndexSettings, run_dir: str | None = None) -> IndexRea
     if run_dir is not None:
         return MemoryClient(socket_path(run_dir, settings.name))
     return MemoryReader(memory_index(settings), settings.name)
+
+
+def remove_index(settings: IndexSettings) -> bool:
+    """Remove an index that nobody writes any more; False where the store offers no way to."""
+    if settings.store == MEMORY_URL:
+        return _memory_indexes.pop((settings.store, settings.name), None) is not None
+    if _scheme(settings) in REDIS_SCHEMES:
+        remove_redis_index(settings.store, settings.name)
+        return True
+    return False
 
 
 def memory_index(settings: IndexSettings) -> MemoryIndex:

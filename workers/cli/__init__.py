@@ -36,6 +36,7 @@ COMMANDS = {
     "rebuild": "let the nodes index the whole bucket anew",
     "size": "calculate workers, rings and the memory of the index",
     "verify": "compare the index with the bucket",
+    "compare": "feed two stores the same and compare what readers of both are told",
     "demo": "see it all work: a private Redis, a dev bucket, one node, verified at the end",
     "load": "save revisions from a file in a bucket, as Sync Gateway would",
     "devbucket": "serve a bucket for development on loopback",

@@ -66,7 +66,7 @@ somewhere, or soon will.
 
 EXIT_CODES = {
     "OK": "done",
-    "DIFFERENCES": "`verify` or `demo` found that the index is not what the bucket says",
+    "DIFFERENCES": "`verify`, `compare` or `demo` found that the index is not as it should be",
     "USAGE": "the arguments make no sense",
     "CONFIG": "a setting is wrong",
     "INPUT": "a file given cannot be read or has a malformed line",

@@ -8,11 +8,10 @@ from dataclasses import asdict
 from channelindex import exits
 from channelindex.config import REQUIRED_TO_VERIFY, Config
 from channelindex.decode.registry import make_decoder
-from channelindex.feeds.dcp.kv import KvClient
 from channelindex.stores import open_reader
 from channelindex.verify import STABLE_TIMEOUT_S, Report, verify
 from workers.cli import options, output
-from workers.source import address_of, check_source, open_feed
+from workers.source import check_source, high_seqnos, open_feed
 
 _EPILOG = """\
 example:
@@ -52,16 +51,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _verify(config: Config, args: argparse.Namespace) -> Report:
-    def high_seqnos() -> Mapping[int, int]:
-        with KvClient(*address_of(config.source)) as client:
-            return client.high_seqnos()
+    def highs() -> Mapping[int, int]:
+        return high_seqnos(config.source)
 
     decoder = make_decoder(config.source.decoder, star_channel=config.source.star_channel)
     with closing(open_reader(config.index, config.node.run_dir)) as store:
         source_uuid = store.meta().source_uuid
         check_source(config.source, source_uuid)
-        with closing(open_feed(config.source, "verify", source_uuid, high_seqnos())) as feed:
-            return verify(store, feed, decoder, high_seqnos, args.channel, stable_timeout_s=args.timeout)
+        with closing(open_feed(config.source, "verify", source_uuid, highs())) as feed:
+            return verify(store, feed, decoder, highs, args.channel, stable_timeout_s=args.timeout)
 
 
 def _print(report: Report) -> None:

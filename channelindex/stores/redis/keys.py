@@ -44,8 +44,14 @@ class Keys:
 
     def channel_pattern(self) -> str:
         """A SCAN pattern that all `channel` keys of the index match. Others may too: ask `channel_of`."""
-        escaped = "".join(f"\\{character}" if character in "*?[]^-\\" else character for character in self.prefix)
-        return f"{escaped}{{*}}:c:*"
+        return f"{self._escaped_prefix()}{{*}}:c:*"
+
+    def all_pattern(self) -> str:
+        """A SCAN pattern that the keys of the index match, and no others."""
+        return f"{self._escaped_prefix()}*"
+
+    def _escaped_prefix(self) -> str:
+        return "".join(f"\\{character}" if character in "*?[]^-\\" else character for character in self.prefix)
 
     def channel_of(self, key: bytes) -> str | None:
         """The channel whose `channel` key this is, None if it is another key."""

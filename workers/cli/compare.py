@@ -1,0 +1,108 @@
+"""`channelindex compare`: do two stores make the same index of the same input?"""
+
+import argparse
+import secrets
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, replace
+
+from channelindex import exits
+from channelindex.blocks import FORMAT_VERSION
+from channelindex.compare import Comparison, compare
+from channelindex.config import REQUIRED_TO_VERIFY, Config
+from channelindex.decode.registry import make_decoder
+from channelindex.errors import ConfigInvalid
+from channelindex.model import IndexMeta
+from channelindex.settings import MEMORY_URL, SETTINGS, IndexSettings, mask_url
+from channelindex.stores import open_reader, remove_index
+from workers.cli import options, output
+from workers.source import describe, high_seqnos, open_feed
+from workers.twofold import feed_all
+
+_EPILOG = """\
+example:
+  channelindex compare --left memory:// --right redis://127.0.0.1:6379/0
+  channelindex compare --left memory:// --right redis://127.0.0.1:6379/0 --existing
+
+It reads the whole bucket once, feeds it to a new index in each store, compares
+what readers of both would be told, and removes both. With --existing it compares
+the indexes named index.name that are there instead, such as that of a running
+node with index.store = memory:// and that of the other nodes. The exit code is 1
+if anything differs.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    parser.epilog = _EPILOG
+    parser.add_argument("--left", required=True, metavar="URL", help="a store, as index.store names it: what is right")
+    parser.add_argument("--right", required=True, metavar="URL", help="the store that is compared with it")
+    parser.add_argument("--existing", action="store_true", help="compare the indexes that are there, feed nothing")
+    parser.add_argument("--channel", action="append", metavar="C", help="compare this channel only; may be repeated")
+    options.add_json(parser)
+    options.add_config(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare, and print what differs."""
+    config = options.config_of(args, REQUIRED_TO_VERIFY, {"index.store": args.left})
+    sides = [_side(config.index, url) for url in (args.left, args.right)]
+    with ExitStack() as stack:
+        if args.existing:
+            run_dir = config.node.run_dir
+        else:
+            run_dir = None
+            name = f"compare-{secrets.token_hex(4)}"
+            sides = [stack.enter_context(_passing(replace(side, name=name))) for side in sides]
+            _feed(config, sides)
+        left, right = (stack.enter_context(closing(open_reader(side, run_dir))) for side in sides)
+        found = compare(left, right, args.channel)
+    if args.json:
+        output.json_line({"ok": found.ok, **asdict(found)})
+    else:
+        _print(found)
+    return exits.OK if found.ok else exits.DIFFERENCES
+
+
+def _side(index: IndexSettings, url: str) -> IndexSettings:
+    problem = SETTINGS["index.store"].wrong(url)
+    if problem:
+        raise ConfigInvalid(f"--left or --right = {mask_url(url)}: {problem}")
+    return replace(index, store=url)
+
+
+@contextmanager
+def _passing(side: IndexSettings) -> Iterator[IndexSettings]:
+    """An index that is removed at the end, however it comes."""
+    try:
+        yield side
+    finally:
+        if not remove_index(side) and side.store != MEMORY_URL:
+            output.line(f"the index {side.name} stays in {mask_url(side.store)}: remove it there")
+
+
+def _feed(config: Config, sides: list[IndexSettings]) -> None:
+    if sides[0].store == sides[1].store:
+        raise ConfigInvalid("--left and --right name the same store: there is nothing to compare")
+    source = describe(config.source)
+    meta = IndexMeta(FORMAT_VERSION, source.n_vbuckets, config.index.partitions, source.uuid, secrets.token_hex(16))
+    decoder = make_decoder(config.source.decoder, star_channel=config.source.star_channel)
+    with closing(open_feed(config.source, "compare", source.uuid, high_seqnos(config.source))) as feed:
+        feed_all(feed, decoder, config.source.removal_slack, meta, sides)
+
+
+def _print(found: Comparison) -> None:
+    if found.details:
+        header = ("problem", "channel", "document", "left", "right")
+        output.table(header, [(row.kind, row.channel, row.id, row.left, row.right) for row in found.details])
+        output.line("")
+    for channel, counts in sorted(found.differences_by_channel.items()):
+        output.line(f"channel {channel}: " + ", ".join(f"{number} {kind}" for kind, number in sorted(counts.items())))
+    compared = f"{found.channels} channels, {found.left_entries} entries left, {found.right_entries} right"
+    output.line(f"{compared}: {found.missing} missing, {found.extra} extra, {found.different} different")
+    for number, what in (
+        (found.in_flux, "entries are beyond the stable clock of one side"),
+        (found.forgotten, "entries are older than what one side holds of their channel"),
+    ):
+        if number:
+            output.line(f"{number} {what}")
