@@ -45,8 +45,12 @@ class Storage:
         self._path = path
         try:
             self._link = sqlite3.connect(path, isolation_level=None, timeout=0)
-            self._prepare()
         except sqlite3.Error as error:
+            raise ConfigInvalid(f"{path} cannot hold a dev bucket: {error}") from error
+        try:
+            self._prepare()
+        except (sqlite3.Error, ConfigInvalid) as error:
+            self._link.close()
             raise ConfigInvalid(f"{path} cannot hold a dev bucket: {error}") from error
 
     def _prepare(self) -> None:
@@ -65,7 +69,7 @@ class Storage:
         (application,) = self._link.execute("PRAGMA application_id").fetchone()
         (version,) = self._link.execute("PRAGMA user_version").fetchone()
         if (application, version) != (_APPLICATION_ID, FORMAT):
-            raise ConfigInvalid(f"{self._path} is no file of a dev bucket of format {FORMAT}")
+            raise ConfigInvalid(f"it is no file of a dev bucket of format {FORMAT}")
 
     def load(self, bucket: Bucket) -> Bucket:
         """*bucket*, which is a new one, filled with what the file holds. From now on that was not ended cleanly.

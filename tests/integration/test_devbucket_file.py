@@ -3,6 +3,7 @@
 import random
 import sqlite3
 import struct
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -171,8 +172,9 @@ def test_file_in_use_or_of_another_kind_is_refused(path, tmp_path):
     with pytest.raises(ConfigInvalid, match="cannot hold a dev bucket"):
         Storage(text)
     other = tmp_path / "other.db"
-    sqlite3.connect(other).executescript("CREATE TABLE t (x);")
-    with pytest.raises(ConfigInvalid, match="is no file of a dev bucket of format 1"):
+    with closing(sqlite3.connect(other)) as link:
+        link.executescript("CREATE TABLE t (x);")
+    with pytest.raises(ConfigInvalid, match="it is no file of a dev bucket of format 1"):
         Storage(other)
 
 
