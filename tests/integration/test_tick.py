@@ -45,7 +45,7 @@ class Node:
         self.identity = identity
         self.now_ms: int | None = None
         self._ticker = Ticker(client, url, INDEX, identity)
-        self._ticker._clock = lambda: self.now_ms  # type: ignore[assignment,return-value]  # None: Redis' own time
+        self._ticker._clock = lambda: self.now_ms  # type: ignore[assignment]  # None: Redis' own time
 
     def tick(self, request: TickRequest, now_ms: int | None = None) -> Ticked:
         self.now_ms = now_ms
