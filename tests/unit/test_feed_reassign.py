@@ -105,7 +105,7 @@ class Rig:
             space_bell=self.bells[1],
             board=board.feeds[0],
             rows=board.partitions,
-            stop=cast(StopFlag, NeverStop()),
+            stop=cast("StopFlag", NeverStop()),
             link=self.its,
             log=get("test"),
         )
