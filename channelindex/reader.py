@@ -10,7 +10,7 @@ from channelindex.errors import Transient
 from channelindex.paging import Changes, Pager
 from channelindex.scan import Scan
 from channelindex.stores.base import IndexReader
-from channelindex.view import View
+from channelindex.view import Archives, View
 from channelindex.walk import walk
 
 FIRST_RETRY_S = 0.1
@@ -18,7 +18,7 @@ LONGEST_RETRY_S = 5.0  # a follower notices within this that the store is back
 
 
 class ChangesReader:
-    """Answers from one index. Keeps nothing between calls; as safe for threads as its store is.
+    """Answers from one index. Keeps nothing between calls but archives; as safe for threads as its store is.
 
     No answer goes beyond the stable clock, so none is taken back but by a rollback of the source. Whoever had read what
     it took back is told all documents of that vbucket once more, as they are now. Nothing is said of a document that
@@ -33,6 +33,7 @@ class ChangesReader:
     def __init__(self, store: IndexReader, on_corrupt: OnCorrupt = refuse) -> None:
         self._store = store
         self._on_corrupt = on_corrupt
+        self._archives = Archives(store)
 
     def changes(self, channels: Iterable[str], since: str | None = None, limit: int | None = None) -> Changes:
         """The documents that changed in any of *channels* after *since*, each once, at most *limit*.
@@ -59,7 +60,7 @@ class ChangesReader:
             raise ValueError(f"limit is {limit}, must be at least 1")
         wanted = tuple(dict.fromkeys(channels))
         meta = self._store.meta()
-        view = View.now(self._store)
+        view = View.now(self._store, self._archives)
         read = view.resume(token.decode(since, meta))
         scan = Scan(view, read.seqnos)
         stats = walk(self._store, wanted, scan, self._on_corrupt)

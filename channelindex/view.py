@@ -1,6 +1,6 @@
 """One moment of the index: what its partition records, read at once, say of every entry, clock and token."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self
 
 from channelindex.epochs import Bounds, EpochStart, PartitionRecord, whole_record
@@ -8,8 +8,25 @@ from channelindex.errors import IndexCorrupt, TokenInvalid
 from channelindex.stores.base import IndexReader
 from channelindex.token import Token
 
-Archive = Callable[[Sequence[int]], Sequence[Sequence[EpochStart]]]
-"""Reads the archives of partitions: `IndexReader.archived_starts`."""
+
+class Archives:
+    """The archives of an index's partitions. One that has not grown is not fetched twice.
+
+    Epochs are numbered over all partitions, so a partition at rest is often older than what others have archived.
+    """
+
+    def __init__(self, store: IndexReader) -> None:
+        self._store = store
+        self._known: dict[int, tuple[int, Sequence[EpochStart]]] = {}
+
+    def of(self, records: Sequence[PartitionRecord]) -> Mapping[int, Sequence[EpochStart]]:
+        """By partition, at least what each of *records* has given away; those that gave nothing are not among them."""
+        archived = {partition: record.archived for partition, record in enumerate(records) if record.archived}
+        grown = [p for p, epoch in archived.items() if p not in self._known or self._known[p][0] < epoch]
+        if grown:
+            for partition, starts in zip(grown, self._store.archived_starts(grown), strict=True):
+                self._known[partition] = archived[partition], starts
+        return {partition: self._known[partition][1] for partition in archived}
 
 
 class EpochLimits(NamedTuple):
@@ -29,12 +46,12 @@ class View:
     """One moment of the index.
 
     Read the partition records first, all else after: only then does every entry at or below the stable clock lie in
-    the blocks that are read. *archive* is read too, once, if something is met that is older than a record reaches back.
+    the blocks that are read. *archives* are asked if something is met that is older than a record reaches back.
     """
 
-    def __init__(self, records: Sequence[PartitionRecord], archive: Archive) -> None:
+    def __init__(self, records: Sequence[PartitionRecord], archives: Archives) -> None:
         self._records = records
-        self._archive = archive
+        self._archives = archives
         self._newest_archived = max((record.archived for record in records), default=0)
         self._bounds = [Bounds(record) for record in records]
         self._limits: dict[int, EpochLimits] = {}
@@ -42,9 +59,9 @@ class View:
         self.stable = [seqno for record in records for seqno in record.stable]
 
     @classmethod
-    def now(cls, store: IndexReader) -> Self:
+    def now(cls, store: IndexReader, archives: Archives | None = None) -> Self:
         """The present moment of an index."""
-        return cls(store.partition_records(), store.archived_starts)
+        return cls(store.partition_records(), archives or Archives(store))
 
     def limits(self, epoch: int) -> EpochLimits:
         """What entries and clocks of *epoch* may claim."""
@@ -58,8 +75,7 @@ class View:
         if epoch >= self._newest_archived:
             return
         self._newest_archived = 0
-        partitions = [partition for partition, record in enumerate(self._records) if record.archived]
-        for partition, starts in zip(partitions, self._archive(partitions), strict=True):
+        for partition, starts in self._archives.of(self._records).items():
             self._bounds[partition] = Bounds(whole_record(self._records[partition], starts))
 
     def _computed_limits(self, epoch: int) -> EpochLimits:

@@ -280,6 +280,35 @@ def test_a_token_older_than_a_record_reaches_back_is_judged_by_the_archive(index
     assert [entry.id for entry in up_to_date.changes(["A"], answer.since).entries] == ["newest"]
 
 
+def test_an_archive_is_fetched_again_only_when_it_has_grown(index, monkeypatch):
+    monkeypatch.setattr(epochs, "HISTORY_BYTES", 0)
+    fetched: list[list[int]] = []
+
+    def archived_starts(partitions):
+        fetched.append(list(partitions))
+        return index.reader.archived_starts(partitions)
+
+    reader = ChangesReader(Proxy(index.reader, archived_starts=archived_starts))
+
+    def take_over(partition, vb, seqno):
+        epoch = index.begin([partition])
+        index.write(epoch, [Row("A", vb, seqno, f"{vb}-{seqno}")])
+        index.advance(epoch, {vb: seqno})
+        return [entry.id for entry in reader.changes(["A"]).entries]
+
+    assert take_over(1, 2, 1) == ["2-1"]
+    assert take_over(0, 0, 1) == ["0-1", "2-1"]
+    assert fetched == []
+    assert take_over(0, 0, 2) == ["0-1", "0-2", "2-1"]
+    assert fetched == [[0]]
+    assert len(reader.changes(["A"]).entries) == 3
+    assert fetched == [[0]]
+    assert len(take_over(1, 2, 2)) == 4
+    assert fetched == [[0], [1]]
+    assert len(take_over(0, 0, 3)) == 5
+    assert fetched == [[0], [1], [0]]
+
+
 def test_the_order_of_the_channels_may_change_between_two_pages(index, reader):
     filled(index)
     whole = reader.changes(["A", "B"])
