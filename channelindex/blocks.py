@@ -66,11 +66,11 @@ def pack_rev(rev: str) -> tuple[int, bytes]:
     generation, _, digest = rev.partition("-")
     if len(digest) == 32 and generation.isascii() and generation.isdigit():
         try:
-            packed = _PACKED_REV.pack(int(generation), bytes.fromhex(digest))
+            raw = bytes.fromhex(digest)
+            if raw.hex() == digest and (generation[0] != "0" or generation == "0"):  # it must come back as it was
+                return PACKED, _PACKED_REV.pack(int(generation), raw)
         except (ValueError, struct.error):
-            packed = b""
-        if packed and _unpack_rev(packed) == rev:
-            return PACKED, packed
+            pass  # no digest, or a generation beyond 32 bits
     raw = rev.encode()
     if len(raw) > MAX_REV_BYTES:
         raise ValueError(f"revision id of {len(raw)} bytes, at most {MAX_REV_BYTES} can be indexed")
