@@ -24,7 +24,7 @@ INSTALL := $(PY) systemd/install.py --prefix '$(PREFIX)' --bindir '$(BINDIR)' --
 PYTEST := $(BIN)/pytest $(if $(SEED),--randomly-seed=$(SEED)) $(if $(K),-k '$(K)') $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test lint fmt type arch check test-chaos test-couchbase fuzz bench docs package install rollback uninstall clean
+.PHONY: help dev demo test lint fmt type arch check test-chaos test-couchbase fuzz bench docs package install rollback uninstall tour clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -76,6 +76,9 @@ install: ## program, units, documents below DESTDIR; PREFIX, BINDIR, LIBDIR, SYS
 
 rollback: ## put the version back that the last install replaced
 	@$(INSTALL) rollback
+
+tour: $(STAMP) ## install into a scratch folder and run it as a service, each step shown
+	$(BIN)/pytest -q -s -p no:randomly tests/integration/test_service.py
 
 uninstall: ## remove what install wrote; configurations stay
 	@$(INSTALL) uninstall

@@ -1,6 +1,6 @@
 """The exit codes of every command, and which error leads to which.
 
-The systemd units list `CONFIG`, `AUTH` and `MISMATCH` in RestartPreventExitStatus: a restart cannot cure them.
+The systemd unit lists those that no restart can cure in RestartPreventExitStatus, `CONFIG` and `AUTH` among them.
 """
 
 from channelindex import errors

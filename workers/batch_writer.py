@@ -17,6 +17,7 @@ from channelindex.logs import EventLog
 from channelindex.stores.base import ChannelAppend, IndexWriter
 from workers.board import BATCH_BYTES, STORE_US, Slot
 from workers.frames import decode_frame, merge
+from workers.hottest import Hottest
 from workers.ring import Bell, Ring, TornFrame
 from workers.signals import StopFlag
 
@@ -42,6 +43,7 @@ class BatchWriter:
         data_bell: Bell,
         batch_bytes: int,
         board: Slot,
+        hottest: Hottest,
         stop: StopFlag,
         log: EventLog,
     ) -> None:
@@ -51,6 +53,7 @@ class BatchWriter:
         self._data_bell = data_bell
         self._ring_budget = max(1, batch_bytes // len(rings))
         self._board = board
+        self._hottest = hottest
         self._stop = stop
         self._log = log
         self._backoff = Backoff(0.05, 2.0)
@@ -89,6 +92,7 @@ class BatchWriter:
         self._write(appends, [key for frame in frames for key in frame.principals])
         n_bytes = sum(len(append.entries) for append in appends)
         self._board.observe(BATCH_BYTES, n_bytes)
+        self._hottest.add(appends, time.monotonic())
         self._board.add(batches=1, frames=len(frames), channels=len(appends), entry_bytes=n_bytes)
         for ring, payloads, bell in zip(self._rings, taken, self._space_bells, strict=True):
             if payloads:

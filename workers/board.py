@@ -15,6 +15,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from workers.hottest import Note
+
 FEED_WORKER = "feed_worker"
 BATCH_WRITER = "batch_writer"
 LEASE_KEEPER = "lease_keeper"
@@ -179,12 +181,13 @@ class Slot(Row):
 
 
 class Board:
-    """A slot for each process that a node can have, and a row for each partition of the index."""
+    """A slot for each process that a node can have, a note for each batch writer, a row for each partition."""
 
     def __init__(self, n_partitions: int) -> None:
         self.supervisor, self.keeper, self.monitor = make_board([SUPERVISOR, LEASE_KEEPER, MONITOR])
         self.feeds = make_board([FEED_WORKER] * MAX_WORKERS)
         self.writers = make_board([BATCH_WRITER] * MAX_WORKERS)
+        self.hottest = [Note() for _ in range(MAX_WORKERS)]
         memory = memoryview(mmap.mmap(-1, n_partitions * _ROW_WORDS * _WORD)).cast("Q")
         self.partitions = [
             Row(PARTITION_FIELDS, memory[number * _ROW_WORDS : (number + 1) * _ROW_WORDS])

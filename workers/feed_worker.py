@@ -308,8 +308,11 @@ class FeedWorker:
 
     def _report_lag(self, connected: int) -> int:
         """Tell how far each partition is behind; all their seqnos together."""
+        highs = dict(self._feed.high_seqnos())
+        for vb, seqno in self._builder.seqnos().items():  # the source tells once a second, and not while we pause
+            highs[vb] = max(seqno, highs.get(vb, 0))
         inherited = {partition: self._rows[partition].get("behind_ns") for partition in self._partitions}
-        behind_by_partition = self._lag.measure(time.monotonic_ns(), self._feed.high_seqnos(), self._stable, inherited)
+        behind_by_partition = self._lag.measure(time.monotonic_ns(), highs, self._stable, inherited)
         for partition in self._partitions:
             self._rows[partition].set(streaming=connected)
         for partition, behind in behind_by_partition.items():

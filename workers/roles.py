@@ -15,6 +15,7 @@ from workers.batch_writer import BatchWriter
 from workers.board import Board
 from workers.child import spawn
 from workers.feed_worker import FeedWorker
+from workers.hottest import Hottest
 from workers.life import Life
 from workers.monitor import Monitor
 from workers.outbox import Outbox
@@ -90,6 +91,7 @@ class Roles:
                 data_bell=shared.data_bells[number],
                 batch_bytes=config.workers.batch_bytes,
                 board=place.slot,
+                hottest=Hottest(self._board.hottest[number]),
                 stop=stop,
                 log=get(place.role),
             )

@@ -204,6 +204,10 @@ class RoundBuilder:
             self.rollbacks[vb] = position.rolled_back(event[2])
             self.rollback_since = self.rollback_since or time.monotonic()
 
+    def seqnos(self) -> dict[int, int]:
+        """How far each vbucket has been read."""
+        return {vb: position.seqno for vb, position in self._positions.items()}
+
     def take(self) -> Round | None:
         """The round of all events added since the last call; None if no seqno moved."""
         if not self._touched:

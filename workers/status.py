@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from coordinator.link import Held
-from workers.board import BATCH_WRITER, FEED_WORKER, Row
+from workers.board import BATCH_WRITER, FEED_WORKER, Board, Row
 from workers.health import lag_s_of
 from workers.place import Place
 
@@ -16,15 +16,13 @@ WORST = 5
 """How many of the partitions that are furthest behind are named."""
 
 
-def node_status(
-    state: str, places: Sequence[Place], held: Held | None, rows: Sequence[Row], rate: float
-) -> dict[str, Any]:
+def node_status(state: str, places: Sequence[Place], held: Held | None, board: Board, rate: float) -> dict[str, Any]:
     """The node now: its state, its processes with their counters, its partitions and its trouble.
 
-    *rows* are those of the board, by partition; *rate* is events per second.
+    *rate* is events per second.
     """
-    behind = _behind(sorted(held.leases) if held else [], rows)
-    processes = [_process(place) for place in places if place.child]
+    behind = _behind(sorted(held.leases) if held else [], board.partitions)
+    processes = [_process(place, board) for place in places if place.child]
     feeds = [process for process in processes if process["role"] == FEED_WORKER]
     return {
         "pid": os.getpid(),
@@ -54,9 +52,9 @@ def _behind(partitions: Sequence[int], rows: Sequence[Row]) -> list[dict[str, An
     ]
 
 
-def _process(place: Place) -> dict[str, Any]:
+def _process(place: Place, board: Board) -> dict[str, Any]:
     words = place.slot.as_dict()
-    age_s = max(0.0, (time.monotonic_ns() - words.pop("started_ns")) / 1e9)
+    age_s = lag_s_of(words.pop("started_ns"), time.monotonic_ns())  # 0 until the child has said so itself
     silent_s = max(0.0, (time.monotonic_ns() - words.pop("beat_ns")) / 1e9)
     oldest_s = lag_s_of(words.pop("oldest_ns", 0), time.monotonic_ns())
     return {
@@ -68,7 +66,13 @@ def _process(place: Place) -> dict[str, Any]:
         "silent_s": round(silent_s, 1),
         "oldest_s": round(oldest_s, 1),
         **words,
+        **(_hottest(board, place.number) if place.role == BATCH_WRITER else {}),
     }
+
+
+def _hottest(board: Board, writer: int) -> dict[str, Any]:
+    hot = board.hottest[writer].read()
+    return {"hottest": hot._asdict()} if hot else {}
 
 
 def encode(status: dict[str, Any]) -> str:

@@ -335,7 +335,7 @@ class Supervisor:
         self._node_report.tell(self._state, self._held, self._heard_at, worked_on)
         events_by_pid = {place.slot.get("pid"): place.slot.get("events") for place in self._feeds if place.child}
         rate = self._rate.per_s(now, events_by_pid)
-        status = node_status(self._state.value, self._places, self._held, self._board.partitions, rate)
+        status = node_status(self._state.value, self._places, self._held, self._board, rate)
         if not self._ready and self._held and not self._held.trouble:
             self._ready = True
             self._notifier.ready(status_line(status))

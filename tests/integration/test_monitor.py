@@ -17,7 +17,7 @@ from channelindex.sync_gateway.layouts import InlineLayout
 from channelindex.sync_gateway.loader import Loader
 from channelindex.sync_gateway.synthetic import synthetic_revisions
 from tests.support.node import Node, until
-from tests.support.running import await_stable, connect
+from tests.support.running import await_stable, cli, connect
 
 
 def free_port() -> int:
@@ -133,3 +133,15 @@ def test_clients_that_say_nothing_do_not_keep_others_out(running):
         for client in silent:
             client.close()
         assert node.running
+
+
+def test_top_shows_the_node_and_refuses_what_is_no_terminal(running, redis_url):
+    with running(free_port()) as (node, bucket, write):
+        write(100)
+        await_stable(redis_url, bucket)
+        shown = cli("top", "--once", "--interval", "0.2", "--config", node.config)
+        assert shown.returncode == exits.OK, shown.stderr
+        assert "1/1 nodes" in shown.stdout
+        assert "16/16 partitions" in shown.stdout
+        assert "feed 0" in shown.stdout
+        assert cli("top", "--config", node.config).returncode == exits.INPUT

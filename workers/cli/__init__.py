@@ -23,6 +23,7 @@ COMMANDS = {
     "run": "run one node until it is told to stop",
     "changes": "print what changed in some channels, once or for ever",
     "status": "show the nodes, who owns what, and how far the index is",
+    "top": "watch the whole cluster live: nodes, processes, what is behind, what is busy",
     "inspect": "print a block, the clocks of a channel or a partition record as it is stored",
     "nodes": "show who lives, with which share",
     "partitions": "show who owns each partition, since when and why",

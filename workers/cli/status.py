@@ -46,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
     if args.quarantined:
         _print_quarantined(config, args.quarantined, as_json=args.json)
         return exits.OK
-    state = _read(config)
+    with closing(Look(config)) as look:
+        state = look.state()
     if args.json:
         output.json_line(state)
     else:
@@ -54,32 +55,51 @@ def run(args: argparse.Namespace) -> int:
     return exits.OK
 
 
-def _read(config: Config) -> dict[str, Any]:
-    url = config.coordination.redis
-    with closing(open_reader(config.index, config.node.run_dir)) as store:
-        meta = store.meta()
-        records = store.partition_records()
-        n_quarantined, _ = store.quarantined(limit=1)
-    if config.index.store == MEMORY_URL:
-        cluster = _alone(records)
-    else:
-        with closing(connect(url, _TIMEOUT_S)) as client:
-            cluster = read_cluster(client, url, config.index.name, meta.n_partitions)
-    return {
-        "index": {
-            "name": config.index.name,
-            "format": meta.format,
-            "vbuckets": meta.n_vbuckets,
-            "partitions": meta.n_partitions,
-            "source_uuid": meta.source_uuid,
-            "index_uuid": meta.index_uuid,
-            "stable": sum(sum(record.stable) for record in records),
-            "quarantined": n_quarantined,
-        },
-        "nodes": [_node(member) for member in cluster.members],
-        "partitions": _partitions(cluster, records),
-        "unowned": list(cluster.missing),
-    }
+class Look:
+    """Looks at an index and its nodes, again and again. To be closed."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._store = open_reader(config.index, config.node.run_dir)
+        self._meta = self._store.meta()
+        in_memory = config.index.store == MEMORY_URL
+        self._client = None if in_memory else connect(config.coordination.redis, _TIMEOUT_S)
+
+    def state(self) -> dict[str, Any]:
+        """What `channelindex status --json` prints."""
+        config, meta = self._config, self._meta
+        self._records = self._store.partition_records()
+        n_quarantined, _ = self._store.quarantined(limit=1)
+        cluster = (
+            read_cluster(self._client, config.coordination.redis, config.index.name, meta.n_partitions)
+            if self._client
+            else _alone(self._records)
+        )
+        return {
+            "index": {
+                "name": config.index.name,
+                "format": meta.format,
+                "vbuckets": meta.n_vbuckets,
+                "partitions": meta.n_partitions,
+                "source_uuid": meta.source_uuid,
+                "index_uuid": meta.index_uuid,
+                "stable": sum(self.stable()),
+                "quarantined": n_quarantined,
+            },
+            "nodes": [_node(member) for member in cluster.members],
+            "partitions": _partitions(cluster, self._records),
+            "unowned": list(cluster.missing),
+        }
+
+    def stable(self) -> list[int]:
+        """The stable clock at the last `state`, by vbucket."""
+        return [seqno for record in self._records for seqno in record.stable]
+
+    def close(self) -> None:
+        """Let go of connections."""
+        self._store.close()
+        if self._client:
+            self._client.close()
 
 
 def _alone(records: Sequence[PartitionRecord]) -> ClusterState:
@@ -134,7 +154,7 @@ def _print(state: dict[str, Any]) -> None:
     output.line(f"stable {index['stable']} (sum of seqnos), quarantined {index['quarantined']}")
     output.line("")
     if state["nodes"]:
-        header = ("node", "state", "partitions", "lag", "events", "restarts", "last seen")
+        header = ("node", "state", "partitions", "lag", "lag s", "changes/s", "restarts", "last seen")
         output.table(header, [_node_row(node) for node in state["nodes"]])
     else:
         output.line("no node lives, and none died within the last hour")
@@ -146,7 +166,7 @@ def _print(state: dict[str, Any]) -> None:
 def _node_row(node: dict[str, Any]) -> tuple[object, ...]:
     told = node["status"]
     condition = "dead" if not node["alive"] else "draining" if node["draining"] else told.get("state", "starting")
-    numbers = (told.get(name, "?") for name in ("lag", "events", "restarts"))
+    numbers = (told.get(name, "?") for name in ("lag", "lag_s", "rate", "restarts"))
     return node["node"], condition, node["n_partitions"], *numbers, f"{node['silent_s']:.1f} s ago"
 
 

@@ -192,7 +192,7 @@ class Cluster:
             return
         for node in list(self._nodes.values()):
             if node.endpoint not in self._map.nodes:
-                _log.info("feed.node_left", node=node.endpoint)
+                _log.info("feed.node_left", server=node.endpoint)
                 node.disconnect()
                 del self._nodes[node.endpoint]
                 self._adopt(node.streams)

@@ -69,7 +69,7 @@ class Node:
         if self.live and not self._told_connected:
             self._told_connected = True
             self.last_error = self.refused_since = None
-            _log.info("feed.connected", node=self.endpoint, streams=len(self.streams))
+            _log.info("feed.connected", server=self.endpoint, streams=len(self.streams))
 
     def lose(self, error: ChannelIndexError, now: float) -> None:
         """Drop the connection, and connect again after a while that grows with each failure in a row.

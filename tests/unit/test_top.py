@@ -1,0 +1,106 @@
+"""What `top` shows: the right things first, on any width, from what nodes really tell."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from workers import top
+from workers.top import Hot, Trend
+from workers.top_screen import screen
+
+
+def process(role, number, **words):
+    common = {"pid": 100 + number, "age_s": 200.0, "silent_s": 0.1, "restarts": 0, "store_errors": 0, "ring_fill": 0}
+    own = {"events": 5000, "lag": 3, "ring_bytes": 1000} if role == "feed_worker" else {"batches": 70}
+    return {"role": role, "number": number, **common, **own, **words}
+
+
+def node(name, processes, **status):
+    told = {"state": "running", "rate": 120, "lag": 9, "lag_s": 0.5, "restarts": 0, "trouble": None, "behind": []}
+    return {
+        "node": name,
+        "alive": True,
+        "draining": False,
+        "n_partitions": 8,
+        "silent_s": 0.4,
+        "status": {**told, "processes": processes, **status},
+    }
+
+
+@pytest.fixture
+def state():
+    calm = node(
+        "alpha", [process("feed_worker", 0), process("batch_writer", 0, hottest={"channel": "news", "bytes_per_s": 9})]
+    )
+    busy = node(
+        "beta",
+        [
+            process("feed_worker", 0, ring_fill=900),
+            process("batch_writer", 0, silent_s=12.0, hottest={"channel": "sport", "bytes_per_s": 70}),
+            process("batch_writer", 1, hottest={"channel": "news", "bytes_per_s": 80}),
+        ],
+        lag_s=75.0,
+        behind=[{"partition": 3, "lag": 8, "lag_s": 75.0}, {"partition": 5, "lag": 1, "lag_s": 2.0}],
+        trouble="the leases' Redis is away",
+    )
+    dead = {**node("gamma", []), "alive": False, "silent_s": 90.0}
+    index = {"name": "orders", "partitions": 16, "quarantined": 2}
+    return {"index": index, "nodes": [dead, busy, calm], "partitions": [], "unowned": [7]}
+
+
+def drawn(state, width, height=50):
+    text = io.StringIO()
+    Console(file=text, width=width, height=height).print(screen(state, Trend(), width, height, "12:00:00"))
+    return text.getvalue()
+
+
+def test_what_stands_still_comes_first_then_what_is_full(state):
+    order = [(name, process["role"], process["number"]) for name, process in top.processes(state)]
+    assert order[:2] == [("beta", "batch_writer", 0), ("beta", "feed_worker", 0)]
+    assert [name["node"] for name in top.nodes(state)] == ["alpha", "beta", "gamma"]
+
+
+def test_the_worst_partitions_and_the_hottest_channels_come_from_all_nodes(state):
+    assert [(name, part["partition"]) for name, part in top.behind(state, 5)] == [("beta", 3), ("beta", 5)]
+    assert top.hot_channels(state, 1) == [Hot("news", 89, "B/s")]
+    assert top.lag_s(state) == 75.0
+
+
+def test_rates_come_from_the_stable_clock_and_a_rollback_is_no_negative_work():
+    trend = Trend()
+    assert trend.per_s() == []
+    trend.add(10.0, [100, 50, 7])
+    trend.add(12.0, [140, 20, 7])
+    assert trend.per_s() == [20, 0, 0]
+    assert trend.hot_vbuckets(5) == [Hot("vb 0", 20, "changes/s")]
+
+
+def test_a_trend_forgets_what_is_older_than_its_window():
+    trend = Trend()
+    for second in range(20):
+        trend.add(float(second), [0 if second < 12 else 100])
+    assert trend.per_s() == [0]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120, 200])
+def test_everything_that_matters_fits_every_width(state, width):
+    text = drawn(state, width)
+    assert max(map(len, text.splitlines())) <= width
+    for needed in (
+        "2/3 nodes",
+        "15/16 partitions",
+        "75.0",
+        "silent 12 s",
+        "90%",
+        "partition 3",
+        "news",
+        "dead",
+        "Redis is away",
+    ):
+        assert needed in " ".join(text.split()), needed
+
+
+def test_a_low_terminal_shows_the_worst_processes_and_counts_the_rest(state):
+    assert "more" in drawn(state, 100, height=24)
+    assert "silent 12 s" in drawn(state, 100, height=24)

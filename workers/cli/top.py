@@ -1,0 +1,72 @@
+"""`channelindex top`: the whole cluster, live: nodes, processes, what is behind and what is busy."""
+
+import argparse
+import sys
+import time
+from contextlib import ExitStack, closing
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+
+from channelindex import exits
+from channelindex.config import REQUIRED_TO_SEE_NODES
+from channelindex.errors import InputInvalid, Transient
+from workers.cli import options
+from workers.cli.status import Look
+from workers.top import Trend
+from workers.top_screen import screen
+
+_UNBOUNDED = 1_000_000
+
+_EPILOG = """\
+examples:
+  channelindex top --config /etc/channelindex/orders.toml
+  channelindex top --interval 0.5
+
+Ctrl-C ends it. Nodes tell their numbers every third of coordination.ttl_s; the
+stable clock is read at each interval. For scripts: channelindex status --json.
+"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    parser.epilog = _EPILOG
+    parser.add_argument(
+        "--interval",
+        type=options.seconds,
+        default=1.0,
+        metavar="S",
+        help="seconds between looks (default: %(default)g)",
+    )
+    parser.add_argument("--once", action="store_true", help="look twice, an interval apart, print once and end")
+    options.add_config(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show it until Ctrl-C."""
+    config = options.config_of(args, REQUIRED_TO_SEE_NODES)
+    console = Console(file=sys.stdout, highlight=False)
+    if not (args.once or console.is_terminal):
+        raise InputInvalid("top needs a terminal; use --once, or channelindex status --json for scripts")
+    trend = Trend()
+    with ExitStack() as stack:
+        look = stack.enter_context(closing(Look(config)))
+        live = None if args.once else stack.enter_context(Live(console=console, screen=True, auto_refresh=False))
+        left = 2 if args.once else -1
+        while left:
+            left -= 1
+            try:
+                state, stable = look.state(), look.stable()
+            except Transient as error:
+                picture: RenderableType = f"cannot look: {error}"
+            else:
+                trend.add(time.monotonic(), stable)
+                height = console.height if live else _UNBOUNDED
+                picture = screen(state, trend, console.width, height, clock=time.strftime("%H:%M:%S"))
+            if live:
+                live.update(picture, refresh=True)
+            elif not left:
+                console.print(picture)
+            if left:
+                time.sleep(args.interval)
+    return exits.OK
