@@ -104,3 +104,12 @@ def test_the_unit_does_not_restart_what_a_restart_cannot_cure() -> None:
 
 def test_the_unit_gives_a_stopping_node_its_time() -> None:
     assert int(unit_value("TimeoutStopSec")) > WorkerSettings().drain_timeout_s + RELEASE_TIMEOUT_S
+
+
+def test_every_log_event_that_operations_names_is_logged_somewhere() -> None:
+    table = text_of("docs/operations.md").partition("## Log lines")[2].partition("\n## ")[0]
+    folders = ("channelindex", "coordinator", "workers")
+    code = "\n".join(path.read_text(encoding="utf-8") for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    events = set(re.findall(r"`([a-z]+\.[a-z_]+)`", table)) - {"log.format"}
+    assert len(events) > 15
+    assert not {event for event in events if f'"{event}"' not in code}
