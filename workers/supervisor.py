@@ -38,8 +38,10 @@ from workers.status import encode, node_status, status_line
 TURN_S = 0.2
 """Longest sleep: bounds how late a lease that runs out, or a silent worker, is noticed."""
 REPORT_S = 0.5
-FATAL_CODES = (exits.CONFIG, exits.AUTH, exits.MISMATCH, exits.MISSING)
-"""A child that ends so would end so again: the node drains and ends with the same code."""
+FATAL_CODES = (exits.CONFIG, exits.AUTH, exits.MISMATCH)
+"""A child that ends so would end so again: the node drains and ends with the same code, and is not to be restarted."""
+ENDING_CODES = (*FATAL_CODES, exits.MISSING)
+"""A child's codes that end the node. An index that is gone is made anew when the node is restarted."""
 RELEASE_TIMEOUT_S = 3.0
 """How long a stopping node waits for Redis to take the leases back; then they run out by themselves."""
 
@@ -176,7 +178,7 @@ class Supervisor:
             self._renew_shared()
             if self._state is State.DRAINING and self._exit_code == exits.OK:
                 self._exit_code = exits.DRAIN_TIMEOUT
-        if code in FATAL_CODES and place is not self._monitor and self._state is not State.DRAINING:
+        if code in ENDING_CODES and place is not self._monitor and self._state is not State.DRAINING:
             self._exit_code = code
             self._drain(now, f"{place.role} cannot run: exit code {code}, see its log line")
 

@@ -86,8 +86,8 @@ def test_first_touch_counts_last(backend, client):
     seen = _commands_of_scripts(client, lambda: backend.writer().write([append("A", 1, entry(0, 1))]))
     assert seen == [
         f"HGET {KEYS.channel('A')}",
-        f"APPEND {KEYS.block('A', GROUP, 0)}",
-        f"APPEND {KEYS.clock('A', GROUP)}",
+        f"SET {KEYS.block('A', GROUP, 0)}",
+        f"SET {KEYS.clock('A', GROUP)}",
         f"HSET {KEYS.channel('A')}",
         f"HINCRBY {KEYS.channel('A')}",
     ]
@@ -111,7 +111,8 @@ def test_stable_clock_moves_before_its_counter_and_the_message(backend, client):
 def test_batch_of_known_channels_is_one_command(backend, client):
     writer = backend.writer()
     batch = [append(f"channel-{number}", 1, entry(0, 1)) for number in range(300)]
-    writer.write(batch)
+    for _ in range(2):  # the second makes Redis know the script
+        writer.write(batch)
     client.config_resetstat()
     writer.write(batch)
     calls = {name: stats["calls"] for name, stats in client.info("commandstats").items()}

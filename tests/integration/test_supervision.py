@@ -8,6 +8,7 @@ import pytest
 import redis
 
 from channelindex import exits
+from channelindex.config import load_config
 from channelindex.devbucket.process import DevBucket
 from channelindex.devbucket.setup import DevBucketConfig
 from channelindex.sync_gateway.layouts import InlineLayout
@@ -17,6 +18,7 @@ from tests.support.history import expected_channels
 from tests.support.node import Node, until
 from tests.support.running import await_stable, connect, indexed_channels
 from tests.support.watchers import StableWatch
+from workers.node import prepare_index
 
 SLICE = 100
 
@@ -146,3 +148,27 @@ def test_a_store_that_fails_for_a_while_only_delays(running, redis_url):
         await_stable(redis_url, bucket)
         assert indexed_channels(redis_url) == load.expected()
         assert node.drain() == exits.OK
+
+
+def test_an_index_that_is_lost_under_a_node_is_made_anew_by_its_restart(running, redis_url):
+    with running() as (node, bucket, load), closing(redis.Redis.from_url(redis_url)) as client:
+        load.write()
+        await_stable(redis_url, bucket)
+        client.flushall()
+        load.write()
+        assert node.wait() == exits.MISSING
+        node.start()
+        load.write()
+        await_stable(redis_url, bucket)
+        assert indexed_channels(redis_url) == load.expected()
+
+
+def test_an_index_that_is_lost_and_made_anew_under_a_node_is_complete(running, redis_url):
+    with running() as (node, bucket, load), closing(redis.Redis.from_url(redis_url)) as client:
+        load.write()
+        await_stable(redis_url, bucket)
+        client.flushall()
+        prepare_index(load_config(node.config, {}, {}))  # as a peer that starts at this moment does
+        load.write()
+        await_stable(redis_url, bucket)
+        assert indexed_channels(redis_url) == load.expected()

@@ -28,13 +28,23 @@ local function touch(slot_prefix, channel, group, epoch, header, frame, record)
     if noted_epoch > epoch then
       return '', 0
     end
-  else
-    frame = header .. frame
   end
-  key = slot_prefix .. 'b:' .. group .. ':' .. number .. ':' .. channel
-  local size = call('APPEND', key, frame)
-  key = slot_prefix .. 'k:' .. group .. ':' .. channel
-  call('APPEND', key, record)
+  local block_key = slot_prefix .. 'b:' .. group .. ':' .. number .. ':' .. channel
+  local clock_key = slot_prefix .. 'k:' .. group .. ':' .. channel
+  local size
+  if active then
+    key = block_key
+    size = call('APPEND', block_key, frame)
+    key = clock_key
+    call('APPEND', clock_key, record)
+  else
+    -- SET: what may lie there was appended blindly by a writer that had outlived the index of this name before.
+    key = block_key
+    size = #header + #frame
+    call('SET', block_key, header .. frame)
+    key = clock_key
+    call('SET', clock_key, record)
+  end
   key = channel_key
   call('HSET', channel_key, field, number .. ':' .. epoch)
   call('HINCRBY', channel_key, 'n', 1)
