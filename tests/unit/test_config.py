@@ -53,6 +53,7 @@ def test_every_key_can_be_set_by_its_variable() -> None:
         "index.durability": "none",
         "source.collections": "shop.orders,shop.carts",
         "source.metadata": "xattr",
+        "metrics.listen": "[::1]:9480",
     }
     for key, setting in SETTINGS.items():
         if key in {"source.password_file", "index.password_file"}:  # the file has to be there

@@ -2,7 +2,7 @@
 
 import pytest
 
-from channelindex.settings import listen_address
+from channelindex.settings import SETTINGS, listen_address
 from coordinator.link import Held, Trouble
 from workers.board import Board
 from workers.health import ALIVE_S, liveness, readiness
@@ -113,3 +113,8 @@ def test_a_rate_outlives_the_restart_of_a_process():
 def test_an_address_is_host_and_port():
     assert listen_address("127.0.0.1:9480") == ("127.0.0.1", 9480)
     assert listen_address("[::1]:0") == ("::1", 0)
+
+
+@pytest.mark.parametrize("value", ["9480", "localhost", "127.0.0.1:", "::1:80", "h:99999", "http://h:1"])
+def test_a_wrong_address_is_told(value):
+    assert "127.0.0.1:9480" in str(SETTINGS["metrics.listen"].wrong(value))
