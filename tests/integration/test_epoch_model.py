@@ -19,6 +19,7 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -28,6 +29,7 @@ from channelindex.blocks import ENTRIES, iter_entries, iter_frames
 from channelindex.epochs import Bounds, EpochStart, PartitionRecord, whole_record
 from channelindex.errors import StaleEpoch
 from channelindex.model import Checkpoint, Entry, IndexMeta
+from channelindex.stores import memory
 from channelindex.stores.active import Active
 from channelindex.stores.base import BlockRef
 from channelindex.stores.memory import MemoryIndex
@@ -362,6 +364,12 @@ def walk_randomly(world: World, seed: int) -> None:
             world.check()
         except PromiseBroken as error:
             raise PromiseBroken(f"seed {seed}: {error}") from error
+
+
+@pytest.fixture(autouse=True)
+def _no_clock(monkeypatch):
+    """Epochs in memory count from 1: from the time of day on, no state would ever be reached twice."""
+    monkeypatch.setattr(memory, "time", SimpleNamespace(time_ns=lambda: 0))
 
 
 @pytest.fixture(params=["whole history", "archived history"])
