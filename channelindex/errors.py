@@ -11,10 +11,6 @@ class ChannelIndexError(Exception):
     """Base of all errors of this project; the message is one line for a person."""
 
 
-class Backpressure(ChannelIndexError):
-    """A bounded queue is full. Keep the item and slow down."""
-
-
 class Transient(ChannelIndexError):
     """Nothing happened; the same call may succeed later. Retry with backoff until the deadline."""
 
@@ -35,10 +31,6 @@ class StaleEpoch(OwnershipLost):
         self.partition = partition
         self.ours = ours
         self.current = current
-
-
-class LeaseExpired(OwnershipLost):
-    """The lease ran out by our own monotonic clock; stop at once."""
 
 
 class ConfigInvalid(ChannelIndexError):
@@ -74,6 +66,10 @@ class ChangesForgotten(ChannelIndexError):
         )
         self.channel = channel
         self.floor = dict(floor)
+
+
+class OutputFailed(ChannelIndexError):
+    """The result could not be written to standard output."""
 
 
 class IndexMissing(ChannelIndexError):

@@ -11,6 +11,7 @@ USAGE = 2  # argparse's own
 CONFIG = 64
 INPUT = 65
 MISSING = 66
+OUTPUT = 67
 SOURCE = 69
 STORE = 70
 COORDINATION = 71
@@ -28,6 +29,7 @@ _CODE_BY_ERROR: tuple[tuple[type[errors.ChannelIndexError], int], ...] = (
     (errors.IndexMismatch, MISMATCH),
     (errors.ConfigInvalid, CONFIG),
     (errors.InputInvalid, INPUT),
+    (errors.OutputFailed, OUTPUT),
     (errors.NotConfirmed, INTERRUPTED),
     (errors.IndexMissing, MISSING),
     (errors.IndexCorrupt, CORRUPT),

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 
 import orjson
 
+from channelindex.errors import OutputFailed
+
 
 class ReaderGone(Exception):
     """Nobody reads our standard output any more; there is no use in going on."""
@@ -17,6 +19,8 @@ def line(text: str) -> None:
         print(text, flush=True)
     except BrokenPipeError:
         raise ReaderGone from None
+    except OSError as error:
+        raise OutputFailed(f"standard output cannot be written: {error.strerror or error}") from error
 
 
 def warn(text: str) -> None:
