@@ -5,7 +5,7 @@ All integers are big-endian and unsigned. A **block** is a string of frames; it 
     offset  size  field
     0       1     kind: 0x48 'H' header, 0x45 'E' entries
     1       4     length of the body in bytes
-    5       4     CRC-32 of the epoch and the body
+    5       4     CRC-32 of the epoch and the body, begun with the kind
     9       8     epoch of the writer
     17      n     body: entries, or for a header the channel's clock (pairs) when the block was started
 
@@ -140,7 +140,7 @@ def count_entries(block: bytes) -> int:
 
 def pack_frame(kind: int, epoch: int, body: bytes) -> bytes:
     """One frame of a block, checksum included."""
-    checksum = zlib.crc32(body, zlib.crc32(epoch.to_bytes(8, "big")))
+    checksum = zlib.crc32(body, zlib.crc32(epoch.to_bytes(8, "big"), kind))
     return _FRAME.pack(kind, len(body), checksum, epoch) + body
 
 
@@ -176,7 +176,7 @@ def _frame_at(block: bytes, offset: int) -> Frame:
         raise IndexCorrupt(f"frame at byte {offset}: unknown kind 0x{kind:02x}")
     if len(body) != size:
         raise IndexCorrupt(f"frame at byte {offset}: {size} bytes announced, {len(body)} left")
-    if zlib.crc32(body, zlib.crc32(block[offset + _EPOCH_OFFSET : offset + _FRAME.size])) != checksum:
+    if zlib.crc32(body, zlib.crc32(block[offset + _EPOCH_OFFSET : offset + _FRAME.size], kind)) != checksum:
         raise IndexCorrupt(f"frame at byte {offset}: checksum differs")
     return kind, epoch, body
 

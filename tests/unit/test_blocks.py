@@ -187,3 +187,9 @@ def test_clock_log_that_is_cut_off_is_corrupt(records, data):
     cut = data.draw(st.integers(1, last - 1))
     with pytest.raises(IndexCorrupt, match="cut off"):
         blocks.fold_clock(log[:-cut])
+
+
+def test_a_frame_of_one_kind_does_not_pass_for_the_other():
+    frame = blocks.pack_frame(blocks.ENTRIES, 7, blocks.pack_entry(Entry(1, 2, b"doc", "1-a", 0)))
+    with pytest.raises(IndexCorrupt, match="checksum"):
+        list(blocks.iter_frames(bytes([blocks.HEADER]) + frame[1:]))

@@ -69,6 +69,7 @@ EXIT_CODES = {
     "DIFFERENCES": "`verify`, `compare` or `demo` found that the index is not as it should be",
     "USAGE": "the arguments make no sense",
     "CONFIG": "a setting is wrong",
+    "OUTPUT": "standard output cannot be written, for example because a disk is full",
     "INPUT": "a file given cannot be read or has a malformed line",
     "MISSING": "there is no index of this name in the store, or nothing in it by this key",
     "SOURCE": "the bucket cannot be reached or does not answer as it should",
