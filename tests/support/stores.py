@@ -22,6 +22,11 @@ GROUP = "00112233aabbccdd"
 META = IndexMeta(format=1, n_vbuckets=16, n_partitions=4, source_uuid="bucket-uuid", index_uuid="index-uuid")
 
 
+def _told(variable: str, default: str) -> str:
+    """What make was told; it exports the variables that it was told nothing of as empty ones."""
+    return os.environ.get(variable) or default
+
+
 def settings_of(url: str, index_name: str) -> IndexSettings:
     """The settings of the store with a URL; a bucket's account is the dev bucket's, or make test-couchbase's."""
     if not url.startswith("couchbase"):
@@ -29,12 +34,12 @@ def settings_of(url: str, index_name: str) -> IndexSettings:
     return IndexSettings(
         index_name,
         url,
-        user=os.environ.get("COUCHBASE_USER", DevBucketConfig.user),
-        password=os.environ.get("COUCHBASE_PASSWORD", DevBucketConfig.password),
-        ca_file=os.environ.get("COUCHBASE_CA_FILE", ""),
-        scope=os.environ.get("COUCHBASE_SCOPE", "_default"),
-        collection=os.environ.get("COUCHBASE_COLLECTION", "_default"),
-        durability=os.environ.get("COUCHBASE_DURABILITY", "majority"),
+        user=_told("COUCHBASE_USER", DevBucketConfig.user),
+        password=_told("COUCHBASE_PASSWORD", DevBucketConfig.password),
+        ca_file=_told("COUCHBASE_CA_FILE", ""),
+        scope=_told("COUCHBASE_SCOPE", "_default"),
+        collection=_told("COUCHBASE_COLLECTION", "_default"),
+        durability=_told("COUCHBASE_DURABILITY", "majority"),
     )
 
 
@@ -185,7 +190,7 @@ def check_headers(reader: IndexReader, channel: str, records: Sequence[Partition
 
 
 class FaultyOperations:
-    """A store's atomic operations, of which chosen calls fail: before or after they took effect, or they are late.
+    """A store's atomic operations; chosen calls fail before or after they took effect, are late, or happen twice.
 
     `next_faults` are used up one per call. A call that is "late" raises `OutcomeUnknown` and is kept in `late`, to be
     executed when the test likes: a request that is still on the wire when its sender has given up on it.
@@ -211,7 +216,7 @@ class FaultyOperations:
             result = operation(*arguments)
             if fault == "after":
                 raise OutcomeUnknown(f"{name}: injected, after it took effect")
-            return result
+            return operation(*arguments) if fault == "twice" else result
 
         return call
 
