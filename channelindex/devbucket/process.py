@@ -5,6 +5,7 @@ A child rather than a thread, so that the process that uses it may fork and does
 
 import asyncio
 import contextlib
+import gc
 import inspect
 import multiprocessing
 import os
@@ -246,6 +247,7 @@ class DevBucket:
 
 def _run(config: DevBucketConfig, load: Load | None, parents: Connection, control: Connection) -> None:
     """The child's main function: serve until the parent closes its end of the pipe or dies."""
+    gc.freeze()  # what the parent forgot must not be destroyed here: an SDK would wait for threads it has only there
     parents.close()
     os.setsid()  # a Ctrl-C in the terminal is for the parent, which then stops us
     asyncio.run(_serve(config, load, control))

@@ -37,7 +37,7 @@ VBUCKETS = range(2)
 CHANNELS = ("A", "B")
 GROUPS = (GROUP, "ffeeddcc99887766")
 META = IndexMeta(1, n_vbuckets=2, n_partitions=1, source_uuid="s", index_uuid="i")
-FAULTS = st.lists(st.sampled_from(["none", "none", "before", "after", "late"]), max_size=3)
+FAULTS = st.lists(st.sampled_from(["none", "none", "before", "after", "late", "twice"]), max_size=3)
 CHANGES = st.lists(
     st.tuples(st.sampled_from(VBUCKETS), st.sampled_from(CHANNELS), st.integers(0, 3)), min_size=1, max_size=6
 )

@@ -214,6 +214,17 @@ def test_tls_ports_are_in_the_map_and_speak_tls(tmp_path, authority):
             client.close()
 
 
+def test_with_tls_the_nodes_are_told_without_a_bucket_but_not_without_a_login(tmp_path, authority):
+    files = tls_files(tmp_path, authority, client_ca=False)
+    with DevBucket(DevBucketConfig(n_vbuckets=2, n_nodes=2, tls=files)) as bucket:
+        client = RawClient(bucket.port)
+        assert client.call(Op.GET_CLUSTER_CONFIG).status == Status.NO_BUCKET
+        assert client.call(Op.SASL_AUTH, key=b"PLAIN", value=b"\0Administrator\0password").status == Status.SUCCESS
+        config = json.loads(client.call(Op.GET_CLUSTER_CONFIG).value)
+        assert [node["services"]["kvSSL"] for node in config["nodesExt"]] == bucket.tls_ports
+        client.close()
+
+
 def test_tls_with_a_client_ca_asks_for_a_certificate(tmp_path, authority):
     files = tls_files(tmp_path, authority, client_ca=True)
     with DevBucket(DevBucketConfig(n_vbuckets=2, tls=files)) as bucket:

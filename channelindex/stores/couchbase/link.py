@@ -66,7 +66,10 @@ class Link:
 
     def __init__(self, settings: IndexSettings) -> None:
         parts = urlsplit(settings.store)
+        keyspace = f"{settings.scope}.{settings.collection}"
         self.where = f"{parts.scheme}://{parts.netloc}{parts.path}"
+        if keyspace != "_default._default":
+            self.where += f" {keyspace}"
         self._settings = settings
         self._cluster: Any = None
         self._collection: Any = None

@@ -79,9 +79,7 @@ class CouchbaseBlocks:
 
     def rotate(self, rotations: Sequence[Rotation]) -> Sequence[bool]:
         """See `BlockOperations.rotate`."""
-        begun = self._begin_blocks(rotations)
-        folded = self._fold_logs(begun)
-        moved = self._move(folded)
+        moved = self._move(self._fold_logs(self._begin_blocks(rotations)))
         return [rotation in moved for rotation in rotations]
 
     def count_principals(self, keys: Sequence[str]) -> None:
@@ -150,39 +148,34 @@ class CouchbaseBlocks:
             sizes |= {key: len(stored.value) for key, stored in zip(keys, self._link.get(keys), strict=True) if stored}
         return sizes
 
-    def _begin_blocks(self, rotations: Sequence[Rotation]) -> list[Rotation]:
-        """Write the next blocks, where directory and clock log still say what the rotation was made from."""
-        key_by_rotation = {
-            rotation: self._keys.block(rotation.channel, rotation.group, rotation.number + 1) for rotation in rotations
-        }
-        next_blocks = dict(zip(rotations, self._link.get(list(key_by_rotation.values())), strict=True))
+    def _begin_blocks(self, rotations: Sequence[Rotation]) -> dict[Rotation, Stored]:
+        """Write the next blocks, where directory and clock log are as the rotation was made from them; these logs."""
+        keys = [self._keys.block(rotation.channel, rotation.group, rotation.number + 1) for rotation in rotations]
+        next_blocks = self._link.get(keys)
         directories = self._directories.read({rotation.channel for rotation in rotations})
-        logs = self.clock_logs([(rotation.channel, rotation.group) for rotation in rotations])
-        chosen = [
-            rotation
-            for rotation, log in zip(rotations, logs, strict=True)
-            if _names(directories[rotation.channel], rotation) and len(log) == rotation.log_bytes
-        ]
+        logs = self._link.get([self._keys.clock(rotation.channel, rotation.group) for rotation in rotations])
+        begun: dict[str, tuple[Rotation, Stored]] = {}
         new: dict[str, bytes] = {}
         left_over: dict[str, Stored] = {}
-        for rotation in chosen:
-            stored = next_blocks[rotation]
-            if stored is None:
-                new[key_by_rotation[rotation]] = rotation.header
+        for key, rotation, next_block, log in zip(keys, rotations, next_blocks, logs, strict=True):
+            is_active = _names(directories[rotation.channel], rotation)
+            if log is None or len(log.value) != rotation.log_bytes or not is_active:
+                continue
+            begun[key] = rotation, log
+            if next_block is None:
+                new[key] = rotation.header
             else:
-                left_over[key_by_rotation[rotation]] = Stored(rotation.header, stored.cas)
+                left_over[key] = Stored(rotation.header, next_block.cas)
         lost = self._link.insert(new) | self._link.replace(left_over)
-        return [rotation for rotation in chosen if key_by_rotation[rotation] not in lost]
+        return dict(begun[key] for key in begun if key not in lost)
 
-    def _fold_logs(self, rotations: Sequence[Rotation]) -> list[Rotation]:
+    def _fold_logs(self, logs: Mapping[Rotation, Stored]) -> list[Rotation]:
         """Replace the clock logs by their sums, where nothing was appended since; what is folded says the same."""
-        keys = [self._keys.clock(rotation.channel, rotation.group) for rotation in rotations]
-        replaced: dict[str, Stored] = {}
-        for key, rotation, stored in zip(keys, rotations, self._link.get(keys), strict=True):
-            if stored is not None and len(stored.value) == rotation.log_bytes:
-                replaced[key] = Stored(rotation.folded, stored.cas)
-        lost = self._link.replace(replaced)
-        return [rotation for key, rotation in zip(keys, rotations, strict=True) if key in replaced and key not in lost]
+        rotation_by_key = {self._keys.clock(rotation.channel, rotation.group): rotation for rotation in logs}
+        lost = self._link.replace(
+            {key: Stored(rotation.folded, logs[rotation].cas) for key, rotation in rotation_by_key.items()}
+        )
+        return [rotation for key, rotation in rotation_by_key.items() if key not in lost]
 
     def _move(self, rotations: Sequence[Rotation]) -> set[Rotation]:
         """Let the directories name the next blocks; the rotations for which that happened."""
