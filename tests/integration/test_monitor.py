@@ -5,6 +5,7 @@ import socket
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
+from functools import partial
 
 import psutil
 import pytest
@@ -139,9 +140,10 @@ def test_top_shows_the_node_and_refuses_what_is_no_terminal(running, redis_url):
     with running(free_port()) as (node, bucket, write):
         write(100)
         await_stable(redis_url, bucket)
-        shown = cli("top", "--once", "--interval", "0.2", "--config", node.config)
+        once = partial(cli, "top", "--once", "--interval", "0.2", "--config", node.config)
+        until(lambda: "feed 0" in once().stdout, "the node to have told of its processes")
+        shown = once()
         assert shown.returncode == exits.OK, shown.stderr
         assert "1/1 nodes" in shown.stdout
         assert "16/16 partitions" in shown.stdout
-        assert "feed 0" in shown.stdout
         assert cli("top", "--config", node.config).returncode == exits.INPUT
