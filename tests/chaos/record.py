@@ -1,4 +1,4 @@
-"""What a run under faults leaves behind to be judged: written while it goes on, by whoever saw it. No judgement here."""
+"""What a run under faults leaves behind to be judged, written by whoever saw it. No judgement here."""
 
 import json
 from dataclasses import dataclass, field
@@ -37,7 +37,8 @@ class StableSample(NamedTuple):
 class Rollback(NamedTuple):
     """From `begun` to `ended` (monotonic seconds) the bucket was made to lose the newest seqnos of `vbs`.
 
-    The index follows within an unknown time after `begun`. `kept` are the high seqnos that were left, in the order of `vbs`.
+    The index follows within an unknown time after `begun`. `kept` are the high seqnos that were left, by the order of
+    `vbs`.
     """
 
     begun: float
