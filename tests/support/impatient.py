@@ -16,6 +16,11 @@ class ImpatientNode(Node):
     module = "tests.support.impatient"
 
 
-if __name__ == "__main__":
+def hurry() -> None:
+    """Make this process and its children impatient."""
     connection.SILENCE_S = SILENCE_S
+
+
+if __name__ == "__main__":
+    hurry()
     sys.exit(main())
