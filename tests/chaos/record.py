@@ -8,6 +8,13 @@ from typing import Any, NamedTuple
 from tests.support.history import Line
 
 
+class Reader(NamedTuple):
+    """A reader that followed one channel; it may have been told nothing. No two have the same name."""
+
+    name: str
+    channel: str
+
+
 class Told(NamedTuple):
     """A change that a following reader was told of. `reader` names it; its tellings are in their order.
 
@@ -52,10 +59,12 @@ class Record:
     """Everything that a run leaves behind but the index itself.
 
     `written` are the revisions that the bucket took and kept, in their order; `taken_back` those that it took and lost.
+    `readers` are those that were to be told, `told` what they were.
     """
 
     written: list[Line] = field(default_factory=list)
     taken_back: list[Line] = field(default_factory=list)
+    readers: list[Reader] = field(default_factory=list)
     told: list[Told] = field(default_factory=list)
     samples: list[StableSample] = field(default_factory=list)
     rollbacks: list[Rollback] = field(default_factory=list)
@@ -76,6 +85,7 @@ class Record:
         return cls(
             lines("written"),
             lines("taken_back"),
+            [Reader(*item) for item in lines("readers")],
             [Told(*item) for item in lines("told")],
             [StableSample(at, tuple(stable)) for at, stable in lines("samples")],
             [Rollback(begun, ended, tuple(vbs), tuple(kept)) for begun, ended, vbs, kept in lines("rollbacks")],

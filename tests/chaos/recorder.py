@@ -1,0 +1,215 @@
+"""Watches an index during a run: what following readers are told, and where the stable clock is. It judges nothing."""
+
+import json
+import struct
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Self
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from channelindex.errors import IndexMissing, Transient
+from channelindex.paging import Changes
+from channelindex.reader import ChangesReader
+from channelindex.stores import open_reader
+from channelindex.stores.base import IndexReader
+from tests.chaos.record import Reader, Record, StableSample, Told
+from tests.support.stores import settings_of
+
+PAGE = 200
+TURN_S = 0.05
+"""Least time between two reads of a follower: it reads an active block whole, and the run needs the processor too."""
+SAMPLE_S = 0.1
+RETRY_S = 0.2
+STABLE_TIMEOUT_S = 1.0
+"""For one look at the stable clock: a Redis that is stopped must not keep a follower from reading when it goes on."""
+CATCH_UP_S = 120.0
+"""How long the store may be away at the end: what is there must still be told."""
+
+_SEQNO = struct.Struct(">8xQ24x")
+
+
+class Recorder:
+    """Followers of the index in a store, each of one channel, and one look at the stable clock every SAMPLE_S seconds.
+
+    A store that is away is waited out, and an index that is not there yet. Any other error ends a follower, and is
+    raised by `finish`.
+    """
+
+    def __init__(self, store_url: str, index: str = "channels") -> None:
+        self._store_url = store_url
+        self._index = index
+        self._followers: list[_Follower] = []
+        self._sampler = _Sampler(StableClock(store_url, index))
+
+    def follow(self, channel: str, pause_s: float = 0.0) -> Self:
+        """Have one more reader of *channel*, which stops for *pause_s* seconds after each page."""
+        name = f"reader {len(self._followers)} of {channel}"
+        reader = open_reader(settings_of(self._store_url, self._index))
+        clock = StableClock(self._store_url, self._index)
+        self._followers.append(_Follower(Reader(name, channel), reader, clock, pause_s))
+        return self
+
+    def start(self) -> Self:
+        """Begin to follow and to sample."""
+        for thread in (self._sampler, *self._followers):
+            thread.start()
+        return self
+
+    def finish(self, record: Record) -> None:
+        """Let all readers read to the end of what is stable now, stop, and put everything into *record*.
+
+        Raises:
+            Exception: what ended a follower before its time. *record* has all that was seen.
+        """
+        threads = (self._sampler, *self._followers)
+        for thread in threads:
+            thread.stop_asked.set()
+        for thread in threads:
+            thread.join()
+        record.samples += self._sampler.samples
+        for follower in self._followers:
+            record.readers.append(follower.reader)
+            record.told += follower.told
+        for thread in threads:
+            if thread.problem:
+                raise thread.problem
+
+
+class StableClock:
+    """The stable clock of an index in Redis, read without any code of the product. Not safe for threads."""
+
+    def __init__(self, store_url: str, index: str = "channels") -> None:
+        retry = Retry(NoBackoff(), 0)
+        self._client = redis.Redis.from_url(store_url, socket_timeout=STABLE_TIMEOUT_S, retry=retry)
+        self._prefix = f"ci:{index}:{{i}}:"
+        self._n_partitions = 0
+
+    def read(self) -> tuple[int, ...] | None:
+        """Seqno by vbucket; None where it cannot be read now."""
+        try:
+            self._n_partitions = self._n_partitions or self._find_n_partitions()
+            asked = self._client.pipeline(transaction=False)
+            for partition in range(self._n_partitions):
+                asked.hget(f"{self._prefix}p:{partition}", "ck")
+            records = asked.execute()
+        except redis.RedisError:
+            return None
+        if not records or None in records:
+            return None
+        return tuple(seqno for record in records for (seqno,) in _SEQNO.iter_unpack(record))
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._client.close()
+
+    def _find_n_partitions(self) -> int:
+        meta = self._client.get(f"{self._prefix}meta")
+        return int(json.loads(meta)["n_partitions"]) if meta else 0
+
+
+class _Watch(threading.Thread):
+    """A thread that watches until it is asked to stop, and keeps the error that ended it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name=name, daemon=True)
+        self.stop_asked = threading.Event()
+        self.problem: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            self.watch()
+        except Exception as error:  # whoever finishes the recorder must see it
+            self.problem = error
+
+    def watch(self) -> None:
+        raise NotImplementedError
+
+
+class _Sampler(_Watch):
+    """Samples the stable clock; a sample that is like the one before is left out."""
+
+    def __init__(self, clock: StableClock) -> None:
+        super().__init__("sampler")
+        self.samples: list[StableSample] = []
+        self._clock = clock
+
+    def watch(self) -> None:
+        with closing(self._clock):
+            while not self.stop_asked.wait(SAMPLE_S):
+                stable = self._clock.read()
+                if stable and (not self.samples or self.samples[-1].stable != stable):
+                    self.samples.append(StableSample(time.monotonic(), stable))
+
+
+class _Follower(_Watch):
+    """Follows one channel by the product's reader."""
+
+    def __init__(self, reader: Reader, store: IndexReader, clock: StableClock, pause_s: float) -> None:
+        super().__init__(reader.name)
+        self.reader = reader
+        self.told: list[Told] = []
+        self._store = store
+        self._clock = clock
+        self._pause_s = pause_s
+
+    def watch(self) -> None:
+        with closing(self._store), closing(self._clock):
+            self._await_index()
+            since: str | None = None
+            reader, channels = ChangesReader(self._store), [self.reader.channel]
+            for page in reader.follow(channels, limit=PAGE, stop=lambda: self.stop_asked.wait(TURN_S)):
+                self._note(page)
+                since = page.since
+                self.stop_asked.wait(self._pause_s)
+            for page in self._rest(reader, since):
+                self._note(page)
+
+    def _await_index(self) -> None:
+        while not self.stop_asked.is_set():
+            try:
+                self._store.meta()
+            except (IndexMissing, Transient):
+                self.stop_asked.wait(RETRY_S)
+            else:
+                return
+
+    def _rest(self, reader: ChangesReader, since: str | None) -> Iterator[Changes]:
+        """All that is stable now and was not told yet."""
+        deadline = time.monotonic() + CATCH_UP_S
+        while True:
+            try:
+                pages = reader.pages([self.reader.channel], since, PAGE)
+                first = next(pages)
+            except Transient:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(RETRY_S)
+            else:
+                yield first
+                yield from pages
+                return
+
+    def _note(self, page: Changes) -> None:
+        at = time.monotonic()
+        stable = self._clock.read()
+        for each in page.entries:
+            at_vb = stable[each.vb] if stable else -1
+            self.told.append(
+                Told(
+                    self.reader.name,
+                    at,
+                    self.reader.channel,
+                    each.id,
+                    each.rev,
+                    each.vb,
+                    each.seqno,
+                    each.removed,
+                    each.deleted,
+                    at_vb,
+                )
+            )
