@@ -66,6 +66,7 @@ class BatchWriter:
             bell.ring()  # the one before us may have died between its commit and its bell
         while True:
             self._board.beat()
+            self._hottest.turn(time.monotonic())
             self._data_bell.clear()  # before looking: what comes after this rings it again
             try:
                 if self._write_batch():
@@ -89,10 +90,11 @@ class BatchWriter:
             if frame.epoch >= ring.epoch and frame.epoch not in self._stale_epochs
         ]
         appends = merge(frames)
-        self._write(appends, [key for frame in frames for key in frame.principals])
         n_bytes = sum(len(append.entries) for append in appends)
+        began = time.monotonic()
+        self._write(appends, [key for frame in frames for key in frame.principals])
         self._board.observe(BATCH_BYTES, n_bytes)
-        self._hottest.add(appends, time.monotonic())
+        self._hottest.add(appends, n_bytes, time.monotonic() - began)
         self._board.add(batches=1, frames=len(frames), channels=len(appends), entry_bytes=n_bytes)
         for ring, payloads, bell in zip(self._rings, taken, self._space_bells, strict=True):
             if payloads:

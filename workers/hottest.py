@@ -1,67 +1,115 @@
-"""Which channel costs a batch writer the most at present, for people who look for what is slow."""
+"""Which channels cost a batch writer the most at present, for people who look for what is slow.
+
+A batch goes to the store in one call, so no channel has a time of its own. What can be told is which channels are the
+largest, how long the batches took that they were in, and how much of such a batch was theirs: a channel that is most of
+a slow batch is why it was slow, one that is little of it only suffered.
+"""
 
 import mmap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from heapq import nlargest
 from typing import NamedTuple
+
+import msgspec
 
 from channelindex.stores.base import ChannelAppend
 
-WINDOW_S = 2.0
+WINDOW_S = 5.0
+"""Longer than a node takes to tell its status (a third of the usual coordination.ttl_s): no window goes unseen."""
 EVERYTHING = "*"
 """The channel of all documents is always the largest, and no news."""
+_CANDIDATES = 8
+"""So many appends of a batch are looked at more closely: the bound of what this costs."""
+_TOLD = 4
+_NAME_BYTES = 60
 _LENGTH_BYTES = 2
-_NOTE_BYTES = 256
+_NOTE_BYTES = 512
 
 
 class Hot(NamedTuple):
-    """A channel, and how many bytes of entries per second it takes."""
+    """A channel, its bytes of entries per second, the longest that a batch with it took, and its part of that batch."""
 
     channel: str
     bytes_per_s: int
+    batch_ms: int
+    percent: int
+
+
+def leading(channels: Iterable[Hot], limit: int) -> list[Hot]:
+    """The *limit* largest of *channels*, the largest first; the slowest is always among them."""
+    ranked = sorted(channels, key=lambda hot: -hot.bytes_per_s)
+    slowest = max(ranked, key=lambda hot: (hot.batch_ms, hot.percent), default=None)
+    kept = ranked[:limit]
+    return kept if slowest is None or slowest in kept else [*kept[:-1], slowest]
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(list[Hot]).decode
 
 
 class Note:
-    """A channel's name in shared memory, cut to what fits. A look while it is written may be garbled."""
+    """A few channels in shared memory, their names cut to what fits. A look while it is written may find nothing."""
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, _NOTE_BYTES)
 
-    def write(self, hot: Hot | None) -> None:
+    def write(self, channels: Sequence[Hot]) -> None:
         """Replace what is there."""
-        text = f"{hot.bytes_per_s} {hot.channel}".encode()[: _NOTE_BYTES - _LENGTH_BYTES] if hot else b""
-        self._memory[:_LENGTH_BYTES] = len(text).to_bytes(_LENGTH_BYTES, "little")
-        self._memory[_LENGTH_BYTES : _LENGTH_BYTES + len(text)] = text
+        data = _encode([hot._replace(channel=_cut(hot.channel)) for hot in channels])
+        self._memory[: _LENGTH_BYTES + len(data)] = len(data).to_bytes(_LENGTH_BYTES, "little") + data
 
-    def read(self) -> Hot | None:
+    def read(self) -> list[Hot]:
         """What is there."""
         length = int.from_bytes(self._memory[:_LENGTH_BYTES], "little")
-        text = self._memory[_LENGTH_BYTES : _LENGTH_BYTES + length].decode("utf-8", "replace")
-        rate, _, channel = text.partition(" ")
-        return Hot(channel, int(rate)) if rate.isdecimal() else None
+        try:
+            return _decode(self._memory[_LENGTH_BYTES : _LENGTH_BYTES + length]) if length else []
+        except msgspec.MsgspecError:
+            return []
+
+
+def _cut(name: str) -> str:
+    return name.encode()[:_NAME_BYTES].decode("utf-8", "ignore")
 
 
 class Hottest:
-    """Finds it: the largest append of each batch counts, so the work is one look at each append."""
+    """Finds them: the largest appends of each batch count, so the work per channel is one look at its length."""
 
     def __init__(self, note: Note) -> None:
         self._note = note
-        self._bytes_by_channel: Counter[str] = Counter()
         self._began = 0.0
+        self._start_window()
 
-    def add(self, appends: Sequence[ChannelAppend], now: float) -> None:
-        """Take a batch into account; write the note at the end of each window."""
-        named = [(len(append.entries), append.channel) for append in appends if append.channel != EVERYTHING]
-        if named:
-            size, channel = max(named)
+    def _start_window(self) -> None:
+        self._bytes_by_channel: Counter[str] = Counter()
+        self._slowest_by_channel: dict[str, tuple[int, int]] = {}  # the batch's ms, the channel's percent of it
+
+    def add(self, appends: Sequence[ChannelAppend], n_bytes: int, took_s: float) -> None:
+        """Take into account a batch of *n_bytes*, which was in the store after *took_s*."""
+        size_by_channel: Counter[str] = Counter()
+        for append in nlargest(_CANDIDATES, appends, key=_size):
+            size_by_channel[append.channel] += _size(append)
+        size_by_channel.pop(EVERYTHING, None)
+        took_ms = round(took_s * 1000)
+        for channel, size in size_by_channel.items():
+            seen = took_ms, round(100 * size / max(1, n_bytes))
             self._bytes_by_channel[channel] += size
+            self._slowest_by_channel[channel] = max(seen, self._slowest_by_channel.get(channel, seen))
+
+    def turn(self, now: float) -> None:
+        """Write the note when a window is over, also if it brought nothing. Call it again and again."""
         self._began = self._began or now
         elapsed_s = now - self._began
-        if elapsed_s >= WINDOW_S:
-            self._tell(elapsed_s)
-            self._bytes_by_channel.clear()
-            self._began = now
+        if elapsed_s < WINDOW_S:
+            return
+        channels = (
+            Hot(channel, round(size / elapsed_s), *self._slowest_by_channel[channel])
+            for channel, size in self._bytes_by_channel.items()
+        )
+        self._note.write(leading(channels, _TOLD))
+        self._start_window()
+        self._began = now
 
-    def _tell(self, elapsed_s: float) -> None:
-        ((channel, size),) = self._bytes_by_channel.most_common(1) or [("", 0)]
-        self._note.write(Hot(channel, round(size / elapsed_s)) if size else None)
+
+def _size(append: ChannelAppend) -> int:
+    return len(append.entries)

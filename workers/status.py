@@ -66,13 +66,12 @@ def _process(place: Place, board: Board) -> dict[str, Any]:
         "silent_s": round(silent_s, 1),
         "oldest_s": round(oldest_s, 1),
         **words,
-        **(_hottest(board, place.number) if place.role == BATCH_WRITER else {}),
+        **({"hottest": _hottest(board, place.number)} if place.role == BATCH_WRITER else {}),
     }
 
 
-def _hottest(board: Board, writer: int) -> dict[str, Any]:
-    hot = board.hottest[writer].read()
-    return {"hottest": hot._asdict()} if hot else {}
+def _hottest(board: Board, writer: int) -> list[dict[str, Any]]:
+    return [hot._asdict() for hot in board.hottest[writer].read()]
 
 
 def encode(status: dict[str, Any]) -> str:

@@ -2,23 +2,17 @@
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from heapq import nlargest, nsmallest
 from typing import Any, NamedTuple
 
 from workers.board import BATCH_WRITER, FEED_WORKER
+from workers.hottest import Hot, leading
 
 WINDOW_S = 5.0
 SILENT_S = 5.0
 
 State = Mapping[str, Any]
 """As `channelindex status --json` prints it."""
-
-
-class Hot(NamedTuple):
-    """Something busy, and how busy."""
-
-    name: str
-    per_s: float
-    unit: str
 
 
 class _Sample(NamedTuple):
@@ -46,10 +40,9 @@ class Trend:
         elapsed_s = max(1e-3, last.at - first.at)
         return [max(0, now - before) / elapsed_s for before, now in zip(first.stable, last.stable, strict=True)]
 
-    def hot_vbuckets(self, limit: int) -> list[Hot]:
-        """The busiest, those at rest left out."""
-        ranked = sorted(((rate, vb) for vb, rate in enumerate(self.per_s()) if rate), reverse=True)
-        return [Hot(f"vb {vb}", rate, "changes/s") for rate, vb in ranked[:limit]]
+    def hot_vbuckets(self, limit: int) -> list[tuple[int, float]]:
+        """The busiest with their changes per second, those at rest left out."""
+        return nlargest(limit, ((vb, rate) for vb, rate in enumerate(self.per_s()) if rate), key=lambda hot: hot[1])
 
 
 def nodes(state: State) -> list[State]:
@@ -57,11 +50,24 @@ def nodes(state: State) -> list[State]:
     return sorted(state["nodes"], key=lambda node: (not node["alive"], node["node"]))
 
 
+def worst_nodes(state: State, limit: int) -> list[State]:
+    """All nodes in their order if they are no more than *limit*, else the dead and those that are furthest behind."""
+    everyone = nodes(state)
+    if len(everyone) <= limit:
+        return everyone
+    return nsmallest(limit, everyone, key=lambda node: (node["alive"], -node["status"].get("lag_s", 0.0)))
+
+
 def processes(state: State) -> list[tuple[str, State]]:
-    """The workers of all live nodes with their node's name, those that stand still and the fullest rings first."""
+    """The workers of all live nodes with their node's name: first those that stand still, then the fullest rings.
+
+    By tenths: or the lines would change places all the time.
+    """
     told = [(node["node"], process) for node in nodes(state) if node["alive"] for process in _processes_of(node)]
     workers = [(name, process) for name, process in told if process["role"] in {FEED_WORKER, BATCH_WRITER}]
-    return sorted(workers, key=lambda pair: (not is_silent(pair[1]), -fill(pair[1]), pair[0], pair[1]["role"]))
+    return sorted(
+        workers, key=lambda pair: (not is_silent(pair[1]), -round(fill(pair[1]), 1), pair[0], pair[1]["role"])
+    )
 
 
 def is_silent(process: State) -> bool:
@@ -89,14 +95,15 @@ def behind(state: State, limit: int) -> list[tuple[str, State]]:
 
 
 def hot_channels(state: State, limit: int) -> list[Hot]:
-    """The channels that cost the batch writers the most."""
-    rate_by_channel: dict[str, int] = {}
+    """The channels that cost the batch writers the most, and the one in the slowest batch."""
+    merged: dict[str, Hot] = {}
     for _, process in processes(state):
-        if hottest := process.get("hottest"):
-            channel = hottest["channel"]
-            rate_by_channel[channel] = rate_by_channel.get(channel, 0) + hottest["bytes_per_s"]
-    ranked = sorted(rate_by_channel.items(), key=lambda pair: -pair[1])
-    return [Hot(channel, rate, "B/s") for channel, rate in ranked[:limit]]
+        for told in process.get("hottest", ()):
+            hot = Hot(**told)
+            known = merged.get(hot.channel, hot._replace(bytes_per_s=0))
+            slowest = max(hot, known, key=lambda one: one.batch_ms)
+            merged[hot.channel] = slowest._replace(bytes_per_s=known.bytes_per_s + hot.bytes_per_s)
+    return leading(merged.values(), limit)
 
 
 def lag_s(state: State) -> float:

@@ -1,6 +1,11 @@
-"""How `channelindex top` looks: tables beside each other on a wide terminal, below each other on a narrow one."""
+"""How `channelindex top` looks: tables beside each other on a wide terminal, below each other on a narrow one.
+
+What does not fit is left out from the end, and each table says how much that is. The lines are counted before anything
+is drawn, since a terminal that is too low would cut off the end of the picture, and with it whole tables.
+"""
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from rich.console import Group, JustifyMethod, RenderableType
 from rich.table import Table
@@ -11,31 +16,61 @@ from workers.board import FEED_WORKER
 from workers.top import State, Trend
 
 WIDE = 120
-"""Columns from which there is room for two tables beside each other."""
+"""Columns from which there is room for processes beside what is hot."""
 MEDIUM = 80
 """Columns below which a table leaves out what one can do without."""
+_WITH_AGE = 95
+ROOMY = 20
+"""Lines from which there is room for empty ones."""
 _HOT_ROWS = 5
 _WARN_FILL, _BAD_FILL = 0.5, 0.8
 _WARN_LAG_S, _BAD_LAG_S = 5.0, 60.0
-_NARROW_NAME = 12
+_WARN_BATCH_MS, _BAD_BATCH_MS = 500, 5000
+_NARROW_NAME, _MEDIUM_NAME, _LONGEST_CHANNEL = 12, 18, 40
+_CHANNEL_NUMBERS = 44
+"""What the numbers of a hot channel take at the most."""
+_GUTTER = 3
+_HOT_COLUMNS = 60
+"""What is hot takes so many where it has processes beside it."""
+
+
+class _Room(NamedTuple):
+    """How many rows each table may have, its header aside."""
+
+    nodes: int
+    processes: int
+    hot: int
+    channels: int
 
 
 def screen(state: State, trend: Trend, width: int, height: int, clock: str) -> RenderableType:
     """The whole picture for a terminal of *width* by *height*."""
-    hot = [_behind(state), _hot(state, trend)]
-    head: list[RenderableType] = [
-        _headline(state, trend, clock),
-        *_troubles(state),
-        Text(""),
-        _nodes(state, width),
-        Text(""),
-    ]
-    used = len(head) + len(state["nodes"]) + 1
+    told = [_headline(state, trend, clock), *_troubles(state)]
+    n_lines = sum(-(-text.cell_len // width) for text in told)
+    room = _room(height - n_lines, width, len(state["nodes"]), len(top.processes(state)))
+    gap = [Text("")] if height >= ROOMY else []
+    hot = [_behind(state, width, room.hot), _vbuckets(trend, room.hot)]
+    head: list[RenderableType] = [*told, *gap, _nodes(state, width, room.nodes), *gap]
     if width >= WIDE:
-        rows = max(1, height - used - 3)
-        return Group(*head, _beside(_processes(state, width // 2, rows), Group(hot[0], Text(""), hot[1])))
-    rows = max(1, height - used - 2 * _HOT_ROWS - 6)
-    return Group(*head, _processes(state, width, rows), Text(""), hot[0], Text(""), hot[1])
+        left = _processes(state, width - _HOT_COLUMNS, room.processes)
+        channels = _channels(state, _HOT_COLUMNS - _GUTTER, room.channels)
+        return Group(*head, _beside(left, Group(hot[0], *gap, channels, *gap, hot[1])))
+    processes = _processes(state, width, room.processes)
+    return Group(*head, processes, *gap, _beside(*hot), *gap, _channels(state, width, room.channels))
+
+
+def _room(height: int, width: int, n_nodes: int, n_processes: int) -> _Room:
+    """Share *height* lines out: the nodes get up to a third, what is hot what it needs, the processes the rest."""
+    n_headers, n_gaps = (2, 2) if width >= WIDE else (4, 4)
+    free = height - n_headers - (n_gaps if height >= ROOMY else 0)
+    nodes = min(n_nodes, max(2, height // 3))
+    free -= nodes
+    if width >= WIDE:
+        hot = max(1, min(_HOT_ROWS, (free - 4) // 3))
+        return _Room(nodes, max(1, free), hot, hot)
+    hot = max(1, min(_HOT_ROWS, free // 4))
+    channels = max(1, min(_HOT_ROWS, free // 3))
+    return _Room(nodes, max(1, min(n_processes, free - hot - channels)), hot, channels)
 
 
 def _headline(state: State, trend: Trend, clock: str) -> Text:
@@ -47,8 +82,9 @@ def _headline(state: State, trend: Trend, clock: str) -> Text:
     unowned = len(state["unowned"])
     text.append(f"{index['partitions'] - unowned}/{index['partitions']} partitions  ", style="red" if unowned else "")
     text.append(f"{sum(trend.per_s()):,.0f} changes/s  ")
-    text.append(f"lag {lag_s:.1f} s  ", style=_style(lag_s, _WARN_LAG_S, _BAD_LAG_S))
-    text.append(f"{index['quarantined']} quarantined", style="yellow" if index["quarantined"] else "")
+    text.append(f"lag {lag_s:.1f} s", style=_style(lag_s, _WARN_LAG_S, _BAD_LAG_S))
+    if index["quarantined"]:
+        text.append(f"  {index['quarantined']} quarantined", style="yellow")
     return text
 
 
@@ -57,11 +93,13 @@ def _troubles(state: State) -> list[Text]:
     return [Text(f"{name}: {trouble}", style="red") for name, trouble in told if trouble]
 
 
-def _nodes(state: State, width: int) -> Table:
+def _nodes(state: State, width: int, rows: int) -> Table:
     columns = ["node", "state", "parts", "changes/s", "lag", "lag s", "ring", "restarts", "seen"]
     dropped = {"lag", "restarts"} if width < MEDIUM else set()
-    table = _table(columns, dropped, left={"node", "state"}, width=width)
-    for node in top.nodes(state):
+    longest_name = _NARROW_NAME if width < MEDIUM else _MEDIUM_NAME if width < WIDE else None
+    table = _table(columns, dropped, left={"node", "state"}, longest_name=longest_name)
+    left_out = len(state["nodes"]) - rows
+    for node in top.worst_nodes(state, rows if left_out <= 0 else rows - 1):
         told = node["status"] if node["alive"] else {}
         ring = top.node_fill(node)
         cells = [
@@ -76,6 +114,8 @@ def _nodes(state: State, width: int) -> Table:
             Text(f"{node['silent_s']:.0f} s"),
         ]
         table.add_row(*_kept(columns, dropped, cells))
+    if left_out > 0:
+        table.add_row(Text(f"… {left_out + 1} more", style="dim"))
     return table
 
 
@@ -88,13 +128,15 @@ def _condition(node: State) -> Text:
 
 def _processes(state: State, width: int, rows: int) -> Table:
     columns = ["process", "node", "pid", "up", "ring", "lag", "work", "errors", "died"]
-    dropped = {"pid", "up", "died"} if width < MEDIUM else set()
-    table = _table(columns, dropped, left={"process", "node"}, width=width)
+    dropped = {"pid", "up", "died"} if width < MEDIUM else {"up"} if width < _WITH_AGE else set()
+    longest_name = _NARROW_NAME if width < MEDIUM else _MEDIUM_NAME
+    table = _table(columns, dropped, left={"process", "node"}, longest_name=longest_name)
     workers = top.processes(state)
-    for name, process in workers[:rows]:
+    n_shown = len(workers) if len(workers) <= rows else rows - 1
+    for name, process in workers[:n_shown]:
         is_feed = process["role"] == FEED_WORKER
         ring = top.fill(process)
-        work = f"{process['events']:,} changes" if is_feed else f"{process['batches']:,} batches"
+        work = f"{_short(process['events'])} changes" if is_feed else f"{_short(process['batches'])} batches"
         cells = [
             Text(f"{'feed' if is_feed else 'writer'} {process['number']}"),
             Text(name),
@@ -107,43 +149,61 @@ def _processes(state: State, width: int, rows: int) -> Table:
             Text(str(process["restarts"]), style="yellow" if process["restarts"] else ""),
         ]
         table.add_row(*_kept(columns, dropped, cells))
-    if len(workers) > rows:
-        table.add_row(Text(f"… {len(workers) - rows} more", style="dim"))
+    if n_shown < len(workers):
+        table.add_row(Text(f"… {len(workers) - n_shown} more", style="dim"))
     return table
 
 
-def _behind(state: State) -> Table:
-    table = _table(["furthest behind", "node", "lag", "lag s"], set(), left={"furthest behind", "node"})
-    worst = top.behind(state, _HOT_ROWS)
+def _behind(state: State, width: int, rows: int) -> Table:
+    columns = ["furthest behind", "node", "lag", "lag s"]
+    dropped = {"node"} if width < MEDIUM else set()
+    table = _table(columns, dropped, left={"furthest behind", "node"}, longest_name=_MEDIUM_NAME)
+    worst = top.behind(state, rows)
     for name, part in worst:
         lag_s = Text(f"{part['lag_s']:.1f}", style=_style(part["lag_s"], _WARN_LAG_S, _BAD_LAG_S))
-        table.add_row(f"partition {part['partition']}", name, f"{part['lag']:,}", lag_s)
+        cells = [Text(f"partition {part['partition']}"), Text(name), _number(part["lag"]), lag_s]
+        table.add_row(*_kept(columns, dropped, cells))
     if not worst:
         table.add_row(Text("nothing waits", style="dim"))
     return table
 
 
-def _hot(state: State, trend: Trend) -> Table:
-    table = _table(["busiest", "how much"], set(), left={"busiest"})
-    hot = [*top.hot_channels(state, _HOT_ROWS), *trend.hot_vbuckets(_HOT_ROWS)]
-    for thing in hot:
-        table.add_row(Text(thing.name, overflow="ellipsis", no_wrap=True), f"{thing.per_s:,.0f} {thing.unit}")
+def _vbuckets(trend: Trend, rows: int) -> Table:
+    table = _table(["hot vbuckets", "changes/s"], set(), left={"hot vbuckets"})
+    hot = trend.hot_vbuckets(rows)
+    for vb, per_s in hot:
+        table.add_row(f"vb {vb}", f"{per_s:,.0f}")
     if not hot:
         table.add_row(Text("nothing changes", style="dim"))
     return table
 
 
+def _channels(state: State, width: int, rows: int) -> Table:
+    """What is written the most, and what is in the slowest batch."""
+    table = _table(["hot channels", "KB/s", "slowest batch", "part of it"], set(), left={"hot channels"})
+    hot = top.hot_channels(state, rows)
+    longest_name = min(_LONGEST_CHANNEL, width - _CHANNEL_NUMBERS)
+    for channel, bytes_per_s, batch_ms, percent in hot:
+        name = Text(channel)
+        name.truncate(longest_name, overflow="ellipsis")
+        slowest = Text(f"{batch_ms:,} ms", style=_style(batch_ms, _WARN_BATCH_MS, _BAD_BATCH_MS))
+        table.add_row(name, f"{bytes_per_s / 1000:,.1f}", slowest, f"{percent} %")
+    if not hot:
+        table.add_row(Text("nothing is written", style="dim"))
+    return table
+
+
 def _beside(left: RenderableType, right: RenderableType) -> Table:
-    grid = Table.grid(padding=(0, 3))
+    grid = Table.grid(padding=(0, _GUTTER))
     grid.add_row(left, right)
     return grid
 
 
-def _table(columns: Sequence[str], dropped: set[str], left: set[str], width: int = MEDIUM) -> Table:
+def _table(columns: Sequence[str], dropped: set[str], left: set[str], longest_name: int | None = None) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold dim")
     for column in columns:
         if column not in dropped:
-            longest = _NARROW_NAME if column == "node" and width < MEDIUM else None
+            longest = longest_name if column == "node" else None
             side: JustifyMethod = "left" if column in left else "right"
             table.add_column(column, justify=side, no_wrap=True, max_width=longest)
     return table
@@ -154,7 +214,15 @@ def _kept(columns: Sequence[str], dropped: set[str], cells: Iterable[Text]) -> l
 
 
 def _number(value: int | None) -> Text:
-    return Text("?" if value is None else f"{value:,}")
+    return Text("?" if value is None else _short(value))
+
+
+def _short(count: int) -> str:
+    """*count* in a few characters: 999, 10.3 k, 1.2 M."""
+    for unit, size in (("T", 10**12), ("G", 10**9), ("M", 10**6), ("k", 1000)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return str(count)
 
 
 def _style(value: float, warn: float, bad: float) -> str:

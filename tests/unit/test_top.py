@@ -6,14 +6,21 @@ import pytest
 from rich.console import Console
 
 from workers import top
-from workers.top import Hot, Trend
+from workers.hottest import Hot
+from workers.top import Trend
 from workers.top_screen import screen
+
+ROLES = ("feed_worker", "batch_writer")
 
 
 def process(role, number, **words):
     common = {"pid": 100 + number, "age_s": 200.0, "silent_s": 0.1, "restarts": 0, "store_errors": 0, "ring_fill": 0}
     own = {"events": 5000, "lag": 3, "ring_bytes": 1000} if role == "feed_worker" else {"batches": 70}
     return {"role": role, "number": number, **common, **own, **words}
+
+
+def hot(channel, bytes_per_s, batch_ms):
+    return {"channel": channel, "bytes_per_s": bytes_per_s, "batch_ms": batch_ms, "percent": 40}
 
 
 def node(name, processes, **status):
@@ -30,15 +37,13 @@ def node(name, processes, **status):
 
 @pytest.fixture
 def state():
-    calm = node(
-        "alpha", [process("feed_worker", 0), process("batch_writer", 0, hottest={"channel": "news", "bytes_per_s": 9})]
-    )
+    calm = node("alpha", [process("feed_worker", 0), process("batch_writer", 0, hottest=[hot("news", 9, 700)])])
     busy = node(
         "beta",
         [
             process("feed_worker", 0, ring_fill=900),
-            process("batch_writer", 0, silent_s=12.0, hottest={"channel": "sport", "bytes_per_s": 70}),
-            process("batch_writer", 1, hottest={"channel": "news", "bytes_per_s": 80}),
+            process("batch_writer", 0, silent_s=12.0, hottest=[hot("sport", 70, 20)]),
+            process("batch_writer", 1, hottest=[hot("news", 80, 30), hot("chess", 1, 4)]),
         ],
         lag_s=75.0,
         behind=[{"partition": 3, "lag": 8, "lag_s": 75.0}, {"partition": 5, "lag": 1, "lag_s": 2.0}],
@@ -63,7 +68,7 @@ def test_what_stands_still_comes_first_then_what_is_full(state):
 
 def test_the_worst_partitions_and_the_hottest_channels_come_from_all_nodes(state):
     assert [(name, part["partition"]) for name, part in top.behind(state, 5)] == [("beta", 3), ("beta", 5)]
-    assert top.hot_channels(state, 1) == [Hot("news", 89, "B/s")]
+    assert top.hot_channels(state, 2) == [Hot("news", 89, 700, 40), Hot("sport", 70, 20, 40)]
     assert top.lag_s(state) == 75.0
 
 
@@ -73,7 +78,7 @@ def test_rates_come_from_the_stable_clock_and_a_rollback_is_no_negative_work():
     trend.add(10.0, [100, 50, 7])
     trend.add(12.0, [140, 20, 7])
     assert trend.per_s() == [20, 0, 0]
-    assert trend.hot_vbuckets(5) == [Hot("vb 0", 20, "changes/s")]
+    assert trend.hot_vbuckets(5) == [(0, 20.0)]
 
 
 def test_a_trend_forgets_what_is_older_than_its_window():
@@ -102,5 +107,34 @@ def test_everything_that_matters_fits_every_width(state, width):
 
 
 def test_a_low_terminal_shows_the_worst_processes_and_counts_the_rest(state):
-    assert "more" in drawn(state, 100, height=24)
-    assert "silent 12 s" in drawn(state, 100, height=24)
+    assert "3 more" in drawn(state, 60, height=16)
+    assert "silent 12 s" in drawn(state, 60, height=16)
+
+
+def cluster(n_nodes):
+    """A cluster of which one node is dead and one is far behind."""
+    nodes = [
+        node(f"node-{number}.example.com", [process(role, worker) for role in ROLES for worker in range(3)], lag_s=0.1)
+        for number in range(n_nodes)
+    ]
+    worst = [{"partition": number, "lag": 10**9, "lag_s": 3600.0} for number in range(5)]
+    names = [hot("a channel with quite a long name, number " + "1" * 40, 10**8, 10**5) for _ in range(5)]
+    nodes[-2]["status"] |= {"lag_s": 3600.0, "behind": worst}
+    nodes[-2]["status"]["processes"][-1]["hottest"] = names
+    nodes[-1]["alive"] = False
+    index = {"name": "orders", "partitions": 1024, "quarantined": 10**6}
+    return {"index": index, "nodes": nodes, "partitions": [], "unowned": []}
+
+
+@pytest.mark.parametrize(("width", "height"), [(60, 15), (80, 24), (100, 24), (120, 24), (120, 40), (200, 60)])
+@pytest.mark.parametrize("n_nodes", [2, 3, 40])
+def test_every_table_is_on_every_terminal_whatever_the_cluster(width, height, n_nodes):
+    lines = drawn(cluster(n_nodes), width, height).splitlines()
+    assert max(map(len, lines)) <= width
+    assert len(lines) <= height
+    text = "\n".join(lines)
+    for title in ("process", "furthest behind", "hot vbuckets", "hot channels", "slowest batch", "part of it"):
+        assert title in text
+    for needed in ("dead", "partition 0", "3600.0", "100,000 ms"):
+        assert needed in text
+    assert "more" in text or n_nodes < 40
