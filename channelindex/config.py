@@ -13,7 +13,17 @@ from typing import Any, NamedTuple
 
 from channelindex.errors import ConfigInvalid
 from channelindex.redis_url import SCHEMES as REDIS_SCHEMES
-from channelindex.settings import ENVIRONMENT_PREFIX, MEMORY_URL, SECTIONS, SETTINGS, Config, Setting, Value, show
+from channelindex.settings import (
+    ENVIRONMENT_PREFIX,
+    MEMORY_URL,
+    SECTIONS,
+    SETTINGS,
+    Config,
+    Setting,
+    Value,
+    printable,
+    show,
+)
 
 __all__ = [
     "REQUIRED_TO_READ",
@@ -28,6 +38,10 @@ __all__ = [
 REQUIRED_TO_READ = ("index.store",)
 
 _UNREADABLE = "the configuration file"
+MAX_FILE_BYTES = 1 << 20
+"""A configuration or password file that is larger is something else: a device without an end, a core dump."""
+MAX_PROBLEMS = 100
+"""Problems that are told, of a file that is no configuration at all."""
 REQUIRED_TO_VERIFY = ("source.url", "index.store")
 REQUIRED_TO_SEE_NODES = ("index.store", "coordination.redis")
 REQUIRED_TO_RUN = ("source.url", "index.store", "coordination.redis")
@@ -69,6 +83,9 @@ def load_config(
     values: dict[str, Value] = {}
     origins: dict[str, str] = {}
     for given in (*_from_file(path, problems), *_from_environment(environ), *_from_overrides(overrides)):
+        if len(problems) >= MAX_PROBLEMS:
+            problems.append("more is wrong with it")
+            break
         value = _checked(given, problems)
         if value is not None:
             values[given.key] = value
@@ -120,10 +137,9 @@ def _from_file(path: Path | None, problems: list[str]) -> Iterator[_Given]:
     if path is None:
         return
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        problems.append(f"{_UNREADABLE} {path} cannot be read: {reason}")
+        document = tomllib.loads(_text_of(path))
+    except (OSError, ValueError, RecursionError) as error:  # of TOML, UTF-8, or digits beyond Python's limit
+        problems.append(f"{_UNREADABLE} {printable(str(path))} cannot be read: {_reason(error)}")
         return
     for section, content in document.items():
         if isinstance(content, dict):
@@ -131,6 +147,21 @@ def _from_file(path: Path | None, problems: list[str]) -> Iterator[_Given]:
                 yield _Given(f"{section}.{name}", value, str(path), textual=False)
         else:
             yield _Given(section, content, str(path), textual=False)
+
+
+def _text_of(path: Path) -> str:
+    """What is in the file. Raises ValueError where that is too large, or no text."""
+    with path.open("rb") as file:
+        content = file.read(MAX_FILE_BYTES + 1)
+    if len(content) > MAX_FILE_BYTES:
+        raise ValueError(f"larger than {MAX_FILE_BYTES} bytes")
+    return content.decode("utf-8").replace("\r\n", "\n")
+
+
+def _reason(error: Exception) -> object:
+    if isinstance(error, OSError):
+        return error.strerror
+    return "nested too deeply" if isinstance(error, RecursionError) else error
 
 
 def _from_environment(environ: Mapping[str, str]) -> Iterator[_Given]:
@@ -156,7 +187,7 @@ def _checked(given: _Given, problems: list[str]) -> Value | None:
     try:
         value = _typed(setting, given)
         wrong = setting.wrong(value)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:  # a whole number can be too large for one with a fraction
         value, wrong = "", str(error)
     if wrong:
         problems.append(f"{given.key} = {show(setting, given.value)} (set in {given.origin}): {wrong}")
@@ -168,9 +199,10 @@ def _unknown(given: _Given) -> str:
     """The problem of an unknown key. Its value is not shown: it may be a password under a misspelt key."""
     if given.key in SECTIONS:
         return f"{given.key} (set in {given.origin}): must be a table, [{given.key}]"
-    near = difflib.get_close_matches(given.key, SETTINGS, n=1, cutoff=0.5)
+    key = printable(given.key)
+    near = difflib.get_close_matches(key, SETTINGS, n=1, cutoff=0.5)
     fix = f"did you mean {near[0]}?" if near else "`channelindex config docs` lists all keys"
-    return f"{given.key} (set in {given.origin}): unknown key; {fix}"
+    return f"{key} (set in {printable(given.origin)}): unknown key; {fix}"
 
 
 def _typed(setting: Setting, given: _Given) -> Value:
@@ -242,10 +274,9 @@ def _read_password(section: str, values: dict[str, Value], origins: dict[str, st
         problems.append(f"{where}: {key} is set too ({origins[key]}); remove one of them")
         return
     try:
-        values[key] = Path(path).read_text(encoding="utf-8").partition("\n")[0].rstrip("\r")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        problems.append(f"{where}: cannot be read: {reason}")
+        values[key] = _text_of(Path(path)).partition("\n")[0].rstrip("\r")
+    except (OSError, ValueError) as error:
+        problems.append(f"{where}: cannot be read: {_reason(error)}")
         return
     origins[key] = f"{file_key} {path}"
 

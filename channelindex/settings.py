@@ -20,6 +20,10 @@ ENVIRONMENT_PREFIX = "CHANNELINDEX_"
 MEMORY_URL = "memory://"
 """The store that is a node's own memory."""
 DEFAULT_ORIGIN = "default"
+_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""No name, path, address or password has these: controls, and what an environment holds that is no UTF-8."""
+_SHOWN_CHARACTERS = 500
+"""What is shown of a value that is wrong: somebody may have put a whole file there."""
 
 Value = str | int | float | bool
 
@@ -59,6 +63,8 @@ class Setting:
 
     def wrong(self, value: Value) -> str | None:
         """What *value* must be if it is not that."""
+        if isinstance(value, str) and _UNFIT.search(value):
+            return "must be text without control characters"
         if self.choices and value not in self.choices:
             return f"must be {self.bounds}"
         if isinstance(value, int | float) and not self._in_range(value):
@@ -427,6 +433,12 @@ def mask_url(text: str) -> str:
     return re.sub(r"([?&]\w*password=)[^&\s]*", r"\1***", text)
 
 
+def printable(text: str) -> str:
+    """*text* for a message: on one line, without what a terminal would obey, and not without end."""
+    shown = text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}… ({len(text)} characters)"
+    return shown if not _UNFIT.search(shown) else shown.encode("unicode_escape").decode()
+
+
 def show(setting: Setting, value: object) -> str:
     """*value* as it may be printed: as TOML writes it, without passwords."""
     if setting.secret:
@@ -434,5 +446,8 @@ def show(setting: Setting, value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return '"' + mask_url(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
-    return str(value)
+        return '"' + printable(mask_url(value).replace("\\", "\\\\").replace('"', '\\"')) + '"'
+    try:
+        return printable(str(value))
+    except (ValueError, RecursionError):
+        return "what is too large to be shown"

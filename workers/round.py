@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from channelindex import blocks
 from channelindex.decode.base import Decoder
-from channelindex.decode.removals import removal_is_due
+from channelindex.decode.removals import HIGHEST_CREDIBLE, removal_is_due
 from channelindex.feeds.base import (
     ADVANCED,
     EXPIRATION,
@@ -29,6 +29,8 @@ from channelindex.stores.base import Quarantined
 
 MAX_COMPLETE = 32
 """Ends of snapshots that a vbucket remembers, to roll back to. Beyond them it is indexed from its start."""
+_REASON_CHARACTERS = 500
+"""What is kept of the reason for a quarantine: an operator's own decoder may quote a whole document."""
 _SHARD_CACHE_CHANNELS = 500_000
 """Above this the channel -> writer cache starts anew: it saves a hash per channel and round, and must stay bounded."""
 
@@ -161,15 +163,15 @@ class RoundBuilder:
                 elif decoded is not None:
                     self._add_principal(decoded)
             except Exception as error:  # noqa: BLE001 one document, or the operator's own decoder, must not stop a feed
-                reason = f"{type(error).__name__}: {error}"
-                self._quarantined.append(Quarantined(vb, seqno, key, reason, time.time()))
+                self._quarantined.append(Quarantined(vb, seqno, key, _reason(key, error), time.time()))
 
     def _add_route(self, position: Position, vb: int, seqno: int, key: bytes, route: Route) -> None:
         size, rev = blocks.pack_rev(route.rev)
         head = blocks.pack_entry_head(vb, seqno, route.flags, len(key), size)
         pair = head[: blocks.PAIR_BYTES]
         entry = head + key + rev
-        position.sequence = max(position.sequence, route.sequence)
+        if position.sequence < route.sequence <= HIGHEST_CREDIBLE:
+            position.sequence = route.sequence
         sections = self._sections
         for channel, removal in route.channels.items():
             if removal is None:
@@ -233,3 +235,11 @@ class RoundBuilder:
                 self._shard_by_channel.clear()
             shard = self._shard_by_channel[channel] = shard_of(channel, self._n_writers)
         return shard
+
+
+def _reason(key: bytes, error: Exception) -> str:
+    """Why a document is in quarantine, as text that every store takes."""
+    if len(key) > blocks.MAX_KEY_BYTES:
+        return f"key of {len(key)} bytes, at most {blocks.MAX_KEY_BYTES} can be indexed"
+    text = f"{type(error).__name__}: {error}"[:_REASON_CHARACTERS]
+    return text.encode(errors="backslashreplace").decode()

@@ -7,6 +7,10 @@ from channelindex.model import Principal, Route
 MAX_CHANNEL_BYTES = 0xFFFF
 """Longer channel names do not fit the formats behind; no Sync Gateway accepts one."""
 
+MAX_CHANNELS = 100_000
+"""Channels of one document, those that it left included. More come of a mistake or of malice: each costs a feed worker
+half a kilobyte, and 20 MB of document hold 1.4 million."""
+
 
 class Undecodable(ValueError):
     """The document claims to be one of ours but cannot be understood; it is quarantined and the feed goes on."""

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from channelindex.blocks import pack_rev
-from channelindex.decode.base import MAX_CHANNEL_BYTES, Decoder, Undecodable
+from channelindex.blocks import MAX_KEY_BYTES, pack_rev
+from channelindex.decode.base import MAX_CHANNEL_BYTES, MAX_CHANNELS, Decoder, Undecodable
 from channelindex.decode.sync_gateway import SyncGatewayDecoder
 from channelindex.errors import ConfigInvalid
 from channelindex.model import Principal, Route
@@ -45,7 +45,9 @@ class _Checked:
         decoded = self._decoder.decode(kind, key, datatype, value)
         if isinstance(decoded, Route):
             _check(decoded)
-        elif decoded is not None and not isinstance(decoded, Principal):
+        elif isinstance(decoded, Principal):
+            _check_principal(decoded)
+        elif decoded is not None:
             raise Undecodable(f"the decoder returned a {type(decoded).__name__}, not a Route, Principal or None")
         return decoded
 
@@ -53,6 +55,8 @@ class _Checked:
 def _check(route: Route) -> None:
     """Raise Undecodable where *route* has a type or size that the index has no place for."""
     try:
+        if len(route.channels) > MAX_CHANNELS:
+            raise Undecodable(f"{len(route.channels)} channels, at most {MAX_CHANNELS} can be indexed")
         for channel, removal in route.channels.items():
             if len(channel.encode()) > MAX_CHANNEL_BYTES:
                 raise Undecodable(f"channel name longer than {MAX_CHANNEL_BYTES} bytes")
@@ -63,6 +67,16 @@ def _check(route: Route) -> None:
         struct.pack(">QH", route.sequence, route.flags)
     except (AttributeError, TypeError, ValueError, struct.error) as error:
         raise Undecodable(f"the decoder's route cannot be indexed: {error}") from None
+
+
+def _check_principal(principal: Principal) -> None:
+    """Raise Undecodable where the key is none, or too long to travel to the index."""
+    try:
+        n_bytes = len(principal.key.encode())
+    except (AttributeError, ValueError) as error:
+        raise Undecodable(f"the decoder's principal cannot be counted: {error}") from None
+    if n_bytes > MAX_KEY_BYTES:
+        raise Undecodable(f"the decoder's principal has a key of {n_bytes} bytes, at most {MAX_KEY_BYTES} are possible")
 
 
 def _imported(name: str) -> Callable[..., Any]:

@@ -16,6 +16,10 @@ a slack repeats removals that were indexed, which costs some bytes; too small a 
 client keeps a document that it may no longer see.
 """
 
+HIGHEST_CREDIBLE = 1 << 53
+"""Sequences count the writes of a database from 1. A higher one comes of damage or malice: to believe that the feed had
+brought everything below it would lose every removal from then on."""
+
 
 def removal_is_due(removal: Removal, route: Route, known_sequence: int, slack: int = DEFAULT_SLACK) -> bool:
     """Whether *removal*, found in the revision *route*, must be indexed with it.

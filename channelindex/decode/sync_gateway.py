@@ -15,7 +15,7 @@ import msgspec
 
 from channelindex.blocks import MAX_REV_BYTES
 from channelindex.decode import principals
-from channelindex.decode.base import MAX_CHANNEL_BYTES, Undecodable
+from channelindex.decode.base import MAX_CHANNEL_BYTES, MAX_CHANNELS, Undecodable
 from channelindex.feeds.base import JSON, SNAPPY, XATTR
 from channelindex.model import DELETED, REMOVED, STAR_CHANNEL, Principal, Removal, Route
 
@@ -156,6 +156,8 @@ def _channels_of(sync: _Sync, value_size: int) -> dict[str, Removal | None]:
 
 
 def _check_sizes(channels: dict[str, _Removal | None]) -> None:
+    if len(channels) > MAX_CHANNELS:
+        raise Undecodable(f"{len(channels)} channels, at most {MAX_CHANNELS} can be indexed")
     longest = max(len(name.encode()) for name in channels)
     if longest > MAX_CHANNEL_BYTES:
         raise Undecodable(f"channel name of {longest} bytes, at most {MAX_CHANNEL_BYTES} can be indexed")

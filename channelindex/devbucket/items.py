@@ -33,6 +33,11 @@ _EVENT = struct.Struct(">QIB")  # by-seqno, kind, version of the format
 _CAS_BYTES = 8
 _NRU = 2  # what a real server sends for a document that nobody read
 
+MAX_VALUE_BYTES = 20 * 1024 * 1024
+"""Of a body and the xattrs of users."""
+MAX_SYSTEM_XATTR_BYTES = 1024 * 1024
+"""Of the xattrs of which the name starts with an underscore: they come on top."""
+
 ALIVE = 0
 DELETED = 1
 EXPIRED = 2
@@ -192,6 +197,14 @@ def join_value(xattrs: dict[str, bytes], body: bytes) -> tuple[bytes, int]:
     if not xattrs:
         return body, datatype_of(body)
     return mcbp.join_xattrs(xattrs.items(), body), datatype_of(body) | XATTR
+
+
+def is_too_large(xattrs: dict[str, bytes], body: bytes) -> bool:
+    """Whether a real server takes no document with these xattrs and this body."""
+    system = system_xattrs(xattrs)
+    system_bytes = len(mcbp.join_xattrs(system.items(), b"")) if system else 0
+    user_bytes = len(mcbp.join_xattrs(xattrs.items(), body)) - system_bytes if xattrs else len(body)
+    return system_bytes > MAX_SYSTEM_XATTR_BYTES or user_bytes > MAX_VALUE_BYTES
 
 
 def system_xattrs(xattrs: dict[str, bytes]) -> dict[str, bytes]:

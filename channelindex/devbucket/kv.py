@@ -6,7 +6,7 @@ Source: couchbase/kv_engine docs/BinaryProtocol.md. A client that has selected t
 import struct
 
 from channelindex.devbucket import framing
-from channelindex.devbucket.items import DELETED, Item, join_value
+from channelindex.devbucket.items import DELETED, Item, is_too_large, join_value
 from channelindex.devbucket.keyspace import pack_leb128
 from channelindex.devbucket.replies import Malformed, Refused, Reply
 from channelindex.devbucket.session import Command, Session
@@ -17,7 +17,6 @@ from channelindex.mcbp import Frame, Op, Status
 GET_META = 0xA0
 CAS_OF_LOCKED = 0xFFFFFFFFFFFFFFFF
 """What a read shows of a locked document: nobody else can use its CAS."""
-MAX_VALUE_BYTES = 20 * 1024 * 1024
 NEVER_CREATE = 0xFFFFFFFF
 """Expiry of INCREMENT and DECREMENT that means: do not create the document."""
 
@@ -109,10 +108,11 @@ def _store(session: Session, request: Frame, vbucket: VBucket, old: Item | None)
     """Store a request's value; the xattrs of a live document stay."""
     if len(request.extras) != _SET_EXTRAS.size or request.datatype & ~JSON:
         raise Malformed
-    if len(request.value) > MAX_VALUE_BYTES:
+    xattrs = old.xattrs() if old else {}
+    if is_too_large(xattrs, request.value):
         raise Refused(Status.E2BIG)
     flags, expiry = _SET_EXTRAS.unpack(request.extras)
-    value, datatype = join_value(old.xattrs() if old else {}, request.value)
+    value, datatype = join_value(xattrs, request.value)
     expiry = old.expiry if old and framing.keeps_expiry(request) else session.bucket.absolute_expiry(expiry)
     return session.mutated(vbucket, vbucket.write(request.key, value, datatype, flags=flags, expiry=expiry))
 
@@ -159,7 +159,7 @@ def _extend(session: Session, request: Frame, *, before: bytes, after: bytes) ->
     if item is None:
         raise Refused(Status.NOT_STORED)
     body = before + item.body() + after
-    if len(body) > MAX_VALUE_BYTES:
+    if is_too_large(item.xattrs(), body):
         raise Refused(Status.E2BIG)
     value, datatype = join_value(item.xattrs(), body)
     return session.mutated(vbucket, vbucket.write(request.key, value, datatype, flags=item.flags, expiry=item.expiry))

@@ -14,7 +14,7 @@ import orjson
 
 from channelindex.devbucket import framing, jsonpath
 from channelindex.devbucket.drafts import INVALID_COMBO, Draft, Macros, PathFlag, Spec
-from channelindex.devbucket.items import Item, join_value
+from channelindex.devbucket.items import Item, is_too_large, join_value
 from channelindex.devbucket.jsonpath import PathError
 from channelindex.devbucket.kv import find_for_change, require_key
 from channelindex.devbucket.replies import Malformed, Refused, Reply
@@ -119,6 +119,8 @@ def _multi_mutation(session: Session, request: Frame) -> Reply:
     except _SpecFailed as failed:
         status = _overall(failed=True, deleted=was_deleted)
         raise Refused(status, _FAILURE.pack(failed.index, failed.status)) from failed
+    if is_too_large(draft.xattrs, draft.body):
+        raise Refused(Status.E2BIG)
     expiry = _new_expiry(session, request, item)
     changed = _store(vbucket, request.key, draft, item, macros.cas, expiry)
     value = b"".join(_ANSWER.pack(index, Status.SUCCESS, len(text)) + text for index, text in answers if text)

@@ -49,9 +49,9 @@ def indexed_channels(store_url: str) -> Membership:
         }
 
 
-def assert_verified(config: Path) -> None:
-    """`channelindex verify` finds nothing missing, extra or different."""
-    done = cli("verify", "--json", "--config", config)
+def assert_verified(config: Path, *channels: str) -> None:
+    """`channelindex verify` finds nothing missing, extra or different in *channels*, or in all."""
+    done = cli("verify", "--json", "--config", config, *(f"--channel={channel}" for channel in channels))
     assert done.returncode == 0, done.stderr or done.stdout
     report = json.loads(done.stdout)
     assert (report["missing"], report["extra"], report["different"]) == (0, 0, 0)

@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from channelindex.decode.base import Undecodable
+from channelindex.decode.base import MAX_CHANNELS, Undecodable
 from channelindex.decode.registry import make_decoder
 from channelindex.decode.sync_gateway import SyncGatewayDecoder
 from channelindex.errors import ConfigInvalid
 from channelindex.feeds.base import JSON, MUTATION
-from channelindex.model import Removal, Route
+from channelindex.model import Principal, Removal, Route
 
 VALUE = b'{"_sync":{"rev":"1-a","channels":{"A":null}}}'
 HERE = __name__
@@ -90,6 +90,10 @@ def route(*fields: Any) -> Route:
     return Route(*fields)
 
 
+def principal(key: Any) -> Principal:
+    return Principal(key, "user", "", "")
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -104,6 +108,10 @@ def route(*fields: Any) -> Route:
         route("1-x", 0, 0, {"a": Removal(1, "r" * 300, False)}),
         route("1-x", 0, 0, {"a": "removed"}),
         route("1-x", 0, 0, None),
+        route("1-x", 0, 0, dict.fromkeys(map(str, range(MAX_CHANNELS + 1)))),
+        principal("k" * 256),
+        principal("\ud800"),
+        principal(7),
     ],
 )
 def test_what_cannot_be_indexed_is_an_undecodable_document(monkeypatch, answer):

@@ -9,6 +9,7 @@ from channelindex import mcbp
 from channelindex.devbucket.bucket import Bucket
 from channelindex.devbucket.dispatch import answer
 from channelindex.devbucket.drafts import REPLACE_BODY_WITH_XATTR
+from channelindex.devbucket.items import MAX_SYSTEM_XATTR_BYTES, MAX_VALUE_BYTES
 from channelindex.devbucket.jsonpath import PathError, split_path
 from channelindex.devbucket.kv import GET_META
 from channelindex.devbucket.replies import HangUp
@@ -486,3 +487,28 @@ def test_subdoc_count_and_array_elements(writer):
         (Status.SUBDOC_PATH_ENOENT, b""),
         (Status.SUBDOC_PATH_MISMATCH, b""),
     ]
+
+
+def test_a_key_may_have_250_bytes(writer):
+    assert writer.set(0, b"k" * 250, b"1").status == Status.SUCCESS
+    with pytest.raises(HangUp):
+        writer.set(0, b"k" * 251, b"1")
+
+
+def test_a_body_may_have_20_mib_with_the_xattrs_of_users_but_without_those_of_the_system(writer):
+    body = b" " * MAX_VALUE_BYTES
+    assert writer.set(0, b"k", body).status == Status.SUCCESS
+    assert writer.set(0, b"k", body + b" ").status == Status.E2BIG
+    assert writer.call(Op.APPEND, key=b"k", value=b" ").status == Status.E2BIG
+    assert writer.mutate_in(0, b"k", upsert("_sync", b"1", XATTR)).status == Status.SUCCESS
+    assert writer.set(0, b"k", body).status == Status.SUCCESS
+    assert writer.mutate_in(0, b"k", upsert("mine", b"1", XATTR)).status == Status.E2BIG
+
+
+def test_the_xattrs_of_the_system_may_have_1_mib(writer):
+    overhead = 4 + 4 + len("_sync") + 2
+    text = b'"%s"' % (b"x" * (MAX_SYSTEM_XATTR_BYTES - overhead - 2))
+    writer.set(0, b"k", b"{}")
+    assert writer.mutate_in(0, b"k", upsert("_sync", text, XATTR)).status == Status.SUCCESS
+    assert writer.mutate_in(0, b"k", upsert("_sync", b" " + text, XATTR)).status == Status.E2BIG
+    assert writer.mutate_in(0, b"k", upsert("_other", b"1", XATTR)).status == Status.E2BIG

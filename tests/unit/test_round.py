@@ -155,3 +155,27 @@ def test_a_rollback_goes_to_the_last_seqno_at_which_everything_was_there(taken_b
     (rollback,) = it.rollbacks.values()
     assert (rollback.seqno, rollback.snap_start, rollback.snap_end) == (resumed_at,) * 3
     assert rollback.vbuuid == (9 if resumed_at else 0)
+
+
+def test_a_sequence_that_no_database_reaches_does_not_hide_later_removals():
+    removal = Removal(900, "2-b", False)
+    it = builder({b"odd": route({"a": None}, sequence=2**63), b"doc": route({"a": removal}, 1_000, "3-c")})
+    it.add([(SNAPSHOT, 5, 0, 1), mutation(1, b"odd"), (SNAPSHOT, 5, 2, 3), mutation(3)])
+    assert [(e.key, e.flags) for e in entries(it.take(), "a")] == [(b"odd", 0), (b"doc", REMOVED)]
+
+
+@pytest.mark.parametrize(
+    ("key", "error", "reason"),
+    [
+        (b"doc", Undecodable("why"), "Undecodable: why"),
+        (b"doc", KeyError("x" * 10_000), "KeyError: '" + "x" * 489),
+        (b"doc", ValueError("\ud800"), "ValueError: \\ud800"),
+        (b"k" * 256, ValueError("why"), "key of 256 bytes, at most 255 can be indexed"),
+    ],
+)
+def test_the_reason_of_a_quarantine_is_short_and_text(key, error, reason):
+    it = builder({key: error})
+    it.add([mutation(1, key)])
+    taken = it.take()
+    assert taken is not None
+    assert taken.quarantined[0].reason == reason
