@@ -1,15 +1,21 @@
 """The feed on a socket: reconnects, resumes, silence, backpressure."""
 
 import select
+import socket
 import struct
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from channelindex.errors import AuthenticationFailed, IndexMismatch, ProtocolError, SourceUnavailable
 from channelindex.feeds.base import HISTORY, MUTATION, SNAPSHOT, Feed
+from channelindex.feeds.dcp import resolver
 from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.client import DcpFeed
+from channelindex.feeds.dcp.connection import FRAME_BYTES, FRAME_S
+from channelindex.feeds.dcp.connstr import Endpoint, SourceAddress
 from channelindex.mcbp import REQUEST, Frame, Op, Status, pack_frame
 from channelindex.model import ORIGIN, Checkpoint
 from tests.support.dcp_node import LOG, Rig, rig
@@ -64,7 +70,7 @@ def test_a_lost_connection_resumes_behind_the_last_document(running: Rig) -> Non
     again = running.accept()
     assert struct.unpack(">QQQQ", again.extras[8:24] + again.extras[32:]) == (4, (1 << 64) - 1, 0, 9)
     assert again.opaque != first.opaque
-    running.node.send(mutation(first.opaque, 0, 5, b"stale") + mutation(again.opaque, 0, 5, b"whole"))
+    running.node.send(mutation(again.opaque, 0, 5, b"whole"))
     running.until(lambda: running.events[-1][0] == MUTATION and running.events[-1][2] == 5)
     assert [event[3] for event in running.events if event[0] == MUTATION] == [b"k", b"whole"]
     assert [event[0] for event in running.events].count(HISTORY) == 2
@@ -73,11 +79,37 @@ def test_a_lost_connection_resumes_behind_the_last_document(running: Rig) -> Non
 
 def test_what_came_before_garbage_is_handed_out_once(running: Rig) -> None:
     request = running.accept()
-    running.node.send(mutation(request.opaque, 0, 1, b"k") + b"\x55" * 24)
+    documents = mutation(request.opaque, 0, 1, b"k") + mutation(request.opaque, 0, 2, b"l")
+    running.node.send(marker(request.opaque, 0, 1, 2) + documents + b"\x55" * 24)
     running.until(lambda: isinstance(running.feed.last_error, ProtocolError))
     again = running.accept()
     assert int.from_bytes(again.extras[8:16], "big") == 1
     assert [event[:3] for event in running.events if event[0] == MUTATION] == [(MUTATION, 0, 1)]
+
+
+def test_a_name_server_that_does_not_answer_stops_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, real, threads = threading.Event(), socket.getaddrinfo, threading.active_count()
+
+    def slow(host: str, port: int, **options: Any) -> object:
+        if host == "one.example" and not options["flags"]:
+            answers.wait(10.0)
+            host = "127.0.0.1"
+        return real(host, port, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", slow)
+    monkeypatch.setattr(resolver, "WAIT_S", 0.05)
+    with rig() as made:
+        address = SourceAddress((Endpoint("one.example", made.node.endpoint.port),), "default")
+        feed = made.feed = DcpFeed(address, Credentials(), name="test", clock=made.clock)
+        feed.start({0: ORIGIN})
+        made.until(lambda: "one.example is still being looked up" in str(feed.last_error))
+        for _ in range(20):
+            made.turn()
+            made.clock.now += 1.0
+        assert threading.active_count() == threads + 1  # however often it was tried
+        answers.set()
+        made.accept()
+        feed.close()
 
 
 def test_names_differ_with_every_connection(running: Rig) -> None:
@@ -163,8 +195,44 @@ def test_a_silent_connection_is_given_up_and_one_with_noops_is_not(running: Rig)
 def test_a_process_that_was_stopped_finds_its_connection_alive(running: Rig) -> None:
     request = running.accept()
     running.until(lambda: running.events)
-    running.node.send(mutation(request.opaque, 0, 1, b"k"))
+    running.node.send(marker(request.opaque, 0, 1, 1) + mutation(request.opaque, 0, 1, b"k"))
     running.clock.now += 3600.0
+    running.until(lambda: running.events[-1][0] == MUTATION)
+    assert running.feed.last_error is None
+
+
+def test_a_frame_that_never_completes_is_given_up_although_bytes_come(running: Rig) -> None:
+    request = running.accept()
+    running.until(lambda: running.events)
+    document = bytearray(mutation(request.opaque, 0, 1, b"k", b"v"))
+    document[9] ^= 0xFF
+    running.node.send(marker(request.opaque, 0, 1, 1) + document)
+    for _ in range(5):
+        assert running.feed.last_error is None
+        running.node.send(NOOP * 100)
+        running.turn()
+        running.clock.now += 6.0
+        running.turn()
+    assert isinstance(running.feed.last_error, ProtocolError)
+    assert "a frame that claims 16711737 bytes" in str(running.feed.last_error)
+    again = running.accept()
+    assert int.from_bytes(again.extras[8:16], "big") == 0
+
+
+def test_a_large_document_may_come_slowly_and_while_we_are_stopped(running: Rig) -> None:
+    request = running.accept()
+    running.until(lambda: running.events)
+    running.node.respond = lambda frame: b""  # an answer amid the document would be a part of it
+    document = mutation(request.opaque, 0, 1, b"k", b"v" * 20 * FRAME_BYTES)
+    running.node.send(marker(request.opaque, 0, 1, 1))
+    piece_bytes = FRAME_BYTES // 8
+    for start in range(0, len(document), piece_bytes):
+        running.node.send(document[start : start + piece_bytes])
+        if start == 2 * piece_bytes:
+            running.clock.now += 3600.0  # and there is something to read
+        running.turn()
+        running.clock.now += FRAME_S / 9
+        running.turn()
     running.until(lambda: running.events[-1][0] == MUTATION)
     assert running.feed.last_error is None
 
@@ -187,7 +255,7 @@ def test_what_was_taken_over_is_acknowledged() -> None:
     with rig(buffer_bytes=1000) as made:
         made.feed.start({0: ORIGIN})
         request = made.accept()
-        data = mutation(request.opaque, 0, 1, b"k", b"x" * 300)
+        data = marker(request.opaque, 0, 1, 1) + mutation(request.opaque, 0, 1, b"k", b"x" * 300)
         made.node.send(data)
         made.until(lambda: made.events[-1:] and made.events[-1][0] == MUTATION)
         made.turn()

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from channelindex.errors import AuthenticationFailed, ProtocolError
 from channelindex.feeds.base import DELETION, EXPIRATION, MUTATION
 from channelindex.feeds.dcp.parser import FrameParser
+from channelindex.feeds.dcp.streams import LIVE, Streams
 from channelindex.mcbp import MAX_BODY_BYTES, REQUEST, RESPONSE, Frame, Op, pack_frame
+from channelindex.model import Checkpoint
 from tests.support.dcp_replay import open_streams
 from tests.support.dcp_wire import deletion, expiration, mutation, prepare
 
@@ -19,10 +21,14 @@ OPAQUE = 7
 
 
 class Parsing:
-    def __init__(self, seqno: int = 0) -> None:
+    """A parser with one open stream."""
+
+    def __init__(self, seqno: int = 0, vb: int = 0, snap_end: int = LIVE) -> None:
         self.frames: list[Frame] = []
-        self.seqnos = {OPAQUE: seqno}
-        self.parser = FrameParser(self.seqnos, self.frames.append)
+        self.streams = Streams({vb: Checkpoint(1, seqno, seqno, snap_end)})
+        (self.stream,) = self.streams.take_due(0.0)
+        self.streams.accept(self.stream, OPAQUE, ((1, 0),))
+        self.parser = FrameParser(self.streams, self.frames.append)
 
     def feed(self, *pieces: bytes) -> "Parsing":
         for piece in pieces:
@@ -31,7 +37,7 @@ class Parsing:
 
 
 def test_each_kind_of_document_is_an_event() -> None:
-    parsing = Parsing().feed(
+    parsing = Parsing(vb=3).feed(
         mutation(OPAQUE, 3, 1, b"k1", b"v1", datatype=1),
         deletion(OPAQUE, 3, 2, b"k2"),
         deletion(OPAQUE, 3, 3, b"k3", delete_time=9),
@@ -43,7 +49,7 @@ def test_each_kind_of_document_is_an_event() -> None:
         (DELETION, 3, 3, b"k3", 0, b""),
         (EXPIRATION, 3, 4, b"k4", 0, b""),
     ]
-    assert parsing.seqnos == {OPAQUE: 4}
+    assert parsing.stream.seqno == 4
 
 
 def test_keys_and_values_are_bytes_of_their_own() -> None:
@@ -56,11 +62,42 @@ def test_more_extras_than_known_are_skipped() -> None:
     assert Parsing().feed(data).parser.events == [(MUTATION, 0, 1, b"key", 0, b"value")]
 
 
-def test_documents_of_another_stream_are_dropped_and_counted() -> None:
-    stale = mutation(OPAQUE + 1, 0, 9, b"k", b"v")
-    parsing = Parsing().feed(stale)
-    assert parsing.parser.events == []
-    assert parsing.parser.counted_bytes == len(stale)
+def test_documents_of_a_stream_that_is_no_more_are_dropped_and_counted() -> None:
+    parsing = Parsing()
+    parsing.streams.drop([0])
+    late = mutation(OPAQUE, 0, 9, b"k", b"v")
+    assert parsing.feed(late).parser.events == []
+    assert parsing.parser.counted_bytes == len(late)
+
+
+@pytest.mark.parametrize(("opaque", "vb"), [(OPAQUE + 1, 0), (OPAQUE, 1), (OPAQUE + 1, 1)])
+def test_a_document_of_no_stream_breaks_the_protocol(opaque: int, vb: int) -> None:
+    parsing = Parsing()
+    data = mutation(opaque, vb, 9, b"k", b"v")
+    with pytest.raises(ProtocolError, match=f"vbucket {vb} with the opaque {opaque}"):
+        parsing.feed(mutation(OPAQUE, 0, 8, b"k") + data)
+    parsing.streams.drop([0])
+    with pytest.raises(ProtocolError):
+        parsing.feed(data)
+    assert [event[2] for event in parsing.parser.events] == [8]
+
+
+def test_a_seqno_behind_the_end_of_its_snapshot_breaks_the_protocol() -> None:
+    parsing = Parsing(snap_end=5)
+    with pytest.raises(ProtocolError, match="seqno 6 in a snapshot that ends at 5"):
+        parsing.feed(mutation(OPAQUE, 0, 5, b"a") + mutation(OPAQUE, 0, 6, b"b"))
+    assert [event[2] for event in parsing.parser.events] == [5]
+
+
+@pytest.mark.parametrize("wrong_by", [-9, 9])
+def test_a_document_that_no_frame_follows_is_not_believed(wrong_by: int) -> None:
+    frames = [bytearray(mutation(OPAQUE, 0, seqno, b"key", b"value " * 10)) for seqno in (1, 2, 3)]
+    frames[1][11] += wrong_by
+    parsing = Parsing()
+    with pytest.raises(ProtocolError, match="magic"):
+        parsing.feed(b"".join(frames))
+    assert [event[2] for event in parsing.parser.events] == [1]
+    assert parsing.stream.seqno == 1
 
 
 @pytest.mark.parametrize("seqno", [4, 5])
@@ -95,7 +132,9 @@ def test_noops_and_responses_are_not_counted_and_a_prepare_counts_two_more() -> 
     [
         b"\x55" * 24,
         mutation(OPAQUE, 0, 1, b"k", b"v")[:4] + b"\x02" + mutation(OPAQUE, 0, 1, b"k", b"v")[5:],  # extras of 2 bytes
+        mutation(OPAQUE, 0, 1, b"k", b"v" * 300)[:4] + b"\xe0" + mutation(OPAQUE, 0, 1, b"k", b"v" * 300)[5:],
         mutation(OPAQUE, 0, 1, b"k", b"v")[:2] + b"\xff\xff" + mutation(OPAQUE, 0, 1, b"k", b"v")[4:],  # a long key
+        mutation(OPAQUE, 0, 1, b"k", b"v", datatype=0xFE),
         pack_frame(REQUEST, Op.DCP_MUTATION)[:8] + (MAX_BODY_BYTES + 1).to_bytes(4, "big") + bytes(12),
     ],
 )
@@ -109,6 +148,16 @@ def test_a_large_document_in_small_pieces_is_joined_once() -> None:
     data = mutation(OPAQUE, 0, 1, b"k", value)
     parsing = Parsing().feed(*(data[at : at + 1500] for at in range(0, len(data), 1500)))
     assert parsing.parser.events == [(MUTATION, 0, 1, b"k", 0, value)]
+
+
+def test_a_frame_that_is_not_whole_says_how_much_of_it_there_is() -> None:
+    data = mutation(OPAQUE, 0, 1, b"k", b"v")
+    parsing = Parsing()
+    assert parsing.parser.unfinished is None
+    assert parsing.feed(data[:5]).parser.unfinished == (1, 5, 24)
+    assert parsing.feed(data[5:30]).parser.unfinished == (2, 30, len(data))
+    assert parsing.feed(data[30:40]).parser.unfinished == (2, 40, len(data))
+    assert parsing.feed(data[40:]).parser.unfinished is None
 
 
 documents = st.lists(
@@ -129,8 +178,8 @@ def test_cuts_change_nothing(kinds: list[Any], other: bytes, cuts: list[int]) ->
     for make, key, step in kinds:
         seqno += step
         data += make(OPAQUE, 2, seqno, key) + (other if step == 3 else b"")
-    whole = Parsing().feed(data)
-    cut = Parsing()
+    whole = Parsing(vb=2).feed(data)
+    cut = Parsing(vb=2)
     for size in cuts:
         cut.feed(data[:size])
         data = data[size:]

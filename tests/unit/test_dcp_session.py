@@ -231,7 +231,7 @@ def test_a_seqno_without_a_document_moves_the_position(opcode: int, extras: byte
     session, streams, opaques = open_streams(2)
     session.receive(stream_frame(opcode, opaques[2], 2, extras, key=b"k"), 0.0)
     assert session.take_events() == [(ADVANCED, 2, 6)]
-    assert streams.seqno_by_opaque == {opaques[2]: 6}
+    assert streams.open_by_opaque[opaques[2]].seqno == 6
     with pytest.raises(ProtocolError, match="seqno 6 after 6"):
         session.receive(stream_frame(opcode, opaques[2], 2, extras, key=b"k"), 0.0)
 
@@ -249,8 +249,7 @@ def test_what_was_not_asked_for_breaks_the_protocol(opcode: Op) -> None:
         stream_frame(0x6F, 0, 0, b""),
         pack_frame(RESPONSE, Op.DCP_CONTROL, opaque=99_999),
         pack_frame(SERVER_REQUEST, 0x02, extras=bytes(4), value=b"{}"),
-        marker(99_999, 0, 1, 2),
-        stream_end(99_999, 0, 0),
+        stream_frame(Op.DCP_SET_VBUCKET_STATE, 0, 0, b"\1"),
     ],
 )
 def test_what_means_nothing_to_us_is_counted_and_ignored(frame: bytes) -> None:
@@ -260,11 +259,41 @@ def test_what_means_nothing_to_us_is_counted_and_ignored(frame: bytes) -> None:
     assert session.take_events() == []
 
 
+@pytest.mark.parametrize(
+    "frame",
+    [
+        marker(99_999, 0, 1, 2),
+        stream_end(99_999, 0, 0),
+        marker(1, 5, 1, 2),  # the stream of another vbucket
+        stream_frame(Op.DCP_STREAM_REQ, 1, 0, b""),
+        stream_frame(Op.DCP_MUTATION ^ 0xFF, 1, 0, b""),
+        pack_frame(RESPONSE, Op.DCP_MUTATION, opaque=99_999),
+        pack_frame(SERVER_REQUEST, Op.DCP_SNAPSHOT_MARKER, opaque=1),
+    ],
+)
+def test_what_may_have_been_of_a_stream_is_not_ignored(frame: bytes) -> None:
+    session, _, opaques = open_streams(0)
+    assert opaques == {0: 1}
+    with pytest.raises(ProtocolError):
+        session.receive(frame, 0.0)
+
+
+def test_what_was_on_its_way_when_its_stream_was_closed_is_ignored() -> None:
+    session, streams, opaques = open_streams(0, 1)
+    streams.drop([0])
+    session.receive(marker(opaques[0], 0, 1, 2) + mutation(opaques[0], 0, 1, b"k") + stream_end(opaques[0], 0, 1), 0.0)
+    assert session.take_events() == []
+    streams.disconnect()
+    with pytest.raises(ProtocolError):
+        session.receive(marker(opaques[0], 0, 1, 2), 0.0)
+
+
 def test_what_came_before_an_error_is_handed_out() -> None:
     session, _, opaques = open_streams(0)
+    documents = marker(opaques[0], 0, 1, 2) + mutation(opaques[0], 0, 1, b"k") + mutation(opaques[0], 0, 2, b"l")
     with pytest.raises(ProtocolError):
-        session.receive(mutation(opaques[0], 0, 1, b"k") + b"\x55" * 24, 0.0)
-    assert [event[:3] for event in session.take_events()] == [(MUTATION, 0, 1)]
+        session.receive(documents + b"\x55" * 24, 0.0)
+    assert [event[:3] for event in session.take_events()][1:] == [(MUTATION, 0, 1)]  # the last is not believed
 
 
 # -- ends of streams
@@ -275,7 +304,7 @@ def test_a_live_stream_that_ends_is_asked_for_again_where_it_was(reason: int) ->
     session, streams, opaques = open_streams(0)
     data = marker(opaques[0], 0, 0, 9) + mutation(opaques[0], 0, 4, b"k") + stream_end(opaques[0], 0, reason)
     session.receive(data, 10.0)
-    assert streams.seqno_by_opaque == {}
+    assert streams.open_by_opaque == {}
     session.tick(streams.next_retry())
     (request,) = stream_requests(session)
     assert struct.unpack(">IIQQQQQ", request.extras)[2:] == (4, LIVE, 0xABC, 0, 9)
@@ -298,7 +327,7 @@ def test_lost_privileges_are_not_asked_for_again() -> None:
 
 def test_a_fifth_of_the_buffer_is_acknowledged_at_a_time() -> None:
     session, _, opaques = open_streams(0)
-    small = mutation(opaques[0], 0, 1, b"k", b"x" * 50)
+    small = marker(opaques[0], 0, 1, 2) + mutation(opaques[0], 0, 1, b"k", b"x" * 50)
     session.receive(small, 0.0)
     session.acknowledge()
     assert sent(session) == []

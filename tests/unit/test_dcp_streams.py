@@ -72,7 +72,7 @@ def test_a_stream_beyond_its_end_is_not_asked_for_again() -> None:
     streams = Streams({0: ORIGIN}, {0: 3})
     (stream,) = streams.take_due(0.0)
     streams.accept(stream, 5, ((UUID, 0),))
-    streams.seqno_by_opaque[5] = 4  # the server completes the snapshot
+    streams.open_by_opaque[5].seqno = 4  # the server completes the snapshot
     streams.disconnect()
     assert streams.all_ended
 
@@ -175,7 +175,7 @@ def test_dropped_streams_are_closed_where_they_are_open_and_forgotten_everywhere
     first, second = itertools.islice(streams.take_due(0.0), 2)
     streams.accept(first, 11, ((7, 0),))
     assert streams.drop([1, 2, 3]) == [1]
-    assert streams.seqno_by_opaque == {}
+    assert streams.open_by_opaque == {}
     assert not any(vb in streams for vb in (1, 2, 3))
     assert streams.next_retry() == float("inf")
     assert not second.wanted
@@ -192,4 +192,4 @@ def test_dropped_stream_can_be_added_again_from_elsewhere():
     streams.add({1: Checkpoint(7, 9, 9, 9)})
     (again,) = streams.take_due(0.0)
     streams.accept(again, 12, ((7, 0),))
-    assert streams.seqno_by_opaque == {12: 9}
+    assert {opaque: stream.seqno for opaque, stream in streams.open_by_opaque.items()} == {12: 9}

@@ -25,6 +25,7 @@ from channelindex.feeds.dcp.connstr import Endpoint, SourceAddress
 from channelindex.feeds.dcp.handshake import ProducerOptions
 from channelindex.feeds.dcp.node import Node
 from channelindex.feeds.dcp.persistence import PersistenceGate
+from channelindex.feeds.dcp.resolver import Resolver
 from channelindex.feeds.dcp.session import Session, SessionOptions
 from channelindex.feeds.dcp.streams import Streams
 from channelindex.mcbp import Frame, Status
@@ -67,7 +68,7 @@ class DcpFeed:
     The server completes the snapshot, so more may come. *source_uuid* is the UUID of the bucket to expect; without it,
     that of the bucket which the first connection finds. *clock* is monotonic, the same that `tick` is given.
 
-    Looking up a host's name blocks; nothing else does.
+    Nothing blocks, but for a second when a host's name is looked up and the name server is slow.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class DcpFeed:
         self._incarnation = 0
         self._opaques = itertools.count(1)
         self._epoll = select.epoll()
+        self._resolver = Resolver()
         self._cluster = Cluster(address, self._connect, source_uuid, with_copies=options.replicated_only)
         self._gate = PersistenceGate() if options.replicated_only else None
         self._observe_at = 0.0
@@ -235,7 +237,7 @@ class DcpFeed:
         session = Session(
             options, node.streams, self._opaques, lambda text: self._cluster.learn(node, text, self._clock())
         )
-        return Connection(node.endpoint, self._address.tls, attempt, session, self._epoll, now)
+        return Connection(node.endpoint, self._address.tls, attempt, session, self._resolver, self._epoll, now)
 
     def high_seqnos(self) -> Mapping[int, int]:
         """The highest seqno of each of our vbuckets that the source told last; empty before it did."""

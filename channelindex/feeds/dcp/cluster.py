@@ -14,7 +14,7 @@ from functools import partial
 
 from channelindex import logs
 from channelindex.backoff import Backoff
-from channelindex.errors import ChannelIndexError, IndexMismatch, SourceUnavailable
+from channelindex.errors import ChannelIndexError, IndexMismatch, ProtocolError, SourceUnavailable
 from channelindex.feeds.dcp.connstr import Endpoint, SourceAddress
 from channelindex.feeds.dcp.node import LONGEST_RETRY_S, Connect, Node
 from channelindex.feeds.dcp.session import Session
@@ -103,7 +103,7 @@ class Cluster:
         for node in self.all_nodes():
             try:
                 next_at = min(next_at, node.tick(now))
-            except SourceUnavailable as error:
+            except (SourceUnavailable, ProtocolError) as error:
                 self.lose(node, error, now)
                 next_at = min(next_at, node.connect_at if node in self._nodes.values() else self._seek_at)
         return next_at

@@ -3,8 +3,9 @@
 import select
 import socket
 
-from channelindex.errors import SourceUnavailable
+from channelindex.errors import ProtocolError, SourceUnavailable
 from channelindex.feeds.dcp.connstr import Endpoint
+from channelindex.feeds.dcp.resolver import Resolver
 from channelindex.feeds.dcp.session import Session
 from channelindex.feeds.dcp.tls import TlsLayer, TlsOptions
 
@@ -14,15 +15,22 @@ SILENCE_S = 2.0 * NOOP_INTERVAL_S + 10.0
 """A connection that brought nothing for so long is dead: two noops are missing, and our own requests have no answer."""
 HANDSHAKE_SILENCE_S = 10.0
 """The same before there are noops; it bounds connecting too."""
+FRAME_S = 20.0
+"""How long a frame that has begun may grow by less than `FRAME_BYTES`. A frame with a damaged length swallows all that
+comes, up to 22 MB of it, and answers to our own requests come once a second: without this bound it would look alive."""
+FRAME_BYTES = 1 << 20
+"""In `FRAME_S` that is 0.4 Mbit/s: a 20 MB document may take almost seven minutes. The answers of a quiet node with all
+1024 vbuckets are a fifth of it."""
 _RECV_BYTES = 256 * 1024
 """Of one `recv`. Larger ones do not pay, they only spread the input over more memory."""
 
 
 class Connection:
-    """One connection, being made or made, registered with *epoll*. Looking up the host's name blocks.
+    """One connection, being made or made, registered with *epoll*. *resolver* may block for a second.
 
     Raises (as every method but `close` does):
         SourceUnavailable: the connection cannot be made, is lost, or has been silent for too long.
+        ProtocolError: from `tick`: a frame has begun and does not go on.
         ConfigInvalid: from the constructor: the files that *tls* names cannot be used.
     """
 
@@ -32,6 +40,7 @@ class Connection:
         tls: TlsOptions | None,
         attempt: int,
         session: Session,
+        resolver: Resolver,
         epoll: select.epoll,
         now: float,
     ) -> None:
@@ -41,15 +50,17 @@ class Connection:
         self._outgoing = session.outgoing if self._tls is None else self._tls.outgoing
         self._epoll = epoll
         self._heard_at = now
+        self._grown = (0, 0)
+        self._grown_at = now
         self._closed = False
-        self._socket = self._connect(attempt)
+        self._socket = self._connect(resolver, attempt)
         self._interest = select.EPOLLIN
         epoll.register(self._socket, self._interest)
 
-    def _connect(self, attempt: int) -> socket.socket:
+    def _connect(self, resolver: Resolver, attempt: int) -> socket.socket:
         """A socket on its way to the *attempt*-th of the host's addresses, round and round."""
         try:
-            found = socket.getaddrinfo(self._endpoint.host, self._endpoint.port, type=socket.SOCK_STREAM)
+            found = resolver.addresses(self._endpoint)
             family, kind, protocol, _, where = found[attempt % len(found)]
             connecting = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
         except (OSError, UnicodeError) as error:  # the latter for a name that cannot be one
@@ -121,16 +132,35 @@ class Connection:
         self.flush()
         silence_s = SILENCE_S if self.session.streaming else HANDSHAKE_SILENCE_S
         if now >= self._heard_at + silence_s:
-            self._check_alive(now, silence_s)
-        return min(next_at, self._heard_at + silence_s)
+            if not self._unread():
+                raise SourceUnavailable(f"{self._endpoint} has been silent for {silence_s:.0f} s")
+            self._heard_at = now
+        return min(next_at, self._heard_at + silence_s, self._check_frame(now))
 
-    def _check_alive(self, now: float, silence_s: float) -> None:
-        """Tell a dead connection from one that our process, stopped or busy elsewhere, has not read from."""
+    def _check_frame(self, now: float) -> float:
+        """Give up a frame that does not go on; when to look again."""
+        frame = self.session.unfinished
+        if frame is None:
+            return float("inf")
+        number, n_bytes = self._grown
+        if frame.number != number or frame.n_bytes >= n_bytes + FRAME_BYTES or (self._late(now) and self._unread()):
+            self._grown = frame.number, frame.n_bytes
+            self._grown_at = now
+        elif self._late(now):
+            raise ProtocolError(
+                f"{self._endpoint}: a frame that claims {frame.claimed_bytes} bytes stands at {frame.n_bytes}, "
+                f"{frame.n_bytes - n_bytes} of which in {now - self._grown_at:.0f} s: a wrong length, or a slow line"
+            )
+        return self._grown_at + FRAME_S
+
+    def _late(self, now: float) -> bool:
+        return now >= self._grown_at + FRAME_S
+
+    def _unread(self) -> bool:
+        """Whether our process, stopped or busy elsewhere, is what has not read: the connection itself is alive."""
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
-        if not poll.poll(0):
-            raise SourceUnavailable(f"{self._endpoint} has been silent for {silence_s:.0f} s")
-        self._heard_at = now
+        return bool(poll.poll(0))
 
     def _unavailable(self, error: OSError | UnicodeError) -> SourceUnavailable:
         reason = (error.strerror if isinstance(error, OSError) else None) or error

@@ -24,6 +24,22 @@ UNASKED: dict[int, str] = {
 """Frames that a server sends only to those who asked for them. To go on after one would lose documents: we never ask
 for out-of-order snapshots, because a position inside of one cannot be resumed from."""
 
+FROM_SERVER = range(Op.DCP_STREAM_END, 0x80)
+"""Opcodes of what a server may send unasked on a DCP connection, those among them that a later version may add. The
+others are requests of clients, or not of DCP: to ignore one could be to lose a document that was damaged on its way."""
+OF_STREAMS = frozenset(
+    {
+        Op.DCP_SNAPSHOT_MARKER,
+        Op.DCP_STREAM_END,
+        Op.DCP_MUTATION,
+        Op.DCP_DELETION,
+        Op.DCP_EXPIRATION,
+        *SEQNO_OFFSET,
+        *UNASKED,
+    }
+)
+"""Those of them that belong to a stream."""
+
 _SNAPSHOT_RANGE = struct.Struct(">QQ")
 _OBSERVED = struct.Struct(">BHQQQ")  # format, vbucket, vbuuid, persisted seqno, current seqno
 _OBSERVED_FAILED_OVER = struct.Struct(">QQ")  # the vbuuid that was asked for, and the last seqno of its history here

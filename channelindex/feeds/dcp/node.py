@@ -53,7 +53,7 @@ class Node:
         """Do what is due at *now*: connect, ask, give up a dead connection. When to call again, at the latest.
 
         Raises:
-            SourceUnavailable: to be told to `lose`.
+            SourceUnavailable, ProtocolError: to be told to `lose`.
             ConfigInvalid: a connection cannot be made with this configuration.
         """
         if self.connection is None:

@@ -7,12 +7,14 @@ frames that are exempt.
 
 import struct
 from collections.abc import Callable
+from typing import NamedTuple
 
 from channelindex import mcbp
 from channelindex.errors import ProtocolError
-from channelindex.feeds.base import JSON, SNAPPY, Event
+from channelindex.feeds.base import JSON, SNAPPY, XATTR, Event
 from channelindex.feeds.dcp.bodies import BodiesNeeded, NeedsBody
 from channelindex.feeds.dcp.compression import decompress
+from channelindex.feeds.dcp.streams import Stream, Streams
 from channelindex.mcbp import Frame, Op
 
 _DOCUMENT_HEAD = struct.Struct(">HHBBHII8xQ")
@@ -21,24 +23,39 @@ length, datatype, vbucket, body length, opaque, seqno."""
 _DOCUMENT_HEAD_BYTES = 32
 _LEAST_EXTRAS_BYTES = 18
 """Of a deletion; mutations and expirations have more, and more may be added behind."""
+_MOST_EXTRAS_BYTES = 63
+"""Twice those of a mutation. More are a damaged length, which would have us take a part of the key for extras."""
+_UNKNOWN_DATATYPES = 0xFF & ~(JSON | SNAPPY | XATTR)
+"""Bits that nobody negotiated."""
 _FIRST_KIND = mcbp.REQUEST << 8 | Op.DCP_MUTATION
 _LAST_KIND = mcbp.REQUEST << 8 | Op.DCP_EXPIRATION
 _PREPARE_EXTRA_BYTES = 2
 """The server counts two bytes of a prepare that it does not send (MB-46634; KV docs, commands/prepare.md)."""
 
 
+class Unfinished(NamedTuple):
+    """A frame of which only a part has come: which one of the connection, and how many bytes of how many."""
+
+    number: int
+    n_bytes: int
+    claimed_bytes: int
+
+
 class FrameParser:
     """Cuts one connection's input into frames. Opcodes 0x57 to 0x59 become the events 0 to 2 of `feeds.base`.
 
-    *seqno_by_opaque* holds the newest seqno of every stream that is open, by its opaque; the parser moves it. A
-    document of any other opaque belongs to a stream that is no more, and is dropped.
+    The parser moves the newest seqno of *streams* that are open. A document of a stream that is no more is dropped.
+    One that is of no stream at all, or that cannot come at this point of its stream, breaks the protocol. So does any
+    damage of a frame's head: the frames have no checksum.
     """
 
-    def __init__(self, seqno_by_opaque: dict[int, int], on_frame: Callable[[Frame], None]) -> None:
-        self._seqno_by_opaque = seqno_by_opaque
+    def __init__(self, streams: Streams, on_frame: Callable[[Frame], None]) -> None:
+        self._streams = streams
         self._on_frame = on_frame
+        self._last: tuple[Stream, int] | None = None
+        self._n_held = 0
         self._prefix_bytes = 0
-        self._unusual = SNAPPY
+        self._unusual = SNAPPY | _UNKNOWN_DATATYPES
         self._needs_body: NeedsBody | None = None
         self._held: list[bytes] = []
         self._held_bytes = 0
@@ -52,7 +69,7 @@ class FrameParser:
         """What the handshake settled: every key begins with *prefix_bytes* to be taken off; bodies may be left out."""
         self._prefix_bytes = prefix_bytes
         self._needs_body = needs_body
-        self._unusual = SNAPPY if needs_body is None else SNAPPY | JSON
+        self._unusual = _UNKNOWN_DATATYPES | (SNAPPY if needs_body is None else SNAPPY | JSON)
 
     def feed(self, data: bytes) -> None:
         """Take in *data* and handle every frame that is whole now.
@@ -74,17 +91,27 @@ class FrameParser:
 
     def _hold(self, rest: bytes) -> None:
         """Keep the beginning of a frame, without looking at it again before it is whole."""
+        self._n_held += 1
         self._held.append(rest)
         self._held_bytes = len(rest)
         body_bytes = int.from_bytes(rest[8:12], "big") if len(rest) >= mcbp.HEADER_BYTES else 0
         self._wanted_bytes = mcbp.HEADER_BYTES + body_bytes
+
+    @property
+    def unfinished(self) -> Unfinished | None:
+        """The frame that the input ends in the middle of."""
+        return Unfinished(self._n_held, self._held_bytes, self._wanted_bytes) if self._held else None
 
     def _parse(self, data: bytes) -> int:
         offset = 0
         while True:
             documents_end = self._take_documents(data, offset)
             self.counted_bytes += documents_end - offset
-            taken = mcbp.take_frame(data, documents_end)
+            try:
+                taken = mcbp.take_frame(data, documents_end)
+            except ProtocolError:
+                self._take_back_last()
+                raise
             if taken is None:
                 return documents_end
             frame, offset = taken
@@ -94,12 +121,20 @@ class FrameParser:
                     self.counted_bytes += _PREPARE_EXTRA_BYTES
             self._on_frame(frame)
 
+    def _take_back_last(self) -> None:
+        """What follows a document is no frame: it may be the document's length that is wrong. It will come again."""
+        if self._last is not None:
+            stream, seqno = self._last
+            self.events.pop()
+            stream.seqno = seqno
+
     def _take_documents(self, data: bytes, offset: int) -> int:
         """Turn the run of whole document frames at *offset* into events; the offset behind it."""
         unpack = _DOCUMENT_HEAD.unpack_from
         append = self.events.append
-        seqno_by_opaque = self._seqno_by_opaque
+        streams = self._streams.open_by_opaque
         prefix_bytes, unusual = self._prefix_bytes, self._unusual
+        stream, newest = None, 0
         end = len(data)
         last_start = end - _DOCUMENT_HEAD_BYTES
         while offset <= last_start:
@@ -111,27 +146,39 @@ class FrameParser:
             frame_end = offset + 24 + body_size
             if frame_end > end:
                 break
-            if value_start > frame_end or extras_size < _LEAST_EXTRAS_BYTES:
+            if value_start > frame_end or not _LEAST_EXTRAS_BYTES <= extras_size <= _MOST_EXTRAS_BYTES:
                 raise ProtocolError(f"document frame with key {key_size}, extras {extras_size}, body {body_size} bytes")
-            newest = seqno_by_opaque.get(opaque)
-            if newest is not None:
-                if seqno <= newest:
-                    raise ProtocolError(f"vbucket {vb}: seqno {seqno} after {newest}")
+            stream = streams.get(opaque)
+            if stream is None or vb != stream.vb:
+                stream = self._streams.opened(opaque, vb)
+            else:
+                newest = stream.seqno
+                if not newest < seqno <= stream.snap_end:
+                    raise _misplaced(stream, seqno)
                 value = data[value_start:frame_end]
                 if datatype & unusual:
                     datatype, value = self._look_closer(
                         kind, data[key_start + prefix_bytes : value_start], datatype, value
                     )
-                seqno_by_opaque[opaque] = seqno
+                stream.seqno = seqno
                 append((kind - _FIRST_KIND, vb, seqno, data[key_start + prefix_bytes : value_start], datatype, value))
             offset = frame_end
+        self._last = None if stream is None else (stream, newest)
         return offset
 
     def _look_closer(self, kind: int, key: bytes, datatype: int, value: bytes) -> tuple[int, bytes]:
         """Datatype and value of a document that is compressed, or whose body was left out although it may matter."""
+        if datatype & _UNKNOWN_DATATYPES:
+            raise ProtocolError(f"document with the unknown datatype 0x{datatype:02x}")
         if datatype & SNAPPY:
             datatype, value = decompress(datatype, value)
         needs_body = self._needs_body
         if needs_body and kind == _FIRST_KIND and datatype & JSON and needs_body(key, datatype, value):
             raise BodiesNeeded("a document came that may have its metadata in its body")
         return datatype, value
+
+
+def _misplaced(stream: Stream, seqno: int) -> ProtocolError:
+    if seqno <= stream.seqno:
+        return ProtocolError(f"vbucket {stream.vb}: seqno {seqno} after {stream.seqno}")
+    return ProtocolError(f"vbucket {stream.vb}: seqno {seqno} in a snapshot that ends at {stream.snap_end}")

@@ -21,7 +21,7 @@ from channelindex.feeds.dcp.exchange import PASSING, Conversation, Request, comp
 from channelindex.feeds.dcp.handshake import FEED_FEATURES, ProducerOptions, open_bucket, open_producer
 from channelindex.feeds.dcp.keyspace import NO_COLLECTIONS, find_keyspace
 from channelindex.feeds.dcp.messages import StreamEnd
-from channelindex.feeds.dcp.parser import FrameParser
+from channelindex.feeds.dcp.parser import FrameParser, Unfinished
 from channelindex.feeds.dcp.streams import Stream, Streams
 from channelindex.mcbp import Feature, Frame, Op, Status
 from channelindex.model import ORIGIN, Checkpoint
@@ -61,7 +61,7 @@ class Session:
         self._on_config = on_config
         self._ack_bytes = max(1, options.producer.buffer_bytes // _ACK_FRACTION)
         self._acknowledged_bytes = 0
-        self._parser = FrameParser(streams.seqno_by_opaque, self._on_frame)
+        self._parser = FrameParser(streams, self._on_frame)
         self._keyspace = NO_COLLECTIONS
         self._answer_by_opaque: dict[int, Callable[[Frame], None]] = {}
         self._ignored_opcodes: set[tuple[int, int]] = set()
@@ -95,6 +95,11 @@ class Session:
         self._parser.feed(data)
         if self.streaming:
             self._request_streams()
+
+    @property
+    def unfinished(self) -> Unfinished | None:
+        """The frame that what was received ends in the middle of."""
+        return self._parser.unfinished
 
     def take_events(self) -> list[Event]:
         """The events since the last call."""
@@ -190,9 +195,11 @@ class Session:
     def _on_stream_answer(self, stream: Stream, answer: Frame) -> None:
         status = answer.status
         if not stream.wanted:
-            self._streams.leave(stream)
             if status == Status.SUCCESS:
+                self._streams.leave(stream, opened_as=answer.opaque)
                 self.close_streams([stream.vb])
+            else:
+                self._streams.leave(stream)
         elif status == Status.SUCCESS:
             failover_log = messages.failover_log(answer)
             self._streams.accept(stream, answer.opaque, failover_log)
@@ -248,13 +255,26 @@ class Session:
             if frame.opcode == Op.DCP_NOOP:
                 self.outgoing += mcbp.pack_frame(mcbp.RESPONSE, Op.DCP_NOOP, opaque=frame.opaque)
                 return
-            stream = self._streams.opened(frame.opaque)
-            if stream is not None and self._on_stream_frame(stream, frame):
+            if self._on_message(frame):
                 return
         elif frame.opcode == mcbp.CLUSTERMAP_CHANGED and frame.magic == mcbp.SERVER_REQUEST:
             self._on_pushed_config(frame)
             return
+        if frame.magic != mcbp.REQUEST and frame.opcode in messages.OF_STREAMS:
+            raise ProtocolError(f"{opcode_name(frame.opcode)} with the magic 0x{frame.magic:02x}")
         self._ignore(frame)
+
+    def _on_message(self, frame: Frame) -> bool:
+        """Handle what the server sends unasked; False if it means nothing to us."""
+        if frame.opcode not in messages.FROM_SERVER:
+            raise ProtocolError(f"a message {opcode_name(frame.opcode)}, which no server sends")
+        if frame.opcode not in messages.OF_STREAMS:
+            return False
+        stream = self._streams.opened(frame.opaque, frame.status)
+        if stream is None:
+            return False
+        self._on_stream_frame(stream, frame)
+        return True
 
     def _on_pushed_config(self, frame: Frame) -> None:
         if frame.key == self._options.address.bucket.encode() and frame.value:
@@ -269,8 +289,7 @@ class Session:
             self._ignored_opcodes.add(kind)
             _log.debug("feed.frame_ignored", magic=hex(frame.magic), opcode=opcode_name(frame.opcode), vb=frame.status)
 
-    def _on_stream_frame(self, stream: Stream, frame: Frame) -> bool:
-        """Handle a frame of an open stream; False if it means nothing to us."""
+    def _on_stream_frame(self, stream: Stream, frame: Frame) -> None:
         opcode = frame.opcode
         if opcode == Op.DCP_SNAPSHOT_MARKER:
             stream.snap_start, stream.snap_end = messages.snapshot(frame)
@@ -285,11 +304,8 @@ class Session:
                 self._keyspace.learn(frame)
         elif opcode in messages.UNASKED:
             raise ProtocolError(f"vbucket {stream.vb}: the server sent {messages.UNASKED[opcode]}, never asked for")
-        elif Op.DCP_MUTATION <= opcode <= Op.DCP_EXPIRATION:
-            raise ProtocolError(f"vbucket {stream.vb}: a document frame without its seqno")
         else:
-            return False
-        return True
+            raise ProtocolError(f"vbucket {stream.vb}: a document frame without its seqno")
 
     def _on_stream_end(self, stream: Stream, reason: int) -> None:
         complete = reason == StreamEnd.OK

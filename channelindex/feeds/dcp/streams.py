@@ -40,7 +40,7 @@ class State(Enum):
 
 
 class Stream:
-    """One vbucket's. `checkpoint` is where it resumes while it is not open."""
+    """One vbucket's. `checkpoint` is where it resumes while it is not open, `seqno` the newest received while it is."""
 
     __slots__ = (
         "backoff",
@@ -48,6 +48,7 @@ class Stream:
         "end_seqno",
         "opaque",
         "retry_at",
+        "seqno",
         "snap_end",
         "snap_start",
         "state",
@@ -68,6 +69,7 @@ class Stream:
         self.wanted = True
         self.backoff = Backoff(_FIRST_RETRY_S, _LONGEST_RETRY_S)
         self.vbuuid = checkpoint.vbuuid
+        self.seqno = checkpoint.seqno
         self.snap_start = checkpoint.snap_start
         self.snap_end = checkpoint.snap_end
 
@@ -90,16 +92,16 @@ class Stream:
 class Streams:
     """All streams that one node has, or is to have.
 
-    Invariant: `seqno_by_opaque` has exactly the opaques of the streams that are OPEN.
+    Invariant: `open_by_opaque` has exactly the streams that are OPEN.
     """
 
     def __init__(self, checkpoints: Mapping[int, Checkpoint], end_seqnos: Mapping[int, int] | None = None) -> None:
         ends = end_seqnos or {}
         self._by_vb = {vb: Stream(vb, at, ends.get(vb, LIVE)) for vb, at in checkpoints.items()}
-        self._by_opaque: dict[int, Stream] = {}
         self._waiting: dict[int, Stream] = {}
         self._n_requested = 0
-        self.seqno_by_opaque: dict[int, int] = {}
+        self._closed_opaque_by_vb: dict[int, int] = {}
+        self.open_by_opaque: dict[int, Stream] = {}
         for stream in self._by_vb.values():
             self._wait(stream, 0.0)
 
@@ -144,9 +146,18 @@ class Streams:
         """Every stream has brought all up to its end seqno; never so for live ones."""
         return all(stream.state is State.ENDED for stream in self._by_vb.values())
 
-    def opened(self, opaque: int) -> Stream | None:
-        """The open stream that a frame with *opaque* belongs to."""
-        return self._by_opaque.get(opaque)
+    def opened(self, opaque: int, vb: int) -> Stream | None:
+        """The open stream that a frame with *opaque* and *vb* belongs to; None for one that is no more.
+
+        Raises:
+            ProtocolError: this connection never had such a stream. To drop the frame could be to lose a document.
+        """
+        stream = self.open_by_opaque.get(opaque)
+        if stream is None and self._closed_opaque_by_vb.get(vb) == opaque:
+            return None  # it was on its way when the stream was closed
+        if stream is None or stream.vb != vb:
+            raise ProtocolError(f"frame of vbucket {vb} with the opaque {opaque}, which is of no stream of it")
+        return stream
 
     def next_retry(self) -> float:
         """When the next waiting stream may be requested; infinity while none waits, or an answer must come first."""
@@ -175,13 +186,15 @@ class Streams:
         stream.opaque = opaque
         stream.backoff.reset()
         stream.vbuuid = failover_log[0][0]
+        stream.seqno = stream.checkpoint.seqno
         stream.snap_start, stream.snap_end = stream.checkpoint.snap_start, stream.checkpoint.snap_end
-        self._by_opaque[opaque] = stream
-        self.seqno_by_opaque[opaque] = stream.checkpoint.seqno
+        self.open_by_opaque[opaque] = stream
 
-    def leave(self, stream: Stream) -> None:
-        """The server answered the request of a stream that was dropped meanwhile."""
+    def leave(self, stream: Stream, opened_as: int | None = None) -> None:
+        """The server answered the request of a stream that was dropped meanwhile: it may have opened it."""
         self._leave_requested(stream, State.DROPPED)
+        if opened_as is not None:
+            self._closed_opaque_by_vb[stream.vb] = opened_as
 
     def postpone(self, stream: Stream, now: float) -> None:
         """The server would not open *stream* now: ask again later."""
@@ -198,10 +211,9 @@ class Streams:
         Raises:
             ProtocolError: it is not beyond the newest.
         """
-        newest = self.seqno_by_opaque[stream.opaque]
-        if seqno <= newest:
-            raise ProtocolError(f"vbucket {stream.vb}: seqno {seqno} after {newest}")
-        self.seqno_by_opaque[stream.opaque] = seqno
+        if seqno <= stream.seqno:
+            raise ProtocolError(f"vbucket {stream.vb}: seqno {seqno} after {stream.seqno}")
+        stream.seqno = seqno
 
     def end(self, stream: Stream, now: float, *, complete: bool) -> None:
         """The server closed *stream*; *complete* if because the end seqno was reached. Else it is to be reopened."""
@@ -220,6 +232,7 @@ class Streams:
             elif stream.state is State.REQUESTED:
                 self._wait(stream, 0.0)
         self._n_requested = 0
+        self._closed_opaque_by_vb.clear()
 
     def release(self, stays: Callable[[int], bool]) -> list[Stream]:
         """Give up the waiting streams whose vbucket does not stay here."""
@@ -247,8 +260,9 @@ class Streams:
         stream.state = state
 
     def _close(self, stream: Stream) -> None:
-        del self._by_opaque[stream.opaque]
-        stream.checkpoint = stream.position(self.seqno_by_opaque.pop(stream.opaque))
+        del self.open_by_opaque[stream.opaque]
+        self._closed_opaque_by_vb[stream.vb] = stream.opaque
+        stream.checkpoint = stream.position(stream.seqno)
 
     def _wait(self, stream: Stream, retry_at: float) -> None:
         if stream.checkpoint.seqno >= stream.end_seqno:
