@@ -1,0 +1,109 @@
+"""What must hold of what readers were told, and of the stable clock. Pure.
+
+A rollback of the bucket is the one thing that takes anything back, and each may do so once: the index follows it by
+one new epoch, at a time that nobody outside knows, if it has to at all. So the rules count: of one vbucket, no reader
+is sent back and no clock goes back more often than rollbacks had begun by then. How far back is not judged: a feed
+resumes at the end of the last snapshot that was complete, which may lie below what the bucket kept, and a reader begins
+at 0 again.
+"""
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+from tests.chaos.finding import Finding
+from tests.chaos.record import Reader, Record, Rollback, StableSample, Told
+from tests.support.history import Membership, expected_channels
+
+FOLLOWED_S = 180.0
+"""So long after a rollback has begun the index has followed it, and readers have what they had read before: no fault of
+a run lasts a third of it."""
+
+
+class Begun:
+    """When rollbacks began, by vbucket."""
+
+    def __init__(self, rollbacks: Iterable[Rollback]) -> None:
+        self._times_by_vb: defaultdict[int, list[float]] = defaultdict(list)
+        for rollback in sorted(rollbacks):
+            for vb in rollback.vbs:
+                self._times_by_vb[vb].append(rollback.begun)
+
+    def count(self, vb: int, at: float) -> int:
+        """How many there were of *vb* by then."""
+        return bisect_right(self._times_by_vb[vb], at)
+
+    def lately(self, vb: int, at: float) -> bool:
+        """Whether the index may be about to follow one of *vb*."""
+        return self.count(vb, at) > self.count(vb, at - FOLLOWED_S)
+
+
+def judge_readers(record: Record) -> Iterator[Finding]:
+    """Everything that is wrong with what readers were told.
+
+    At the end they must have read all that is stable, and documents that lost the only revision by which they were ever
+    in a channel must have been healed: no entry of the index tells of them.
+    """
+    begun = Begun(record.rollbacks)
+    expected = expected_channels(record.written)
+    told_by_reader: defaultdict[str, list[Told]] = defaultdict(list)
+    for told in record.told:
+        told_by_reader[told.reader].append(told)
+    channels = dict(record.readers) | {told.reader: told.channel for told in record.told}
+    for name, channel in channels.items():
+        yield from _missed(Reader(name, channel), told_by_reader[name], expected)
+        yield from _repeated(told_by_reader[name], begun)
+        yield from _too_early(told_by_reader[name], begun)
+
+
+def _missed(reader: Reader, tellings: Iterable[Told], expected: Membership) -> Iterator[Finding]:
+    """Documents of which a reader was last told something else than what is so."""
+    believed = {told.doc: (told.rev, told.removed, told.deleted) for told in tellings}
+    true = {doc: tuple(what) for doc, *what in expected.get(reader.channel, ())}
+    for doc in sorted(believed.keys() | true.keys()):
+        if believed.get(doc) != true.get(doc):
+            yield Finding("missed", f"{reader.name}: {doc} is {true.get(doc)}, was last told {believed.get(doc)}")
+
+
+def _repeated(tellings: Iterable[Told], begun: Begun) -> Iterator[Finding]:
+    """Tellings that do not go on behind the one before of their vbucket.
+
+    Each answer holds a window of a vbucket, ascending, and the next one begins where it ended. A reader who had seen
+    what a rollback took back begins this vbucket at 0 again.
+    """
+    last_seqno: dict[int, int] = {}
+    times_sent_back: defaultdict[int, int] = defaultdict(int)
+    told_since: defaultdict[int, set[tuple[str, int]]] = defaultdict(set)
+    for told in tellings:
+        vb, this = told.vb, (told.doc, told.seqno)
+        if told.seqno <= last_seqno.get(vb, 0):
+            if times_sent_back[vb] < begun.count(vb, told.at):
+                times_sent_back[vb] += 1
+                told_since[vb].clear()
+            elif this in told_since[vb]:
+                yield Finding("duplicate", f"told twice: {told}")
+            else:
+                yield Finding("went back", f"{told}, when it was at {last_seqno[vb]}")
+        told_since[vb].add(this)
+        last_seqno[vb] = told.seqno
+
+
+def _too_early(tellings: Iterable[Told], begun: Begun) -> Iterator[Finding]:
+    """Tellings beyond the stable clock. It was looked at afterwards: by then it moved on, or was rolled back."""
+    for told in tellings:
+        if 0 <= told.stable < told.seqno and not begun.lately(told.vb, told.at):
+            yield Finding("before stable", f"{told}")
+
+
+def judge_stable_clock(samples: Iterable[StableSample], rollbacks: Iterable[Rollback]) -> Iterator[Finding]:
+    """Each time that the stable clock moved back without a rollback."""
+    begun = Begun(rollbacks)
+    times_back: defaultdict[int, int] = defaultdict(int)
+    before: tuple[int, ...] = ()
+    for at, stable in samples:
+        for vb, (old, new) in enumerate(zip(before, stable, strict=False)):  # there is none before the first
+            if new < old:
+                times_back[vb] += 1
+                if times_back[vb] > begun.count(vb, at):
+                    yield Finding("stable moved back", f"vbucket {vb} from {old} to {new} at {at:.3f}")
+        before = stable
