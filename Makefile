@@ -4,6 +4,8 @@ PY ?= python3
 VENV ?= .venv
 K ?=
 SEED ?=
+MINUTES ?= 5
+SCHEDULE ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
 PREFIX ?= /opt/channelindex
@@ -24,7 +26,7 @@ INSTALL := $(PY) systemd/install.py --prefix '$(PREFIX)' --bindir '$(BINDIR)' --
 PYTEST := $(BIN)/pytest $(if $(SEED),--randomly-seed=$(SEED)) $(if $(K),-k '$(K)') $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test lint fmt type arch check test-chaos test-couchbase fuzz bench docs package install rollback uninstall tour clean
+.PHONY: help dev demo test lint fmt type arch check test-chaos chaos test-couchbase fuzz bench docs package install rollback uninstall tour clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -54,6 +56,9 @@ check: lint type arch test ## exactly what CI runs
 
 test-chaos: $(STAMP) ## only the tests that kill, pause and starve whole nodes
 	$(PYTEST) -m 'chaos or not chaos' $(addprefix tests/integration/test_,kills.py two_nodes.py supervision.py rollback.py four_nodes.py zombies.py)
+
+chaos: $(STAMP) ## whole nodes under seeded faults for MINUTES, judged afterwards; SEED=number or SCHEDULE=file repeats
+	$(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(SCHEDULE),--schedule $(SCHEDULE))
 
 test-couchbase: $(STAMP) ## the tests of the couchbase:// store against a real bucket: COUCHBASE=couchbase://host/bucket
 	@test -n "$(COUCHBASE)" || { echo 'usage: make test-couchbase COUCHBASE=couchbase://host/bucket COUCHBASE_USER=… COUCHBASE_PASSWORD=…'; exit 64; }

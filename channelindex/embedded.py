@@ -93,6 +93,16 @@ class EmbeddedRedis:
         """The server's process id."""
         return self._process.pid
 
+    @property
+    def running(self) -> bool:
+        """Whether the server has not ended."""
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """End the server as kill -9 does. `close` still has to be called."""
+        self._process.kill()
+        self._process.wait()
+
     def _configuration(self, save: bool) -> str:
         lines = [
             "port 0",

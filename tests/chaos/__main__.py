@@ -1,0 +1,92 @@
+"""The fault suite: `make chaos [SEED=] [MINUTES=]`. Exit code 1 if anything is lost, invented, told twice, or stuck."""
+
+import argparse
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.chaos import schedule
+from tests.chaos.play import Outcome, play
+from tests.chaos.report import table
+from tests.chaos.schedule import Episode
+
+EPISODES = 24
+"""In one world. What fails is played again to be made smaller, so a round must be short."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run it."""
+    args = _parse(argv)
+    seed = random.SystemRandom().getrandbits(32) if args.seed is None else args.seed
+    _say(f"seed {seed}, {args.minutes:g} minutes")
+    begun = time.monotonic()
+    deadline = begun + args.minutes * 60
+    total = Outcome()
+    number = 0
+    while not total.findings and (number == 0 or time.monotonic() < deadline):
+        number += 1
+        episodes = schedule.load(args.schedule) if args.schedule else schedule.draw(seed + number, EPISODES)
+        _say(f"-- world {number}")
+        folder = Path(tempfile.mkdtemp(prefix="world-", dir=args.bundle))
+        outcome = play(folder, episodes, deadline, _say)
+        total.add(outcome)
+        if outcome.findings:
+            _explain(outcome, folder, seed, episodes, args.shrink_minutes)
+        else:
+            shutil.rmtree(folder)
+    _say(table(total, time.monotonic() - begun))
+    return 1 if total.findings else 0
+
+
+def _explain(outcome: Outcome, folder: Path, seed: int, episodes: Sequence[Episode], shrink_minutes: float) -> None:
+    """Tell what is wrong, and leave all that helps in *folder*: logs, record, index, the schedule and a smaller one."""
+    text = "".join(f"{finding.kind}: {finding.what}\n" for finding in outcome.findings)
+    (folder / "findings.txt").write_text(text)
+    schedule.save(folder / "schedule.jsonl", episodes)
+    _say(text[:10_000])
+    _say(f"seed {seed}; logs, record, index and schedule are in {folder}")
+    if shrink_minutes <= 0:
+        return
+    deadline = time.monotonic() + shrink_minutes * 60
+    _say(f"making the schedule smaller, for at most {shrink_minutes:g} minutes")
+    tries = folder / "smaller"
+
+    def fails(fewer: list[Episode]) -> bool:
+        if time.monotonic() > deadline:
+            return False
+        shutil.rmtree(tries, ignore_errors=True)
+        tries.mkdir()
+        failed = bool(play(tries, fewer, float("inf"), lambda line: None).findings)
+        _say(f"{len(fewer)} episodes, {sum(map(len, fewer))} faults: {'fails' if failed else 'does not fail'}")
+        return failed
+
+    smaller = schedule.shrink(episodes, fails)
+    schedule.save(folder / "shrunk.jsonl", smaller)
+    _say(f"shrunk schedule, to be given as SCHEDULE: {folder / 'shrunk.jsonl'}")
+    for episode in smaller:
+        _say(f"  {' '.join(f'{f.kind}({f.seed}) at {f.at_s} for {f.for_s};' for f in episode)}")
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--seed", type=int, help="repeats the schedule of a run (default: a new one, which is told)")
+    parser.add_argument("--minutes", type=float, default=5.0, help="how long faults are injected (default: 5)")
+    parser.add_argument("--schedule", type=Path, help="play this file of episodes in place of drawn ones")
+    parser.add_argument("--shrink-minutes", type=float, default=10.0, help="for making a failing schedule smaller")
+    parser.add_argument("--bundle", type=Path, default=None, help="where worlds live, and stay if they fail")
+    args = parser.parse_args(argv)
+    if args.bundle is not None:
+        args.bundle.mkdir(parents=True, exist_ok=True)
+    return args
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,266 @@
+"""Whole nodes, two Redis, a bucket of three nodes, writers, readers: all that a fault can hit, and its healing."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+import redis
+
+from channelindex import exits
+from channelindex.devbucket import DevBucket, DevBucketConfig
+from channelindex.embedded import EmbeddedRedis
+from channelindex.sync_gateway.layouts import InlineLayout, XattrLayout
+from tests.chaos.jumping import JumpingNode
+from tests.chaos.proxy import Link, Proxy
+from tests.chaos.record import Record, Rollback
+from tests.chaos.recorder import Recorder
+from tests.chaos.writer import KnownWriter
+from tests.support.node import stable_seqnos, until
+
+N_VBUCKETS = 32
+N_BUCKET_NODES = 3
+NODES = ("n1", "n2", "n3")
+FOLLOWED = ("*", "ch-000", "ch-001", "ch-002")
+SLOWLY_FOLLOWED = "ch-003"
+OPERATOR_TIMEOUT_S = 10.0
+FATAL = frozenset((exits.INTERNAL, exits.CONFIG, exits.MISMATCH))
+"""Exit codes that no fault explains. `AUTH` is none of them: a node that starts while logins are refused has it."""
+RECOVERY_DEADLINE_S = 90.0
+"""The longest that anything here may need once all faults are healed: a client's longest pause, a TTL, a start."""
+
+
+class RedisPart:
+    """A redis-server in a folder that outlives it. With *save* it has on disk whatever it acknowledged."""
+
+    def __init__(self, folder: Path, *, save: bool) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self._save = save
+        self._server = self._started()
+
+    @property
+    def socket(self) -> Path:
+        """Where it listens."""
+        return self._server.socket
+
+    @property
+    def url(self) -> str:
+        """Where it listens, as a URL."""
+        return self._server.url
+
+    @property
+    def process(self) -> psutil.Process:
+        """The server."""
+        return psutil.Process(self._server.pid)
+
+    def client(self) -> redis.Redis:
+        """A client of an operator; it waits for seconds only."""
+        return redis.Redis(unix_socket_path=str(self.socket), socket_timeout=5.0)
+
+    def kill(self) -> None:
+        """SIGKILL, and start it again."""
+        self._server.kill()
+        self._server.close()
+        self._server = self._started()
+
+    def revive(self) -> None:
+        """Start it again if it has ended by itself."""
+        if not self._server.running:
+            self._server.close()
+            self._server = self._started()
+
+    def close(self) -> None:
+        """End it."""
+        self._server.close()
+
+    def _started(self) -> EmbeddedRedis:
+        server = EmbeddedRedis(self.folder, save=self._save)
+        if self._save:
+            with redis.Redis(unix_socket_path=str(server.socket)) as client:
+                until(lambda: _answers(client), "Redis to have read its file")
+                client.config_set("appendfsync", "always")
+        return server
+
+
+def _answers(client: redis.Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.BusyLoadingError:
+        return False
+
+
+class World:
+    """Everything, running, while the context is open."""
+
+    def __init__(self, folder: Path) -> None:
+        self.record = Record()
+        self.folder = folder
+        self.nodes: dict[str, JumpingNode] = {}
+        self.store_links: dict[str, Link] = {}
+        self.leases_links: dict[str, Link] = {}
+        self.writers: list[KnownWriter] = []
+        self._ends: list[tuple[str, int]] = []
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._start(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def _start(self, stack: ExitStack) -> None:
+        self.bucket = stack.enter_context(DevBucket(DevBucketConfig(n_vbuckets=N_VBUCKETS, n_nodes=N_BUCKET_NODES)))
+        self.store = RedisPart(self.folder / "store", save=True)
+        stack.callback(self.store.close)
+        self.leases = RedisPart(self.folder / "leases", save=False)
+        stack.callback(self.leases.close)
+        proxy = stack.enter_context(Proxy())
+        for number, name in enumerate(NODES):
+            self._add_node(stack, proxy, name, number)
+        self.operator = JumpingNode(
+            "operator", self.folder, self.store.url, self.bucket, coordination__redis=self.leases.url
+        )
+        self.readers_link = proxy.link(self.store.socket)
+        for node in self.nodes.values():
+            node.start()
+        until(lambda: len(stable_seqnos(self.store.url)) == N_VBUCKETS, "the index to be there")
+        self._recorder = Recorder(self.readers_link.url)
+        for channel in FOLLOWED:
+            self._recorder.follow(channel)
+        self._recorder.follow(SLOWLY_FOLLOWED, pause_s=2.0)
+        self._recorder.start()
+        for name, layout in (("inline", InlineLayout()), ("xattr", XattrLayout())):
+            writer = KnownWriter(self.bucket, name, layout, n_documents=200, per_second=60.0)
+            self.writers.append(writer)
+            writer.start()
+
+    def _add_node(self, stack: ExitStack, proxy: Proxy, name: str, number: int) -> None:
+        self.store_links[name] = proxy.link(self.store.socket)
+        self.leases_links[name] = proxy.link(self.leases.socket)
+        node = JumpingNode(
+            name,
+            self.folder,
+            self.store_links[name].url,
+            self.bucket,
+            coordination__redis=self.leases_links[name].url,
+            coordination__ttl_s=2.0,
+            index__partitions=8,
+            index__block_bytes=4096,
+            workers__feed_workers=1 + number % 2,
+            workers__batch_writers=1 + number // 2,
+            workers__heartbeat_timeout_s=6.0,
+            workers__drain_timeout_s=5.0,
+        )
+        self.nodes[name] = stack.enter_context(node)
+
+    # -- what faults need
+
+    def node(self, rnd: random.Random) -> JumpingNode:
+        """Any node, running or not."""
+        return self.nodes[rnd.choice(NODES)]
+
+    def child(self, rnd: random.Random, role: str) -> psutil.Process | None:
+        """A live process of *role* on any node."""
+        found = [child for node in self.nodes.values() if node.running for child in node.children(role)]
+        return rnd.choice(sorted(found, key=lambda child: child.pid)) if found else None
+
+    def operate(self, *arguments: object) -> int:
+        """Run `channelindex`, as an operator who does not wait; its exit code."""
+        words = [str(argument) for argument in arguments]
+        command = [sys.executable, "-m", "workers.cli", *words, "--no-wait", "--config", str(self.operator.config)]
+        try:
+            done = subprocess.run(command, check=False, capture_output=True, timeout=OPERATOR_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return exits.INTERRUPTED
+        return done.returncode
+
+    def unexpected_ends(self) -> list[str]:
+        """What nodes ended with that nobody killed or stopped, where it was anything that no fault explains."""
+        return [f"node {name} ended with exit code {code}" for name, code in self._ends if code in FATAL]
+
+    @contextmanager
+    def losing(self, vbs: Iterable[int]) -> Iterator[None]:
+        """In here the bucket may be made to lose the newest seqnos of *vbs*; afterwards it is known what it lost."""
+        vbs = tuple(vbs)
+        with ExitStack() as stack:
+            for writer in self.writers:
+                stack.enter_context(writer.paused())
+            begun = time.monotonic()
+            yield
+            high_seqnos = self.bucket.high_seqnos()
+            kept = tuple(high_seqnos[vb] for vb in vbs)
+            self.record.rollbacks.append(Rollback(begun, time.monotonic(), vbs, kept))
+            for writer in self.writers:
+                writer.find_what_was_taken_back(vbs)
+
+    # -- healing
+
+    def start(self, node: JumpingNode) -> None:
+        """Start a node that a fault has ended, unless it was started since."""
+        if not node.running:
+            node.start()
+
+    def revive(self) -> None:
+        """Start whatever has ended, as a service manager would."""
+        self.store.revive()
+        self.leases.revive()
+        for name, node in self.nodes.items():
+            if not node.running:
+                self._ends.append((name, node.wait()))
+                node.start()
+
+    def await_recovery(self) -> float:
+        """Wait until the index has all that the bucket has now, and nothing beyond; the seconds that took."""
+        begun = time.monotonic()
+        high_seqnos = self.bucket.high_seqnos()
+
+        def complete() -> bool:
+            self.revive()
+            stable = stable_seqnos(self.store.url)
+            if not stable or any(stable[vb] < high for vb, high in enumerate(high_seqnos)):
+                return False
+            return all(stable[vb] <= high for vb, high in enumerate(self.bucket.high_seqnos()))
+
+        until(complete, "the index to be complete again", RECOVERY_DEADLINE_S)
+        return time.monotonic() - begun
+
+    def come_to_rest(self) -> None:
+        """No more faults: write what readers need to converge, and wait until the index and its readers are done."""
+        with ExitStack() as stack:
+            stack.callback(self._recorder.finish, self.record)
+            for writer in self.writers:
+                stack.callback(writer.finish, self.record)
+            for writer in self.writers:
+                writer.heal()
+            self.await_recovery()
+
+    def n_events(self) -> int:
+        """How many revisions the bucket took."""
+        return sum(writer.n_written for writer in self.writers)
+
+
+def send(process: psutil.Process | None, signum: signal.Signals) -> None:
+    """Signal a process that may have ended."""
+    if process is not None:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(signum)
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    """A process and its children."""
+    with suppress(psutil.NoSuchProcess):
+        return [psutil.Process(pid), *psutil.Process(pid).children()]
+    return []
