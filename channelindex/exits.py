@@ -6,7 +6,7 @@ The systemd unit lists those that no restart can cure in RestartPreventExitStatu
 from channelindex import errors
 
 OK = 0
-DIFFERENCES = 1  # verify or demo found that the index is not what the bucket says
+DIFFERENCES = 1  # verify, compare, demo or quarantine retry: the index is not what the bucket says
 USAGE = 2  # argparse's own
 CONFIG = 64
 INPUT = 65

@@ -22,6 +22,7 @@ from typing import Any, TextIO
 import orjson
 
 from channelindex.settings import mask_url
+from channelindex.terminal import escaped
 
 MAX_REPEATS = 64
 """Lines of one event that pass in one window. As many as there are partitions by default: each may tell its fate."""
@@ -192,7 +193,7 @@ def _plain(value: Any) -> Any:
 
 
 def _json_line(line: dict[str, Any]) -> str:
-    return orjson.dumps(line, default=str).decode()
+    return escaped(orjson.dumps(line, default=str).decode())
 
 
 def _logfmt_line(line: dict[str, Any]) -> str:
@@ -201,4 +202,5 @@ def _logfmt_line(line: dict[str, Any]) -> str:
 
 def _logfmt_value(value: Any) -> str:
     text = str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
-    return text if _PLAIN.fullmatch(text) else json.dumps(text, ensure_ascii=False)
+    is_plain = _PLAIN.fullmatch(text) and escaped(text) == text
+    return text if is_plain else escaped(json.dumps(text, ensure_ascii=False))

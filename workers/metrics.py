@@ -74,7 +74,7 @@ METRICS = (
     Metric("feed_entries", COUNTER, _WORKER, "Entries made of them, one per channel and change.",
            "Far above `feed_events`: documents in very many channels."),
     Metric("feed_quarantined", COUNTER, _WORKER, "Documents that could not be decoded; they are in no channel.",
-           "Look at them: `channelindex status` counts them, the index keeps key and reason."),
+           "Look at them: `channelindex quarantine list` has keys and reasons."),
     Metric("feed_stalls", COUNTER, _WORKER, "Turns on which a ring had no room.",
            "Rises steadily: the writers or the store are the bottleneck; see `writer_store_seconds`."),
     Metric("feed_in_flight", GAUGE, _WORKER, "Changes that are read and not yet stable.",

@@ -134,6 +134,10 @@ class OwnerStore(Protocol):
         """Remember *documents*, newest first; the store keeps a bounded number of them and a total count."""
         ...
 
+    def forget_quarantined(self, documents: Sequence[Quarantined]) -> None:
+        """Remember exactly these no longer; one that is not there is no error. The total count stays."""
+        ...
+
     def close(self) -> None:
         """Let go of connections. May be called twice."""
         ...

@@ -223,6 +223,14 @@ class MemoryOwner:
             self._index.quarantine.extendleft(documents)
             self._index.n_quarantined += len(documents)
 
+    def forget_quarantined(self, documents: Sequence[Quarantined]) -> None:
+        """See `OwnerStore.forget_quarantined`."""
+        forgotten = set(documents)
+        with self._index.changed:
+            kept = [document for document in self._index.quarantine if document not in forgotten]
+            self._index.quarantine.clear()
+            self._index.quarantine.extend(kept)
+
     def close(self) -> None:
         """There is nothing to let go of."""
 

@@ -280,6 +280,18 @@ def test_quarantine_remembers_the_newest_and_counts_all(backend, owner):
     assert len(backend.reader().quarantined(10**6)[1]) == QUARANTINE_DOCUMENTS
 
 
+def test_what_is_taken_out_of_the_quarantine_is_gone_but_counted(backend, owner):
+    again = [Quarantined(1, 7, b"a", "why", at) for at in (1.0, 2.0)]
+    other = Quarantined(2, 7, b"\xff", "why", 3.25)
+    owner.quarantine([*again, other])
+    owner.forget_quarantined([again[0], other, Quarantined(3, 1, b"never there", "why", 4.0)])
+    owner.forget_quarantined([])
+    count, newest = backend.reader().quarantined()
+    assert (count, list(newest)) == (3, [again[1]])
+    owner.quarantine([other])
+    assert list(backend.reader().quarantined()[1]) == [other, again[1]]
+
+
 def test_indexes_of_other_names_are_other_indexes(backend, owner):
     other = Backend(backend.url, "test:2")
     with pytest.raises(IndexMissing):

@@ -17,6 +17,7 @@ from typing import NoReturn
 from channelindex import __version__, exits
 from channelindex.errors import ChannelIndexError
 from channelindex.settings import mask_url
+from channelindex.terminal import escaped
 from workers.cli.output import ReaderGone
 
 COMMANDS = {
@@ -35,6 +36,7 @@ COMMANDS = {
     "scale": "change the numbers of workers in running nodes",
     "rewind": "take partitions back to an earlier clock, and let the nodes index again from there",
     "rebuild": "let the nodes index the whole bucket anew",
+    "quarantine": "show the documents that could not be decoded, and have them decoded again",
     "size": "calculate workers, rings and the memory of the index",
     "verify": "compare the index with the bucket",
     "compare": "feed two stores the same and compare what readers of both are told",
@@ -118,14 +120,14 @@ def _add_debug(parser: argparse.ArgumentParser) -> None:
 
 def _failed(arguments: Sequence[str], reason: str, code: int) -> int:
     if "--debug" in arguments:
-        traceback.print_exc()
+        sys.stderr.write(mask_url(traceback.format_exc()))
     _complain(reason)
     return code
 
 
 def _complain(message: str) -> None:
     """One line on stderr, whatever *message* holds."""
-    print(f"channelindex: {mask_url(' '.join(message.split()))}", file=sys.stderr)
+    print(f"channelindex: {escaped(mask_url(' '.join(message.split())))}", file=sys.stderr)
 
 
 def _leave_quietly() -> int:

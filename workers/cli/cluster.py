@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager
 from channelindex.config import REQUIRED_TO_SEE_NODES
 from channelindex.errors import InputInvalid
 from channelindex.stores import open_reader
+from channelindex.terminal import escaped
 from coordinator.cluster import ClusterState, MemberState, read_cluster
 from coordinator.connection import RedisClient, connect
 from coordinator.tick import order
@@ -87,4 +88,4 @@ def wait(args: argparse.Namespace, there: Coordination, missing: Callable[[Clust
 def _progress(text: str) -> None:
     if sys.stderr.isatty():
         width = shutil.get_terminal_size().columns - 1
-        print(f"\r{text[:width]:<{width}}", end="" if text else "\r", file=sys.stderr, flush=True)
+        print(f"\r{escaped(text)[:width]:<{width}}", end="" if text else "\r", file=sys.stderr, flush=True)

@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do what the action says."""
     if args.action == "docs":
-        output.line(reference.configuration().rstrip())
+        output.paragraph(reference.configuration().rstrip())
         return exits.OK
     return _check(args) if args.action == "check" else _show(args)
 

@@ -1,4 +1,8 @@
-"""What commands print: JSON for programs, tables for people."""
+"""What commands print: JSON for programs, tables for people.
+
+Keys, channels and reasons are of others' making: whatever they hold, they stay on their line, and no terminal obeys
+them.
+"""
 
 import shutil
 import sys
@@ -7,6 +11,7 @@ from collections.abc import Iterable, Sequence
 import orjson
 
 from channelindex.errors import OutputFailed
+from channelindex.terminal import escaped
 
 
 class ReaderGone(Exception):
@@ -16,16 +21,22 @@ class ReaderGone(Exception):
 def line(text: str) -> None:
     """Print one line at once: whoever follows a command through a pipe must not wait for a full buffer."""
     try:
-        print(text, flush=True)
+        print(escaped(text), flush=True)
     except BrokenPipeError:
         raise ReaderGone from None
     except OSError as error:
         raise OutputFailed(f"standard output cannot be written: {error.strerror or error}") from error
 
 
+def paragraph(text: str) -> None:
+    """Print a text of ours that has several lines."""
+    for each in text.splitlines():
+        line(each)
+
+
 def warn(text: str) -> None:
     """Print one line on standard error, for people; it is no part of the result."""
-    print(f"channelindex: {text}", file=sys.stderr, flush=True)
+    print(f"channelindex: {escaped(text)}", file=sys.stderr, flush=True)
 
 
 def json_line(value: object) -> None:
@@ -41,7 +52,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
 
 def table_lines(header: Sequence[str], rows: Iterable[Sequence[object]], width: int) -> list[str]:
     """The lines of a table that is at most *width* characters wide; 0 for one of any width."""
-    texts = [[str(cell) for cell in row] for row in rows]
+    texts = [[escaped(str(cell)) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(header, *texts, strict=True)]
     if width and sum(widths) + 2 * (len(widths) - 1) > width:
         return _blocks(header, texts)

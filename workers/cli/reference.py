@@ -66,7 +66,7 @@ somewhere, or soon will.
 
 EXIT_CODES = {
     "OK": "done",
-    "DIFFERENCES": "`verify`, `compare` or `demo` found that the index is not as it should be",
+    "DIFFERENCES": "`verify`, `compare`, `demo` or `quarantine retry` found that the index is not as it should be",
     "USAGE": "the arguments make no sense",
     "CONFIG": "a setting is wrong",
     "OUTPUT": "standard output cannot be written, for example because a disk is full",

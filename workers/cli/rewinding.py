@@ -1,4 +1,7 @@
-"""What `rewind` and `rebuild` have in common: ask first, take partitions back under a lock, wait until all is back."""
+"""What `rewind`, `rebuild` and `quarantine retry` have in common.
+
+They ask first, take partitions back under a lock, and wait until all is back.
+"""
 
 import argparse
 import os
@@ -34,7 +37,7 @@ Plan = Callable[[IndexMeta], tuple[Collection[int], Mapping[int, int]]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that both commands have."""
+    """Add the arguments that these commands have."""
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.add_argument("--no-wait", action="store_true", help="do not wait until the stable clock is back")
     options.add_json(parser)
@@ -51,18 +54,17 @@ def take_back(config: Config, args: argparse.Namespace, job: str, plan: Plan) ->
     with closing(open_reader(config.index)) as reader:
         partitions, clock = plan(reader.meta())
         if not args.yes:
-            _ask(f"{job} {len(partitions)} partitions of index {config.index.name!r}?")
+            ask(f"{job} {len(partitions)} partitions of index {config.index.name!r}?")
         with closing(open_owner(config.index)) as owner, job_lock(config.coordination.redis, config.index.name, job):
-            who = f"{job} by {socket.gethostname()}:{os.getpid()}"
-            rewound = list(rewind(owner, reader, partitions, clock, who))
+            rewound = list(rewind(owner, reader, partitions, clock, whose(job)))
         n_lowered = sum(each.before[vb] > each.after[vb] for each in rewound for vb in each.after)
         if not args.json:
             output.line(f"{len(rewound)} partitions taken back, {n_lowered} vbuckets were above the clock")
             if args.yes:
-                output.line(READERS_MEANWHILE)
+                output.paragraph(READERS_MEANWHILE)
             if not args.no_wait:
                 output.line("waiting for the nodes to index it again; Ctrl-C ends the waiting alone")
-        is_back = False if args.no_wait else _await_back(reader, rewound)
+        is_back = False if args.no_wait else await_back(reader, rewound)
     if args.json:
         output.json_line(
             {
@@ -77,7 +79,17 @@ def take_back(config: Config, args: argparse.Namespace, job: str, plan: Plan) ->
         output.line("the stable clock is back")
 
 
-def _ask(question: str) -> None:
+def whose(job: str) -> str:
+    """What a partition record is told of who took the partition back."""
+    return f"{job} by {socket.gethostname()}:{os.getpid()}"
+
+
+def ask(question: str) -> None:
+    """Have a person say yes, after being told what readers will see.
+
+    Raises:
+        NotConfirmed: nobody has.
+    """
     if not sys.stdin.isatty():
         raise NotConfirmed(f"{question} Nobody can be asked here: give --yes")
     print(f"{READERS_MEANWHILE}\n{question} [y/N] ", end="", file=sys.stderr, flush=True)
@@ -85,7 +97,7 @@ def _ask(question: str) -> None:
         raise NotConfirmed("nothing was changed")
 
 
-def _await_back(reader: IndexReader, rewound: Sequence[Rewound]) -> bool:
+def await_back(reader: IndexReader, rewound: Sequence[Rewound]) -> bool:
     """Wait until the stable clock is back; shows how far it is where somebody is watching."""
     console = Console(stderr=True)
     columns = (TextColumn("indexing again"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())

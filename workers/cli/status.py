@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Sequence
 from contextlib import closing
-from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -23,19 +22,12 @@ _EPILOG = """\
 example:
   channelindex status
   channelindex status --json
-  channelindex status --quarantined 20
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     parser.epilog = _EPILOG
-    parser.add_argument(
-        "--quarantined",
-        type=options.positive,
-        metavar="N",
-        help="show the newest N documents that could not be decoded, with the reason, instead",
-    )
     options.add_json(parser)
     options.add_config(parser)
 
@@ -43,9 +35,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the state of the index and of its nodes."""
     config = options.config_of(args, REQUIRED_TO_SEE_NODES)
-    if args.quarantined:
-        _print_quarantined(config, args.quarantined, as_json=args.json)
-        return exits.OK
     with closing(Look(config)) as look:
         state = look.state()
     if args.json:
@@ -123,27 +112,6 @@ def _partitions(cluster: ClusterState, records: Sequence[PartitionRecord]) -> li
 
 def _lease(lease: PartitionState) -> dict[str, Any]:
     return {"owner": lease.owner or None, "since_s": lease.since_s}
-
-
-def _print_quarantined(config: Config, limit: int, *, as_json: bool) -> None:
-    with closing(open_reader(config.index, config.node.run_dir)) as store:
-        total, newest = store.quarantined(limit)
-    documents = [
-        {
-            "vb": document.vb,
-            "seqno": document.seqno,
-            "key": document.key.decode("utf-8", "backslashreplace"),
-            "reason": document.reason,
-            "at": datetime.fromtimestamp(document.at, UTC).isoformat(timespec="seconds"),
-        }
-        for document in newest
-    ]
-    if as_json:
-        output.json_line({"total": total, "newest": documents})
-        return
-    output.line(f"{total} documents were quarantined; the newest {len(documents)}:")
-    if documents:
-        output.table(list(documents[0]), [list(document.values()) for document in documents])
 
 
 def _print(state: dict[str, Any]) -> None:

@@ -7,10 +7,12 @@ from contextlib import ExitStack, closing
 
 from rich.console import Console, RenderableType
 from rich.live import Live
+from rich.text import Text
 
 from channelindex import exits
 from channelindex.config import REQUIRED_TO_SEE_NODES
 from channelindex.errors import InputInvalid, Transient
+from channelindex.terminal import all_escaped, escaped
 from workers.cli import options
 from workers.cli.status import Look
 from workers.top import Trend
@@ -56,9 +58,9 @@ def run(args: argparse.Namespace) -> int:
         while left:
             left -= 1
             try:
-                state, stable = look.state(), look.stable()
+                state, stable = all_escaped(look.state()), look.stable()
             except Transient as error:
-                picture: RenderableType = f"cannot look: {error}"
+                picture: RenderableType = Text(escaped(f"cannot look: {error}"))
             else:
                 trend.add(time.monotonic(), stable)
                 height = console.height if live else _UNBOUNDED

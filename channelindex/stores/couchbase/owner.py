@@ -1,7 +1,7 @@
 """The owner's half in a bucket: a record is a document, replaced only if it is still what the new one was made from."""
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from channelindex import epochs
 from channelindex.epochs import EpochStart, PartitionRecord
@@ -12,7 +12,7 @@ from channelindex.stores.base import Quarantined
 from channelindex.stores.couchbase.keys import Keys
 from channelindex.stores.couchbase.link import Link, Stored, append_or_create
 from channelindex.stores.couchbase.partitions import decode_record, encode_record
-from channelindex.stores.couchbase.quarantine import decode_quarantine, encode_quarantine
+from channelindex.stores.couchbase.quarantine import Quarantine, decode_quarantine, encode_quarantine
 from channelindex.stores.meta import check_meta, decode_meta, encode_meta
 from channelindex.stores.records import pack_history
 
@@ -96,13 +96,20 @@ class CouchbaseOwner:
 
     def quarantine(self, documents: Sequence[Quarantined]) -> None:
         """See `OwnerStore.quarantine`. Repeating it counts them twice."""
-        if not documents:
-            return
+        if documents:
+            self._change_quarantine(lambda quarantine: quarantine.add(documents))
+
+    def forget_quarantined(self, documents: Sequence[Quarantined]) -> None:
+        """See `OwnerStore.forget_quarantined`."""
+        if documents:
+            self._change_quarantine(lambda quarantine: quarantine.remove(documents))
+
+    def _change_quarantine(self, change: Callable[[Quarantine], None]) -> None:
         key = self._keys.quarantine
         for _ in range(MAX_ATTEMPTS):
             stored = self._stored(key)
             quarantine = decode_quarantine(stored, key)
-            quarantine.add(documents)
+            change(quarantine)
             encoded = encode_quarantine(quarantine)
             if stored is None:
                 changed = self._link.insert({key: encoded})
@@ -110,7 +117,7 @@ class CouchbaseOwner:
                 changed = self._link.replace({key: Stored(encoded, stored.cas)})
             if not changed:
                 return
-        raise Transient(f"{key} changed {MAX_ATTEMPTS} times while documents were put into it")
+        raise Transient(f"{key} changed {MAX_ATTEMPTS} times while it was to be changed")
 
     def close(self) -> None:
         """See `OwnerStore.close`."""

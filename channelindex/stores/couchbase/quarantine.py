@@ -21,6 +21,11 @@ class Quarantine(msgspec.Struct, array_like=True):
         self.total += len(documents)
         self.documents = [*reversed(documents), *self.documents][:QUARANTINE_DOCUMENTS]
 
+    def remove(self, documents: Sequence[Quarantined]) -> None:
+        """Take exactly *documents* out; they stay counted."""
+        forgotten = set(documents)
+        self.documents = [document for document in self.documents if document not in forgotten]
+
 
 _decoder = msgspec.msgpack.Decoder(Quarantine)
 encode_quarantine = msgspec.msgpack.Encoder().encode

@@ -101,6 +101,11 @@ class RedisOwner:
             ]
         )
 
+    def forget_quarantined(self, documents: Sequence[Quarantined]) -> None:
+        """See `OwnerStore.forget_quarantined`."""
+        key = self._keys.quarantine
+        self._link.pipeline([("LREM", key, 0, records.pack_quarantined(document)) for document in documents])
+
     def close(self) -> None:
         """See `OwnerStore.close`."""
         self._link.close()

@@ -1,0 +1,32 @@
+"""Text of others' making, such that neither a terminal nor a log can mistake it for more than text. Pure."""
+
+import re
+from typing import Any
+
+_OBEYED = re.compile(
+    "["
+    "\x00-\x1f\x7f-\x9f"  # control characters: end of line, escape sequences, also as single characters (C1)
+    "\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"  # ends of line, turned directions, what is not seen
+    "\ud800-\udfff"  # halves of characters, which no output takes
+    "]"
+)
+
+
+def escaped(text: str) -> str:
+    r"""*text* on one line, each character that is obeyed rather than seen as an escape like `\u001b`.
+
+    JSON stays the same JSON by it: there such characters stand within strings alone, where this is how they may be
+    written. To repeat it changes nothing.
+    """
+    return _OBEYED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def all_escaped(value: Any) -> Any:
+    """*value*, as it comes from JSON, with every text in it escaped."""
+    if isinstance(value, str):
+        return escaped(value)
+    if isinstance(value, dict):
+        return {escaped(key): all_escaped(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [all_escaped(item) for item in value]
+    return value

@@ -1,0 +1,180 @@
+"""`channelindex quarantine`: which documents could not be decoded, why, and having them decoded again."""
+
+import argparse
+from collections.abc import Sequence
+from contextlib import closing
+from datetime import UTC, datetime
+from typing import Any
+
+from channelindex import exits
+from channelindex.config import REQUIRED_TO_READ, Config
+from channelindex.errors import ConfigInvalid, InputInvalid, KeyMissing
+from channelindex.paging import document_id
+from channelindex.quarantine import clock_before, fed_again, named, newest_of_each, outdated, still_undecodable
+from channelindex.rewind import Rewound, rewind
+from channelindex.settings import MEMORY_URL
+from channelindex.stores import open_owner, open_reader
+from channelindex.stores.base import IndexReader, Quarantined
+from channelindex.stores.records import QUARANTINE_DOCUMENTS
+from coordinator.lock import job_lock
+from workers.cli import options, output, rewinding
+
+_JOB = "quarantine retry"
+_DEFAULT_LIMIT = 50
+
+_EPILOG = f"""\
+example:
+  channelindex quarantine list --limit 20
+  channelindex quarantine show order::1207
+  channelindex quarantine retry order::1207 291:8811
+  channelindex quarantine retry --all --yes
+
+A document that cannot be decoded is in no channel. It is decoded again when it
+is saved again; its old record here stays until it is retried, or {QUARANTINE_DOCUMENTS} newer
+ones have taken its place. Bodies are neither kept nor shown.
+
+retry is for what was not the document's fault: damage on its way, a decoder
+that has been mended (restart the nodes with it first). It takes the vbuckets of
+these documents back to just before them, as `rewind` does, and waits for the
+running nodes. Nothing is written to the bucket. Exit code 1: some of them still
+cannot be decoded. With index.store = memory://, restart the node instead.
+
+{rewinding.READERS_MEANWHILE}
+"""
+
+_ADVICE = """\
+If the document is malformed, repair and save it: it is decoded again then.
+If the fault was elsewhere, and is mended: channelindex quarantine retry"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of this command."""
+    parser.epilog = _EPILOG
+    parser.add_argument("action", choices=tuple(_ACTIONS), help="list them, show some in full, or have them retried")
+    parser.add_argument("documents", nargs="*", metavar="KEY", help="a document's key, or VBUCKET:SEQNO")
+    parser.add_argument("--all", action="store_true", help="show or retry all that are in quarantine")
+    parser.add_argument(
+        "--limit",
+        type=options.positive,
+        default=_DEFAULT_LIMIT,
+        metavar="N",
+        help="list the newest N (default: %(default)s)",
+    )
+    rewinding.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the action says."""
+    config = options.config_of(args, REQUIRED_TO_READ)
+    with closing(open_reader(config.index, config.node.run_dir)) as store:
+        store.meta()
+        return _ACTIONS[args.action](config, store, args)
+
+
+def _list(_config: Config, store: IndexReader, args: argparse.Namespace) -> int:
+    if args.documents:
+        raise InputInvalid("list takes no documents; show does")
+    total, records = store.quarantined(QUARANTINE_DOCUMENTS)
+    documents = newest_of_each(records)
+    shown = [_as_dict(each) for each in documents[: args.limit]]
+    if args.json:
+        output.json_line({"total": total, "documents": len(documents), "newest": shown})
+        return exits.OK
+    output.line(f"{len(documents)} documents, the newest {len(shown)} of them; {total} records were ever made")
+    if shown:
+        output.table(list(shown[0]), [list(each.values()) for each in shown])
+    return exits.OK
+
+
+def _show(_config: Config, store: IndexReader, args: argparse.Namespace) -> int:
+    _, records = store.quarantined(QUARANTINE_DOCUMENTS)
+    for each in _chosen(records, args):
+        if args.json:
+            output.json_line(_as_dict(each))
+            continue
+        for name, value in _as_dict(each).items():
+            output.line(f"{name + ':':<8}{value}")
+        output.line("")
+    if not args.json:
+        output.paragraph(_ADVICE)
+    return exits.OK
+
+
+def _retry(config: Config, store: IndexReader, args: argparse.Namespace) -> int:
+    if config.index.store == MEMORY_URL:
+        raise ConfigInvalid(
+            "index.store = memory:// is indexed anew whenever its node starts: restart the node instead"
+        )
+    _, records = store.quarantined(QUARANTINE_DOCUMENTS)
+    chosen = _chosen(records, args)
+    if chosen and not args.yes:
+        rewinding.ask(f"retry {len(chosen)} documents of index {config.index.name!r}?")
+    rewound = _take_back(config, store, chosen)
+    retried = fed_again(chosen, rewound)
+    if not args.json:
+        output.line(f"{len(retried)} of {len(chosen)} documents are fed again; the others are above the stable clock")
+    is_back = not args.no_wait and rewinding.await_back(store, rewound)
+    failed = still_undecodable(store.quarantined(QUARANTINE_DOCUMENTS)[1], rewound) if is_back else []
+    _tell_outcome(args, retried, failed, is_back)
+    return exits.DIFFERENCES if failed else exits.OK
+
+
+def _take_back(config: Config, store: IndexReader, chosen: Sequence[Quarantined]) -> list[Rewound]:
+    """Have the vbuckets of *chosen* fed again from before them, and take out the records that this makes outdated.
+
+    In this order: who is interrupted between the two is left with records too many, never with documents forgotten.
+    """
+    clock = clock_before(chosen)
+    width = store.meta().partition_width
+    partitions = sorted({vb // width for vb in clock})
+    with (
+        closing(open_owner(config.index)) as owner,
+        job_lock(config.coordination.redis, config.index.name, _JOB.replace(" ", "-")),
+    ):
+        _, records = store.quarantined(QUARANTINE_DOCUMENTS)  # before: what is added from now on is news
+        rewound = list(rewind(owner, store, partitions, clock, rewinding.whose(_JOB)))
+        owner.forget_quarantined(outdated(records, rewound))
+    return rewound
+
+
+def _tell_outcome(
+    args: argparse.Namespace, retried: Sequence[Quarantined], failed: Sequence[Quarantined], is_back: bool
+) -> None:
+    if args.json:
+        output.json_line({"retried": len(retried), "back": is_back, "undecodable": [_as_dict(each) for each in failed]})
+    elif is_back:
+        output.line(f"{len(failed)} documents of these vbuckets still cannot be decoded")
+        if failed:
+            output.table(list(_as_dict(failed[0])), [list(_as_dict(each).values()) for each in failed])
+
+
+def _chosen(records: Sequence[Quarantined], args: argparse.Namespace) -> list[Quarantined]:
+    """The documents that *args* name, each once.
+
+    Raises:
+        InputInvalid: they name none.
+        KeyMissing: one that they name is not in quarantine.
+    """
+    documents = newest_of_each(records)
+    if args.all == bool(args.documents):
+        raise InputInvalid("name documents by key or VBUCKET:SEQNO, or give --all; `quarantine list` shows them")
+    if args.all:
+        return documents
+    found = [named(documents, name) for name in args.documents]
+    for name, those in zip(args.documents, found, strict=True):
+        if not those:
+            raise KeyMissing(f"{name} is not in quarantine; `quarantine list` shows what is")
+    return list(dict.fromkeys(each for those in found for each in those))
+
+
+def _as_dict(document: Quarantined) -> dict[str, Any]:
+    return {
+        "vb": document.vb,
+        "seqno": document.seqno,
+        "key": document_id(document.key),
+        "reason": document.reason,
+        "at": datetime.fromtimestamp(document.at, UTC).isoformat(timespec="seconds"),
+    }
+
+
+_ACTIONS = {"list": _list, "show": _show, "retry": _retry}
