@@ -56,26 +56,32 @@ class Recorder:
 
     def start(self) -> Self:
         """Begin to follow and to sample."""
-        for thread in (self._sampler, *self._followers):
+        for thread in self._threads():
             thread.start()
         return self
 
+    def stop(self) -> None:
+        """Have everything read to the end of what is stable now, and stop. May be called twice."""
+        for thread in self._threads():
+            thread.stop_asked.set()
+        for thread in self._threads():
+            thread.join()
+
+    def _threads(self) -> list["_Watch"]:
+        return [self._sampler, *self._followers]
+
     def finish(self, record: Record) -> None:
-        """Let all readers read to the end of what is stable now, stop, and put everything into *record*.
+        """Stop, and put everything into *record*.
 
         Raises:
             Exception: what ended a follower before its time. *record* has all that was seen.
         """
-        threads = (self._sampler, *self._followers)
-        for thread in threads:
-            thread.stop_asked.set()
-        for thread in threads:
-            thread.join()
+        self.stop()
         record.samples += self._sampler.samples
         for follower in self._followers:
             record.readers.append(follower.reader)
             record.told += follower.told
-        for thread in threads:
+        for thread in self._threads():
             if thread.problem:
                 raise thread.problem
 

@@ -70,6 +70,14 @@ class KnownWriter:
         self._thread.start()
         return self
 
+    def more(self, n: int) -> None:
+        """Write *n* more revisions now. Only while the writer is not started."""
+        self._write(self._next(n))
+
+    def last(self, n: int) -> set[str]:
+        """The documents of the last *n* revisions."""
+        return {each.id for each in self._history.taken[-n:]}
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Nothing is written meanwhile. A slice that broke off may be in the bucket in part; it is written again."""
@@ -121,11 +129,14 @@ class KnownWriter:
         try:
             while not self._stop_asked.is_set():
                 begun = time.monotonic()
-                part = islice(self._source, self._slice)
-                self._write([msgspec.structs.replace(each, id=f"{self.name}:{each.id}") for each in part])
+                self._write(self._next(self._slice))
                 self._stop_asked.wait(max(0.0, begun + self._period_s - time.monotonic()))
         except Exception as error:  # whoever finishes us must see it
             self._problem = error
+
+    def _next(self, n: int) -> list[Revision]:
+        part = islice(self._source, n)
+        return [msgspec.structs.replace(each, id=f"{self.name}:{each.id}") for each in part]
 
     def _write(self, part: Sequence[Revision]) -> None:
         deadline = time.monotonic() + GIVE_UP_S
