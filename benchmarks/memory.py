@@ -56,8 +56,7 @@ class _Filling:
         self._owner: OwnerStore = open_owner(settings)
         self._owner.create_or_check(IndexMeta(blocks.FORMAT_VERSION, N_VBUCKETS, N_PARTITIONS, "s", "i"))
         self._epoch = self._owner.next_epoch()
-        for partition in range(N_PARTITIONS):
-            self._owner.begin(partition, self._epoch, "bench")
+        self._owner.begin_all({partition: {} for partition in range(N_PARTITIONS)}, self._epoch, "bench")
         self._seqnos = [0] * N_VBUCKETS
 
     def add(self, n_entries: int, n_busy: int) -> None:

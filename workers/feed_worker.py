@@ -6,8 +6,9 @@ acknowledges nothing, so flow control bounds what it holds and the connection st
 writer has committed a round, its checkpoints are advanced. A rollback of the source is a new epoch and a new life.
 
 Its partitions may change while it works. One that goes has its streams closed; when all that came of it is stable, it
-is let go, and the others do not notice. For one that comes, reading pauses until everything is stable, and a new epoch
-begins for all of them at what is stable then: so no entry of the epoch before is taken back, and no stream is reopened.
+is let go, and the others do not notice. One that comes is begun in the next epoch, while the others go on in theirs.
+Then all have to come into it where everything that was read is stable, so that no entry of the epoch before is taken
+back. Nothing is read meanwhile, for as long as it takes a round to get into the index; no stream is reopened.
 """
 
 import select
@@ -27,6 +28,7 @@ from channelindex.stores.base import OwnerStore, Quarantined
 from workers.assignment import WorkerLink
 from workers.board import Row, Slot
 from workers.direct import DirectOutbox
+from workers.gain import Gain, where_they_are
 from workers.lag import LagMeter
 from workers.outbox import Outbox
 from workers.ring import Bell
@@ -82,7 +84,7 @@ class FeedWorker:
         self._partitions = frozenset(partitions)
         self._wanted = self._partitions
         self._leaving: frozenset[int] = frozenset()
-        self._next_epoch: int | None = None
+        self._gain = Gain(store, owner, board, log)
         self._link = link
         self._is_told = True
         self._meta = meta
@@ -131,7 +133,7 @@ class FeedWorker:
             self._board.beat()
             try:
                 self._epoch = self._store.next_epoch()
-                records = [self._store.begin(p, self._epoch, self._owner) for p in sorted(self._partitions)]
+                records = self._store.begin_all(where_they_are(self._partitions), self._epoch, self._owner)
             except Transient as error:
                 self._log.warning("feed.begin_failed", msg=str(error))
                 self._stop.wait(self._backoff.next_delay_s())
@@ -153,22 +155,24 @@ class FeedWorker:
         self._board.beat()
         wake_at = self._feed.tick(now)
         self._hear_assignment()
-        pausing = self._gains_partitions
-        events = () if pausing else self._feed.read(READ_BYTES)
+        if self._builder.rollback_since is None:  # after a rollback, a new life takes over anyway
+            self._gain.begin(self._wanted - self._partitions, now)
+        paused = self._pauses
+        events = () if paused else self._feed.read(READ_BYTES)
         self._builder.add(events)
         self._hand_over()
         self._advance(now)
         self._follow_assignment(now)
         self._report(now)
-        if not events:
-            self._wait(
-                pausing, min(wake_at, self._advance_at if self._unadvanced else now + MAX_WAIT_S, now + MAX_WAIT_S)
-            )
+        reads_on = paused and not self._pauses
+        if not events and not reads_on:
+            self._wait(now, wake_at)
 
     @property
-    def _gains_partitions(self) -> bool:
-        """Whether a new epoch is to begin for more partitions, as soon as all that was read is stable."""
-        return not self._leaving and not self._wanted <= self._partitions and self._builder.rollback_since is None
+    def _pauses(self) -> bool:
+        """Whether nothing is read, because our partitions are to join the epoch of those that come."""
+        has_begun = bool(self._gain.partitions) and self._gain.partitions == self._wanted - self._partitions
+        return self._gain.joining or (has_begun and not self._leaving and self._builder.rollback_since is None)
 
     def _hear_assignment(self) -> None:
         """Take over what the supervisor wants, and stop reading what it does not."""
@@ -182,7 +186,7 @@ class FeedWorker:
             self._leaving |= leaving
 
     def _follow_assignment(self, now: float) -> None:
-        """Let go of what is all stable; begin what is to come, once everything is; tell the supervisor.
+        """Let go of what is all stable; join what comes, once everything is; tell the supervisor.
 
         Raises:
             StaleEpoch: somebody else owns one of the partitions.
@@ -191,10 +195,10 @@ class FeedWorker:
         gone = {p for p in self._leaving if self._is_settled(self._vbuckets_of([p]), unsettled)}
         if gone:
             self._forget(gone)
-        if self._gains_partitions and self._is_idle:
-            self._begin_again(now)
+        if self._pauses and self._is_idle:
+            self._join(now)
         if not self._is_told:
-            self._is_told = self._link.report(self._partitions | self._wanted)
+            self._is_told = self._link.report(self._partitions | self._wanted | self._gain.partitions)
 
     def _vbuckets_of(self, partitions: Iterable[int]) -> set[int]:
         return {vb for partition in partitions for vb in self._meta.vbuckets_of(partition)}
@@ -217,32 +221,23 @@ class FeedWorker:
         self._is_told = False
         self._log.info("feed.let_go", epoch=self._epoch, partitions=sorted(gone))
 
-    def _begin_again(self, now: float) -> None:
-        """Begin a new epoch for what we have and what we get. Nothing of ours is in flight."""
-        if now < self._advance_at:
+    def _join(self, now: float) -> None:
+        """Have all that we have join the epoch of what comes, and work on both. Nothing of ours is in flight."""
+        records = self._gain.join(self._partitions, self._epoch, now)
+        if records is None:
             return
-        added = self._wanted - self._partitions
-        try:
-            self._next_epoch = epoch = self._next_epoch or self._store.next_epoch()
-            for partition in sorted(self._partitions):
-                self._store.begin(partition, epoch, self._owner, only_if=self._epoch)
-            checkpoints = _checkpoints([self._store.begin(p, epoch, self._owner) for p in sorted(added)])
-        except Transient as error:
-            self._advance_at = now + self._backoff.next_delay_s()
-            self._log.warning("feed.begin_failed", msg=str(error))
-            return
-        self._next_epoch = None
-        self._partitions |= added
+        checkpoints = _checkpoints(records.values())
+        self._partitions |= records.keys()
         # The group is named anew: whoever may use the same name elsewhere must own all that we write to it.
         self._group = group_of(sorted(self._partitions), self._meta.n_partitions)
-        self._epoch = epoch
+        self._epoch = self._gain.epoch
         self._stable.update((vb, checkpoint.seqno) for vb, checkpoint in checkpoints.items())
         self._builder.begin(checkpoints)
-        self._outbox.begin(epoch)
-        self._board.set(epoch=epoch)
+        self._outbox.begin(self._epoch)
+        self._board.set(epoch=self._epoch)
         self._feed.add(checkpoints)
         self._is_told = False
-        self._log.info("feed.gained", epoch=epoch, group=self._group, partitions=sorted(added))
+        self._log.info("feed.gained", epoch=self._epoch, group=self._group, partitions=sorted(records))
 
     def _hand_over(self) -> None:
         """Get the last round into the rings, then the next one; acknowledge when nothing read is left outside them."""
@@ -268,7 +263,7 @@ class FeedWorker:
         self._unadvanced.update(self._outbox.pop_committed())
         for vb in self._builder.rollbacks:
             self._unadvanced.pop(vb, None)  # known to be of a history that is no more
-        checks = now >= self._check_at
+        checks = now >= self._check_at and not self._gain.joining
         if now < self._advance_at or not (self._unadvanced or self._quarantined or checks):
             return
         by_partition: dict[int, dict[int, Checkpoint]] = {p: {} for p in self._partitions} if checks else {}
@@ -319,10 +314,15 @@ class FeedWorker:
             self._rows[partition].set(lag=behind.seqnos, behind_ns=behind.since_ns)
         return sum(behind.seqnos for behind in behind_by_partition.values())
 
-    def _wait(self, pausing: bool, wake_at: float) -> None:
-        """Sleep until there is something to read, room or a commit in the rings, an order, or *wake_at*."""
+    def _wait(self, now: float, wake_at: float) -> None:
+        """Sleep until there is something to read, room or a commit in the rings, an order, or something to do."""
+        wake_at = min(wake_at, now + MAX_WAIT_S)
+        if self._unadvanced:
+            wake_at = min(wake_at, self._advance_at)
+        if self._gain.retry_at > now:
+            wake_at = min(wake_at, self._gain.retry_at)
         poll = select.poll()
-        for source in (self._space_bell, self._stop, self._link, *(() if pausing else (self._feed,))):
+        for source in (self._space_bell, self._stop, self._link, *(() if self._pauses else (self._feed,))):
             poll.register(source.fileno(), select.POLLIN)
         poll.poll(max(0.0, wake_at - time.monotonic()) * 1000)
         self._space_bell.clear()
@@ -344,8 +344,7 @@ class FeedWorker:
                 "feed.rolled_back", epoch=self._epoch, vb=vb, seqno=checkpoint.seqno, stable=self._stable[vb]
             )
         epoch = self._store.next_epoch()
-        for partition, rollback in by_partition.items():
-            self._store.begin(partition, epoch, self._owner, rollback, only_if=self._epoch)
+        self._store.begin_all(by_partition, epoch, self._owner, only_if=self._epoch)
         return ROLLED_BACK
 
     def _drain(self) -> None:

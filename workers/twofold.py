@@ -54,8 +54,7 @@ class _Side:
         self._outbox = DirectOutbox(self._store, part)
         self._owner.create_or_check(meta)
         self._epoch = self._owner.next_epoch()
-        for partition in range(meta.n_partitions):
-            self._owner.begin(partition, self._epoch, "compare")
+        self._owner.begin_all({partition: {} for partition in range(meta.n_partitions)}, self._epoch, "compare")
         self._group = group_of(range(meta.n_partitions), meta.n_partitions)
 
     def write(self, taken: Round) -> None:

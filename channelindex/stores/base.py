@@ -119,6 +119,22 @@ class OwnerStore(Protocol):
         """
         ...
 
+    def begin_all(
+        self,
+        rollbacks: Mapping[int, Mapping[int, Checkpoint]],
+        epoch: int,
+        owner: str,
+        only_if: int | None = None,
+    ) -> list[PartitionRecord]:
+        """`begin` for each partition of *rollbacks* (partition -> vbucket -> checkpoint), in few round trips.
+
+        Each changes atomically by itself; any of them may have begun when it raises. The records are in the same order.
+
+        Raises:
+            StaleEpoch: of a partition that refused.
+        """
+        ...
+
     def advance(self, epoch: int, checkpoints: Mapping[int, Mapping[int, Checkpoint]]) -> None:
         """Apply `epochs.advance` to each partition (partition -> vbucket -> checkpoint), each atomically by itself.
 

@@ -199,6 +199,16 @@ class MemoryOwner:
                 self._index.records[partition] = record
             return record
 
+    def begin_all(
+        self,
+        rollbacks: Mapping[int, Mapping[int, Checkpoint]],
+        epoch: int,
+        owner: str,
+        only_if: int | None = None,
+    ) -> list[PartitionRecord]:
+        """See `OwnerStore.begin_all`."""
+        return [self.begin(partition, epoch, owner, rollback, only_if) for partition, rollback in rollbacks.items()]
+
     def advance(self, epoch: int, checkpoints: Mapping[int, Mapping[int, Checkpoint]]) -> None:
         """See `OwnerStore.advance`."""
         refused: list[StaleEpoch] = []

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from channelindex import epochs
 from channelindex.epochs import NO_BOUND, Bounds, EpochStart, PartitionRecord, new_record, whole_record
 from channelindex.errors import IndexMismatch, IndexMissing, StaleEpoch
-from channelindex.model import ORIGIN, Checkpoint
+from channelindex.model import ORIGIN, Checkpoint, IndexMeta
 from channelindex.stores.base import OwnerStore, Quarantined
 from channelindex.stores.records import QUARANTINE_DOCUMENTS, pack_checkpoints, pack_history
 from tests.support.stores import META, Backend, checkpoints, whole_records
@@ -36,6 +37,23 @@ def test_created_index_has_a_record_for_every_partition(backend, owner):
 
 def test_second_creation_finds_the_first_ones_meta(backend, owner):
     assert backend.owner().create_or_check(_with(index_uuid="another")) == META
+
+
+def test_index_that_several_nodes_create_at_once_is_one_index(backend):
+    """Without a lock: whoever comes first has created all of it, and nobody loses what an earlier one began."""
+    at_once = threading.Barrier(4)
+
+    def create(number: int) -> tuple[IndexMeta, PartitionRecord]:
+        owner = backend.owner()
+        at_once.wait()
+        meta = owner.create_or_check(_with(index_uuid=f"node-{number}"))
+        return meta, owner.begin(number, owner.next_epoch(), f"node-{number}")
+
+    with ThreadPoolExecutor(4) as nodes:
+        created = list(nodes.map(create, range(4)))
+    assert {meta.index_uuid for meta, _ in created} == {backend.reader().meta().index_uuid}
+    assert backend.reader().partition_records() == [record for _, record in created]
+    assert len({record.epoch for _, record in created}) == 4
 
 
 def _with(**changes):
@@ -225,6 +243,38 @@ def test_concurrent_begins_have_one_owner_each_and_lose_no_epoch(backend, owner)
     assert len(set(handed_out)) == 60
     assert record.epoch == max(handed_out)
     assert record.history == (EpochStart(record.epoch, (0, 0, 0, 0)),)
+
+
+def test_all_begin_in_one_epoch_each_at_its_own_clock(backend, owner):
+    owner.begin_all({0: {}, 1: {}, 3: {}}, 1, "n1")
+    owner.advance(1, checkpoints({0: 5, 4: 7, 12: 9}))
+    back = Checkpoint(vbuuid=77, seqno=3, snap_start=3, snap_end=3)
+    begun = owner.begin_all({3: {}, 1: {4: back}}, 2, "n2", only_if=1)
+    records = backend.reader().partition_records()
+    assert begun == [records[3], records[1]]
+    assert [(record.epoch, record.owner) for record in records] == [(1, "n1"), (2, "n2"), (0, ""), (2, "n2")]
+    assert records[1].history[-1] == EpochStart(2, (3, 0, 0, 0))
+    assert owner.begin_all({3: {}, 1: {4: back}}, 2, "n2", only_if=1) == begun, "repeated after a lost reply"
+    assert owner.begin_all({}, 3, "n2") == []
+
+
+def test_all_of_which_one_is_refused_can_be_begun_again_without_it(backend, owner):
+    owner.begin_all({0: {}, 1: {}, 2: {}}, 1, "n1")
+    owner.begin(1, 5, "n2")
+    with pytest.raises(StaleEpoch) as raised:
+        owner.begin_all({0: {}, 1: {}, 2: {}}, 4, "n1", only_if=1)
+    assert (raised.value.partition, raised.value.current) == (1, 5)
+    owner.begin_all({0: {}, 2: {}}, 4, "n1", only_if=1)
+    assert [record.epoch for record in backend.reader().partition_records()] == [4, 5, 4, 0]
+
+
+def test_all_that_begin_archive_their_old_starts(backend, owner, monkeypatch):
+    monkeypatch.setattr(epochs, "HISTORY_BYTES", 0)
+    for epoch in (1, 2, 3):
+        owner.begin_all({0: {}, 1: {}}, epoch, "n1")
+        owner.advance(epoch, checkpoints({0: 10 * epoch, 4: 10 * epoch}))
+    archives = backend.reader().archived_starts([0, 1])
+    assert [{start.epoch for start in archive} for archive in archives] == [{1, 2}, {1, 2}]
 
 
 def test_ten_thousand_takeovers_leave_a_small_record_and_every_bound(backend, owner):

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import closing
 from typing import NamedTuple
 
@@ -69,16 +70,19 @@ class GapWatch(threading.Thread):
             if new < old:
                 self.moved_back.append((partition, old, new))
 
-    def between(self, begun: float, ended: float, *, moved: bool) -> list[float]:
-        """The lengths, ascending, of the gaps that overlap a time and whose partition moved, or did not."""
-        return sorted(
-            gap.seconds for gap in list(self.gaps) if gap.moved is moved and gap.ended >= begun and gap.begun <= ended
-        )
+    def between(self, begun: float, ended: float, *, moved: bool) -> list[Gap]:
+        """The gaps that overlap a time and whose partition moved, or did not."""
+        return [gap for gap in list(self.gaps) if gap.moved is moved and gap.ended >= begun and gap.begun <= ended]
 
     def finish(self) -> None:
         """Stop sampling."""
         self._stop_asked.set()
         self.join(10)
+
+
+def lengths(gaps: Iterable[Gap]) -> list[float]:
+    """How long they are in seconds, ascending."""
+    return sorted(gap.seconds for gap in gaps)
 
 
 def percentile(ascending: list[float], share: float) -> float:

@@ -86,7 +86,7 @@ def surround(owner: type, name: str, folder: Path, step_of: Callable[..., str]) 
 
 def install(folder: Path) -> None:
     """Make all processes of this node stop where *folder* has a file of a step's name."""
-    surround(Link, "run", folder, lambda name, *_: name)
+    surround(Link, "run_all", folder, lambda name, *_: name)
     surround(Outbox, "put", folder, lambda *_: "publish")
     surround(Ring, "commit", folder, lambda *_: "commit")
 

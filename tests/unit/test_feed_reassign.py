@@ -6,7 +6,7 @@ from typing import cast
 import pytest
 
 from channelindex import blocks
-from channelindex.errors import StaleEpoch
+from channelindex.errors import OutcomeUnknown, StaleEpoch, StoreUnavailable
 from channelindex.feeds.base import MUTATION, SNAPSHOT
 from channelindex.hashing import group_of
 from channelindex.logs import get
@@ -82,12 +82,26 @@ class NeverStop(Bell):
         return False
 
 
+class UnwillingOwner(MemoryOwner):
+    """Begins no epoch of the partitions in `refused`, but of those that are asked for before them."""
+
+    def __init__(self, index, index_name):
+        super().__init__(index, index_name)
+        self.refused = set()
+        self.error = StoreUnavailable("away")
+
+    def begin(self, partition, epoch, owner, rollback=None, only_if=None):
+        if partition in self.refused:
+            raise self.error
+        return super().begin(partition, epoch, owner, rollback, only_if)
+
+
 class Rig:
     """A worker with a ring to a writer that the test plays."""
 
     def __init__(self, partitions):
         self.index = MemoryIndex()
-        self.owner = MemoryOwner(self.index, "test")
+        self.owner = UnwillingOwner(self.index, "test")
         self.owner.create_or_check(META)
         self.feed = FakeFeed()
         self.ring = Ring(1 << 16)
@@ -118,9 +132,18 @@ class Rig:
 
     def turn(self, n=1):
         for _ in range(n):
-            self.worker._advance_at = 0.0
+            self.worker._advance_at = self.worker._gain.retry_at = 0.0
             self.worker._turn()
             self.ours.poll()
+
+    def indexes(self, vb, seqno):
+        """Whether what comes now is stable once it is written."""
+        self.brings(vb, seqno)
+        self.turn()
+        self.write()
+        self.turn()
+        partition = vb // META.partition_width
+        return self.record(partition).stable[vb % META.partition_width] == seqno
 
     def write(self):
         """The writer writes and commits all that is in the ring; the frames."""
@@ -188,6 +211,83 @@ def test_partition_that_comes_begins_in_a_new_epoch_of_all_when_nothing_is_in_fl
     (new,) = rig.write()
     assert (old.epoch, old.group) == (before, group_of([0, 1], META.n_partitions))
     assert (new.epoch, new.group) == (epoch, group_of([0, 1, 3], META.n_partitions))
+
+
+def test_others_go_on_while_a_partition_that_comes_cannot_be_begun(rig):
+    before = rig.record(0).epoch
+    rig.owner.refused = {3}
+    rig.ours.want(frozenset({0, 1, 3}))
+    for seqno in range(1, 20):
+        assert rig.indexes(0, seqno)
+        assert rig.indexes(2, seqno)
+    assert (rig.record(0).epoch, rig.record(3).epoch) == (before, 0)
+    rig.owner.refused = set()
+    rig.turn()
+    assert rig.ours.working == {0, 1, 3}
+    assert rig.record(0).epoch == rig.record(1).epoch == rig.record(3).epoch > before
+    assert rig.indexes(0, 20)
+    assert rig.indexes(6, 1)
+
+
+def test_partition_that_a_former_owner_begins_once_more_is_begun_again_and_the_others_go_on(rig):
+    rig.owner.refused, rig.owner.error = {3}, StaleEpoch(3, 7, 8)
+    rig.ours.want(frozenset({0, 1, 3}))
+    assert rig.indexes(0, 1)
+    rig.owner.refused = set()
+    rig.turn()
+    assert rig.feed.streams.keys() == {0, 1, 2, 3, 6, 7}
+
+
+def test_others_are_paused_for_no_longer_than_what_was_read_takes_to_get_stable(rig, monkeypatch):
+    waits = []
+    monkeypatch.setattr(rig.worker, "_wait", lambda now, wake_at: waits.append(rig.record(0).epoch))
+    before = rig.record(0).epoch
+    rig.brings(0, 1)
+    rig.turn()
+    rig.ours.want(frozenset({0, 1, 3}))
+    rig.turn()
+    assert waits == [before], "for the writer"
+    rig.write()
+    rig.brings(0, 2)
+    rig.turn(2)
+    assert waits == [before], "it reads on without another wait"
+    (frame,) = rig.write()
+    assert frame.epoch == rig.record(0).epoch > before
+
+
+def test_all_come_into_the_next_epoch_even_if_the_store_goes_away_half_way(rig):
+    rig.owner.refused, rig.owner.error = {1}, OutcomeUnknown("no reply")
+    rig.ours.want(frozenset({0, 1, 3}))
+    rig.worker._check_at = 0.0
+    rig.turn(2)
+    epoch = rig.record(3).epoch
+    assert [rig.record(p).epoch == epoch for p in (0, 1, 3)] == [True, False, True]
+    rig.ours.want(frozenset({0, 1, 2}))
+    rig.turn()
+    assert rig.ours.working == {0, 1, 2, 3}, "what is half-way in is still worked on"
+    rig.owner.refused = set()
+    rig.turn(4)
+    assert rig.ours.working == {0, 1, 2}
+    assert rig.feed.streams.keys() == {0, 1, 2, 3, 4, 5}
+    assert rig.indexes(0, 1)
+    assert rig.indexes(2, 1)
+    assert rig.indexes(4, 1)
+
+
+def test_partition_that_is_withdrawn_before_it_was_joined_is_not_worked_on(rig):
+    rig.brings(0, 1)
+    rig.turn()
+    rig.ours.want(frozenset({0, 1, 3}))
+    rig.turn()
+    rig.ours.want(frozenset({0, 1}))
+    rig.turn()
+    assert rig.ours.working == {0, 1}
+    theirs = rig.owner.begin(3, rig.owner.next_epoch(), "n2").epoch
+    rig.ours.want(frozenset({0, 1, 3}))
+    rig.turn()
+    rig.write()
+    rig.turn(2)
+    assert rig.record(3).epoch == rig.record(0).epoch > theirs
 
 
 def test_partition_that_goes_and_comes_again_begins_anew(rig):

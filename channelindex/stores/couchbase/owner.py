@@ -60,15 +60,35 @@ class CouchbaseOwner:
         only_if: int | None = None,
     ) -> PartitionRecord:
         """See `OwnerStore.begin`."""
+        (record,) = self.begin_all({partition: rollback or {}}, epoch, owner, only_if)
+        return record
+
+    def begin_all(
+        self,
+        rollbacks: Mapping[int, Mapping[int, Checkpoint]],
+        epoch: int,
+        owner: str,
+        only_if: int | None = None,
+    ) -> list[PartitionRecord]:
+        """See `OwnerStore.begin_all`."""
+        begun: dict[int, PartitionRecord] = {}
         for _ in range(MAX_ATTEMPTS):
-            record, cas = self._records([partition])[partition]
-            if epochs.has_begun(record, epoch, owner, rollback):
-                return record
-            begun, old = epochs.archive_old(epochs.begin(record, epoch, owner, rollback, only_if, partition))
-            self._archive(partition, old)
-            if not self._replace({partition: (begun, cas)}):
-                return begun
-        raise Transient(f"partition {partition}: its record changed {MAX_ATTEMPTS} times while epoch {epoch} began")
+            waiting = [partition for partition in rollbacks if partition not in begun]
+            if not waiting:
+                return [begun[partition] for partition in rollbacks]
+            wanted: dict[int, tuple[PartitionRecord, int]] = {}
+            old_by_partition: dict[int, tuple[EpochStart, ...]] = {}
+            for partition, (record, cas) in self._records(waiting).items():
+                if epochs.has_begun(record, epoch, owner, rollbacks[partition]):
+                    begun[partition] = record
+                    continue
+                new = epochs.begin(record, epoch, owner, rollbacks[partition], only_if, partition)
+                kept, old_by_partition[partition] = epochs.archive_old(new)
+                wanted[partition] = kept, cas
+            self._archive(old_by_partition)
+            changed = self._replace(wanted)
+            begun |= {partition: record for partition, (record, _) in wanted.items() if partition not in changed}
+        raise Transient(f"partitions {waiting}: their records changed {MAX_ATTEMPTS} times while epoch {epoch} began")
 
     def advance(self, epoch: int, checkpoints: Mapping[int, Mapping[int, Checkpoint]]) -> None:
         """See `OwnerStore.advance`."""
@@ -146,10 +166,11 @@ class CouchbaseOwner:
             records[partition] = record, stored.cas if stored else 0
         return records
 
-    def _archive(self, partition: int, old: tuple[EpochStart, ...]) -> None:
-        """Put what leaves the record into the archive first; it may be in both, and in the archive twice."""
-        if old:
-            append_or_create(self._link, {self._keys.archive(partition): pack_history(old)})
+    def _archive(self, old_by_partition: Mapping[int, tuple[EpochStart, ...]]) -> None:
+        """Put what leaves the records into the archives first; it may be in both, and in an archive twice."""
+        values = {self._keys.archive(p): pack_history(old) for p, old in old_by_partition.items() if old}
+        if values:
+            append_or_create(self._link, values)
 
     def _replace(self, records: Mapping[int, tuple[PartitionRecord, int]]) -> set[int]:
         """Store records where they still have their CAS; the partitions where they have not."""

@@ -70,19 +70,24 @@ class Link:
 
     def run(self, name: str, keys: Sequence[str], *arguments: Any) -> Any:
         """The reply of the script in `<name>.lua`, loading it first if Redis does not know it (yet, or any more)."""
-        loaded = script(name)
-        command = ("EVALSHA", loaded.sha, len(keys), *keys, *arguments)
-        (reply,) = self.exchange([command])
-        if isinstance(reply, redis.exceptions.NoScriptError):
-            self.execute("SCRIPT", "LOAD", loaded.source)
-            (reply,) = self.exchange([command])
-        if isinstance(reply, Exception):
-            raise judged(self.where, (f"{name}.lua", *keys), reply) from reply
+        (reply,) = self.run_all(name, [(keys, arguments)])
         return reply
 
     def run_all(self, name: str, calls: Sequence[ScriptCall]) -> list[Any]:
-        """The replies of a script to several calls of it, in order."""
-        return [self.run(name, keys, *arguments) for keys, arguments in calls]
+        """The replies of a script to several calls of it, sent together; see `pipeline`."""
+        loaded = script(name)
+        commands = [("EVALSHA", loaded.sha, len(keys), *keys, *arguments) for keys, arguments in calls]
+        replies = self.exchange(commands)
+        unknown = [index for index, reply in enumerate(replies) if isinstance(reply, redis.exceptions.NoScriptError)]
+        if unknown:
+            self.execute("SCRIPT", "LOAD", loaded.source)
+            again = self.exchange([commands[index] for index in unknown])
+            for index, reply in zip(unknown, again, strict=True):
+                replies[index] = reply
+        for (keys, _), reply in zip(calls, replies, strict=True):
+            if isinstance(reply, Exception):
+                raise judged(self.where, (f"{name}.lua", *keys), reply) from reply
+        return replies
 
     def listen(self, timeout_s: float) -> list[Any] | None:
         """The next message on a connection that has subscribed, None if none comes within *timeout_s*."""

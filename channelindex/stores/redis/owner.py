@@ -1,6 +1,7 @@
 """The owner's half in Redis: partition records are hashes, each changed by a script that compares before it writes."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from channelindex import epochs
 from channelindex.epochs import EpochStart, PartitionRecord
@@ -10,11 +11,20 @@ from channelindex.stores import records
 from channelindex.stores.base import Quarantined
 from channelindex.stores.meta import check_meta, decode_meta, encode_meta
 from channelindex.stores.redis.keys import Keys
+from channelindex.stores.redis.link import ScriptCall
 from channelindex.stores.redis.opening import open_link
 from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record
 
 _BEGIN_ATTEMPTS = 20
 """Lost comparisons before `begin` gives up: each means that another owner changed the record within a round trip."""
+
+
+class _Successor(NamedTuple):
+    """A record to be, the version of the one that it was made from, and what goes to the archive with it."""
+
+    version: bytes
+    record: PartitionRecord
+    old: tuple[EpochStart, ...]
 
 
 class RedisOwner:
@@ -58,15 +68,36 @@ class RedisOwner:
         only_if: int | None = None,
     ) -> PartitionRecord:
         """See `OwnerStore.begin`."""
+        (record,) = self.begin_all({partition: rollback or {}}, epoch, owner, only_if)
+        return record
+
+    def begin_all(
+        self,
+        rollbacks: Mapping[int, Mapping[int, Checkpoint]],
+        epoch: int,
+        owner: str,
+        only_if: int | None = None,
+    ) -> list[PartitionRecord]:
+        """See `OwnerStore.begin_all`. Two round trips, as long as nobody else changes one of the records."""
         self._meet_server()
+        begun: dict[int, PartitionRecord] = {}
         for _ in range(_BEGIN_ATTEMPTS):
-            version, record = self._record(partition)
-            if epochs.has_begun(record, epoch, owner, rollback):
-                return record
-            begun, old = epochs.archive_old(epochs.begin(record, epoch, owner, rollback, only_if, partition))
-            if self._replace(partition, version, begun, old):
-                return begun
-        raise Transient(f"partition {partition}: its record changed {_BEGIN_ATTEMPTS} times while epoch {epoch} began")
+            waiting = [partition for partition in rollbacks if partition not in begun]
+            if not waiting:
+                return [begun[partition] for partition in rollbacks]
+            wanted: dict[int, _Successor] = {}
+            for partition, (version, record) in zip(waiting, self._records(waiting), strict=True):
+                rollback = rollbacks[partition]
+                if epochs.has_begun(record, epoch, owner, rollback):
+                    begun[partition] = record
+                else:
+                    new = epochs.begin(record, epoch, owner, rollback, only_if, partition)
+                    wanted[partition] = _Successor(version, *epochs.archive_old(new))
+            changed = self._replace(wanted)
+            begun |= {partition: new.record for partition, new in wanted.items() if partition not in changed}
+        raise Transient(
+            f"partitions {waiting}: their records changed {_BEGIN_ATTEMPTS} times while epoch {epoch} began"
+        )
 
     def advance(self, epoch: int, checkpoints: Mapping[int, Mapping[int, Checkpoint]]) -> None:
         """See `OwnerStore.advance`. All partitions go in one script.
@@ -132,19 +163,27 @@ class RedisOwner:
             self._known_meta = decode_meta(found, self._keys.meta, self._index_name)
         return self._known_meta
 
-    def _record(self, partition: int) -> tuple[bytes, PartitionRecord]:
-        """The record and its version."""
+    def _records(self, partitions: Sequence[int]) -> list[tuple[bytes, PartitionRecord]]:
+        """The version of each partition's record, and the record."""
         meta = self._meta()
-        key = self._keys.partition(partition)
-        version, *fields = self._link.execute("HMGET", key, "v", *RECORD_FIELDS)
-        return version, decode_record(fields, meta.vbuckets_of(partition), key)
+        keys = [self._keys.partition(partition) for partition in partitions]
+        replies = self._link.pipeline([("HMGET", key, "v", *RECORD_FIELDS) for key in keys])
+        return [
+            (version, decode_record(fields, meta.vbuckets_of(partition), key))
+            for partition, key, (version, *fields) in zip(partitions, keys, replies, strict=True)
+        ]
 
-    def _replace(self, partition: int, version: bytes, record: PartitionRecord, old: tuple[EpochStart, ...]) -> bool:
-        keys = (self._keys.partition(partition), self._keys.archive(partition))
-        checkpoints = records.pack_checkpoints(record.checkpoints)
-        history = records.pack_history(record.history)
-        fields = (record.epoch, record.owner, checkpoints, history, record.archived)
-        return bool(self._link.run("begin", keys, version, *fields, records.pack_history(old)))
+    def _replace(self, successors: Mapping[int, _Successor]) -> set[int]:
+        """Put each into the place of the record it was made from; the partitions whose records have changed since."""
+        calls: list[ScriptCall] = []
+        for partition, (version, record, old) in successors.items():
+            keys = (self._keys.partition(partition), self._keys.archive(partition))
+            checkpoints = records.pack_checkpoints(record.checkpoints)
+            history = records.pack_history(record.history)
+            fields = (record.epoch, record.owner, checkpoints, history, record.archived)
+            calls.append((keys, (version, *fields, records.pack_history(old))))
+        replies = self._link.run_all("begin", calls)
+        return {partition for partition, reply in zip(successors, replies, strict=True) if not reply}
 
 
 def _identity(info: bytes) -> tuple[bytes, ...]:
