@@ -12,7 +12,7 @@ from channelindex.errors import AuthenticationFailed, CoordinationUnavailable
 from coordinator.cluster import read_cluster
 from coordinator.connection import connect
 from coordinator.keys import Keys
-from coordinator.locks import REBUILD, JobTaken, compaction_of, only_one
+from coordinator.lock import job_lock
 from coordinator.membership import Membership
 from coordinator.tick import Identity, Ticker
 from coordinator.wake import WakeSubscription
@@ -227,32 +227,30 @@ def _assert_wakes(client: Any, cluster: Cluster) -> None:
     wake.close()
 
 
-def test_job_is_done_by_one_at_a_time(databases):
-    client, _ = databases
-    with only_one(client, "redis://test", INDEX, REBUILD, ttl_s=10.0):
-        with pytest.raises(JobTaken), only_one(client, "redis://test", INDEX, REBUILD, ttl_s=10.0):
+def test_job_is_done_by_one_at_a_time(redis_url):
+    with job_lock(redis_url, INDEX, "rebuild"):
+        with pytest.raises(CoordinationUnavailable, match="somebody else"), job_lock(redis_url, INDEX, "rebuild"):
             pass
-        with only_one(client, "redis://test", INDEX, compaction_of(3), ttl_s=10.0) as other:
-            other.extend()
-    with only_one(client, "redis://test", INDEX, REBUILD, ttl_s=10.0, wait_s=1.0):
+        with job_lock(redis_url, INDEX, "rewind"), job_lock(redis_url, "another", "rebuild"):
+            pass
+    with job_lock(redis_url, INDEX, "rebuild"):
         pass
-    assert client.keys("*lock*") == []
 
 
-def test_lock_that_ran_out_is_told_and_takes_nothing_from_the_next(databases):
+def test_lock_that_ran_out_is_no_error_and_takes_nothing_from_the_next(databases, redis_url):
     client, _ = databases
-    key = Keys(INDEX).lock(REBUILD)
-    with only_one(client, "redis://test", INDEX, REBUILD, ttl_s=10.0) as ours:
+    key = Keys(INDEX).lock("rebuild")
+    with ExitStack() as stack:
+        stack.enter_context(job_lock(redis_url, INDEX, "rebuild"))
         client.delete(key)
-        with only_one(client, "redis://test", INDEX, REBUILD, ttl_s=10.0), pytest.raises(JobTaken, match="ran out"):
-            ours.extend()
-    assert client.keys("*lock*") == []
+        with job_lock(redis_url, INDEX, "rebuild"):
+            theirs = client.get(key)
+            stack.close()
+            assert client.get(key) == theirs
+    assert client.get(key) is None
 
 
 def test_lock_of_a_redis_that_is_away_is_an_error_of_ours():
-    with (
-        connect("redis://127.0.0.1:1/0", 0.5) as client,
-        pytest.raises(CoordinationUnavailable, match=r"coordination\.redis"),
-        only_one(client, "redis://127.0.0.1:1/0", INDEX, REBUILD, ttl_s=10.0),
-    ):
+    url = "redis://127.0.0.1:1/0"
+    with pytest.raises(CoordinationUnavailable, match=r"coordination\.redis"), job_lock(url, INDEX, "rebuild"):
         pass
