@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     number = 0
     while not total.findings and (number == 0 or time.monotonic() < deadline):
         number += 1
-        episodes = schedule.load(args.schedule) if args.schedule else schedule.draw(seed + number, EPISODES)
+        episodes = schedule.load(args.schedule) if args.schedule else schedule.draw(f"{seed}/{number}", EPISODES)
         _say(f"-- world {number}")
         folder = Path(tempfile.mkdtemp(prefix="world-", dir=args.bundle))
         outcome = play(folder, episodes, deadline, _say)

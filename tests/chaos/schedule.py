@@ -27,14 +27,14 @@ Episode = tuple[Fault, ...]
 """Faults that overlap. After each episode all is healed, and the index has to become complete again."""
 
 
-def draw(seed: int, n_episodes: int) -> list[Episode]:
-    """Episodes of two to six faults, the same for the same seed."""
+def draw(seed: str, n_episodes: int) -> list[Episode]:
+    """Episodes of two to seven faults, the same for the same seed."""
     rnd = random.Random(seed)
     return [_draw_episode(rnd) for _ in range(n_episodes)]
 
 
 def _draw_episode(rnd: random.Random) -> Episode:
-    names = [rnd.choice(list(KINDS)) for _ in range(rnd.randint(2, 6))]
+    names = [rnd.choice(list(KINDS)) for _ in range(rnd.randint(2, 7))]
     alone = [name for name in names if KINDS[name].alone]
     kept = [name for name in names if not KINDS[name].alone] + alone[:1]
     faults = (

@@ -6,21 +6,21 @@ from tests.chaos.schedule import Episode
 
 
 def test_schedule_is_the_same_for_the_same_seed_and_survives_its_file(tmp_path):
-    drawn = schedule.draw(7, 50)
+    drawn = schedule.draw("7/1", 50)
     schedule.save(tmp_path / "schedule.jsonl", drawn)
-    assert schedule.load(tmp_path / "schedule.jsonl") == drawn == schedule.draw(7, 50)
-    assert drawn != schedule.draw(8, 50)
+    assert schedule.load(tmp_path / "schedule.jsonl") == drawn == schedule.draw("7/1", 50)
+    assert drawn != schedule.draw("7/2", 50)
 
 
 def test_long_schedule_has_all_kinds_and_one_at_most_that_takes_the_bucket_from_its_writers():
-    drawn = schedule.draw(1, 400)
+    drawn = schedule.draw("1/1", 400)
     assert {fault.kind for episode in drawn for fault in episode} == set(KINDS)
     assert max(sum(KINDS[fault.kind].alone for fault in episode) for episode in drawn) == 1
     assert all(fault.for_s <= KINDS[fault.kind].longest_s for episode in drawn for fault in episode)
 
 
 def test_shrinking_leaves_only_what_it_takes_to_fail():
-    drawn = schedule.draw(3, 24)
+    drawn = schedule.draw("3/1", 24)
     culprits = {drawn[5][0], drawn[17][-1]}
     tried = 0
 
@@ -34,5 +34,5 @@ def test_shrinking_leaves_only_what_it_takes_to_fail():
 
 
 def test_shrinking_that_may_not_try_leaves_everything():
-    drawn = schedule.draw(3, 4)
+    drawn = schedule.draw("3/1", 4)
     assert schedule.shrink(drawn, lambda episodes: False) == drawn
