@@ -16,12 +16,16 @@ MECHANISMS = b" ".join([*HASH_BY_MECHANISM, b"PLAIN"])
 
 @dataclass(frozen=True)
 class Account:
-    """A user. `buckets` None means every bucket, those that do not exist too; `may_stream` is the DCP privilege."""
+    """A user. `buckets` None means every bucket, those that do not exist too; `may_stream` is the DCP privilege.
+
+    Without `may_write` the account is one of a reader, as by Couchbase's roles Data Reader and Data DCP Reader.
+    """
 
     name: str
     password: str
     buckets: frozenset[str] | None = None
     may_stream: bool = True
+    may_write: bool = True
 
     def may_use(self, bucket: str) -> bool:
         """Whether the account has access to a bucket of that name."""

@@ -12,6 +12,10 @@ from channelindex.mcbp import Feature, Frame, Op, Status
 
 _COMMANDS = session.COMMANDS | dcp.COMMANDS
 _BUCKET_COMMANDS = kv.COMMANDS | locking.COMMANDS | subdoc.COMMANDS
+_READS = frozenset({
+    Op.GET, kv.GET_META, Op.STAT, Op.GET_ALL_VB_SEQNOS, Op.OBSERVE_SEQNO, Op.SUBDOC_MULTI_LOOKUP
+})  # fmt: skip
+"""What an account may do that must not write."""
 
 
 def answer(session: Session, frame: Frame, replies: list[bytes]) -> None:
@@ -46,6 +50,8 @@ def _run(session: Session, frame: Frame) -> Reply | Sequence[Reply] | None:
         return command(session, frame)
     if (command := _BUCKET_COMMANDS.get(frame.opcode)) is not None:
         session.require_bucket(frame)
+        if frame.opcode not in _READS and not (session.account and session.account.may_write):
+            raise session.denied(f"Authorization failure: no privilege to write, for command 0x{frame.opcode:02x}")
         if frame.key and frame.opcode != Op.STAT:
             frame = frame._replace(key=session.inner_key(frame.key))
         if frame.datatype & SNAPPY:
