@@ -21,7 +21,7 @@ export COUCHBASE COUCHBASE_USER COUCHBASE_PASSWORD COUCHBASE_CA_FILE COUCHBASE_S
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-INSTALL := $(PY) systemd/install.py --prefix '$(PREFIX)' --bindir '$(BINDIR)' --libdir '$(LIBDIR)' --unitdir '$(UNITDIR)' \
+INSTALL := $(PY) .ci/preflight.py && $(PY) systemd/install.py --prefix '$(PREFIX)' --bindir '$(BINDIR)' --libdir '$(LIBDIR)' --unitdir '$(UNITDIR)' \
 	--sysconfdir '$(SYSCONFDIR)' --destdir '$(DESTDIR)' --from '$(FROM)'
 PYTEST := $(BIN)/pytest $(if $(SEED),--randomly-seed=$(SEED)) $(if $(K),-k '$(K)') $(PYTEST_ARGS)
 
@@ -77,7 +77,7 @@ package: $(STAMP) ## source distribution, and the wheel made from it, in dist/
 	$(BIN)/python -m build --outdir dist .
 
 install: ## program, units, documents below DESTDIR; PREFIX, BINDIR, LIBDIR, SYSCONFDIR, FROM=wheel say where and what
-	@$(PY) .ci/preflight.py && $(INSTALL) install
+	@$(INSTALL) install
 
 rollback: ## put the version back that the last install replaced
 	@$(INSTALL) rollback

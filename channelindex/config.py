@@ -246,9 +246,17 @@ def _find_credential(values: dict[str, Value], origins: dict[str, str], environ:
     """Where a password is not set, take the file that systemd gives us, if it does."""
     for key in ("source.password", "index.password"):
         path = Path(environ.get(_CREDENTIALS_DIRECTORY, ""), key)
-        if not {key, f"{key}_file"} & values.keys() and path.is_absolute() and path.exists():
+        if not {key, f"{key}_file"} & values.keys() and path.is_absolute() and _exists(path):
             values[f"{key}_file"] = str(path)
             origins[f"{key}_file"] = f"environment {_CREDENTIALS_DIRECTORY}"
+
+
+def _exists(path: Path) -> bool:
+    """Whether *path* is there; what we may not look at is not."""
+    try:
+        return path.exists()
+    except PermissionError:
+        return False
 
 
 def _derive(values: dict[str, Value], origins: dict[str, str], problems: list[str]) -> None:

@@ -14,6 +14,7 @@ PREFIX/installed, and only that is removed. Runs on the Python that is to run th
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,15 @@ HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent
 UNIT_PREFIX = "/opt/channelindex"
 """Where the units in this folder look for the program."""
+_PLAIN = re.compile(r"/[\w./+-]*")
+"""What a folder may be called: a unit and the first line of a script are read word by word."""
+_HIDDEN = (Path("/home"), Path("/root"), Path("/run/user"))
+"""Folders that the unit's ProtectHome hides from the service."""
+_RUNNING = "channelindex@*.service"
+
+
+class Refused(Exception):
+    """It cannot be done; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -75,63 +85,98 @@ def main(arguments: list[str]) -> int:
     layout = Layout(
         given.prefix, given.bindir, given.unitdir, given.libdir, given.sysconfdir, given.destdir.rstrip("/")
     )
+    try:
+        _check(layout)
+        match given.action:
+            case "install":
+                install(layout, given.source)
+            case "rollback":
+                rollback(layout)
+            case _:
+                uninstall(layout)
+    except (Refused, OSError, subprocess.CalledProcessError) as error:
+        print(f"{given.action}: {_described(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _check(layout: Layout) -> None:
     for path in (layout.prefix, layout.bindir, layout.unitdir, layout.libdir, layout.sysconfdir):
-        if not path.is_absolute():
-            parser.error(f"{path}: folders must be absolute paths")
-    match given.action:
-        case "install":
-            return install(layout, given.source)
-        case "rollback":
-            return rollback(layout)
-    return uninstall(layout)
+        if not _PLAIN.fullmatch(str(path)):
+            raise Refused(f"{path!s:.200}: folders must be absolute, and of letters, digits, and . _ + - alone")
 
 
-def install(layout: Layout, source: str) -> int:
+def _described(error: Exception) -> str:
+    match error:
+        case subprocess.CalledProcessError():
+            return "the step above failed; nothing was installed"
+        case OSError(filename=name, strerror=why) if name:
+            return f"{name}: {why}"
+    return str(error)
+
+
+def install(layout: Layout, source: str) -> None:
     """Install, or put another version in the place of the one that is there."""
     home = layout.home
     if home.exists() and not layout.manifest.exists():
-        print(f"install: {home} is there and not ours: choose another PREFIX", file=sys.stderr)
-        return 1
+        raise Refused(f"{home} is there and not ours: choose another PREFIX")
     new_home = home.with_name(f"{layout.prefix.name}.new")
-    _build(new_home, layout.prefix, source)
-    written = _units(layout)
-    link = layout.bindir / "channelindex"
-    _link(layout.staged(link), layout.prefix / "bin" / "channelindex")
-    example = layout.sysconfdir / "channelindex" / "example.toml"
-    _put(HERE / "example.toml", layout.staged(example), mode=0o640)
-    (new_home / "installed").write_text("".join(f"{path}\n" for path in (*written, link, example)))
-    if home.exists():
+    try:
+        _build(new_home, layout.prefix, source)
+        written = _write_outside(layout)
+        (new_home / "installed").write_text("".join(f"{path}\n" for path in written))
+    except BaseException:
+        shutil.rmtree(new_home, ignore_errors=True)
+        raise
+    is_upgrade = home.exists()
+    if is_upgrade:
         shutil.rmtree(layout.old_home, ignore_errors=True)
         home.rename(layout.old_home)
     new_home.rename(home)
     print(f"installed in {home}")
     if not layout.destdir:
+        print(_next_steps(layout, is_upgrade=is_upgrade))
+    _warn_of_hidden_python()
+
+
+def _next_steps(layout: Layout, *, is_upgrade: bool) -> str:
+    if is_upgrade:
+        return "next: systemctl daemon-reload, then restart node by node; `make rollback` brings the old version back"
+    folder = layout.sysconfdir / "channelindex"
+    return (
+        "next: systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload\n"
+        f"then: cp {folder}/example.toml {folder}/NAME.toml, edit it, write {folder}/NAME.password, and\n"
+        "      systemctl enable --now channelindex@NAME"
+    )
+
+
+def _warn_of_hidden_python() -> None:
+    base = Path(sys.base_prefix).resolve()
+    if any(base.is_relative_to(folder) for folder in _HIDDEN):
         print(
-            "next: systemd-sysusers && systemd-tmpfiles --create && systemctl daemon-reload\n"
-            f"then: write {layout.sysconfdir}/channelindex/NAME.toml and NAME.password, and\n"
-            "      systemctl enable --now channelindex@NAME"
+            f"install: the service will not find Python: {base} is hidden from it (ProtectHome of the unit).\n"
+            "         Install with another one, as in `make install PY=/usr/bin/python3`",
+            file=sys.stderr,
         )
-    return 0
 
 
-def rollback(layout: Layout) -> int:
+def rollback(layout: Layout) -> None:
     """Let the version before and the present one change places. Units and configurations stay as they are."""
     home, old, aside = layout.home, layout.old_home, layout.home.with_name(f"{layout.prefix.name}.new")
     if not (old / "installed").exists():
-        print(f"rollback: there is no version before in {old}", file=sys.stderr)
-        return 1
+        raise Refused(f"there is no version before in {old}")
     home.rename(aside)
     old.rename(home)
     aside.rename(old)
     print(f"the version before is back in {home}; restart the nodes to run it")
-    return 0
 
 
-def uninstall(layout: Layout) -> int:
+def uninstall(layout: Layout) -> None:
     """Remove what `install` wrote. Configurations stay, and so does the user."""
     if not layout.manifest.exists():
-        print(f"uninstall: nothing of ours is in {layout.home}", file=sys.stderr)
-        return 1
+        raise Refused(f"nothing of ours is in {layout.home}")
+    if not layout.destdir and _nodes_run():
+        raise Refused("nodes run: first `systemctl disable --now channelindex@NAME` for each of them")
     for line in layout.manifest.read_text().splitlines():
         layout.staged(Path(line)).unlink(missing_ok=True)
     shutil.rmtree(layout.home)
@@ -140,7 +185,14 @@ def uninstall(layout: Layout) -> int:
     if folder.is_dir() and not any(folder.iterdir()):
         folder.rmdir()
     print(f"removed {layout.home}")
-    return 0
+
+
+def _nodes_run() -> bool:
+    """Whether systemd has a node that runs; nobody knows where there is no systemd."""
+    systemctl = shutil.which("systemctl")
+    if systemctl is None:
+        return False
+    return subprocess.run([systemctl, "is-active", "--quiet", _RUNNING], check=False).returncode == 0
 
 
 def _build(new_home: Path, prefix: Path, source: str) -> None:
@@ -165,6 +217,15 @@ def _link(link: Path, target: Path) -> None:
     link.symlink_to(target)
 
 
+def _write_outside(layout: Layout) -> list[Path]:
+    """Write what belongs elsewhere than into the prefix; the list of it."""
+    link = layout.bindir / "channelindex"
+    _link(layout.staged(link), layout.prefix / "bin" / "channelindex")
+    example = layout.sysconfdir / "channelindex" / "example.toml"
+    _put(layout, "example.toml", example, mode=0o640)
+    return [*_units(layout), link, example]
+
+
 def _units(layout: Layout) -> list[Path]:
     targets = {
         "channelindex@.service": layout.unitdir / "channelindex@.service",
@@ -173,19 +234,17 @@ def _units(layout: Layout) -> list[Path]:
         "channelindex.tmpfiles": layout.libdir / "tmpfiles.d" / "channelindex.conf",
     }
     for name, target in targets.items():
-        text = (HERE / name).read_text(encoding="utf-8").replace(UNIT_PREFIX, str(layout.prefix))
-        text = text.replace("/etc/channelindex", f"{layout.sysconfdir}/channelindex")
-        staged = layout.staged(target)
-        staged.parent.mkdir(parents=True, exist_ok=True)
-        staged.write_text(text, encoding="utf-8")
-        staged.chmod(0o644)
+        _put(layout, name, target, mode=0o644)
     return list(targets.values())
 
 
-def _put(source: Path, target: Path, mode: int) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
-    target.chmod(mode)
+def _put(layout: Layout, name: str, target: Path, mode: int) -> None:
+    """Write the file *name* of this folder to *target*, with the folders that it mentions as they are here."""
+    text = (HERE / name).read_text(encoding="utf-8").replace(UNIT_PREFIX, str(layout.prefix))
+    staged = layout.staged(target)
+    staged.parent.mkdir(parents=True, exist_ok=True)
+    staged.write_text(text.replace("/etc/channelindex", f"{layout.sysconfdir}/channelindex"), encoding="utf-8")
+    staged.chmod(mode)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -36,8 +37,15 @@ from tests.support.running import await_stable, connect, indexed_channels
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_EXPOSURE = 2.0
-STALL_LIMIT_S = 30.0
-"""A clock that stood still for so long had stopped. How long it did stand still is shown, for people to judge."""
+STALL_S, STALL_FACTOR = 2.0, 10.0
+"""A stable clock that stands still for longer than both, the second times what it does at rest, is shown as a warning.
+
+That is no assertion: a machine that is paused for two seconds is no fault of a reload. What is asserted is order: the
+clock goes on after each reload before the next is asked for, it never goes back, and in the end everything is there.
+"""
+SAME_CLOCK_S = 30.0
+"""How far apart two readings of the monotonic clock may be; different clocks are years apart."""
+QUIET_S = 1.0
 INSTANCE = "tour"
 
 pytestmark = pytest.mark.timeout(300)  # it builds and installs, with all that the program needs
@@ -127,10 +135,13 @@ def test_systemd_accepts_the_units_and_finds_little_to_expose(installed, tmp_pat
     assert float(security.rpartition("service:")[2].split()[0]) <= MAX_EXPOSURE
 
 
-def test_the_example_configuration_is_valid_and_the_commands_work(installed):
-    python, example = installed / "opt/channelindex/bin/python", installed / "etc/channelindex/example.toml"
-    run(python, "-I", "-m", "workers.cli", "config", "check", "--config", example)
-    assert "couchbase://10.0.0.11" in run(python, "-I", "-m", "workers.cli", "config", "show", "--config", example)
+def test_the_example_configuration_is_valid_and_the_commands_work(installed, tmp_path):
+    (tmp_path / "password").write_text("secret\n")
+    example = installed / "etc/channelindex/example.toml"
+    given = ("--config", example, "--set", f"source.password_file={tmp_path / 'password'}")
+    command = (installed / "opt/channelindex/bin/python", "-I", "-m", "workers.cli", "config")
+    run(*command, "check", *given)
+    assert "couchbase://10.0.0.11" in run(*command, "show", *given)
 
 
 class Load(threading.Thread):
@@ -161,25 +172,35 @@ class Load(threading.Thread):
 
 
 class StableClock(threading.Thread):
-    """Watches the sum of the stable clock: the longest time for which it stood still."""
+    """Watches the sum of the stable clock: when it moved."""
 
     def __init__(self, redis_url: str) -> None:
         super().__init__(daemon=True)
         self._redis_url = redis_url
         self._stop_asked = threading.Event()
-        self.longest_stop_s = 0.0
+        self.moved_at: list[float] = []
         self.moved_back = False
         self.start()
 
     def run(self) -> None:
-        last, moved_at = 0, time.monotonic()
+        last = 0
         with closing(open_reader(IndexSettings("channels", self._redis_url))) as store:
             while not self._stop_asked.wait(0.02):
-                now, total = time.monotonic(), sum(sum(record.stable) for record in store.partition_records())
-                self.longest_stop_s = max(self.longest_stop_s, now - moved_at)
+                total = sum(sum(record.stable) for record in store.partition_records())
                 self.moved_back |= total < last
                 if total != last:
-                    last, moved_at = total, now
+                    self.moved_at.append(time.monotonic())
+                last = total
+
+    def await_move(self, after: float) -> float:
+        """Wait until it has moved after *after*; when it did."""
+        until(lambda: self.moved_at and self.moved_at[-1] > after, "the stable clock to move")
+        return self.moved_at[-1]
+
+    def longest_stop_s(self, since: float, to: float) -> float:
+        """The longest time between two moves, of which the second came after *since* and the first before *to*."""
+        moves = list(pairwise(self.moved_at))
+        return max(later - earlier for earlier, later in moves if later > since and earlier < to)
 
     def finish(self) -> None:
         self._stop_asked.set()
@@ -250,6 +271,10 @@ def test_a_service_starts_reloads_under_load_and_stops(installed, redis_url, buc
         show(f"\nREADY=1 STATUS={ready.told['STATUS']}")
         until(lambda: is_ready(port), "the node to be ready")
         load, clock = Load(client), StableClock(redis_url)
+        quiet_from = clock.await_move(after=time.monotonic())
+        time.sleep(QUIET_S)
+        quiet_s = clock.longest_stop_s(quiet_from, time.monotonic())
+        show(f"stable clock: stands still for {quiet_s:.2f} s at most while nothing else happens")
         for count in (4, 1):
             asked = time.monotonic()
             configure(count)
@@ -258,17 +283,19 @@ def test_a_service_starts_reloads_under_load_and_stops(installed, redis_url, buc
             done = service.wait_for("READY", "1", after=began.at)
             until(partial(has_workers, service, count), f"{count} workers of each kind")
             until(lambda: is_ready(port), "the node to be ready")
+            moved_at = clock.await_move(after=done.at)
+            stop_s = clock.longest_stop_s(asked, moved_at)
             show(
                 f"reload to {count}+{count}: RELOADING=1 after {began.at - asked:.2f} s, "
-                f"READY=1 after {done.at - asked:.2f} s"
+                f"READY=1 after {done.at - asked:.2f} s; the stable clock stood still for {stop_s:.2f} s"
             )
-            assert int(began.told["MONOTONIC_USEC"]) / 1e6 == pytest.approx(began.at, abs=STALL_LIMIT_S)
-            time.sleep(1.0)
+            if stop_s > max(STALL_S, STALL_FACTOR * quiet_s):
+                show(f"WARNING: that is more than {STALL_S:g} s and {STALL_FACTOR:g} times what it does at rest")
+            assert int(began.told["MONOTONIC_USEC"]) / 1e6 == pytest.approx(began.at, abs=SAME_CLOCK_S)
         load.finish()
         await_stable(redis_url, bucket)
         clock.finish()
-        show(f"{len(load.written)} revisions; the stable clock stood still for at most {clock.longest_stop_s:.2f} s")
-        assert clock.longest_stop_s < STALL_LIMIT_S
+        show(f"{len(load.written)} revisions")
         assert not clock.moved_back
         assert indexed_channels(redis_url) == load.expected()
 
@@ -324,10 +351,38 @@ def test_a_wrong_configuration_ends_a_start_for_good_and_a_reload_without_harm(
     with Service(unit_of(installed), INSTANCE, installed, tmp_path / "journal").start() as service:
         ready = service.wait_for("READY", "1")
         file.write_text(good.replace("feed_workers = 1", "feed_workers = 0"))
+        with pytest.raises(subprocess.CalledProcessError) as failed:
+            service.reload()
+        assert failed.value.returncode == exits.CONFIG
+        assert "workers.feed_workers" in failed.value.stdout
+        file.write_text(good.replace("partitions = 16", "partitions = 32"))  # right, but not for this node
         service.reload()
         again = service.wait_for("READY", "1", after=ready.at)
         assert "refused" in again.told["STATUS"]
         assert service.stop() == exits.OK
+
+
+def test_what_cannot_be_installed_is_said_in_one_line_and_leaves_nothing(tmp_path):
+    root = tmp_path / "machine"
+
+    def refused(*variables: str, target: str = "install") -> str:
+        command = ["make", "--no-print-directory", target, f"PY={sys.executable}", f"DESTDIR={root}", *variables]
+        done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+        assert done.returncode
+        assert "Traceback" not in done.stderr
+        assert not any(path.is_file() for path in root.rglob("*"))
+        return done.stderr
+
+    assert "folders must be absolute" in refused("PREFIX=/opt/channel index")
+    assert "folders must be absolute" in refused("PREFIX=opt")
+    assert "nothing was installed" in refused("FROM=dist/absent.whl")
+    assert "no version before" in refused(target="rollback")
+    assert "nothing of ours" in refused(target="uninstall")
+    (tmp_path / "file").touch()
+    assert "Not a directory" in refused(f"DESTDIR={tmp_path / 'file'}")
+    foreign = root / "opt/channelindex"
+    foreign.mkdir(parents=True)
+    assert "not ours" in refused()
 
 
 def test_an_upgrade_can_be_taken_back_and_all_of_it_removed(installed, wheel, tmp_path):

@@ -17,6 +17,8 @@ from types import TracebackType
 from typing import IO, NamedTuple, Self
 
 DEADLINE_S = 60.0
+LOOK_S = 0.5
+"""A service that has ended sends no message: look for that now and then."""
 
 
 class Message(NamedTuple):
@@ -44,19 +46,16 @@ class Service:
 
     def start(self) -> Self:
         """Start it. `wait_for` says when it is ready."""
-        command = [self._staged(word) for word in shlex.split(self._value("ExecStart"))]
         credentials = self._root / "credentials"
         credentials.mkdir(exist_ok=True)
         name, _, path = self._value("LoadCredential").partition(":")
         (credentials / name).write_bytes(Path(self._staged(path)).read_bytes())
         (self._runtime / self._expand(self._value("RuntimeDirectory"))).mkdir(parents=True, exist_ok=True)
-        interpreter = Path(command[0]).read_text(encoding="utf-8").partition("\n")[0].removeprefix("#!")
         with self._log.open("ab") as log:
-            self.process = self._popen([self._staged(interpreter), *command], log)
+            self.process = self._popen(self._runnable(self._value("ExecStart")), log)
         return self
 
     def _popen(self, command: Sequence[str], log: IO[bytes]) -> "subprocess.Popen[bytes]":
-        environment = dict(self._expand(line).split("=", 1) for line in self._settings["Environment"])
         status = os.fstat(log.fileno())
         return subprocess.Popen(
             command,
@@ -65,18 +64,22 @@ class Service:
             cwd="/",
             start_new_session=True,
             env={
-                "PATH": "/usr/bin:/bin",
                 "NOTIFY_SOCKET": self._socket.getsockname().decode().replace("\0", "@"),
                 "WATCHDOG_USEC": str(int(self._value("WatchdogSec")) * 1_000_000),
                 "JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}",
-                **environment,
+                **self._environment(),
             },
         )
 
     def reload(self) -> None:
-        """What `systemctl reload` does."""
-        command = self._value("ExecReload").replace("$MAINPID", str(self.process.pid))
-        subprocess.run(shlex.split(command), check=True)
+        """What `systemctl reload` does.
+
+        Raises:
+            CalledProcessError: a command of the unit failed, and with it the reload.
+        """
+        for line in self._settings["ExecReload"]:
+            command = self._runnable(line.replace("$MAINPID", str(self.process.pid)))
+            subprocess.run(command, env=self._environment(), check=True, capture_output=True, text=True)
 
     def stop(self) -> int:
         """What `systemctl stop` does, within TimeoutStopSec; the exit code."""
@@ -96,7 +99,8 @@ class Service:
                     if message.at > after and holds(message.told):
                         return message
                 assert self.process.poll() is None, f"ended with {self.process.returncode}: {self._log.read_text()}"
-                assert self._heard.wait(max(0.0, deadline - time.monotonic())), f"no {what} in {DEADLINE_S:.0f} s"
+                assert time.monotonic() < deadline, f"no {what} in {DEADLINE_S:.0f} s"
+                self._heard.wait(LOOK_S)
 
     def _listen(self) -> None:
         while datagram := self._socket.recv(65536):
@@ -107,6 +111,19 @@ class Service:
 
     def _value(self, name: str) -> str:
         return self._settings[name][-1]
+
+    def _environment(self) -> dict[str, str]:
+        """What every command of the unit is given."""
+        own = dict(self._expand(line).split("=", 1) for line in self._settings["Environment"])
+        return {"PATH": "/usr/bin:/bin", **own}
+
+    def _runnable(self, line: str) -> list[str]:
+        """The words of the command *line*; the interpreter before a script that is staged, whose first line is not."""
+        command = [self._staged(word) for word in shlex.split(line)]
+        if not command[0].startswith("/"):
+            return command
+        interpreter = Path(command[0]).read_text(encoding="utf-8").partition("\n")[0].removeprefix("#!")
+        return [self._staged(interpreter), *command]
 
     def _staged(self, word: str) -> str:
         """*word* with its specifiers; a path of the installation as it is staged."""

@@ -246,6 +246,14 @@ def test_without_a_credential_of_that_name_there_is_no_password(tmp_path: Path) 
     assert load_config(None, {"CREDENTIALS_DIRECTORY": str(tmp_path)}, MINIMUM).source.password == ""
 
 
+def test_a_folder_of_credentials_that_is_closed_to_us_has_none(tmp_path, monkeypatch):
+    def refuse(_path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    assert load_config(None, {"CREDENTIALS_DIRECTORY": str(tmp_path)}, MINIMUM).source.password == ""
+
+
 def test_a_key_without_its_certificate_is_refused() -> None:
     with pytest.raises(ConfigProblems, match=r"source\.tls_key_file is set without source\.tls_cert_file"):
         load_config(None, {}, {**MINIMUM, "source.tls_key_file": "key.pem"})
