@@ -110,7 +110,7 @@ class Controls:
         await server.start()
 
     def failover_node(self, node: int, lose: int = 0) -> None:
-        """Stop a node and give its vbuckets to the other running ones, which lack the last seqnos of each."""
+        """Stop a node and give its vbuckets to their replicas, or to all others; the last seqnos of each are lost."""
         survivors = [number for number in self._running() if number != node]
         if not survivors:
             raise ConfigInvalid(f"node {node} cannot be failed over: no other node is running")
@@ -176,6 +176,10 @@ class Controls:
     def stall_disk(self, on: bool = True) -> None:
         """Write no more changes to the file, or go on: what kill -9 loses. Durable writes are written all the same."""
         self._server.disk_stalled = on
+
+    def stall_replicas(self, on: bool = True) -> None:
+        """Let all replicas stand still, or follow again: what a failover of a node then loses."""
+        self._cluster.stall_replicas(on=on)
 
     def drop_bucket(self) -> None:
         """Delete the bucket with all its data: its connections are cut, nobody can select it."""

@@ -145,7 +145,7 @@ class Item:
         if not self.deleted:
             extras = _MUTATION.pack(self.cas, self.seqno, self.rev, self.flags, self.expiry, 0, 0, _NRU)
             return Op.DCP_MUTATION, extras
-        if not mode & DELETE_TIMES:  # the expiry opcode is for who asked for delete times too (commands/expiration.md)
+        if not mode & DELETE_TIMES:
             return Op.DCP_DELETION, _DELETION.pack(self.cas, self.seqno, self.rev, 0)
         if self.fate == EXPIRED and mode & EXPIRY_OPCODE:
             return Op.DCP_EXPIRATION, _EXPIRATION.pack(self.cas, self.seqno, self.rev, self.changed_at)

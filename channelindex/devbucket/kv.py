@@ -238,15 +238,20 @@ def _observe_seqno(session: Session, request: Frame) -> Reply:
     """How far a vbucket is in memory and on disk. A client that asks by an older history is told how that ended."""
     if len(request.value) != 8:
         raise Malformed
-    vbucket = session.find_vbucket(request.status, states=frozenset(State))
-    persisted = session.node.cluster.persisted_seqno(vbucket)
+    cluster = session.node.cluster
+    if session.node.has_replica(request.status):
+        vbucket = session.bucket.vbuckets[request.status]
+        persisted = high = cluster.replica_seqno(vbucket)
+    else:
+        vbucket = session.find_vbucket(request.status, states=frozenset(State))
+        persisted, high = cluster.persisted_seqno(vbucket), vbucket.high_seqno
     asked, now = int.from_bytes(request.value, "big"), vbucket.failover_log.vbuuid
     if asked == now:
-        return Reply(_OBSERVED.pack(0, vbucket.vb, now, persisted, vbucket.high_seqno))
-    end = vbucket.failover_log.end_of(asked, vbucket.high_seqno)
+        return Reply(_OBSERVED.pack(0, vbucket.vb, now, persisted, high))
+    end = vbucket.failover_log.end_of(asked, high)
     if end is None:
         raise Refused(Status.KEY_ENOENT)
-    return Reply(_OBSERVED_BEFORE.pack(1, vbucket.vb, now, persisted, vbucket.high_seqno, asked, end))
+    return Reply(_OBSERVED_BEFORE.pack(1, vbucket.vb, now, persisted, high, asked, end))
 
 
 COMMANDS: dict[int, Command] = {

@@ -162,7 +162,7 @@ class DevBucket:
         self._call("start_node", node)
 
     def failover_node(self, node: int, lose_last_n: int = 0) -> None:
-        """Stop a node and give its vbuckets to the other running ones, which lack the last seqnos of each."""
+        """Stop a node and give its vbuckets to their replicas, or to all others; the last seqnos of each are lost."""
         self._call("failover_node", node, lose_last_n)
 
     def drop_connections(self, name: str = "", node: int | None = None) -> int:
@@ -212,6 +212,10 @@ class DevBucket:
     def stall_disk(self, *, on: bool) -> None:
         """Write no more changes to the file, or go on: what `kill` loses. Durable writes are written all the same."""
         self._call("stall_disk", on)
+
+    def stall_replicas(self, *, on: bool) -> None:
+        """Let all replicas stand still, or follow again: what a failover of a node then loses."""
+        self._call("stall_replicas", on)
 
     def drop_bucket(self) -> None:
         """Delete the bucket with all its data: its connections are cut, nobody can select it."""

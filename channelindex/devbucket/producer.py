@@ -65,7 +65,8 @@ class Producer:
         elif name == "send_stream_end_on_client_close_stream":
             self._end_on_close = _switch(value)
         elif name == "enable_expiry_opcode":
-            self._mode = self._mode & ~EXPIRY_OPCODE | (EXPIRY_OPCODE if _switch(value) else 0)
+            # Whoever wants it gets delete times too (commands/control.md).
+            self._mode = self._mode | EXPIRY_OPCODE | DELETE_TIMES if _switch(value) else self._mode & ~EXPIRY_OPCODE
         elif name == "force_value_compression" and self._mode & TAKES_SNAPPY:
             self._mode = self._mode & ~COMPRESS | (COMPRESS if _switch(value) else 0)
         elif name == "stream_buffer_size":

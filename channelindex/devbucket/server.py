@@ -27,7 +27,7 @@ class DevBucketServer:
 
     def __init__(self, config: DevBucketConfig) -> None:
         self.config = config
-        topology = Topology(config.n_vbuckets, config.n_nodes)
+        topology = Topology(config.n_vbuckets, config.n_nodes, config.n_replicas)
         for number, member in enumerate(topology.members):
             member.host = config.host
             member.port = config.port and config.port + number

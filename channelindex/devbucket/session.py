@@ -58,6 +58,11 @@ class Node:
         owners = self.cluster.topology.owner_by_vb
         return vb < len(owners) and owners[vb] == self.number
 
+    def has_replica(self, vb: int) -> bool:
+        """Whether a replica of the vbucket is on this node."""
+        topology = self.cluster.topology
+        return vb < len(topology.owner_by_vb) and self.number in topology.replicas_of(vb)
+
     def take_over(self, name: str, session: "Session") -> None:
         """Give the DCP name *name* to *session*; a connection that has it is hung up on."""
         older = self._dcp_session_by_name.get(name)

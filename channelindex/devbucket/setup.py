@@ -46,6 +46,7 @@ class DevBucketConfig:
 
     `port` and `tls_port` are those of the first node, the other nodes have the following ones; 0 takes free ones.
     `admin` is where operators are listened to: a path with a slash, or a loopback port; nowhere if it is empty.
+    `n_replicas` of each vbucket are in the map; they follow at once, see `Controls.stall_replicas`.
     With a `file` the bucket outlives its process. With `collections` (`scope.collection`) it has these besides the
     default one, and offers the feature; without any it is a bucket of a server that knows none.
     """
@@ -59,6 +60,7 @@ class DevBucketConfig:
     more_accounts: tuple[Account, ...] = ()
     idle_timeout_s: float = IDLE_TIMEOUT_S
     n_nodes: int = 1
+    n_replicas: int = 0
     tls: TlsFiles | None = None
     tls_port: int = 0
     admin: str = ""
@@ -77,6 +79,10 @@ class DevBucketConfig:
             raise ConfigInvalid(f"a bucket has 1 to {MAX_VBUCKETS} vbuckets, not {self.n_vbuckets}")
         if not 1 <= self.n_nodes <= MAX_NODES:
             raise ConfigInvalid(f"a dev bucket has 1 to {MAX_NODES} nodes, not {self.n_nodes}")
+        if not 0 <= self.n_replicas < self.n_nodes:
+            raise ConfigInvalid(
+                f"of {self.n_nodes} nodes, 0 to {self.n_nodes - 1} can have a replica, not {self.n_replicas}"
+            )
 
 
 def _is_loopback(host: str) -> bool:

@@ -25,11 +25,15 @@ class Member:
 
 
 class Topology:
-    """The members by their number, and the member that has a vbucket. Its revision rises with each change."""
+    """The members by their number, and the member that has a vbucket. Its revision rises with each change.
 
-    def __init__(self, n_vbuckets: int, n_members: int = 1) -> None:
+    A vbucket's replicas are on the members that follow its owner, as many of them as are in the cluster.
+    """
+
+    def __init__(self, n_vbuckets: int, n_members: int = 1, n_replicas: int = 0) -> None:
         self.members = [Member() for _ in range(n_members)]
         self.owner_by_vb = [vb * n_members // n_vbuckets for vb in range(n_vbuckets)]
+        self.n_replicas = n_replicas
         self.revision = 1
         self.on_change: Callable[[], None] = lambda: None
 
@@ -41,6 +45,12 @@ class Topology:
     def owned_by(self, member: int) -> list[int]:
         """The vbuckets of a member."""
         return [vb for vb, owner in enumerate(self.owner_by_vb) if owner == member]
+
+    def replicas_of(self, vb: int) -> list[int]:
+        """The members that have a replica of a vbucket."""
+        n_members, owner = len(self.members), self.owner_by_vb[vb]
+        following = [(owner + step) % n_members for step in range(1, n_members)]
+        return [number for number in following if self.members[number].in_cluster][: self.n_replicas]
 
     def spread(self, vbs: Iterable[int], over: Sequence[int]) -> list[tuple[int, int]]:
         """New owners for *vbs*, in turns."""
@@ -73,9 +83,9 @@ class Topology:
     def config_json(self, name: str, uuid: str, this: int, active: Sequence[bool], *, with_collections: bool) -> bytes:
         """The map as a real cluster manager makes it, as member *this* sends it; *active* by vbucket."""
         servers, place_of = self.server_list()
-        owners = [
-            place_of.get(owner, NOBODY) if is_active else NOBODY
-            for owner, is_active in zip(self.owner_by_vb, active, strict=True)
+        chains = [
+            [place_of.get(self.owner_by_vb[vb], NOBODY) if is_active else NOBODY, *self._replica_places(vb, place_of)]
+            for vb, is_active in enumerate(active)
         ]
         uri = f"/pools/default/buckets/{name}?bucket_uuid={uuid}"
         config = {
@@ -95,9 +105,9 @@ class Topology:
             "nodesExt": self.nodes_ext(this),
             "vBucketServerMap": {
                 "hashAlgorithm": "CRC",
-                "numReplicas": 0,
+                "numReplicas": self.n_replicas,
                 "serverList": servers,
-                "vBucketMap": [[owner] for owner in owners],
+                "vBucketMap": chains,
             },
             "bucketCapabilitiesVer": "",
             "bucketCapabilities": [*CAPABILITIES, *(["collections"] if with_collections else [])],
@@ -105,6 +115,10 @@ class Topology:
             "clusterCapabilities": {},
         }
         return orjson.dumps(config)
+
+    def _replica_places(self, vb: int, place_of: dict[int, int]) -> list[int]:
+        places = [place_of[number] for number in self.replicas_of(vb)]
+        return places + [NOBODY] * (self.n_replicas - len(places))
 
 
 CAPABILITIES = ("xattr", "dcp", "cbhello", "touch", "cccp", "nodesExt", "durableWrite", "tombstonedUserXAttrs")

@@ -3,7 +3,7 @@
 One bucket of three nodes and one node of the index suffer all faults, in any order; each test has its own documents.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -131,10 +131,18 @@ def flip_first_byte(rig: Rig, load: SteadyLoad) -> None:
     rig.until_logged("feed.protocol_broken", since=log)
 
 
+def flip_bytes(rig: Rig, load: SteadyLoad, offsets: tuple[int, ...]) -> None:
+    """One byte of a document on its way from each node."""
+    for node, offset in enumerate(offsets):
+        assert rig.bucket.flip_byte(offset, FEED, node) > 0
+    load.more(200)
+
+
 def close_streams(rig: Rig, load: SteadyLoad) -> None:
     log = rig.log()
-    reasons = (0, 1, 2, 3, 4, 5, 6, 99)
+    reasons = (0, 1, 2, 3, 4, 5, 6, 8, 99)
     for vb in range(N_VBUCKETS):
+        rig.until_streaming()  # reason 8 ends a connection
         assert rig.bucket.close_stream(vb, reasons[vb % len(reasons)], FEED) > 0
     rig.until_logged("feed.stream_ended", since=log)
 
@@ -205,6 +213,48 @@ def test_a_fault_that_takes_nothing_back_leaves_the_index_exact(rig: Rig, fault:
     assert "feed.rolled_back" not in rig.log()[len(log) :]
 
 
+CAS = range(16, 24)
+"""Where it is in a frame. Nobody reads it."""
+OFFSETS = (
+    (0, 1, 2),
+    (3, 4, 5),
+    (6, 7, 8),
+    (9, 10, 11),
+    (12, 13, 14),
+    (15, 16, 17),
+    (18, 19, 20),
+    (21, 22, 23),
+    (24, -1),
+)
+"""Every byte of a document frame's head, the first behind it and the last; one for each node at a time."""
+
+
+@pytest.mark.parametrize("offsets", OFFSETS, ids=str)
+def test_a_flipped_byte_loses_and_invents_nothing(rig: Rig, offsets: tuple[int, ...]) -> None:
+    log, before = rig.log(), indexed_channels(rig.store_url)
+    load = suffer(rig, f"flip {offsets}", partial(flip_bytes, offsets=offsets), XattrLayout())
+    if not set(offsets) <= set(CAS):
+        rig.until_logged("feed.protocol_broken", since=log)
+    await_stable(rig.store_url, rig.bucket)
+    damaged = quarantined_keys(rig)
+    expected = united(before, load.expected())
+    assert without(damaged, indexed_channels(rig.store_url)) == without(damaged, expected)
+    assert "feed.rolled_back" not in rig.log()[len(log) :]
+
+
+def united(one: Membership, other: Membership) -> Membership:
+    return {channel: one.get(channel, set()) | other.get(channel, set()) for channel in {*one, *other}}
+
+
+def without(damaged: Sequence[bytes], channels: Membership) -> Membership:
+    """What *channels* hold of all other documents. A key whose length is damaged goes on with what lies behind it."""
+
+    def is_whole(document: str) -> bool:
+        return not any(key.startswith(document.encode()) for key in damaged)
+
+    return {channel: {entry for entry in entries if is_whole(entry[0])} for channel, entries in channels.items()}
+
+
 # -- faults after which the bucket lacks what it had
 
 
@@ -269,6 +319,11 @@ def test_a_document_damaged_on_its_way_is_quarantined_until_it_changes(rig: Rig)
 def n_quarantined(rig: Rig) -> int:
     with closing(open_reader(settings_of(rig.store_url, "channels"))) as store:
         return store.quarantined(limit=1)[0]
+
+
+def quarantined_keys(rig: Rig) -> list[bytes]:
+    with closing(open_reader(settings_of(rig.store_url, "channels"))) as store:
+        return [document.key for document in store.quarantined()[1]]
 
 
 def test_a_bucket_that_is_dropped_ends_the_node_and_leaves_the_index(tmp_path: Path, redis_url: str) -> None:

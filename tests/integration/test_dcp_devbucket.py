@@ -9,7 +9,7 @@ from channelindex import mcbp
 from channelindex.devbucket import DevBucket, DevBucketConfig
 from channelindex.devbucket.accounts import Account
 from channelindex.errors import AuthenticationFailed, OutcomeUnknown, SourceUnavailable
-from channelindex.feeds.base import DELETION, HISTORY, MUTATION, ROLLBACK
+from channelindex.feeds.base import DELETION, EXPIRATION, HISTORY, MUTATION, ROLLBACK
 from channelindex.feeds.dcp import operations
 from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.connstr import parse_source_url
@@ -164,6 +164,15 @@ def test_xattrs_arrive(bucket: DevBucket, kv: KvClient) -> None:
         (event,) = [event for event in reading.events if event[0] == MUTATION]
     assert event[4] == 0x05
     assert mcbp.split_xattrs(event[5]) == ({"_sync": b'{"rev":"1-a"}'}, b'{"v":1}')
+
+
+def test_documents_that_expire_and_such_that_are_deleted_are_told_apart(bucket: DevBucket, kv: KvClient) -> None:
+    kv.pipeline([operations.store(b"expires", b"{}", expiry=1), operations.store(b"deleted", b"{}")])
+    kv.delete(b"deleted")
+    with Reading(bucket) as reading:
+        reading.until(lambda: reading.documents(EXPIRATION))
+        assert [key for _, _, key in reading.documents(EXPIRATION)] == [b"expires"]
+        assert [key for _, _, key in reading.documents(DELETION)] == [b"deleted"]
 
 
 def test_dropped_connections_lose_and_repeat_nothing(bucket: DevBucket) -> None:

@@ -70,6 +70,34 @@ def test_every_node_tells_of_all_nodes_and_of_itself(bucket, connect):
         assert [owner for (owner,) in config["vBucketServerMap"]["vBucketMap"]] == [0, 0, 1, 1, 2, 2]
 
 
+def test_replicas_are_in_the_map_and_say_what_they_have():
+    with DevBucket(DevBucketConfig(n_vbuckets=3, n_nodes=3, n_replicas=1)) as bucket:
+        clients = [RawClient(port).log_in() for port in bucket.ports]
+
+        def persisted(node: int) -> int:
+            found = clients[node].call(Op.OBSERVE_SEQNO, value=vbuuid.to_bytes(8, "big"))
+            assert found.status == Status.SUCCESS
+            return int(struct.unpack(">BHQQQ", found.value)[3])
+
+        def chains() -> list[list[int]]:
+            return list(json.loads(clients[1].call(Op.GET_CLUSTER_CONFIG).value)["vBucketServerMap"]["vBucketMap"])
+
+        assert chains() == [[0, 1], [1, 2], [2, 0]]
+        feed = RawClient(bucket.ports[0]).log_in().open_dcp("feed")
+        vbuuid = vbuuid_of(feed.request_stream(0))
+        Writer(clients[0].call).set(0, b"everywhere", b"{}")
+        assert (persisted(0), persisted(1)) == (1, 1)
+        bucket.stall_replicas(on=True)
+        Writer(clients[0].call).set(0, b"here", b"{}")
+        assert (persisted(0), persisted(1)) == (2, 1)
+        assert clients[2].call(Op.OBSERVE_SEQNO, value=bytes(8)).status == Status.NOT_MY_VBUCKET
+        bucket.failover_node(0)
+        assert chains() == [[0, 1], [0, 1], [1, 0]]  # places in a list that lacks the first node
+        assert bucket.high_seqnos()[0] == 1
+        for client in (*clients, feed):
+            client.close()
+
+
 def test_vbucket_of_another_node_is_refused_with_the_map(connect):
     client = connect(0)
     assert Writer(client.call).set(1, b"k", b"{}").status == Status.SUCCESS

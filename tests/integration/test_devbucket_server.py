@@ -148,7 +148,7 @@ def test_moved_vbucket_is_not_ours_and_its_map_is_pushed(bucket, connect):
         (1, "false", Op.DCP_DELETION, 18),
         (1 | DELETE_TIMES, "false", Op.DCP_DELETION, 21),
         (1 | DELETE_TIMES, "true", Op.DCP_EXPIRATION, 20),
-        (1, "true", Op.DCP_DELETION, 18),
+        (1, "true", Op.DCP_EXPIRATION, 20),
     ],
 )
 def test_expiry_is_a_deletion_unless_its_opcode_was_negotiated(connect, flags, control, opcode, extras_bytes):

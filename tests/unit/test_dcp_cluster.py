@@ -8,10 +8,12 @@ import cramjam
 import pytest
 
 from channelindex.errors import AuthenticationFailed, ConfigInvalid, ProtocolError
-from channelindex.feeds.base import HISTORY, JSON, MUTATION, SNAPPY, XATTR
+from channelindex.feeds.base import HISTORY, JSON, MUTATION, ROLLBACK, SNAPPY, SNAPSHOT, XATTR
+from channelindex.feeds.dcp.messages import StreamEnd
+from channelindex.feeds.dcp.streams import LIVE
 from channelindex.mcbp import SERVER_REQUEST, Frame, Op, Status, join_xattrs, pack_frame
 from channelindex.model import ORIGIN, Checkpoint
-from tests.support.dcp_node import Rig, rig
+from tests.support.dcp_node import LOG, Rig, rig
 from tests.support.dcp_replay import answer, cluster_config
 from tests.support.dcp_wire import marker, mutation, stream_end
 
@@ -183,6 +185,20 @@ def test_a_node_that_refuses_us_for_a_while_is_borne_and_then_not(two: Rig) -> N
     assert two.clock.now - started > 60.0
 
 
+def test_a_node_that_lets_us_in_and_refuses_every_stream_is_not_borne_for_ever(two: Rig) -> None:
+    two.nodes[1].respond = lambda frame: answer(frame, Status.EACCESS) if frame.opcode == Op.DCP_STREAM_REQ else None
+    two.nodes[1].hang_up()
+    with pytest.raises(AuthenticationFailed, match="privilege"):
+        two.until(lambda: two.clock.now > 2000.0, step_s=0.2)
+
+
+def test_privileges_that_were_lost_are_looked_for_again(two: Rig) -> None:
+    two.nodes[1].send(stream_end(two.opened[1].opaque, 1, StreamEnd.LOST_PRIVILEGES))
+    assert two.accept(1).status == 1
+    two.until(two.feed.connected)
+    assert two.feed.last_error is None
+
+
 def test_a_refusal_that_passes_is_forgotten(two: Rig) -> None:
     refused = 0
 
@@ -344,6 +360,30 @@ def test_compressed_values_come_plain() -> None:
 
 
 # -- rollback mitigation
+
+ROLLBACK_TO = 4
+
+
+def test_what_a_failover_took_back_before_anybody_saw_it_is_no_rollback() -> None:
+    with rig(n_nodes=2, chains=[[0, 1]], replicated_only=True) as made:
+        for node in made.nodes:
+            node.respond = lambda frame: (
+                observe_answer(frame, ROLLBACK_TO) if frame.opcode == Op.OBSERVE_SEQNO else None
+            )
+        made.feed.start({0: ORIGIN})
+        request = made.accept(0)
+        documents = b"".join(mutation(request.opaque, 0, seqno, b"k") for seqno in (1, ROLLBACK_TO))
+        lost = marker(request.opaque, 0, 5, 6) + mutation(request.opaque, 0, 6, b"lost")
+        made.node.send(marker(request.opaque, 0, 0, ROLLBACK_TO) + documents + lost)
+        made.until(lambda: made.events and made.events[-1] == (SNAPSHOT, 0, 5, 6), step_s=0.05)
+        made.node.send(stream_end(request.opaque, 0, 2))
+        again = made.asked(Op.DCP_STREAM_REQ)
+        assert int.from_bytes(again.extras[8:16], "big") == 6
+        made.node.send(answer(again, Status.ROLLBACK, ROLLBACK_TO.to_bytes(8, "big")))
+        made.node.send(answer(made.asked(Op.DCP_GET_FAILOVER_LOG), value=LOG))
+        last = made.accept(0)
+        assert struct.unpack(">QQQQQ", last.extras[8:]) == (ROLLBACK_TO, LIVE, 0xABC, ROLLBACK_TO, ROLLBACK_TO)
+        assert not [event for event in made.events if event[0] == ROLLBACK]
 
 
 def observe_answer(frame: Frame, persisted: int) -> bytes:

@@ -7,7 +7,7 @@ from channelindex.feeds.base import ADVANCED, HISTORY, MUTATION, ROLLBACK, SNAPS
 from channelindex.feeds.dcp.connstr import Endpoint
 from channelindex.feeds.dcp.messages import Observed
 from channelindex.feeds.dcp.persistence import PersistenceGate
-from channelindex.model import ORIGIN
+from channelindex.model import ORIGIN, Checkpoint
 
 A, B = Endpoint("a", 1), Endpoint("b", 1)
 COPIES = {0: [A, B], 1: [A, B]}
@@ -24,6 +24,7 @@ def history(vb: int = 0, vbuuid: int = UUID) -> Event:
 
 def gate_with(*events: Event) -> PersistenceGate:
     gate = PersistenceGate()
+    gate.begin({0: ORIGIN, 1: ORIGIN})
     gate.add([history(), history(1), *events])
     gate.take(COPIES)
     return gate
@@ -68,11 +69,34 @@ def test_what_comes_behind_a_held_event_stays_behind_it() -> None:
     assert gate.take(COPIES) == [document(1), (SNAPSHOT, 0, 2, 9)]
 
 
-def test_what_was_rolled_back_was_never_there() -> None:
-    gate = gate_with(document(1), document(2))
+def test_a_rollback_of_what_is_held_concerns_nobody() -> None:
+    gate = gate_with((SNAPSHOT, 0, 0, 9), document(1), document(2), (SNAPSHOT, 0, 10, 11), document(10))
+    for endpoint in (A, B):
+        gate.observe(0, endpoint, Observed(UUID, 2))
+    assert gate.take(COPIES)[-1] == (SNAPSHOT, 0, 10, 11)
+    gate.add([(ROLLBACK, 0, Checkpoint(UUID, 1, 1, 1))])
+    assert gate.take(COPIES) == []
+    assert gate.held_bytes == 0
+    assert gate.unseen_rollbacks == {0: Checkpoint(UUID, 2, 2, 2)}
+
+
+def test_within_a_snapshot_the_feed_resumes_where_the_consumer_is() -> None:
+    gate = gate_with((SNAPSHOT, 0, 0, 9), document(1), document(2))
+    for endpoint in (A, B):
+        gate.observe(0, endpoint, Observed(UUID, 1))
+    gate.take(COPIES)
+    gate.add([(ROLLBACK, 0, ORIGIN)])
+    assert gate.unseen_rollbacks == {0: Checkpoint(UUID, 1, 0, 9)}
+
+
+def test_a_rollback_of_what_was_let_out_is_told() -> None:
+    gate = gate_with(document(1))
+    for endpoint in (A, B):
+        gate.observe(0, endpoint, Observed(UUID, 1))
+    gate.take(COPIES)
     gate.add([(ROLLBACK, 0, ORIGIN)])
     assert gate.take(COPIES) == [(ROLLBACK, 0, ORIGIN)]
-    assert gate.held_bytes == 0
+    assert gate.unseen_rollbacks == {}
 
 
 def test_what_was_observed_of_another_history_does_not_count() -> None:

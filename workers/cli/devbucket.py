@@ -56,6 +56,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--nodes", type=options.positive, default=_DEFAULTS.n_nodes, help="how many (default: %(default)s)"
     )
+    parser.add_argument(
+        "--replicas",
+        type=int,
+        default=_DEFAULTS.n_replicas,
+        help="of each vbucket, in name only (default: %(default)s)",
+    )
     parser.add_argument("--file", type=Path, help="SQLite file that keeps the bucket; without one it is in memory only")
     parser.add_argument(
         "--collection",
@@ -133,6 +139,7 @@ def _serve(args: argparse.Namespace) -> int:
         password=args.password,
         n_vbuckets=args.vbuckets,
         n_nodes=args.nodes,
+        n_replicas=args.replicas,
         tls=_tls_of(args),
         tls_port=args.tls_port,
         admin=args.admin,

@@ -36,7 +36,7 @@ DEFAULT_BUFFER_BYTES = 10 * 1024 * 1024
 _LEAST_BUFFER_BYTES = 512 * 1024
 """Of one connection, however many there are: less would make a node wait for each acknowledgement."""
 _LEAST_READ_BYTES = 64 * 1024
-_AUTHENTICATION_GRACE_S = 60.0
+AUTHENTICATION_GRACE_S = 60.0
 """How long a feed that has streamed bears being refused: a node that joins learns of users later than of vbuckets."""
 _OBSERVE_S = 0.25
 """How often to ask what is persisted, while something waits for it."""
@@ -104,11 +104,15 @@ class DcpFeed:
     def start(self, checkpoints: Mapping[int, Checkpoint]) -> None:
         """Begin to stream each vbucket from its checkpoint; `read` and `tick` connect and reconnect."""
         self._cluster.take(Streams(checkpoints, self._end_seqnos))
+        if self._gate is not None:
+            self._gate.begin(checkpoints)
         self._started = True
 
     def add(self, checkpoints: Mapping[int, Checkpoint]) -> None:
         """Stream these vbuckets too, each from its checkpoint, beside those that go on."""
         self._cluster.add(checkpoints)
+        if self._gate is not None:
+            self._gate.begin(checkpoints)
 
     def drop(self, vbuckets: Collection[int]) -> None:
         """Stream these vbuckets no more. The next `read` may still give events of them, no later one does."""
@@ -146,6 +150,8 @@ class DcpFeed:
 
     def _released(self, gate: PersistenceGate, events: list[Event]) -> list[Event]:
         gate.add(events)
+        self._cluster.resume(gate.unseen_rollbacks)
+        gate.unseen_rollbacks.clear()
         return gate.take({vb: self._cluster.copies(vb) for vb in gate.waiting()})
 
     def _receive(self, node: Node, max_bytes: int, events: list[Event]) -> None:
@@ -169,7 +175,7 @@ class DcpFeed:
         events += connection.session.take_events()
 
     def _note(self, node: Node, session: Session, now: float) -> None:
-        self._has_streamed |= node.live
+        self._has_streamed |= bool(node.streams.open_by_opaque)
         if session.high_seqnos:
             self._high_seqnos.update(session.high_seqnos)
         if session.map_doubtful:
@@ -179,7 +185,7 @@ class DcpFeed:
     def _bears_refusal(self, node: Node, now: float) -> bool:
         if node.refused_since is None:
             node.refused_since = now
-        return self._has_streamed and now < node.refused_since + _AUTHENTICATION_GRACE_S
+        return self._has_streamed and now < node.refused_since + AUTHENTICATION_GRACE_S
 
     def _take_bodies(self, needed: BodiesNeeded) -> None:
         """Connect to all nodes again, for streams with bodies."""

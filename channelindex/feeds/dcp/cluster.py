@@ -72,6 +72,12 @@ class Cluster:
             if session is not None:
                 session.close_streams(open_vbuckets)
 
+    def resume(self, checkpoints: Mapping[int, Checkpoint]) -> None:
+        """Stream these vbuckets, which were rolled back, each from its checkpoint."""
+        for _, streams in self._homes():
+            for vb in [vb for vb in checkpoints if vb in streams]:
+                streams.resume(vb, checkpoints[vb])
+
     @property
     def n_nodes(self) -> int:
         """How many nodes have streams of ours."""

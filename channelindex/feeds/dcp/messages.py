@@ -63,6 +63,7 @@ class StreamEnd(IntEnum):
     FILTER_EMPTY = 7
     """All collections of the stream were dropped: what they held is gone without a deletion."""
     LOST_PRIVILEGES = 8
+    """The connection is made again, to see whether we are refused for good."""
 
 
 def stream_end_reason(frame: Frame) -> int:

@@ -30,7 +30,7 @@ class Node:
         self.last_error: ChannelIndexError | None = None
         """Why the last connection was lost or could not be made; None once another one streams."""
         self.refused_since: float | None = None
-        """When the node began to refuse our credentials, if the last connection was lost for that."""
+        """When the node began to refuse us, if it has opened no stream since."""
         self.connect_at = 0.0
         """When the next connection may be made, while there is none."""
         self._connect = connect
@@ -65,10 +65,12 @@ class Node:
         return self.connection.tick(now)
 
     def note_progress(self) -> None:
-        """Tell once per connection that it streams."""
+        """Tell once per connection that it streams; and forget that we were refused, once we are not any more."""
+        if self.live and (self.streams.open_by_opaque or not len(self.streams)):
+            self.refused_since = None
         if self.live and not self._told_connected:
             self._told_connected = True
-            self.last_error = self.refused_since = None
+            self.last_error = None
             _log.info("feed.connected", server=self.endpoint, streams=len(self.streams))
 
     def lose(self, error: ChannelIndexError, now: float) -> None:

@@ -2,16 +2,18 @@
 
 A change that all copies of its vbucket have on disk survives the failover to any of them. Held back until then, it
 comes later, by a fraction of a second on a healthy cluster, and it can be waited for as long as a replica is behind; in
-return the consumer is hardly ever rolled back. Copies that are nowhere are not waited for, or one lost node would
-stop the feed until the next rebalance.
+return the consumer is hardly ever rolled back: what is taken back while it is held, nobody has seen. Copies that are
+nowhere are not waited for, or one lost node would stop the feed until the next rebalance.
 """
 
 from collections import deque
 from collections.abc import Iterable, Mapping
 
-from channelindex.feeds.base import ADVANCED, EXPIRATION, HISTORY, ROLLBACK, Event
+from channelindex.feeds.base import ADVANCED, EXPIRATION, HISTORY, ROLLBACK, SNAPSHOT, Event
 from channelindex.feeds.dcp.connstr import Endpoint
 from channelindex.feeds.dcp.messages import Observed
+from channelindex.feeds.dcp.streams import LIVE, Stream
+from channelindex.model import Checkpoint
 
 _EVENT_BYTES = 200
 """About what an event takes besides its key and value."""
@@ -22,29 +24,48 @@ class PersistenceGate:
 
     def __init__(self) -> None:
         self._held: dict[int, deque[Event]] = {}
+        self._let_out: dict[int, Stream] = {}
         self._vbuuid_by_vb: dict[int, int] = {}
         self._persisted: dict[tuple[int, Endpoint], int] = {}
         self.held_bytes = 0
         """About how much memory the held events take."""
+        self.unseen_rollbacks: dict[int, Checkpoint] = {}
+        """Where to ask again for vbuckets of which the source took back what was held; for the feed to take."""
+
+    def begin(self, checkpoints: Mapping[int, Checkpoint]) -> None:
+        """The events of these vbuckets will be those behind their checkpoints."""
+        self._let_out.update({vb: Stream(vb, at, LIVE) for vb, at in checkpoints.items()})
 
     def __len__(self) -> int:
         return sum(map(len, self._held.values()))
 
     def add(self, events: Iterable[Event]) -> None:
-        """Take *events* in. Those of a history that was rolled back are dropped: nobody has seen them."""
+        """Take *events* in. Those that a rollback took back are dropped, and it with them: nobody has seen them."""
         for event in events:
             kind, vb = event[0], event[1]
-            if kind == ROLLBACK:
-                self.forget([vb])
-            elif kind == HISTORY:
+            if vb not in self._let_out:
+                continue  # it was dropped
+            if kind == ROLLBACK and self._drop_held(vb):
+                let_out = self._let_out[vb]
+                self.unseen_rollbacks[vb] = let_out.position(let_out.seqno)
+                continue
+            if kind == HISTORY:
                 self._begin_history(vb, event[2][0][0])
             self._held.setdefault(vb, deque()).append(event)
             self.held_bytes += _size(event)
 
     def forget(self, vbuckets: Iterable[int]) -> None:
-        """Drop what is held of these vbuckets."""
+        """No event of these vbuckets is wanted any more."""
         for vb in vbuckets:
-            self.held_bytes -= sum(map(_size, self._held.pop(vb, ())))
+            self._drop_held(vb)
+            self._let_out.pop(vb, None)
+            self.unseen_rollbacks.pop(vb, None)
+
+    def _drop_held(self, vb: int) -> bool:
+        """Drop what is held of *vb*; whether there was anything that moves its seqno."""
+        held = self._held.pop(vb, ())
+        self.held_bytes -= sum(map(_size, held))
+        return any(event[0] <= ADVANCED for event in held)
 
     def _begin_history(self, vb: int, vbuuid: int) -> None:
         """What was observed of an earlier history says nothing of this one."""
@@ -71,9 +92,19 @@ class PersistenceGate:
             while held and not (held[0][0] <= ADVANCED and held[0][2] > durable):
                 self.held_bytes -= _size(held[0])
                 events.append(held.popleft())
+                self._note_let_out(self._let_out[vb], events[-1])
             if not held:
                 del self._held[vb]
         return events
+
+    def _note_let_out(self, stream: Stream, event: Event) -> None:
+        kind = event[0]
+        if kind <= ADVANCED:
+            stream.seqno = event[2]
+        elif kind == SNAPSHOT:
+            stream.snap_start, stream.snap_end = event[2:]
+        elif kind == HISTORY:
+            stream.vbuuid = event[2][0][0]
 
 
 def _size(event: Event) -> int:

@@ -205,6 +205,12 @@ class Streams:
         """The server took back what *stream* had. It stays closed."""
         self._leave_requested(stream, State.ROLLED_BACK)
 
+    def resume(self, vb: int, checkpoint: Checkpoint) -> None:
+        """The rollback of *vb* concerns nobody: stream it from *checkpoint*."""
+        stream = self._by_vb[vb]
+        stream.checkpoint = checkpoint
+        self._wait(stream, 0.0)
+
     def advance(self, stream: Stream, seqno: int) -> None:
         """*seqno* came without a document.
 
