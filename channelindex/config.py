@@ -71,10 +71,13 @@ def load_config(
     environ: Mapping[str, str],
     overrides: Mapping[str, Value],
     required: Collection[str] = REQUIRED_TO_RUN,
+    *,
+    read_passwords: bool = True,
 ) -> Config:
     """The configuration from the file at *path* (None: no file), *environ* and *overrides* (`section.key` -> value).
 
-    Keys in *required* must be set; a command that only reads the index needs no source.
+    Keys in *required* must be set; a command that only reads the index needs no source. Without *read_passwords*, files
+    of passwords stay closed, for a caller that may not read them and uses none.
 
     Raises:
         ConfigProblems: with every problem found.
@@ -92,6 +95,8 @@ def load_config(
             origins[given.key] = given.origin
     _find_credential(values, origins, environ)
     _derive(values, origins, problems)
+    if read_passwords:
+        _read_passwords(values, origins, problems)
     refused = {problem.partition(" ")[0] for problem in problems}
     unread = any(problem.startswith(_UNREADABLE) for problem in problems)
     if not unread:  # what is missing may be in the file
@@ -269,6 +274,9 @@ def _derive(values: dict[str, Value], origins: dict[str, str], problems: list[st
     if "coordination.redis" not in values and store.partition(":")[0] in REDIS_SCHEMES:
         values["coordination.redis"] = store
         origins["coordination.redis"] = "index.store"
+
+
+def _read_passwords(values: dict[str, Value], origins: dict[str, str], problems: list[str]) -> None:
     for section in ("source", "index"):
         if f"{section}.password_file" in values:
             _read_password(section, values, origins, problems)

@@ -145,6 +145,17 @@ def test_a_node_that_its_bucket_refuses_ends_with_one_line(tmp_path: Path, redis
         assert "source.user" in fails(exits.AUTH, "run", *settings, cwd=tmp_path)
 
 
+def test_a_configuration_can_be_checked_by_whom_its_passwords_are_kept_from(tmp_path: Path) -> None:
+    settings = (
+        *("--set", f"source.url={SOURCE}", "--set", f"index.store={NOWHERE}"),
+        *("--set", f"source.password_file={tmp_path}/absent"),
+    )
+    done = channelindex("config", "check", *settings, cwd=tmp_path)
+    assert (done.returncode, "source.password_file" in done.stdout) == (exits.CONFIG, True)
+    done = channelindex("config", "check", "--no-passwords", *settings, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (exits.OK, "the configuration is right\n")
+
+
 def test_a_wrong_password_is_told_without_showing_it(tmp_path: Path, guarded_url: str) -> None:
     message = fails(exits.AUTH, "status", "--set", f"index.store={guarded_url}", cwd=tmp_path)
     assert "hunter" not in message

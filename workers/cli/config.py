@@ -22,6 +22,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         choices=("show", "check", "docs"),
         help="show: each key, its value, where it was set; check: every problem; docs: all keys explained, as Markdown",
     )
+    parser.add_argument(
+        "--no-passwords",
+        action="store_true",
+        help="with check: leave the files of passwords unread, where that is not for whoever checks",
+    )
     options.add_config(parser)
     options.add_json(parser)
 
@@ -46,7 +51,7 @@ def _show(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     problems: tuple[str, ...] = ()
     try:
-        options.config_of(args, REQUIRED_TO_RUN)
+        options.config_of(args, REQUIRED_TO_RUN, read_passwords=not args.no_passwords)
     except ConfigProblems as found:
         problems = found.problems
     if args.json:

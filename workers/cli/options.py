@@ -35,10 +35,16 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
-def config_of(args: argparse.Namespace, required: Collection[str], extra: Mapping[str, Value] | None = None) -> Config:
+def config_of(
+    args: argparse.Namespace,
+    required: Collection[str],
+    extra: Mapping[str, Value] | None = None,
+    *,
+    read_passwords: bool = True,
+) -> Config:
     """The configuration that *args* ask for. *extra* are keys that the command's own arguments set."""
     path = args.config or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
-    return load_config(path, os.environ, {**dict(args.set), **(extra or {})}, required)
+    return load_config(path, os.environ, {**dict(args.set), **(extra or {})}, required, read_passwords=read_passwords)
 
 
 def positive(text: str) -> int:
