@@ -201,8 +201,8 @@ class _Follower(_Watch):
                 return
 
     def _note(self, page: Changes) -> None:
-        at = time.monotonic()
         stable = self._clock.read()
+        at = time.monotonic()  # last: a rollback that begins before the clock is read may show in it
         for each in page.entries:
             at_vb = stable[each.vb] if stable else -1
             self.told.append(
