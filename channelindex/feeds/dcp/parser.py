@@ -14,17 +14,17 @@ from channelindex.errors import ProtocolError
 from channelindex.feeds.base import JSON, SNAPPY, XATTR, Event
 from channelindex.feeds.dcp.bodies import BodiesNeeded, NeedsBody
 from channelindex.feeds.dcp.compression import decompress
-from channelindex.feeds.dcp.streams import Stream, Streams
+from channelindex.feeds.dcp.streams import Stream, Streams, no_such_stream
 from channelindex.mcbp import Frame, Op
 
 _DOCUMENT_HEAD = struct.Struct(">HHBBHII8xQ")
 """The header and the by_seqno that begins the extras of every document frame: magic and opcode, key length, extras
 length, datatype, vbucket, body length, opaque, seqno."""
 _DOCUMENT_HEAD_BYTES = 32
-_LEAST_EXTRAS_BYTES = 18
-"""Of a deletion; mutations and expirations have more, and more may be added behind."""
-_MOST_EXTRAS_BYTES = 63
-"""Twice those of a mutation. More are a damaged length, which would have us take a part of the key for extras."""
+_MUTATION_EXTRAS_BYTES = 31
+_EXTRAS_BYTES = range(18, 64)
+"""From those of a deletion on: a later version may add some. Many more are a damaged length, for which we would take
+a part of the key for extras."""
 _UNKNOWN_DATATYPES = 0xFF & ~(JSON | SNAPPY | XATTR)
 """Bits that nobody negotiated."""
 _FIRST_KIND = mcbp.REQUEST << 8 | Op.DCP_MUTATION
@@ -146,23 +146,22 @@ class FrameParser:
             frame_end = offset + 24 + body_size
             if frame_end > end:
                 break
-            if value_start > frame_end or not _LEAST_EXTRAS_BYTES <= extras_size <= _MOST_EXTRAS_BYTES:
+            if value_start > frame_end or (extras_size != _MUTATION_EXTRAS_BYTES and extras_size not in _EXTRAS_BYTES):
                 raise ProtocolError(f"document frame with key {key_size}, extras {extras_size}, body {body_size} bytes")
-            stream = streams.get(opaque)
-            if stream is None or vb != stream.vb:
-                stream = self._streams.opened(opaque, vb)
-            else:
-                newest = stream.seqno
-                if not newest < seqno <= stream.snap_end:
-                    raise _misplaced(stream, seqno)
-                value = data[value_start:frame_end]
-                if datatype & unusual:
-                    datatype, value = self._look_closer(
-                        kind, data[key_start + prefix_bytes : value_start], datatype, value
-                    )
-                stream.seqno = seqno
-                append((kind - _FIRST_KIND, vb, seqno, data[key_start + prefix_bytes : value_start], datatype, value))
             offset = frame_end
+            try:
+                stream = streams[opaque]
+            except KeyError:
+                stream = self._streams.opened(opaque, vb)
+                continue
+            newest = stream.seqno
+            if not newest < seqno <= stream.snap_end or vb != stream.vb:
+                raise _misplaced(stream, vb, seqno)
+            value = data[value_start:frame_end]
+            if datatype & unusual:
+                datatype, value = self._look_closer(kind, data[key_start + prefix_bytes : value_start], datatype, value)
+            stream.seqno = seqno
+            append((kind - _FIRST_KIND, vb, seqno, data[key_start + prefix_bytes : value_start], datatype, value))
         self._last = None if stream is None else (stream, newest)
         return offset
 
@@ -178,7 +177,9 @@ class FrameParser:
         return datatype, value
 
 
-def _misplaced(stream: Stream, seqno: int) -> ProtocolError:
+def _misplaced(stream: Stream, vb: int, seqno: int) -> ProtocolError:
+    if vb != stream.vb:
+        return no_such_stream(vb, stream.opaque)
     if seqno <= stream.seqno:
         return ProtocolError(f"vbucket {stream.vb}: seqno {seqno} after {stream.seqno}")
     return ProtocolError(f"vbucket {stream.vb}: seqno {seqno} in a snapshot that ends at {stream.snap_end}")

@@ -156,7 +156,7 @@ class Streams:
         if stream is None and self._closed_opaque_by_vb.get(vb) == opaque:
             return None  # it was on its way when the stream was closed
         if stream is None or stream.vb != vb:
-            raise ProtocolError(f"frame of vbucket {vb} with the opaque {opaque}, which is of no stream of it")
+            raise no_such_stream(vb, opaque)
         return stream
 
     def next_retry(self) -> float:
@@ -277,3 +277,8 @@ class Streams:
         stream.state = State.WAITING
         stream.retry_at = retry_at
         self._waiting[stream.vb] = stream
+
+
+def no_such_stream(vb: int, opaque: int) -> ProtocolError:
+    """The error for a frame with this vbucket and opaque."""
+    return ProtocolError(f"frame of vbucket {vb} with the opaque {opaque}, which is of no stream of it")
