@@ -100,7 +100,7 @@ class BatchWriter:
             if payloads:
                 ring.commit()
                 bell.ring()
-        self._board.set(ring_fill=sum(ring.fill for ring in self._rings))
+        self._board.set(ring_fill=sum(ring.fill for ring in self._rings), touches=self._store.n_touches)
         return True
 
     def _write(self, appends: Sequence[ChannelAppend], principals: Sequence[str]) -> None:

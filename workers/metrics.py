@@ -90,6 +90,8 @@ METRICS = (
     Metric("writer_frames", COUNTER, _WORKER, "Ring frames written.", "None; for ratios."),
     Metric("writer_appends", COUNTER, _WORKER, "Appends to channels, one per channel and batch.",
            "Close to the entries: batches merge little; larger `workers.batch_bytes`, fewer feed workers."),
+    Metric("writer_touches", COUNTER, _WORKER, "Appends before which the store had to look for the channel's block.",
+           "One per channel and life of a worker. Near the appends for long: more channels than a writer remembers."),
     Metric("writer_batch_bytes", HISTOGRAM, _WORKER, "Bytes of entries per batch.",
            "Always at `workers.batch_bytes`: writers never catch up; raise it or add writers."),
     Metric("writer_store_seconds", HISTOGRAM, _WORKER, "How long the store took for a batch that it accepted.",

@@ -67,6 +67,9 @@ class Quarantined(NamedTuple):
 class IndexWriter(Protocol):
     """The write half. One live instance per (index, batch writer)."""
 
+    n_touches: int
+    """Appends to a channel whose active block was not known, so that the store had to look for it first."""
+
     def write(self, appends: Sequence[ChannelAppend], principals: Iterable[str] = ()) -> set[int]:
         """Append a batch: per channel its blocks, then its clock, then its counter; raise the principals' counters.
 

@@ -101,6 +101,7 @@ class BlockWriter:
         self._operations = operations
         self._block_bytes = block_bytes
         self._active = ActiveBlocks(remembered_blocks)
+        self.n_touches = 0
 
     def write(self, appends: Sequence[ChannelAppend], principals: Iterable[str] = ()) -> set[int]:
         """See `IndexWriter.write`."""
@@ -190,6 +191,7 @@ class BlockWriter:
     def _touch_at_once(self, appends: Sequence[ChannelAppend]) -> set[int]:
         stale: set[int] = set()
         found = self._operations.touch([_touch(append) for append in appends])
+        self.n_touches += len(appends)
         for append, block in zip(appends, found, strict=True):
             if block is None:
                 stale.add(append.epoch)

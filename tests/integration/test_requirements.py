@@ -124,6 +124,26 @@ def test_the_stable_clock_moves_only_over_writes_that_were_acknowledged_whicheve
     backend.close()
 
 
+def test_only_the_first_batch_of_a_channel_looks_for_its_block(bells):
+    backend = Backend("memory://")
+    store = backend.writer(block_bytes=500)  # blocks rotate meanwhile
+    ring = Ring(1 << 16)
+    builder = RoundBuilder(Everywhere(), 1, 0, {0: ORIGIN})
+    outbox = Outbox([ring], [bells[-1]])
+    writer = new_writer(store, [ring], bells[1:], batch_bytes=1 << 16)
+    outbox.begin(1)
+    for seqno in range(1, 201):
+        builder.add([(MUTATION, 0, seqno, b"%d" % seqno, 1, b"{}")])
+        taken = builder.take()
+        assert taken is not None
+        outbox.put(taken, 1, "group")
+        assert outbox.flush()
+        writer._write_batch()
+    assert store.n_touches == len(list(backend.reader().channels())) == 11
+    assert writer._board.get("touches") == 11
+    assert writer._board.get("channels") > 400
+
+
 def test_a_full_ring_of_one_group_does_not_delay_the_next_batch_of_another(bells):
     backend = Backend("memory://")
     hot, cold = Ring(1 << 16), Ring(1 << 16)
