@@ -128,7 +128,7 @@ class Observed:
         begun = time.monotonic()
         act()
         ended = time.monotonic()
-        settle(self.watch, 1.0)  # let the gaps of the event end
+        until(lambda: self.watch.all_moved_since(ended), "the gaps of the event to end")
         return begun, ended
 
     def assert_all_is_well(self) -> None:
@@ -204,6 +204,7 @@ def test_pause_beyond_the_leases_and_a_coordination_without_its_data_leave_an_ex
 @pytest.mark.timeout(900)
 def test_any_schedule_leaves_an_exact_index(observed, seed):
     with observed(seed, *NAMES) as there:
+        there.rest(3.0)
         rnd = random.Random(seed)
         kinds = ("join", "join", "drain", "kill", "restart_after_kill", "pause", "lose_coordination")
         for _ in range(20):

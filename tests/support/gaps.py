@@ -43,12 +43,13 @@ class GapWatch(threading.Thread):
         super().__init__(daemon=True)
         self.gaps: list[Gap] = []
         self.moved_back: list[tuple[int, int, int]] = []
+        self._last: dict[int, Sample] = {}
         self._redis_url = redis_url
         self._stop_asked = threading.Event()
         self.start()
 
     def run(self) -> None:
-        last: dict[int, Sample] = {}
+        last = self._last
         with closing(open_reader(IndexSettings(INDEX, self._redis_url))) as store:
             while not self._stop_asked.wait(SAMPLE_S):
                 try:
@@ -73,6 +74,10 @@ class GapWatch(threading.Thread):
     def between(self, begun: float, ended: float, *, moved: bool) -> list[Gap]:
         """The gaps that overlap a time and whose partition moved, or did not."""
         return [gap for gap in list(self.gaps) if gap.moved is moved and gap.ended >= begun and gap.begun <= ended]
+
+    def all_moved_since(self, begun: float) -> bool:
+        """Whether every partition's stable clock has moved since then, so that all gaps of before have ended."""
+        return all(moved_at > begun for moved_at, _, _ in list(self._last.values()))
 
     def finish(self) -> None:
         """Stop sampling."""
