@@ -26,7 +26,7 @@ INSTALL := $(PY) .ci/preflight.py && $(PY) systemd/install.py --prefix '$(PREFIX
 PYTEST := $(BIN)/pytest $(if $(SEED),--randomly-seed=$(SEED)) $(if $(K),-k '$(K)') $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test lint fmt type arch check test-chaos chaos test-couchbase fuzz bench docs package install rollback uninstall tour clean
+.PHONY: help dev demo test lint fmt type arch audit check test-chaos chaos test-couchbase fuzz bench docs package install rollback uninstall tour clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -52,7 +52,10 @@ type: $(STAMP) ## mypy, strict
 arch: $(STAMP) ## import-linter: imports point one way
 	$(BIN)/lint-imports
 
-check: lint type arch test ## exactly what CI runs
+audit: $(STAMP) ## known vulnerabilities of what is installed, where their database can be reached
+	$(BIN)/python .ci/audit.py
+
+check: lint type arch audit test ## exactly what CI runs
 
 test-chaos: $(STAMP) ## only the tests that kill, pause and starve whole nodes
 	$(PYTEST) -m 'chaos or not chaos' $(addprefix tests/integration/test_,kills.py two_nodes.py supervision.py rollback.py four_nodes.py zombies.py)

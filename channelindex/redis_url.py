@@ -66,9 +66,14 @@ def parse_redis_url(url: str) -> RedisAddress:
     Raises:
         ValueError: it is none of the forms above; the message says what is wrong, without the password.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # its message may hold the password
+        raise ValueError(f"must be {FORMS}") from None
     if parts.scheme not in SCHEMES:
         raise ValueError(f"must be {FORMS}")
+    if parts.netloc and "@" not in parts.netloc and "@" in parts.path + parts.fragment:
+        raise ValueError("has an @ behind its host: in a password, write / as %2F, ? as %3F and # as %23")
     credentials, _, hosts = parts.netloc.rpartition("@")
     username, _, password = credentials.partition(":")
     options = dict(parse_qsl(parts.query))
@@ -113,7 +118,9 @@ def _host_and_port(text: str, default_port: int) -> tuple[str, int]:
         host, port = text, str(default_port)
     if not host:
         raise ValueError("names no host")
-    number = _number(port, "port")
+    if not (port.isascii() and port.isdigit()):  # not shown: it may be the beginning of a password with a ? in it
+        raise ValueError("has something else where the number of a port belongs")
+    number = int(port)
     if not 0 < number < 65536:
         raise ValueError(f"has {number} where a port belongs")
     return host.strip("[]"), number
@@ -126,6 +133,6 @@ def _number(text: str, what: str) -> int:
 
 
 def without_password(url: str) -> str:
-    """*url* without user, password and options, for messages."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    """*url* without user, password and options, for messages. It may be one that `parse_redis_url` refuses."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2].partition('?')[0]}"

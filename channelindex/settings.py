@@ -433,6 +433,11 @@ def mask_url(text: str) -> str:
     return re.sub(r"([?&]\w*password=)[^&\s]*", r"\1***", text)
 
 
+def _without_secrets(value: str) -> str:
+    """*value*, of which all may be one URL: up to its last @ then, whatever is in it, a password may reach."""
+    return mask_url(re.sub(r"(://[^:/?#]*):.*@", r"\1:***@", value, flags=re.DOTALL))
+
+
 def printable(text: str) -> str:
     """*text* for a message: on one line, without what a terminal would obey, and not without end."""
     shown = text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}… ({len(text)} characters)"
@@ -446,7 +451,7 @@ def show(setting: Setting, value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        return '"' + printable(mask_url(value).replace("\\", "\\\\").replace('"', '\\"')) + '"'
+        return '"' + printable(_without_secrets(value).replace("\\", "\\\\").replace('"', '\\"')) + '"'
     try:
         return printable(str(value))
     except (ValueError, RecursionError):

@@ -78,6 +78,8 @@ def decode(text: str | None, meta: IndexMeta) -> Token:
     """
     if text in (None, "", "0"):
         return Token(0, 0, (0,) * meta.n_partitions, (0,) * meta.n_vbuckets, (0,) * meta.n_vbuckets)
+    if len(text or "") > 2 * (_HEAD_BYTES + _CHECKSUM_BYTES + _most_bytes(meta)):  # before anything is made of it
+        raise _garbled(f"{len(text or '')} characters are too many")
     body = _checked_bytes(text or "")
     version = body[0] & ~_DEFLATED
     if version != TOKEN_VERSION:
@@ -128,12 +130,16 @@ def _put_varint(out: bytearray, value: int) -> None:
     out.append(value)
 
 
+def _most_bytes(meta: IndexMeta) -> int:
+    """What the numbers of a token can take at most."""
+    return _MAX_VARINT_BYTES * (2 + 2 * meta.n_partitions + 4 * meta.n_vbuckets)
+
+
 def _inflated(numbers: bytes, meta: IndexMeta) -> bytes:
     """*numbers* inflated; a token never makes more bytes than the index has numbers for."""
-    most = _MAX_VARINT_BYTES * (2 + 2 * meta.n_partitions + 4 * meta.n_vbuckets)
     inflater = zlib.decompressobj(wbits=_RAW_DEFLATE)
     try:
-        inflated = inflater.decompress(numbers, most)
+        inflated = inflater.decompress(numbers, _most_bytes(meta))
     except zlib.error as error:
         raise _garbled("it does not inflate") from error
     if not inflater.eof or inflater.unused_data:

@@ -29,7 +29,7 @@ class Life:
         self._fd = -1
         path = run_dir / f"{name}.incarnation"
         try:
-            run_dir.mkdir(parents=True, exist_ok=True)
+            run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             self.predecessor = os.pread(self._fd, _INCARNATION_BYTES, 0).decode("ascii", "replace")

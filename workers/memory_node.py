@@ -98,7 +98,7 @@ def _only_one(config: Config) -> Iterator[None]:
     """Hold the lock of this index name in the run directory; the kernel gives it back however we end."""
     path = Path(config.node.run_dir) / f"{config.index.name}.lock"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise ConfigInvalid(f"node.run_dir = {config.node.run_dir}: {error.strerror or error}") from error

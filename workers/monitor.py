@@ -7,8 +7,10 @@ It reads the board and nothing else. `/metrics` for Prometheus, `/healthz` and `
 import http.server
 import select
 import socket
+import sys
 import threading
 import time
+from contextlib import suppress
 from http import HTTPStatus
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
@@ -24,7 +26,7 @@ NOT_LISTENING = 13
 MAX_REQUESTS = 16
 """At the same time. More are closed unanswered: whoever asks so often must not cost the node its memory."""
 REQUEST_TIMEOUT_S = 5.0
-"""For each read from a client; one that says nothing more is left."""
+"""For a request as a whole: a client that sends it byte by byte must not keep others out for longer."""
 BEAT_S = 0.25
 
 _TEXT = "text/plain; charset=utf-8"
@@ -61,6 +63,7 @@ class Monitor:
                 self._slot.beat()
                 if poll.poll(BEAT_S * 1000):
                     server.handle_request()
+                server.cut_late(time.monotonic())
         return exits.OK
 
     def answer(self, path: str) -> tuple[HTTPStatus, str, bytes]:
@@ -91,7 +94,18 @@ class _Server(http.server.ThreadingHTTPServer):
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         self.monitor = monitor
         self._slots = threading.BoundedSemaphore(MAX_REQUESTS)
+        self._deadline_by_request: dict[socket.socket, float] = {}
+        self._lock = threading.Lock()
         super().__init__(address, _Handler)
+
+    def cut_late(self, now: float) -> None:
+        """End the connections of requests that take too long. Their threads see it as the client's end."""
+        with self._lock:
+            late = [request for request, deadline in self._deadline_by_request.items() if deadline <= now]
+            for request in late:
+                del self._deadline_by_request[request]
+                with suppress(OSError):
+                    request.shutdown(socket.SHUT_RDWR)
 
     def process_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
         """Start a thread, or close where all are busy."""
@@ -104,13 +118,20 @@ class _Server(http.server.ThreadingHTTPServer):
         self, request: socket.socket | tuple[bytes, socket.socket], client_address: object
     ) -> None:
         """The life of such a thread."""
+        assert isinstance(request, socket.socket)
+        with self._lock:
+            self._deadline_by_request[request] = time.monotonic() + REQUEST_TIMEOUT_S
         try:
             super().process_request_thread(request, client_address)
         finally:
+            with self._lock:
+                self._deadline_by_request.pop(request, None)
             self._slots.release()
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002 socketserver's names
         """A client that went away is no event; anything else must be seen."""
+        if isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
+            return
         _log.exception("monitor.request_failed", client=str(client_address))
 
 
@@ -124,10 +145,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
         try:
+            self.end_headers()
             self.wfile.write(body)
-        except ConnectionError:
+        except (ConnectionError, TimeoutError):  # a client that goes away, or does not read, is no event
             self.close_connection = True
 
     def version_string(self) -> str:

@@ -23,6 +23,8 @@ TIMEOUT_S = 30.0
 
 MAX_LINE_BYTES = 1024 * 1024
 
+_SOCKET_MODE = 0o600
+
 _log = logs.get("devbucket")
 
 
@@ -45,7 +47,9 @@ class AdminServer:
         where = parse_address(self.address)
         try:
             if isinstance(where, Path):
-                self._server = await asyncio.start_unix_server(self._serve, where, limit=MAX_LINE_BYTES)
+                self._server = await asyncio.start_unix_server(
+                    self._serve, sock=_owners_socket(where), limit=MAX_LINE_BYTES
+                )
             else:
                 self._server = await asyncio.start_server(self._serve, *where, limit=MAX_LINE_BYTES)
                 self.address = f"{where[0]}:{self._server.sockets[0].getsockname()[1]}"
@@ -82,6 +86,20 @@ class AdminServer:
             return {"answer": await answer if inspect.isawaitable(answer) else answer}
         except (ConfigInvalid, ValueError) as error:  # a line that is no JSON is a ValueError too
             return {"error": str(error)}
+
+
+def _owners_socket(path: Path) -> socket.socket:
+    """A socket at *path* that only its owner can connect to; one that a killed server left is replaced."""
+    if path.is_socket():
+        path.unlink()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(str(path))
+        path.chmod(_SOCKET_MODE)  # nobody can connect before it listens
+    except OSError:
+        listener.close()
+        raise
+    return listener
 
 
 def ask(address: str, operation: str, arguments: Mapping[str, Any]) -> Any:

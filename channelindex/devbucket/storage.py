@@ -20,6 +20,7 @@ from channelindex.devbucket.vbucket import Saved, VBucket
 from channelindex.errors import ConfigInvalid
 
 FORMAT = 1
+_FILE_MODE = 0o600
 _APPLICATION_ID = 0x43494456  # "CIDV"
 
 _SCHEMA = """
@@ -44,8 +45,9 @@ class Storage:
         """
         self._path = path
         try:
+            path.touch(_FILE_MODE)  # SQLite gives its log the same mode
             self._link = sqlite3.connect(path, isolation_level=None, timeout=0)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise ConfigInvalid(f"{path} cannot hold a dev bucket: {error}") from error
         try:
             self._prepare()

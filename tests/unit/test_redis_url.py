@@ -3,6 +3,7 @@
 import pytest
 
 from channelindex.redis_url import parse_redis_url, without_password
+from channelindex.settings import mask_url
 
 
 def test_one_server_with_everything():
@@ -50,7 +51,7 @@ def test_cluster_by_some_of_its_nodes():
         ("h:6379", "must be redis://"),
         ("", "must be redis://"),
         ("redis://", "names no host"),
-        ("redis://h:port", "'port'"),
+        ("redis://h:port", "number of a port"),
         ("redis://h:0", "0 where a port belongs"),
         ("redis://h:1/x", "'x'"),
         ("redis://h/1/2", "1/2"),
@@ -70,3 +71,32 @@ def test_wrong_urls_are_told_why(url, complaint):
 
 def test_messages_show_no_password():
     assert without_password("redis+sentinel://me:pw@a:1,b:2/s/0?sentinel_password=x") == "redis+sentinel://a:1,b:2/s/0"
+
+
+SECRET = "s3cr3t"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"redis://u:{SECRET}/x@h:6379",
+        f"redis://u:{SECRET}?x@h:6379",
+        f"redis://u:{SECRET}#x@h:6379",
+        f"redis://u:x/{SECRET}@h:6379",
+        f"redis://u:{SECRET}[@h:6379",
+        f"redis://u:{SECRET}\u2100@h:6379",
+        f"redis://u:{SECRET}@h:port",
+        f"redis://u:{SECRET}@",
+        f"redis://u:{SECRET}@h/x",
+        f"redis://u:{SECRET}@h,g",
+        f"http://u:{SECRET}@h",
+        f"redis+sentinel://u:{SECRET}@h?sentinel_password={SECRET}",
+    ],
+    ids=ascii,
+)
+def test_a_wrong_url_does_not_give_its_password_away(url: str) -> None:
+    with pytest.raises(ValueError, match=r"must|has|names") as refused:
+        parse_redis_url(url)
+    assert SECRET not in str(refused.value)
+    assert SECRET not in without_password(url)
+    assert SECRET not in mask_url(f"index.store = {url!r}: why")

@@ -116,7 +116,7 @@ def test_arbitrary_numbers_under_a_fitting_checksum_decode_or_are_invalid(number
 def test_a_small_token_cannot_inflate_without_limit():
     head = bytearray(body_of(token.encode(token.decode(None, META), META))[:5])
     head[0] |= 0x80
-    bomb = resealed(bytes(head) + zlib.compress(bytes(50_000_000), wbits=-15))
+    bomb = resealed(bytes(head) + zlib.compress(bytes(3_000_000), wbits=-15))
     tracemalloc.start()
     try:
         with pytest.raises(TokenInvalid, match="do not fit"):
@@ -124,6 +124,26 @@ def test_a_small_token_cannot_inflate_without_limit():
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_a_large_token_is_refused_before_anything_is_made_of_it():
+    text = "A" * 10_000_000
+    tracemalloc.start()
+    try:
+        with pytest.raises(TokenInvalid, match="10000000 characters are too many"):
+            token.decode(text, META)
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "text", ["\x00", "../../etc/passwd", "A" * 40, "ÄÖÜ", "\ud800", "AAAA\nAAAA", "%00", "[" * 500]
+)
+def test_what_is_no_token_is_refused_in_one_line(text):
+    with pytest.raises(TokenInvalid) as refused:
+        token.decode(text, META)
+    assert len(str(refused.value).splitlines()) == 1
 
 
 def test_a_token_has_one_spelling():

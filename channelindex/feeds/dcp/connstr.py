@@ -55,12 +55,12 @@ def parse_source_url(url: str, tls: TlsOptions | None = None) -> SourceAddress:
     Raises:
         ConfigInvalid: it is not of that form.
     """
+    if "@" in url:
+        raise ConfigInvalid("source.url holds credentials; put them into source.user and source.password")
     try:
         parts = urlsplit(url)
     except ValueError as error:
         raise _wrong(url, str(error)) from error
-    if "@" in parts.netloc:
-        raise ConfigInvalid("source.url holds credentials; put them into source.user and source.password")
     if parts.scheme not in {"couchbase", "couchbases"}:
         raise _wrong(url, f"the scheme {parts.scheme!r} is not supported")
     encrypted = parts.scheme == "couchbases"
