@@ -278,7 +278,7 @@ def has_refused(node: Node, times: int) -> bool:
 
 def test_a_reload_of_a_hostile_file_is_refused_and_the_node_goes_on(tmp_path, redis_url, reader):
     with DevBucket(ONE_VBUCKET) as bucket, Node("n1", tmp_path, redis_url, bucket, **SETTINGS).start() as node:
-        await_stable(redis_url, bucket)
+        until(lambda: "feed.started" in node.log.read_text(), "the node to work")
         right = node.config.read_bytes()
         for number, hostile in enumerate(HOSTILE_FILES, start=1):
             node.config.write_bytes(hostile)
