@@ -346,6 +346,7 @@ def test_a_wrong_configuration_ends_a_start_for_good_and_a_reload_without_harm(
     file.write_text(good.replace("feed_workers = 1", "feed_workers = 0"))
     with Service(unit_of(installed), INSTANCE, installed, tmp_path / "journal").start() as service:
         assert service.process.wait(60) == exits.CONFIG
+    assert (tmp_path / "journal").read_text().startswith("<3>channelindex: workers.feed_workers = 0 ")
     assert f"{exits.CONFIG}" in unit_of(installed).read_text().partition("RestartPreventExitStatus=")[2].splitlines()[0]
     file.write_text(good)
     with Service(unit_of(installed), INSTANCE, installed, tmp_path / "journal").start() as service:

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Collection, Mapping, Sequence
 from typing import NoReturn
 
-from channelindex import __version__, exits
+from channelindex import __version__, exits, logs
 from channelindex.errors import ChannelIndexError
 from channelindex.settings import mask_url
 from channelindex.terminal import escaped
@@ -126,8 +126,9 @@ def _failed(arguments: Sequence[str], reason: str, code: int) -> int:
 
 
 def _complain(message: str) -> None:
-    """One line on stderr, whatever *message* holds."""
-    print(f"channelindex: {escaped(mask_url(' '.join(message.split())))}", file=sys.stderr)
+    """One line on stderr, whatever *message* holds; an error to journald, where a node that cannot start leaves it."""
+    priority = "<3>" if logs.goes_to_journal(sys.stderr, os.environ.get("JOURNAL_STREAM", "")) else ""
+    print(f"{priority}channelindex: {escaped(mask_url(' '.join(message.split())))}", file=sys.stderr)
 
 
 def _leave_quietly() -> int:
