@@ -171,8 +171,7 @@ class FeedWorker:
     @property
     def _pauses(self) -> bool:
         """Whether nothing is read, because our partitions are to join the epoch of those that come."""
-        has_begun = bool(self._gain.partitions) and self._gain.partitions == self._wanted - self._partitions
-        return self._gain.joining or (has_begun and not self._leaving and self._builder.rollback_since is None)
+        return bool(self._gain.partitions)
 
     def _hear_assignment(self) -> None:
         """Take over what the supervisor wants, and stop reading what it does not."""

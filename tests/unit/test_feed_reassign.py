@@ -7,14 +7,14 @@ import pytest
 
 from channelindex import blocks
 from channelindex.errors import OutcomeUnknown, StaleEpoch, StoreUnavailable
-from channelindex.feeds.base import MUTATION, SNAPSHOT
+from channelindex.feeds.base import MUTATION, ROLLBACK, SNAPSHOT
 from channelindex.hashing import group_of
 from channelindex.logs import get
-from channelindex.model import IndexMeta, Route
+from channelindex.model import ORIGIN, IndexMeta, Route
 from channelindex.stores.memory import MemoryIndex, MemoryOwner
 from workers.assignment import assignment_link
 from workers.board import Board
-from workers.feed_worker import FeedWorker
+from workers.feed_worker import ROLLED_BACK, FeedWorker
 from workers.frames import decode_frame
 from workers.outbox import Outbox
 from workers.ring import Bell, Ring
@@ -258,8 +258,9 @@ def test_others_are_paused_for_no_longer_than_what_was_read_takes_to_get_stable(
 def test_all_come_into_the_next_epoch_even_if_the_store_goes_away_half_way(rig):
     rig.owner.refused, rig.owner.error = {1}, OutcomeUnknown("no reply")
     rig.ours.want(frozenset({0, 1, 3}))
+    rig.turn()
     rig.worker._check_at = 0.0
-    rig.turn(2)
+    rig.turn()
     epoch = rig.record(3).epoch
     assert [rig.record(p).epoch == epoch for p in (0, 1, 3)] == [True, False, True]
     rig.ours.want(frozenset({0, 1, 2}))
@@ -290,6 +291,19 @@ def test_partition_that_is_withdrawn_before_it_was_joined_is_not_worked_on(rig):
     assert rig.record(3).epoch == rig.record(0).epoch > theirs
 
 
+def test_nothing_is_begun_any_more_after_a_rollback(rig):
+    before = rig.record(0).epoch
+    rig.feed.events += [(ROLLBACK, 0, ORIGIN)]
+    rig.turn()
+    rig.ours.want(frozenset({0, 1, 3}))
+    n_reads = rig.feed.n_reads
+    rig.turn(2)
+    assert rig.feed.n_reads == n_reads + 2, "other vbuckets may roll back too"
+    assert (rig.record(0).epoch, rig.record(3).epoch) == (before, 0)
+    assert rig.worker._roll_back() == ROLLED_BACK
+    assert rig.record(0).epoch > rig.record(1).epoch == before
+
+
 def test_partition_that_goes_and_comes_again_begins_anew(rig):
     rig.brings(0, 1)
     rig.turn()
@@ -307,5 +321,7 @@ def test_partition_that_goes_and_comes_again_begins_anew(rig):
 def test_worker_whose_partition_somebody_else_has_begun_stops_when_it_gains_another(rig):
     rig.owner.begin(1, rig.owner.next_epoch(), "n2")
     rig.ours.want(frozenset({0, 1, 2}))
+    rig.worker._check_at = float("inf")
     with pytest.raises(StaleEpoch):
-        rig.turn(2)
+        rig.turn()
+    assert rig.record(1).owner == "n2"
