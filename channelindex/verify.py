@@ -1,15 +1,13 @@
 """Is the index what the bucket says? Rebuilds the channels in memory from a feed of the bucket, and compares."""
 
-import select
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from channelindex.decode.base import Decoder
 from channelindex.errors import SourceUnavailable
-from channelindex.feeds.base import EventSource
+from channelindex.feeds.bounded import SILENCE_TIMEOUT_S, BoundedFeed, read_to_end
 from channelindex.model import DELETED, ORIGIN, REMOVED, Entry
 from channelindex.paging import document_id
 from channelindex.stores.base import IndexReader
@@ -23,19 +21,6 @@ MAX_DETAILS = 100
 
 STABLE_TIMEOUT_S = 30.0
 """How long to wait for the index to catch up with what the feed brought: a node that starts needs some seconds."""
-
-SILENCE_TIMEOUT_S = 60.0
-"""A feed that brings nothing for so long is given up. Longer than a source takes to prepare a large backfill."""
-
-_READ_BYTES = 1 << 20
-
-
-class BoundedFeed(EventSource, Protocol):
-    """A feed whose streams end, at seqnos that were the bucket's highest when it was made."""
-
-    def ended(self) -> bool:
-        """Whether every stream has brought all up to its end."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -103,7 +88,9 @@ def verify(
         IndexCorrupt, IndexMissing, StoreUnavailable: see `ChangesReader.changes`.
     """
     truth = Truth(decoder, store.meta().n_vbuckets)
-    _read_all(feed, truth, silence_timeout_s)
+    feed.start(dict.fromkeys(range(len(truth.brought)), ORIGIN))
+    for events in read_to_end(feed, silence_timeout_s):
+        truth.add(events)
     before = View.now(store).stable
     highs = dict(high_seqnos())
     view = _caught_up(store, highs, stable_timeout_s)
@@ -114,27 +101,6 @@ def verify(
         comparison.compare(channel, scan.entries(), floor)
     _check_history(store, view)
     return comparison.report()
-
-
-def _read_all(feed: BoundedFeed, truth: Truth, silence_timeout_s: float) -> None:
-    feed.start(dict.fromkeys(range(len(truth.brought)), ORIGIN))
-    poll = select.poll()
-    poll.register(feed.fileno(), select.POLLIN)
-    heard_at = time.monotonic()
-    while True:
-        due = feed.tick(time.monotonic())
-        events = feed.read(_READ_BYTES)
-        truth.add(events)
-        feed.acknowledge()
-        now = time.monotonic()
-        if events:
-            heard_at = now
-        elif feed.ended():
-            return
-        elif now - heard_at > silence_timeout_s:
-            raise SourceUnavailable(f"the source brought nothing for {silence_timeout_s:g} s, and is not at its end")
-        else:
-            poll.poll(max(0.0, min(due, heard_at + silence_timeout_s) - now) * 1000)
 
 
 def _caught_up(store: IndexReader, highs: Mapping[int, int], timeout_s: float) -> View:

@@ -1,22 +1,18 @@
 """Feeds all that a bucket has now into two new indexes, as one feed worker and one batch writer would."""
 
-import select
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from channelindex.decode.base import Decoder
 from channelindex.errors import SourceUnavailable
+from channelindex.feeds.bounded import BoundedFeed, read_to_end
 from channelindex.hashing import group_of
 from channelindex.model import ORIGIN, Checkpoint, IndexMeta
 from channelindex.settings import MEMORY_URL, IndexSettings
 from channelindex.stores import memory_index, open_owner, open_writer
 from channelindex.stores.base import OwnerStore
-from channelindex.verify import SILENCE_TIMEOUT_S, BoundedFeed
 from workers.direct import DirectOutbox
 from workers.round import Round, RoundBuilder
-
-READ_BYTES = 1 << 20
 
 
 def feed_all(
@@ -25,7 +21,7 @@ def feed_all(
     """Write what *feed* brings, up to its end, to new indexes *targets* of *meta*. The caller closes *feed*.
 
     Raises:
-        SourceUnavailable: the feed brought nothing for SILENCE_TIMEOUT_S, or the source rolled back meanwhile.
+        SourceUnavailable: the feed brought nothing for bounded.SILENCE_TIMEOUT_S, or the source rolled back meanwhile.
         StoreUnavailable, OutcomeUnknown: a store failed; the indexes are incomplete.
     """
     origins = dict.fromkeys(range(meta.n_vbuckets), ORIGIN)
@@ -72,25 +68,10 @@ class _Side:
 
 
 def _rounds(feed: BoundedFeed, builder: RoundBuilder) -> Iterator[Round]:
-    poll = select.poll()
-    poll.register(feed.fileno(), select.POLLIN)
-    heard_at = time.monotonic()
-    while True:
-        due = feed.tick(time.monotonic())
-        events = feed.read(READ_BYTES)
+    for events in read_to_end(feed):
         builder.add(events)
         if builder.rollbacks:
             raise SourceUnavailable("the source rolled back while it was read; compare again")
         taken = builder.take()
         if taken is not None:
             yield taken
-        feed.acknowledge()
-        now = time.monotonic()
-        if events:
-            heard_at = now
-        elif feed.ended():
-            return
-        elif now - heard_at > SILENCE_TIMEOUT_S:
-            raise SourceUnavailable(f"the source brought nothing for {SILENCE_TIMEOUT_S:g} s, and is not at its end")
-        else:
-            poll.poll(max(0.0, min(due, heard_at + SILENCE_TIMEOUT_S) - now) * 1000)
