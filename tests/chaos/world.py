@@ -107,6 +107,7 @@ class World:
         self.store_links: dict[str, Link] = {}
         self.leases_links: dict[str, Link] = {}
         self.writers: list[KnownWriter] = []
+        self.drained: set[str] = set()
         self._ends: list[tuple[str, int]] = []
         self._stack = ExitStack()
 
@@ -157,6 +158,7 @@ class World:
             self.bucket,
             coordination__redis=self.leases_links[name].url,
             coordination__ttl_s=2.0,
+            source__removal_slack=500,  # with a larger one removals are told again so often that a lost one hides
             index__partitions=8,
             index__block_bytes=4096,
             workers__feed_workers=1 + number % 2,
@@ -229,6 +231,7 @@ class World:
 
         def complete() -> bool:
             self.revive()
+            self.drained -= {name for name in self.drained if self.operate("undrain", name) == 0}
             stable = stable_seqnos(self.store.url)
             if not stable or any(stable[vb] < high for vb, high in enumerate(high_seqnos)):
                 return False
