@@ -13,7 +13,9 @@ CAUGHT_WHERE_THEY_ARISE = {
 
 
 def test_only_a_fault_of_the_program_is_called_one():
-    every = {each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, Exception)}
+    every = {
+        each for each in vars(errors).values() if isinstance(each, type) and issubclass(each, errors.ChannelIndexError)
+    }
     internal = {each for each in every if exits.code_for(each.__new__(each)) == exits.INTERNAL}
     assert internal - CAUGHT_WHERE_THEY_ARISE == FAULTS_OF_THE_PROGRAM
 
