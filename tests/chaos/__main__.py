@@ -1,6 +1,7 @@
 """The fault suite: `make chaos [SEED=] [MINUTES=]`. Exit code 1 if anything is lost, invented, told twice, or stuck."""
 
 import argparse
+import math
 import random
 import shutil
 import signal
@@ -33,14 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         episodes = schedule.load(args.schedule) if args.schedule else schedule.draw(f"{seed}/{number}", EPISODES)
         _say(f"-- world {number}")
         folder = Path(tempfile.mkdtemp(prefix="world-", dir=args.bundle))
-        outcome = play(folder, episodes, deadline, _say)
+        outcome = play(folder, episodes, math.inf if args.schedule else deadline, _say)
         total.add(outcome)
         if outcome.findings:
             _explain(outcome, folder, seed, episodes, args.shrink_minutes)
         else:
             shutil.rmtree(folder)
     _say(table(total, time.monotonic() - begun))
-    return 1 if total.findings else 0
+    if not total.injected:
+        _say("no fault was injected: nothing was shown")
+    return 1 if total.findings or not total.injected else 0
 
 
 def _explain(outcome: Outcome, folder: Path, seed: int, episodes: Sequence[Episode], shrink_minutes: float) -> None:
@@ -61,7 +64,7 @@ def _explain(outcome: Outcome, folder: Path, seed: int, episodes: Sequence[Episo
             return False
         shutil.rmtree(tries, ignore_errors=True)
         tries.mkdir()
-        failed = bool(play(tries, fewer, float("inf"), lambda line: None).findings)
+        failed = bool(play(tries, fewer, math.inf, lambda line: None).findings)
         _say(f"{len(fewer)} episodes, {sum(map(len, fewer))} faults: {'fails' if failed else 'does not fail'}")
         return failed
 
@@ -75,7 +78,7 @@ def _explain(outcome: Outcome, folder: Path, seed: int, episodes: Sequence[Episo
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, help="repeats the schedule of a run (default: a new one, which is told)")
-    parser.add_argument("--minutes", type=float, default=5.0, help="how long faults are injected (default: 5)")
+    parser.add_argument("--minutes", type=float, default=5.0, help="how long worlds are begun (default: 5)")
     parser.add_argument("--schedule", type=Path, help="play this file of episodes in place of drawn ones")
     parser.add_argument("--shrink-minutes", type=float, default=10.0, help="for making a failing schedule smaller")
     parser.add_argument("--bundle", type=Path, default=None, help="where worlds live, and stay if they fail")

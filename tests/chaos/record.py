@@ -1,6 +1,7 @@
 """What a run under faults leaves behind to be judged, written by whoever saw it. No judgement here."""
 
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,14 +45,15 @@ class StableSample(NamedTuple):
 class Rollback(NamedTuple):
     """From `begun` to `ended` (monotonic seconds) the bucket was made to lose the newest seqnos of `vbs`.
 
-    The index follows within an unknown time after `begun`. `kept` are the high seqnos that were left, by the order of
-    `vbs`.
+    The index follows within an unknown time after `begun`, and seemed to have done so at `followed`. `kept` are the
+    high seqnos that were left, by the order of `vbs`.
     """
 
     begun: float
     ended: float
     vbs: tuple[int, ...]
     kept: tuple[int, ...]
+    followed: float = math.inf
 
 
 @dataclass
@@ -88,5 +90,5 @@ class Record:
             [Reader(*item) for item in lines("readers")],
             [Told(*item) for item in lines("told")],
             [StableSample(at, tuple(stable)) for at, stable in lines("samples")],
-            [Rollback(begun, ended, tuple(vbs), tuple(kept)) for begun, ended, vbs, kept in lines("rollbacks")],
+            [Rollback(b, e, tuple(vbs), tuple(kept), followed) for b, e, vbs, kept, followed in lines("rollbacks")],
         )

@@ -3,40 +3,50 @@
 import json
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.chaos import __main__ as chaos
 from tests.chaos import faults, schedule
-from tests.chaos.faults import Missed
 from tests.chaos.schedule import Fault
 from tests.chaos.world import World
+from tests.support.node import until
 
-SEED = 20
-MINUTES = 1.0
+SEED = "20/1"
+EPISODES = 9
 FEWEST_KINDS = 12
+BLOCKS = "ci:channels:*:b:*"
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_short_run_of_many_faults_loses_and_invents_nothing(tmp_path, capsys):
-    code = chaos.main(
-        ["--seed", str(SEED), "--minutes", str(MINUTES), "--bundle", str(tmp_path), "--shrink-minutes", "0"]
-    )
+    schedule.save(tmp_path / "given.jsonl", schedule.draw(SEED, EPISODES))
+    worlds = tmp_path / "worlds"
+    code = chaos.main([*_given(tmp_path), "--bundle", str(worlds), "--minutes", "0.01", "--shrink-minutes", "0"])
     told = capsys.readouterr().out
     print(told)
     assert code == 0
     n_kinds = int(told.split("faults injected, of ")[1].split(" kinds")[0])
     assert n_kinds >= FEWEST_KINDS
-    assert list(tmp_path.iterdir()) == [], "a world that is in order leaves nothing behind"
+    assert list(worlds.iterdir()) == [], "a world that is in order leaves nothing behind"
+
+
+def test_run_that_injects_nothing_shows_nothing(tmp_path, capsys):
+    schedule.save(tmp_path / "given.jsonl", [])
+    assert chaos.main([*_given(tmp_path), "--minutes", "0"]) == 1
+    assert "nothing was shown" in capsys.readouterr().out
+
+
+def _given(folder: Path) -> list[str]:
+    return ["--schedule", str(folder / "given.jsonl")]
 
 
 def lose_blocks(world: World, rnd: random.Random) -> Iterator[None]:
     """What no fault can do: blocks that were acknowledged are gone."""
     with world.store.client() as client:
-        blocks = list(client.scan_iter("ci:channels:*:b:*"))
-        if not blocks:
-            raise Missed
-        client.delete(*blocks)
+        until(lambda: list(client.scan_iter(BLOCKS)), "a block to be written")
+        client.delete(*client.scan_iter(BLOCKS))
     yield
 
 
@@ -46,8 +56,8 @@ def test_run_that_loses_something_says_so_and_shrinks_its_schedule(tmp_path, cap
     culprit = Fault("lose_blocks", 1, 1.0, 0.0)
     harmless = [Fault("cut_link", 1, 0.1, 0.0), Fault("forget_scripts", 1, 0.1, 0.0)]
     schedule.save(tmp_path / "given.jsonl", [(harmless[0],), (harmless[1], culprit)])
-    given = ["--schedule", str(tmp_path / "given.jsonl"), "--bundle", str(tmp_path / "worlds")]
-    assert chaos.main([*given, "--seed", "1", "--minutes", "1"]) == 1
+    given = [*_given(tmp_path), "--bundle", str(tmp_path / "worlds")]
+    assert chaos.main([*given, "--seed", "1", "--minutes", "1", "--shrink-minutes", "3"]) == 1
     told = capsys.readouterr().out
     assert "seed 1" in told
     assert "lose_blocks(1)" in told.split("shrunk schedule")[1]

@@ -13,11 +13,13 @@ from typing import Self
 
 import psutil
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from channelindex import exits
 from channelindex.devbucket import DevBucket, DevBucketConfig
 from channelindex.embedded import EmbeddedRedis
-from channelindex.sync_gateway.layouts import InlineLayout, XattrLayout
+from channelindex.sync_gateway.layouts import InlineLayout, Layout, XattrLayout
 from tests.chaos.jumping import JumpingNode
 from tests.chaos.proxy import Link, Proxy
 from tests.chaos.record import Record, Rollback
@@ -30,7 +32,16 @@ N_BUCKET_NODES = 3
 NODES = ("n1", "n2", "n3")
 FOLLOWED = ("*", "ch-000", "ch-001", "ch-002")
 SLOWLY_FOLLOWED = "ch-003"
+WRITERS: tuple[tuple[str, Layout, int, float], ...] = (
+    ("inline", InlineLayout(), 200, 60.0),
+    ("xattr", XattrLayout(), 200, 60.0),
+    ("once", XattrLayout(), 10_000, 40.0),
+)
+"""Name, layout, documents and revisions per second. Most documents of the last are written once: no later revision
+makes good what is lost of them."""
 OPERATOR_TIMEOUT_S = 10.0
+OUT_OF_MEMORY = ("MemoryError", "Cannot allocate memory", "can't start new thread")
+"""How a process says that it got no more memory."""
 FATAL = frozenset((exits.INTERNAL, exits.CONFIG, exits.MISMATCH))
 """Exit codes that no fault explains. `AUTH` is none of them: a node that starts while logins are refused has it."""
 RECOVERY_DEADLINE_S = 90.0
@@ -62,8 +73,8 @@ class RedisPart:
         return psutil.Process(self._server.pid)
 
     def client(self) -> redis.Redis:
-        """A client of an operator; it waits for seconds only."""
-        return redis.Redis(unix_socket_path=str(self.socket), socket_timeout=5.0)
+        """A client of an operator, who does not wait: there are faults to heal."""
+        return redis.Redis(unix_socket_path=str(self.socket), socket_timeout=1.0, retry=Retry(NoBackoff(), 0))
 
     def kill(self) -> None:
         """SIGKILL, and start it again."""
@@ -143,8 +154,8 @@ class World:
             self._recorder.follow(channel)
         self._recorder.follow(SLOWLY_FOLLOWED, pause_s=2.0)
         self._recorder.start()
-        for name, layout in (("inline", InlineLayout()), ("xattr", XattrLayout())):
-            writer = KnownWriter(self.bucket, name, layout, n_documents=200, per_second=60.0)
+        for name, layout, n_documents, per_second in WRITERS:
+            writer = KnownWriter(self.bucket, name, layout, n_documents, per_second)
             self.writers.append(writer)
             writer.start()
 
@@ -190,8 +201,10 @@ class World:
         return done.returncode
 
     def unexpected_ends(self) -> list[str]:
-        """What nodes ended with that nobody killed or stopped, where it was anything that no fault explains."""
-        return [f"node {name} ended with exit code {code}" for name, code in self._ends if code in FATAL]
+        """Ends of nodes and of their processes that no fault explains."""
+        nodes = [f"node {name} ended with exit code {code}" for name, code in self._ends if code in FATAL]
+        lines = (line for node in self.nodes.values() for line in node.log.read_text().splitlines())
+        return nodes + [line for line in lines if _tells_a_crash(line)]
 
     @contextmanager
     def losing(self, vbs: Iterable[int]) -> Iterator[None]:
@@ -211,18 +224,17 @@ class World:
     # -- healing
 
     def start(self, node: JumpingNode) -> None:
-        """Start a node that a fault has ended, unless it was started since."""
+        """Start a node that has ended, unless it was started since."""
         if not node.running:
+            self._ends.append((node.name, node.wait()))
             node.start()
 
     def revive(self) -> None:
         """Start whatever has ended, as a service manager would."""
         self.store.revive()
         self.leases.revive()
-        for name, node in self.nodes.items():
-            if not node.running:
-                self._ends.append((name, node.wait()))
-                node.start()
+        for node in self.nodes.values():
+            self.start(node)
 
     def await_recovery(self) -> float:
         """Wait until the index has all that the bucket has now, and nothing beyond; the seconds that took."""
@@ -238,7 +250,10 @@ class World:
             return all(stable[vb] <= high for vb, high in enumerate(self.bucket.high_seqnos()))
 
         until(complete, "the index to be complete again", RECOVERY_DEADLINE_S)
-        return time.monotonic() - begun
+        ended = time.monotonic()
+        rollbacks = self.record.rollbacks
+        rollbacks[:] = [rollback._replace(followed=min(rollback.followed, ended)) for rollback in rollbacks]
+        return ended - begun
 
     def come_to_rest(self) -> None:
         """No more faults: write what readers need to converge, and wait until the index and its readers are done."""
@@ -253,6 +268,12 @@ class World:
     def n_events(self) -> int:
         """How many revisions the bucket took."""
         return sum(writer.n_written for writer in self.writers)
+
+
+def _tells_a_crash(line: str) -> bool:
+    """Whether a line of a node's log tells of a fault of the program, other than that it got no memory."""
+    failed = "event=child.failed " in line and f"code={exits.INTERNAL}" in line
+    return (failed or "event=child.crashed " in line) and not any(word in line for word in OUT_OF_MEMORY)
 
 
 def send(process: psutil.Process | None, signum: signal.Signals) -> None:
