@@ -12,7 +12,7 @@ CONFIG = 64
 INPUT = 65
 MISSING = 66
 OUTPUT = 67
-UNKNOWN = 68  # a reply was lost; whatever was asked for may have happened, and may be asked for again
+UNKNOWN = 68  # a reply was lost, or others were faster; to be asked for again
 SOURCE = 69
 STORE = 70
 COORDINATION = 71
@@ -40,7 +40,7 @@ _CODE_BY_ERROR: tuple[tuple[type[errors.ChannelIndexError], int], ...] = (
     (errors.ProtocolError, SOURCE),
     (errors.StoreUnavailable, STORE),
     (errors.CoordinationUnavailable, COORDINATION),
-    (errors.OutcomeUnknown, UNKNOWN),
+    (errors.Transient, UNKNOWN),
 )
 
 

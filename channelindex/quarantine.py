@@ -48,10 +48,17 @@ def outdated(records: Sequence[Quarantined], rewound: Sequence[Rewound]) -> list
     return [each for each in records if (each.vb, each.key) in documents and each.seqno <= highs[each.vb]]
 
 
-def still_undecodable(records: Iterable[Quarantined], rewound: Iterable[Rewound]) -> list[Quarantined]:
-    """The documents among *records* that the feed put into the quarantine once more since it was taken back."""
+def still_undecodable(
+    retried: Iterable[Quarantined], records: Iterable[Quarantined], rewound: Iterable[Rewound]
+) -> list[Quarantined]:
+    """Those of *retried* that the feed put into the quarantine once more since it was taken back: *records* tell."""
     spans = _spans(rewound)
-    return [each for each in newest_of_each(records) if each.vb in spans and each.seqno > spans[each.vb][0]]
+    documents = {(each.vb, each.key) for each in retried}
+    return [
+        each
+        for each in newest_of_each(records)
+        if (each.vb, each.key) in documents and each.vb in spans and each.seqno > spans[each.vb][0]
+    ]
 
 
 def _spans(rewound: Iterable[Rewound]) -> Mapping[int, tuple[int, int]]:

@@ -6,7 +6,8 @@ from typing import Any
 _OBEYED = re.compile(
     "["
     "\x00-\x1f\x7f-\x9f"  # control characters: end of line, escape sequences, also as single characters (C1)
-    "\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"  # ends of line, turned directions, what is not seen
+    "\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"
+    # ends of line, turned directions, what is not seen
     "\ud800-\udfff"  # halves of characters, which no output takes
     "]"
 )
@@ -18,7 +19,13 @@ def escaped(text: str) -> str:
     JSON stays the same JSON by it: there such characters stand within strings alone, where this is how they may be
     written. To repeat it changes nothing.
     """
-    return _OBEYED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    return _OBEYED.sub(lambda match: _escape_of(match[0]), text)
+
+
+def _escape_of(character: str) -> str:
+    """As JSON has it: two escapes for a character beyond U+FFFF."""
+    digits = character.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{digits[start : start + 4]}" for start in range(0, len(digits), 4))
 
 
 def all_escaped(value: Any) -> Any:

@@ -84,7 +84,7 @@ class Feed(EventSource, Protocol):
         ...
 
     def drop(self, vbuckets: Collection[int]) -> None:
-        """Stream these vbuckets no more. The next `read` may still give events of them, no later one does."""
+        """Stream these vbuckets no more. No later `read` gives events of them."""
         ...
 
     def high_seqnos(self) -> Mapping[int, int]:

@@ -5,7 +5,6 @@ from channelindex import errors, exits
 FAULTS_OF_THE_PROGRAM = {errors.InvariantBroken}
 CAUGHT_WHERE_THEY_ARISE = {
     errors.ChannelIndexError,
-    errors.Transient,
     errors.OwnershipLost,
     errors.StaleEpoch,
 }

@@ -96,3 +96,9 @@ def test_a_channel_cannot_reach_the_terminal_of_top(text: str) -> None:
     stream = io.StringIO()
     Console(file=stream, width=150, force_terminal=False).print(screen(all_escaped(state), Trend(), 150, 100, "now"))
     assert all(is_harmless(line) or not line for line in stream.getvalue().splitlines())
+
+
+def test_characters_beyond_the_plane_are_escaped_as_json_has_them():
+    hidden = "a\U000e0041b"
+    assert escaped(hidden) == "a\\udb40\\udc41b"
+    assert json.loads(f'"{escaped(hidden)}"') == hidden

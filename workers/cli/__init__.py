@@ -120,7 +120,8 @@ def _add_debug(parser: argparse.ArgumentParser) -> None:
 
 def _failed(arguments: Sequence[str], reason: str, code: int) -> int:
     if "--debug" in arguments:
-        sys.stderr.write(mask_url(traceback.format_exc()))
+        for line in mask_url(traceback.format_exc()).splitlines():
+            print(escaped(line), file=sys.stderr)
     _complain(reason)
     return code
 

@@ -114,7 +114,8 @@ def _retry(config: Config, store: IndexReader, args: argparse.Namespace) -> int:
     if not args.json:
         output.line(f"{len(retried)} of {len(chosen)} documents are fed again; the others are above the stable clock")
     is_back = not args.no_wait and rewinding.await_back(store, rewound)
-    failed = still_undecodable(store.quarantined(QUARANTINE_DOCUMENTS)[1], rewound) if is_back else []
+    records = store.quarantined(QUARANTINE_DOCUMENTS)[1] if is_back else []
+    failed = still_undecodable(retried, records, rewound)
     _tell_outcome(args, retried, failed, is_back)
     return exits.DIFFERENCES if failed else exits.OK
 
@@ -143,7 +144,7 @@ def _tell_outcome(
     if args.json:
         output.json_line({"retried": len(retried), "back": is_back, "undecodable": [_as_dict(each) for each in failed]})
     elif is_back:
-        output.line(f"{len(failed)} documents of these vbuckets still cannot be decoded")
+        output.line(f"{len(failed)} of them still cannot be decoded")
         if failed:
             output.table(list(_as_dict(failed[0])), [list(_as_dict(each).values()) for each in failed])
 

@@ -72,7 +72,7 @@ EXIT_CODES = {
     "OUTPUT": "standard output cannot be written, for example because a disk is full",
     "INPUT": "a file given cannot be read or has a malformed line",
     "MISSING": "there is no index of this name in the store, or nothing in it by this key",
-    "UNKNOWN": "a reply was lost: what was asked for may have happened; the same command may be given again",
+    "UNKNOWN": "a reply was lost, so it may have happened, or others were faster: give the same command again",
     "SOURCE": "the bucket cannot be reached or does not answer as it should",
     "STORE": "the index store cannot be reached",
     "COORDINATION": "the Redis of the leases cannot be reached",

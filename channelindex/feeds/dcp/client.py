@@ -115,7 +115,7 @@ class DcpFeed:
             self._gate.begin(checkpoints)
 
     def drop(self, vbuckets: Collection[int]) -> None:
-        """Stream these vbuckets no more. The next `read` may still give events of them, no later one does."""
+        """Stream these vbuckets no more. No later `read` gives events of them."""
         self._cluster.drop(vbuckets)
         for vb in vbuckets:
             self._high_seqnos.pop(vb, None)
