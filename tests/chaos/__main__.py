@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.chaos import schedule
+from tests.chaos.faults import KINDS
 from tests.chaos.play import Outcome, play
 from tests.chaos.report import table
 from tests.chaos.schedule import Episode
@@ -31,10 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     number = 0
     while not total.findings and (number == 0 or time.monotonic() < deadline):
         number += 1
-        episodes = schedule.load(args.schedule) if args.schedule else schedule.draw(f"{seed}/{number}", EPISODES)
+        given = args.schedule is not None
+        episodes = args.schedule if given else schedule.draw(f"{seed}/{number}", EPISODES)
         _say(f"-- world {number}")
         folder = Path(tempfile.mkdtemp(prefix="world-", dir=args.bundle))
-        outcome = play(folder, episodes, math.inf if args.schedule else deadline, _say)
+        outcome = play(folder, episodes, math.inf if given else deadline, _say)
         total.add(outcome)
         if outcome.findings:
             _explain(outcome, folder, seed, episodes, args.shrink_minutes)
@@ -79,13 +81,24 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, help="repeats the schedule of a run (default: a new one, which is told)")
     parser.add_argument("--minutes", type=float, default=5.0, help="how long worlds are begun (default: 5)")
-    parser.add_argument("--schedule", type=Path, help="play this file of episodes in place of drawn ones")
+    parser.add_argument("--schedule", type=_episodes, help="play this file of episodes in place of drawn ones")
     parser.add_argument("--shrink-minutes", type=float, default=10.0, help="for making a failing schedule smaller")
     parser.add_argument("--bundle", type=Path, default=None, help="where worlds live, and stay if they fail")
     args = parser.parse_args(argv)
     if args.bundle is not None:
         args.bundle.mkdir(parents=True, exist_ok=True)
     return args
+
+
+def _episodes(path: str) -> list[Episode]:
+    try:
+        episodes = schedule.load(Path(path))
+    except (OSError, ValueError, TypeError) as error:
+        raise argparse.ArgumentTypeError(f"{path} is no schedule: {error}") from error
+    unknown = {fault.kind for episode in episodes for fault in episode} - KINDS.keys()
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{path} has faults that are not known: {', '.join(sorted(unknown))}")
+    return episodes
 
 
 def _say(line: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from channelindex import exits
 from tests.chaos import __main__ as chaos
 from tests.chaos import faults, schedule
 from tests.chaos.schedule import Fault
@@ -36,6 +37,15 @@ def test_run_that_injects_nothing_shows_nothing(tmp_path, capsys):
     schedule.save(tmp_path / "given.jsonl", [])
     assert chaos.main([*_given(tmp_path), "--minutes", "0"]) == 1
     assert "nothing was shown" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["no JSON", "[1]", '[["reboot_the_world", 1, 0, 0]]', '[["cut_link"]]'])
+def test_file_that_is_no_schedule_is_refused_in_a_line(text, tmp_path, capsys):
+    (tmp_path / "given.jsonl").write_text(text)
+    with pytest.raises(SystemExit) as ended:
+        chaos.main(_given(tmp_path))
+    assert ended.value.code == exits.USAGE
+    assert capsys.readouterr().err.count("given.jsonl") == 1
 
 
 def _given(folder: Path) -> list[str]:
