@@ -202,9 +202,9 @@ def store_out_of_memory(world: World, rnd: random.Random) -> Iterator[None]:
     """The index's Redis answers writes with an error."""
     with _operator(world.store) as client:
         client.config_set("maxmemory", 1)
+    world.store.limited = True
     yield
-    with suppress(Missed), _operator(world.store) as client:
-        client.config_set("maxmemory", 0)
+    world.store.lift_limit()
 
 
 @kind()
@@ -486,11 +486,13 @@ def stop_node(world: World, rnd: random.Random) -> Iterator[None]:
     node = world.node(rnd)
     if not node.running:
         raise Missed
+    stopped = node.pid
     node.signal(signal.SIGTERM)
     yield
-    for process in descendants(node.pid):
-        send(process, signal.SIGCONT)  # who stands still by another fault would not end before that is healed
-    node.wait()
+    if node.pid == stopped:  # nobody else has started it anew
+        for process in descendants(stopped):
+            send(process, signal.SIGCONT)  # who stands still by another fault would not end before that is healed
+        node.wait()
     world.start(node)
 
 

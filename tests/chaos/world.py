@@ -55,6 +55,8 @@ class RedisPart:
         folder.mkdir()
         self.folder = folder
         self._save = save
+        self.limited = False
+        """Whether it may have been told to take no more memory."""
         self._server = self._started()
 
     @property
@@ -83,10 +85,18 @@ class RedisPart:
         self._server = self._started()
 
     def revive(self) -> None:
-        """Start it again if it has ended by itself."""
+        """Start it again if it has ended by itself, and give it memory: it could not be told so while it was away."""
         if not self._server.running:
             self._server.close()
             self._server = self._started()
+        self.lift_limit()
+
+    def lift_limit(self) -> None:
+        """Give it memory, if it can be told now."""
+        if self.limited:
+            with suppress(redis.RedisError), self.client() as client:
+                client.config_set("maxmemory", 0)
+                self.limited = False
 
     def close(self) -> None:
         """End it."""
