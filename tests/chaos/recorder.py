@@ -70,6 +70,10 @@ class Recorder:
     def _threads(self) -> list["_Watch"]:
         return [self._sampler, *self._followers]
 
+    def told(self) -> list[Told]:
+        """What readers were told so far."""
+        return [told for follower in self._followers for told in list(follower.told)]
+
     def finish(self, record: Record) -> None:
         """Stop, and put everything into *record*.
 
