@@ -4,6 +4,7 @@ import json
 import struct
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Self
@@ -122,7 +123,7 @@ class StableClock:
         return int(json.loads(meta)["n_partitions"]) if meta else 0
 
 
-class _Watch(threading.Thread):
+class _Watch(threading.Thread, ABC):
     """A thread that watches until it is asked to stop, and keeps the error that ended it."""
 
     def __init__(self, name: str) -> None:
@@ -136,8 +137,8 @@ class _Watch(threading.Thread):
         except Exception as error:  # whoever finishes the recorder must see it
             self.problem = error
 
-    def watch(self) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def watch(self) -> None: ...
 
 
 class _Sampler(_Watch):

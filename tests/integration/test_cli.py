@@ -358,15 +358,7 @@ def test_a_node_without_its_leases_redis_ends_with_one_line(tmp_path, redis_url)
         told = fails(
             exits.COORDINATION,
             "run",
-            *_set(
-                {
-                    "source.url": bucket.url,
-                    "source.user": bucket.user,
-                    "source.password": bucket.password,
-                    "index.store": redis_url,
-                    "coordination.redis": NOWHERE,
-                }
-            ),
+            *_set({**_places(bucket, redis_url), "coordination.redis": NOWHERE}),
             cwd=tmp_path,
         )
     assert "coordination.redis" in told
@@ -383,17 +375,19 @@ def test_verify_against_another_bucket_is_refused(tmp_path, index_url):
         told = fails(
             exits.MISMATCH,
             "verify",
-            *_set(
-                {
-                    "source.url": bucket.url,
-                    "source.user": bucket.user,
-                    "source.password": bucket.password,
-                    "index.store": index_url,
-                }
-            ),
+            *_set(_places(bucket, index_url)),
             cwd=tmp_path,
         )
     assert "UUID" in told
+
+
+def _places(bucket: DevBucket, store_url: str) -> dict[str, str]:
+    return {
+        "source.url": bucket.url,
+        "source.user": bucket.user,
+        "source.password": bucket.password,
+        "index.store": store_url,
+    }
 
 
 def _set(settings: dict[str, str]) -> list[str]:
