@@ -18,7 +18,7 @@ from tests.support.shared import SHARED, shared_path
 
 RECORDINGS = sorted(path.name for path in (SHARED / "golden").glob("*.jsonl*")) or ["c_live_tail.jsonl"]
 CHUNKS = (1, 2, 3, 7, 23, 24, 25, 31, 32, 33, 55, 100, 1000)
-LARGE_CHUNKS = (4096, 65_537)
+LARGE_CHUNKS = (1, 4096, 65_537)
 SMALL_BYTES = 100_000
 
 
