@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.simulation import ZONES, Cost, World
-from channelindex.embedded import EmbeddedRedis
+from devbucket.embedded_redis import EmbeddedRedis
 
 QUIET_S = 60.0
 LIMIT_S = 600.0

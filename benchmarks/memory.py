@@ -18,13 +18,13 @@ from rich.console import Console
 from rich.table import Table
 
 from channelindex import blocks
-from channelindex.embedded import EmbeddedRedis
 from channelindex.hashing import group_of
 from channelindex.model import Checkpoint, Entry, IndexMeta
-from channelindex.reader import ChangesReader
+from channelindex.reading.reader import ChangesReader
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_owner, open_reader, open_writer
 from channelindex.stores.base import ChannelAppend, OwnerStore
+from devbucket.embedded_redis import EmbeddedRedis
 
 BATCH_ENTRIES = 4_000
 N_VBUCKETS = 1024

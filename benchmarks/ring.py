@@ -15,9 +15,9 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.table import Table
 
-from workers.child import spawn
-from workers.ring import Bell, Ring
-from workers.signals import StopFlag
+from workers.node.child import spawn
+from workers.node.signals import StopFlag
+from workers.pipeline.ring import Bell, Ring
 
 FRAME_BYTES = (400, 4_000, 20_000, 50_000)
 RING_BYTES = 4 << 20

@@ -28,13 +28,13 @@ from rich.table import Table
 
 from benchmarks.cases import CASES, N_VBUCKETS, Case, documents
 from benchmarks.plain import index_all
-from channelindex.devbucket.process import DevBucket
-from channelindex.embedded import EmbeddedRedis
 from channelindex.errors import ChannelIndexError
 from channelindex.settings import IndexSettings, SourceSettings
 from channelindex.stores import open_reader
 from channelindex.stores.base import IndexReader
-from workers.source import describe, open_feed
+from devbucket.embedded_redis import EmbeddedRedis
+from devbucket.process import DevBucket
+from workers.pipeline.source import describe, open_feed
 
 RESULTS = Path(__file__).parent / "results"
 POLL_S = 0.005

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from channelindex.devbucket import DevBucket, DevBucketConfig
-from channelindex.embedded import EmbeddedRedis
+from devbucket import DevBucket, DevBucketConfig
+from devbucket.embedded_redis import EmbeddedRedis
 from tests.support.redis_cluster import ClusterOfThree
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import psutil
 import redis
 
-from channelindex.devbucket.vbucket import State
+from devbucket.vbucket import State
 from tests.chaos.proxy import Link
 from tests.chaos.world import N_BUCKET_NODES, N_VBUCKETS, NODES, RedisPart, World, descendants, send
 

@@ -18,21 +18,21 @@ from channelindex.blocks import HEADER, iter_entries, pack_entry, pack_frame
 from channelindex.epochs import EpochStart, PartitionRecord
 from channelindex.errors import StoreUnavailable
 from channelindex.model import DELETED, ORIGIN, Checkpoint, Route
-from channelindex.paging import Changes
-from channelindex.reader import ChangesReader
+from channelindex.reading.paging import Changes
+from channelindex.reading.reader import ChangesReader
 from channelindex.stores import block_writer
 from channelindex.stores.base import ChannelAppend, IndexReader
 from channelindex.stores.block_writer import Rotation
 from channelindex.stores.redis.owner import RedisOwner
 from tests.support.node import Node
-from workers import batch_writer
-from workers import round as rounds
-from workers.batch_writer import BatchWriter
 from workers.cli import main
-from workers.feed_worker import FeedWorker
-from workers.frames import RingFrame
-from workers.round import RoundBuilder
-from workers.stable_queue import StableQueue
+from workers.pipeline import batch_writer
+from workers.pipeline import round as rounds
+from workers.pipeline.batch_writer import BatchWriter
+from workers.pipeline.feed_worker import FeedWorker
+from workers.pipeline.frames import RingFrame
+from workers.pipeline.round import RoundBuilder
+from workers.pipeline.stable_queue import StableQueue
 
 
 class Bug:

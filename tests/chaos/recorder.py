@@ -14,8 +14,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from channelindex.errors import IndexMissing, Transient
-from channelindex.paging import Changes
-from channelindex.reader import ChangesReader
+from channelindex.reading.paging import Changes
+from channelindex.reading.reader import ChangesReader
 from channelindex.stores import open_reader
 from channelindex.stores.base import IndexReader
 from tests.chaos.record import Reader, Record, StableSample, Told

@@ -10,10 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from channelindex.devbucket.process import DevBucket
-from channelindex.devbucket.setup import DevBucketConfig
 from channelindex.hashing import vbucket_of
-from channelindex.sync_gateway.layouts import XattrLayout
+from devbucket.process import DevBucket
+from devbucket.setup import DevBucketConfig
+from devbucket.sync_gateway.layouts import XattrLayout
 from tests.chaos import checker, planted, recorder
 from tests.chaos.checker import Finding, judge
 from tests.chaos.raw_index import read_index

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from channelindex.embedded import EmbeddedRedis
+from devbucket.embedded_redis import EmbeddedRedis
 from tests.chaos.proxy import Link, Proxy
 
 TIMEOUT_S = 0.3

@@ -17,9 +17,9 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from channelindex import exits
-from channelindex.devbucket import DevBucket, DevBucketConfig
-from channelindex.embedded import EmbeddedRedis
-from channelindex.sync_gateway.layouts import InlineLayout, Layout, XattrLayout
+from devbucket import DevBucket, DevBucketConfig
+from devbucket.embedded_redis import EmbeddedRedis
+from devbucket.sync_gateway.layouts import InlineLayout, Layout, XattrLayout
 from tests.chaos.jumping import JumpingNode
 from tests.chaos.proxy import Link, Proxy
 from tests.chaos.record import Record, Rollback

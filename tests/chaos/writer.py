@@ -11,16 +11,16 @@ from zlib import crc32
 
 import msgspec
 
-from channelindex.devbucket.process import DevBucket
 from channelindex.errors import ChannelIndexError
 from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.connstr import parse_source_url
 from channelindex.feeds.dcp.kv import KvClient
-from channelindex.sync_gateway.layouts import Layout
-from channelindex.sync_gateway.loader import Loader
-from channelindex.sync_gateway.metadata import current_rev
-from channelindex.sync_gateway.revisions import Revision, generation
-from channelindex.sync_gateway.synthetic import synthetic_revisions
+from devbucket.process import DevBucket
+from devbucket.sync_gateway.layouts import Layout
+from devbucket.sync_gateway.loader import Loader
+from devbucket.sync_gateway.metadata import current_rev
+from devbucket.sync_gateway.revisions import Revision, generation
+from devbucket.sync_gateway.synthetic import synthetic_revisions
 from tests.chaos.record import Record
 from tests.support.history import Line, expected_channels
 

@@ -24,10 +24,10 @@ from hypothesis.stateful import (
 )
 
 from channelindex import epochs
+from channelindex.checking.rewind import rewind
 from channelindex.errors import StaleEpoch, Transient
 from channelindex.model import Checkpoint, Entry, IndexMeta
-from channelindex.reader import ChangesReader
-from channelindex.rewind import rewind
+from channelindex.reading.reader import ChangesReader
 from channelindex.stores.base import ChannelAppend
 from channelindex.stores.couchbase.writer import CouchbaseBlocks
 from tests.support.couchbase_faults import FaultyLink

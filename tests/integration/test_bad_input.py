@@ -15,16 +15,16 @@ import psutil
 import pytest
 
 from channelindex.decode.base import MAX_CHANNEL_BYTES, MAX_CHANNELS
-from channelindex.devbucket.bucket import Bucket
-from channelindex.devbucket.items import MAX_SYSTEM_XATTR_BYTES, MAX_VALUE_BYTES
-from channelindex.devbucket.process import DevBucket
-from channelindex.devbucket.setup import DevBucketConfig
 from channelindex.errors import ChannelIndexError
 from channelindex.feeds.base import JSON, SNAPPY, XATTR
 from channelindex.feeds.dcp.kv import KvClient
 from channelindex.mcbp import MAX_BODY_BYTES, join_xattrs
-from channelindex.reader import ChangesReader
+from channelindex.reading.reader import ChangesReader
 from channelindex.stores import open_reader
+from devbucket.bucket import Bucket
+from devbucket.items import MAX_SYSTEM_XATTR_BYTES, MAX_VALUE_BYTES
+from devbucket.process import DevBucket
+from devbucket.setup import DevBucketConfig
 from tests.support.node import Node, until
 from tests.support.running import assert_verified, await_stable, connect
 from tests.support.stores import settings_of

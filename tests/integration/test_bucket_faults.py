@@ -12,13 +12,13 @@ from typing import NamedTuple
 import pytest
 
 from channelindex import exits
-from channelindex.devbucket import DevBucket, DevBucketConfig
-from channelindex.devbucket.vbucket import State
-from channelindex.embedded import EmbeddedRedis
 from channelindex.stores import open_reader
-from channelindex.sync_gateway.layouts import InlineLayout, Layout, XattrLayout
-from channelindex.sync_gateway.loader import Loader
-from channelindex.sync_gateway.revisions import Revision
+from devbucket import DevBucket, DevBucketConfig
+from devbucket.embedded_redis import EmbeddedRedis
+from devbucket.sync_gateway.layouts import InlineLayout, Layout, XattrLayout
+from devbucket.sync_gateway.loader import Loader
+from devbucket.sync_gateway.revisions import Revision
+from devbucket.vbucket import State
 from tests.support.history import Membership
 from tests.support.impatient import ImpatientNode
 from tests.support.node import Node, until

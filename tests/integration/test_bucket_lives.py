@@ -6,15 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from channelindex import exits
-from channelindex.devbucket import DevBucket, DevBucketConfig
-from channelindex.devbucket.server import FLUSH_S
 from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.connstr import parse_source_url
 from channelindex.feeds.dcp.kv import KvClient
 from channelindex.feeds.dcp.messages import StreamEnd
-from channelindex.sync_gateway.layouts import XattrLayout
-from channelindex.sync_gateway.loader import Loader
-from channelindex.sync_gateway.revisions import Revision
+from devbucket import DevBucket, DevBucketConfig
+from devbucket.server import FLUSH_S
+from devbucket.sync_gateway.layouts import XattrLayout
+from devbucket.sync_gateway.loader import Loader
+from devbucket.sync_gateway.revisions import Revision
 from tests.support.node import Node, until
 from tests.support.running import assert_verified, await_stable, cli, indexed_channels
 from tests.support.unforgiving import UnforgivingNode

@@ -20,8 +20,8 @@ from channelindex import exits, logs
 from channelindex.errors import IndexMismatch
 from tests.support.leaks import no_leaks, open_fds
 from tests.support.processes import DEADLINE_S, end_of
-from workers.child import spawn
-from workers.signals import SignalQueue
+from workers.node.child import spawn
+from workers.node.signals import SignalQueue
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -113,7 +113,7 @@ def test_a_crash_is_logged_with_its_traceback(capfd, error):
 
 def test_buffered_output_appears_once():
     script = (
-        "from workers.child import spawn; from tests.support.processes import end_of\n"
+        "from workers.node.child import spawn; from tests.support.processes import end_of\n"
         "print('before the fork')\n"
         "end_of(spawn('worker', lambda stop: print('from the child') or 0))\n"
         "print('after the fork')\n"

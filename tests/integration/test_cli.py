@@ -16,9 +16,6 @@ import pytest
 import redis
 
 from channelindex import __version__, blocks, exits
-from channelindex.devbucket.process import DevBucket
-from channelindex.devbucket.setup import DevBucketConfig
-from channelindex.embedded import EmbeddedRedis
 from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.connstr import parse_source_url
 from channelindex.feeds.dcp.kv import KvClient
@@ -27,6 +24,9 @@ from channelindex.settings import IndexSettings
 from channelindex.stores import open_owner, open_writer
 from channelindex.stores.base import ChannelAppend
 from channelindex.stores.redis.keys import Keys
+from devbucket.embedded_redis import EmbeddedRedis
+from devbucket.process import DevBucket
+from devbucket.setup import DevBucketConfig
 from tests.support.node import until
 from workers.cli import COMMANDS
 

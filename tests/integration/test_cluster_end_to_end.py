@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from channelindex.devbucket import DevBucket, DevBucketConfig
-from channelindex.sync_gateway.layouts import XattrLayout
-from channelindex.sync_gateway.loader import Loader
-from channelindex.sync_gateway.revisions import Revision
+from devbucket import DevBucket, DevBucketConfig
+from devbucket.sync_gateway.layouts import XattrLayout
+from devbucket.sync_gateway.loader import Loader
+from devbucket.sync_gateway.revisions import Revision
 from tests.support.certificates import Certificates
 from tests.support.node import Node, until
 from tests.support.running import assert_verified, await_stable, connect

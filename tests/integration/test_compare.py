@@ -10,12 +10,12 @@ import pytest
 import redis
 
 from channelindex import exits
-from channelindex.compare import compare
-from channelindex.devbucket.process import DevBucket
+from channelindex.checking.compare import compare
 from channelindex.errors import IndexMismatch
-from channelindex.sync_gateway.layouts import InlineLayout
-from channelindex.sync_gateway.loader import Loader
-from channelindex.sync_gateway.revisions import read_revisions
+from devbucket.process import DevBucket
+from devbucket.sync_gateway.layouts import InlineLayout
+from devbucket.sync_gateway.loader import Loader
+from devbucket.sync_gateway.revisions import read_revisions
 from tests.support.indexing import Row, SmallIndex
 from tests.support.node import Node, until
 from tests.support.running import await_stable, cli, connect

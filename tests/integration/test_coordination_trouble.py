@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import redis
 
-from channelindex.embedded import EmbeddedRedis
 from channelindex.errors import AuthenticationFailed, CoordinationUnavailable
 from coordinator.cluster import read_cluster
 from coordinator.connection import connect
@@ -16,6 +15,7 @@ from coordinator.lock import job_lock
 from coordinator.membership import Membership
 from coordinator.tick import Identity, Ticker
 from coordinator.wake import WakeSubscription
+from devbucket.embedded_redis import EmbeddedRedis
 from tests.support.redis_sentinel import SentinelAndMaster
 
 INDEX = "trouble"

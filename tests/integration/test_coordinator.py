@@ -15,7 +15,6 @@ import pytest
 import redis
 
 from channelindex import exits
-from channelindex.embedded import EmbeddedRedis
 from coordinator.cluster import read_cluster
 from coordinator.keeper import LeaseKeeper
 from coordinator.keys import Keys
@@ -23,6 +22,7 @@ from coordinator.lease import LeaseTiming
 from coordinator.link import Held, KeeperLink, SupervisorLink, keeper_link
 from coordinator.tick import Identity
 from coordinator.wake import WakeSubscription
+from devbucket.embedded_redis import EmbeddedRedis
 
 INDEX = "test"
 N_PARTITIONS = 64

@@ -4,10 +4,10 @@ from functools import partial
 
 import pytest
 
-from channelindex.devbucket import DevBucket, DevBucketConfig
-from channelindex.sync_gateway.layouts import XattrLayout
-from channelindex.sync_gateway.loader import Loader
-from channelindex.sync_gateway.revisions import read_revisions
+from devbucket import DevBucket, DevBucketConfig
+from devbucket.sync_gateway.layouts import XattrLayout
+from devbucket.sync_gateway.loader import Loader
+from devbucket.sync_gateway.revisions import read_revisions
 from tests.support.history import Line, expected_channels
 from tests.support.node import Node, until
 from tests.support.running import assert_verified, await_stable, connect, indexed_channels

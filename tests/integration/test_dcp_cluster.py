@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from channelindex.devbucket import DevBucket, DevBucketConfig
 from channelindex.errors import OutcomeUnknown, SourceUnavailable
 from channelindex.feeds.base import MUTATION, ROLLBACK
 from channelindex.feeds.dcp import operations
@@ -14,9 +13,10 @@ from channelindex.feeds.dcp.connstr import Endpoint, parse_source_url
 from channelindex.feeds.dcp.kv import KvClient
 from channelindex.mcbp import Status
 from channelindex.model import ORIGIN
-from channelindex.sync_gateway.layouts import XattrLayout
-from channelindex.sync_gateway.loader import Loader
-from channelindex.sync_gateway.revisions import Revision
+from devbucket import DevBucket, DevBucketConfig
+from devbucket.sync_gateway.layouts import XattrLayout
+from devbucket.sync_gateway.loader import Loader
+from devbucket.sync_gateway.revisions import Revision
 from tests.support.dcp_reading import ADMIN, Reading, fill
 
 N_VBUCKETS = 12

@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from channelindex.devbucket import DevBucket, DevBucketConfig
 from channelindex.errors import ConfigInvalid, SourceUnavailable
 from channelindex.feeds.base import ADVANCED
 from channelindex.feeds.dcp.connstr import SourceAddress, parse_source_url
 from channelindex.feeds.dcp.kv import KvClient
+from devbucket import DevBucket, DevBucketConfig
 from tests.support.dcp_reading import ADMIN, Reading
 
 N_VBUCKETS = 4

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 import pytest
 
 from channelindex import mcbp
-from channelindex.devbucket import DevBucket, DevBucketConfig
-from channelindex.devbucket.accounts import Account
 from channelindex.errors import AuthenticationFailed, OutcomeUnknown, SourceUnavailable
 from channelindex.feeds.base import DELETION, EXPIRATION, HISTORY, MUTATION, ROLLBACK
 from channelindex.feeds.dcp import operations
@@ -17,6 +15,8 @@ from channelindex.feeds.dcp.exchange import Request
 from channelindex.feeds.dcp.kv import KvClient
 from channelindex.feeds.dcp.source import source_info
 from channelindex.mcbp import Op, Status
+from devbucket import DevBucket, DevBucketConfig
+from devbucket.accounts import Account
 from tests.support.dcp_reading import ADMIN, Reading, fill
 
 N_VBUCKETS = 8

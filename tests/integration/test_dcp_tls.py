@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from channelindex.devbucket import DevBucket, DevBucketConfig
 from channelindex.errors import AuthenticationFailed, ChannelIndexError, ConfigInvalid, SourceUnavailable
 from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.connstr import SourceAddress, parse_source_url
 from channelindex.feeds.dcp.kv import KvClient
 from channelindex.feeds.dcp.tls import TlsOptions, make_context
+from devbucket import DevBucket, DevBucketConfig
 from tests.support.certificates import Certificates
 from tests.support.dcp_reading import ADMIN, Reading, fill
 

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from channelindex.devbucket.process import DevBucket
-from channelindex.devbucket.setup import DevBucketConfig
 from channelindex.feeds.dcp.exchange import Request
 from channelindex.feeds.dcp.kv import KvClient
-from channelindex.reader import ChangesReader
+from channelindex.reading.reader import ChangesReader
 from channelindex.stores import open_reader
-from channelindex.sync_gateway.layouts import InlineLayout, Layout, Stored, XattrLayout
-from channelindex.sync_gateway.loader import SEQUENCE_BATCH, Loader
-from channelindex.sync_gateway.metadata import MAX_RECENT_SEQUENCES, current_rev
-from channelindex.sync_gateway.revisions import Revision, generation
+from devbucket.process import DevBucket
+from devbucket.setup import DevBucketConfig
+from devbucket.sync_gateway.layouts import InlineLayout, Layout, Stored, XattrLayout
+from devbucket.sync_gateway.loader import SEQUENCE_BATCH, Loader
+from devbucket.sync_gateway.metadata import MAX_RECENT_SEQUENCES, current_rev
+from devbucket.sync_gateway.revisions import Revision, generation
 from tests.support.history import Membership
 from tests.support.node import Node, until
 from tests.support.running import assert_verified, await_stable, connect, indexed_channels

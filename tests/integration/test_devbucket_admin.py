@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from channelindex import exits
-from channelindex.devbucket import DevBucket, DevBucketConfig, admin, operations
 from channelindex.errors import ConfigInvalid, SourceUnavailable
+from devbucket import DevBucket, DevBucketConfig, admin, operations
 from workers.cli import main
 
 

@@ -12,13 +12,13 @@ from couchbase.cluster import Cluster
 from couchbase.exceptions import DocumentNotFoundException
 from couchbase.options import ClusterOptions
 
-from channelindex.devbucket import DevBucket, DevBucketConfig
-from channelindex.devbucket.keyspace import Keyspace, pack_leb128, split_leb128
-from channelindex.devbucket.replies import Malformed, Refused
 from channelindex.errors import ConfigInvalid
 from channelindex.feeds.dcp.connstr import parse_source_url
 from channelindex.feeds.dcp.kv import KvClient
 from channelindex.mcbp import Feature, Frame, Op, Status
+from devbucket import DevBucket, DevBucketConfig
+from devbucket.keyspace import Keyspace, pack_leb128, split_leb128
+from devbucket.replies import Malformed, Refused
 from tests.support.dcp_reading import ADMIN, Reading
 from tests.support.mcbp_client import RawClient, Writer
 

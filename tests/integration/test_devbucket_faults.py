@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from channelindex import mcbp
-from channelindex.devbucket import DevBucket, DevBucketConfig
 from channelindex.errors import ConfigInvalid, ProtocolError
 from channelindex.mcbp import Frame, Op, Status
+from devbucket import DevBucket, DevBucketConfig
 from tests.support.mcbp_client import RawClient, Writer
 
 N_VBUCKETS = 4

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from channelindex.devbucket import DevBucket, DevBucketConfig
-from channelindex.devbucket.bucket import Bucket
-from channelindex.devbucket.storage import Storage
-from channelindex.devbucket.vbucket import MAX_LOSS, State
 from channelindex.errors import ConfigInvalid
 from channelindex.mcbp import FRAMED_REQUEST, Frame, Op, Status, pack_frame
+from devbucket import DevBucket, DevBucketConfig
+from devbucket.bucket import Bucket
+from devbucket.storage import Storage
+from devbucket.vbucket import MAX_LOSS, State
 from tests.support.mcbp_client import RawClient, Writer, local_writer
 
 N_VBUCKETS = 4

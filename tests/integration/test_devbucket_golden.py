@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from channelindex import mcbp
-from channelindex.devbucket.bucket import Bucket
-from channelindex.devbucket.vbucket import State
 from channelindex.mcbp import Op
+from devbucket.bucket import Bucket
+from devbucket.vbucket import State
 from tests.support.devbucket_replay import Line, Replay, Step
 from tests.support.mcbp_client import Writer, local_writer
 from tests.support.shared import shared_path

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import trustme
 
-from channelindex.devbucket import DevBucket, DevBucketConfig, TlsFiles
 from channelindex.errors import ConfigInvalid
 from channelindex.mcbp import Feature, Frame, Op, Status
+from devbucket import DevBucket, DevBucketConfig, TlsFiles
 from tests.support.mcbp_client import RawClient, Writer
 
 N_VBUCKETS = 6

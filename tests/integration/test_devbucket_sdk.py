@@ -32,7 +32,7 @@ from couchbase.options import (
 )
 from couchbase.transcoder import RawBinaryTranscoder
 
-from channelindex.devbucket import DevBucket, DevBucketConfig
+from devbucket import DevBucket, DevBucketConfig
 
 TIMEOUT = timedelta(seconds=20)
 MINUTE = timedelta(minutes=1)

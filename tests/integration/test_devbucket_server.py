@@ -12,24 +12,24 @@ from collections.abc import Iterator
 import cramjam
 import pytest
 
-from channelindex.devbucket import DevBucket, DevBucketConfig
-from channelindex.devbucket.items import DELETE_TIMES, INCLUDE_XATTRS
-from channelindex.devbucket.vbucket import State
 from channelindex.errors import ConfigInvalid, SourceUnavailable
 from channelindex.feeds.base import JSON, SNAPPY
 from channelindex.mcbp import REQUEST, Feature, Frame, Op, Status, pack_frame
+from devbucket import DevBucket, DevBucketConfig
+from devbucket.items import DELETE_TIMES, INCLUDE_XATTRS
+from devbucket.vbucket import State
 from tests.support.mcbp_client import RawClient, Writer
 
 N_VBUCKETS = 8
 STATE_CHANGED = 2
 SERVE = """
-from channelindex.devbucket import DevBucketConfig, serve
+from devbucket import DevBucketConfig, serve
 serve(DevBucketConfig(n_vbuckets=4), lambda url: print(url, flush=True))
 """
 
 ABANDON = """
 import time
-from channelindex.devbucket import DevBucket, DevBucketConfig
+from devbucket import DevBucket, DevBucketConfig
 with DevBucket(DevBucketConfig(n_vbuckets=1)) as bucket:
     print(bucket.port, flush=True)
     time.sleep(60)

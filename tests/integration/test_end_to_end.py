@@ -2,7 +2,7 @@
 
 import json
 
-from channelindex.devbucket.process import DevBucket
+from devbucket.process import DevBucket
 from tests.support.history import expected_channels, lines_of
 from tests.support.node import Node
 from tests.support.running import assert_verified, await_stable, cli, indexed_channels

@@ -5,10 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from channelindex.devbucket import DevBucket, DevBucketConfig
 from channelindex.feeds.dcp import KvClient, parse_source_url
 from channelindex.feeds.iterate import events
 from channelindex.model import ORIGIN
+from devbucket import DevBucket, DevBucketConfig
 from tests.support.dcp_reading import ADMIN, Reading, fill
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "print_changes.py"

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from channelindex.embedded import EmbeddedRedis
 from coordinator.cluster import ClusterState
+from devbucket.embedded_redis import EmbeddedRedis
 from tests.support.cluster import NodeCluster, SteadyLoad, node_cluster, settle
 from tests.support.gaps import Gap, GapWatch, lengths, percentile
 from tests.support.node import until

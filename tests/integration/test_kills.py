@@ -6,11 +6,11 @@ from functools import partial
 
 import pytest
 
-from channelindex.devbucket.process import DevBucket
-from channelindex.devbucket.setup import DevBucketConfig
-from channelindex.sync_gateway.layouts import InlineLayout, XattrLayout
-from channelindex.sync_gateway.loader import Loader
-from channelindex.sync_gateway.revisions import Revision, read_revisions
+from devbucket.process import DevBucket
+from devbucket.setup import DevBucketConfig
+from devbucket.sync_gateway.layouts import InlineLayout, XattrLayout
+from devbucket.sync_gateway.loader import Loader
+from devbucket.sync_gateway.revisions import Revision, read_revisions
 from tests.support.history import Line, expected_channels
 from tests.support.node import Node, until
 from tests.support.running import assert_verified, await_stable, connect, indexed_channels

@@ -10,18 +10,18 @@ import redis
 
 from channelindex import exits
 from channelindex.blocks import FORMAT_VERSION
-from channelindex.devbucket.accounts import Account
-from channelindex.devbucket.process import DevBucket
-from channelindex.devbucket.setup import DevBucketConfig
-from channelindex.embedded import EmbeddedRedis
 from channelindex.errors import AuthenticationFailed
 from channelindex.model import IndexMeta
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_owner, open_writer
 from channelindex.stores.base import ChannelAppend, Quarantined
-from channelindex.sync_gateway.layouts import InlineLayout
-from channelindex.sync_gateway.loader import Loader
-from channelindex.sync_gateway.revisions import Revision
+from devbucket.accounts import Account
+from devbucket.embedded_redis import EmbeddedRedis
+from devbucket.process import DevBucket
+from devbucket.setup import DevBucketConfig
+from devbucket.sync_gateway.layouts import InlineLayout
+from devbucket.sync_gateway.loader import Loader
+from devbucket.sync_gateway.revisions import Revision
 from tests.support.node import Node, until
 from tests.support.running import await_stable, cli, connect
 from tests.support.unforgiving import UnforgivingNode

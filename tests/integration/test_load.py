@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 
 from channelindex.decode.sync_gateway import SyncGatewayDecoder
-from channelindex.devbucket import DevBucket, DevBucketConfig
 from channelindex.feeds.base import JSON, MUTATION, XATTR
 from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.connstr import parse_source_url
 from channelindex.feeds.dcp.kv import KvClient
 from channelindex.mcbp import join_xattrs
 from channelindex.model import DELETED, Route
-from channelindex.sync_gateway.layouts import InlineLayout, Layout, XattrLayout
-from channelindex.sync_gateway.loader import Loader
-from channelindex.sync_gateway.revisions import Revision, read_revisions
-from channelindex.sync_gateway.synthetic import synthetic_revisions
+from devbucket import DevBucket, DevBucketConfig
+from devbucket.sync_gateway.layouts import InlineLayout, Layout, XattrLayout
+from devbucket.sync_gateway.loader import Loader
+from devbucket.sync_gateway.revisions import Revision, read_revisions
+from devbucket.sync_gateway.synthetic import synthetic_revisions
 from tests.support.shared import shared_path
 
 LAYOUTS = [InlineLayout(), XattrLayout()]

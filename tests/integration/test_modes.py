@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from channelindex.devbucket.process import DevBucket
-from channelindex.devbucket.setup import DevBucketConfig
+from devbucket.process import DevBucket
+from devbucket.setup import DevBucketConfig
 from tests.support.node import Node, until
 from tests.support.running import await_stable
 
@@ -65,7 +65,7 @@ def test_a_dev_bucket_opens_its_file_and_its_operators_socket_to_nobody(tmp_path
 
 def test_a_redis_of_our_own_is_in_a_folder_that_is_open_to_nobody(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from channelindex.embedded import EmbeddedRedis\n"
+        "import os, sys; from devbucket.embedded_redis import EmbeddedRedis\n"
         "with EmbeddedRedis() as server: print(f'{server.folder.stat().st_mode & 0o777:o}', "
         "f'{server.socket.stat().st_mode & 0o777:o}')"
     )

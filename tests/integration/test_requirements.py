@@ -6,9 +6,6 @@ from typing import Any
 
 import pytest
 
-from channelindex.devbucket.accounts import Account
-from channelindex.devbucket.process import DevBucket
-from channelindex.devbucket.setup import DevBucketConfig
 from channelindex.errors import ChannelIndexError, OutcomeUnknown, StoreUnavailable
 from channelindex.feeds.base import MUTATION, SNAPSHOT
 from channelindex.feeds.dcp.auth import Credentials
@@ -18,20 +15,23 @@ from channelindex.hashing import vbucket_of
 from channelindex.logs import get
 from channelindex.model import ORIGIN, Route
 from channelindex.stores import open_reader
-from channelindex.sync_gateway.layouts import InlineLayout, XattrLayout
-from channelindex.sync_gateway.loader import Loader
-from channelindex.sync_gateway.revisions import Revision
-from channelindex.sync_gateway.synthetic import synthetic_revisions
+from devbucket.accounts import Account
+from devbucket.process import DevBucket
+from devbucket.setup import DevBucketConfig
+from devbucket.sync_gateway.layouts import InlineLayout, XattrLayout
+from devbucket.sync_gateway.loader import Loader
+from devbucket.sync_gateway.revisions import Revision
+from devbucket.sync_gateway.synthetic import synthetic_revisions
 from tests.support.node import Node, stable_seqnos, until
 from tests.support.running import assert_verified, await_stable, connect, indexed_channels
 from tests.support.stores import Backend, all_entries, settings_of
-from workers.batch_writer import BatchWriter
-from workers.board import Board
-from workers.hottest import Hottest, Note
-from workers.outbox import Outbox
-from workers.ring import Bell, Ring
-from workers.round import RoundBuilder
-from workers.signals import StopFlag
+from workers.node.signals import StopFlag
+from workers.pipeline.batch_writer import BatchWriter
+from workers.pipeline.outbox import Outbox
+from workers.pipeline.ring import Bell, Ring
+from workers.pipeline.round import RoundBuilder
+from workers.telemetry.board import Board
+from workers.telemetry.hot_channels import Hottest, Note
 
 N_VBUCKETS = 16
 """Of which vbucket 0 does not have the counter of sequences."""

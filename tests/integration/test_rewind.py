@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 
 from channelindex import exits
-from channelindex.devbucket.process import DevBucket
-from channelindex.devbucket.setup import DevBucketConfig
-from channelindex.reader import ChangesReader
+from channelindex.reading.reader import ChangesReader
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_reader
 from channelindex.stores.base import IndexReader
-from channelindex.sync_gateway.layouts import InlineLayout
-from channelindex.sync_gateway.loader import Loader
-from channelindex.sync_gateway.revisions import Revision
 from coordinator.lock import job_lock
+from devbucket.process import DevBucket
+from devbucket.setup import DevBucketConfig
+from devbucket.sync_gateway.layouts import InlineLayout
+from devbucket.sync_gateway.loader import Loader
+from devbucket.sync_gateway.revisions import Revision
 from tests.support.indexing import Row, SmallIndex
 from tests.support.node import Node, stable_seqnos
 from tests.support.running import assert_verified, await_stable, cli, connect

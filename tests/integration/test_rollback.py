@@ -2,14 +2,14 @@
 
 from contextlib import closing
 
-from channelindex.devbucket.process import DevBucket
-from channelindex.devbucket.setup import DevBucketConfig
-from channelindex.reader import ChangesReader
+from channelindex.reading.reader import ChangesReader
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_reader
-from channelindex.sync_gateway.layouts import InlineLayout
-from channelindex.sync_gateway.loader import Loader
-from channelindex.sync_gateway.revisions import Revision
+from devbucket.process import DevBucket
+from devbucket.setup import DevBucketConfig
+from devbucket.sync_gateway.layouts import InlineLayout
+from devbucket.sync_gateway.loader import Loader
+from devbucket.sync_gateway.revisions import Revision
 from tests.support.node import Node, until
 from tests.support.running import assert_verified, await_stable, connect
 

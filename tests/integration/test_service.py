@@ -21,15 +21,15 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from channelindex import exits
-from channelindex.devbucket.process import DevBucket
-from channelindex.devbucket.setup import DevBucketConfig
 from channelindex.feeds.dcp.kv import KvClient
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_reader
-from channelindex.sync_gateway.layouts import InlineLayout
-from channelindex.sync_gateway.loader import Loader
-from channelindex.sync_gateway.revisions import Revision
-from channelindex.sync_gateway.synthetic import synthetic_revisions
+from devbucket.process import DevBucket
+from devbucket.setup import DevBucketConfig
+from devbucket.sync_gateway.layouts import InlineLayout
+from devbucket.sync_gateway.loader import Loader
+from devbucket.sync_gateway.revisions import Revision
+from devbucket.sync_gateway.synthetic import synthetic_revisions
 from tests.support.history import expected_channels
 from tests.support.manager import Service
 from tests.support.node import until

@@ -15,7 +15,6 @@ import pytest
 from couchbase import exceptions as sdk
 
 from channelindex.blocks import HEADER, fold_clock, pack_frame
-from channelindex.devbucket import DevBucket, DevBucketConfig
 from channelindex.epochs import new_record
 from channelindex.errors import (
     AuthenticationFailed,
@@ -42,6 +41,7 @@ from channelindex.stores.couchbase.names import add_names, iter_names
 from channelindex.stores.couchbase.owner import CouchbaseOwner
 from channelindex.stores.couchbase.reader import CouchbaseReader
 from channelindex.stores.couchbase.writer import CouchbaseBlocks
+from devbucket import DevBucket, DevBucketConfig
 from tests.support.certificates import Certificates
 from tests.support.couchbase_faults import FAULTS, FaultyLink
 from tests.support.stores import (

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from channelindex.embedded import EmbeddedRedis, find_redis_server
 from channelindex.errors import AuthenticationFailed, OwnershipLost, StoreUnavailable
+from devbucket.embedded_redis import EmbeddedRedis, find_redis_server
 from tests.support.stores import META, Backend, all_entries, append, checkpoints, entry
 
 

@@ -9,16 +9,16 @@ import redis
 
 from channelindex import exits
 from channelindex.config import load_config
-from channelindex.devbucket.process import DevBucket
-from channelindex.devbucket.setup import DevBucketConfig
-from channelindex.sync_gateway.layouts import InlineLayout
-from channelindex.sync_gateway.loader import Loader
-from channelindex.sync_gateway.synthetic import synthetic_revisions
+from devbucket.process import DevBucket
+from devbucket.setup import DevBucketConfig
+from devbucket.sync_gateway.layouts import InlineLayout
+from devbucket.sync_gateway.loader import Loader
+from devbucket.sync_gateway.synthetic import synthetic_revisions
 from tests.support.history import expected_channels
 from tests.support.node import Node, until
 from tests.support.running import await_stable, connect, indexed_channels
 from tests.support.watchers import StableWatch
-from workers.node import prepare_index
+from workers.node.start import prepare_index
 
 SLICE = 100
 

@@ -5,13 +5,13 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-from channelindex.devbucket.process import DevBucket
-from channelindex.devbucket.setup import DevBucketConfig
-from channelindex.sync_gateway.layouts import InlineLayout
-from channelindex.sync_gateway.loader import Loader
-from channelindex.sync_gateway.synthetic import synthetic_revisions
 from coordinator.cluster import read_cluster
 from coordinator.connection import connect as connect_redis
+from devbucket.process import DevBucket
+from devbucket.setup import DevBucketConfig
+from devbucket.sync_gateway.layouts import InlineLayout
+from devbucket.sync_gateway.loader import Loader
+from devbucket.sync_gateway.synthetic import synthetic_revisions
 from tests.support.history import expected_channels
 from tests.support.node import Node, until
 from tests.support.running import assert_verified, await_stable, connect, indexed_channels

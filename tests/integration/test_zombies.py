@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from channelindex.sync_gateway.layouts import InlineLayout
-from channelindex.sync_gateway.loader import Loader
-from channelindex.sync_gateway.synthetic import synthetic_revisions
+from devbucket.sync_gateway.layouts import InlineLayout
+from devbucket.sync_gateway.loader import Loader
+from devbucket.sync_gateway.synthetic import synthetic_revisions
 from tests.support.cluster import N_PARTITIONS, NodeCluster, node_cluster
 from tests.support.history import expected_channels
 from tests.support.node import until

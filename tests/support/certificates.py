@@ -5,7 +5,7 @@ from pathlib import Path
 
 import trustme
 
-from channelindex.devbucket.setup import TlsFiles
+from devbucket.setup import TlsFiles
 
 
 @dataclass(frozen=True)

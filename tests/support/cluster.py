@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-from channelindex.devbucket.process import DevBucket
-from channelindex.devbucket.setup import DevBucketConfig
-from channelindex.sync_gateway.layouts import InlineLayout
-from channelindex.sync_gateway.loader import Loader
-from channelindex.sync_gateway.revisions import Revision
-from channelindex.sync_gateway.synthetic import synthetic_revisions
 from coordinator.cluster import ClusterState, read_cluster
 from coordinator.connection import connect as connect_redis
+from devbucket.process import DevBucket
+from devbucket.setup import DevBucketConfig
+from devbucket.sync_gateway.layouts import InlineLayout
+from devbucket.sync_gateway.loader import Loader
+from devbucket.sync_gateway.revisions import Revision
+from devbucket.sync_gateway.synthetic import synthetic_revisions
 from tests.support.gaps import GapWatch
 from tests.support.history import expected_channels
 from tests.support.node import Node, until

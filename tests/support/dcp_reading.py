@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Self
 
-from channelindex.devbucket import DevBucket
 from channelindex.feeds.base import HISTORY, MUTATION, Event
 from channelindex.feeds.dcp import operations
 from channelindex.feeds.dcp.auth import Credentials
@@ -13,6 +12,7 @@ from channelindex.feeds.dcp.connstr import SourceAddress, parse_source_url
 from channelindex.feeds.dcp.kv import KvClient
 from channelindex.mcbp import Status
 from channelindex.model import ORIGIN, Checkpoint
+from devbucket import DevBucket
 
 DEADLINE_S = 15.0
 ADMIN = Credentials("Administrator", "password")

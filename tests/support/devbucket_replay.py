@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 import cramjam
 
 from channelindex import mcbp
-from channelindex.devbucket import DevBucket, DevBucketConfig
-from channelindex.devbucket.accounts import Account
-from channelindex.devbucket.setup import IDLE_TIMEOUT_S
 from channelindex.feeds.base import SNAPPY
 from channelindex.feeds.dcp.scram import ScramClient
 from channelindex.mcbp import Feature, Frame, Op
+from devbucket import DevBucket, DevBucketConfig
+from devbucket.accounts import Account
+from devbucket.setup import IDLE_TIMEOUT_S
 from tests.support.mcbp_client import RawClient, Writer
 
 ALLOWED = {

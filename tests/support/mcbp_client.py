@@ -7,12 +7,12 @@ import time
 from collections.abc import Callable
 
 from channelindex import mcbp
-from channelindex.devbucket.accounts import Account, Accounts
-from channelindex.devbucket.bucket import Bucket
-from channelindex.devbucket.cluster import Cluster
-from channelindex.devbucket.dispatch import answer
-from channelindex.devbucket.session import Node, Session
 from channelindex.mcbp import Frame, Op
+from devbucket.accounts import Account, Accounts
+from devbucket.bucket import Bucket
+from devbucket.cluster import Cluster
+from devbucket.dispatch import answer
+from devbucket.session import Node, Session
 
 TIMEOUT_S = 10.0
 

@@ -15,8 +15,8 @@ from typing import Any
 from channelindex.stores.redis.link import Link
 from tests.support.node import Node
 from workers.cli import main
-from workers.outbox import Outbox
-from workers.ring import Ring
+from workers.pipeline.outbox import Outbox
+from workers.pipeline.ring import Ring
 
 STEPS = (
     "before begin",

@@ -3,7 +3,7 @@
 import select
 import signal
 
-from workers.child import Child
+from workers.node.child import Child
 
 DEADLINE_S = 30.0
 

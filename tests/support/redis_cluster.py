@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import redis
 
-from channelindex.embedded import find_redis_server
+from devbucket.embedded_redis import find_redis_server
 
 N_SLOTS = 16384
 _BUS_OFFSET = 10_000

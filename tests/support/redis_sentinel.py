@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import redis
 
-from channelindex.embedded import find_redis_server
+from devbucket.embedded_redis import find_redis_server
 from tests.support.redis_cluster import _answers, _free_ports, _until
 
 SERVICE = "main"

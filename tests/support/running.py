@@ -6,12 +6,12 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from channelindex.devbucket.process import DevBucket
 from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.connstr import parse_source_url
 from channelindex.feeds.dcp.kv import KvClient
-from channelindex.reader import ChangesReader
+from channelindex.reading.reader import ChangesReader
 from channelindex.stores import open_reader
+from devbucket.process import DevBucket
 from tests.support.history import Membership
 from tests.support.node import stable_seqnos, until
 from tests.support.stores import settings_of

@@ -8,13 +8,13 @@ from typing import Self
 
 import msgspec
 
-from channelindex.devbucket.process import DevBucket
 from channelindex.errors import AuthenticationFailed, OutcomeUnknown, SourceUnavailable
 from channelindex.feeds.dcp.kv import KvClient
-from channelindex.sync_gateway.layouts import Layout
-from channelindex.sync_gateway.loader import Loader
-from channelindex.sync_gateway.revisions import Revision, generation
-from channelindex.sync_gateway.synthetic import synthetic_revisions
+from devbucket.process import DevBucket
+from devbucket.sync_gateway.layouts import Layout
+from devbucket.sync_gateway.loader import Loader
+from devbucket.sync_gateway.revisions import Revision, generation
+from devbucket.sync_gateway.synthetic import synthetic_revisions
 from tests.support.history import Membership, expected_channels
 from tests.support.node import DEADLINE_S, until
 from tests.support.running import connect

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from channelindex.blocks import ENTRIES, HEADER, iter_entries, iter_frames, pack_entry, pack_pairs, unpack_pairs
-from channelindex.devbucket.setup import DevBucketConfig
 from channelindex.epochs import Bounds, PartitionRecord, whole_record
 from channelindex.errors import OutcomeUnknown, StoreUnavailable
 from channelindex.model import Checkpoint, Entry, IndexMeta
@@ -17,6 +16,7 @@ from channelindex.stores.couchbase.link import Link
 from channelindex.stores.couchbase.writer import CouchbaseBlocks
 from channelindex.stores.memory import MemoryBlocks, MemoryIndex, MemoryOwner, MemoryReader
 from channelindex.stores.redis.writer import RedisBlocks
+from devbucket.setup import DevBucketConfig
 
 GROUP = "00112233aabbccdd"
 META = IndexMeta(format=1, n_vbuckets=16, n_partitions=4, source_uuid="bucket-uuid", index_uuid="index-uuid")

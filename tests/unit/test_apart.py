@@ -6,7 +6,7 @@ import pytest
 
 from channelindex.errors import IndexMismatch, InvariantBroken
 from tests.support.leaks import no_leaks
-from workers.apart import call_apart
+from workers.node.run_in_child import call_apart
 
 
 def test_the_result_comes_from_another_process_and_nothing_is_left():

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from workers.assignment import AssignmentLink, WorkerLink, assignment_link
+from workers.pipeline.assignment import AssignmentLink, WorkerLink, assignment_link
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@ import time
 import pytest
 
 from tests.support.processes import end_of
-from workers import board
-from workers.board import BATCH_WRITER, FEED_WORKER, FIELDS_BY_ROLE, Slot, make_board
-from workers.child import spawn
+from workers.node.child import spawn
+from workers.telemetry import board
+from workers.telemetry.board import BATCH_WRITER, FEED_WORKER, FIELDS_BY_ROLE, Slot, make_board
 
 
 def test_what_a_child_writes_its_parent_reads():

@@ -6,13 +6,13 @@ from itertools import pairwise
 from typing import Any, cast
 
 from channelindex import mcbp
-from channelindex.devbucket.accounts import Account, Accounts
-from channelindex.devbucket.bucket import Bucket
-from channelindex.devbucket.cluster import Cluster
-from channelindex.devbucket.connection import CHUNK_BYTES, MAX_UNSENT_BYTES, Connection
-from channelindex.devbucket.session import Node
-from channelindex.devbucket.streams import TURN_BYTES
 from channelindex.mcbp import Frame, Op
+from devbucket.accounts import Account, Accounts
+from devbucket.bucket import Bucket
+from devbucket.cluster import Cluster
+from devbucket.connection import CHUNK_BYTES, MAX_UNSENT_BYTES, Connection
+from devbucket.session import Node
+from devbucket.streams import TURN_BYTES
 from tests.support.mcbp_client import local_writer
 
 FOREVER = 2**64 - 1

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from channelindex import mcbp
-from channelindex.devbucket.flow import FlowWindow, NoopKeeper
-from channelindex.devbucket.replies import HangUp
 from channelindex.mcbp import Op
+from devbucket.flow import FlowWindow, NoopKeeper
+from devbucket.replies import HangUp
 from tests.support.shared import shared_path
 
 

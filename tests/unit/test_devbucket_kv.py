@@ -6,15 +6,15 @@ import struct
 import pytest
 
 from channelindex import mcbp
-from channelindex.devbucket.bucket import Bucket
-from channelindex.devbucket.dispatch import answer
-from channelindex.devbucket.drafts import REPLACE_BODY_WITH_XATTR
-from channelindex.devbucket.items import MAX_SYSTEM_XATTR_BYTES, MAX_VALUE_BYTES
-from channelindex.devbucket.jsonpath import PathError, split_path
-from channelindex.devbucket.kv import GET_META
-from channelindex.devbucket.replies import HangUp
-from channelindex.devbucket.session import Session
 from channelindex.mcbp import Feature, Op, Status
+from devbucket.bucket import Bucket
+from devbucket.dispatch import answer
+from devbucket.drafts import REPLACE_BODY_WITH_XATTR
+from devbucket.items import MAX_SYSTEM_XATTR_BYTES, MAX_VALUE_BYTES
+from devbucket.jsonpath import PathError, split_path
+from devbucket.kv import GET_META
+from devbucket.replies import HangUp
+from devbucket.session import Session
 from tests.support.mcbp_client import Writer, local_session, local_writer
 
 MKDOC, ADD, ACCESS_DELETED, CREATE_AS_DELETED = 0x01, 0x02, 0x04, 0x08

@@ -4,8 +4,8 @@ import base64
 
 import pytest
 
-from channelindex.devbucket.scram import ScramRefused, ScramServer, verifier_for
 from channelindex.feeds.dcp.scram import ScramClient
+from devbucket.scram import ScramRefused, ScramServer, verifier_for
 
 CLIENT_FIRST = b"n,,n=user,r=rOprNGfwEbeRWgbNEkqO"
 SERVER_NONCE = b"%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0"

@@ -4,10 +4,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from channelindex.devbucket import vbucket as vbucket_module
-from channelindex.devbucket.history import MAX_ENTRIES, FailoverLog
-from channelindex.devbucket.items import ALIVE, EXPIRED, Item, join_value
-from channelindex.devbucket.vbucket import VBucket
+from devbucket import vbucket as vbucket_module
+from devbucket.history import MAX_ENTRIES, FailoverLog
+from devbucket.items import ALIVE, EXPIRED, Item, join_value
+from devbucket.vbucket import VBucket
 
 KEYS = st.sampled_from([b"a", b"b", b"c", b"d"])
 OPERATIONS = st.lists(

@@ -10,7 +10,7 @@ import pytest
 from channelindex import exits
 from channelindex.settings import SETTINGS, WorkerSettings
 from workers.cli import COMMANDS, build_parser, reference
-from workers.supervisor import FATAL_CODES, RELEASE_TIMEOUT_S
+from workers.node.supervisor import FATAL_CODES, RELEASE_TIMEOUT_S
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

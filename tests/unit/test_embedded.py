@@ -2,7 +2,7 @@
 
 import redis
 
-from channelindex.embedded import EmbeddedRedis
+from devbucket.embedded_redis import EmbeddedRedis
 
 
 def test_server_answers_and_its_folder_is_gone_after_close():

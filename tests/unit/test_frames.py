@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from channelindex import blocks
 from channelindex.model import Entry
 from channelindex.stores.base import ChannelAppend
-from workers import frames
-from workers.frames import RingFrame, decode_frame, merge, pack_frames
+from workers.pipeline import frames
+from workers.pipeline.frames import RingFrame, decode_frame, merge, pack_frames
 
 GROUP = "0123456789abcdef"
 EPOCH = (1 << 63) + 5

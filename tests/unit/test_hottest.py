@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channelindex.stores.base import ChannelAppend
-from workers.hottest import WINDOW_S, Hot, Hottest, Note
+from workers.telemetry.hot_channels import WINDOW_S, Hot, Hottest, Note
 
 
 def appends(**size_by_channel: int) -> list[ChannelAppend]:

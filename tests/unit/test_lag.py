@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.lag import MAX_MARKS, Behind, LagMeter
+from workers.pipeline.lag import MAX_MARKS, Behind, LagMeter
 
 
 def test_what_is_stable_is_not_behind():

@@ -1,6 +1,6 @@
 """A node knows the life before it where nobody else can be living under its name on this machine."""
 
-from workers.life import Life
+from workers.node.incarnation import Life
 
 
 def test_each_life_has_its_own_incarnation_and_knows_the_one_before(tmp_path):

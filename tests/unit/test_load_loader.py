@@ -11,11 +11,11 @@ from channelindex.decode.principals import principal_of
 from channelindex.errors import SourceUnavailable
 from channelindex.feeds.dcp.exchange import Request
 from channelindex.mcbp import RESPONSE, Frame, Op, Status
-from channelindex.sync_gateway import loader as loader_module
-from channelindex.sync_gateway.layouts import InlineLayout
-from channelindex.sync_gateway.loader import SEQUENCE_BATCH, SEQUENCE_KEY, WINDOW, Loader
-from channelindex.sync_gateway.revisions import Revision, generation
-from channelindex.sync_gateway.synthetic import synthetic_revisions
+from devbucket.sync_gateway import loader as loader_module
+from devbucket.sync_gateway.layouts import InlineLayout
+from devbucket.sync_gateway.loader import SEQUENCE_BATCH, SEQUENCE_KEY, WINDOW, Loader
+from devbucket.sync_gateway.revisions import Revision, generation
+from devbucket.sync_gateway.synthetic import synthetic_revisions
 
 
 class MemoryBucket:

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from channelindex.decode.sync_gateway import SyncGatewayDecoder
 from channelindex.feeds.base import JSON, MUTATION
 from channelindex.model import CONFLICT, DELETED, Removal, Route
-from channelindex.sync_gateway.metadata import MAX_HISTORY, MAX_RECENT_SEQUENCES, apply_revision, current_rev, is_known
-from channelindex.sync_gateway.revisions import Revision
-from channelindex.sync_gateway.synthetic import synthetic_revisions
+from devbucket.sync_gateway.metadata import MAX_HISTORY, MAX_RECENT_SEQUENCES, apply_revision, current_rev, is_known
+from devbucket.sync_gateway.revisions import Revision
+from devbucket.sync_gateway.synthetic import synthetic_revisions
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from channelindex.errors import InputInvalid
-from channelindex.sync_gateway.revisions import Revision, generation, read_revisions
-from channelindex.sync_gateway.synthetic import synthetic_revisions
+from devbucket.sync_gateway.revisions import Revision, generation, read_revisions
+from devbucket.sync_gateway.synthetic import synthetic_revisions
 from tests.support.shared import shared_path
 
 GOOD = {"id": "doc", "rev": "1-a", "channels": ["A"], "body": {"n": 1}}

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 from channelindex.errors import ChangesForgotten
 from channelindex.hashing import group_of
 from channelindex.model import Checkpoint, IndexMeta
+from channelindex.reading.block_walk import read_held
+from channelindex.reading.snapshot import View
 from channelindex.stores.base import BlockRef
 from channelindex.stores.memory import MemoryIndex, MemoryOwner, MemoryReader, memory_writer
 from channelindex.stores.memory_limits import HeldBlocks, MemoryLimits
-from channelindex.view import View
-from channelindex.walk import read_held
 from tests.support.stores import append, entry
 
 META = IndexMeta(1, n_vbuckets=2, n_partitions=1, source_uuid="s", index_uuid="i")

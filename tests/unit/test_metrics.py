@@ -11,12 +11,12 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from workers.alerts import ALERTS, rules
-from workers.board import BATCH_BYTES, STORE_US, Board
 from workers.cli import reference
-from workers.exposition import BoardCollector
-from workers.metrics import COUNTER, HISTOGRAM, METRICS, PREFIX
-from workers.report import NodeReport
+from workers.node.report import NodeReport
+from workers.telemetry.alerts import ALERTS, rules
+from workers.telemetry.board import BATCH_BYTES, STORE_US, Board
+from workers.telemetry.exposition import BoardCollector
+from workers.telemetry.metrics import COUNTER, HISTOGRAM, METRICS, PREFIX
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMTOOL = shutil.which("promtool") or shutil.which("promtool", path=str(ROOT / ".ci" / "tools" / "usr" / "bin"))

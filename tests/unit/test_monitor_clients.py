@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.node import until
-from workers import monitor
-from workers.board import Board
-from workers.monitor import MAX_REQUESTS, Monitor
+from workers.telemetry import monitor
+from workers.telemetry.board import Board
+from workers.telemetry.monitor import MAX_REQUESTS, Monitor
 
 
 class Stop:

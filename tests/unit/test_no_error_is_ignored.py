@@ -7,7 +7,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted(
-    path for folder in ("channelindex", "coordinator", "workers") for path in (ROOT / folder).rglob("*.py")
+    path for folder in ("channelindex", "coordinator", "devbucket", "workers") for path in (ROOT / folder).rglob("*.py")
 )
 BROAD = {"Exception", "BaseException"}
 

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from channelindex.errors import ConfigInvalid
-from workers.notify import Notifier
+from workers.node.notify import Notifier
 
 
 @pytest.fixture(params=["path", "abstract"])

@@ -4,8 +4,8 @@ import pytest
 
 from channelindex.config import Config
 from coordinator.link import Held, Scale
-from workers import orders
-from workers.orders import ALARM_INTERVAL_S, UnownedAlarm, scaled
+from workers.node import orders
+from workers.node.orders import ALARM_INTERVAL_S, UnownedAlarm, scaled
 
 
 @pytest.fixture

@@ -4,10 +4,11 @@ import itertools
 
 import pytest
 
-from channelindex import blocks, epochs, token
+from channelindex import blocks, epochs
 from channelindex.errors import IndexCorrupt, StoreUnavailable, TokenInvalid
 from channelindex.model import DELETED, HIDDEN, REMOVED
-from channelindex.reader import LONGEST_RETRY_S, ChangesReader
+from channelindex.reading import token
+from channelindex.reading.reader import LONGEST_RETRY_S, ChangesReader
 from channelindex.stores.base import BlockRef
 from tests.support.indexing import Row, SmallIndex
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from channelindex.errors import InvariantBroken
-from workers import ring as ring_module
-from workers.ring import Bell, Ring, TornFrame
+from workers.pipeline import ring as ring_module
+from workers.pipeline.ring import Bell, Ring, TornFrame
 
 HEAD_BYTES = 8
 CAPACITY = 256

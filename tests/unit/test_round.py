@@ -7,7 +7,7 @@ from channelindex.decode.base import Undecodable
 from channelindex.feeds.base import ADVANCED, DELETION, HISTORY, MUTATION, ROLLBACK, SNAPSHOT
 from channelindex.hashing import shard_of
 from channelindex.model import DELETED, ORIGIN, REMOVED, Checkpoint, Principal, Removal, Route
-from workers.round import RoundBuilder
+from workers.pipeline.round import RoundBuilder
 
 SLACK = 10
 

@@ -11,7 +11,7 @@ from channelindex.model import IndexMeta
 from channelindex.settings import IndexSettings, WorkerSettings
 from channelindex.stores import open_owner, open_writer
 from channelindex.stores.base import ChannelAppend
-from workers.sizing import Load, size_of
+from workers.cli.sizing import Load, size_of
 
 KEY = b"document::0000042xyz"
 

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.spread import spread
+from workers.node.spread import spread
 
 partitions = st.frozensets(st.integers(0, 63))
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from channelindex import logs
 from channelindex.terminal import all_escaped, escaped
 from workers.cli import output
-from workers.top import Trend
-from workers.top_screen import screen
+from workers.cli.top_model import Trend
+from workers.cli.top_screen import screen
 
 HOSTILE = [
     "a\nlevel=error event=forged",

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channelindex import token
 from channelindex.errors import TokenInvalid
 from channelindex.model import IndexMeta
-from channelindex.token import Token
+from channelindex.reading import token
+from channelindex.reading.token import Token
 
 META = IndexMeta(1, 64, 8, "source", "index")
 UINT64 = st.integers(0, (1 << 64) - 1)

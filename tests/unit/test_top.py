@@ -5,10 +5,10 @@ import io
 import pytest
 from rich.console import Console
 
-from workers import top
-from workers.hottest import Hot
-from workers.top import Trend
-from workers.top_screen import screen
+from workers.cli import top_model as top
+from workers.cli.top_model import Trend
+from workers.cli.top_screen import screen
+from workers.telemetry.hot_channels import Hot
 
 ROLES = ("feed_worker", "batch_writer")
 

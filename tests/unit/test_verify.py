@@ -6,12 +6,12 @@ from dataclasses import asdict
 import orjson
 import pytest
 
-from channelindex import verify as verifying
+from channelindex.checking import verify as verifying
+from channelindex.checking.verify import Difference, verify
 from channelindex.decode.base import Undecodable
 from channelindex.errors import SourceUnavailable
 from channelindex.feeds.base import ADVANCED, DELETION, HISTORY, MUTATION, ROLLBACK, SNAPSHOT
 from channelindex.model import CONFLICT, DELETED, ORIGIN, REMOVED, Principal, Removal, Route
-from channelindex.verify import Difference, verify
 from tests.support.indexing import Row, SmallIndex
 
 

@@ -8,8 +8,8 @@ from channelindex import exits
 from channelindex.blocks import refuse
 from channelindex.config import REQUIRED_TO_READ
 from channelindex.errors import IndexCorrupt
-from channelindex.paging import Change, Changes
-from channelindex.reader import ChangesReader
+from channelindex.reading.paging import Change, Changes
+from channelindex.reading.reader import ChangesReader
 from channelindex.stores import open_reader
 from workers.cli import options, output
 

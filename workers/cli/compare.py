@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 
 from channelindex import exits
 from channelindex.blocks import FORMAT_VERSION
-from channelindex.compare import Comparison, compare
+from channelindex.checking.compare import Comparison, compare
 from channelindex.config import REQUIRED_TO_VERIFY, Config
 from channelindex.decode.registry import make_decoder
 from channelindex.errors import ConfigInvalid
@@ -16,8 +16,8 @@ from channelindex.model import IndexMeta
 from channelindex.settings import MEMORY_URL, SETTINGS, IndexSettings, mask_url
 from channelindex.stores import open_reader, remove_index
 from workers.cli import options, output
-from workers.source import describe, high_seqnos, open_feed
-from workers.twofold import feed_all
+from workers.cli.dual_feed import feed_all
+from workers.pipeline.source import describe, high_seqnos, open_feed
 
 _EPILOG = """\
 example:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from workers.cli import options
-from workers.demo import DemoOptions, run_demo
+from workers.cli.demo_run import DemoOptions, run_demo
 
 _EPILOG = """\
 examples:

@@ -6,10 +6,10 @@ import textwrap
 from pathlib import Path
 
 from channelindex import exits, logs
-from channelindex.devbucket import admin, operations
-from channelindex.devbucket.serving import serve
-from channelindex.devbucket.setup import DevBucketConfig, TlsFiles
 from channelindex.errors import ConfigInvalid
+from devbucket import admin, operations
+from devbucket.serving import serve
+from devbucket.setup import DevBucketConfig, TlsFiles
 from workers.cli import options, output
 
 _DEFAULTS = DevBucketConfig(port=11210)

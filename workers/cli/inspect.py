@@ -4,9 +4,7 @@ import argparse
 from contextlib import closing
 
 from channelindex import exits
-from channelindex.config import REQUIRED_TO_READ
-from channelindex.errors import InputInvalid
-from channelindex.inspection import (
+from channelindex.checking.inspect import (
     BlockReport,
     ChannelReport,
     PartitionReport,
@@ -14,6 +12,8 @@ from channelindex.inspection import (
     inspect_clock,
     inspect_partition,
 )
+from channelindex.config import REQUIRED_TO_READ
+from channelindex.errors import InputInvalid
 from channelindex.stores import open_reader
 from channelindex.stores.base import BlockRef, IndexReader
 from workers.cli import options, output

@@ -9,11 +9,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from channelindex import exits
 from channelindex.feeds.dcp.kv import KvClient
-from channelindex.sync_gateway.layouts import InlineLayout, Layout, XattrLayout
-from channelindex.sync_gateway.loader import Loader
-from channelindex.sync_gateway.revisions import read_revisions
+from devbucket.sync_gateway.layouts import InlineLayout, Layout, XattrLayout
+from devbucket.sync_gateway.loader import Loader
+from devbucket.sync_gateway.revisions import read_revisions
 from workers.cli import options, output
-from workers.source import address_of
+from workers.pipeline.source import address_of
 
 _LAYOUTS: dict[str, type[Layout]] = {"inline": InlineLayout, "xattr": XattrLayout}
 

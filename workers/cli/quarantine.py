@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from channelindex import exits
+from channelindex.checking.quarantine import clock_before, fed_again, named, newest_of_each, outdated, still_undecodable
+from channelindex.checking.rewind import Rewound, rewind
 from channelindex.config import REQUIRED_TO_READ, Config
 from channelindex.errors import ConfigInvalid, InputInvalid, KeyMissing
-from channelindex.paging import document_id
-from channelindex.quarantine import clock_before, fed_again, named, newest_of_each, outdated, still_undecodable
-from channelindex.rewind import Rewound, rewind
+from channelindex.reading.paging import document_id
 from channelindex.settings import MEMORY_URL
 from channelindex.stores import open_owner, open_reader
 from channelindex.stores.base import IndexReader, Quarantined

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from channelindex import exits
 from channelindex.settings import ENVIRONMENT_PREFIX, SECTIONS, SETTINGS, Setting, show
-from workers import alerts, cli, metrics
+from workers import cli
+from workers.telemetry import alerts, metrics
 
 _CONFIGURATION_INTRODUCTION = f"""\
 # Configuration
@@ -36,7 +37,7 @@ adds the traceback.
 _METRICS_INTRODUCTION = """\
 # Metrics
 
-Made by `make docs` from `workers/metrics.py` and `workers/alerts.py`; do not edit.
+Made by `make docs` from `workers/telemetry/metrics.py` and `workers/telemetry/alerts.py`; do not edit.
 
 A node serves them at `/metrics` of `metrics.listen`, which is off unless set. They are read from shared memory when
 asked for; a worker's counters start at 0 with the worker, as Prometheus expects of a process. `worker` is its number in

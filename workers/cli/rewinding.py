@@ -13,10 +13,10 @@ from contextlib import closing
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from channelindex.checking.rewind import Rewound, progress, rewind
 from channelindex.config import Config
 from channelindex.errors import NotConfirmed
 from channelindex.model import IndexMeta
-from channelindex.rewind import Rewound, progress, rewind
 from channelindex.stores import open_owner, open_reader
 from channelindex.stores.base import IndexReader
 from coordinator.lock import job_lock

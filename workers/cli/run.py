@@ -7,7 +7,7 @@ import sys
 from channelindex import logs
 from channelindex.config import REQUIRED_TO_RUN, Config
 from workers.cli import options
-from workers.node import run_node
+from workers.node.start import run_node
 
 _EPILOG = """\
 example:

@@ -9,8 +9,8 @@ from channelindex import exits
 from channelindex.errors import InputInvalid
 from channelindex.settings import SETTINGS
 from coordinator.cluster import ClusterState, MemberState
-from workers.board import BATCH_WRITER, FEED_WORKER
 from workers.cli import cluster, options, output
+from workers.telemetry.board import BATCH_WRITER, FEED_WORKER
 
 _EPILOG = """\
 example:

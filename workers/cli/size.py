@@ -5,7 +5,7 @@ import dataclasses
 
 from channelindex import exits
 from workers.cli import options, output
-from workers.sizing import Load, size_of
+from workers.cli.sizing import Load, size_of
 
 _EPILOG = """\
 examples:

@@ -15,8 +15,8 @@ from channelindex.errors import InputInvalid, Transient
 from channelindex.terminal import all_escaped, escaped
 from workers.cli import options
 from workers.cli.status import Look
-from workers.top import Trend
-from workers.top_screen import screen
+from workers.cli.top_model import Trend
+from workers.cli.top_screen import screen
 
 _UNBOUNDED = 1_000_000
 

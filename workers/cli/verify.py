@@ -6,12 +6,12 @@ from contextlib import closing
 from dataclasses import asdict
 
 from channelindex import exits
+from channelindex.checking.verify import STABLE_TIMEOUT_S, Report, verify
 from channelindex.config import REQUIRED_TO_VERIFY, Config
 from channelindex.decode.registry import make_decoder
 from channelindex.stores import open_reader
-from channelindex.verify import STABLE_TIMEOUT_S, Report, verify
 from workers.cli import options, output
-from workers.source import check_source, high_seqnos, open_feed
+from workers.pipeline.source import check_source, high_seqnos, open_feed
 
 _EPILOG = """\
 example:

@@ -1,0 +1,1 @@
+"""Checks of an index against its bucket, and what mends it."""

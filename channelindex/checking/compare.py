@@ -1,0 +1,131 @@
+"""Do two indexes say the same? Compares what readers of both would be told, channel by channel, in whatever stores."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from channelindex.errors import IndexMismatch
+from channelindex.model import Entry
+from channelindex.reading.block_walk import read_held
+from channelindex.reading.paging import document_id
+from channelindex.reading.snapshot import View
+from channelindex.stores.base import IndexReader
+
+MAX_DETAILS = 100
+"""Differences that a report describes; all are counted."""
+
+_Document = tuple[int, bytes]
+"""(vbucket, key)."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One document of one channel. `left` and `right` are [revision, seqno, flags], None where it is not there."""
+
+    kind: str
+    channel: str
+    id: str
+    left: tuple[str, int, int] | None
+    right: tuple[str, int, int] | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was compared and found; `dataclasses.asdict` of it is JSON.
+
+    `missing`: left has it and right has not. `extra`: right has it and left has not. `different`: another revision,
+    seqno or flags. `in_flux`: beyond the stable clock of either. `forgotten`: beyond what either still holds.
+    `differences_by_channel` has the first three of each channel that has any.
+    """
+
+    channels: int = 0
+    left_entries: int = 0
+    right_entries: int = 0
+    missing: int = 0
+    extra: int = 0
+    different: int = 0
+    in_flux: int = 0
+    forgotten: int = 0
+    differences_by_channel: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    details: tuple[Difference, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether both say the same."""
+        return not (self.missing or self.extra or self.different)
+
+
+def compare(left: IndexReader, right: IndexReader, channels: Iterable[str] | None = None) -> Comparison:
+    """Compare *channels*, or all that either has. Both indexes may be written meanwhile.
+
+    Raises:
+        IndexMismatch: they are not of the same bucket.
+        IndexCorrupt, IndexMissing, StoreUnavailable: see `IndexReader`.
+    """
+    ours, theirs = left.meta(), right.meta()
+    if (ours.source_uuid, ours.n_vbuckets) != (theirs.source_uuid, theirs.n_vbuckets):
+        raise IndexMismatch(
+            f"the indexes are of buckets {ours.source_uuid} ({ours.n_vbuckets} vbuckets) and {theirs.source_uuid} "
+            f"({theirs.n_vbuckets}): only those of one bucket can be compared"
+        )
+    run = _Run((left, right))
+    for channel in sorted(channels if channels is not None else {*left.channels(), *right.channels()}):
+        run.compare(channel)
+    return run.result()
+
+
+class _Run:
+    def __init__(self, stores: Sequence[IndexReader]) -> None:
+        self._stores = stores
+        self._views = [View.now(store) for store in stores]
+        self._stable = list(map(min, *(view.stable for view in self._views)))
+        self._counts: Counter[str] = Counter()
+        self._by_channel: dict[str, Counter[str]] = {}
+        self._details: list[Difference] = []
+
+    def compare(self, channel: str) -> None:
+        """Compare one channel."""
+        (left, left_floor), (right, right_floor) = (
+            _held(store, channel, view) for store, view in zip(self._stores, self._views, strict=True)
+        )
+        floor = {vb: max(left_floor.get(vb, 0), right_floor.get(vb, 0)) for vb in {*left_floor, *right_floor}}
+        self._counts.update(channels=1, left_entries=len(left), right_entries=len(right))
+        for document in left.keys() | right.keys():
+            kind = self._judge(left.get(document), right.get(document), floor.get(document[0], 0))
+            if kind in ("in_flux", "forgotten"):
+                self._counts[kind] += 1
+            elif kind:
+                self._add(kind, channel, left.get(document), right.get(document))
+
+    def result(self) -> Comparison:
+        """What came of it."""
+        by_channel = {channel: dict(counts) for channel, counts in self._by_channel.items()}
+        return Comparison(**self._counts, differences_by_channel=by_channel, details=tuple(self._details))
+
+    def _judge(self, left: Entry | None, right: Entry | None, floor: int) -> str:
+        """What is to be said of one document; "" for nothing."""
+        there = [entry for entry in (left, right) if entry is not None]
+        if any(entry.seqno > self._stable[entry.vb] for entry in there):
+            return "in_flux"
+        if left == right:
+            return ""
+        if any(entry.seqno <= floor for entry in there):
+            return "forgotten"
+        return "extra" if left is None else "missing" if right is None else "different"
+
+    def _add(self, kind: str, channel: str, left: Entry | None, right: Entry | None) -> None:
+        self._counts[kind] += 1
+        self._by_channel.setdefault(channel, Counter())[kind] += 1
+        if len(self._details) < MAX_DETAILS:
+            document = next(document_id(entry.key) for entry in (left, right) if entry is not None)
+            self._details.append(Difference(kind, channel, document, _shown(left), _shown(right)))
+
+
+def _held(store: IndexReader, channel: str, view: View) -> tuple[dict[_Document, Entry], Mapping[int, int]]:
+    scan, floor = read_held(store, channel, view)
+    entries: Iterator[Entry] = scan.entries()
+    return {(entry.vb, entry.key): entry for entry in entries}, floor
+
+
+def _shown(entry: Entry | None) -> tuple[str, int, int] | None:
+    return None if entry is None else (entry.rev, entry.seqno, entry.flags)

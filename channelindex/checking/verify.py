@@ -1,0 +1,222 @@
+"""Is the index what the bucket says? Rebuilds the channels in memory from a feed of the bucket, and compares."""
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from channelindex.checking.bucket_state import Document, Standing, Truth
+from channelindex.decode.base import Decoder
+from channelindex.errors import SourceUnavailable
+from channelindex.feeds.bounded import SILENCE_TIMEOUT_S, BoundedFeed, read_to_end
+from channelindex.model import DELETED, ORIGIN, REMOVED, Entry
+from channelindex.reading.block_walk import read_held
+from channelindex.reading.paging import document_id
+from channelindex.reading.snapshot import View
+from channelindex.reading.token import Token
+from channelindex.stores.base import IndexReader
+
+MAX_DETAILS = 100
+"""Differences that a report describes; all are counted. A broken index has as many as it has entries."""
+
+STABLE_TIMEOUT_S = 30.0
+"""How long to wait for the index to catch up with what the feed brought: a node that starts needs some seconds."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One entry that is not as it should be. `kind` is "missing", "extra" or "different"."""
+
+    kind: str
+    channel: str
+    id: str
+    vb: int
+    expected: str
+    found: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was compared and found; `dataclasses.asdict` of it is JSON.
+
+    `entries` of `channels` in the index were compared with `documents` of the bucket. `missing`: the bucket says that a
+    document is in a channel, or left it, and the index does not. `extra`: the index has one in a channel in which it is
+    not. `different`: not the same revision, seqno, deletion or removal. `in_flux`: entries of documents that changed
+    meanwhile. `unjudged`: entries of documents whose newest version says nothing of channels or is quarantined.
+    `forgotten`: documents of a channel that an index in memory need not hold any more.
+
+    `behind`: vbuckets of which the index did not reach what the bucket had. `ahead`: vbuckets of which it says more
+    than the bucket has, as after a rollback that nobody handled.
+    """
+
+    documents: int = 0
+    channels: int = 0
+    entries: int = 0
+    missing: int = 0
+    extra: int = 0
+    different: int = 0
+    in_flux: int = 0
+    unjudged: int = 0
+    forgotten: int = 0
+    behind: int = 0
+    ahead: int = 0
+    details: tuple[Difference, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether the index is what the bucket says, all of it."""
+        return not (self.missing or self.extra or self.different or self.behind or self.ahead)
+
+
+def verify(
+    store: IndexReader,
+    feed: BoundedFeed,
+    decoder: Decoder,
+    high_seqnos: Callable[[], Mapping[int, int]],
+    channels: Iterable[str] | None = None,
+    *,
+    stable_timeout_s: float = STABLE_TIMEOUT_S,
+    silence_timeout_s: float = SILENCE_TIMEOUT_S,
+) -> Report:
+    """Compare *channels*, or all, of the index with the bucket behind *feed*, which has not been started yet.
+
+    *high_seqnos* asks the bucket for its highest seqnos, by vbucket. Writers and nodes may go on meanwhile: a document
+    that changes is counted as in flux instead of compared. The caller closes *feed*.
+
+    Raises:
+        SourceUnavailable: the feed brought nothing for *silence_timeout_s*, or the source rolled back meanwhile.
+        IndexCorrupt, IndexMissing, StoreUnavailable: see `ChangesReader.changes`.
+    """
+    truth = Truth(decoder, store.meta().n_vbuckets)
+    feed.start(dict.fromkeys(range(len(truth.brought)), ORIGIN))
+    for events in read_to_end(feed, silence_timeout_s):
+        truth.add(events)
+    before = View.now(store).stable
+    highs = dict(high_seqnos())
+    view = _caught_up(store, highs, stable_timeout_s)
+    comparison = _Comparison(truth, view, before, highs)
+    wanted = set(channels) if channels is not None else {*store.channels(), *comparison.documents_by_channel}
+    for channel in sorted(wanted):
+        scan, floor = read_held(store, channel, view)
+        comparison.compare(channel, scan.entries(), floor)
+    _check_history(store, view)
+    return comparison.report()
+
+
+def _caught_up(store: IndexReader, highs: Mapping[int, int], timeout_s: float) -> View:
+    """The index as soon as it is stable up to *highs*, or as it is after *timeout_s*."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        counter = store.stable_counter()
+        view = View.now(store)
+        left_s = deadline - time.monotonic()
+        if left_s <= 0 or not _behind(view, highs):
+            return view
+        store.wait_stable(counter, left_s)
+
+
+def _behind(view: View, highs: Mapping[int, int]) -> set[int]:
+    return {vb for vb, high in highs.items() if view.stable[vb] < high}
+
+
+def _check_history(store: IndexReader, view: View) -> None:
+    """Raise SourceUnavailable if what *view* showed was taken back meanwhile."""
+    stable = tuple(view.stable)
+    if View.now(store).resume(Token(0, 0, view.epochs, stable, stable)).seqnos != stable:
+        raise SourceUnavailable("the source rolled back while the index was read; verify again")
+
+
+class _Comparison:
+    """Compares channel by channel.
+
+    An index entry above what the feed brought is of a document that changed meanwhile; a document above the stable
+    clock is one of which the index need not know yet. Neither says anything, unless the index is ahead of the bucket.
+    """
+
+    def __init__(self, truth: Truth, view: View, stable_before: list[int], highs: Mapping[int, int]) -> None:
+        self._truth = truth
+        self._stable = view.stable
+        self._behind = _behind(view, highs)
+        self._ahead = {vb for vb, high in highs.items() if stable_before[vb] > high}
+        self._counts: Counter[str] = Counter()
+        self._details: list[Difference] = []
+        self.documents_by_channel: dict[str, list[Document]] = defaultdict(list)
+        for document in truth.documents():
+            self._counts["documents"] += 1
+            for channel in document.channels():
+                self.documents_by_channel[channel].append(document)
+
+    def compare(self, channel: str, entries: Iterable[Entry], floor: Mapping[int, int]) -> None:
+        """Judge all *entries* that the index has of *channel*, and find those that it lacks.
+
+        Up to *floor* it need not have any.
+        """
+        self._counts["channels"] += 1
+        indexed: set[tuple[int, bytes]] = set()
+        for entry in entries:
+            self._counts["entries"] += 1
+            indexed.add((entry.vb, entry.key))
+            self._judge(channel, entry)
+        for document in self.documents_by_channel.get(channel, ()):
+            if (document.vb, document.key) not in indexed:
+                self._judge_absence(channel, document, floor.get(document.vb, 0))
+
+    def report(self) -> Report:
+        """What came of it."""
+        return Report(**self._counts, behind=len(self._behind), ahead=len(self._ahead), details=tuple(self._details))
+
+    def _judge(self, channel: str, entry: Entry) -> None:
+        document = self._truth.find(entry.vb, entry.key)
+        if self._changed_since(entry) or self._not_due(entry.vb, document):
+            self._counts["in_flux"] += 1
+        elif document is None:
+            if not entry.flags & (REMOVED | DELETED):  # else it is a tombstone that the bucket has purged since
+                self._add("extra", channel, entry, "no such document", _described(_standing(entry), entry.seqno))
+        elif not document.judged:
+            self._counts["unjudged"] += 1
+        elif (expected := document.standing(channel)) is None:
+            if not entry.flags & REMOVED:
+                self._add("extra", channel, entry, "not in the channel", _described(_standing(entry), entry.seqno))
+        elif not _agrees(entry, document, expected):
+            self._add(
+                "different",
+                channel,
+                entry,
+                _described(expected, document.seqno),
+                _described(_standing(entry), entry.seqno),
+            )
+
+    def _judge_absence(self, channel: str, document: Document, floor: int) -> None:
+        expected = document.standing(channel)
+        if self._not_due(document.vb, document):
+            self._counts["in_flux"] += 1
+        elif expected is not None and floor and (document.seqno <= floor or expected.removed):
+            self._counts["forgotten"] += 1  # a removal may have been indexed with any older version
+        elif expected is not None:
+            self._add("missing", channel, document, _described(expected, document.seqno), "no entry")
+
+    def _changed_since(self, entry: Entry) -> bool:
+        return entry.seqno > self._truth.brought[entry.vb] and entry.vb not in self._ahead
+
+    def _not_due(self, vb: int, document: Document | None) -> bool:
+        return vb in self._behind if document is None else document.seqno > self._stable[vb]
+
+    def _add(self, kind: str, channel: str, at: Entry | Document, expected: str, found: str) -> None:
+        self._counts[kind] += 1
+        if len(self._details) < MAX_DETAILS:
+            self._details.append(Difference(kind, channel, document_id(at.key), at.vb, expected, found))
+
+
+def _agrees(entry: Entry, document: Document, expected: Standing) -> bool:
+    """A removal may have been indexed with an older version of the document than its newest, membership never."""
+    seqno_agrees = entry.seqno <= document.seqno if expected.removed else entry.seqno == document.seqno
+    return seqno_agrees and _standing(entry) == expected
+
+
+def _standing(entry: Entry) -> Standing:
+    return Standing(entry.rev, bool(entry.flags & DELETED), bool(entry.flags & REMOVED))
+
+
+def _described(standing: Standing, seqno: int) -> str:
+    what = "removed by" if standing.removed else "in it with"
+    return f"{what} revision {standing.rev}{', deleted' if standing.deleted else ''}, seqno {seqno}"

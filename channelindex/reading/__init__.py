@@ -1,0 +1,1 @@
+"""The read side: what changed in some channels since a token."""

@@ -1,0 +1,116 @@
+"""Cuts what a scan found into answers of a limited size, each with the token that continues after it. Pure."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from channelindex import blocks
+from channelindex.model import DELETED, REMOVED, IndexMeta
+from channelindex.reading import token
+from channelindex.reading.block_walk import ReadStats
+from channelindex.reading.scan import Found, Scan
+from channelindex.reading.token import Token
+
+
+class Change(NamedTuple):
+    """A document's newest change within the channels asked for.
+
+    `channels` are those of the request in which the document is as of this change, in the request's order. There are
+    none exactly where `removed`: the document left, and `rev` is the revision by which it left.
+    """
+
+    id: str
+    rev: str
+    seqno: int
+    vb: int
+    deleted: bool
+    removed: bool
+    flags: int
+    channels: tuple[str, ...]
+
+
+class Changes(NamedTuple):
+    """One answer. `since` continues after it; `pending` documents are known to wait there already.
+
+    `stats` say what the read behind the answer took; all pages of one read carry the same.
+    """
+
+    entries: tuple[Change, ...]
+    since: str
+    pending: int
+    stats: ReadStats
+
+
+class Pager:
+    """Cuts one scan into pages."""
+
+    def __init__(self, meta: IndexMeta, channels: Sequence[str], scan: Scan, stats: ReadStats) -> None:
+        self._meta = meta
+        self._channels = channels
+        self._scan = scan
+        self._stats = stats
+        self._names_by_mask: dict[int, tuple[str, ...]] = {}
+
+    def pages(self, read: Token, limit: int | None) -> Iterator[Changes]:
+        """All that was found above *read*, beginning with the vbucket whose turn it is, *limit* documents a page.
+
+        Every page's token says exactly what was delivered: vbuckets that had their turn stand at the stable clock, the
+        one at which the page ends at its last document, the others where they stood.
+        """
+        size = limit or sys.maxsize
+        stable, seqnos, horizons = self._scan.view.stable, list(read.seqnos), list(read.horizons)
+        pending = self._scan.count()
+        page: list[Found] = []
+        for vb, upto, documents in self._turns(read):
+            horizons[vb] = stable[vb]
+            for document in documents:
+                if len(page) == size:
+                    pending -= size
+                    yield self._answer(page, Token(vb, upto, read.epochs, tuple(seqnos), tuple(horizons)), pending)
+                    page = []
+                page.append(document)
+                seqnos[vb] = document[0]
+            seqnos[vb] = max(seqnos[vb], upto)
+        yield self._answer(page, Token(0, 0, read.epochs, tuple(seqnos), tuple(horizons)), 0)
+
+    def _turns(self, read: Token) -> Iterator[tuple[int, int, list[Found]]]:
+        """(vbucket, seqno up to which it has its turn, its documents up to there), in the order of delivery.
+
+        The first vbucket has a second turn, the last of all, for what came while others waited.
+        """
+        stable, documents = self._scan.view.stable, self._scan.documents
+        first = read.turn_vb
+        upto = min(read.turn_seqno or stable[first], stable[first])
+        yield first, upto, [found for found in documents(first) if found[0] <= upto]
+        for vb in (*range(first + 1, len(stable)), *range(first)):
+            yield vb, stable[vb], documents(vb)
+        yield first, stable[first], [found for found in documents(first) if found[0] > upto]
+
+    def _answer(self, page: list[Found], continuation: Token, pending: int) -> Changes:
+        stored = blocks.iter_entries(b"".join([found[3] for found in page]))
+        entries = tuple(
+            Change(
+                id=document_id(entry.key),
+                rev=entry.rev,
+                seqno=entry.seqno,
+                vb=entry.vb,
+                deleted=bool(entry.flags & DELETED),
+                removed=bool(entry.flags & REMOVED),
+                flags=entry.flags,
+                channels=() if entry.flags & REMOVED else self._names(found[2]),
+            )
+            for found, entry in zip(page, stored, strict=True)
+        )
+        return Changes(entries, token.encode(continuation, self._meta), pending, self._stats)
+
+    def _names(self, mask: int) -> tuple[str, ...]:
+        names = self._names_by_mask.get(mask)
+        if names is None:
+            names = tuple(name for position, name in enumerate(self._channels) if mask >> position & 1)
+            self._names_by_mask[mask] = names
+        return names
+
+
+def document_id(key: bytes) -> str:
+    """A document's key as text; bytes that are no UTF-8, which a source need not refuse, show as escapes."""
+    return key.decode(errors="backslashreplace")

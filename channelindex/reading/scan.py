@@ -1,0 +1,107 @@
+"""Finds what a reader asked for in the bytes of blocks: per document its newest entry. Pure; the reader's hot loop."""
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+
+from channelindex import blocks
+from channelindex.blocks import OnCorrupt, refuse
+from channelindex.errors import IndexCorrupt
+from channelindex.model import REMOVED, Entry
+from channelindex.reading.snapshot import View
+
+_HEADER_KIND = bytes([blocks.HEADER])
+
+Found = tuple[int, int, int, bytes]
+"""(seqno, flags, channels, stored bytes) of a document's newest entry; a plain tuple, because there may be 100,000 of
+them. `channels` is a bit mask: the positions in the request of the channels that have this very entry."""
+
+
+class Scan:
+    """What was found in a window of the index: above *since* (seqnos by vbucket), and visible in *view*."""
+
+    def __init__(self, view: View, since: Sequence[int]) -> None:
+        self.view = view
+        self.since = since
+        self._found_by_vb: list[dict[bytes, Found]] = [{} for _ in since]
+
+    def count(self) -> int:
+        """How many documents were found."""
+        return sum(map(len, self._found_by_vb))
+
+    def documents(self, vb: int) -> list[Found]:
+        """The documents found in a vbucket, by seqno."""
+        return sorted(self._found_by_vb[vb].values())
+
+    def entries(self) -> Iterator[Entry]:
+        """The newest entry of every document found, by vbucket and seqno."""
+        for vb in range(len(self._found_by_vb)):
+            yield from blocks.iter_entries(b"".join([found[3] for found in self.documents(vb)]))
+
+    def add_block(self, block: bytes, channel: int, on_corrupt: OnCorrupt = refuse) -> bool:
+        """Take a block of the channel at position *channel*; whether blocks before it may hold something, too.
+
+        Where *on_corrupt* returns, what is whole of the block is taken. Without a header, blocks before it may hold
+        anything.
+
+        Raises:
+            IndexCorrupt: if *on_corrupt* does; part of the block may have been taken.
+        """
+        reaches_back = True
+        if not block.startswith(_HEADER_KIND):
+            on_corrupt(IndexCorrupt("it does not begin with a header"))
+        for kind, epoch, body in blocks.iter_frames(block, on_corrupt):
+            try:
+                if kind == blocks.ENTRIES:
+                    self._add_entries(body, self.view.limits(epoch).visible, 1 << channel)
+                else:
+                    reaches_back = self._reaches_back(epoch, body)
+            except (struct.error, IndexError):
+                on_corrupt(IndexCorrupt("an entry is cut off or of a vbucket that the index does not have"))
+            except IndexCorrupt as error:
+                on_corrupt(error)
+        return reaches_back
+
+    def _reaches_back(self, epoch: int, pairs: bytes) -> bool:
+        limits = self.view.limits(epoch).clock
+        return not self.covered({vb: min(seqno, limits[vb]) for vb, seqno in blocks.unpack_pairs(pairs).items()})
+
+    def covered(self, clock: Mapping[int, int]) -> bool:
+        """Whether *clock*, lowered to what is live, says nothing that lies in the window."""
+        return all(seqno <= self.since[vb] for vb, seqno in clock.items())
+
+    def _add_entries(self, body: bytes, limits: Sequence[int], channel_bit: int) -> None:
+        since, found_by_vb, unpack_head = self.since, self._found_by_vb, blocks.unpack_entry_head
+        offset, end = 0, len(body)
+        while offset < end:
+            start = offset
+            vb, seqno, flags, key_size, rev_size = unpack_head(body, start)
+            key_start = start + blocks.ENTRY_HEAD_BYTES
+            key_end = key_start + key_size
+            offset = key_end + (blocks.PACKED_REV_BYTES if rev_size == blocks.PACKED else rev_size)
+            if not since[vb] < seqno <= limits[vb]:
+                continue
+            found = found_by_vb[vb]
+            key = body[key_start:key_end]
+            known = found.get(key)
+            if known is None or known[0] < seqno:
+                found[key] = (seqno, flags, channel_bit, body[start:offset])
+            elif known[0] == seqno:
+                found[key] = _merged(known, (seqno, flags, channel_bit, body[start:offset]))
+        if offset > end:
+            raise IndexCorrupt(f"an entry ends {offset - end} bytes after its frame")
+
+
+def _merged(known: Found, other: Found) -> Found:
+    """One of two entries of a document at the same seqno: to be in one channel counts more than to have left another.
+
+    Of two removals the one by the later revision stays: both revisions are older than the document's present one.
+    """
+    if (known[1] ^ other[1]) & REMOVED:
+        return other if known[1] & REMOVED else known
+    seqno, flags, _, raw = max(known, other, key=_revision_order) if known[1] & REMOVED else known
+    return seqno, flags, known[2] | other[2], raw
+
+
+def _revision_order(found: Found) -> tuple[int, str, str]:
+    generation, _, digest = next(blocks.iter_entries(found[3])).rev.partition("-")
+    return len(generation), generation, digest

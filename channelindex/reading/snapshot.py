@@ -1,0 +1,143 @@
+"""One moment of the index: what its partition records, read at once, say of every entry, clock and token."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Self
+
+from channelindex.epochs import Bounds, EpochStart, PartitionRecord, whole_record
+from channelindex.errors import IndexCorrupt, TokenInvalid
+from channelindex.reading.token import Token
+from channelindex.stores.base import IndexReader
+
+
+class Archives:
+    """The archives of an index's partitions. One that has not grown is not fetched twice.
+
+    Epochs are numbered over all partitions, so a partition at rest is often older than what others have archived.
+    """
+
+    def __init__(self, store: IndexReader) -> None:
+        self._store = store
+        self._known: dict[int, tuple[int, Sequence[EpochStart]]] = {}
+
+    def of(self, records: Sequence[PartitionRecord]) -> Mapping[int, Sequence[EpochStart]]:
+        """By partition, at least what each of *records* has given away; those that gave nothing are not among them."""
+        archived = {partition: record.archived for partition, record in enumerate(records) if record.archived}
+        grown = [p for p, epoch in archived.items() if p not in self._known or self._known[p][0] < epoch]
+        if grown:
+            for partition, starts in zip(grown, self._store.archived_starts(grown), strict=True):
+                self._known[partition] = archived[partition], starts
+        return {partition: self._known[partition][1] for partition in archived}
+
+
+class EpochLimits(NamedTuple):
+    """What one epoch may claim in this moment; both lists are seqnos by vbucket.
+
+    `visible`: the highest seqno at which an entry of the epoch is visible. 0 where the epoch began after this moment.
+    `clock`: what a clock record or block header of the epoch is lowered to. Such a clock also sums up the epochs
+    before its own, so an epoch that began after this moment must not be lowered to 0 here: entries of the older
+    epochs would be skipped with it.
+    """
+
+    visible: list[int]
+    clock: list[int]
+
+
+class View:
+    """One moment of the index.
+
+    Read the partition records first, all else after: only then does every entry at or below the stable clock lie in
+    the blocks that are read. *archives* are asked if something is met that is older than a record reaches back.
+    """
+
+    def __init__(self, records: Sequence[PartitionRecord], archives: Archives) -> None:
+        self._records = records
+        self._archives = archives
+        self._newest_archived = max((record.archived for record in records), default=0)
+        self._bounds = [Bounds(record) for record in records]
+        self._limits: dict[int, EpochLimits] = {}
+        self.epochs = tuple(record.epoch for record in records)
+        self.stable = [seqno for record in records for seqno in record.stable]
+
+    @classmethod
+    def now(cls, store: IndexReader, archives: Archives | None = None) -> Self:
+        """The present moment of an index."""
+        return cls(store.partition_records(), archives or Archives(store))
+
+    def limits(self, epoch: int) -> EpochLimits:
+        """What entries and clocks of *epoch* may claim."""
+        known = self._limits.get(epoch)
+        if known is None:
+            known = self._limits[epoch] = self._computed_limits(epoch)
+        return known
+
+    def _reach_back_to(self, epoch: int) -> None:
+        """Let the bounds of *epoch* be known, from the archive if the records do not reach back so far."""
+        if epoch >= self._newest_archived:
+            return
+        self._newest_archived = 0
+        for partition, starts in self._archives.of(self._records).items():
+            self._bounds[partition] = Bounds(whole_record(self._records[partition], starts))
+
+    def _computed_limits(self, epoch: int) -> EpochLimits:
+        self._reach_back_to(epoch)
+        visible: list[int] = []
+        clock: list[int] = []
+        for record, bounds in zip(self._records, self._bounds, strict=True):
+            lowered = bounds.clamp(epoch, record.stable)
+            clock += lowered
+            visible += lowered if epoch <= record.epoch else (0,) * len(lowered)
+        return EpochLimits(visible, clock)
+
+    def clock_limit(self, epoch: int, vb: int) -> int:
+        """`EpochLimits.clock` of one vbucket, as `blocks.fold_clock` wants it.
+
+        Raises:
+            IndexCorrupt: the index has no such vbucket.
+        """
+        try:
+            return self.limits(epoch).clock[vb]
+        except IndexError as error:
+            raise IndexCorrupt(f"vbucket {vb} in a clock, of {len(self.stable)} that the index has") from error
+
+    def standing(self, epoch: int, vb: int, seqno: int) -> str:
+        """What a reader makes of an entry: "visible", "pending" (not yet stable) or "dead" (taken back).
+
+        Raises:
+            IndexError: the index has no such vbucket.
+        """
+        if seqno <= self.limits(epoch).visible[vb]:
+            return "visible"
+        bounds = self._bounds[vb * len(self._records) // len(self.stable)]
+        return "pending" if seqno <= bounds.bound(epoch, vb) else "dead"
+
+    def resume(self, token: Token) -> Token:
+        """*token* as of this moment: above its seqnos, the reader has to be told everything.
+
+        A vbucket of which the reader had seen something that a rollback took back begins at 0 again. Where the rollback
+        began is not early enough: a document may have gone back to a revision before that, of which the reader was not
+        told because there was a newer one, or which it holds for replaced by one that has never been.
+
+        Raises:
+            TokenInvalid: the token has an epoch or a seqno that the index has not reached.
+        """
+        seqnos: list[int] = []
+        horizons: list[int] = []
+        for partition, record in enumerate(self._records):
+            epoch = token.epochs[partition]
+            if epoch > record.epoch:
+                raise _from_the_future(f"partition {partition} is at epoch", record.epoch, epoch)
+            vbuckets = record.vbuckets
+            seen = token.horizons[vbuckets.start : vbuckets.stop]
+            if any(seen):
+                self._reach_back_to(epoch)
+            lefts = self._bounds[partition].clamp(epoch, seen)
+            for vb, horizon, left in zip(vbuckets, seen, lefts, strict=True):
+                if left > self.stable[vb]:
+                    raise _from_the_future(f"vbucket {vb} is at seqno", self.stable[vb], horizon)
+                seqnos.append(token.seqnos[vb] if left == horizon else 0)
+                horizons.append(horizon if left == horizon else 0)
+        return token._replace(epochs=self.epochs, seqnos=tuple(seqnos), horizons=tuple(horizons))
+
+
+def _from_the_future(what: str, ours: int, theirs: int) -> TokenInvalid:
+    return TokenInvalid(f"since token is from the future: {what} {ours}, the token at {theirs}")

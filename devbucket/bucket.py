@@ -1,0 +1,105 @@
+"""The bucket: its vbuckets, its map, its expiry times. No I/O."""
+
+import heapq
+import secrets
+import time
+from collections.abc import Callable, Iterable
+
+from channelindex.errors import ConfigInvalid
+from devbucket.keyspace import DEFAULT, Keyspace, pack_leb128
+from devbucket.topology import Topology
+from devbucket.vbucket import State, VBucket
+
+MAX_VBUCKETS = 1024
+"""What a real bucket has; clients compute a vbucket with 15 bits of a hash, but refuse maps that are longer."""
+
+RELATIVE_EXPIRY_S = 30 * 24 * 3600
+"""An expiry up to 30 days counts from now, a larger one is Unix time (docs/BinaryProtocol.md)."""
+
+STATE_CHANGED = 0x02
+"""STREAM_END: the vbucket's state changed."""
+
+
+class Bucket:
+    """All vbuckets of a bucket, whichever node has them. Used from one thread."""
+
+    def __init__(
+        self,
+        name: str,
+        n_vbuckets: int,
+        clock: Callable[[], float] = time.time,
+        topology: Topology | None = None,
+        collections: Iterable[str] = (),
+    ) -> None:
+        self.name = name
+        self.uuid = secrets.token_hex(16)
+        self.clock = clock
+        self.vbuckets = [VBucket(vb, clock) for vb in range(n_vbuckets)]
+        self.topology = topology or Topology(n_vbuckets)
+        self.keyspace = Keyspace() if collections else None
+        for path in collections:
+            self.create_collection(path)
+        self._expiries: list[tuple[int, int, bytes]] = []
+
+    @property
+    def collections(self) -> list[str]:
+        """The collections besides the default one, in the order of their creation."""
+        return list(self.keyspace.paths) if self.keyspace is not None else []
+
+    def create_collection(self, path: str) -> None:
+        """Create the collection *path* (`scope.collection`); every vbucket has an event of it.
+
+        Raises:
+            ConfigInvalid: it is there, or the bucket has no collections.
+        """
+        if self.keyspace is None:
+            raise ConfigInvalid(f"the bucket {self.name!r} was made without collections")
+        for event in self.keyspace.create(path):
+            for vbucket in self.vbuckets:
+                vbucket.note_event(event)
+
+    def absolute_expiry(self, expiry: int) -> int:
+        """The Unix time that an expiry from the wire means; 0 stays 0, which is never."""
+        if 0 < expiry <= RELATIVE_EXPIRY_S:
+            return int(self.clock()) + expiry
+        return expiry
+
+    def note_expiry(self, vb: int, key: bytes, expiry: int) -> None:
+        """Remember that a document may expire; *expiry* is absolute, 0 is never."""
+        if expiry:
+            heapq.heappush(self._expiries, (expiry, vb, key))
+
+    def expire_due(self) -> None:
+        """Let all documents expire that are due, as the expiry pager of a real server does."""
+        while self._expiries and self._expiries[0][0] <= self.clock():
+            _, vb, key = heapq.heappop(self._expiries)
+            self.vbuckets[vb].find(key)
+
+    def bulk_load(self, documents: Iterable[tuple[int, int, bytes, bytes]]) -> None:
+        """Store documents (vbucket, seqno, key, value); per vbucket the seqnos rise. Streamed as if from disk."""
+        for vb, seqno, key, value in documents:
+            self.vbuckets[vb].load(seqno, self.key_in_default(key), value)
+        for vbucket in self.vbuckets:
+            vbucket.settle()
+
+    def key_in_default(self, key: bytes) -> bytes:
+        """How the bucket keeps *key* of the default collection."""
+        return key if self.keyspace is None else pack_leb128(DEFAULT) + key
+
+    def failover(self, vb: int, lose_last_n: int) -> None:
+        """Lose the last seqnos of a vbucket and begin a new history; its streams end."""
+        self.vbuckets[vb].failover(lose_last_n)
+        self.vbuckets[vb].end_streams(STATE_CHANGED)
+
+    def set_vbucket_state(self, vb: int, state: State) -> None:
+        """Take a vbucket from its node or give it back; its streams end, and the map has a new revision."""
+        if self.vbuckets[vb].set_state(state):
+            self.vbuckets[vb].end_streams(STATE_CHANGED)
+            self.topology.changed()
+
+    def config_json(self, member: int) -> bytes:
+        """The map, as that member of the cluster sends it."""
+        active = [vbucket.state == State.ACTIVE for vbucket in self.vbuckets]
+        return self.topology.config_json(
+            self.name, self.uuid, member, active, with_collections=self.keyspace is not None
+        )

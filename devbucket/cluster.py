@@ -1,0 +1,90 @@
+"""What the nodes of the dev bucket share: the bucket, the map, the accounts. No I/O."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from devbucket.accounts import Accounts
+from devbucket.bucket import STATE_CHANGED, Bucket
+from devbucket.topology import Topology
+from devbucket.vbucket import VBucket
+
+
+class Cluster:
+    """The nodes' common state. `bucket` is None while it is deleted."""
+
+    def __init__(self, bucket: Bucket, accounts: Accounts, idle_timeout_s: float, now: Callable[[], float]) -> None:
+        self.bucket: Bucket | None = bucket
+        self.topology: Topology = bucket.topology
+        self.accounts = accounts
+        self.logins_refused = False
+        self.warming_up = False
+        self._replica_seqnos: list[int] | None = None  # where the replicas stand still, by vbucket
+        self.idle_timeout_s = idle_timeout_s
+        self.now = now  # monotonic seconds
+        self.flush: Callable[[Bucket], None] | None = None  # None: there is no file, memory counts as disk
+
+    def to_select(self) -> Bucket | None:
+        """The bucket, if a client can select it: not while a node that has started still reads its data."""
+        return None if self.warming_up else self.bucket
+
+    def persist(self) -> None:
+        """Let everything that was written so far be on disk."""
+        if self.bucket is not None and self.flush is not None:
+            self.flush(self.bucket)
+
+    def persisted_seqno(self, vbucket: VBucket) -> int:
+        """The last seqno of a vbucket that is on disk."""
+        return min(vbucket.persisted_seqno, vbucket.high_seqno) if self.flush is not None else vbucket.high_seqno
+
+    def stall_replicas(self, *, on: bool) -> None:
+        """Let the replicas stand still at what they have now, or follow again."""
+        vbuckets = self.bucket.vbuckets if self.bucket is not None else []
+        self._replica_seqnos = [vbucket.high_seqno for vbucket in vbuckets] if on else None
+
+    def replica_seqno(self, vbucket: VBucket) -> int:
+        """The last seqno of a vbucket that its replicas have, on disk too."""
+        if self._replica_seqnos is None:
+            return vbucket.high_seqno
+        return min(self._replica_seqnos[vbucket.vb], vbucket.high_seqno)
+
+    def move(self, moves: Iterable[tuple[int, int]]) -> None:
+        """Give vbuckets (vbucket, new owner) to other nodes, which have their data and history then.
+
+        The old owners end their streams, as at the end of a rebalance's takeover.
+        """
+        for vb, owner in moves:
+            self.topology.owner_by_vb[vb] = owner
+            if self.bucket is not None:
+                self.bucket.vbuckets[vb].end_streams(STATE_CHANGED)
+        self.topology.changed()
+
+    def fail_over(self, member: int, survivors: Sequence[int], lose_last_n: int) -> None:
+        """Take a node out of the cluster; the survivors have its vbuckets, without the last seqnos of each.
+
+        Where there are replicas, they take over, and what they lack is lost too.
+        """
+        vbs = self.topology.owned_by(member)
+        self.lose_tails(vbs, lose_last_n)
+        moves = self.topology.spread(vbs, survivors)
+        if self.bucket is not None and self.topology.n_replicas:
+            for vbucket in [self.bucket.vbuckets[vb] for vb in vbs]:
+                self.lose_tails([vbucket.vb], vbucket.high_seqno - self.replica_seqno(vbucket))
+            moves = [(vb, next(iter(self._running_replicas(vb, survivors)), owner)) for vb, owner in moves]
+        self.topology.members[member].in_cluster = False
+        self.move(moves)
+
+    def _running_replicas(self, vb: int, running: Sequence[int]) -> list[int]:
+        return [number for number in self.topology.replicas_of(vb) if number in running]
+
+    def rebalance(self, members: Sequence[int]) -> None:
+        """Spread the vbuckets evenly over *members*, and let only these be in the cluster."""
+        for number, member in enumerate(self.topology.members):
+            member.in_cluster = number in members
+        self.move(self.topology.balanced(members))
+
+    def lose_tails(self, vbs: Iterable[int], lose_last_n: int) -> None:
+        """Lose the last seqnos of vbuckets, or as many as there are, and begin new histories."""
+        if self.bucket is None:
+            return
+        for vbucket in [self.bucket.vbuckets[vb] for vb in vbs]:
+            vbucket.failover(min(lose_last_n, vbucket.most_to_lose))
+            vbucket.end_streams(STATE_CHANGED)

@@ -1,0 +1,215 @@
+"""Everything that an operator, or a failing network, may do to a dev bucket: what tests and `devbucket ctl` call.
+
+Arguments and answers are plain JSON values. `name` selects connections of which the DCP name begins with it, `node`
+those of one node; without them all are meant.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from channelindex.errors import ConfigInvalid
+from devbucket.bucket import STATE_CHANGED
+from devbucket.connection import Connection
+from devbucket.node import NodeServer
+from devbucket.server import DevBucketServer
+from devbucket.vbucket import State, VBucket
+
+
+class Controls:
+    """The operations. All are called on the loop's thread; when one returns, it has happened."""
+
+    def __init__(self, server: DevBucketServer) -> None:
+        self._server = server
+        self._cluster = server.cluster
+
+    # --- vbuckets
+
+    def bulk_load(self, documents: Iterable[tuple[int, int, bytes, bytes]]) -> None:
+        """Store documents (vbucket, seqno, key, value); per vbucket the seqnos rise above those that are there."""
+        self._server.bucket.bulk_load(documents)
+
+    def high_seqnos(self) -> list[int]:
+        """Tell the high seqno of each vbucket."""
+        return [vbucket.high_seqno for vbucket in self._server.bucket.vbuckets]
+
+    def failover(self, vb: int, lose: int = 0) -> None:
+        """Lose the last seqnos of a vbucket and begin a new history; its streams end."""
+        self._vbucket(vb)
+        self._server.bucket.failover(vb, lose)
+
+    def set_state(self, vb: int, state: str) -> None:
+        """Make a vbucket active, replica, pending or dead; its streams end, the map has a new revision."""
+        self._vbucket(vb)
+        if state.upper() not in State.__members__:
+            raise ConfigInvalid(f"there is no state {state!r}: active, replica, pending, dead")
+        self._server.bucket.set_vbucket_state(vb, State[state.upper()])
+
+    def purge(self, vb: int) -> int:
+        """Forget a vbucket's tombstones; tells the purge seqno."""
+        return self._vbucket(vb).purge()
+
+    def settle(self, vb: int) -> None:
+        """Let a vbucket be as after a clean restart: what it holds is streamed from disk."""
+        self._vbucket(vb).settle()
+
+    def new_checkpoint(self, vb: int) -> None:
+        """Close the open source checkpoint of a vbucket."""
+        self._vbucket(vb).new_checkpoint()
+
+    def close_stream(self, vb: int, reason: int = STATE_CHANGED, name: str = "") -> int:
+        """End the streams of a vbucket with a STREAM_END of any reason; tells how many there were."""
+        return sum(connection.end_stream(vb, reason) for connection in self._server.connections(name))
+
+    # --- nodes
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Tell each node's ports, state and number of vbuckets."""
+        topology = self._cluster.topology
+        return [
+            {
+                "node": node.number,
+                "port": topology.members[node.number].port,
+                "tls_port": topology.members[node.number].tls_port,
+                "running": node.running,
+                "in_cluster": topology.members[node.number].in_cluster,
+                "vbuckets": len(topology.owned_by(node.number)),
+                "connections": len(node.connections),
+            }
+            for node in self._server.nodes
+        ]
+
+    def owners(self) -> list[int]:
+        """Tell the node of each vbucket."""
+        return list(self._cluster.topology.owner_by_vb)
+
+    def move(self, vbs: list[int], node: int) -> None:
+        """Move vbuckets with their data and history to a node; their old node ends its streams."""
+        self._node(node)
+        for vb in vbs:
+            self._vbucket(vb)
+        self._cluster.move([(vb, node) for vb in vbs])
+
+    def rebalance(self) -> None:
+        """Spread the vbuckets evenly over the running nodes, and let these be the cluster."""
+        self._cluster.rebalance(self._running())
+
+    def stop_node(self, node: int) -> None:
+        """Stop a node as SIGTERM does: it keeps what it has, and its place in the map."""
+        self._node(node).halt()
+
+    def crash_node(self, node: int, lose: int = 0) -> None:
+        """Stop a node as kill -9 does: the last seqnos of each of its vbuckets are lost, new histories begin."""
+        self._node(node).halt()
+        self._cluster.lose_tails(self._cluster.topology.owned_by(node), lose)
+
+    async def start_node(self, node: int) -> None:
+        """Start a node that was stopped: what it has comes from disk."""
+        server = self._node(node)
+        for vb in self._cluster.topology.owned_by(node) if not server.running else ():
+            self._vbucket(vb).settle()
+        await server.start()
+
+    def failover_node(self, node: int, lose: int = 0) -> None:
+        """Stop a node and give its vbuckets to their replicas, or to all others; the last seqnos of each are lost."""
+        survivors = [number for number in self._running() if number != node]
+        if not survivors:
+            raise ConfigInvalid(f"node {node} cannot be failed over: no other node is running")
+        self._node(node).halt()
+        self._cluster.fail_over(node, survivors, lose)
+
+    # --- connections
+
+    def drop_connections(self, name: str = "", node: int | None = None) -> int:
+        """Cut connections, as a broken network does; tells how many."""
+        return self._each(name, node, Connection.abort)
+
+    def stall(self, on: bool = True, name: str = "", node: int | None = None) -> int:
+        """Send no stream messages on the connections there are, or go on; tells how many."""
+        return self._each(name, node, lambda connection: connection.stall(on=on))
+
+    def connections(self, name: str = "", node: int | None = None) -> list[dict[str, str | int]]:
+        """Tell of each connection its peer, DCP name, user and open streams."""
+        return [connection.describe() for connection in self._select(name, node)]
+
+    def half_open(self, name: str = "", node: int | None = None) -> int:
+        """Let connections stand without a word, for ever: what comes is not read, nothing is sent; tells how many."""
+        return self._each(name, node, lambda connection: connection.wire.become_half_open())
+
+    def delay(self, ms: int, name: str = "", node: int | None = None) -> int:
+        """Send everything so many milliseconds late; 0 ends it. Tells on how many connections."""
+
+        def set_delay(connection: Connection) -> None:
+            connection.wire.delay_s = ms / 1000
+
+        return self._each(name, node, set_delay)
+
+    def fragment(self, size: int, name: str = "", node: int | None = None) -> int:
+        """Send everything in pieces of so many bytes; 0 ends it. Tells on how many connections."""
+
+        def set_size(connection: Connection) -> None:
+            connection.wire.piece_bytes = size
+
+        return self._each(name, node, set_size)
+
+    def cut_frame(self, name: str = "", node: int | None = None) -> int:
+        """Send half of the next document's frame and hang up; tells on how many connections."""
+        return self._each(name, node, lambda connection: connection.wire.cut_next())
+
+    def flip_byte(self, offset: int = -1, name: str = "", node: int | None = None) -> int:
+        """Invert a byte of the next document's frame: 0 is its first, -1 its last; tells on how many connections."""
+        return self._each(name, node, lambda connection: connection.wire.flip_next(offset))
+
+    # --- the bucket and its users
+
+    def refuse_logins(self, on: bool = True) -> None:
+        """Refuse every login, whatever the password, or be as before; who is logged in stays so."""
+        self._cluster.logins_refused = on
+
+    def create_collection(self, path: str) -> None:
+        """Create a collection (scope.collection) in a bucket that has some: every vbucket has an event of it."""
+        self._server.bucket.create_collection(path)
+
+    def warm_up(self, on: bool = True) -> None:
+        """Be as just after a start: no client can select the bucket yet, or be done with it; selected ones stay so."""
+        self._cluster.warming_up = on
+
+    def stall_disk(self, on: bool = True) -> None:
+        """Write no more changes to the file, or go on: what kill -9 loses. Durable writes are written all the same."""
+        self._server.disk_stalled = on
+
+    def stall_replicas(self, on: bool = True) -> None:
+        """Let all replicas stand still, or follow again: what a failover of a node then loses."""
+        self._cluster.stall_replicas(on=on)
+
+    def drop_bucket(self) -> None:
+        """Delete the bucket with all its data: its connections are cut, nobody can select it."""
+        self._server.drop_bucket()
+
+    def create_bucket(self) -> None:
+        """Create the bucket anew after it was dropped: empty, with another UUID and other histories."""
+        self._server.create_bucket()
+
+    def _each(self, name: str, node: int | None, act: Callable[[Connection], None]) -> int:
+        connections = list(self._select(name, node))
+        for connection in connections:
+            act(connection)
+        return len(connections)
+
+    def _select(self, name: str, node: int | None) -> Iterator[Connection]:
+        if node is not None:
+            self._node(node)
+        return self._server.connections(name, node)
+
+    def _running(self) -> list[int]:
+        return [node.number for node in self._server.nodes if node.running]
+
+    def _node(self, number: int) -> NodeServer:
+        if not 0 <= number < len(self._server.nodes):
+            raise ConfigInvalid(f"there is no node {number}: the nodes are 0 to {len(self._server.nodes) - 1}")
+        return self._server.nodes[number]
+
+    def _vbucket(self, vb: int) -> VBucket:
+        vbuckets = self._server.bucket.vbuckets
+        if not 0 <= vb < len(vbuckets):
+            raise ConfigInvalid(f"there is no vbucket {vb}: the vbuckets are 0 to {len(vbuckets) - 1}")
+        return vbuckets[vb]

@@ -1,0 +1,72 @@
+"""Which command answers a frame. No I/O."""
+
+from collections.abc import Sequence
+
+from channelindex import mcbp
+from channelindex.feeds.base import SNAPPY
+from channelindex.mcbp import Feature, Frame, Op, Status
+from devbucket import collecting, dcp, framing, kv, locking, session, subdoc
+from devbucket.items import decompressed
+from devbucket.replies import HangUp, Malformed, Refused, Reply
+from devbucket.session import Session
+
+_COMMANDS = session.COMMANDS | dcp.COMMANDS
+_BUCKET_COMMANDS = kv.COMMANDS | locking.COMMANDS | subdoc.COMMANDS
+_READS = frozenset({
+    Op.GET, kv.GET_META, Op.STAT, Op.GET_ALL_VB_SEQNOS, Op.OBSERVE_SEQNO, Op.SUBDOC_MULTI_LOOKUP
+})  # fmt: skip
+"""What an account may do that must not write."""
+
+
+def answer(session: Session, frame: Frame, replies: list[bytes]) -> None:
+    """Carry out one frame of a client and append the response frames to *replies*.
+
+    Raises:
+        HangUp: the connection is to be closed, after *replies* were sent.
+    """
+    if frame.magic == mcbp.RESPONSE:
+        dcp.take_response(session, frame)
+    if frame.magic != mcbp.REQUEST:
+        return  # else a response to a map that we pushed
+    try:
+        reply = _run(session, frame)
+    except Malformed as malformed:
+        replies.append(malformed.reply.packed(frame))
+        raise HangUp("malformed request") from malformed
+    except Refused as refused:
+        reply = refused.reply
+    if reply is not None:
+        several = [reply] if isinstance(reply, Reply) else reply
+        replies += [one.packed(frame) for one in several]
+    if frame.opcode == Op.QUIT:
+        raise HangUp("client quits")
+
+
+def _run(session: Session, frame: Frame) -> Reply | Sequence[Reply] | None:
+    if (command := _COMMANDS.get(frame.opcode)) is not None:
+        return command(session, frame)
+    if (command := collecting.COMMANDS.get(frame.opcode)) is not None:
+        session.require_bucket(frame)
+        return command(session, frame)
+    if (command := _BUCKET_COMMANDS.get(frame.opcode)) is not None:
+        session.require_bucket(frame)
+        if frame.opcode not in _READS and not (session.account and session.account.may_write):
+            raise session.denied(f"Authorization failure: no privilege to write, for command 0x{frame.opcode:02x}")
+        if frame.key and frame.opcode != Op.STAT:
+            frame = frame._replace(key=session.inner_key(frame.key))
+        if frame.datatype & SNAPPY:
+            frame = _decompressed(session, frame)
+        level = framing.durability_level(frame) if frame.framing else 0
+        reply = command(session, frame)
+        if level >= framing.MAJORITY_AND_PERSIST:  # without replicas, the node that has the change is a majority
+            session.node.cluster.persist()
+        return reply
+    raise Refused(Status.UNKNOWN_COMMAND)
+
+
+def _decompressed(session: Session, frame: Frame) -> Frame:
+    """The request with its value decompressed; what it stores is sent as each client can take it."""
+    value = decompressed(frame.value, mcbp.MAX_BODY_BYTES) if Feature.SNAPPY in session.features else None
+    if value is None:
+        raise Malformed
+    return frame._replace(value=value, datatype=frame.datatype & ~SNAPPY)

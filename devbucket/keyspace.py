@@ -1,0 +1,206 @@
+"""The collections of a bucket: their manifest, and which of their documents a stream wants. No I/O.
+
+In a bucket that has collections every key inside the server begins with the number of its collection in LEB128, as on
+the wire. Source: couchbase/kv_engine docs/Collections.md and dcp/documentation/commands/stream-request-value.md.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import orjson
+
+from channelindex.errors import ConfigInvalid
+from channelindex.mcbp import Status
+from devbucket.replies import Malformed, Refused
+
+DEFAULT = 0
+SYSTEM = 1
+"""The collection of system events, which no client reaches."""
+
+FIRST_ID = 8
+DEFAULT_NAME = "_default"
+
+COLLECTION_BEGINS = 0
+SCOPE_BEGINS = 3
+
+MAX_LEB128_BYTES = 5
+
+
+class Event(NamedTuple):
+    """The beginning of a scope or collection. `number` is its id, `scope` that of its scope."""
+
+    kind: int
+    number: int
+    scope: int
+    name: str
+    manifest: int
+
+    def key(self) -> bytes:
+        """The key under which a vbucket keeps it."""
+        return pack_leb128(SYSTEM) + bytes([self.kind]) + self.number.to_bytes(4, "big") + self.name.encode()
+
+    def value(self) -> bytes:
+        """What is sent of it, in version 0 of its format."""
+        ids = (self.scope, self.number) if self.kind == COLLECTION_BEGINS else (self.number,)
+        return self.manifest.to_bytes(8, "big") + b"".join(number.to_bytes(4, "big") for number in ids)
+
+
+def event_of(key: bytes) -> tuple[int, int, bytes]:
+    """Kind, number and name of the event that is kept under *key*."""
+    return key[1], int.from_bytes(key[2:6], "big"), key[6:]
+
+
+Wanted = Callable[[bytes], bool]
+"""Whether a stream wants what is under a key."""
+
+
+class Keyspace:
+    """The scopes and collections of a bucket. They only grow: what is dropped with a bucket is dropped with it."""
+
+    def __init__(self) -> None:
+        self.manifest_uid = 0
+        self.paths: list[str] = []
+        self._scope_by_name = {DEFAULT_NAME: DEFAULT}
+        self._scope_of: dict[int, int] = {DEFAULT: DEFAULT}
+        self._names: dict[int, str] = {DEFAULT: DEFAULT_NAME}
+        self._next_id = FIRST_ID
+
+    def create(self, path: str) -> list[Event]:
+        """Create the collection *path* (`scope.collection`), and its scope if that is new; what vbuckets have to keep.
+
+        Raises:
+            ConfigInvalid: it is there, or is no such name.
+        """
+        scope_name, _, name = path.partition(".")
+        if not scope_name or not name or "." in name:
+            raise ConfigInvalid(f"{path!r} is not scope.collection")
+        if self.number_of(path) is not None:
+            raise ConfigInvalid(f"the collection {path!r} is there already")
+        self.manifest_uid += 1
+        self.paths.append(path)
+        events = [] if scope_name in self._scope_by_name else [self._create_scope(scope_name)]
+        scope, number = self._scope_by_name[scope_name], self._take_id()
+        self._scope_of[number], self._names[number] = scope, name
+        return [*events, Event(COLLECTION_BEGINS, number, scope, name, self.manifest_uid)]
+
+    def _create_scope(self, name: str) -> Event:
+        number = self._scope_by_name[name] = self._take_id()
+        return Event(SCOPE_BEGINS, number, number, name, self.manifest_uid - 1)
+
+    def _take_id(self) -> int:
+        self._next_id += 1
+        return self._next_id - 1
+
+    def number_of(self, path: str) -> int | None:
+        """The number of the collection `scope.collection`; an empty name means the default one."""
+        scope_name, _, name = path.partition(".")
+        scope = self._scope_by_name.get(scope_name or DEFAULT_NAME)
+        wanted = name or DEFAULT_NAME
+        return next(
+            (number for number, holder in self._scope_of.items() if holder == scope and self._names[number] == wanted),
+            None,
+        )
+
+    def knows(self, number: int) -> bool:
+        """Whether there is a collection of that number."""
+        return number in self._scope_of
+
+    def manifest(self) -> bytes:
+        """The manifest as JSON; numbers in it are hexadecimal texts."""
+        scopes = [
+            {"name": name, "uid": f"{number:x}", "collections": list(self._collections_of(number))}
+            for name, number in self._scope_by_name.items()
+        ]
+        return orjson.dumps({"uid": f"{self.manifest_uid:x}", "scopes": scopes})
+
+    def _collections_of(self, scope: int) -> Iterator[dict[str, str]]:
+        return (
+            {"name": self._names[number], "uid": f"{number:x}"}
+            for number, holder in self._scope_of.items()
+            if holder == scope
+        )
+
+    def filter_of(self, value: bytes) -> Wanted | None:
+        """What a stream request's value asks for; None for everything.
+
+        Raises:
+            Malformed, Refused: the value makes no sense, or names what is not there.
+        """
+        if not value:
+            return None
+        try:
+            asked = orjson.loads(value)
+        except orjson.JSONDecodeError as error:
+            raise Malformed from error
+        if not isinstance(asked, dict) or ("collections" in asked and "scope" in asked):
+            raise Refused(Status.EINVAL)
+        if "scope" in asked:
+            return self._wanted_of_scope(_number(asked["scope"]))
+        return self._wanted_of(asked["collections"]) if "collections" in asked else None
+
+    def _wanted_of(self, texts: Any) -> Wanted:
+        if not isinstance(texts, list):
+            raise Refused(Status.EINVAL)
+        numbers = {_number(text) for text in texts}
+        if not numbers <= self._scope_of.keys():
+            raise Refused(Status.UNKNOWN_COLLECTION, self.unknown_context())
+        return lambda key: _collection_at(key) in numbers
+
+    def _wanted_of_scope(self, scope: int) -> Wanted:
+        if scope not in self._scope_by_name.values():
+            raise Refused(Status.UNKNOWN_SCOPE, self.unknown_context())
+
+        def wanted(key: bytes) -> bool:
+            number = _collection_at(key)
+            return number == ~scope or self._scope_of.get(number) == scope
+
+        return wanted
+
+    def unknown_context(self) -> bytes:
+        """What a client is told that names something unknown: it may know an older manifest, or a newer one."""
+        return orjson.dumps({"manifest_uid": f"{self.manifest_uid:x}"})
+
+
+def default_only(key: bytes) -> bool:
+    """What a client wants that knows no collections."""
+    return key[0] == DEFAULT
+
+
+def _collection_at(key: bytes) -> int:
+    """The collection that *key* is in, or of which the event tells that it keeps; of a scope's event the inverse."""
+    number, _ = split_leb128(key)
+    if number != SYSTEM:
+        return number
+    kind, concerned, _ = event_of(key)
+    return concerned if kind == COLLECTION_BEGINS else ~concerned
+
+
+def _number(text: Any) -> int:
+    try:
+        return int(text, 16)
+    except (TypeError, ValueError) as error:
+        raise Refused(Status.EINVAL) from error
+
+
+def pack_leb128(number: int) -> bytes:
+    """*number* in unsigned LEB128: seven bits a byte, the lowest first."""
+    packed = bytearray()
+    while number > 0x7F:
+        packed.append(number & 0x7F | 0x80)
+        number >>= 7
+    packed.append(number)
+    return bytes(packed)
+
+
+def split_leb128(key: bytes) -> tuple[int, bytes]:
+    """The number that *key* begins with, and the rest.
+
+    Raises:
+        Malformed: it begins with none.
+    """
+    number = 0
+    for at, byte in enumerate(key[:MAX_LEB128_BYTES]):
+        number |= (byte & 0x7F) << (7 * at)
+        if byte < 0x80:
+            return number, key[at + 1 :]
+    raise Malformed

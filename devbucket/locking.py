@@ -1,0 +1,49 @@
+"""The commands that lock documents. No I/O. Source: couchbase/kv_engine docs/BinaryProtocol.md."""
+
+from channelindex.mcbp import Frame, Op, Status
+from devbucket.items import Item
+from devbucket.kv import document_reply, find_active
+from devbucket.replies import Malformed, Refused, Reply
+from devbucket.session import Command, Session
+from devbucket.vbucket import VBucket
+
+LONGEST_LOCK_S = 30
+DEFAULT_LOCK_S = 15
+"""A real server's: what it makes of a time of 0 or above the longest."""
+
+
+def _get_locked(session: Session, request: Frame) -> Reply:
+    """Lock a document and return it, with the CAS that unlocks it."""
+    if len(request.extras) not in (0, 4):
+        raise Malformed
+    vbucket, item = _existing(session, request)
+    if vbucket.locks.of(request.key) is not None:
+        raise Refused(Status.LOCKED)
+    wanted_s = int.from_bytes(request.extras, "big")
+    cas = vbucket.next_cas()
+    vbucket.locks.take(request.key, cas, wanted_s if 0 < wanted_s <= LONGEST_LOCK_S else DEFAULT_LOCK_S)
+    return document_reply(session, item, cas=cas)
+
+
+def _unlock(session: Session, request: Frame) -> Reply:
+    vbucket, _ = _existing(session, request)
+    lock = vbucket.locks.of(request.key)
+    if lock is None:
+        raise Refused(Status.ETMPFAIL)
+    if request.cas != lock.cas:
+        raise Refused(Status.LOCKED)
+    vbucket.locks.release(request.key)
+    return Reply()
+
+
+def _existing(session: Session, request: Frame) -> tuple[VBucket, Item]:
+    vbucket, item = find_active(session, request)
+    if item is None:
+        raise Refused(Status.KEY_ENOENT)
+    return vbucket, item
+
+
+COMMANDS: dict[int, Command] = {
+    Op.GET_LOCKED: _get_locked,
+    Op.UNLOCK: _unlock,
+}

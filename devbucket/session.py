@@ -1,0 +1,280 @@
+"""What the server knows of one connection, and the commands that set it up. No I/O.
+
+Every command is a function (session, request) -> reply; `Refused` and `HangUp` are the other outcomes.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+
+from channelindex.feeds.base import JSON
+from channelindex.mcbp import Feature, Frame, Op, Status
+from devbucket.accounts import HASH_BY_MECHANISM, MECHANISMS, Account, LoginStep, ScramLogin
+from devbucket.bucket import Bucket
+from devbucket.cluster import Cluster
+from devbucket.items import Item
+from devbucket.keyspace import split_leb128
+from devbucket.producer import Producer
+from devbucket.replies import HangUp, Malformed, Refused, Reply, refusal
+from devbucket.vbucket import State, VBucket
+
+VERSION = b"6.0.5-channelindex-devbucket"
+
+OFFERED = frozenset(
+    {
+        Feature.TCP_NODELAY,
+        Feature.TCP_DELAY,
+        Feature.MUTATION_SEQNO,
+        Feature.XATTR,
+        Feature.XERROR,
+        Feature.SELECT_BUCKET,
+        Feature.SNAPPY,
+        Feature.JSON,
+        Feature.DUPLEX,
+        Feature.CLUSTERMAP_NOTIFICATION,
+        Feature.UNORDERED_EXECUTION,
+        Feature.ALT_REQUEST,
+        Feature.SYNC_REPLICATION,
+        Feature.PRESERVE_TTL,
+    }
+)
+"""No tracing: a client that is granted it changes what it sends."""
+
+MAX_KEY_BYTES = 250
+
+ERROR_MAP = b'{"version":1,"revision":1,"errors":{}}'
+
+Command = Callable[["Session", Frame], Reply | Sequence[Reply] | None]
+
+
+class Node:
+    """What all connections of a node share: the cluster, the node's number in it, the names of the DCP connections."""
+
+    def __init__(self, cluster: Cluster, number: int = 0) -> None:
+        self.cluster = cluster
+        self.number = number
+        self._dcp_session_by_name: dict[str, Session] = {}
+
+    def owns(self, vb: int) -> bool:
+        """Whether the vbucket is on this node, in whatever state."""
+        owners = self.cluster.topology.owner_by_vb
+        return vb < len(owners) and owners[vb] == self.number
+
+    def has_replica(self, vb: int) -> bool:
+        """Whether a replica of the vbucket is on this node."""
+        topology = self.cluster.topology
+        return vb < len(topology.owner_by_vb) and self.number in topology.replicas_of(vb)
+
+    def take_over(self, name: str, session: "Session") -> None:
+        """Give the DCP name *name* to *session*; a connection that has it is hung up on."""
+        older = self._dcp_session_by_name.get(name)
+        self._dcp_session_by_name[name] = session
+        if older is not None:
+            older.hang_up()
+
+    def forget(self, session: "Session") -> None:
+        """A connection is gone: its name is free."""
+        for name in [name for name, holder in self._dcp_session_by_name.items() if holder is session]:
+            del self._dcp_session_by_name[name]
+
+
+class Session:
+    """One connection's negotiated features, user, selected bucket and DCP producer."""
+
+    def __init__(self, node: Node, hang_up: Callable[[], None]) -> None:
+        self.node = node
+        self.hang_up = hang_up
+        self.dcp_open = False
+        self.features: frozenset[int] = frozenset()
+        self.account: Account | None = None
+        self.selected: Bucket | None = None
+        self.login: ScramLogin | None = None
+        self.producer: Producer | None = None
+
+    @property
+    def bucket(self) -> Bucket:
+        """The bucket, for commands that need one to be selected."""
+        assert self.selected is not None
+        return self.selected
+
+    def map_json(self) -> bytes:
+        """The bucket's map as of now."""
+        return self.bucket.config_json(self.node.number)
+
+    @property
+    def vbuckets(self) -> Iterator[VBucket]:
+        """The vbuckets on this node."""
+        return (vbucket for vbucket in self.bucket.vbuckets if self.node.owns(vbucket.vb))
+
+    @property
+    def knows_collections(self) -> bool:
+        """Whether keys on this connection begin with the number of their collection."""
+        return Feature.COLLECTIONS in self.features
+
+    @property
+    def json_datatype(self) -> int:
+        """The datatype of JSON text in a response: the bit only if the client negotiated it."""
+        return JSON if Feature.JSON in self.features else 0
+
+    def inner_key(self, key: bytes) -> bytes:
+        """How the bucket keeps a key of this client.
+
+        Raises:
+            Malformed: it is too long, or has no number of a collection.
+            Refused: there is no such collection.
+        """
+        keyspace = self.bucket.keyspace
+        if keyspace is None or not self.knows_collections:
+            plain, inner = key, self.bucket.key_in_default(key)
+        else:
+            number, plain = split_leb128(key)
+            inner = key
+            if not keyspace.knows(number):
+                raise Refused(Status.UNKNOWN_COLLECTION, keyspace.unknown_context(), self.json_datatype)
+        if not 1 <= len(plain) <= MAX_KEY_BYTES:
+            raise Malformed
+        return inner
+
+    def refusal(self, status: int, context: str = "", *, with_ref: bool = False) -> Refused:
+        """A refusal with an explanation, as this client can read it."""
+        return refusal(status, context, as_json=bool(self.json_datatype), with_ref=with_ref)
+
+    def denied(self, context: str) -> Exception:
+        """The outcome of a missing privilege: without XERROR a client cannot be told, so it is hung up on."""
+        if Feature.XERROR not in self.features:
+            return HangUp(context)
+        return self.refusal(Status.EACCESS, context, with_ref=True)
+
+    def require_bucket(self, request: Frame) -> None:
+        """Let only a client pass that logged in and selected the bucket."""
+        if self.account is None:
+            raise self.denied(f"An exception occurred. command: [{_name_of(request.opcode)}]")
+        if self.selected is None:
+            raise Refused(Status.NO_BUCKET)
+
+    def find_vbucket(self, vb: int, *, states: frozenset[State]) -> VBucket:
+        """The vbucket *vb* if it is on this node in one of these states; else the client is sent the map."""
+        if self.node.owns(vb) and self.bucket.vbuckets[vb].state in states:
+            return self.bucket.vbuckets[vb]
+        raise Refused(Status.NOT_MY_VBUCKET, self.map_json())
+
+    def mutated(self, vbucket: VBucket, item: Item, value: bytes = b"", status: int = Status.SUCCESS) -> Reply:
+        """The reply to a change, with the mutation token if the client negotiated it."""
+        extras = b""
+        if Feature.MUTATION_SEQNO in self.features:
+            extras = vbucket.failover_log.vbuuid.to_bytes(8, "big") + item.seqno.to_bytes(8, "big")
+        self.bucket.note_expiry(vbucket.vb, item.key, item.expiry)
+        return Reply(value, extras, cas=item.cas, status=status)
+
+
+def hello(session: Session, request: Frame) -> Reply:
+    """Negotiate features; what we do not know is left out. A second HELLO replaces the first."""
+    if len(request.value) % 2:
+        raise Malformed
+    asked = {int.from_bytes(request.value[at : at + 2], "big") for at in range(0, len(request.value), 2)}
+    if {Feature.TCP_NODELAY, Feature.TCP_DELAY} <= asked:
+        raise session.refusal(Status.EINVAL, "TCPNODELAY cannot co-exist with TCPDELAY")
+    if Feature.CLUSTERMAP_NOTIFICATION in asked and Feature.DUPLEX not in asked:
+        raise session.refusal(Status.EINVAL, "ClustermapChangeNotification needs Duplex")
+    bucket = session.node.cluster.bucket
+    offered = OFFERED if bucket is None or bucket.keyspace is None else OFFERED | {Feature.COLLECTIONS}
+    session.features = offered & asked
+    return Reply(b"".join(feature.to_bytes(2, "big") for feature in sorted(session.features)))
+
+
+def sasl_list_mechs(_session: Session, _request: Frame) -> Reply:
+    """The login mechanisms, strongest first."""
+    return Reply(MECHANISMS)
+
+
+def sasl_auth(session: Session, request: Frame) -> Reply:
+    """Log in with PLAIN, or begin a SCRAM exchange."""
+    session.login = None
+    if request.key == b"PLAIN":
+        return _login_reply(session, session.node.cluster.accounts.plain(request.value))
+    if request.key not in HASH_BY_MECHANISM:
+        return _login_reply(session, None)
+    session.login = ScramLogin(session.node.cluster.accounts, request.key)
+    return _login_reply(session, session.login.first(request.value))
+
+
+def sasl_step(session: Session, request: Frame) -> Reply:
+    """End a SCRAM exchange. Only here does a wrong password show."""
+    login, session.login = session.login, None
+    return _login_reply(session, login.final(request.value) if login is not None else None)
+
+
+def _login_reply(session: Session, step: LoginStep | None) -> Reply:
+    if session.node.cluster.logins_refused:
+        step = None
+    session.account = step.account if step is not None else None
+    if step is None:
+        raise session.refusal(Status.AUTH_ERROR, with_ref=True)
+    return Reply(step.text, status=Status.SUCCESS if step.account else Status.AUTH_CONTINUE)
+
+
+def select_bucket(session: Session, request: Frame) -> Reply:
+    """Choose the bucket. Who may not use a bucket of that name is not told whether it exists."""
+    name = request.key.decode(errors="replace")
+    if session.account is None or not session.account.may_use(name):
+        raise Refused(Status.EACCESS)
+    bucket = session.node.cluster.to_select()
+    if bucket is None or name != bucket.name:
+        raise Refused(Status.KEY_ENOENT)
+    session.selected = bucket
+    return Reply()
+
+
+def list_buckets(session: Session, _request: Frame) -> Reply:
+    """The names of the buckets that the user may use, separated by blanks."""
+    if session.account is None:
+        raise Refused(Status.EACCESS)
+    bucket = session.node.cluster.to_select()
+    return Reply(bucket.name.encode() if bucket is not None and session.account.may_use(bucket.name) else b"")
+
+
+def get_cluster_config(session: Session, _request: Frame) -> Reply:
+    """The map of the selected bucket, or without one the nodes.
+
+    A server that no cluster manager runs refuses the latter, and so do we, except where there is TLS: the official SDK
+    then finds the port of a bucket in no other way.
+    """
+    if session.selected is not None:
+        return Reply(session.map_json(), datatype=session.json_datatype)
+    topology = session.node.cluster.topology
+    if session.account is None or not topology.members[session.node.number].tls_port:
+        raise session.refusal(Status.NO_BUCKET, "No bucket selected")
+    return Reply(topology.global_json(session.node.number), datatype=session.json_datatype)
+
+
+def get_error_map(session: Session, _request: Frame) -> Reply:
+    """An error map without entries: all our statuses are in the protocol's own list."""
+    return Reply(ERROR_MAP, datatype=session.json_datatype)
+
+
+def acknowledge(_session: Session, _request: Frame) -> Reply:
+    """Nothing but a reply."""
+    return Reply()
+
+
+def version(_session: Session, _request: Frame) -> Reply:
+    """The version of a server that can what we can."""
+    return Reply(VERSION)
+
+
+def _name_of(opcode: int) -> str:
+    return Op(opcode).name if opcode in Op.__members__.values() else f"0x{opcode:02x}"
+
+
+COMMANDS: dict[int, Command] = {
+    Op.HELLO: hello,
+    Op.SASL_LIST_MECHS: sasl_list_mechs,
+    Op.SASL_AUTH: sasl_auth,
+    Op.SASL_STEP: sasl_step,
+    Op.SELECT_BUCKET: select_bucket,
+    Op.LIST_BUCKETS: list_buckets,
+    Op.GET_CLUSTER_CONFIG: get_cluster_config,
+    Op.GET_ERROR_MAP: get_error_map,
+    Op.NOOP: acknowledge,
+    Op.QUIT: acknowledge,
+    Op.VERSION: version,
+}
+"""What a client may send before it has selected a bucket."""

@@ -1,0 +1,179 @@
+"""One DCP stream: what of a vbucket was sent, and what comes next. No I/O.
+
+A snapshot is taken when its marker is sent: what it lists is sent even where a newer version supersedes it meanwhile,
+so that the client has a consistent view at the snapshot's end. A stream ends only between snapshots.
+"""
+
+import struct
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from channelindex import mcbp
+from channelindex.mcbp import Op
+from devbucket.items import Item
+from devbucket.keyspace import Wanted
+from devbucket.vbucket import VBucket
+
+# Reasons of STREAM_END (commands/stream-end.md).
+END_OK = 0x00
+END_CLOSED = 0x01
+
+MEMORY = 0x01
+DISK = 0x02
+CHECKPOINT = 0x04
+
+TURN_BYTES = 16 * 1024
+"""What a stream sends before the next one has its turn. Larger turns make smaller vbuckets wait behind big ones."""
+
+_MARKER_EXTRAS = struct.Struct(">QQI")
+_MARKER_BYTES = mcbp.HEADER_BYTES + _MARKER_EXTRAS.size
+_ADVANCED_BYTES = mcbp.HEADER_BYTES + 8
+_END_BYTES = mcbp.HEADER_BYTES + 4
+
+
+class Range(NamedTuple):
+    """What a client asks for: everything after `start`, up to the snapshot that holds `end`."""
+
+    start: int
+    end: int
+    snap_start: int
+
+
+class Stream:
+    """The stream of one vbucket on one connection. It tells `on_ready` whenever it may have something to send."""
+
+    def __init__(
+        self,
+        vbucket: VBucket,
+        opaque: int,
+        wanted: Range,
+        mode: int,
+        on_ready: Callable[["Stream"], None],
+        *,
+        from_disk: bool = False,
+        wanted_keys: Wanted | None = None,
+        tell_advances: bool = False,
+    ) -> None:
+        self.vbucket = vbucket
+        self.done = False
+        self.queued = False  # the producer's: whether the stream waits for its turn
+        self._opaque = opaque
+        self._opaque_bytes = opaque.to_bytes(4, "big")
+        self._mode = mode
+        self._on_ready = on_ready
+        self._from_disk = from_disk
+        self._position = wanted.start  # the last seqno that was sent or is in the snapshot being sent
+        self._end = wanted.end
+        self._snap_start: int | None = wanted.snap_start  # of the first marker
+        self._wanted_keys = wanted_keys
+        self._tell_advances = tell_advances
+        self._advance_to: int | None = None  # the end of a snapshot of which the last seqno is not sent
+        self._items: Sequence[Item] = ()
+        self._next = 0
+        self._end_reason: int | None = None
+        vbucket.watchers.add(self)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing but a STREAM_END is left to send."""
+        return self._end_reason is not None
+
+    @property
+    def has_more(self) -> bool:
+        """Whether `take` would give something."""
+        return not self.done and (
+            self._next < len(self._items)
+            or self._advance_to is not None
+            or self.ended
+            or self._position >= self._end
+            or self._position < self.vbucket.high_seqno
+        )
+
+    def changed(self) -> None:
+        """The vbucket has new seqnos."""
+        self._on_ready(self)
+
+    def finish(self, reason: int) -> None:
+        """Send nothing more but a STREAM_END."""
+        self._items, self._next, self._advance_to = (), 0, None
+        self._end_reason = reason
+        self.release()
+        self._on_ready(self)
+
+    def release(self) -> None:
+        """Watch the vbucket no longer."""
+        self.vbucket.watchers.discard(self)
+
+    def take(self, out: list[bytes], room: int) -> int:
+        """Append messages to *out* until they fill *room*, which the last one may exceed; returns their bytes."""
+        room = min(room, TURN_BYTES)
+        size = 0
+        while size < room:
+            if self._next < len(self._items):
+                size += self._take_items(out, room - size)
+            elif self._advance_to is not None:
+                out.append(self._message(Op.DCP_SEQNO_ADVANCED, self._advance_to.to_bytes(8, "big")))
+                self._advance_to = None
+                size += _ADVANCED_BYTES
+            elif self._end_reason is not None or self._position >= self._end:
+                out.append(self._end_message(self._end_reason or END_OK))
+                self.done = True
+                self.release()
+                return size + _END_BYTES
+            elif self._position < self.vbucket.high_seqno:
+                if marker := self._begin_snapshot():
+                    out.append(marker)
+                    size += _MARKER_BYTES
+            else:
+                break
+        return size
+
+    def _take_items(self, out: list[bytes], room: int) -> int:
+        items, mode, opaque = self._items, self._mode, self._opaque_bytes
+        at, n_items, size = self._next, len(self._items), 0
+        while at < n_items and size < room:
+            item = items[at]
+            at += 1
+            if item.mode != mode:
+                item.encode_for(mode)
+            out += (item.head, opaque, item.middle, item.payload)
+            size += item.size
+        self._next = at
+        return size
+
+    def _begin_snapshot(self) -> bytes:
+        """Take the next snapshot and return its marker. The first one starts where the client's snapshot did.
+
+        Nothing is returned, and nothing to be sent, where a client wants nothing of it and cannot be told that.
+        """
+        flags, end = self._next_snapshot()
+        self._items, self._next = self.vbucket.items_after(self._position, end), 0
+        if self._wanted_keys is not None and not self._choose(self._wanted_keys, end):
+            self._position = end
+            return b""
+        start = self._snap_start
+        if start is None:
+            start = self._items[0].seqno if self._items else self._position + 1
+        self._snap_start = None
+        self._position = end
+        return self._message(Op.DCP_SNAPSHOT_MARKER, _MARKER_EXTRAS.pack(start, end, flags))
+
+    def _choose(self, wanted: Wanted, end: int) -> bool:
+        """Leave only what is wanted of a snapshot; whether there is anything to send of it."""
+        self._items = [item for item in self._items if wanted(item.key)]
+        if self._tell_advances and not (self._items and self._items[-1].seqno == end):
+            self._advance_to = end
+        return bool(self._items) or self._advance_to is not None
+
+    def _next_snapshot(self) -> tuple[int, int]:
+        """The flags of the next snapshot and its last seqno: from disk all there is, from memory one checkpoint."""
+        if self._from_disk or self._position + 1 < self.vbucket.memory_from:
+            return DISK, self.vbucket.high_seqno
+        first, last = self.vbucket.checkpoint_of(self._position + 1)
+        return MEMORY | (CHECKPOINT if self._position < first else 0), last
+
+    def _end_message(self, reason: int) -> bytes:
+        return self._message(Op.DCP_STREAM_END, reason.to_bytes(4, "big"))
+
+    def _message(self, opcode: int, extras: bytes) -> bytes:
+        return mcbp.pack_frame(mcbp.REQUEST, opcode, status=self.vbucket.vb, opaque=self._opaque, extras=extras)

@@ -1,0 +1,144 @@
+"""Where a document's `_sync` lies in the bucket: inline in its body, or in an extended attribute. No I/O.
+
+Source: couchbase/sync_gateway 1.x (inline) and from 1.5 on (attributes); couchbase/kv_engine docs/SubDocument.md.
+"""
+
+import struct
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+
+from channelindex.feeds.dcp import operations
+from channelindex.feeds.dcp.exchange import Request
+from channelindex.mcbp import Frame, Op
+from devbucket.sync_gateway.revisions import Revision
+
+_XATTR_PATH = 0x04
+_EXPAND_MACROS = 0x10
+_ADD = 0x02
+_ACCESS_DELETED = 0x04
+_CREATE_AS_DELETED = 0x08
+_MACROS = ((b"_sync.cas", b'"${Mutation.CAS}"'), (b"_sync.value_crc32c", b'"${Mutation.value_crc32c}"'))
+"""Filled in by the server, so that Sync Gateway can tell its own writes from others'."""
+
+
+class Stored(NamedTuple):
+    """What the bucket has of a document: its `_sync`, its CAS, and whether it lives or is a tombstone (or nothing)."""
+
+    sync: Mapping[str, Any] | None
+    cas: int
+    alive: bool
+
+
+NOTHING = Stored(None, 0, alive=False)
+
+
+class Layout(Protocol):
+    """How documents are read and written. What a write answers, `operations.stored` tells."""
+
+    def read(self, key: bytes) -> Request:
+        """Ask for a document."""
+        ...
+
+    def found(self, answer: Frame) -> Stored:
+        """What the answer to `read` says.
+
+        Raises:
+            SourceUnavailable, ProtocolError: there is no sensible answer now.
+        """
+        ...
+
+    def write(self, revision: Revision, sync: Mapping[str, Any], stored: Stored) -> Request:
+        """Write *revision* with its metadata in place of *stored*, and only if the document still is that version."""
+        ...
+
+    def written(self, revision: Revision, sync: Mapping[str, Any], cas: int) -> Stored:
+        """What the bucket has after a write that was given *cas*."""
+        ...
+
+
+class InlineLayout:
+    """`_sync` is a property of the body. A deleted document stays, with a body that says so."""
+
+    def read(self, key: bytes) -> Request:
+        """See `Layout.read`."""
+        return operations.get(key)
+
+    def found(self, answer: Frame) -> Stored:
+        """See `Layout.found`."""
+        document = operations.document(answer)
+        if document is None:
+            return NOTHING
+        return Stored(_object((_object(document.body) or {}).get("_sync")), document.cas, alive=True)
+
+    def write(self, revision: Revision, sync: Mapping[str, Any], stored: Stored) -> Request:
+        """See `Layout.write`."""
+        deleted = {"_deleted": True} if revision.deleted else {}
+        body = msgspec.json.encode({**revision.body, **deleted, "_sync": sync})
+        request = operations.store(revision.id.encode(), body, cas=stored.cas)
+        return request if stored.alive else request._replace(opcode=Op.ADD)
+
+    def written(self, revision: Revision, sync: Mapping[str, Any], cas: int) -> Stored:  # noqa: ARG002
+        """See `Layout.written`."""
+        return Stored(sync, cas, alive=True)
+
+
+class XattrLayout:
+    """`_sync` is an extended attribute. A deleted document is a tombstone that keeps it."""
+
+    def read(self, key: bytes) -> Request:
+        """See `Layout.read`."""
+        return operations.lookup(key, "_sync")
+
+    def found(self, answer: Frame) -> Stored:
+        """See `Layout.found`."""
+        document = operations.looked_up(answer)
+        if document is None:
+            return NOTHING
+        return Stored(_object(document.xattr), document.cas, alive=document.body is not None)
+
+    def write(self, revision: Revision, sync: Mapping[str, Any], stored: Stored) -> Request:
+        """See `Layout.write`. The CAS of a tombstone is not compared: servers let nobody change one under its CAS."""
+        changes = _change(Op.SUBDOC_DICT_UPSERT, _XATTR_PATH, b"_sync", msgspec.json.encode(sync))
+        for path, macro in _MACROS:
+            changes += _change(Op.SUBDOC_DICT_UPSERT, _XATTR_PATH | _EXPAND_MACROS, path, macro)
+        if not revision.deleted:
+            changes += _change(Op.SET, 0, b"", msgspec.json.encode(revision.body))
+        elif stored.alive:
+            changes += _change(Op.DELETE, 0, b"", b"")
+        return Request(
+            Op.SUBDOC_MULTI_MUTATION,
+            revision.id.encode(),
+            _document_flags(revision, stored),
+            changes,
+            cas=stored.cas if stored.alive else 0,
+        )
+
+    def written(self, revision: Revision, sync: Mapping[str, Any], cas: int) -> Stored:
+        """See `Layout.written`."""
+        return Stored(sync, cas, alive=not revision.deleted)
+
+
+def _document_flags(revision: Revision, stored: Stored) -> bytes:
+    if stored.alive:
+        return b""
+    if not revision.deleted:
+        return bytes((_ADD,))
+    if stored.cas:
+        return bytes((_ACCESS_DELETED,))
+    return bytes((_ADD | _ACCESS_DELETED | _CREATE_AS_DELETED,))
+
+
+def _change(opcode: int, flags: int, path: bytes, value: bytes) -> bytes:
+    return struct.pack(">BBHI", opcode, flags, len(path), len(value)) + path + value
+
+
+def _object(value: Any) -> dict[str, Any] | None:
+    """*value* if it is an object, or the JSON text of one; else None: a document of somebody else's."""
+    if isinstance(value, bytes):
+        try:
+            value = msgspec.json.decode(value)
+        except (ValueError, RecursionError):
+            return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,80 @@
+"""What Sync Gateway writes into `_sync` when a revision is saved. Pure.
+
+Source: couchbase/sync_gateway db/document.go (channels, flags, sequences) and db/revtree.go (history). Only linear
+histories are kept: of a document with branches, the branches are forgotten.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from channelindex.model import DELETED
+from devbucket.sync_gateway.revisions import Revision, generation
+
+MAX_RECENT_SEQUENCES = 20
+MAX_HISTORY = 50
+"""Revisions that the history keeps, so that a document that changes often does not grow without end."""
+
+
+def current_rev(sync: Mapping[str, Any] | None) -> str:
+    """The id of the newest revision that `_sync` knows; "" where there is none."""
+    rev = (sync or {}).get("rev", "")
+    return str(rev.get("rev", "") if isinstance(rev, dict) else rev)
+
+
+def is_known(sync: Mapping[str, Any] | None, revision: Revision) -> bool:
+    """Whether the document with this `_sync` has *revision* or a later one: saving it would turn back time."""
+    return generation(revision.rev) <= generation(current_rev(sync))
+
+
+def apply_revision(
+    previous: Mapping[str, Any] | None, revision: Revision, sequence: int, now: datetime
+) -> dict[str, Any]:
+    """The `_sync` of a document whose `_sync` was *previous*, after *revision* was saved with *sequence*."""
+    previous = previous or {}
+    assigned = () if revision.deleted else revision.channels
+    sync: dict[str, Any] = {"rev": revision.rev}
+    flags = previous.get("flags", 0) & ~DELETED | (DELETED if revision.deleted else 0)
+    if flags:
+        sync["flags"] = flags
+    sync["sequence"] = sequence
+    sync["recent_sequences"] = [*previous.get("recent_sequences", ()), sequence][-MAX_RECENT_SEQUENCES:]
+    channels = _channels(previous.get("channels") or {}, revision, assigned, sequence)
+    if channels:
+        sync["channels"] = channels
+    sync["time_saved"] = now.isoformat()
+    sync["history"] = _history(previous, revision, assigned)  # last, as it is the largest part and seldom wanted
+    return sync
+
+
+def _channels(
+    previous: Mapping[str, Any], revision: Revision, assigned: tuple[str, ...], sequence: int
+) -> dict[str, Any]:
+    """Null for each channel the document is in, and for each it ever left when that was: a return forgets it."""
+    removal: dict[str, Any] = {"seq": sequence, "rev": revision.rev}
+    if revision.deleted:
+        removal["del"] = True
+    left = {name: removal if earlier is None else earlier for name, earlier in previous.items()}
+    return left | dict.fromkeys(assigned)
+
+
+def _history(previous: Mapping[str, Any], revision: Revision, assigned: tuple[str, ...]) -> dict[str, Any]:
+    """The revisions of the document, oldest first, each with its parent's index, and which of them are deletions."""
+    history = previous.get("history") or {}
+    revs = [*history.get("revs", ()), revision.rev]
+    parents = [*history.get("parents", ()), _last_index(revs[:-1], current_rev(previous))]
+    channels = [*(history.get("channels") or [None] * (len(revs) - 1)), list(assigned) or None]
+    deleted = [*history.get("deleted", ()), *([len(revs) - 1] if revision.deleted else [])]
+    cut = max(0, len(revs) - MAX_HISTORY)
+    kept: dict[str, Any] = {
+        "revs": revs[cut:],
+        "parents": [max(-1, parent - cut) for parent in parents[cut:]],
+        "channels": channels[cut:],
+    }
+    if kept_deleted := [index - cut for index in deleted if index >= cut]:
+        kept["deleted"] = kept_deleted
+    return kept
+
+
+def _last_index(revs: list[str], rev: str) -> int:
+    return len(revs) - 1 - revs[::-1].index(rev) if rev in revs else -1

@@ -1,0 +1,316 @@
+"""One vbucket: the newest version of each key, in the order of its seqnos. No I/O.
+
+Two structures hold the items. `_newest` finds a key's newest version. `_log` holds versions in the order of their
+seqnos, superseded ones among them: they are what comes back when a failover loses the newest. They are compacted away
+once they are older than MAX_LOSS seqnos and outnumber the rest.
+"""
+
+import time
+from bisect import bisect_right
+from collections.abc import Callable
+from enum import IntEnum
+from operator import attrgetter
+from typing import NamedTuple, Protocol
+
+from devbucket.checkpoints import SourceCheckpoints
+from devbucket.history import FailoverLog, rollback_seqno
+from devbucket.items import (
+    ALIVE,
+    DELETED,
+    EXPIRED,
+    SYSTEM_EVENT,
+    Item,
+    datatype_of,
+    join_value,
+    system_xattrs,
+)
+from devbucket.keyspace import Event
+from devbucket.locks import Locks
+
+MAX_LOSS = 1000
+"""Seqnos that a failover can lose at most; bounds the superseded versions that we keep."""
+
+_seqno_of = attrgetter("seqno")
+
+
+class State(IntEnum):
+    """States of a vbucket, as the protocol numbers them."""
+
+    ACTIVE = 1
+    REPLICA = 2
+    PENDING = 3
+    DEAD = 4
+
+
+class Saved(NamedTuple):
+    """What a file keeps of a vbucket besides its items."""
+
+    state: int
+    high_seqno: int
+    purge_seqno: int
+    kept_from: int
+    max_cas: int
+    max_deleted_rev: int
+    failover_log: bytes
+
+
+class Watcher(Protocol):
+    """Who streams a vbucket and wants to hear of it."""
+
+    def changed(self) -> None:
+        """There are new seqnos."""
+
+    def finish(self, reason: int) -> None:
+        """The vbucket ends all its streams for *reason*, a STREAM_END code."""
+
+
+class VBucket:
+    """One vbucket. Seqnos rise by one with each change; CAS rise and never repeat within a vbucket."""
+
+    def __init__(self, vb: int, clock: Callable[[], float] = time.time) -> None:
+        self.vb = vb
+        self.state = State.ACTIVE
+        self.failover_log = FailoverLog()
+        self.high_seqno = 0
+        self.purge_seqno = 0
+        self.memory_from = 1  # seqnos below are on disk: who starts below is sent a disk snapshot first
+        self._checkpoints = SourceCheckpoints()
+        self.watchers: set[Watcher] = set()
+        self.locks = Locks(clock)
+        self._clock = clock
+        self._newest: dict[bytes, Item] = {}
+        self._log: list[Item] = []
+        self._n_superseded = 0
+        self._kept_from = 0  # failovers must not cut below: superseded versions up to here may be gone
+        self._max_cas = 0
+        self._max_deleted_rev = 0
+        self.unsaved = True  # whether a file lacks something
+        self.rewritten = False  # whether a file has items that are gone here
+        self.persisted_seqno = 0
+
+    def find(self, key: bytes) -> Item | None:
+        """The newest version of *key*, alive or a tombstone. A document that is due expires now."""
+        item = self._newest.get(key)
+        if item is not None and item.expiry and not item.deleted and item.expiry <= self._clock():
+            return self.delete(key, fate=EXPIRED)
+        return item
+
+    def write(
+        self, key: bytes, value: bytes, datatype: int, *, cas: int | None = None, flags: int = 0, expiry: int = 0
+    ) -> Item:
+        """Store a new version of *key*; *value* and *datatype* include the xattrs, *expiry* is absolute."""
+        return self._append(self._next_item(key, cas or self.next_cas(), value, datatype, flags=flags, expiry=expiry))
+
+    def delete(
+        self, key: bytes, *, cas: int | None = None, fate: int = DELETED, xattrs: dict[str, bytes] | None = None
+    ) -> Item:
+        """Leave a tombstone of *key*, with *xattrs* or else the system xattrs that the document had."""
+        old = self._newest.get(key)
+        if xattrs is None:
+            xattrs = system_xattrs(old.xattrs()) if old is not None else {}
+        value, datatype = join_value(xattrs, b"")
+        return self._append(self._next_item(key, cas or self.next_cas(), value, datatype, fate=fate))
+
+    def note_event(self, event: Event) -> None:
+        """Give an event of the bucket's collections a seqno."""
+        self._append(self._next_item(event.key(), 0, event.value(), 0, fate=SYSTEM_EVENT))
+
+    def next_cas(self) -> int:
+        """A new CAS, above all before it: a hybrid clock of nanoseconds with a counter in the low 16 bits."""
+        self._max_cas = max(int(self._clock() * 1e9) & ~0xFFFF, self._max_cas + 1)
+        return self._max_cas
+
+    def load(self, seqno: int, key: bytes, value: bytes) -> None:
+        """Store *value* under a given seqno, above all that are there. Tells no watcher: see `settle`.
+
+        Raises:
+            ValueError: the seqno is not above the vbucket's high seqno.
+        """
+        if seqno <= self.high_seqno:
+            raise ValueError(f"vbucket {self.vb}: seqno {seqno} is not above the high seqno {self.high_seqno}")
+        self.high_seqno = seqno - 1
+        self._store(self._next_item(key, self.next_cas(), value, datatype_of(value)))
+
+    def settle(self) -> None:
+        """What is here now is on disk only, as after a clean restart; new seqnos begin a source checkpoint."""
+        self.memory_from = self.high_seqno + 1
+        self._checkpoints.begin_at(self.memory_from)
+        self._tell_changed()
+
+    def new_checkpoint(self) -> None:
+        """Close the open source checkpoint: what comes is sent as a snapshot of its own."""
+        self._checkpoints.close(self.high_seqno)
+
+    def checkpoint_of(self, seqno: int) -> tuple[int, int]:
+        """The first and the last seqno of the source checkpoint that holds *seqno*."""
+        return self._checkpoints.holding(seqno, self.high_seqno)
+
+    def items_after(self, seqno: int, until: int | None = None) -> list[Item]:
+        """The newest versions of all keys that changed after *seqno*, in the order of their seqnos.
+
+        With *until*, the versions that were the newest at that seqno, which may not be before the last checkpoint.
+        """
+        end = self.high_seqno if until is None else until
+        first = bisect_right(self._log, seqno, key=_seqno_of)
+        last = len(self._log) if end == self.high_seqno else bisect_right(self._log, end, key=_seqno_of)
+        return [item for item in self._log[first:last] if not 0 < item.superseded_by <= end]
+
+    def rollback_for(
+        self, vbuuid: int, start: int, snap_start: int, snap_end: int, *, strict: bool = False
+    ) -> int | None:
+        """The seqno to which a client with this resume position must roll back; None if it may resume."""
+        return rollback_seqno(
+            self.failover_log,
+            vbuuid,
+            start,
+            snap_start,
+            snap_end,
+            high_seqno=self.high_seqno,
+            purge_seqno=self.purge_seqno,
+            strict=strict,
+        )
+
+    @property
+    def most_to_lose(self) -> int:
+        """How many seqnos a failover can lose: of those before them, superseded versions may be gone."""
+        return self.high_seqno - self._kept_from
+
+    def failover(self, lose_last_n: int) -> None:
+        """Lose the last seqnos, as if a replica that never got them took over; a new history begins.
+
+        Raises:
+            ValueError: more seqnos than there are, or than we keep versions for.
+        """
+        cut = self.high_seqno - lose_last_n
+        if not 0 <= lose_last_n <= self.most_to_lose:
+            raise ValueError(f"vbucket {self.vb}: cannot lose {lose_last_n} of {self.high_seqno} seqnos")
+        first = bisect_right(self._log, cut, key=_seqno_of)
+        lost = self._log[first:]
+        del self._log[first:]
+        for item in lost:
+            self._newest.pop(item.key, None)
+        for item in self._log:
+            if item.superseded_by > cut:
+                item.superseded_by = 0
+                self._newest[item.key] = item
+        self._n_superseded = len(self._log) - len(self._newest)
+        self.high_seqno = cut
+        self.failover_log.branch(cut)
+        self._checkpoints.cut_behind(cut)
+        self.unsaved = self.rewritten = True
+
+    def set_state(self, state: State) -> bool:
+        """Become active, replica, pending or dead; becoming active begins a new history. Whether it was a change."""
+        if state == self.state:
+            return False
+        self.state = state
+        self.unsaved = True
+        if state == State.ACTIVE:
+            self.failover_log.branch(self.high_seqno)
+        return True
+
+    def saved(self) -> Saved:
+        """What a file has to keep besides the items."""
+        return Saved(
+            self.state,
+            self.high_seqno,
+            self.purge_seqno,
+            self._kept_from,
+            self._max_cas,
+            self._max_deleted_rev,
+            self.failover_log.packed(),
+        )
+
+    def unsaved_items(self) -> list[Item]:
+        """The items that a file lacks: all, if it has items that are gone here."""
+        return (
+            self._log if self.rewritten else self._log[bisect_right(self._log, self.persisted_seqno, key=_seqno_of) :]
+        )
+
+    def mark_saved(self) -> None:
+        """A file has everything."""
+        self.unsaved = self.rewritten = False
+        self.persisted_seqno = self.high_seqno
+
+    def restore(self, saved: Saved, items: list[Item]) -> None:
+        """Be what a file kept; *items* are in the order of their seqnos."""
+        self.state = State(saved.state)
+        self.failover_log = FailoverLog.unpacked(saved.failover_log)
+        self.purge_seqno, self._kept_from = saved.purge_seqno, saved.kept_from
+        self._max_cas = saved.max_cas
+        self._log = items
+        for item in items:
+            if (old := self._newest.get(item.key)) is not None:
+                old.superseded_by = item.seqno
+            self._newest[item.key] = item
+        self._n_superseded = len(items) - len(self._newest)
+        self._max_deleted_rev = saved.max_deleted_rev
+        self.high_seqno = saved.high_seqno
+        self.mark_saved()
+        self.settle()
+
+    def end_streams(self, reason: int) -> None:
+        """End all streams of this vbucket."""
+        for watcher in tuple(self.watchers):
+            watcher.finish(reason)
+
+    def purge(self) -> int:
+        """Forget all tombstones but one at the high seqno; returns the purge seqno."""
+        purged = [item for item in self._newest.values() if item.deleted and item.seqno < self.high_seqno]
+        for item in purged:
+            del self._newest[item.key]
+        self.purge_seqno = max([item.seqno for item in purged] + [self.purge_seqno])
+        self._kept_from = max(self._kept_from, self.purge_seqno)
+        self._log = [item for item in self._log if item.key in self._newest]
+        self._compact()
+        return self.purge_seqno
+
+    def _append(self, item: Item) -> Item:
+        self._store(item)
+        self._tell_changed()
+        return item
+
+    def _next_item(
+        self, key: bytes, cas: int, value: bytes, datatype: int, *, flags: int = 0, expiry: int = 0, fate: int = ALIVE
+    ) -> Item:
+        old = self._newest.get(key)
+        return Item(
+            self.vb,
+            key,
+            self.high_seqno + 1,
+            (self._max_deleted_rev if old is None else old.rev) + 1,
+            cas,
+            value=value,
+            datatype=datatype,
+            flags=flags,
+            expiry=expiry,
+            fate=fate,
+            changed_at=int(self._clock()),
+        )
+
+    def _store(self, item: Item) -> None:
+        old = self._newest.get(item.key)
+        if old is not None:
+            old.superseded_by = item.seqno
+            self._n_superseded += 1
+        if item.deleted:
+            self._max_deleted_rev = max(self._max_deleted_rev, item.rev)
+        self.unsaved = True
+        self.locks.release(item.key)
+        self._newest[item.key] = item
+        self._log.append(item)
+        self.high_seqno = item.seqno
+        if self._n_superseded > len(self._newest) + 2 * MAX_LOSS:
+            self._compact()
+
+    def _compact(self) -> None:
+        """Drop the superseded versions that no failover may ask for."""
+        self._kept_from = max(self._kept_from, self.high_seqno - MAX_LOSS)
+        self.unsaved = self.rewritten = True
+        self._log = [item for item in self._log if not 0 < item.superseded_by <= self._kept_from]
+        self._checkpoints.merge_up_to(self._kept_from)
+        self._n_superseded = len(self._log) - len(self._newest)
+
+    def _tell_changed(self) -> None:
+        for watcher in self.watchers:
+            watcher.changed()

@@ -1,0 +1,275 @@
+"""The demo: one real node on a private Redis and a dev bucket, under writes, with a worker killed on the way.
+
+Everything but the two servers is as in production: `channelindex run` in a process of its own, its children, its
+leases, and `channelindex verify` at the end, when the node has drained.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import orjson
+
+from channelindex import exits
+from channelindex.errors import InputInvalid, InvariantBroken, Transient
+from channelindex.feeds.dcp.auth import Credentials
+from channelindex.feeds.dcp.connstr import parse_source_url
+from channelindex.feeds.dcp.kv import KvClient
+from channelindex.settings import IndexSettings
+from channelindex.stores import open_reader
+from channelindex.stores.base import IndexReader
+from coordinator.cluster import read_cluster
+from coordinator.connection import connect
+from devbucket.embedded_redis import EmbeddedRedis, end_with_parent
+from devbucket.process import DevBucket
+from devbucket.sync_gateway.layouts import InlineLayout
+from devbucket.sync_gateway.loader import Loader
+from devbucket.sync_gateway.revisions import Revision, read_revisions
+from devbucket.sync_gateway.synthetic import synthetic_revisions
+from workers.cli.demo_screen import Screen
+from workers.telemetry.board import FEED_WORKER
+
+INDEX = "demo"
+NODE = "demo-node"
+TTL_S = 1.5
+"""Short, so that the node tells its status several times a second (once per renewal)."""
+WRITING_SHARE = 0.85
+"""Of the time the demo is to take; the rest is for starting, draining and verifying."""
+SYNTHETIC_PER_S = 2_000
+SLICE = 200
+"""Revisions written between two looks at the screen."""
+KILL_AT = 0.4
+"""How much of the writing is done when a feed worker is killed."""
+START_TIMEOUT_S = 20.0
+SETTLE_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """`seconds`: about how long it may take. `docs`: revisions to write instead of synthetic ones."""
+
+    seconds: float = 20.0
+    docs: Path | None = None
+    json: bool = False
+
+
+@dataclass
+class Killed:
+    """The worker that was killed, and when another one had taken its place."""
+
+    pid: int
+    number: int
+    at: float
+    back_after_s: float | None = None
+
+
+def run_demo(options: DemoOptions) -> int:
+    """Run the demo; DIFFERENCES if the index is not what the bucket says, or a part of the node failed."""
+    revisions = list(read_revisions(options.docs)) if options.docs else []
+    if options.docs and not revisions:
+        raise InputInvalid(f"{options.docs}: there is no revision in it")
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, _leave)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="channelindex-demo-")))
+        store = stack.enter_context(EmbeddedRedis())
+        bucket = stack.enter_context(DevBucket())
+        screen = stack.enter_context(Screen(quiet=options.json))
+        demo = Demo(options, folder, store.url, bucket, screen)
+        stack.callback(demo.close)
+        result = demo.run(revisions)
+    if options.json:
+        print(orjson.dumps(result).decode())
+    else:
+        print(
+            f"demo: {result['revisions']} revisions of {result['documents']} documents in {result['channels']} "
+            f"channels, verify: {result['missing']} missing, {result['extra']} extra, {result['different']} different"
+        )
+    clean = not (result["missing"] or result["extra"] or result["different"] or result["exit_code"])
+    return exits.OK if clean else exits.DIFFERENCES
+
+
+class Demo:
+    """One run, on servers that are there already."""
+
+    def __init__(self, options: DemoOptions, folder: Path, redis_url: str, bucket: DevBucket, screen: Screen) -> None:
+        self._options = options
+        self._redis_url = redis_url
+        self._bucket = bucket
+        self._screen = screen
+        self._config = folder / "demo.toml"
+        self._log = folder / "node.log"
+        self._config.write_text(
+            f'node.name = "{NODE}"\nnode.run_dir = "{folder}"\n'
+            f'source.url = "{bucket.url}"\nsource.user = "{bucket.user}"\nsource.password = "{bucket.password}"\n'
+            f'index.name = "{INDEX}"\nindex.store = "{redis_url}"\ncoordination.ttl_s = {TTL_S}\n'
+        )
+        self._node: subprocess.Popen[bytes] | None = None
+        self._coordination = connect(redis_url, 1.0)
+        self._killed: Killed | None = None
+        self._documents: set[str] = set()
+        self._n_written = 0
+
+    def run(self, revisions: list[Revision]) -> dict[str, Any]:
+        """Start the node, write, drain, verify; the figures."""
+        self._screen.say("starting a node with 2 feed workers and 2 batch writers")
+        self._start_node()
+        started = time.monotonic()
+        credentials = Credentials(self._bucket.user, self._bucket.password)
+        with KvClient(parse_source_url(self._bucket.url), credentials) as client:
+            self._write(Loader(client, InlineLayout()), revisions)
+        wrote_s = time.monotonic() - started
+        self._screen.say(f"wrote {self._n_written} revisions in {wrote_s:.1f} s; waiting for the stable clock")
+        self._settle()
+        settled_s = time.monotonic() - started
+        self._screen.say("everything is stable; draining the node (SIGTERM)")
+        exit_code = self._stop_node()
+        self._screen.say(f"the node has ended with exit code {exit_code}; verifying the index against the bucket")
+        report = self._verify()
+        return {
+            "revisions": self._n_written,
+            "documents": len(self._documents),
+            "channels": report["channels"],
+            "entries": report["entries"],
+            "missing": report["missing"],
+            "extra": report["extra"],
+            "different": report["different"],
+            "exit_code": exit_code,
+            "wrote_s": round(wrote_s, 2),
+            "stable_s": round(settled_s, 2),
+            "killed_worker_back_s": self._killed and self._killed.back_after_s,
+        }
+
+    def close(self) -> None:
+        """End the node if it still runs. May be called twice."""
+        if self._node and self._node.poll() is None:
+            self._node.kill()
+            self._node.wait()
+        self._coordination.close()
+
+    def _start_node(self) -> None:
+        with self._log.open("wb") as log:
+            self._node = subprocess.Popen(
+                [sys.executable, "-m", "workers.cli", "run", "--config", self._config],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C in the terminal is ours to handle
+                preexec_fn=end_with_parent,  # noqa: PLW1509 one system call, which takes no lock
+            )
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._status():
+            self._check_node()
+            if time.monotonic() > deadline:
+                raise InvariantBroken(f"the node did not start within {START_TIMEOUT_S:.0f} s: {self._last_log_line()}")
+            time.sleep(0.05)
+
+    def _check_node(self) -> None:
+        if self._node and self._node.poll() is not None:
+            raise InvariantBroken(f"the node ended with code {self._node.returncode}: {self._last_log_line()}")
+
+    def _last_log_line(self) -> str:
+        return (self._log.read_text(errors="replace").splitlines() or ["it logged nothing"])[-1]
+
+    def _write(self, loader: Loader, revisions: list[Revision]) -> None:
+        """Write at an even pace over the time there is, users and roles among the documents."""
+        seconds = self._options.seconds * WRITING_SHARE
+        if not revisions:
+            revisions = list(islice(synthetic_revisions(seed=1), round(seconds * SYNTHETIC_PER_S)))
+        started = time.monotonic()
+        for number, part in enumerate(_slices(revisions)):
+            loader.load(part)
+            self._documents.update(revision.id for revision in part)
+            self._n_written += len(part)
+            if number % 10 == 0:
+                loader.put_user(f"user-{number}", channels=part[-1].channels, roles=["reader"])
+                loader.put_role("reader", channels=part[0].channels)
+            if self._n_written >= KILL_AT * len(revisions) and not self._killed:
+                self._kill_a_feed_worker()
+            self._watch(len(revisions))
+            time.sleep(max(0.0, started + seconds * self._n_written / len(revisions) - time.monotonic()))
+
+    def _kill_a_feed_worker(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not (working := [process for process in self._feed_workers() if process["connected"]]):
+            self._check_node()
+            if time.monotonic() > deadline:
+                raise InvariantBroken(f"no feed worker was connected within {START_TIMEOUT_S:.0f} s")
+            time.sleep(0.05)
+        pid, number = working[0]["pid"], working[0]["number"]
+        os.kill(pid, signal.SIGKILL)
+        self._killed = Killed(pid, number, time.monotonic())
+        self._screen.say(f"killed feed worker {number} (pid {pid}) with SIGKILL")
+
+    def _watch(self, n_revisions: int) -> None:
+        self._check_node()
+        killed = self._killed
+        if killed and killed.back_after_s is None:
+            for process in self._feed_workers():
+                if process["number"] == killed.number and process["pid"] != killed.pid and process["connected"]:
+                    killed.back_after_s = round(time.monotonic() - killed.at, 2)
+                    self._screen.say(
+                        f"feed worker {killed.number} is back (pid {process['pid']}) after {killed.back_after_s} s"
+                    )
+        self._screen.show(self._status(), self._n_written, n_revisions)
+
+    def _feed_workers(self) -> list[dict[str, Any]]:
+        processes = self._status().get("processes", [])
+        return [process for process in processes if process["role"] == FEED_WORKER]
+
+    def _status(self) -> dict[str, Any]:
+        """What the node told of itself last; empty before it did."""
+        try:
+            cluster = read_cluster(self._coordination, self._redis_url, INDEX, 1)
+        except Transient:
+            return {}
+        told = [member.status for member in cluster.members if member.node == NODE and member.status]
+        status: dict[str, Any] = orjson.loads(told[0]) if told else {}
+        return status
+
+    def _settle(self) -> None:
+        """Wait until the index is complete up to what the bucket has now, and the killed worker is back."""
+        highs = self._bucket.high_seqnos()
+        deadline = time.monotonic() + SETTLE_TIMEOUT_S
+        with closing(open_reader(IndexSettings(INDEX, self._redis_url))) as reader:
+            while not (_is_stable(reader, highs) and self._killed and self._killed.back_after_s is not None):
+                self._watch(self._n_written)
+                if time.monotonic() > deadline:
+                    raise InvariantBroken(f"the index was not complete within {SETTLE_TIMEOUT_S:.0f} s")
+                time.sleep(0.1)
+
+    def _stop_node(self) -> int:
+        assert self._node
+        self._node.terminate()
+        return self._node.wait(SETTLE_TIMEOUT_S)
+
+    def _verify(self) -> dict[str, Any]:
+        command = [sys.executable, "-m", "workers.cli", "verify", "--json", "--config", str(self._config)]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode not in (exits.OK, exits.DIFFERENCES):
+            raise InvariantBroken(f"verify failed: {done.stderr.strip()}")
+        report: dict[str, Any] = orjson.loads(done.stdout)
+        return report
+
+
+def _leave(signum: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
+    """End as Ctrl-C does: all that was started is stopped on the way out."""
+    raise KeyboardInterrupt
+
+
+def _slices(revisions: list[Revision]) -> Iterator[list[Revision]]:
+    return (revisions[start : start + SLICE] for start in range(0, len(revisions), SLICE))
+
+
+def _is_stable(reader: IndexReader, highs: list[int]) -> bool:
+    stable = [seqno for record in reader.partition_records() for seqno in record.stable]
+    return all(seqno >= high for seqno, high in zip(stable, highs, strict=True))

@@ -1,0 +1,237 @@
+"""How `channelindex top` looks: tables beside each other on a wide terminal, below each other on a narrow one.
+
+What does not fit is left out from the end, and each table says how much that is. The lines are counted before anything
+is drawn, since a terminal that is too low would cut off the end of the picture, and with it whole tables.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from rich.console import Group, JustifyMethod, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from workers.cli import top_model as top
+from workers.cli.top_model import State, Trend
+from workers.telemetry.board import FEED_WORKER
+
+WIDE = 120
+"""Columns from which there is room for processes beside what is hot."""
+MEDIUM = 80
+"""Columns below which a table leaves out what one can do without."""
+_WITH_AGE = 95
+ROOMY = 20
+"""Lines from which there is room for empty ones."""
+_HOT_ROWS = 5
+_WARN_FILL, _BAD_FILL = 0.5, 0.8
+_WARN_LAG_S, _BAD_LAG_S = 5.0, 60.0
+_WARN_BATCH_MS, _BAD_BATCH_MS = 500, 5000
+_NARROW_NAME, _MEDIUM_NAME, _LONGEST_CHANNEL = 12, 18, 40
+_CHANNEL_NUMBERS = 44
+"""What the numbers of a hot channel take at the most."""
+_GUTTER = 3
+_HOT_COLUMNS = 60
+"""What is hot takes so many where it has processes beside it."""
+
+
+class _Room(NamedTuple):
+    """How many rows each table may have, its header aside."""
+
+    nodes: int
+    processes: int
+    hot: int
+    channels: int
+
+
+def screen(state: State, trend: Trend, width: int, height: int, clock: str) -> RenderableType:
+    """The whole picture for a terminal of *width* by *height*."""
+    told = [_headline(state, trend, clock), *_troubles(state)]
+    n_lines = sum(-(-text.cell_len // width) for text in told)
+    room = _room(height - n_lines, width, len(state["nodes"]), len(top.processes(state)))
+    gap = [Text("")] if height >= ROOMY else []
+    hot = [_behind(state, width, room.hot), _vbuckets(trend, room.hot)]
+    head: list[RenderableType] = [*told, *gap, _nodes(state, width, room.nodes), *gap]
+    if width >= WIDE:
+        left = _processes(state, width - _HOT_COLUMNS, room.processes)
+        channels = _channels(state, _HOT_COLUMNS - _GUTTER, room.channels)
+        return Group(*head, _beside(left, Group(hot[0], *gap, channels, *gap, hot[1])))
+    processes = _processes(state, width, room.processes)
+    return Group(*head, processes, *gap, _beside(*hot), *gap, _channels(state, width, room.channels))
+
+
+def _room(height: int, width: int, n_nodes: int, n_processes: int) -> _Room:
+    """Share *height* lines out: the nodes get up to a third, what is hot what it needs, the processes the rest."""
+    n_headers, n_gaps = (2, 2) if width >= WIDE else (4, 4)
+    free = height - n_headers - (n_gaps if height >= ROOMY else 0)
+    nodes = min(n_nodes, max(2, height // 3))
+    free -= nodes
+    if width >= WIDE:
+        hot = max(1, min(_HOT_ROWS, (free - 4) // 3))
+        return _Room(nodes, max(1, free), hot, hot)
+    hot = max(1, min(_HOT_ROWS, free // 4))
+    channels = max(1, min(_HOT_ROWS, free // 3))
+    return _Room(nodes, max(1, min(n_processes, free - hot - channels)), hot, channels)
+
+
+def _headline(state: State, trend: Trend, clock: str) -> Text:
+    index, lag_s = state["index"], top.lag_s(state)
+    alive = sum(node["alive"] for node in state["nodes"])
+    text = Text(f"{index['name']}  ", style="bold")
+    text.append(f"{clock}  ", style="dim")
+    text.append(f"{alive}/{len(state['nodes'])} nodes  ", style="" if alive == len(state["nodes"]) else "yellow")
+    unowned = len(state["unowned"])
+    text.append(f"{index['partitions'] - unowned}/{index['partitions']} partitions  ", style="red" if unowned else "")
+    text.append(f"{sum(trend.per_s()):,.0f} changes/s  ")
+    text.append(f"lag {lag_s:.1f} s", style=_style(lag_s, _WARN_LAG_S, _BAD_LAG_S))
+    if index["quarantined"]:
+        text.append(f"  {index['quarantined']} quarantined", style="yellow")
+    return text
+
+
+def _troubles(state: State) -> list[Text]:
+    told = [(node["node"], node["status"].get("trouble")) for node in state["nodes"] if node["alive"]]
+    return [Text(f"{name}: {trouble}", style="red") for name, trouble in told if trouble]
+
+
+def _nodes(state: State, width: int, rows: int) -> Table:
+    columns = ["node", "state", "parts", "changes/s", "lag", "lag s", "ring", "restarts", "seen"]
+    dropped = {"lag", "restarts"} if width < MEDIUM else set()
+    longest_name = _NARROW_NAME if width < MEDIUM else _MEDIUM_NAME if width < WIDE else None
+    table = _table(columns, dropped, left={"node", "state"}, longest_name=longest_name)
+    left_out = len(state["nodes"]) - rows
+    for node in top.worst_nodes(state, rows if left_out <= 0 else rows - 1):
+        told = node["status"] if node["alive"] else {}
+        ring = top.node_fill(node)
+        cells = [
+            Text(node["node"]),
+            _condition(node),
+            Text(str(node["n_partitions"])),
+            _number(told.get("rate")),
+            _number(told.get("lag")),
+            Text(f"{told.get('lag_s', 0):.1f}", style=_style(told.get("lag_s", 0), _WARN_LAG_S, _BAD_LAG_S)),
+            Text(f"{ring:.0%}", style=_style(ring, _WARN_FILL, _BAD_FILL)),
+            _number(told.get("restarts")),
+            Text(f"{node['silent_s']:.0f} s"),
+        ]
+        table.add_row(*_kept(columns, dropped, cells))
+    if left_out > 0:
+        table.add_row(Text(f"… {left_out + 1} more", style="dim"))
+    return table
+
+
+def _condition(node: State) -> Text:
+    if not node["alive"]:
+        return Text("dead", style="red")
+    state = "draining" if node["draining"] else node["status"].get("state", "starting")
+    return Text(state, style="" if state == "running" else "yellow")
+
+
+def _processes(state: State, width: int, rows: int) -> Table:
+    columns = ["process", "node", "pid", "up", "ring", "lag", "work", "errors", "died"]
+    dropped = {"pid", "up", "died"} if width < MEDIUM else {"up"} if width < _WITH_AGE else set()
+    longest_name = _NARROW_NAME if width < MEDIUM else _MEDIUM_NAME
+    table = _table(columns, dropped, left={"process", "node"}, longest_name=longest_name)
+    workers = top.processes(state)
+    n_shown = len(workers) if len(workers) <= rows else rows - 1
+    for name, process in workers[:n_shown]:
+        is_feed = process["role"] == FEED_WORKER
+        ring = top.fill(process)
+        work = f"{_short(process['events'])} changes" if is_feed else f"{_short(process['batches'])} batches"
+        cells = [
+            Text(f"{'feed' if is_feed else 'writer'} {process['number']}"),
+            Text(name),
+            Text(str(process["pid"])),
+            Text(_age(process["age_s"])),
+            Text(f"{ring:.0%}" if is_feed else "", style=_style(ring, _WARN_FILL, _BAD_FILL)),
+            _number(process.get("lag")) if is_feed else Text(""),
+            Text(f"silent {process['silent_s']:.0f} s", style="red") if top.is_silent(process) else Text(work),
+            Text(str(process["store_errors"]), style="yellow" if process["store_errors"] else ""),
+            Text(str(process["restarts"]), style="yellow" if process["restarts"] else ""),
+        ]
+        table.add_row(*_kept(columns, dropped, cells))
+    if n_shown < len(workers):
+        table.add_row(Text(f"… {len(workers) - n_shown} more", style="dim"))
+    return table
+
+
+def _behind(state: State, width: int, rows: int) -> Table:
+    columns = ["furthest behind", "node", "lag", "lag s"]
+    dropped = {"node"} if width < MEDIUM else set()
+    table = _table(columns, dropped, left={"furthest behind", "node"}, longest_name=_MEDIUM_NAME)
+    worst = top.behind(state, rows)
+    for name, part in worst:
+        lag_s = Text(f"{part['lag_s']:.1f}", style=_style(part["lag_s"], _WARN_LAG_S, _BAD_LAG_S))
+        cells = [Text(f"partition {part['partition']}"), Text(name), _number(part["lag"]), lag_s]
+        table.add_row(*_kept(columns, dropped, cells))
+    if not worst:
+        table.add_row(Text("nothing waits", style="dim"))
+    return table
+
+
+def _vbuckets(trend: Trend, rows: int) -> Table:
+    table = _table(["hot vbuckets", "changes/s"], set(), left={"hot vbuckets"})
+    hot = trend.hot_vbuckets(rows)
+    for vb, per_s in hot:
+        table.add_row(f"vb {vb}", f"{per_s:,.0f}")
+    if not hot:
+        table.add_row(Text("nothing changes", style="dim"))
+    return table
+
+
+def _channels(state: State, width: int, rows: int) -> Table:
+    """What is written the most, and what is in the slowest batch."""
+    table = _table(["hot channels", "KB/s", "slowest batch", "part of it"], set(), left={"hot channels"})
+    hot = top.hot_channels(state, rows)
+    longest_name = min(_LONGEST_CHANNEL, width - _CHANNEL_NUMBERS)
+    for channel, bytes_per_s, batch_ms, percent in hot:
+        name = Text(channel)
+        name.truncate(longest_name, overflow="ellipsis")
+        slowest = Text(f"{batch_ms:,} ms", style=_style(batch_ms, _WARN_BATCH_MS, _BAD_BATCH_MS))
+        table.add_row(name, f"{bytes_per_s / 1000:,.1f}", slowest, f"{percent} %")
+    if not hot:
+        table.add_row(Text("nothing is written", style="dim"))
+    return table
+
+
+def _beside(left: RenderableType, right: RenderableType) -> Table:
+    grid = Table.grid(padding=(0, _GUTTER))
+    grid.add_row(left, right)
+    return grid
+
+
+def _table(columns: Sequence[str], dropped: set[str], left: set[str], longest_name: int | None = None) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold dim")
+    for column in columns:
+        if column not in dropped:
+            longest = longest_name if column == "node" else None
+            side: JustifyMethod = "left" if column in left else "right"
+            table.add_column(column, justify=side, no_wrap=True, max_width=longest)
+    return table
+
+
+def _kept(columns: Sequence[str], dropped: set[str], cells: Iterable[Text]) -> list[Text]:
+    return [cell for column, cell in zip(columns, cells, strict=True) if column not in dropped]
+
+
+def _number(value: int | None) -> Text:
+    return Text("?" if value is None else _short(value))
+
+
+def _short(count: int) -> str:
+    """*count* in a few characters: 999, 10.3 k, 1.2 M."""
+    for unit, size in (("T", 10**12), ("G", 10**9), ("M", 10**6), ("k", 1000)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return str(count)
+
+
+def _style(value: float, warn: float, bad: float) -> str:
+    return "red" if value >= bad else "yellow" if value >= warn else ""
+
+
+def _age(seconds: float) -> str:
+    """Seconds in short form: 42 s, 3 min, 5 h, 2 d."""
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,1 @@
+"""One node: the supervisor, its children and what they share."""

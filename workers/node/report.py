@@ -1,0 +1,55 @@
+"""What the supervisor writes into the board: the node's own slot, and the leases in the rows of the partitions."""
+
+import time
+from collections.abc import Set as AbstractSet
+
+from coordinator.link import Held
+from workers.telemetry.board import Board
+from workers.telemetry.state import State
+
+
+class NodeReport:
+    """The supervisor's words of *board*. Made and used in the supervisor alone."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._node = board.supervisor
+        self._node.start()
+        self._leased: frozenset[int] = frozenset()
+
+    def beat(self) -> None:
+        """The loop turned once more."""
+        self._node.beat()
+
+    def reload_ended(self, *, taken: bool) -> None:
+        """A configuration was taken, or refused."""
+        self._node.add(**{"reloads" if taken else "refused_reloads": 1})
+
+    def tell(self, state: State, held: Held | None, heard_at: float, worked_on: AbstractSet[int]) -> None:
+        """How the node is now. *heard_at*: when the keeper told *held*; *worked_on*: what live feed workers have."""
+        self._node.set(state=list(State).index(state))
+        if held is None:
+            return
+        self._node.set(
+            heard_ns=round(heard_at * 1e9),
+            trouble=int(held.trouble is not None),
+            members=held.n_members,
+            to_move=held.n_to_move,
+            unowned=len(held.unowned),
+        )
+        self._tell_leases(held)
+        for partition in self._leased - worked_on:
+            self._board.partitions[partition].set(streaming=0)
+
+    def _tell_leases(self, held: Held) -> None:
+        now_ns = time.monotonic_ns()
+        leased = frozenset(held.leases)
+        gained, lost = leased - self._leased, self._leased - leased
+        for partition in lost:
+            self._board.partitions[partition].clear()
+        for partition in gained:
+            self._board.partitions[partition].set(leased_ns=now_ns)
+        for partition, deadline in held.leases.items():
+            self._board.partitions[partition].set(deadline_ns=round(deadline * 1e9))
+        self._node.add(gained=len(gained), lost=len(lost))
+        self._leased = leased

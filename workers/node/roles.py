@@ -1,0 +1,134 @@
+"""The programs of a node's children: what each opens for itself after the fork, and nothing of its parent's."""
+
+from channelindex import __version__, exits
+from channelindex.config import Config
+from channelindex.decode.registry import make_decoder
+from channelindex.logs import get
+from channelindex.model import IndexMeta
+from channelindex.settings import listen_address
+from channelindex.stores import open_owner, open_writer
+from coordinator.keeper import LeaseKeeper
+from coordinator.link import KeeperLink, keeper_link
+from coordinator.tick import Identity
+from workers.node.child import spawn
+from workers.node.child_slot import Place
+from workers.node.incarnation import Life
+from workers.node.shared import Shared
+from workers.node.signals import StopFlag
+from workers.pipeline.assignment import WorkerLink, assignment_link
+from workers.pipeline.batch_writer import BatchWriter
+from workers.pipeline.feed_worker import FeedWorker
+from workers.pipeline.outbox import Outbox
+from workers.pipeline.round import RoundBuilder
+from workers.pipeline.source import open_feed
+from workers.telemetry.board import Board
+from workers.telemetry.hot_channels import Hottest
+from workers.telemetry.monitor import Monitor
+
+
+class Roles:
+    """Spawns the children of one node for the index *meta*, as configured."""
+
+    def __init__(self, config: Config, meta: IndexMeta, life: Life, board: Board) -> None:
+        self._config = config
+        self._meta = meta
+        self._life = life
+        self._board = board
+
+    def configure(self, config: Config) -> None:
+        """Children spawned from now on get *config*."""
+        self._config = config
+
+    def spawn_keeper(self, place: Place, now: float) -> KeeperLink:
+        """Fork the lease keeper; the supervisor's end of the link to it."""
+        config = self._config
+        ours, its = keeper_link()
+        coordination = config.coordination
+        identity = Identity(
+            config.node.name,
+            self._life.incarnation,
+            coordination.ttl_s,
+            self._life.predecessor,
+            config.node.weight,
+            config.node.zone,
+            coordination.grace_s,
+        )
+
+        def main(stop: StopFlag) -> int:  # noqa: ARG001 it ends by the link, after the leases are given back
+            place.slot.start()
+            LeaseKeeper(
+                coordination.redis, config.index.name, self._meta.n_partitions, identity, its, coordination.moves
+            ).run()
+            return exits.OK
+
+        place.settle(spawn(place.role, main, [its]), now)
+        its.close()
+        return ours
+
+    def spawn_monitor(self, place: Place, now: float) -> None:
+        """Fork the process that serves metrics and health."""
+        config = self._config
+        info = {"node": config.node.name, "index": config.index.name, "version": __version__}
+        address = listen_address(config.metrics.listen)
+
+        def main(stop: StopFlag) -> int:
+            place.slot.start()
+            return Monitor(address, self._board, place.slot, info, config.metrics.ready_lag_s).run(stop)
+
+        place.settle(spawn(place.role, main), now)
+
+    def spawn_batch_writer(self, place: Place, shared: Shared, now: float) -> None:
+        """Fork the batch writer of one channel shard."""
+        config, number = self._config, place.number
+
+        def main(stop: StopFlag) -> int:
+            place.slot.start()
+            store = open_writer(config.index)
+            writer = BatchWriter(
+                store=store,
+                rings=shared.rings_of_writer(number),
+                space_bells=shared.space_bells,
+                data_bell=shared.data_bells[number],
+                batch_bytes=config.workers.batch_bytes,
+                board=place.slot,
+                hottest=Hottest(self._board.hottest[number]),
+                stop=stop,
+                log=get(place.role),
+            )
+            return writer.run()
+
+        place.settle(spawn(place.role, main, shared.bells), now)
+
+    def spawn_feed_worker(self, place: Place, shared: Shared, partitions: frozenset[int], now: float) -> None:
+        """Fork the feed worker of one vbucket group."""
+        ours, its = assignment_link(partitions)
+
+        def main(stop: StopFlag) -> int:
+            place.slot.start()
+            return self._feed_worker(place, shared, partitions, its, stop).run()
+
+        place.settle(spawn(place.role, main, [*shared.bells, its]), now, ours)
+        its.close()
+
+    def _feed_worker(
+        self, place: Place, shared: Shared, partitions: frozenset[int], link: WorkerLink, stop: StopFlag
+    ) -> FeedWorker:
+        number = place.number
+        config, source = self._config, self._config.source
+        decoder = make_decoder(source.decoder, star_channel=source.star_channel)
+        feed_name = f"{config.index.name}/{config.node.name}/{number}"
+        return FeedWorker(
+            owner=config.node.name,
+            partitions=sorted(partitions),
+            meta=self._meta,
+            store=open_owner(config.index),
+            feed=open_feed(source, feed_name, self._meta.source_uuid, decoder=decoder),
+            new_builder=lambda checkpoints: RoundBuilder(decoder, shared.n_writers, source.removal_slack, checkpoints),
+            outbox=Outbox(shared.rings[number], shared.data_bells),
+            space_bell=shared.space_bells[number],
+            board=place.slot,
+            rows=self._board.partitions,
+            stop=stop,
+            link=link,
+            log=get(place.role),
+        )

@@ -1,0 +1,32 @@
+"""The memory and the bells that a node's workers share. Made before the first fork; a new shape needs all anew."""
+
+from workers.pipeline.ring import Bell, Ring
+
+
+class Shared:
+    """Rings and bells of a node with *n_feeds* feed workers and *n_writers* batch writers.
+
+    `rings[feed][writer]` leads from one to the other. `space_bells[feed]` tells a feed worker of commits and room,
+    `data_bells[writer]` a batch writer of frames.
+    """
+
+    def __init__(self, n_feeds: int, n_writers: int, ring_bytes: int) -> None:
+        self.n_feeds = n_feeds
+        self.n_writers = n_writers
+        self.rings = [[Ring(ring_bytes) for _ in range(n_writers)] for _ in range(n_feeds)]
+        self.space_bells = [Bell() for _ in range(n_feeds)]
+        self.data_bells = [Bell() for _ in range(n_writers)]
+
+    @property
+    def bells(self) -> list[Bell]:
+        """All bells: what a worker must keep open over the fork."""
+        return [*self.space_bells, *self.data_bells]
+
+    def rings_of_writer(self, writer: int) -> list[Ring]:
+        """The rings that lead to one batch writer, by feed worker."""
+        return [by_writer[writer] for by_writer in self.rings]
+
+    def close(self) -> None:
+        """Give the bells back; the memory goes with its last process."""
+        for bell in self.bells:
+            bell.close()

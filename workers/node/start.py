@@ -1,0 +1,74 @@
+"""Starts one node: checks everything that can be wrong before the first fork, then supervises until told to stop."""
+
+import os
+import uuid
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+from channelindex import logs
+from channelindex.blocks import FORMAT_VERSION
+from channelindex.config import Config
+from channelindex.decode.registry import make_decoder
+from channelindex.errors import ConfigInvalid
+from channelindex.model import IndexMeta
+from channelindex.settings import MEMORY_URL, IndexSettings
+from channelindex.stores import open_owner
+from coordinator.connection import connect, redis_errors
+from workers.node.incarnation import Life
+from workers.node.memory_node import run_memory_node
+from workers.node.notify import Notifier
+from workers.node.roles import Roles
+from workers.node.run_in_child import call_apart
+from workers.node.supervisor import Supervisor
+from workers.pipeline.source import describe
+from workers.telemetry.board import Board
+
+COORDINATION_TIMEOUT_S = 5.0
+"""How long a starting node waits for an answer of the leases' Redis. Later ones are the lease keeper's affair."""
+
+_log = logs.get("node")
+
+
+def run_node(config: Config, reload: Callable[[], Config]) -> int:
+    """Run a node in this process until SIGTERM has drained it; the exit code. *reload* serves SIGHUP.
+
+    Raises:
+        ConfigInvalid, AuthenticationFailed, IndexMismatch: a setting is wrong.
+        SourceUnavailable, StoreUnavailable, CoordinationUnavailable: bucket, store or leases cannot be reached.
+    """
+    meta = prepare_index(config)
+    _log.info("node.started", index=config.index.name, index_uuid=meta.index_uuid, source_uuid=meta.source_uuid)
+    notifier = Notifier(os.environ)
+    if config.index.store == MEMORY_URL:
+        code = run_memory_node(config, meta, notifier)
+    else:
+        with closing(Life(Path(config.node.run_dir), config.node.name)) as life:
+            board = Board(meta.n_partitions)
+            code = Supervisor(config, Roles(config, meta, life, board), board, reload, notifier).run()
+    _log.info("node.ended", code=code)
+    return code
+
+
+def prepare_index(config: Config) -> IndexMeta:
+    """The index's meta record, created if there is none yet, after decoder, bucket, leases and store proved usable."""
+    make_decoder(config.source.decoder, star_channel=config.source.star_channel)
+    source = describe(config.source)
+    n_partitions = config.index.partitions
+    if source.n_vbuckets % n_partitions:
+        raise ConfigInvalid(
+            f"index.partitions = {n_partitions} does not divide the {source.n_vbuckets} vbuckets of the bucket"
+        )
+    wanted = IndexMeta(FORMAT_VERSION, source.n_vbuckets, n_partitions, source.uuid, uuid.uuid4().hex)
+    if config.index.store == MEMORY_URL:
+        return _create_or_check(config.index, wanted)
+    url = config.coordination.redis
+    with closing(connect(url, COORDINATION_TIMEOUT_S)) as client, redis_errors(url):
+        client.ping()
+    return call_apart("store_check", partial(_create_or_check, config.index, wanted))
+
+
+def _create_or_check(settings: IndexSettings, wanted: IndexMeta) -> IndexMeta:
+    with closing(open_owner(settings)) as store:
+        return store.create_or_check(wanted)

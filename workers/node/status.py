@@ -1,0 +1,88 @@
+"""What a node says of itself: the JSON that `channelindex status` shows, and the one line for systemd."""
+
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import orjson
+
+from coordinator.link import Held
+from workers.node.child_slot import Place
+from workers.telemetry.board import BATCH_WRITER, FEED_WORKER, Board, Row
+from workers.telemetry.health import lag_s_of
+
+WORST = 5
+"""How many of the partitions that are furthest behind are named."""
+
+
+def node_status(state: str, places: Sequence[Place], held: Held | None, board: Board, rate: float) -> dict[str, Any]:
+    """The node now: its state, its processes with their counters, its partitions and its trouble.
+
+    *rate* is events per second.
+    """
+    behind = _behind(sorted(held.leases) if held else [], board.partitions)
+    processes = [_process(place, board) for place in places if place.child]
+    feeds = [process for process in processes if process["role"] == FEED_WORKER]
+    return {
+        "pid": os.getpid(),
+        "state": state,
+        "at": time.time(),
+        "partitions": sorted(held.leases) if held else [],
+        "trouble": held.trouble.message if held and held.trouble else None,
+        "events": sum(feed["events"] for feed in feeds),
+        "in_flight": sum(feed["in_flight"] for feed in feeds),
+        "rate": round(rate),
+        "lag": sum(feed["lag"] for feed in feeds),
+        "lag_s": max((part["lag_s"] for part in behind), default=0.0),
+        "behind": behind[:WORST],
+        "restarts": sum(place.restarts for place in places),
+        "unowned": sorted(held.unowned) if held else [],
+        "workers": {role: sum(place.role == role for place in places) for role in (FEED_WORKER, BATCH_WRITER)},
+        "processes": processes,
+    }
+
+
+def _behind(partitions: Sequence[int], rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """The partitions that are behind, the worst first."""
+    now_ns = time.monotonic_ns()
+    lags = [(lag_s_of(rows[p].get("behind_ns"), now_ns), rows[p].get("lag"), p) for p in partitions]
+    return [
+        {"partition": p, "lag": lag, "lag_s": round(lag_s, 1)} for lag_s, lag, p in sorted(lags, reverse=True) if lag_s
+    ]
+
+
+def _process(place: Place, board: Board) -> dict[str, Any]:
+    words = place.slot.as_dict()
+    age_s = lag_s_of(words.pop("started_ns"), time.monotonic_ns())  # 0 until the child has said so itself
+    silent_s = max(0.0, (time.monotonic_ns() - words.pop("beat_ns")) / 1e9)
+    oldest_s = lag_s_of(words.pop("oldest_ns", 0), time.monotonic_ns())
+    return {
+        "role": place.role,
+        "number": place.number,
+        "partitions": len(place.partitions),
+        "restarts": place.restarts,
+        "age_s": round(age_s, 1),
+        "silent_s": round(silent_s, 1),
+        "oldest_s": round(oldest_s, 1),
+        **words,
+        **({"hottest": _hottest(board, place.number)} if place.role == BATCH_WRITER else {}),
+    }
+
+
+def _hottest(board: Board, writer: int) -> list[dict[str, Any]]:
+    return [hot._asdict() for hot in board.hottest[writer].read()]
+
+
+def encode(status: dict[str, Any]) -> str:
+    """*status* as it is published."""
+    return orjson.dumps(status).decode()
+
+
+def status_line(status: dict[str, Any]) -> str:
+    """*status* in one line."""
+    line = (
+        f"{status['state']}: {len(status['partitions'])} partitions, "
+        f"lag {status['lag']} ({status['lag_s']:.1f} s), {status['rate']}/s"
+    )
+    return f"{line}; {status['trouble']}" if status["trouble"] else line

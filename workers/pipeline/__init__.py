@@ -1,0 +1,1 @@
+"""The path of one change: feed, round, ring, batch, stable clock."""

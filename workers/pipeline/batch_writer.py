@@ -1,0 +1,136 @@
+"""The batch writer: everything of one channel shard, from the rings of all feed workers into the index.
+
+It takes what its rings hold, up to the batch limit, merges it per channel, writes it in one call and commits the
+rings. While one batch is written the next one queues up in the rings. A store that fails is asked again with
+backoff, the batch kept: nothing is ever dropped to go on. A writer that dies is forked anew, starts at the
+committed positions and may write part of a batch twice; readers keep one of each entry.
+"""
+
+import select
+import time
+from collections.abc import Sequence
+
+from channelindex import exits
+from channelindex.backoff import Backoff
+from channelindex.errors import Transient
+from channelindex.logs import EventLog
+from channelindex.stores.base import ChannelAppend, IndexWriter
+from workers.node.signals import StopFlag
+from workers.pipeline.frames import decode_frame, merge
+from workers.pipeline.ring import Bell, Ring, TornFrame
+from workers.telemetry.board import BATCH_BYTES, STORE_US, Slot
+from workers.telemetry.hot_channels import Hottest
+
+TORN = 12
+"""Exit code: a ring is damaged. No successor can go on with it; the node needs new ones."""
+
+MAX_WAIT_S = 0.25
+"""Longest sleep: the heartbeat must not look dead while there is nothing to write."""
+
+
+class BatchWriter:
+    """One life of the batch writer of one channel shard. `run` in a process of its own; not reusable.
+
+    `rings` and `space_bells` are by feed worker.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: IndexWriter,
+        rings: Sequence[Ring],
+        space_bells: Sequence[Bell],
+        data_bell: Bell,
+        batch_bytes: int,
+        board: Slot,
+        hottest: Hottest,
+        stop: StopFlag,
+        log: EventLog,
+    ) -> None:
+        self._store = store
+        self._rings = rings
+        self._space_bells = space_bells
+        self._data_bell = data_bell
+        self._ring_budget = max(1, batch_bytes // len(rings))
+        self._board = board
+        self._hottest = hottest
+        self._stop = stop
+        self._log = log
+        self._backoff = Backoff(0.05, 2.0)
+        self._stale_epochs: set[int] = set()
+
+    def run(self) -> int:
+        """Write until told to stop and the rings are empty; the exit code of the process."""
+        for ring, bell in zip(self._rings, self._space_bells, strict=True):
+            ring.reset_consumer()
+            bell.ring()  # the one before us may have died between its commit and its bell
+        while True:
+            self._board.beat()
+            self._hottest.turn(time.monotonic())
+            self._data_bell.clear()  # before looking: what comes after this rings it again
+            try:
+                if self._write_batch():
+                    continue
+            except TornFrame as error:
+                self._log.error("batch.ring_torn", msg=str(error))
+                return TORN
+            if self._stop.is_set():
+                return exits.OK
+            self._wait()
+
+    def _write_batch(self) -> bool:
+        """Write and commit all that the rings hold now, within the batch limit; False if they hold nothing."""
+        taken = [ring.take(self._ring_budget) for ring in self._rings]
+        if not any(taken):
+            return False
+        frames = [
+            frame
+            for ring, payloads in zip(self._rings, taken, strict=True)
+            for frame in map(decode_frame, payloads)
+            if frame.epoch >= ring.epoch and frame.epoch not in self._stale_epochs
+        ]
+        appends = merge(frames)
+        n_bytes = sum(len(append.entries) for append in appends)
+        began = time.monotonic()
+        self._write(appends, [key for frame in frames for key in frame.principals])
+        self._board.observe(BATCH_BYTES, n_bytes)
+        self._hottest.add(appends, n_bytes, time.monotonic() - began)
+        self._board.add(batches=1, frames=len(frames), channels=len(appends), entry_bytes=n_bytes)
+        for ring, payloads, bell in zip(self._rings, taken, self._space_bells, strict=True):
+            if payloads:
+                ring.commit()
+                bell.ring()
+        self._board.set(ring_fill=sum(ring.fill for ring in self._rings), touches=self._store.n_touches)
+        return True
+
+    def _write(self, appends: Sequence[ChannelAppend], principals: Sequence[str]) -> None:
+        """Ask the store until it has everything. A batch that is half written when we are killed is written again."""
+        while appends or principals:
+            began_ns = time.monotonic_ns()
+            try:
+                stale = self._store.write(appends, principals)
+            except Transient as error:
+                delay_s = self._backoff.next_delay_s()
+                self._board.add(store_errors=1)
+                self._log.warning("batch.write_failed", appends=len(appends), msg=str(error), retry_s=round(delay_s, 2))
+                self._sleep(delay_s)
+                continue
+            self._board.observe(STORE_US, (time.monotonic_ns() - began_ns) // 1000)
+            if stale:
+                self._stale_epochs |= stale
+                self._log.warning("batch.stale_epochs", epochs=sorted(stale))
+            self._backoff.reset()
+            return
+
+    def _sleep(self, delay_s: float) -> None:
+        """Wait for the store to recover, alive to whoever watches the heartbeat."""
+        while delay_s > 0:
+            self._board.beat()
+            time.sleep(min(delay_s, MAX_WAIT_S))
+            delay_s -= MAX_WAIT_S
+
+    def _wait(self) -> None:
+        poll = select.poll()
+        poll.register(self._data_bell.fileno(), select.POLLIN)
+        poll.register(self._stop.fileno(), select.POLLIN)
+        poll.poll(MAX_WAIT_S * 1000)

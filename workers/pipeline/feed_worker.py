@@ -1,0 +1,370 @@
+"""The feed worker: one vbucket group's changes, from the source into the rings, and the stable clock behind them.
+
+One process per group, one epoch at a time. It begins the epoch of each of its partitions, streams from their
+checkpoints, and seals what it reads into rounds. While the rings are full it goes on reading into the next round, but
+acknowledges nothing, so flow control bounds what it holds and the connection stays alive. As soon as every batch
+writer has committed a round, its checkpoints are advanced. A rollback of the source is a new epoch and a new life.
+
+Its partitions may change while it works. One that goes has its streams closed; when all that came of it is stable, it
+is let go, and the others do not notice. One that comes is begun in the next epoch, while the others go on in theirs.
+Then all have to come into it where everything that was read is stable, so that no entry of the epoch before is taken
+back. Nothing is read meanwhile, for as long as it takes a round to get into the index; no stream is reopened.
+"""
+
+import select
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from channelindex import exits
+from channelindex.backoff import Backoff
+from channelindex.epochs import PartitionRecord
+from channelindex.errors import OwnershipLost, Transient
+from channelindex.feeds.base import Feed
+from channelindex.hashing import group_of
+from channelindex.logs import EventLog
+from channelindex.model import Checkpoint, IndexMeta
+from channelindex.stores.base import OwnerStore, Quarantined
+from workers.node.signals import StopFlag
+from workers.pipeline.assignment import WorkerLink
+from workers.pipeline.direct import DirectOutbox
+from workers.pipeline.join_epoch import Gain, where_they_are
+from workers.pipeline.lag import LagMeter
+from workers.pipeline.outbox import Outbox
+from workers.pipeline.ring import Bell
+from workers.pipeline.round import RoundBuilder
+from workers.telemetry.board import Row, Slot
+
+ROLLED_BACK = 10
+"""Exit code: the partitions were rolled back in a new epoch; fork a new worker at once."""
+STALE = 11
+"""Exit code: a newer epoch of one of our partitions exists; we own it no more, or no longer alone."""
+
+READ_BYTES = 1 << 20
+"""Input per turn. Larger rounds cost less per event, smaller ones delay heartbeats and the first event less."""
+BUSY_ROUNDS = 2
+ROUND_EVENTS = 4_000
+"""While the writers have that many rounds to write, the next one grows, up to so many events. A channel costs once per
+round, and a writer that is busy gains nothing from getting its work in crumbs."""
+ADVANCE_INTERVAL_S = 0.02
+"""Least time between two moves of the stable clock: without it a fast feed would spend its time on them."""
+EPOCH_CHECK_S = 1.0
+"""How often to ask whether our epochs are still the present ones. A feed that has nothing to advance would not notice
+that somebody rewound its partitions, or that the store may have forgotten what we wrote: it would stay so."""
+ROLLBACK_GATHER_S = 0.3
+"""After a first rollback, how long to wait for those of other vbuckets: a failover takes back many at once."""
+MAX_QUARANTINED = 1_000
+"""Undecodable documents that wait for the store; as many as it keeps. Older ones are counted, not listed."""
+LAG_INTERVAL_S = 0.5
+MAX_WAIT_S = 0.25
+"""Longest sleep: the heartbeat must not look dead on an idle feed."""
+
+
+class FeedWorker:
+    """One life of the feed worker of one vbucket group. `run` in a process of its own; not reusable."""
+
+    def __init__(
+        self,
+        *,
+        owner: str,
+        partitions: Sequence[int],
+        meta: IndexMeta,
+        store: OwnerStore,
+        feed: Feed,
+        new_builder: Callable[[Mapping[int, Checkpoint]], RoundBuilder],
+        outbox: Outbox | DirectOutbox,
+        space_bell: Bell,
+        board: Slot,
+        rows: Sequence[Row],
+        stop: StopFlag,
+        link: WorkerLink,
+        log: EventLog,
+    ) -> None:
+        self._owner = owner
+        self._partitions = frozenset(partitions)
+        self._wanted = self._partitions
+        self._leaving: frozenset[int] = frozenset()
+        self._gain = Gain(store, owner, board, log)
+        self._link = link
+        self._is_told = True
+        self._meta = meta
+        self._store = store
+        self._feed = feed
+        self._new_builder = new_builder
+        self._outbox = outbox
+        self._space_bell = space_bell
+        self._board = board
+        self._rows = rows
+        self._lag = LagMeter(meta.partition_width)
+        self._stop = stop
+        self._log = log
+        self._group = group_of(sorted(partitions), meta.n_partitions)
+        self._epoch = 0
+        self._unadvanced: dict[int, Checkpoint] = {}
+        self._quarantined: list[Quarantined] = []
+        self._backoff = Backoff(0.05, 2.0)
+        self._advance_at = 0.0
+        self._check_at = 0.0
+        self._report_at = 0.0
+        self._stable: dict[int, int] = {}
+
+    def run(self) -> int:
+        """Work until told to stop, then drain; the exit code of the process."""
+        try:
+            checkpoints = self._begin_epochs()
+            if checkpoints is None:
+                return exits.OK
+            self._start(checkpoints)
+            while not self._stop.is_set():
+                self._turn()
+                if self._rollback_due():
+                    return self._roll_back()
+            self._drain()
+        except OwnershipLost as error:
+            self._log.warning("feed.ownership_lost", epoch=self._epoch, msg=str(error))
+            return STALE
+        finally:
+            self._feed.close()
+        return exits.OK
+
+    def _begin_epochs(self) -> dict[int, Checkpoint] | None:
+        """Begin one epoch for all partitions; where to resume each vbucket. None: told to stop before it worked."""
+        while not self._stop.is_set():
+            self._board.beat()
+            try:
+                self._epoch = self._store.next_epoch()
+                records = self._store.begin_all(where_they_are(self._partitions), self._epoch, self._owner)
+            except Transient as error:
+                self._log.warning("feed.begin_failed", msg=str(error))
+                self._stop.wait(self._backoff.next_delay_s())
+            else:
+                return _checkpoints(records)
+        return None
+
+    def _start(self, checkpoints: Mapping[int, Checkpoint]) -> None:
+        self._backoff.reset()
+        self._stable = {vb: checkpoint.seqno for vb, checkpoint in checkpoints.items()}
+        self._builder = self._new_builder(checkpoints)
+        self._outbox.begin(self._epoch)
+        self._board.set(epoch=self._epoch)
+        self._feed.start(checkpoints)
+        self._log.info("feed.started", epoch=self._epoch, group=self._group, partitions=len(self._partitions))
+
+    def _turn(self) -> None:
+        now = time.monotonic()
+        self._board.beat()
+        wake_at = self._feed.tick(now)
+        self._hear_assignment()
+        if self._builder.rollback_since is None:  # after a rollback, a new life takes over anyway
+            self._gain.begin(self._wanted - self._partitions, now)
+        paused = self._pauses
+        events = () if paused else self._feed.read(READ_BYTES)
+        self._builder.add(events)
+        self._hand_over()
+        self._advance(now)
+        self._follow_assignment(now)
+        self._report(now)
+        reads_on = paused and not self._pauses
+        if not events and not reads_on:
+            self._wait(now, wake_at)
+
+    @property
+    def _pauses(self) -> bool:
+        """Whether nothing is read, because our partitions are to join the epoch of those that come."""
+        return bool(self._gain.partitions)
+
+    def _hear_assignment(self) -> None:
+        """Take over what the supervisor wants, and stop reading what it does not."""
+        wanted = self._link.wanted()
+        if wanted is not None:
+            self._wanted = wanted
+            self._is_told = False
+        leaving = self._partitions - self._wanted - self._leaving
+        if leaving and self._builder.rollback_since is None:  # after a rollback, a new life takes over anyway
+            self._feed.drop(self._vbuckets_of(leaving))
+            self._leaving |= leaving
+
+    def _follow_assignment(self, now: float) -> None:
+        """Let go of what is all stable; join what comes, once everything is; tell the supervisor.
+
+        Raises:
+            StaleEpoch: somebody else owns one of the partitions.
+        """
+        unsettled = self._outbox.vbuckets().union(self._unadvanced) if self._leaving else set()
+        gone = {p for p in self._leaving if self._is_settled(self._vbuckets_of([p]), unsettled)}
+        if gone:
+            self._forget(gone)
+        if self._pauses and self._is_idle:
+            self._join(now)
+        if not self._is_told:
+            self._is_told = self._link.report(self._partitions | self._wanted | self._gain.partitions)
+
+    def _vbuckets_of(self, partitions: Iterable[int]) -> set[int]:
+        return {vb for partition in partitions for vb in self._meta.vbuckets_of(partition)}
+
+    def _is_settled(self, vbuckets: set[int], unsettled: set[int]) -> bool:
+        return vbuckets.isdisjoint(unsettled) and not self._builder.holds_any(vbuckets)
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether everything that was read is in the index and stable."""
+        nothing_read = self._builder.n_events == 0
+        return nothing_read and self._outbox.empty and not self._unadvanced and not self._quarantined
+
+    def _forget(self, gone: set[int]) -> None:
+        vbuckets = self._vbuckets_of(gone)
+        self._builder.forget(vbuckets)
+        self._stable = {vb: seqno for vb, seqno in self._stable.items() if vb not in vbuckets}
+        self._partitions -= gone
+        self._leaving -= gone
+        self._is_told = False
+        self._log.info("feed.let_go", epoch=self._epoch, partitions=sorted(gone))
+
+    def _join(self, now: float) -> None:
+        """Have all that we have join the epoch of what comes, and work on both. Nothing of ours is in flight."""
+        records = self._gain.join(self._partitions, self._epoch, now)
+        if records is None:
+            return
+        checkpoints = _checkpoints(records.values())
+        self._partitions |= records.keys()
+        # The group is named anew: whoever may use the same name elsewhere must own all that we write to it.
+        self._group = group_of(sorted(self._partitions), self._meta.n_partitions)
+        self._epoch = self._gain.epoch
+        self._stable.update((vb, checkpoint.seqno) for vb, checkpoint in checkpoints.items())
+        self._builder.begin(checkpoints)
+        self._outbox.begin(self._epoch)
+        self._board.set(epoch=self._epoch)
+        self._feed.add(checkpoints)
+        self._is_told = False
+        self._log.info("feed.gained", epoch=self._epoch, group=self._group, partitions=sorted(records))
+
+    def _hand_over(self) -> None:
+        """Get the last round into the rings, then the next one; acknowledge when nothing read is left outside them."""
+        if not self._outbox.flush():
+            self._board.add(stalls=1)
+            return
+        if self._outbox.n_rounds >= BUSY_ROUNDS and self._builder.n_events < ROUND_EVENTS:
+            return
+        taken = self._builder.take()
+        if taken is not None:
+            self._quarantined = [*self._quarantined, *taken.quarantined][-MAX_QUARANTINED:]
+            self._board.add(events=taken.n_events, entries=taken.n_entries, quarantined=len(taken.quarantined))
+            self._outbox.put(taken, self._epoch, self._group)
+        if self._outbox.flush():
+            self._feed.acknowledge()
+
+    def _advance(self, now: float) -> None:
+        """Move the stable clock to all that is committed; from time to time, only see that we may.
+
+        Raises:
+            StaleEpoch: somebody else owns one of the partitions.
+        """
+        self._unadvanced.update(self._outbox.pop_committed())
+        for vb in self._builder.rollbacks:
+            self._unadvanced.pop(vb, None)  # known to be of a history that is no more
+        checks = now >= self._check_at and not self._gain.joining
+        if now < self._advance_at or not (self._unadvanced or self._quarantined or checks):
+            return
+        by_partition: dict[int, dict[int, Checkpoint]] = {p: {} for p in self._partitions} if checks else {}
+        for vb, checkpoint in self._unadvanced.items():
+            by_partition.setdefault(vb // self._meta.partition_width, {})[vb] = checkpoint
+        try:
+            if self._quarantined:
+                self._store.quarantine(self._quarantined)
+                self._quarantined = []
+            if by_partition:
+                self._store.advance(self._epoch, by_partition)
+        except Transient as error:
+            delay_s = self._backoff.next_delay_s()
+            self._advance_at = now + delay_s
+            self._board.add(store_errors=1)
+            self._log.warning("feed.advance_failed", epoch=self._epoch, msg=str(error), retry_s=round(delay_s, 2))
+            return
+        self._backoff.reset()
+        self._advance_at = now + ADVANCE_INTERVAL_S
+        self._check_at = now + EPOCH_CHECK_S if checks else self._check_at
+        self._stable.update((vb, checkpoint.seqno) for vb, checkpoint in self._unadvanced.items())
+        self._unadvanced = {}
+
+    def _report(self, now: float) -> None:
+        if now < self._report_at:
+            return
+        self._report_at = now + LAG_INTERVAL_S
+        connected = int(self._feed.connected())
+        self._board.set(
+            in_flight=self._outbox.n_events,
+            oldest_ns=self._outbox.oldest_ns,
+            lag=self._report_lag(connected),
+            connected=connected,
+            ring_fill=self._outbox.fill_bytes,
+            ring_bytes=self._outbox.capacity_bytes,
+        )
+
+    def _report_lag(self, connected: int) -> int:
+        """Tell how far each partition is behind; all their seqnos together."""
+        highs = dict(self._feed.high_seqnos())
+        for vb, seqno in self._builder.seqnos().items():  # the source tells once a second, and not while we pause
+            highs[vb] = max(seqno, highs.get(vb, 0))
+        inherited = {partition: self._rows[partition].get("behind_ns") for partition in self._partitions}
+        behind_by_partition = self._lag.measure(time.monotonic_ns(), highs, self._stable, inherited)
+        for partition in self._partitions:
+            self._rows[partition].set(streaming=connected)
+        for partition, behind in behind_by_partition.items():
+            self._rows[partition].set(lag=behind.seqnos, behind_ns=behind.since_ns)
+        return sum(behind.seqnos for behind in behind_by_partition.values())
+
+    def _wait(self, now: float, wake_at: float) -> None:
+        """Sleep until there is something to read, room or a commit in the rings, an order, or something to do."""
+        wake_at = min(wake_at, now + MAX_WAIT_S)
+        if self._unadvanced:
+            wake_at = min(wake_at, self._advance_at)
+        if self._gain.retry_at > now:
+            wake_at = min(wake_at, self._gain.retry_at)
+        poll = select.poll()
+        for source in (self._space_bell, self._stop, self._link, *(() if self._pauses else (self._feed,))):
+            poll.register(source.fileno(), select.POLLIN)
+        poll.poll(max(0.0, wake_at - time.monotonic()) * 1000)
+        self._space_bell.clear()
+
+    def _rollback_due(self) -> bool:
+        first = self._builder.rollback_since
+        return first is not None and time.monotonic() >= first + ROLLBACK_GATHER_S
+
+    def _roll_back(self) -> int:
+        """Begin a new epoch at what the source still has, for every partition that it took something back from.
+
+        Raises:
+            StaleEpoch: we are not the owner any more; then nothing is rolled back by us.
+        """
+        by_partition: defaultdict[int, dict[int, Checkpoint]] = defaultdict(dict)
+        for vb, checkpoint in self._builder.rollbacks.items():
+            by_partition[vb // self._meta.partition_width][vb] = checkpoint
+            self._log.warning(
+                "feed.rolled_back", epoch=self._epoch, vb=vb, seqno=checkpoint.seqno, stable=self._stable[vb]
+            )
+        epoch = self._store.next_epoch()
+        self._store.begin_all(by_partition, epoch, self._owner, only_if=self._epoch)
+        return ROLLED_BACK
+
+    def _drain(self) -> None:
+        """Stop reading; wait until all that was read is in the index and stable. The supervisor bounds the time."""
+        self._feed.close()
+        while True:
+            now = time.monotonic()
+            self._board.beat()
+            self._hand_over()
+            self._advance(now)
+            if self._outbox.empty and not self._unadvanced and not self._quarantined:
+                break
+            poll = select.poll()
+            poll.register(self._space_bell.fileno(), select.POLLIN)
+            poll.poll(1000 * min(MAX_WAIT_S, max(0.001, self._advance_at - now)))
+            self._space_bell.clear()
+        self._log.info("feed.drained", epoch=self._epoch)
+
+
+def _checkpoints(records: Iterable[PartitionRecord]) -> dict[int, Checkpoint]:
+    """Where to resume each vbucket of *records*."""
+    return {
+        vb: checkpoint for record in records for vb, checkpoint in zip(record.vbuckets, record.checkpoints, strict=True)
+    }
