@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from workers.node.child import spawn
-from workers.node.signals import StopFlag
 from workers.pipeline.ring import Bell, Ring
+from workers.signals import StopFlag
 
 FRAME_BYTES = (400, 4_000, 20_000, 50_000)
 RING_BYTES = 4 << 20

@@ -31,8 +31,8 @@ from workers.pipeline import round as rounds
 from workers.pipeline.batch_writer import BatchWriter
 from workers.pipeline.feed_worker import FeedWorker
 from workers.pipeline.frames import RingFrame
+from workers.pipeline.outbox import StableQueue
 from workers.pipeline.round import RoundBuilder
-from workers.pipeline.stable_queue import StableQueue
 
 
 class Bug:

@@ -21,7 +21,7 @@ from channelindex.errors import IndexMismatch
 from tests.support.leaks import no_leaks, open_fds
 from tests.support.processes import DEADLINE_S, end_of
 from workers.node.child import spawn
-from workers.node.signals import SignalQueue
+from workers.signals import SignalQueue
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -25,11 +25,11 @@ from devbucket.sync_gateway.synthetic import synthetic_revisions
 from tests.support.node import Node, stable_seqnos, until
 from tests.support.running import assert_verified, await_stable, connect, indexed_channels
 from tests.support.stores import Backend, all_entries, settings_of
-from workers.node.signals import StopFlag
 from workers.pipeline.batch_writer import BatchWriter
 from workers.pipeline.outbox import Outbox
 from workers.pipeline.ring import Bell, Ring
 from workers.pipeline.round import RoundBuilder
+from workers.signals import StopFlag
 from workers.telemetry.board import Board
 from workers.telemetry.hot_channels import Hottest, Note
 

@@ -16,9 +16,9 @@ import pytest
 from tests.support.leaks import no_leaks
 from tests.support.processes import DEADLINE_S, end_of
 from workers.node.child import Child, spawn
-from workers.node.signals import StopFlag
 from workers.pipeline import ring as ring_module
 from workers.pipeline.ring import Bell, Ring
+from workers.signals import StopFlag
 
 N_FRAMES = 20_000
 N_KILLS = 15

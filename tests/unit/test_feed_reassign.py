@@ -12,13 +12,13 @@ from channelindex.hashing import group_of
 from channelindex.logs import get
 from channelindex.model import ORIGIN, IndexMeta, Route
 from channelindex.stores.memory import MemoryIndex, MemoryOwner
-from workers.node.signals import StopFlag
 from workers.pipeline.assignment import assignment_link
 from workers.pipeline.feed_worker import ROLLED_BACK, FeedWorker
 from workers.pipeline.frames import decode_frame
 from workers.pipeline.outbox import Outbox
 from workers.pipeline.ring import Bell, Ring
 from workers.pipeline.round import RoundBuilder
+from workers.signals import StopFlag
 from workers.telemetry.board import Board
 
 META = IndexMeta(blocks.FORMAT_VERSION, n_vbuckets=8, n_partitions=4, source_uuid="s", index_uuid="i")

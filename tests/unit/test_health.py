@@ -4,11 +4,9 @@ import pytest
 
 from channelindex.settings import SETTINGS, listen_address
 from coordinator.link import Held, Trouble
-from workers.node.rate import Rate
-from workers.node.report import NodeReport
-from workers.telemetry.board import Board
+from workers.node.report import NodeReport, Rate
+from workers.telemetry.board import Board, State
 from workers.telemetry.health import ALIVE_S, liveness, readiness
-from workers.telemetry.state import State
 
 S = 10**9
 LATER_NS = 1000 * S

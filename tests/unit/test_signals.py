@@ -3,7 +3,7 @@ import signal
 from contextlib import closing
 
 from tests.support.leaks import no_leaks
-from workers.node.signals import SignalQueue
+from workers.signals import SignalQueue
 
 
 def test_signals_are_taken_in_the_order_in_which_they_came():

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channelindex.model import Checkpoint
-from workers.pipeline.stable_queue import StableQueue
+from workers.pipeline.outbox import StableQueue
 
 
 def at(seqno: int) -> Checkpoint:

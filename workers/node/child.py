@@ -21,7 +21,7 @@ from typing import Protocol
 
 from channelindex import exits, logs
 from channelindex.errors import ChannelIndexError
-from workers.node.signals import StopFlag
+from workers.signals import StopFlag
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15

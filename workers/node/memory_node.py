@@ -23,13 +23,13 @@ from channelindex.stores.memory import MemoryIndex, MemoryReader
 from channelindex.stores.memory_server import MemoryServer
 from channelindex.stores.memory_wire import socket_path
 from workers.node.notify import Notifier
-from workers.node.signals import StopFlag
 from workers.pipeline.assignment import WorkerLink, assignment_link
 from workers.pipeline.direct import DirectOutbox
 from workers.pipeline.feed_worker import ROLLED_BACK, FeedWorker
 from workers.pipeline.ring import Bell
 from workers.pipeline.round import RoundBuilder
 from workers.pipeline.source import open_feed
+from workers.signals import StopFlag
 from workers.telemetry.board import FEED_WORKER, Board, Slot
 
 ATTEND_S = 0.5

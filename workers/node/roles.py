@@ -14,13 +14,13 @@ from workers.node.child import spawn
 from workers.node.child_slot import Place
 from workers.node.incarnation import Life
 from workers.node.shared import Shared
-from workers.node.signals import StopFlag
 from workers.pipeline.assignment import WorkerLink, assignment_link
 from workers.pipeline.batch_writer import BatchWriter
 from workers.pipeline.feed_worker import FeedWorker
 from workers.pipeline.outbox import Outbox
 from workers.pipeline.round import RoundBuilder
 from workers.pipeline.source import open_feed
+from workers.signals import StopFlag
 from workers.telemetry.board import Board
 from workers.telemetry.hot_channels import Hottest
 from workers.telemetry.monitor import Monitor

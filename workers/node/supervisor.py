@@ -23,17 +23,15 @@ from coordinator.link import Held, KeeperLink
 from workers.node.child_slot import Place
 from workers.node.notify import Notifier
 from workers.node.orders import UnownedAlarm, scaled
-from workers.node.rate import Rate
-from workers.node.report import NodeReport
+from workers.node.report import NodeReport, Rate
 from workers.node.roles import Roles
 from workers.node.shared import Shared
-from workers.node.signals import SignalQueue
 from workers.node.spread import spread
 from workers.node.status import encode, node_status, status_line
 from workers.pipeline.batch_writer import TORN
 from workers.pipeline.feed_worker import ROLLED_BACK
-from workers.telemetry.board import BATCH_WRITER, FEED_WORKER, LEASE_KEEPER, MONITOR, Board
-from workers.telemetry.state import State
+from workers.signals import SignalQueue
+from workers.telemetry.board import BATCH_WRITER, FEED_WORKER, LEASE_KEEPER, MONITOR, Board, State
 
 TURN_S = 0.2
 """Longest sleep: bounds how late a lease that runs out, or a silent worker, is noticed."""

@@ -15,9 +15,9 @@ from channelindex.backoff import Backoff
 from channelindex.errors import Transient
 from channelindex.logs import EventLog
 from channelindex.stores.base import ChannelAppend, IndexWriter
-from workers.node.signals import StopFlag
 from workers.pipeline.frames import decode_frame, merge
 from workers.pipeline.ring import Bell, Ring, TornFrame
+from workers.signals import StopFlag
 from workers.telemetry.board import BATCH_BYTES, STORE_US, Slot
 from workers.telemetry.hot_channels import Hottest
 

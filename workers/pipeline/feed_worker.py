@@ -25,7 +25,6 @@ from channelindex.hashing import group_of
 from channelindex.logs import EventLog
 from channelindex.model import Checkpoint, IndexMeta
 from channelindex.stores.base import OwnerStore, Quarantined
-from workers.node.signals import StopFlag
 from workers.pipeline.assignment import WorkerLink
 from workers.pipeline.direct import DirectOutbox
 from workers.pipeline.join_epoch import Gain, where_they_are
@@ -33,6 +32,7 @@ from workers.pipeline.lag import LagMeter
 from workers.pipeline.outbox import Outbox
 from workers.pipeline.ring import Bell
 from workers.pipeline.round import RoundBuilder
+from workers.signals import StopFlag
 from workers.telemetry.board import Row, Slot
 
 ROLLED_BACK = 10

@@ -13,6 +13,7 @@ import os
 import time
 from bisect import bisect_left
 from collections.abc import Sequence
+from enum import Enum
 from typing import NamedTuple
 
 from workers.telemetry.hot_channels import Note
@@ -28,6 +29,14 @@ MAX_WORKERS = 64
 
 _COMMON = ("pid", "started_ns", "beat_ns", "store_errors", "restarts")
 """Times (`_ns`) are of the monotonic clock, which is the same in all processes of a machine; 0 for never."""
+
+
+class State(Enum):
+    """What a node is doing. Its place in this order is what the board holds."""
+
+    RUNNING = "running"
+    RELOADING = "reloading"
+    DRAINING = "draining"
 
 
 class Histogram(NamedTuple):
@@ -79,7 +88,7 @@ FIELDS_BY_ROLE: dict[str, tuple[str, ...]] = {
     MONITOR: _COMMON,
     SUPERVISOR: (
         *_COMMON,
-        "state",  # index in `workers.telemetry.state.State`, in its order
+        "state",  # index in `State`, in its order
         "heard_ns",  # when the lease keeper last said something
         "trouble",  # 1 while the leases cannot be looked after
         "members",  # live nodes, this one among them

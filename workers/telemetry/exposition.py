@@ -9,10 +9,19 @@ from pathlib import Path
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from workers.telemetry.board import BATCH_BYTES, BATCH_WRITER, FEED_WORKER, STORE_US, SUPERVISOR, Board, Histogram, Slot
+from workers.telemetry.board import (
+    BATCH_BYTES,
+    BATCH_WRITER,
+    FEED_WORKER,
+    STORE_US,
+    SUPERVISOR,
+    Board,
+    Histogram,
+    Slot,
+    State,
+)
 from workers.telemetry.health import lag_s_of, readiness
 from workers.telemetry.metrics import COUNTER, METRIC_BY_NAME, PREFIX
-from workers.telemetry.state import State
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")

@@ -16,7 +16,7 @@ from http import HTTPStatus
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from channelindex import exits, logs
-from workers.node.signals import StopFlag
+from workers.signals import StopFlag
 from workers.telemetry.board import Board, Slot
 from workers.telemetry.exposition import BoardCollector
 from workers.telemetry.health import Health, liveness, readiness
