@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from devbucket.scram import ScramRefused, ScramServer, Verifier, verifier_for
+from devbucket.scram_server import ScramRefused, ScramServer, Verifier, verifier_for
 
 HASH_BY_MECHANISM = {b"SCRAM-SHA512": "sha512", b"SCRAM-SHA256": "sha256", b"SCRAM-SHA1": "sha1"}
 """SCRAM mechanisms as Couchbase spells them, strongest first."""

@@ -16,7 +16,7 @@ import orjson
 from channelindex import logs
 from channelindex.errors import ConfigInvalid, SourceUnavailable
 from devbucket.controls import Controls
-from devbucket.operations import carry_out
+from devbucket.ctl import carry_out
 
 TIMEOUT_S = 30.0
 """How long a client waits for an answer: some operations touch every vbucket."""

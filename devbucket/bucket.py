@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Iterable
 
 from channelindex.errors import ConfigInvalid
-from devbucket.keyspace import DEFAULT, Keyspace, pack_leb128
-from devbucket.topology import Topology
-from devbucket.vbucket import State, VBucket
+from devbucket.manifest import DEFAULT, CollectionManifest, pack_leb128
+from devbucket.placement import Placement
+from devbucket.vbucket import VBucket, VBucketState
 
 MAX_VBUCKETS = 1024
 """What a real bucket has; clients compute a vbucket with 15 bits of a hash, but refuse maps that are longer."""
@@ -28,15 +28,15 @@ class Bucket:
         name: str,
         n_vbuckets: int,
         clock: Callable[[], float] = time.time,
-        topology: Topology | None = None,
+        placement: Placement | None = None,
         collections: Iterable[str] = (),
     ) -> None:
         self.name = name
         self.uuid = secrets.token_hex(16)
         self.clock = clock
         self.vbuckets = [VBucket(vb, clock) for vb in range(n_vbuckets)]
-        self.topology = topology or Topology(n_vbuckets)
-        self.keyspace = Keyspace() if collections else None
+        self.placement = placement or Placement(n_vbuckets)
+        self.manifest = CollectionManifest() if collections else None
         for path in collections:
             self.create_collection(path)
         self._expiries: list[tuple[int, int, bytes]] = []
@@ -44,7 +44,7 @@ class Bucket:
     @property
     def collections(self) -> list[str]:
         """The collections besides the default one, in the order of their creation."""
-        return list(self.keyspace.paths) if self.keyspace is not None else []
+        return list(self.manifest.paths) if self.manifest is not None else []
 
     def create_collection(self, path: str) -> None:
         """Create the collection *path* (`scope.collection`); every vbucket has an event of it.
@@ -52,9 +52,9 @@ class Bucket:
         Raises:
             ConfigInvalid: it is there, or the bucket has no collections.
         """
-        if self.keyspace is None:
+        if self.manifest is None:
             raise ConfigInvalid(f"the bucket {self.name!r} was made without collections")
-        for event in self.keyspace.create(path):
+        for event in self.manifest.create(path):
             for vbucket in self.vbuckets:
                 vbucket.note_event(event)
 
@@ -84,22 +84,22 @@ class Bucket:
 
     def key_in_default(self, key: bytes) -> bytes:
         """How the bucket keeps *key* of the default collection."""
-        return key if self.keyspace is None else pack_leb128(DEFAULT) + key
+        return key if self.manifest is None else pack_leb128(DEFAULT) + key
 
-    def failover(self, vb: int, lose_last_n: int) -> None:
+    def failover(self, vb: int, lose: int) -> None:
         """Lose the last seqnos of a vbucket and begin a new history; its streams end."""
-        self.vbuckets[vb].failover(lose_last_n)
+        self.vbuckets[vb].failover(lose)
         self.vbuckets[vb].end_streams(STATE_CHANGED)
 
-    def set_vbucket_state(self, vb: int, state: State) -> None:
+    def set_vbucket_state(self, vb: int, state: VBucketState) -> None:
         """Take a vbucket from its node or give it back; its streams end, and the map has a new revision."""
         if self.vbuckets[vb].set_state(state):
             self.vbuckets[vb].end_streams(STATE_CHANGED)
-            self.topology.changed()
+            self.placement.changed()
 
     def config_json(self, member: int) -> bytes:
         """The map, as that member of the cluster sends it."""
-        active = [vbucket.state == State.ACTIVE for vbucket in self.vbuckets]
-        return self.topology.config_json(
-            self.name, self.uuid, member, active, with_collections=self.keyspace is not None
+        active = [vbucket.state == VBucketState.ACTIVE for vbucket in self.vbuckets]
+        return self.placement.config_json(
+            self.name, self.uuid, member, active, with_collections=self.manifest is not None
         )

@@ -9,10 +9,10 @@ from typing import Any
 
 from channelindex.errors import ConfigInvalid
 from devbucket.bucket import STATE_CHANGED
-from devbucket.connection import Connection
-from devbucket.node import NodeServer
+from devbucket.client_connection import ClientConnection
+from devbucket.node_server import NodeServer
 from devbucket.server import DevBucketServer
-from devbucket.vbucket import State, VBucket
+from devbucket.vbucket import VBucket, VBucketState
 
 
 class Controls:
@@ -40,9 +40,9 @@ class Controls:
     def set_state(self, vb: int, state: str) -> None:
         """Make a vbucket active, replica, pending or dead; its streams end, the map has a new revision."""
         self._vbucket(vb)
-        if state.upper() not in State.__members__:
+        if state.upper() not in VBucketState.__members__:
             raise ConfigInvalid(f"there is no state {state!r}: active, replica, pending, dead")
-        self._server.bucket.set_vbucket_state(vb, State[state.upper()])
+        self._server.bucket.set_vbucket_state(vb, VBucketState[state.upper()])
 
     def purge(self, vb: int) -> int:
         """Forget a vbucket's tombstones; tells the purge seqno."""
@@ -64,15 +64,15 @@ class Controls:
 
     def nodes(self) -> list[dict[str, Any]]:
         """Tell each node's ports, state and number of vbuckets."""
-        topology = self._cluster.topology
+        placement = self._cluster.placement
         return [
             {
                 "node": node.number,
-                "port": topology.members[node.number].port,
-                "tls_port": topology.members[node.number].tls_port,
+                "port": placement.members[node.number].port,
+                "tls_port": placement.members[node.number].tls_port,
                 "running": node.running,
-                "in_cluster": topology.members[node.number].in_cluster,
-                "vbuckets": len(topology.owned_by(node.number)),
+                "in_cluster": placement.members[node.number].in_cluster,
+                "vbuckets": len(placement.owned_by(node.number)),
                 "connections": len(node.connections),
             }
             for node in self._server.nodes
@@ -80,7 +80,7 @@ class Controls:
 
     def owners(self) -> list[int]:
         """Tell the node of each vbucket."""
-        return list(self._cluster.topology.owner_by_vb)
+        return list(self._cluster.placement.owner_by_vb)
 
     def move(self, vbs: list[int], node: int) -> None:
         """Move vbuckets with their data and history to a node; their old node ends its streams."""
@@ -100,12 +100,12 @@ class Controls:
     def crash_node(self, node: int, lose: int = 0) -> None:
         """Stop a node as kill -9 does: the last seqnos of each of its vbuckets are lost, new histories begin."""
         self._node(node).halt()
-        self._cluster.lose_tails(self._cluster.topology.owned_by(node), lose)
+        self._cluster.lose_tails(self._cluster.placement.owned_by(node), lose)
 
     async def start_node(self, node: int) -> None:
         """Start a node that was stopped: what it has comes from disk."""
         server = self._node(node)
-        for vb in self._cluster.topology.owned_by(node) if not server.running else ():
+        for vb in self._cluster.placement.owned_by(node) if not server.running else ():
             self._vbucket(vb).settle()
         await server.start()
 
@@ -121,7 +121,7 @@ class Controls:
 
     def drop_connections(self, name: str = "", node: int | None = None) -> int:
         """Cut connections, as a broken network does; tells how many."""
-        return self._each(name, node, Connection.abort)
+        return self._each(name, node, ClientConnection.abort)
 
     def stall(self, on: bool = True, name: str = "", node: int | None = None) -> int:
         """Send no stream messages on the connections there are, or go on; tells how many."""
@@ -138,7 +138,7 @@ class Controls:
     def delay(self, ms: int, name: str = "", node: int | None = None) -> int:
         """Send everything so many milliseconds late; 0 ends it. Tells on how many connections."""
 
-        def set_delay(connection: Connection) -> None:
+        def set_delay(connection: ClientConnection) -> None:
             connection.wire.delay_s = ms / 1000
 
         return self._each(name, node, set_delay)
@@ -146,7 +146,7 @@ class Controls:
     def fragment(self, size: int, name: str = "", node: int | None = None) -> int:
         """Send everything in pieces of so many bytes; 0 ends it. Tells on how many connections."""
 
-        def set_size(connection: Connection) -> None:
+        def set_size(connection: ClientConnection) -> None:
             connection.wire.piece_bytes = size
 
         return self._each(name, node, set_size)
@@ -189,13 +189,13 @@ class Controls:
         """Create the bucket anew after it was dropped: empty, with another UUID and other histories."""
         self._server.create_bucket()
 
-    def _each(self, name: str, node: int | None, act: Callable[[Connection], None]) -> int:
+    def _each(self, name: str, node: int | None, act: Callable[[ClientConnection], None]) -> int:
         connections = list(self._select(name, node))
         for connection in connections:
             act(connection)
         return len(connections)
 
-    def _select(self, name: str, node: int | None) -> Iterator[Connection]:
+    def _select(self, name: str, node: int | None) -> Iterator[ClientConnection]:
         if node is not None:
             self._node(node)
         return self._server.connections(name, node)

@@ -5,27 +5,33 @@ from collections.abc import Sequence
 from channelindex import mcbp
 from channelindex.feeds.base import SNAPPY
 from channelindex.mcbp import Feature, Frame, Op, Status
-from devbucket import collecting, dcp, framing, kv, locking, session, subdoc
+from devbucket import (
+    bucket_commands,
+    client_session,
+    dcp_commands,
+    framing,
+    kv_commands,
+    lock_commands,
+    subdoc_commands,
+)
+from devbucket.client_session import ClientSession
 from devbucket.items import decompressed
 from devbucket.replies import HangUp, Malformed, Refused, Reply
-from devbucket.session import Session
 
-_COMMANDS = session.COMMANDS | dcp.COMMANDS
-_BUCKET_COMMANDS = kv.COMMANDS | locking.COMMANDS | subdoc.COMMANDS
-_READS = frozenset({
-    Op.GET, kv.GET_META, Op.STAT, Op.GET_ALL_VB_SEQNOS, Op.OBSERVE_SEQNO, Op.SUBDOC_MULTI_LOOKUP
-})  # fmt: skip
+_COMMANDS = client_session.COMMANDS | dcp_commands.COMMANDS
+_DOCUMENT_COMMANDS = kv_commands.COMMANDS | lock_commands.COMMANDS | subdoc_commands.COMMANDS
+_READS = frozenset({Op.GET, kv_commands.GET_META, Op.SUBDOC_MULTI_LOOKUP})
 """What an account may do that must not write."""
 
 
-def answer(session: Session, frame: Frame, replies: list[bytes]) -> None:
+def answer(session: ClientSession, frame: Frame, replies: list[bytes]) -> None:
     """Carry out one frame of a client and append the response frames to *replies*.
 
     Raises:
         HangUp: the connection is to be closed, after *replies* were sent.
     """
     if frame.magic == mcbp.RESPONSE:
-        dcp.take_response(session, frame)
+        dcp_commands.take_response(session, frame)
     if frame.magic != mcbp.REQUEST:
         return  # else a response to a map that we pushed
     try:
@@ -42,17 +48,17 @@ def answer(session: Session, frame: Frame, replies: list[bytes]) -> None:
         raise HangUp("client quits")
 
 
-def _run(session: Session, frame: Frame) -> Reply | Sequence[Reply] | None:
+def _run(session: ClientSession, frame: Frame) -> Reply | Sequence[Reply] | None:
     if (command := _COMMANDS.get(frame.opcode)) is not None:
         return command(session, frame)
-    if (command := collecting.COMMANDS.get(frame.opcode)) is not None:
+    if (command := bucket_commands.COMMANDS.get(frame.opcode)) is not None:
         session.require_bucket(frame)
         return command(session, frame)
-    if (command := _BUCKET_COMMANDS.get(frame.opcode)) is not None:
+    if (command := _DOCUMENT_COMMANDS.get(frame.opcode)) is not None:
         session.require_bucket(frame)
         if frame.opcode not in _READS and not (session.account and session.account.may_write):
             raise session.denied(f"Authorization failure: no privilege to write, for command 0x{frame.opcode:02x}")
-        if frame.key and frame.opcode != Op.STAT:
+        if frame.key:
             frame = frame._replace(key=session.inner_key(frame.key))
         if frame.datatype & SNAPPY:
             frame = _decompressed(session, frame)
@@ -64,7 +70,7 @@ def _run(session: Session, frame: Frame) -> Reply | Sequence[Reply] | None:
     raise Refused(Status.UNKNOWN_COMMAND)
 
 
-def _decompressed(session: Session, frame: Frame) -> Frame:
+def _decompressed(session: ClientSession, frame: Frame) -> Frame:
     """The request with its value decompressed; what it stores is sent as each client can take it."""
     value = decompressed(frame.value, mcbp.MAX_BODY_BYTES) if Feature.SNAPPY in session.features else None
     if value is None:

@@ -12,7 +12,7 @@ import orjson
 from channelindex import mcbp
 from channelindex.feeds.base import JSON, SNAPPY, XATTR
 from channelindex.mcbp import Op
-from devbucket.keyspace import event_of
+from devbucket.manifest import event_of
 
 # Feed modes: the flags of DCP_OPEN that change what a message carries, and the controls that do.
 INCLUDE_XATTRS = 0x04

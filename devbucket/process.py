@@ -1,4 +1,4 @@
-"""A dev bucket in a child process of its own, with a handle to make it fail: for tests, benchmarks and the demo.
+"""A dev bucket as a process: this one, or a child with a handle to make it fail, for tests, benchmarks and the demo.
 
 A child rather than a thread, so that the process that uses it may fork and does not share its interpreter's time.
 """
@@ -9,18 +9,19 @@ import gc
 import inspect
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Sequence
+import signal
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
 
+from channelindex import logs
 from channelindex.errors import ConfigInvalid, SourceUnavailable
 from devbucket.admin import AdminServer
-from devbucket.bucket import STATE_CHANGED, Bucket
+from devbucket.bucket import Bucket
+from devbucket.config import DevBucketConfig
 from devbucket.controls import Controls
 from devbucket.server import DevBucketServer
-from devbucket.setup import DevBucketConfig
-from devbucket.vbucket import State
 
 STOP_TIMEOUT_S = 5.0
 """How long a child may take to stop before it is killed: it only has to close sockets."""
@@ -29,11 +30,13 @@ STOP = "stop"
 
 Load = Callable[[Bucket], None]
 
+_log = logs.get("devbucket")
+
 
 class DevBucket:
     """Runs a dev bucket while the context is open. Its child ends with this process, even if that is killed.
 
-    Every control method returns when the server has done it.
+    All methods of `devbucket.controls.Controls` can be called on it; each returns when the server has done it.
     """
 
     def __init__(self, config: DevBucketConfig | None = None, load: Load | None = None) -> None:
@@ -75,7 +78,9 @@ class DevBucket:
         """
         context = multiprocessing.get_context("fork")
         self._control, theirs = context.Pipe()
-        self._child = context.Process(target=_run, args=(self.config, self._load, self._control, theirs), daemon=True)
+        self._child = context.Process(
+            target=_run_child, args=(self.config, self._load, self._control, theirs), daemon=True
+        )
         self._child.start()
         theirs.close()
         self.ports, self.tls_ports = self._receive()
@@ -91,7 +96,7 @@ class DevBucket:
         """Stop the child; twice does no harm."""
         if self._control is not None:
             with contextlib.suppress(OSError):
-                self._control.send((STOP, ()))  # closing the pipe is not enough where a forked process has it too
+                self._control.send((STOP, (), {}))  # closing the pipe is not enough where a forked process has it too
             self._control.close()
             self._control = None
         if self._child is not None:
@@ -101,129 +106,15 @@ class DevBucket:
                 self._child.join()
             self._child = None
 
-    def bulk_load(self, documents: Iterable[tuple[int, int, bytes, bytes]]) -> None:
-        """Store documents (vbucket, seqno, key, value); per vbucket the seqnos rise above those that are there."""
-        self._call("bulk_load", list(documents))
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """Return a method of `Controls`, to be called here and carried out in the child."""
+        if name.startswith("_") or not hasattr(Controls, name):
+            raise AttributeError(f"{type(self).__name__} has no {name!r}, and neither has Controls")
 
-    def failover(self, vb: int, lose_last_n: int = 0) -> None:
-        """Lose the last seqnos of a vbucket and begin a new history; its streams end."""
-        self._call("failover", vb, lose_last_n)
+        def carry_out(*args: Any, **kwargs: Any) -> Any:
+            return self._call(name, tuple(map(_picklable, args)), kwargs)
 
-    def set_vbucket_state(self, vb: int, state: State) -> None:
-        """Take a vbucket from its node or give it back; its streams end, clients that asked are sent the new map."""
-        self._call("set_state", vb, state.name)
-
-    def purge(self, vb: int) -> int:
-        """Forget a vbucket's tombstones; returns the purge seqno."""
-        return int(self._call("purge", vb))
-
-    def settle(self, vb: int) -> None:
-        """Let a vbucket be as after a clean restart: what it holds is streamed from disk."""
-        self._call("settle", vb)
-
-    def new_checkpoint(self, vb: int) -> None:
-        """Close the open source checkpoint of a vbucket."""
-        self._call("new_checkpoint", vb)
-
-    def close_stream(self, vb: int, reason: int = STATE_CHANGED, name: str = "") -> int:
-        """End all streams of a vbucket with a STREAM_END; returns how many there were."""
-        return int(self._call("close_stream", vb, reason, name))
-
-    def high_seqnos(self) -> list[int]:
-        """The high seqno of each vbucket."""
-        return list(self._call("high_seqnos"))
-
-    def nodes(self) -> list[dict[str, Any]]:
-        """Each node's ports, state, and number of vbuckets and connections."""
-        return list(self._call("nodes"))
-
-    def owners(self) -> list[int]:
-        """The node of each vbucket."""
-        return list(self._call("owners"))
-
-    def move(self, vbs: Sequence[int], node: int) -> None:
-        """Move vbuckets with their data and history to a node; their old node ends its streams."""
-        self._call("move", list(vbs), node)
-
-    def rebalance(self) -> None:
-        """Spread the vbuckets evenly over the running nodes, and let these be the cluster."""
-        self._call("rebalance")
-
-    def stop_node(self, node: int) -> None:
-        """Stop a node as SIGTERM does: it keeps what it has, and its place in the map."""
-        self._call("stop_node", node)
-
-    def crash_node(self, node: int, lose_last_n: int = 0) -> None:
-        """Stop a node as kill -9 does: the last seqnos of each of its vbuckets are lost, new histories begin."""
-        self._call("crash_node", node, lose_last_n)
-
-    def start_node(self, node: int) -> None:
-        """Start a node that was stopped, under the same ports: what it has comes from disk."""
-        self._call("start_node", node)
-
-    def failover_node(self, node: int, lose_last_n: int = 0) -> None:
-        """Stop a node and give its vbuckets to their replicas, or to all others; the last seqnos of each are lost."""
-        self._call("failover_node", node, lose_last_n)
-
-    def drop_connections(self, name: str = "", node: int | None = None) -> int:
-        """Cut connections: of which the DCP name begins with *name*, of one node, or all. Returns how many."""
-        return int(self._call("drop_connections", name, node))
-
-    def stall(self, *, on: bool, name: str = "", node: int | None = None) -> int:
-        """Send no stream messages on the connections there are, or go on. Returns how many connections."""
-        return int(self._call("stall", on, name, node))
-
-    def connections(self, name: str = "", node: int | None = None) -> list[dict[str, Any]]:
-        """Of each connection its peer, DCP name, user and open streams."""
-        return list(self._call("connections", name, node))
-
-    def half_open(self, name: str = "", node: int | None = None) -> int:
-        """Let connections stand without a word, for ever: what comes is not read, nothing is sent."""
-        return int(self._call("half_open", name, node))
-
-    def delay(self, ms: int, name: str = "", node: int | None = None) -> int:
-        """Send everything so many milliseconds late, on the connections there are; 0 ends it."""
-        return int(self._call("delay", ms, name, node))
-
-    def fragment(self, size: int, name: str = "", node: int | None = None) -> int:
-        """Send everything in pieces of so many bytes, on the connections there are; 0 ends it."""
-        return int(self._call("fragment", size, name, node))
-
-    def cut_frame(self, name: str = "", node: int | None = None) -> int:
-        """Send half of the next document's frame and hang up."""
-        return int(self._call("cut_frame", name, node))
-
-    def flip_byte(self, offset: int = -1, name: str = "", node: int | None = None) -> int:
-        """Invert a byte of the next document's frame: 0 is its first, -1 its last."""
-        return int(self._call("flip_byte", offset, name, node))
-
-    def refuse_logins(self, *, on: bool) -> None:
-        """Refuse every login, whatever the password, or be as before."""
-        self._call("refuse_logins", on)
-
-    def create_collection(self, path: str) -> None:
-        """Create a collection (`scope.collection`) in a bucket that has some: every vbucket has an event of it."""
-        self._call("create_collection", path)
-
-    def warm_up(self, *, on: bool) -> None:
-        """Be as just after a start: no client can select the bucket yet, or be done with it."""
-        self._call("warm_up", on)
-
-    def stall_disk(self, *, on: bool) -> None:
-        """Write no more changes to the file, or go on: what `kill` loses. Durable writes are written all the same."""
-        self._call("stall_disk", on)
-
-    def stall_replicas(self, *, on: bool) -> None:
-        """Let all replicas stand still, or follow again: what a failover of a node then loses."""
-        self._call("stall_replicas", on)
-
-    def drop_bucket(self) -> None:
-        """Delete the bucket with all its data: its connections are cut, nobody can select it."""
-        self._call("drop_bucket")
-
-    def create_bucket(self) -> None:
-        """Create the bucket anew after it was dropped: empty, with another UUID and other histories."""
-        self._call("create_bucket")
+        return carry_out
 
     def kill(self) -> None:
         """End the child as kill -9 does. The next one, on the same file, lacks what was not written yet."""
@@ -231,10 +122,10 @@ class DevBucket:
             self._child.kill()
             self._child.join()
 
-    def _call(self, name: str, *args: Any) -> Any:
+    def _call(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         if self._control is None:
             raise SourceUnavailable("the dev bucket is not running")
-        self._control.send((name, args))
+        self._control.send((name, args, kwargs))
         return self._receive()
 
     def _receive(self) -> Any:
@@ -249,35 +140,64 @@ class DevBucket:
         return answer
 
 
-def _run(config: DevBucketConfig, load: Load | None, parents: Connection, control: Connection) -> None:
-    """The child's main function: serve until the parent closes its end of the pipe or dies."""
-    gc.freeze()  # what the parent forgot must not be destroyed here: an SDK would wait for threads it has only there
-    parents.close()
-    os.setsid()  # a Ctrl-C in the terminal is for the parent, which then stops us
-    asyncio.run(_serve(config, load, control))
+def serve(config: DevBucketConfig, ready: Callable[[str], None], load: Load | None = None) -> None:
+    """Run a dev bucket in this process until SIGTERM or SIGINT: what `channelindex devbucket` does.
+
+    *load* fills the bucket first; *ready* is told the URL.
+
+    Raises:
+        ConfigInvalid: the configuration cannot be served, or a port is taken.
+    """
+
+    async def until_signalled() -> None:
+        stopped = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopped.set)
+        async with _running(config, load) as server:
+            ready(server.url)
+            await stopped.wait()
+
+    asyncio.run(until_signalled())
+    _log.info("devbucket.stopped")
 
 
-async def _serve(config: DevBucketConfig, load: Load | None, control: Connection) -> None:
-    try:
-        server = DevBucketServer(config)
-    except ConfigInvalid as error:
-        control.send(error)
-        return
-    controls = Controls(server)
-    admin = AdminServer(controls, config.admin)
+@contextlib.asynccontextmanager
+async def _running(config: DevBucketConfig, load: Load | None) -> AsyncIterator[DevBucketServer]:
+    """Serve while the context is open.
+
+    Raises:
+        ConfigInvalid: the configuration cannot be served, or a port is taken.
+    """
+    server = DevBucketServer(config)
+    admin = AdminServer(Controls(server), config.admin)
     try:
         if load is not None:
             load(server.bucket)
         await server.start()
         await admin.start()
-        members = server.cluster.topology.members
-        control.send(([member.port for member in members], [member.tls_port for member in members]))
-        await _obey(control, controls)
-    except ConfigInvalid as error:
-        control.send(error)
+        yield server
     finally:
         admin.stop()
         server.stop()
+
+
+def _run_child(config: DevBucketConfig, load: Load | None, parents: Connection, control: Connection) -> None:
+    """Serve until the parent closes its end of the pipe or dies: the child's main function."""
+    gc.freeze()  # what the parent forgot must not be destroyed here: an SDK would wait for threads it has only there
+    parents.close()
+    os.setsid()  # a Ctrl-C in the terminal is for the parent, which then stops us
+
+    async def until_told() -> None:
+        try:
+            async with _running(config, load) as server:
+                members = server.cluster.placement.members
+                control.send(([member.port for member in members], [member.tls_port for member in members]))
+                await _obey(control, Controls(server))
+        except ConfigInvalid as error:
+            control.send(error)
+
+    asyncio.run(until_told())
 
 
 async def _obey(control: Connection, controls: Controls) -> None:
@@ -291,18 +211,23 @@ async def _obey(control: Connection, controls: Controls) -> None:
         if not control.poll():
             continue  # the loop saw the request twice: before and while we took it
         try:
-            name, args = control.recv()
+            name, args, kwargs = control.recv()
         except EOFError:
-            name, args = STOP, ()
+            name, args, kwargs = STOP, (), {}
         if name == STOP:
             break
-        control.send(await _outcome(controls, name, args))
+        control.send(await _outcome(controls, name, args, kwargs))
     loop.remove_reader(control.fileno())
 
 
-async def _outcome(controls: Controls, name: str, args: tuple[Any, ...]) -> Any:
+async def _outcome(controls: Controls, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     try:
-        answer = getattr(controls, name)(*args)
+        answer = getattr(controls, name)(*args, **kwargs)
         return await answer if inspect.isawaitable(answer) else answer
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - it is raised in the parent
         return error
+
+
+def _picklable(argument: Any) -> Any:
+    """Return *argument* as it can go to another process: what is iterated over only once as a list."""
+    return list(argument) if isinstance(argument, Iterator | range) else argument

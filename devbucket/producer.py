@@ -15,9 +15,9 @@ from devbucket.items import (
     NO_VALUE_KEEP_DATATYPE,
     TAKES_SNAPPY,
 )
-from devbucket.keyspace import Wanted
+from devbucket.manifest import KeyFilter
+from devbucket.producer_stream import END_CLOSED, ProducerStream, Range
 from devbucket.replies import Refused
-from devbucket.streams import END_CLOSED, Range, Stream
 from devbucket.vbucket import VBucket
 
 PRODUCER = 0x01
@@ -37,8 +37,8 @@ class Producer:
         self.on_ready: Callable[[], None] = lambda: None
         self._mode = mode
         self._end_on_close = False
-        self._streams: dict[int, Stream] = {}
-        self._queue: deque[Stream] = deque()
+        self._streams: dict[int, ProducerStream] = {}
+        self._queue: deque[ProducerStream] = deque()
 
     @property
     def lacks_noop(self) -> bool:
@@ -80,10 +80,10 @@ class Producer:
         return stream is not None and not stream.ended
 
     def add_stream(
-        self, vbucket: VBucket, opaque: int, wanted: Range, *, from_disk: bool, wanted_keys: Wanted | None
+        self, vbucket: VBucket, opaque: int, wanted: Range, *, from_disk: bool, wanted_keys: KeyFilter | None
     ) -> None:
         """Open a stream, of some keys or of all."""
-        stream = Stream(
+        stream = ProducerStream(
             vbucket,
             opaque,
             wanted,
@@ -137,7 +137,7 @@ class Producer:
             self._requeue(stream)
         return b"".join(out)
 
-    def _requeue(self, stream: Stream) -> None:
+    def _requeue(self, stream: ProducerStream) -> None:
         if stream.has_more:
             self._queue.append(stream)
             return
@@ -145,7 +145,7 @@ class Producer:
         if stream.done and self._streams.get(stream.vbucket.vb) is stream:
             del self._streams[stream.vbucket.vb]
 
-    def _ready(self, stream: Stream) -> None:
+    def _ready(self, stream: ProducerStream) -> None:
         if not stream.queued:
             stream.queued = True
             self._queue.append(stream)

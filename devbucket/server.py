@@ -7,12 +7,12 @@ from channelindex import logs
 from channelindex.errors import ConfigInvalid
 from devbucket.accounts import Account, Accounts
 from devbucket.bucket import Bucket
-from devbucket.cluster import Cluster
-from devbucket.connection import Connection
-from devbucket.node import NodeServer
-from devbucket.setup import DevBucketConfig
+from devbucket.bucket_cluster import BucketCluster
+from devbucket.client_connection import ClientConnection
+from devbucket.config import DevBucketConfig
+from devbucket.node_server import NodeServer
+from devbucket.placement import Placement
 from devbucket.storage import Storage
-from devbucket.topology import Topology
 
 EXPIRY_PAGER_S = 1.0
 """How often documents are looked for that expired and that nobody reads."""
@@ -27,16 +27,16 @@ class DevBucketServer:
 
     def __init__(self, config: DevBucketConfig) -> None:
         self.config = config
-        topology = Topology(config.n_vbuckets, config.n_nodes, config.n_replicas)
-        for number, member in enumerate(topology.members):
+        placement = Placement(config.n_vbuckets, config.n_nodes, config.n_replicas)
+        for number, member in enumerate(placement.members):
             member.host = config.host
             member.port = config.port and config.port + number
             member.tls_port = config.tls_port and config.tls_port + number
-        topology.on_change = self._push_map
+        placement.on_change = self._push_map
         accounts = Accounts([Account(config.user, config.password), *config.more_accounts])
         self.storage = Storage(config.file) if config.file else None
-        bucket = self._first_bucket(topology)
-        self.cluster = Cluster(bucket, accounts, config.idle_timeout_s, asyncio.get_running_loop().time)
+        bucket = self._first_bucket(placement)
+        self.cluster = BucketCluster(bucket, accounts, config.idle_timeout_s, asyncio.get_running_loop().time)
         if self.storage is not None:
             self.cluster.flush = self.storage.flush
         tls = config.tls.context() if config.tls else None
@@ -44,14 +44,14 @@ class DevBucketServer:
         self.disk_stalled = False
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
-    def _first_bucket(self, topology: Topology) -> Bucket:
+    def _first_bucket(self, placement: Placement) -> Bucket:
         if self.storage is None:
-            return self._new_bucket(topology)
-        return self.storage.load(self._new_bucket(topology))
+            return self._new_bucket(placement)
+        return self.storage.load(self._new_bucket(placement))
 
-    def _new_bucket(self, topology: Topology) -> Bucket:
+    def _new_bucket(self, placement: Placement) -> Bucket:
         config = self.config
-        return Bucket(config.bucket, config.n_vbuckets, topology=topology, collections=config.collections)
+        return Bucket(config.bucket, config.n_vbuckets, placement=placement, collections=config.collections)
 
     @property
     def bucket(self) -> Bucket:
@@ -67,12 +67,12 @@ class DevBucketServer:
     @property
     def port(self) -> int:
         """The port of the first node; 0 before the start."""
-        return self.cluster.topology.members[0].port
+        return self.cluster.placement.members[0].port
 
     @property
     def url(self) -> str:
         """What a configuration's source.url has to say: the bucket, by all its nodes."""
-        members = self.cluster.topology.members
+        members = self.cluster.placement.members
         hosts = ",".join(f"{member.host}:{member.port}" for member in members)
         return f"couchbase://{hosts}/{self.config.bucket}"
 
@@ -114,13 +114,13 @@ class DevBucketServer:
         """
         if self.cluster.bucket is not None:
             raise ConfigInvalid(f"the bucket {self.config.bucket!r} is there already")
-        bucket = self._new_bucket(self.cluster.topology)
+        bucket = self._new_bucket(self.cluster.placement)
         if self.storage is not None:
             self.storage.replace(bucket)
         self.cluster.bucket = bucket
-        self.cluster.topology.changed()
+        self.cluster.placement.changed()
 
-    def connections(self, name: str = "", node: int | None = None) -> Iterator[Connection]:
+    def connections(self, name: str = "", node: int | None = None) -> Iterator[ClientConnection]:
         """The connections of which the DCP name begins with *name*, of one node or of all."""
         for server in self.nodes:
             if node in (None, server.number):

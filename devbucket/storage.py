@@ -101,11 +101,11 @@ class Storage:
     def _learn_collections(self, bucket: Bucket, kept: list[str]) -> None:
         """Let *bucket* have the collections that were created while it was running; the file has their events."""
         configured = bucket.collections
-        if kept[: len(configured)] != configured or (kept and bucket.keyspace is None):
+        if kept[: len(configured)] != configured or (kept and bucket.manifest is None):
             raise ConfigInvalid(f"{self._path} holds a bucket with the collections {kept}, not {configured}")
-        if bucket.keyspace is not None:
+        if bucket.manifest is not None:
             for path in kept[len(configured) :]:
-                bucket.keyspace.create(path)
+                bucket.manifest.create(path)
 
     def replace(self, bucket: Bucket) -> None:
         """Hold *bucket* and nothing of what was there."""

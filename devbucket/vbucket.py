@@ -12,8 +12,7 @@ from enum import IntEnum
 from operator import attrgetter
 from typing import NamedTuple, Protocol
 
-from devbucket.checkpoints import SourceCheckpoints
-from devbucket.history import FailoverLog, rollback_seqno
+from devbucket.history import FailoverLog, SourceCheckpoints, rollback_seqno
 from devbucket.items import (
     ALIVE,
     DELETED,
@@ -24,8 +23,8 @@ from devbucket.items import (
     join_value,
     system_xattrs,
 )
-from devbucket.keyspace import Event
 from devbucket.locks import Locks
+from devbucket.manifest import CollectionEvent
 
 MAX_LOSS = 1000
 """Seqnos that a failover can lose at most; bounds the superseded versions that we keep."""
@@ -33,7 +32,7 @@ MAX_LOSS = 1000
 _seqno_of = attrgetter("seqno")
 
 
-class State(IntEnum):
+class VBucketState(IntEnum):
     """States of a vbucket, as the protocol numbers them."""
 
     ACTIVE = 1
@@ -69,7 +68,7 @@ class VBucket:
 
     def __init__(self, vb: int, clock: Callable[[], float] = time.time) -> None:
         self.vb = vb
-        self.state = State.ACTIVE
+        self.state = VBucketState.ACTIVE
         self.failover_log = FailoverLog()
         self.high_seqno = 0
         self.purge_seqno = 0
@@ -111,7 +110,7 @@ class VBucket:
         value, datatype = join_value(xattrs, b"")
         return self._append(self._next_item(key, cas or self.next_cas(), value, datatype, fate=fate))
 
-    def note_event(self, event: Event) -> None:
+    def note_event(self, event: CollectionEvent) -> None:
         """Give an event of the bucket's collections a seqno."""
         self._append(self._next_item(event.key(), 0, event.value(), 0, fate=SYSTEM_EVENT))
 
@@ -175,15 +174,15 @@ class VBucket:
         """How many seqnos a failover can lose: of those before them, superseded versions may be gone."""
         return self.high_seqno - self._kept_from
 
-    def failover(self, lose_last_n: int) -> None:
+    def failover(self, lose: int) -> None:
         """Lose the last seqnos, as if a replica that never got them took over; a new history begins.
 
         Raises:
             ValueError: more seqnos than there are, or than we keep versions for.
         """
-        cut = self.high_seqno - lose_last_n
-        if not 0 <= lose_last_n <= self.most_to_lose:
-            raise ValueError(f"vbucket {self.vb}: cannot lose {lose_last_n} of {self.high_seqno} seqnos")
+        cut = self.high_seqno - lose
+        if not 0 <= lose <= self.most_to_lose:
+            raise ValueError(f"vbucket {self.vb}: cannot lose {lose} of {self.high_seqno} seqnos")
         first = bisect_right(self._log, cut, key=_seqno_of)
         lost = self._log[first:]
         del self._log[first:]
@@ -199,13 +198,13 @@ class VBucket:
         self._checkpoints.cut_behind(cut)
         self.unsaved = self.rewritten = True
 
-    def set_state(self, state: State) -> bool:
+    def set_state(self, state: VBucketState) -> bool:
         """Become active, replica, pending or dead; becoming active begins a new history. Whether it was a change."""
         if state == self.state:
             return False
         self.state = state
         self.unsaved = True
-        if state == State.ACTIVE:
+        if state == VBucketState.ACTIVE:
             self.failover_log.branch(self.high_seqno)
         return True
 
@@ -234,7 +233,7 @@ class VBucket:
 
     def restore(self, saved: Saved, items: list[Item]) -> None:
         """Be what a file kept; *items* are in the order of their seqnos."""
-        self.state = State(saved.state)
+        self.state = VBucketState(saved.state)
         self.failover_log = FailoverLog.unpacked(saved.failover_log)
         self.purge_seqno, self._kept_from = saved.purge_seqno, saved.kept_from
         self._max_cas = saved.max_cas

@@ -23,7 +23,7 @@ _MACROS = ((b"_sync.cas", b'"${Mutation.CAS}"'), (b"_sync.value_crc32c", b'"${Mu
 """Filled in by the server, so that Sync Gateway can tell its own writes from others'."""
 
 
-class Stored(NamedTuple):
+class StoredDocument(NamedTuple):
     """What the bucket has of a document: its `_sync`, its CAS, and whether it lives or is a tombstone (or nothing)."""
 
     sync: Mapping[str, Any] | None
@@ -31,7 +31,7 @@ class Stored(NamedTuple):
     alive: bool
 
 
-NOTHING = Stored(None, 0, alive=False)
+NOTHING = StoredDocument(None, 0, alive=False)
 
 
 class Layout(Protocol):
@@ -41,7 +41,7 @@ class Layout(Protocol):
         """Ask for a document."""
         ...
 
-    def found(self, answer: Frame) -> Stored:
+    def found(self, answer: Frame) -> StoredDocument:
         """What the answer to `read` says.
 
         Raises:
@@ -49,11 +49,11 @@ class Layout(Protocol):
         """
         ...
 
-    def write(self, revision: Revision, sync: Mapping[str, Any], stored: Stored) -> Request:
+    def write(self, revision: Revision, sync: Mapping[str, Any], stored: StoredDocument) -> Request:
         """Write *revision* with its metadata in place of *stored*, and only if the document still is that version."""
         ...
 
-    def written(self, revision: Revision, sync: Mapping[str, Any], cas: int) -> Stored:
+    def written(self, revision: Revision, sync: Mapping[str, Any], cas: int) -> StoredDocument:
         """What the bucket has after a write that was given *cas*."""
         ...
 
@@ -65,23 +65,23 @@ class InlineLayout:
         """See `Layout.read`."""
         return operations.get(key)
 
-    def found(self, answer: Frame) -> Stored:
+    def found(self, answer: Frame) -> StoredDocument:
         """See `Layout.found`."""
         document = operations.document(answer)
         if document is None:
             return NOTHING
-        return Stored(_object((_object(document.body) or {}).get("_sync")), document.cas, alive=True)
+        return StoredDocument(_object((_object(document.body) or {}).get("_sync")), document.cas, alive=True)
 
-    def write(self, revision: Revision, sync: Mapping[str, Any], stored: Stored) -> Request:
+    def write(self, revision: Revision, sync: Mapping[str, Any], stored: StoredDocument) -> Request:
         """See `Layout.write`."""
         deleted = {"_deleted": True} if revision.deleted else {}
         body = msgspec.json.encode({**revision.body, **deleted, "_sync": sync})
         request = operations.store(revision.id.encode(), body, cas=stored.cas)
         return request if stored.alive else request._replace(opcode=Op.ADD)
 
-    def written(self, revision: Revision, sync: Mapping[str, Any], cas: int) -> Stored:  # noqa: ARG002
+    def written(self, revision: Revision, sync: Mapping[str, Any], cas: int) -> StoredDocument:  # noqa: ARG002
         """See `Layout.written`."""
-        return Stored(sync, cas, alive=True)
+        return StoredDocument(sync, cas, alive=True)
 
 
 class XattrLayout:
@@ -91,14 +91,14 @@ class XattrLayout:
         """See `Layout.read`."""
         return operations.lookup(key, "_sync")
 
-    def found(self, answer: Frame) -> Stored:
+    def found(self, answer: Frame) -> StoredDocument:
         """See `Layout.found`."""
         document = operations.looked_up(answer)
         if document is None:
             return NOTHING
-        return Stored(_object(document.xattr), document.cas, alive=document.body is not None)
+        return StoredDocument(_object(document.xattr), document.cas, alive=document.body is not None)
 
-    def write(self, revision: Revision, sync: Mapping[str, Any], stored: Stored) -> Request:
+    def write(self, revision: Revision, sync: Mapping[str, Any], stored: StoredDocument) -> Request:
         """See `Layout.write`. The CAS of a tombstone is not compared: servers let nobody change one under its CAS."""
         changes = _change(Op.SUBDOC_DICT_UPSERT, _XATTR_PATH, b"_sync", msgspec.json.encode(sync))
         for path, macro in _MACROS:
@@ -115,12 +115,12 @@ class XattrLayout:
             cas=stored.cas if stored.alive else 0,
         )
 
-    def written(self, revision: Revision, sync: Mapping[str, Any], cas: int) -> Stored:
+    def written(self, revision: Revision, sync: Mapping[str, Any], cas: int) -> StoredDocument:
         """See `Layout.written`."""
-        return Stored(sync, cas, alive=not revision.deleted)
+        return StoredDocument(sync, cas, alive=not revision.deleted)
 
 
-def _document_flags(revision: Revision, stored: Stored) -> bytes:
+def _document_flags(revision: Revision, stored: StoredDocument) -> bytes:
     if stored.alive:
         return b""
     if not revision.deleted:

@@ -13,7 +13,7 @@ from channelindex.errors import InvariantBroken, SourceUnavailable
 from channelindex.feeds.dcp import operations
 from channelindex.feeds.dcp.exchange import Request
 from channelindex.mcbp import Frame, Status
-from devbucket.sync_gateway.layouts import Layout, Stored
+from devbucket.sync_gateway.layouts import Layout, StoredDocument
 from devbucket.sync_gateway.metadata import apply_revision, is_known
 from devbucket.sync_gateway.revisions import Revision
 
@@ -50,7 +50,7 @@ class Loader:
         self._layout = layout
         self._now = now
         self._sequences = self._new_sequences()
-        self._stored_by_id: dict[str, Stored] = {}
+        self._stored_by_id: dict[str, StoredDocument] = {}
 
     def load(self, revisions: Iterable[Revision], progress: Callable[[int], None] | None = None) -> int:
         """Save *revisions* in their order; how many were new to the bucket.

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import psutil
 import redis
 
-from devbucket.vbucket import State
 from tests.chaos.proxy import Link
 from tests.chaos.world import N_BUCKET_NODES, N_VBUCKETS, NODES, RedisPart, World, descendants, send
 
@@ -416,10 +415,10 @@ def take_vbuckets_away(world: World, rnd: random.Random) -> Iterator[None]:
     """Vbuckets are active nowhere for a while."""
     vbs = _some_vbs(rnd)
     for vb in vbs:
-        world.bucket.set_vbucket_state(vb, rnd.choice((State.REPLICA, State.PENDING, State.DEAD)))
+        world.bucket.set_state(vb, rnd.choice(("replica", "pending", "dead")))
     yield
     for vb in vbs:
-        world.bucket.set_vbucket_state(vb, State.ACTIVE)
+        world.bucket.set_state(vb, "active")
 
 
 @kind(longest_s=4.0, alone=True)
@@ -445,7 +444,7 @@ def fail_over_vbuckets(world: World, rnd: random.Random) -> Iterator[None]:
     with world.losing(vbs):
         for vb in vbs:
             try:
-                world.bucket.failover(vb, lose_last_n=rnd.randrange(6))
+                world.bucket.failover(vb, lose=rnd.randrange(6))
             except ValueError:  # the dev bucket has forgotten how it was before
                 world.bucket.failover(vb)
     yield

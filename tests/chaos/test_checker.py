@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 from channelindex.hashing import vbucket_of
+from devbucket.config import DevBucketConfig
 from devbucket.process import DevBucket
-from devbucket.setup import DevBucketConfig
 from devbucket.sync_gateway.layouts import XattrLayout
 from tests.chaos import checker, planted, recorder
 from tests.chaos.checker import Finding, judge

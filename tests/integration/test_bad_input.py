@@ -22,9 +22,9 @@ from channelindex.mcbp import MAX_BODY_BYTES, join_xattrs
 from channelindex.reading.reader import ChangesReader
 from channelindex.stores import open_reader
 from devbucket.bucket import Bucket
+from devbucket.config import DevBucketConfig
 from devbucket.items import MAX_SYSTEM_XATTR_BYTES, MAX_VALUE_BYTES
 from devbucket.process import DevBucket
-from devbucket.setup import DevBucketConfig
 from tests.support.node import Node, until
 from tests.support.running import assert_verified, await_stable, connect
 from tests.support.stores import settings_of

@@ -18,7 +18,6 @@ from devbucket.embedded_redis import EmbeddedRedis
 from devbucket.sync_gateway.layouts import InlineLayout, Layout, XattrLayout
 from devbucket.sync_gateway.loader import Loader
 from devbucket.sync_gateway.revisions import Revision
-from devbucket.vbucket import State
 from tests.support.history import Membership
 from tests.support.impatient import ImpatientNode
 from tests.support.node import Node, until
@@ -173,10 +172,10 @@ def move(rig: Rig, load: SteadyLoad) -> None:
 
 def take_vbucket_away(rig: Rig, load: SteadyLoad) -> None:
     log = rig.log()
-    for state in (State.REPLICA, State.PENDING, State.DEAD):
-        rig.bucket.set_vbucket_state(5, state)
+    for state in ("replica", "pending", "dead"):
+        rig.bucket.set_state(5, state)
     rig.until_logged("feed.stream_ended", since=log)
-    rig.bucket.set_vbucket_state(5, State.ACTIVE)
+    rig.bucket.set_state(5, "active")
 
 
 def new_checkpoints_and_disk(rig: Rig, load: SteadyLoad) -> None:
@@ -261,7 +260,7 @@ def without(damaged: Sequence[bytes], channels: Membership) -> Membership:
 def fail_over_vbuckets(rig: Rig, load: SteadyLoad) -> None:
     load.more(200)
     for vb in range(0, N_VBUCKETS, 2):
-        rig.bucket.failover(vb, lose_last_n=2)
+        rig.bucket.failover(vb, lose=2)
 
 
 def crash_node(rig: Rig, load: SteadyLoad) -> None:

@@ -198,7 +198,7 @@ def test_a_failover_that_loses_seqnos_is_a_rollback(bucket: DevBucket, kv: KvCli
         bucket.new_checkpoint(3)
     with Reading(bucket) as reading:
         reading.until(lambda: any(seqno == 5 for _, seqno, _ in reading.documents()))
-        bucket.failover(3, lose_last_n=2)
+        bucket.failover(3, lose=2)
         reading.until(lambda: any(event[0] == ROLLBACK for event in reading.events))
         (rollback,) = [event[2] for event in reading.events if event[0] == ROLLBACK]
         assert (rollback.seqno, rollback.snap_start, rollback.snap_end) == (3, 3, 3)

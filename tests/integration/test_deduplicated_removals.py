@@ -15,9 +15,9 @@ from channelindex.feeds.dcp.exchange import Request
 from channelindex.feeds.dcp.kv import KvClient
 from channelindex.reading.reader import ChangesReader
 from channelindex.stores import open_reader
+from devbucket.config import DevBucketConfig
 from devbucket.process import DevBucket
-from devbucket.setup import DevBucketConfig
-from devbucket.sync_gateway.layouts import InlineLayout, Layout, Stored, XattrLayout
+from devbucket.sync_gateway.layouts import InlineLayout, Layout, StoredDocument, XattrLayout
 from devbucket.sync_gateway.loader import SEQUENCE_BATCH, Loader
 from devbucket.sync_gateway.metadata import MAX_RECENT_SEQUENCES, current_rev
 from devbucket.sync_gateway.revisions import Revision, generation
@@ -39,7 +39,7 @@ SETTINGS = {"coordination__ttl_s": 1.0, "index__partitions": 4, "source__removal
 class AcceleratorLayout(InlineLayout):
     """As Sync Gateway wrote where an accelerator gave out the order: without any sequence."""
 
-    def write(self, revision: Revision, sync: Mapping[str, Any], stored: Stored) -> Request:
+    def write(self, revision: Revision, sync: Mapping[str, Any], stored: StoredDocument) -> Request:
         channels = {
             name: removal and {key: value for key, value in removal.items() if key != "seq"}
             for name, removal in (sync.get("channels") or {}).items()
@@ -71,7 +71,7 @@ class Documents:
         for turn in range(max(MISSED)):
             yield from (self.revise(id_) for id_, missed in self.missed_by_id.items() if turn < missed)
 
-    def learn(self, stored: Mapping[str, Stored]) -> None:
+    def learn(self, stored: Mapping[str, StoredDocument]) -> None:
         """Go on from what is in the bucket."""
         self._generations = {id_: generation(current_rev(document.sync)) for id_, document in stored.items()}
 
@@ -96,12 +96,12 @@ class Reader:
         return {channel: {(id_, *what) for id_, what in seen.items()} for channel, seen in self.seen.items() if seen}
 
 
-def stored_documents(client: KvClient, layout: Layout, ids: Sequence[str]) -> dict[str, Stored]:
+def stored_documents(client: KvClient, layout: Layout, ids: Sequence[str]) -> dict[str, StoredDocument]:
     answers = client.pipeline([layout.read(id_.encode()) for id_ in ids])
     return {id_: layout.found(answer) for id_, answer in zip(ids, answers, strict=True)}
 
 
-def membership_of(documents: Mapping[str, Stored]) -> Membership:
+def membership_of(documents: Mapping[str, StoredDocument]) -> Membership:
     """What the documents in the bucket say of their channels."""
     said: Membership = {}
     for id_, document in documents.items():
@@ -133,7 +133,7 @@ class Scene:
             await_stable(self._store_url, self._bucket)
         self.reader.catch_up()
 
-    def stored(self) -> dict[str, Stored]:
+    def stored(self) -> dict[str, StoredDocument]:
         return stored_documents(self._client, self._layout, tuple(self.documents.missed_by_id))
 
     def assert_exact(self, node: Node) -> None:
@@ -176,7 +176,7 @@ def test_documents_that_moved_before_a_failover_took_some_of_it_back(tmp_path, r
         highs = bucket.high_seqnos()
         scene.loader.load(scene.documents.revise_as_missed())
         for vb, (before, now) in enumerate(zip(highs, bucket.high_seqnos(), strict=True)):
-            bucket.failover(vb, lose_last_n=(now - before) // 2)  # nothing of it was indexed
+            bucket.failover(vb, lose=(now - before) // 2)  # nothing of it was indexed
         scene.documents.learn(scene.stored())
         scene.loader = Loader(client, layout)
         scene.loader.load(scene.documents.revise_all(times=MAX_RECENT_SEQUENCES + 1))

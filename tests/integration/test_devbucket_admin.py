@@ -11,7 +11,7 @@ import pytest
 
 from channelindex import exits
 from channelindex.errors import ConfigInvalid, SourceUnavailable
-from devbucket import DevBucket, DevBucketConfig, admin, operations
+from devbucket import DevBucket, DevBucketConfig, admin, ctl
 from workers.cli import main
 
 
@@ -101,7 +101,7 @@ def test_addresses():
     ],
 )
 def test_words_become_arguments(operation, words, arguments):
-    assert operations.arguments_of(operation, words) == arguments
+    assert ctl.arguments_of(operation, words) == arguments
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_words_become_arguments(operation, words, arguments):
 )
 def test_words_that_do_not_fit(operation, words, error):
     with pytest.raises(ConfigInvalid, match=error):
-        operations.arguments_of(operation, words)
+        ctl.arguments_of(operation, words)
 
 
 def test_ctl_prints_answers_as_json_and_errors_as_a_line(bucket, address, capsys):
@@ -135,14 +135,14 @@ def test_ctl_help_lists_every_operation(capsys):
     with pytest.raises(SystemExit):
         main(["devbucket", "ctl", "--help"])
     listed = capsys.readouterr().out
-    for name in operations.OPERATIONS:
-        assert f"  {operations.usage(name)}\n" in listed
-        assert operations.summary(name)
+    for name in ctl.OPERATIONS:
+        assert f"  {ctl.usage(name)}\n" in listed
+        assert ctl.summary(name)
 
 
 def test_document_tells_what_a_client_sees_of_every_operation():
     document = (Path(__file__).parents[2] / "docs/dev-bucket.md").read_text()
-    assert [name for name in operations.OPERATIONS if f"`{name}`" not in document] == []
+    assert [name for name in ctl.OPERATIONS if f"`{name}`" not in document] == []
 
 
 def test_command_needs_certificate_and_key_together(capsys):

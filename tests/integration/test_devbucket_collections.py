@@ -17,7 +17,7 @@ from channelindex.feeds.dcp.connstr import parse_source_url
 from channelindex.feeds.dcp.kv import KvClient
 from channelindex.mcbp import Feature, Frame, Op, Status
 from devbucket import DevBucket, DevBucketConfig
-from devbucket.keyspace import Keyspace, pack_leb128, split_leb128
+from devbucket.manifest import CollectionManifest, pack_leb128, split_leb128
 from devbucket.replies import Malformed, Refused
 from tests.support.dcp_reading import ADMIN, Reading
 from tests.support.mcbp_client import RawClient, Writer
@@ -229,14 +229,14 @@ def test_bucket_without_collections_has_no_such_commands():
 @pytest.mark.parametrize("path", ["", "a", ".a", "a.", "a.b.c"])
 def test_names_of_collections(path):
     with pytest.raises(ConfigInvalid, match=r"is not scope\.collection"):
-        Keyspace().create(path)
+        CollectionManifest().create(path)
 
 
 def test_collection_is_created_once():
-    keyspace = Keyspace()
-    keyspace.create("_default.a")
+    manifest = CollectionManifest()
+    manifest.create("_default.a")
     with pytest.raises(ConfigInvalid, match="there already"):
-        keyspace.create("_default.a")
+        manifest.create("_default.a")
 
 
 @pytest.mark.parametrize("number", [0, 1, 127, 128, 300, 2**32 - 1])
@@ -248,7 +248,7 @@ def test_key_without_a_number_is_malformed():
     with pytest.raises(Malformed):
         split_leb128(b"\xff\xff")
     with pytest.raises(Refused):
-        Keyspace().filter_of(b"[]")
+        CollectionManifest().filter_of(b"[]")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from channelindex.mcbp import FRAMED_REQUEST, Frame, Op, Status, pack_frame
 from devbucket import DevBucket, DevBucketConfig
 from devbucket.bucket import Bucket
 from devbucket.storage import Storage
-from devbucket.vbucket import MAX_LOSS, State
+from devbucket.vbucket import MAX_LOSS, VBucketState
 from tests.support.mcbp_client import RawClient, Writer, local_writer
 
 N_VBUCKETS = 4
@@ -54,12 +54,12 @@ def test_bucket_is_as_it_was_after_a_clean_end(path):
     writer.set(1, b"x", b"\xff")
     writer.set(2, b"gone", b"{}")
     writer.delete(2, b"gone")
-    bucket.set_vbucket_state(3, State.DEAD)
+    bucket.set_vbucket_state(3, VBucketState.DEAD)
     before, uuid, histories, cas = contents(bucket), bucket.uuid, logs(bucket), bucket.vbuckets[0].next_cas()
     storage.close(bucket)
     storage, again = reopened(path)
     assert (contents(again), again.uuid, logs(again)) == (before, uuid, histories)
-    assert again.vbuckets[3].state == State.DEAD
+    assert again.vbuckets[3].state == VBucketState.DEAD
     assert local_writer(again).set(0, b"k", b"{}").cas > cas
     assert again.vbuckets[0].high_seqno == 2
     storage.close(again)
@@ -94,7 +94,7 @@ def test_file_follows_failover_purge_and_compaction(path):
         writer.set(1, b"%d" % i, b"{}")
         writer.delete(1, b"%d" % i)
     storage.flush(bucket)
-    bucket.failover(0, lose_last_n=3)
+    bucket.failover(0, lose=3)
     bucket.vbuckets[1].purge()
     for i in range(3 * MAX_LOSS):
         writer.set(2, b"k", b"%d" % i)
@@ -106,7 +106,7 @@ def test_file_follows_failover_purge_and_compaction(path):
     assert contents(again) == before
     assert [vbucket.purge_seqno for vbucket in again.vbuckets[:2]] == [0, 8]
     assert again.vbuckets[2].high_seqno == 3 * MAX_LOSS + 1
-    again.failover(2, lose_last_n=2)
+    again.failover(2, lose=2)
     assert local_writer(again).get(2, b"k").value == b"%d" % (3 * MAX_LOSS - 2)
     storage.close(again)
 

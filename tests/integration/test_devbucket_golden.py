@@ -14,7 +14,7 @@ import pytest
 from channelindex import mcbp
 from channelindex.mcbp import Op
 from devbucket.bucket import Bucket
-from devbucket.vbucket import State
+from devbucket.vbucket import VBucketState
 from tests.support.devbucket_replay import Line, Replay, Step
 from tests.support.mcbp_client import Writer, local_writer
 from tests.support.shared import shared_path
@@ -233,7 +233,7 @@ def test_rollback_rules():
 def test_rollback_after_a_crash():
     def crash(replay: Replay) -> None:
         replay.bucket.drop_connections()
-        replay.bucket.failover(0, lose_last_n=4)
+        replay.bucket.failover(0, lose=4)
         replay.bucket.settle(0)
         replay.forget_writer()
 
@@ -284,7 +284,7 @@ def test_not_my_vbucket():
     def fill(writer: Writer, bucket: Bucket) -> None:
         for vb in range(4):
             writer.set(vb, b"k", b"{}")
-        for vb, state in ((1, State.REPLICA), (2, State.DEAD), (3, State.PENDING)):
+        for vb, state in ((1, VBucketState.REPLICA), (2, VBucketState.DEAD), (3, VBucketState.PENDING)):
             bucket.set_vbucket_state(vb, state)
 
     Replay(shared_path("golden/f_not_my_vbucket.jsonl"), load=loading(fill)).run()
@@ -294,21 +294,21 @@ def test_vbucket_state_changes():
     def fill(writer: Writer, bucket: Bucket) -> None:
         for vb in range(7):
             writer.set(vb, f"k{vb}".encode(), b"{}")
-        bucket.set_vbucket_state(6, State.REPLICA)
+        bucket.set_vbucket_state(6, VBucketState.REPLICA)
         bucket.vbuckets[6].settle()
         bucket.vbuckets[5].new_checkpoint()
 
-    def become(vb: int, state: State) -> Step:
-        return lambda replay: replay.bucket.set_vbucket_state(vb, state)
+    def become(vb: int, state: str) -> Step:
+        return lambda replay: replay.bucket.set_state(vb, state)
 
     steps = (
-        ("vb0 active -> dead", become(0, State.DEAD)),
-        ("vb1 active -> replica", become(1, State.REPLICA)),
-        ("vb2 active -> pending", become(2, State.PENDING)),
-        ("DEL_VBUCKET vb3", become(3, State.DEAD)),
-        ("vb4 active->active", become(4, State.ACTIVE)),
-        ("vb1 replica -> active", become(1, State.ACTIVE)),
-        ("DCP_STREAM_END opaque=0xd0006", become(6, State.ACTIVE)),
+        ("vb0 active -> dead", become(0, "dead")),
+        ("vb1 active -> replica", become(1, "replica")),
+        ("vb2 active -> pending", become(2, "pending")),
+        ("DEL_VBUCKET vb3", become(3, "dead")),
+        ("vb4 active->active", become(4, "active")),
+        ("vb1 replica -> active", become(1, "active")),
+        ("DCP_STREAM_END opaque=0xd0006", become(6, "active")),
         ("a write arrives", write(5, "alive", "{}")),
     )
     path = shared_path("golden/g_vb_state_change.jsonl")
@@ -372,7 +372,7 @@ def test_interleaving_of_many_streams():
 
 
 def test_cluster_map():
-    steps = (("a new cluster map is set", lambda replay: replay.bucket.set_vbucket_state(3, State.DEAD)),)
+    steps = (("a new cluster map is set", lambda replay: replay.bucket.set_state(3, "dead")),)
     Replay(shared_path("golden/r_cluster_config.jsonl"), steps=steps).run()
 
 

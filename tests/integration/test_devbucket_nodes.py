@@ -165,7 +165,7 @@ def test_crashed_node_loses_its_tail_and_its_clients_roll_back(bucket, connect):
     feed = connect(2).open_dcp()
     vbuuid = vbuuid_of(feed.request_stream(5))
     mutations(feed, 4)
-    bucket.crash_node(2, lose_last_n=3)
+    bucket.crash_node(2, lose=3)
     assert feed.read() is None
     bucket.start_node(2)
     assert bucket.high_seqnos()[5] == 1
@@ -178,7 +178,7 @@ def test_failed_over_node_leaves_its_vbuckets_to_the_others_without_their_tails(
     for vb, n in ((0, 5), (1, 1)):
         for i in range(n):
             writer.set(vb, b"%d" % i, b"{}")
-    bucket.failover_node(0, lose_last_n=2)
+    bucket.failover_node(0, lose=2)
     config = json.loads(connect(1).call(Op.GET_CLUSTER_CONFIG).value)
     assert config["vBucketServerMap"]["serverList"] == [f"127.0.0.1:{port}" for port in bucket.ports[1:]]
     assert config["vBucketServerMap"]["vBucketMap"] == [[0], [1], [0], [0], [1], [1]]

@@ -17,7 +17,6 @@ from channelindex.feeds.base import JSON, SNAPPY
 from channelindex.mcbp import REQUEST, Feature, Frame, Op, Status, pack_frame
 from devbucket import DevBucket, DevBucketConfig
 from devbucket.items import DELETE_TIMES, INCLUDE_XATTRS
-from devbucket.vbucket import State
 from tests.support.mcbp_client import RawClient, Writer
 
 N_VBUCKETS = 8
@@ -76,7 +75,7 @@ def test_failover_ends_the_stream_and_the_client_must_roll_back(bucket, connect)
     vbuuid = int.from_bytes(feed.request_stream(3).value[:8], "big")
     while struct.unpack_from(">Q", next_of(feed, Op.DCP_MUTATION).extras)[0] < 6:
         pass
-    bucket.failover(3, lose_last_n=2)
+    bucket.failover(3, lose=2)
     assert next_of(feed, Op.DCP_STREAM_END).extras == struct.pack(">I", STATE_CHANGED)
     assert bucket.high_seqnos()[3] == 4
     assert writer.get(3, b"0").value == b"{}"
@@ -88,7 +87,7 @@ def test_failover_ends_the_stream_and_the_client_must_roll_back(bucket, connect)
 
 def test_failover_that_loses_more_than_there_is_raises_here(bucket):
     with pytest.raises(ValueError, match="cannot lose 1 of 0"):
-        bucket.failover(0, lose_last_n=1)
+        bucket.failover(0, lose=1)
     assert bucket.high_seqnos() == [0] * N_VBUCKETS
 
 
@@ -134,7 +133,7 @@ def test_purged_tombstones_are_gone_and_older_positions_roll_back(bucket, connec
 
 def test_moved_vbucket_is_not_ours_and_its_map_is_pushed(bucket, connect):
     client = connect(Feature.DUPLEX, Feature.CLUSTERMAP_NOTIFICATION)
-    bucket.set_vbucket_state(5, State.DEAD)
+    bucket.set_state(5, "dead")
     pushed = client.read()
     assert pushed is not None
     assert (pushed.magic, pushed.key) == (0x82, b"default")

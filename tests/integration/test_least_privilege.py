@@ -16,9 +16,9 @@ from channelindex.settings import IndexSettings
 from channelindex.stores import open_owner, open_writer
 from channelindex.stores.base import ChannelAppend, Quarantined
 from devbucket.accounts import Account
+from devbucket.config import DevBucketConfig
 from devbucket.embedded_redis import EmbeddedRedis
 from devbucket.process import DevBucket
-from devbucket.setup import DevBucketConfig
 from devbucket.sync_gateway.layouts import InlineLayout
 from devbucket.sync_gateway.loader import Loader
 from devbucket.sync_gateway.revisions import Revision

@@ -16,8 +16,8 @@ from channelindex.settings import IndexSettings
 from channelindex.stores import open_reader
 from channelindex.stores.base import IndexReader
 from channelindex.stores.memory_wire import socket_path
+from devbucket.config import DevBucketConfig
 from devbucket.process import DevBucket
-from devbucket.setup import DevBucketConfig
 from devbucket.sync_gateway.layouts import InlineLayout
 from devbucket.sync_gateway.loader import Loader
 from devbucket.sync_gateway.revisions import Revision
@@ -135,7 +135,7 @@ def test_failover_that_takes_changes_back_is_a_new_epoch_in_memory_too(tmp_path,
         reader = ChangesReader(store)
         since = reader.changes(["a"]).since
         for vb in range(N_VBUCKETS):
-            bucket.failover(vb, lose_last_n=3)
+            bucket.failover(vb, lose=3)
         until(lambda: "feed.rolled_back" in node.log.read_text(), "the node to notice the rollback")
         _load(bucket, _revisions(3, 160))
         _await_stable(tmp_path, bucket)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from devbucket.config import DevBucketConfig
 from devbucket.process import DevBucket
-from devbucket.setup import DevBucketConfig
 from tests.support.node import Node, until
 from tests.support.running import await_stable
 

@@ -16,8 +16,8 @@ from channelindex.logs import get
 from channelindex.model import ORIGIN, Route
 from channelindex.stores import open_reader
 from devbucket.accounts import Account
+from devbucket.config import DevBucketConfig
 from devbucket.process import DevBucket
-from devbucket.setup import DevBucketConfig
 from devbucket.sync_gateway.layouts import InlineLayout, XattrLayout
 from devbucket.sync_gateway.loader import Loader
 from devbucket.sync_gateway.revisions import Revision
@@ -174,7 +174,7 @@ def test_other_vbuckets_go_on_while_one_brings_more_than_the_rings_hold(tmp_path
 
         def others_are_stable() -> bool:
             stable[:] = [stable_seqnos(redis_url).get(vb, 0) for vb in range(4)]
-            return stable[1:] == highs[1:]
+            return bool(stable[1:] == highs[1:])
 
         with Node("n1", tmp_path, redis_url, bucket, **settings).start():
             until(others_are_stable, "the others to be stable")

@@ -17,8 +17,8 @@ from channelindex.settings import IndexSettings
 from channelindex.stores import open_reader
 from channelindex.stores.base import IndexReader
 from coordinator.lock import job_lock
+from devbucket.config import DevBucketConfig
 from devbucket.process import DevBucket
-from devbucket.setup import DevBucketConfig
 from devbucket.sync_gateway.layouts import InlineLayout
 from devbucket.sync_gateway.loader import Loader
 from devbucket.sync_gateway.revisions import Revision
@@ -133,7 +133,7 @@ def test_a_rewind_then_a_failover_loses_nothing(
     done = cli("rewind", "--all", "--to", clock, "--yes", "--no-wait", "--config", node.config)
     assert done.returncode == 0, done.stderr
     for vb, high in enumerate(highs):
-        bucket.failover(vb, lose_last_n=high // 4)
+        bucket.failover(vb, lose=high // 4)
     node.start()
     await_stable(redis_url, bucket)
     assert_verified(node.config)

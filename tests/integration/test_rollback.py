@@ -5,8 +5,8 @@ from contextlib import closing
 from channelindex.reading.reader import ChangesReader
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_reader
+from devbucket.config import DevBucketConfig
 from devbucket.process import DevBucket
-from devbucket.setup import DevBucketConfig
 from devbucket.sync_gateway.layouts import InlineLayout
 from devbucket.sync_gateway.loader import Loader
 from devbucket.sync_gateway.revisions import Revision
@@ -36,7 +36,7 @@ def test_a_failover_of_many_vbuckets_replaces_what_was_lost_in_the_index_and_for
         since = reader.changes(["a"]).since
 
         for vb in range(0, N_VBUCKETS, 2):
-            bucket.failover(vb, lose_last_n=3)
+            bucket.failover(vb, lose=3)
         until(lambda: "feed.rolled_back" in node.log.read_text(), "the node to notice the rollback")
         with connect(bucket) as client:
             Loader(client, InlineLayout()).load(_revisions(3, "c"))
@@ -64,7 +64,7 @@ def test_a_rollback_without_later_writes_leaves_the_index_as_the_bucket_is(tmp_p
         await_stable(redis_url, bucket)
         lost = 0
         for vb, high in enumerate(bucket.high_seqnos()):
-            bucket.failover(vb, lose_last_n=min(2, high))
+            bucket.failover(vb, lose=min(2, high))
             lost += min(2, high)
         reader = ChangesReader(store)
         until(lambda: len(reader.changes(["a"]).entries) == N_DOCUMENTS - lost, "the lost changes to disappear")
@@ -84,7 +84,7 @@ def test_versions_that_a_snapshot_left_out_are_indexed_when_a_failover_brings_th
         node.start()  # it is brought the second revisions alone
         await_stable(redis_url, bucket)
         for vb, high in enumerate(bucket.high_seqnos()):
-            bucket.failover(vb, lose_last_n=high // 4)
+            bucket.failover(vb, lose=high // 4)
         reader = ChangesReader(store)
         until(lambda: len({entry.rev for entry in reader.changes(["a"]).entries}) == 2, "first revisions to be back")
         await_stable(redis_url, bucket)

@@ -12,9 +12,9 @@ import psutil
 import pytest
 import redis
 
+from devbucket.config import DevBucketConfig
 from devbucket.embedded_redis import EmbeddedRedis
 from devbucket.process import DevBucket
-from devbucket.setup import DevBucketConfig
 from tests.support.node import Node, until
 from tests.support.running import cli
 

@@ -24,8 +24,8 @@ from channelindex import exits
 from channelindex.feeds.dcp.kv import KvClient
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_reader
+from devbucket.config import DevBucketConfig
 from devbucket.process import DevBucket
-from devbucket.setup import DevBucketConfig
 from devbucket.sync_gateway.layouts import InlineLayout
 from devbucket.sync_gateway.loader import Loader
 from devbucket.sync_gateway.revisions import Revision

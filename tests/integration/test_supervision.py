@@ -9,8 +9,8 @@ import redis
 
 from channelindex import exits
 from channelindex.config import load_config
+from devbucket.config import DevBucketConfig
 from devbucket.process import DevBucket
-from devbucket.setup import DevBucketConfig
 from devbucket.sync_gateway.layouts import InlineLayout
 from devbucket.sync_gateway.loader import Loader
 from devbucket.sync_gateway.synthetic import synthetic_revisions

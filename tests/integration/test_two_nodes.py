@@ -7,8 +7,8 @@ import pytest
 
 from coordinator.cluster import read_cluster
 from coordinator.connection import connect as connect_redis
+from devbucket.config import DevBucketConfig
 from devbucket.process import DevBucket
-from devbucket.setup import DevBucketConfig
 from devbucket.sync_gateway.layouts import InlineLayout
 from devbucket.sync_gateway.loader import Loader
 from devbucket.sync_gateway.synthetic import synthetic_revisions

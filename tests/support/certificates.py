@@ -5,7 +5,7 @@ from pathlib import Path
 
 import trustme
 
-from devbucket.setup import TlsFiles
+from devbucket.config import TlsFiles
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from channelindex.feeds.dcp.scram import ScramClient
 from channelindex.mcbp import Feature, Frame, Op
 from devbucket import DevBucket, DevBucketConfig
 from devbucket.accounts import Account
-from devbucket.setup import IDLE_TIMEOUT_S
+from devbucket.config import IDLE_TIMEOUT_S
 from tests.support.mcbp_client import RawClient, Writer
 
 ALLOWED = {
@@ -29,7 +29,7 @@ ALLOWED = {
     "nonce": "random texts of SCRAM, references in error contexts",
     "time": "the delete time of a tombstone",
     "map": "the bucket's map names other ports and capabilities; compared is that it is one, of as many vbuckets",
-    "features": "HELLO: no tracing here, and some that the recorded server was too old for, see devbucket/session.py",
+    "features": "HELLO: no tracing here, and some that the recorded server was too old for, see `client_session`",
     "expiry": "control enable_expiry_opcode is known here (6.5 and later), the recorded server was 6.0",
     "rev": "the rev of a new document after deletions depends on what the real server's flusher had done by then",
     "compression": "two compressors may make different bytes of one value; compared is what they stand for",

@@ -10,9 +10,9 @@ from channelindex import mcbp
 from channelindex.mcbp import Frame, Op
 from devbucket.accounts import Account, Accounts
 from devbucket.bucket import Bucket
-from devbucket.cluster import Cluster
+from devbucket.bucket_cluster import BucketCluster
+from devbucket.client_session import ClientSession, NodeContext
 from devbucket.dispatch import answer
-from devbucket.session import Node, Session
 
 TIMEOUT_S = 10.0
 
@@ -143,9 +143,9 @@ class Writer:
         return frame.status, results
 
 
-def local_session(bucket: Bucket) -> Session:
+def local_session(bucket: Bucket) -> ClientSession:
     """A session that logged in and selected the bucket, without a connection."""
-    session = Session(Node(Cluster(bucket, Accounts([]), 0, time.monotonic)), hang_up=lambda: None)
+    session = ClientSession(NodeContext(BucketCluster(bucket, Accounts([]), 0, time.monotonic)), hang_up=lambda: None)
     session.account, session.selected = Account("somebody", ""), bucket
     return session
 

@@ -16,7 +16,7 @@ from channelindex.stores.couchbase.link import Link
 from channelindex.stores.couchbase.writer import CouchbaseBlocks
 from channelindex.stores.memory import MemoryBlocks, MemoryIndex, MemoryOwner, MemoryReader
 from channelindex.stores.redis.writer import RedisBlocks
-from devbucket.setup import DevBucketConfig
+from devbucket.config import DevBucketConfig
 
 GROUP = "00112233aabbccdd"
 META = IndexMeta(format=1, n_vbuckets=16, n_partitions=4, source_uuid="bucket-uuid", index_uuid="index-uuid")

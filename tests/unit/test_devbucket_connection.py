@@ -9,10 +9,10 @@ from channelindex import mcbp
 from channelindex.mcbp import Frame, Op
 from devbucket.accounts import Account, Accounts
 from devbucket.bucket import Bucket
-from devbucket.cluster import Cluster
-from devbucket.connection import CHUNK_BYTES, MAX_UNSENT_BYTES, Connection
-from devbucket.session import Node
-from devbucket.streams import TURN_BYTES
+from devbucket.bucket_cluster import BucketCluster
+from devbucket.client_connection import CHUNK_BYTES, MAX_UNSENT_BYTES, ClientConnection
+from devbucket.client_session import NodeContext
+from devbucket.producer_stream import TURN_BYTES
 from tests.support.mcbp_client import local_writer
 
 FOREVER = 2**64 - 1
@@ -22,7 +22,7 @@ BIG = b"x" * 100_000
 class SlowTransport:
     """A transport whose client does not read: it keeps all bytes and pauses its protocol as asyncio's does."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: ClientConnection) -> None:
         self.unsent = bytearray()
         self.high = 0
         self.reading = True
@@ -60,9 +60,9 @@ class SlowTransport:
         return data
 
 
-def connected(bucket: Bucket) -> tuple[Connection, SlowTransport]:
-    node = Node(Cluster(bucket, Accounts([]), 360, asyncio.get_running_loop().time))
-    connection = Connection(node, set())
+def connected(bucket: Bucket) -> tuple[ClientConnection, SlowTransport]:
+    node = NodeContext(BucketCluster(bucket, Accounts([]), 360, asyncio.get_running_loop().time))
+    connection = ClientConnection(node, set())
     transport = SlowTransport(connection)
     connection.connection_made(cast("Any", transport))
     connection.session.account, connection.session.selected = Account("somebody", ""), bucket

@@ -8,13 +8,13 @@ import pytest
 from channelindex import mcbp
 from channelindex.mcbp import Feature, Op, Status
 from devbucket.bucket import Bucket
+from devbucket.client_session import ClientSession
 from devbucket.dispatch import answer
-from devbucket.drafts import REPLACE_BODY_WITH_XATTR
 from devbucket.items import MAX_SYSTEM_XATTR_BYTES, MAX_VALUE_BYTES
 from devbucket.jsonpath import PathError, split_path
-from devbucket.kv import GET_META
+from devbucket.kv_commands import GET_META
 from devbucket.replies import HangUp
-from devbucket.session import Session
+from devbucket.subdoc_edit import REPLACE_BODY_WITH_XATTR
 from tests.support.mcbp_client import Writer, local_session, local_writer
 
 MKDOC, ADD, ACCESS_DELETED, CREATE_AS_DELETED = 0x01, 0x02, 0x04, 0x08
@@ -169,7 +169,7 @@ def test_mutation_token_where_negotiated(bucket, writer):
     assert observed == struct.pack(">BHQQQ", 0, 2, vbuuid, 1, 1)
 
 
-def run(session: Session, opcode: int, **fields):
+def run(session: ClientSession, opcode: int, **fields):
     taken = mcbp.take_frame(mcbp.pack_frame(mcbp.REQUEST, opcode, **fields))
     assert taken is not None
     replies: list[bytes] = []

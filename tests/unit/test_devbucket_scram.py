@@ -5,7 +5,7 @@ import base64
 import pytest
 
 from channelindex.feeds.dcp.scram import ScramClient
-from devbucket.scram import ScramRefused, ScramServer, verifier_for
+from devbucket.scram_server import ScramRefused, ScramServer, verifier_for
 
 CLIENT_FIRST = b"n,,n=user,r=rOprNGfwEbeRWgbNEkqO"
 SERVER_NONCE = b"%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0"

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from channelindex import exits, logs
 from channelindex.errors import ConfigInvalid
-from devbucket import admin, operations
-from devbucket.serving import serve
-from devbucket.setup import DevBucketConfig, TlsFiles
+from devbucket import admin, ctl
+from devbucket.config import DevBucketConfig, TlsFiles
+from devbucket.process import serve
 from workers.cli import options, output
 
 _DEFAULTS = DevBucketConfig(port=11210)
@@ -89,22 +89,22 @@ def _add_tls(parser: argparse.ArgumentParser) -> None:
 
 def _add_ctl(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ctl", help="make a running dev bucket fail")
-    ctl = actions.add_parser(
+    command = actions.add_parser(
         "ctl",
         description="Make a running dev bucket fail.",
         epilog=_CTL_EPILOG + _list_operations(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    ctl.add_argument("--admin", required=True, metavar="ADDRESS", help="what the dev bucket was given as --admin")
-    ctl.add_argument("operation", metavar="OPERATION", choices=list(operations.OPERATIONS), help="one of those below")
-    ctl.add_argument("arguments", metavar="ARGUMENT", nargs="*", help="in the operation's order, or as name=value")
+    command.add_argument("--admin", required=True, metavar="ADDRESS", help="what the dev bucket was given as --admin")
+    command.add_argument("operation", metavar="OPERATION", choices=list(ctl.OPERATIONS), help="one of those below")
+    command.add_argument("arguments", metavar="ARGUMENT", nargs="*", help="in the operation's order, or as name=value")
 
 
 def _list_operations() -> str:
     """Every operation, how it is written and what it does."""
     return "".join(
-        f"  {operations.usage(name)}\n{textwrap.indent(textwrap.fill(operations.summary(name), 72), ' ' * 6)}\n"
-        for name in operations.OPERATIONS
+        f"  {ctl.usage(name)}\n{textwrap.indent(textwrap.fill(ctl.summary(name), 72), ' ' * 6)}\n"
+        for name in ctl.OPERATIONS
     )
 
 
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _control(args: argparse.Namespace) -> int:
-    answer = admin.ask(args.admin, args.operation, operations.arguments_of(args.operation, args.arguments))
+    answer = admin.ask(args.admin, args.operation, ctl.arguments_of(args.operation, args.arguments))
     for line in answer if isinstance(answer, list) and answer and isinstance(answer[0], dict) else [answer]:
         if line is not None:
             output.json_line(line)

@@ -9,12 +9,12 @@ from channelindex.feeds.base import JSON
 from channelindex.mcbp import Feature, Frame, Op, Status
 from devbucket.accounts import HASH_BY_MECHANISM, MECHANISMS, Account, LoginStep, ScramLogin
 from devbucket.bucket import Bucket
-from devbucket.cluster import Cluster
+from devbucket.bucket_cluster import BucketCluster
 from devbucket.items import Item
-from devbucket.keyspace import split_leb128
+from devbucket.manifest import split_leb128
 from devbucket.producer import Producer
 from devbucket.replies import HangUp, Malformed, Refused, Reply, refusal
-from devbucket.vbucket import State, VBucket
+from devbucket.vbucket import VBucket, VBucketState
 
 VERSION = b"6.0.5-channelindex-devbucket"
 
@@ -42,44 +42,44 @@ MAX_KEY_BYTES = 250
 
 ERROR_MAP = b'{"version":1,"revision":1,"errors":{}}'
 
-Command = Callable[["Session", Frame], Reply | Sequence[Reply] | None]
+Command = Callable[["ClientSession", Frame], Reply | Sequence[Reply] | None]
 
 
-class Node:
+class NodeContext:
     """What all connections of a node share: the cluster, the node's number in it, the names of the DCP connections."""
 
-    def __init__(self, cluster: Cluster, number: int = 0) -> None:
+    def __init__(self, cluster: BucketCluster, number: int = 0) -> None:
         self.cluster = cluster
         self.number = number
-        self._dcp_session_by_name: dict[str, Session] = {}
+        self._dcp_session_by_name: dict[str, ClientSession] = {}
 
     def owns(self, vb: int) -> bool:
         """Whether the vbucket is on this node, in whatever state."""
-        owners = self.cluster.topology.owner_by_vb
+        owners = self.cluster.placement.owner_by_vb
         return vb < len(owners) and owners[vb] == self.number
 
     def has_replica(self, vb: int) -> bool:
         """Whether a replica of the vbucket is on this node."""
-        topology = self.cluster.topology
-        return vb < len(topology.owner_by_vb) and self.number in topology.replicas_of(vb)
+        placement = self.cluster.placement
+        return vb < len(placement.owner_by_vb) and self.number in placement.replicas_of(vb)
 
-    def take_over(self, name: str, session: "Session") -> None:
+    def take_over(self, name: str, session: "ClientSession") -> None:
         """Give the DCP name *name* to *session*; a connection that has it is hung up on."""
         older = self._dcp_session_by_name.get(name)
         self._dcp_session_by_name[name] = session
         if older is not None:
             older.hang_up()
 
-    def forget(self, session: "Session") -> None:
+    def forget(self, session: "ClientSession") -> None:
         """A connection is gone: its name is free."""
         for name in [name for name, holder in self._dcp_session_by_name.items() if holder is session]:
             del self._dcp_session_by_name[name]
 
 
-class Session:
+class ClientSession:
     """One connection's negotiated features, user, selected bucket and DCP producer."""
 
-    def __init__(self, node: Node, hang_up: Callable[[], None]) -> None:
+    def __init__(self, node: NodeContext, hang_up: Callable[[], None]) -> None:
         self.node = node
         self.hang_up = hang_up
         self.dcp_open = False
@@ -121,14 +121,14 @@ class Session:
             Malformed: it is too long, or has no number of a collection.
             Refused: there is no such collection.
         """
-        keyspace = self.bucket.keyspace
-        if keyspace is None or not self.knows_collections:
+        manifest = self.bucket.manifest
+        if manifest is None or not self.knows_collections:
             plain, inner = key, self.bucket.key_in_default(key)
         else:
             number, plain = split_leb128(key)
             inner = key
-            if not keyspace.knows(number):
-                raise Refused(Status.UNKNOWN_COLLECTION, keyspace.unknown_context(), self.json_datatype)
+            if not manifest.knows(number):
+                raise Refused(Status.UNKNOWN_COLLECTION, manifest.unknown_context(), self.json_datatype)
         if not 1 <= len(plain) <= MAX_KEY_BYTES:
             raise Malformed
         return inner
@@ -150,7 +150,7 @@ class Session:
         if self.selected is None:
             raise Refused(Status.NO_BUCKET)
 
-    def find_vbucket(self, vb: int, *, states: frozenset[State]) -> VBucket:
+    def find_vbucket(self, vb: int, *, states: frozenset[VBucketState]) -> VBucket:
         """The vbucket *vb* if it is on this node in one of these states; else the client is sent the map."""
         if self.node.owns(vb) and self.bucket.vbuckets[vb].state in states:
             return self.bucket.vbuckets[vb]
@@ -165,7 +165,7 @@ class Session:
         return Reply(value, extras, cas=item.cas, status=status)
 
 
-def hello(session: Session, request: Frame) -> Reply:
+def hello(session: ClientSession, request: Frame) -> Reply:
     """Negotiate features; what we do not know is left out. A second HELLO replaces the first."""
     if len(request.value) % 2:
         raise Malformed
@@ -175,17 +175,17 @@ def hello(session: Session, request: Frame) -> Reply:
     if Feature.CLUSTERMAP_NOTIFICATION in asked and Feature.DUPLEX not in asked:
         raise session.refusal(Status.EINVAL, "ClustermapChangeNotification needs Duplex")
     bucket = session.node.cluster.bucket
-    offered = OFFERED if bucket is None or bucket.keyspace is None else OFFERED | {Feature.COLLECTIONS}
+    offered = OFFERED if bucket is None or bucket.manifest is None else OFFERED | {Feature.COLLECTIONS}
     session.features = offered & asked
     return Reply(b"".join(feature.to_bytes(2, "big") for feature in sorted(session.features)))
 
 
-def sasl_list_mechs(_session: Session, _request: Frame) -> Reply:
+def sasl_list_mechs(_session: ClientSession, _request: Frame) -> Reply:
     """The login mechanisms, strongest first."""
     return Reply(MECHANISMS)
 
 
-def sasl_auth(session: Session, request: Frame) -> Reply:
+def sasl_auth(session: ClientSession, request: Frame) -> Reply:
     """Log in with PLAIN, or begin a SCRAM exchange."""
     session.login = None
     if request.key == b"PLAIN":
@@ -196,13 +196,13 @@ def sasl_auth(session: Session, request: Frame) -> Reply:
     return _login_reply(session, session.login.first(request.value))
 
 
-def sasl_step(session: Session, request: Frame) -> Reply:
+def sasl_step(session: ClientSession, request: Frame) -> Reply:
     """End a SCRAM exchange. Only here does a wrong password show."""
     login, session.login = session.login, None
     return _login_reply(session, login.final(request.value) if login is not None else None)
 
 
-def _login_reply(session: Session, step: LoginStep | None) -> Reply:
+def _login_reply(session: ClientSession, step: LoginStep | None) -> Reply:
     if session.node.cluster.logins_refused:
         step = None
     session.account = step.account if step is not None else None
@@ -211,7 +211,7 @@ def _login_reply(session: Session, step: LoginStep | None) -> Reply:
     return Reply(step.text, status=Status.SUCCESS if step.account else Status.AUTH_CONTINUE)
 
 
-def select_bucket(session: Session, request: Frame) -> Reply:
+def select_bucket(session: ClientSession, request: Frame) -> Reply:
     """Choose the bucket. Who may not use a bucket of that name is not told whether it exists."""
     name = request.key.decode(errors="replace")
     if session.account is None or not session.account.may_use(name):
@@ -223,7 +223,7 @@ def select_bucket(session: Session, request: Frame) -> Reply:
     return Reply()
 
 
-def list_buckets(session: Session, _request: Frame) -> Reply:
+def list_buckets(session: ClientSession, _request: Frame) -> Reply:
     """The names of the buckets that the user may use, separated by blanks."""
     if session.account is None:
         raise Refused(Status.EACCESS)
@@ -231,7 +231,7 @@ def list_buckets(session: Session, _request: Frame) -> Reply:
     return Reply(bucket.name.encode() if bucket is not None and session.account.may_use(bucket.name) else b"")
 
 
-def get_cluster_config(session: Session, _request: Frame) -> Reply:
+def get_cluster_config(session: ClientSession, _request: Frame) -> Reply:
     """The map of the selected bucket, or without one the nodes.
 
     A server that no cluster manager runs refuses the latter, and so do we, except where there is TLS: the official SDK
@@ -239,23 +239,23 @@ def get_cluster_config(session: Session, _request: Frame) -> Reply:
     """
     if session.selected is not None:
         return Reply(session.map_json(), datatype=session.json_datatype)
-    topology = session.node.cluster.topology
-    if session.account is None or not topology.members[session.node.number].tls_port:
+    placement = session.node.cluster.placement
+    if session.account is None or not placement.members[session.node.number].tls_port:
         raise session.refusal(Status.NO_BUCKET, "No bucket selected")
-    return Reply(topology.global_json(session.node.number), datatype=session.json_datatype)
+    return Reply(placement.global_json(session.node.number), datatype=session.json_datatype)
 
 
-def get_error_map(session: Session, _request: Frame) -> Reply:
+def get_error_map(session: ClientSession, _request: Frame) -> Reply:
     """An error map without entries: all our statuses are in the protocol's own list."""
     return Reply(ERROR_MAP, datatype=session.json_datatype)
 
 
-def acknowledge(_session: Session, _request: Frame) -> Reply:
+def acknowledge(_session: ClientSession, _request: Frame) -> Reply:
     """Nothing but a reply."""
     return Reply()
 
 
-def version(_session: Session, _request: Frame) -> Reply:
+def version(_session: ClientSession, _request: Frame) -> Reply:
     """The version of a server that can what we can."""
     return Reply(VERSION)
 

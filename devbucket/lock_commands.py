@@ -1,10 +1,10 @@
 """The commands that lock documents. No I/O. Source: couchbase/kv_engine docs/BinaryProtocol.md."""
 
 from channelindex.mcbp import Frame, Op, Status
+from devbucket.client_session import ClientSession, Command
 from devbucket.items import Item
-from devbucket.kv import document_reply, find_active
+from devbucket.kv_commands import document_reply, find_active
 from devbucket.replies import Malformed, Refused, Reply
-from devbucket.session import Command, Session
 from devbucket.vbucket import VBucket
 
 LONGEST_LOCK_S = 30
@@ -12,7 +12,7 @@ DEFAULT_LOCK_S = 15
 """A real server's: what it makes of a time of 0 or above the longest."""
 
 
-def _get_locked(session: Session, request: Frame) -> Reply:
+def _get_locked(session: ClientSession, request: Frame) -> Reply:
     """Lock a document and return it, with the CAS that unlocks it."""
     if len(request.extras) not in (0, 4):
         raise Malformed
@@ -25,7 +25,7 @@ def _get_locked(session: Session, request: Frame) -> Reply:
     return document_reply(session, item, cas=cas)
 
 
-def _unlock(session: Session, request: Frame) -> Reply:
+def _unlock(session: ClientSession, request: Frame) -> Reply:
     vbucket, _ = _existing(session, request)
     lock = vbucket.locks.of(request.key)
     if lock is None:
@@ -36,7 +36,7 @@ def _unlock(session: Session, request: Frame) -> Reply:
     return Reply()
 
 
-def _existing(session: Session, request: Frame) -> tuple[VBucket, Item]:
+def _existing(session: ClientSession, request: Frame) -> tuple[VBucket, Item]:
     vbucket, item = find_active(session, request)
     if item is None:
         raise Refused(Status.KEY_ENOENT)

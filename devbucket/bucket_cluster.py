@@ -4,16 +4,16 @@ from collections.abc import Callable, Iterable, Sequence
 
 from devbucket.accounts import Accounts
 from devbucket.bucket import STATE_CHANGED, Bucket
-from devbucket.topology import Topology
+from devbucket.placement import Placement
 from devbucket.vbucket import VBucket
 
 
-class Cluster:
+class BucketCluster:
     """The nodes' common state. `bucket` is None while it is deleted."""
 
     def __init__(self, bucket: Bucket, accounts: Accounts, idle_timeout_s: float, now: Callable[[], float]) -> None:
         self.bucket: Bucket | None = bucket
-        self.topology: Topology = bucket.topology
+        self.placement: Placement = bucket.placement
         self.accounts = accounts
         self.logins_refused = False
         self.warming_up = False
@@ -52,39 +52,39 @@ class Cluster:
         The old owners end their streams, as at the end of a rebalance's takeover.
         """
         for vb, owner in moves:
-            self.topology.owner_by_vb[vb] = owner
+            self.placement.owner_by_vb[vb] = owner
             if self.bucket is not None:
                 self.bucket.vbuckets[vb].end_streams(STATE_CHANGED)
-        self.topology.changed()
+        self.placement.changed()
 
-    def fail_over(self, member: int, survivors: Sequence[int], lose_last_n: int) -> None:
+    def fail_over(self, member: int, survivors: Sequence[int], lose: int) -> None:
         """Take a node out of the cluster; the survivors have its vbuckets, without the last seqnos of each.
 
         Where there are replicas, they take over, and what they lack is lost too.
         """
-        vbs = self.topology.owned_by(member)
-        self.lose_tails(vbs, lose_last_n)
-        moves = self.topology.spread(vbs, survivors)
-        if self.bucket is not None and self.topology.n_replicas:
+        vbs = self.placement.owned_by(member)
+        self.lose_tails(vbs, lose)
+        moves = self.placement.spread(vbs, survivors)
+        if self.bucket is not None and self.placement.n_replicas:
             for vbucket in [self.bucket.vbuckets[vb] for vb in vbs]:
                 self.lose_tails([vbucket.vb], vbucket.high_seqno - self.replica_seqno(vbucket))
             moves = [(vb, next(iter(self._running_replicas(vb, survivors)), owner)) for vb, owner in moves]
-        self.topology.members[member].in_cluster = False
+        self.placement.members[member].in_cluster = False
         self.move(moves)
 
     def _running_replicas(self, vb: int, running: Sequence[int]) -> list[int]:
-        return [number for number in self.topology.replicas_of(vb) if number in running]
+        return [number for number in self.placement.replicas_of(vb) if number in running]
 
     def rebalance(self, members: Sequence[int]) -> None:
         """Spread the vbuckets evenly over *members*, and let only these be in the cluster."""
-        for number, member in enumerate(self.topology.members):
+        for number, member in enumerate(self.placement.members):
             member.in_cluster = number in members
-        self.move(self.topology.balanced(members))
+        self.move(self.placement.balanced(members))
 
-    def lose_tails(self, vbs: Iterable[int], lose_last_n: int) -> None:
+    def lose_tails(self, vbs: Iterable[int], lose: int) -> None:
         """Lose the last seqnos of vbuckets, or as many as there are, and begin new histories."""
         if self.bucket is None:
             return
         for vbucket in [self.bucket.vbuckets[vb] for vb in vbs]:
-            vbucket.failover(min(lose_last_n, vbucket.most_to_lose))
+            vbucket.failover(min(lose, vbucket.most_to_lose))
             vbucket.end_streams(STATE_CHANGED)

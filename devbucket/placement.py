@@ -10,7 +10,7 @@ NOBODY = -1
 
 
 @dataclass
-class Member:
+class ClusterMember:
     """A node as the map names it. One that is out of the cluster is in no map; a TLS port of 0 is none."""
 
     host: str = "127.0.0.1"
@@ -24,14 +24,14 @@ class Member:
         return ports | {"kvSSL": self.tls_port} if self.tls_port else ports
 
 
-class Topology:
+class Placement:
     """The members by their number, and the member that has a vbucket. Its revision rises with each change.
 
     A vbucket's replicas are on the members that follow its owner, as many of them as are in the cluster.
     """
 
     def __init__(self, n_vbuckets: int, n_members: int = 1, n_replicas: int = 0) -> None:
-        self.members = [Member() for _ in range(n_members)]
+        self.members = [ClusterMember() for _ in range(n_members)]
         self.owner_by_vb = [vb * n_members // n_vbuckets for vb in range(n_vbuckets)]
         self.n_replicas = n_replicas
         self.revision = 1

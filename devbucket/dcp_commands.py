@@ -6,13 +6,13 @@ Source: couchbase/kv_engine docs/dcp/documentation/commands, and recordings of a
 import struct
 
 from channelindex.mcbp import Feature, Frame, Op, Status
+from devbucket.client_session import ClientSession, Command
 from devbucket.items import BARE_KEYS, NO_VALUE, NO_VALUE_KEEP_DATATYPE, TAKES_SNAPPY
-from devbucket.keyspace import Wanted, default_only
+from devbucket.manifest import KeyFilter, default_only
 from devbucket.producer import MODE_FLAGS, PRODUCER, Producer
+from devbucket.producer_stream import Range
 from devbucket.replies import HangUp, Malformed, Refused, Reply
-from devbucket.session import Command, Session
-from devbucket.streams import Range
-from devbucket.vbucket import State, VBucket
+from devbucket.vbucket import VBucket, VBucketState
 
 # Flags of STREAM_REQ; unknown ones are ignored.
 DISK_ONLY = 0x02
@@ -23,12 +23,12 @@ STRICT_VBUUID = 0x20
 MAX_NAME_BYTES = 200
 
 _STREAM_REQ_EXTRAS = struct.Struct(">IIQQQQQ")  # flags, reserved, start, end, vbuuid, snapshot start and end
-_STREAMABLE = frozenset({State.ACTIVE, State.REPLICA, State.PENDING})
-_ACTIVE = frozenset({State.ACTIVE})
-_ANY = frozenset(State)
+_STREAMABLE = frozenset({VBucketState.ACTIVE, VBucketState.REPLICA, VBucketState.PENDING})
+_ACTIVE = frozenset({VBucketState.ACTIVE})
+_ANY = frozenset(VBucketState)
 
 
-def _open(session: Session, request: Frame) -> Reply:
+def _open(session: ClientSession, request: Frame) -> Reply:
     """Become a DCP connection. A name that another connection has ends that one."""
     if session.dcp_open:
         raise HangUp("second DCP_OPEN")
@@ -48,19 +48,19 @@ def _open(session: Session, request: Frame) -> Reply:
     if flags & PRODUCER:
         cluster = session.node.cluster
         mode = flags & MODE_FLAGS | (TAKES_SNAPPY if Feature.SNAPPY in session.features else 0)
-        if session.bucket.keyspace is not None and not session.knows_collections:
+        if session.bucket.manifest is not None and not session.knows_collections:
             mode |= BARE_KEYS
         session.producer = Producer(name, mode, cluster.idle_timeout_s, cluster.now())
     return Reply()
 
 
-def _control(session: Session, request: Frame) -> Reply:
+def _control(session: ClientSession, request: Frame) -> Reply:
     name, value = request.key.decode(errors="replace"), request.value.decode(errors="replace")
     _producer(session).control(name, value, session.node.cluster.now())
     return Reply()
 
 
-def _stream_req(session: Session, request: Frame) -> Reply:
+def _stream_req(session: ClientSession, request: Frame) -> Reply:
     """Open a stream, or say to which seqno the client must roll back."""
     producer = _producer(session)
     if len(request.extras) != _STREAM_REQ_EXTRAS.size:
@@ -84,40 +84,40 @@ def _stream_req(session: Session, request: Frame) -> Reply:
     return Reply(vbucket.failover_log.packed())
 
 
-def _wanted_keys(session: Session, request: Frame) -> Wanted | None:
+def _wanted_keys(session: ClientSession, request: Frame) -> KeyFilter | None:
     """What of the vbucket is to be streamed. Without collections a value is ignored."""
-    keyspace = session.bucket.keyspace
-    if keyspace is None:
+    manifest = session.bucket.manifest
+    if manifest is None:
         return None
-    return keyspace.filter_of(request.value) if session.knows_collections else default_only
+    return manifest.filter_of(request.value) if session.knows_collections else default_only
 
 
 def _end_of(vbucket: VBucket, flags: int, end: int) -> int:
     return min(end, vbucket.high_seqno) if flags & (LATEST | DISK_ONLY) else end
 
 
-def _close_stream(session: Session, request: Frame) -> Reply:
+def _close_stream(session: ClientSession, request: Frame) -> Reply:
     _producer(session).close_stream(request.status)
     return Reply()
 
 
-def _get_failover_log(session: Session, request: Frame) -> Reply:
+def _get_failover_log(session: ClientSession, request: Frame) -> Reply:
     _producer(session)
     return Reply(session.find_vbucket(request.status, states=_ANY).failover_log.packed())
 
 
-def _buffer_ack(session: Session, request: Frame) -> None:
+def _buffer_ack(session: ClientSession, request: Frame) -> None:
     """Count acknowledged bytes; this request has no response."""
     if len(request.extras) != 4:
         raise Malformed
     _producer(session).flow.acknowledged(int.from_bytes(request.extras, "big"))
 
 
-def _noop(_session: Session, _request: Frame) -> None:
+def _noop(_session: ClientSession, _request: Frame) -> None:
     raise HangUp("a client does not send no-ops")
 
 
-def take_response(session: Session, response: Frame) -> None:
+def take_response(session: ClientSession, response: Frame) -> None:
     """Take a client's response: to a no-op; responses to other messages are ignored.
 
     Raises:
@@ -128,7 +128,7 @@ def take_response(session: Session, response: Frame) -> None:
         producer.noop.answered(response.opaque)
 
 
-def _producer(session: Session) -> Producer:
+def _producer(session: ClientSession) -> Producer:
     if session.producer is None:
         raise HangUp("DCP without DCP_OPEN")
     return session.producer

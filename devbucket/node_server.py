@@ -5,19 +5,19 @@ import ssl
 from collections.abc import Iterator
 
 from channelindex.errors import ConfigInvalid
-from devbucket.cluster import Cluster
-from devbucket.connection import Connection
-from devbucket.session import Node
+from devbucket.bucket_cluster import BucketCluster
+from devbucket.client_connection import ClientConnection
+from devbucket.client_session import NodeContext
 
 
 class NodeServer:
     """A node that can be stopped and started again under the same ports. All methods run on the loop's thread."""
 
-    def __init__(self, cluster: Cluster, number: int, tls: ssl.SSLContext | None) -> None:
+    def __init__(self, cluster: BucketCluster, number: int, tls: ssl.SSLContext | None) -> None:
         self.number = number
-        self.connections: set[Connection] = set()
+        self.connections: set[ClientConnection] = set()
         self._cluster = cluster
-        self._member = cluster.topology.members[number]
+        self._member = cluster.placement.members[number]
         self._tls = tls
         self._listeners: list[asyncio.Server] = []
 
@@ -34,17 +34,17 @@ class NodeServer:
         """
         if self.running:
             return
-        node = Node(self._cluster, self.number)  # a new one: DCP names are free again
+        node = NodeContext(self._cluster, self.number)  # a new one: DCP names are free again
         self._member.port = await self._listen(node, self._member.port, None)
         if self._tls is not None:
             self._member.tls_port = await self._listen(node, self._member.tls_port, self._tls)
 
-    async def _listen(self, node: Node, port: int, tls: ssl.SSLContext | None) -> int:
+    async def _listen(self, node: NodeContext, port: int, tls: ssl.SSLContext | None) -> int:
         """Listen and return the port."""
         loop = asyncio.get_running_loop()
         host = self._member.host
         try:
-            listener = await loop.create_server(lambda: Connection(node, self.connections), host, port, ssl=tls)
+            listener = await loop.create_server(lambda: ClientConnection(node, self.connections), host, port, ssl=tls)
         except OSError as error:
             self.halt()
             raise ConfigInvalid(f"cannot listen on {host}:{port}: {error.strerror}") from error
@@ -63,6 +63,6 @@ class NodeServer:
         for connection in tuple(self.connections):
             connection.abort()
 
-    def selected(self, name: str) -> Iterator[Connection]:
+    def selected(self, name: str) -> Iterator[ClientConnection]:
         """The connections of which the DCP name begins with *name*; all of them for an empty one."""
         return (connection for connection in tuple(self.connections) if connection.name.startswith(name))

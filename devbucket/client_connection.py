@@ -6,9 +6,9 @@ from typing import cast
 from channelindex import mcbp
 from channelindex.errors import ProtocolError
 from channelindex.mcbp import Feature
+from devbucket.client_session import ClientSession, NodeContext
 from devbucket.dispatch import answer
 from devbucket.replies import HangUp
-from devbucket.session import Node, Session
 from devbucket.wire import Wire
 
 CHUNK_BYTES = 256 * 1024
@@ -21,11 +21,11 @@ CLUSTER_MAP_CHANGED = 0x01
 """A server's requests have opcodes of their own (docs/Duplex.md)."""
 
 
-class Connection(asyncio.Protocol):
+class ClientConnection(asyncio.Protocol):
     """Reads requests, answers them in order, and sends stream messages whenever the client takes them."""
 
-    def __init__(self, node: Node, connections: set["Connection"]) -> None:
-        self.session = Session(node, self.abort)
+    def __init__(self, node: NodeContext, connections: set["ClientConnection"]) -> None:
+        self.session = ClientSession(node, self.abort)
         self._node = node
         self._connections = connections
         self._loop = asyncio.get_running_loop()
@@ -120,7 +120,7 @@ class Connection(asyncio.Protocol):
             mcbp.SERVER_REQUEST,
             CLUSTER_MAP_CHANGED,
             datatype=self.session.json_datatype,
-            extras=bucket.topology.revision.to_bytes(4, "big"),
+            extras=bucket.placement.revision.to_bytes(4, "big"),
             key=bucket.name.encode(),
             value=self.session.map_json(),
         )

@@ -26,7 +26,7 @@ SCOPE_BEGINS = 3
 MAX_LEB128_BYTES = 5
 
 
-class Event(NamedTuple):
+class CollectionEvent(NamedTuple):
     """The beginning of a scope or collection. `number` is its id, `scope` that of its scope."""
 
     kind: int
@@ -50,11 +50,11 @@ def event_of(key: bytes) -> tuple[int, int, bytes]:
     return key[1], int.from_bytes(key[2:6], "big"), key[6:]
 
 
-Wanted = Callable[[bytes], bool]
+KeyFilter = Callable[[bytes], bool]
 """Whether a stream wants what is under a key."""
 
 
-class Keyspace:
+class CollectionManifest:
     """The scopes and collections of a bucket. They only grow: what is dropped with a bucket is dropped with it."""
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class Keyspace:
         self._names: dict[int, str] = {DEFAULT: DEFAULT_NAME}
         self._next_id = FIRST_ID
 
-    def create(self, path: str) -> list[Event]:
+    def create(self, path: str) -> list[CollectionEvent]:
         """Create the collection *path* (`scope.collection`), and its scope if that is new; what vbuckets have to keep.
 
         Raises:
@@ -81,11 +81,11 @@ class Keyspace:
         events = [] if scope_name in self._scope_by_name else [self._create_scope(scope_name)]
         scope, number = self._scope_by_name[scope_name], self._take_id()
         self._scope_of[number], self._names[number] = scope, name
-        return [*events, Event(COLLECTION_BEGINS, number, scope, name, self.manifest_uid)]
+        return [*events, CollectionEvent(COLLECTION_BEGINS, number, scope, name, self.manifest_uid)]
 
-    def _create_scope(self, name: str) -> Event:
+    def _create_scope(self, name: str) -> CollectionEvent:
         number = self._scope_by_name[name] = self._take_id()
-        return Event(SCOPE_BEGINS, number, number, name, self.manifest_uid - 1)
+        return CollectionEvent(SCOPE_BEGINS, number, number, name, self.manifest_uid - 1)
 
     def _take_id(self) -> int:
         self._next_id += 1
@@ -105,7 +105,7 @@ class Keyspace:
         """Whether there is a collection of that number."""
         return number in self._scope_of
 
-    def manifest(self) -> bytes:
+    def to_json(self) -> bytes:
         """The manifest as JSON; numbers in it are hexadecimal texts."""
         scopes = [
             {"name": name, "uid": f"{number:x}", "collections": list(self._collections_of(number))}
@@ -120,7 +120,7 @@ class Keyspace:
             if holder == scope
         )
 
-    def filter_of(self, value: bytes) -> Wanted | None:
+    def filter_of(self, value: bytes) -> KeyFilter | None:
         """What a stream request's value asks for; None for everything.
 
         Raises:
@@ -138,7 +138,7 @@ class Keyspace:
             return self._wanted_of_scope(_number(asked["scope"]))
         return self._wanted_of(asked["collections"]) if "collections" in asked else None
 
-    def _wanted_of(self, texts: Any) -> Wanted:
+    def _wanted_of(self, texts: Any) -> KeyFilter:
         if not isinstance(texts, list):
             raise Refused(Status.EINVAL)
         numbers = {_number(text) for text in texts}
@@ -146,7 +146,7 @@ class Keyspace:
             raise Refused(Status.UNKNOWN_COLLECTION, self.unknown_context())
         return lambda key: _collection_at(key) in numbers
 
-    def _wanted_of_scope(self, scope: int) -> Wanted:
+    def _wanted_of_scope(self, scope: int) -> KeyFilter:
         if scope not in self._scope_by_name.values():
             raise Refused(Status.UNKNOWN_SCOPE, self.unknown_context())
 

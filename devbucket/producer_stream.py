@@ -11,7 +11,7 @@ from typing import NamedTuple
 from channelindex import mcbp
 from channelindex.mcbp import Op
 from devbucket.items import Item
-from devbucket.keyspace import Wanted
+from devbucket.manifest import KeyFilter
 from devbucket.vbucket import VBucket
 
 # Reasons of STREAM_END (commands/stream-end.md).
@@ -39,7 +39,7 @@ class Range(NamedTuple):
     snap_start: int
 
 
-class Stream:
+class ProducerStream:
     """The stream of one vbucket on one connection. It tells `on_ready` whenever it may have something to send."""
 
     def __init__(
@@ -48,10 +48,10 @@ class Stream:
         opaque: int,
         wanted: Range,
         mode: int,
-        on_ready: Callable[["Stream"], None],
+        on_ready: Callable[["ProducerStream"], None],
         *,
         from_disk: bool = False,
-        wanted_keys: Wanted | None = None,
+        wanted_keys: KeyFilter | None = None,
         tell_advances: bool = False,
     ) -> None:
         self.vbucket = vbucket
@@ -158,7 +158,7 @@ class Stream:
         self._position = end
         return self._message(Op.DCP_SNAPSHOT_MARKER, _MARKER_EXTRAS.pack(start, end, flags))
 
-    def _choose(self, wanted: Wanted, end: int) -> bool:
+    def _choose(self, wanted: KeyFilter, end: int) -> bool:
         """Leave only what is wanted of a snapshot; whether there is anything to send of it."""
         self._items = [item for item in self._items if wanted(item.key)]
         if self._tell_advances and not (self._items and self._items[-1].seqno == end):

@@ -15,13 +15,13 @@ import orjson
 from channelindex.feeds.base import JSON, XATTR
 from channelindex.mcbp import Frame, Op, Status
 from devbucket import framing, jsonpath
-from devbucket.drafts import INVALID_COMBO, Draft, Macros, PathFlag, Spec
+from devbucket.client_session import ClientSession, Command
 from devbucket.items import Item, is_too_large, join_value
 from devbucket.jsonpath import PathError
-from devbucket.kv import find_for_change, require_key
+from devbucket.kv_commands import find_for_change, require_key
 from devbucket.replies import Malformed, Refused, Reply
-from devbucket.session import Command, Session
-from devbucket.vbucket import State, VBucket
+from devbucket.subdoc_edit import INVALID_COMBO, Macros, PathFlag, Spec, SubdocEdit
+from devbucket.vbucket import VBucket, VBucketState
 
 SEVERAL_XATTRS = 0xCF
 
@@ -44,11 +44,11 @@ class DocFlag(IntEnum):
     CREATE_AS_DELETED = 0x08
 
 
-def _multi_lookup(session: Session, request: Frame) -> Reply:
+def _multi_lookup(session: ClientSession, request: Frame) -> Reply:
     doc_flags = _doc_flags(request.extras, allowed_lengths=(0, 1))
     specs = _specs(request.value, with_values=False)
     require_key(request)
-    vbucket = session.find_vbucket(request.status, states=frozenset({State.ACTIVE}))
+    vbucket = session.find_vbucket(request.status, states=frozenset({VBucketState.ACTIVE}))
     item = vbucket.find(request.key)
     if item is None or (item.deleted and not doc_flags & DocFlag.ACCESS_DELETED):
         raise Refused(Status.KEY_ENOENT)
@@ -105,26 +105,26 @@ def _about(item: Item) -> bytes:
     return orjson.dumps(about)
 
 
-def _multi_mutation(session: Session, request: Frame) -> Reply:
+def _multi_mutation(session: ClientSession, request: Frame) -> Reply:
     doc_flags = _doc_flags(request.extras, allowed_lengths=(0, 1, 4, 5))
     specs = _specs(request.value, with_values=True)
     if len({spec.path.partition(".")[0] for spec in specs if spec.flags & PathFlag.XATTR}) > 1:
         raise Refused(SEVERAL_XATTRS)
     vbucket, item = _document_to_change(session, request, doc_flags)
-    draft = _draft_of(item, doc_flags)
-    was_deleted = not draft.alive
+    edit = _edit_of(item, doc_flags)
+    was_deleted = not edit.alive
     macros = Macros(vbucket.next_cas(), vbucket.high_seqno + 1)
     try:
-        answers = _apply_all(draft, specs, macros, doc_flags)
+        answers = _apply_all(edit, specs, macros, doc_flags)
     except _SpecFailed as failed:
         status = _overall(failed=True, deleted=was_deleted)
         raise Refused(status, _FAILURE.pack(failed.index, failed.status)) from failed
-    if is_too_large(draft.xattrs, draft.body):
+    if is_too_large(edit.xattrs, edit.body):
         raise Refused(Status.E2BIG)
     expiry = _new_expiry(session, request, item)
-    changed = _store(vbucket, request.key, draft, item, macros.cas, expiry)
+    changed = _store(vbucket, request.key, edit, item, macros.cas, expiry)
     value = b"".join(_ANSWER.pack(index, Status.SUCCESS, len(text)) + text for index, text in answers if text)
-    status = _overall(failed=False, deleted=was_deleted and not draft.alive)
+    status = _overall(failed=False, deleted=was_deleted and not edit.alive)
     return session.mutated(vbucket, changed, value, status=status)
 
 
@@ -135,19 +135,19 @@ class _SpecFailed(Exception):
         self.status = status
 
 
-def _apply_all(draft: Draft, specs: list[Spec], macros: Macros, doc_flags: int) -> Iterable[tuple[int, bytes]]:
+def _apply_all(edit: SubdocEdit, specs: list[Spec], macros: Macros, doc_flags: int) -> Iterable[tuple[int, bytes]]:
     """Carry out all paths, those of the body first; what they answer, by their index in the command."""
     make_parents = bool(doc_flags & (DocFlag.MAKE_DOCUMENT | DocFlag.ADD))
     answers: dict[int, bytes] = {}
     for index in sorted(range(len(specs)), key=lambda index: specs[index].flags & PathFlag.XATTR):
         try:
-            answers[index] = draft.apply(specs[index], macros, make_parents=make_parents)
+            answers[index] = edit.apply(specs[index], macros, make_parents=make_parents)
         except PathError as error:
             raise _SpecFailed(index, error.status) from error
     return sorted(answers.items())
 
 
-def _document_to_change(session: Session, request: Frame, doc_flags: int) -> tuple[VBucket, Item | None]:
+def _document_to_change(session: ClientSession, request: Frame, doc_flags: int) -> tuple[VBucket, Item | None]:
     """The vbucket and the document, or its tombstone where the flags give access to it; None if it is to be made."""
     vbucket, item = find_for_change(session, request)
     if item is not None and doc_flags & DocFlag.ADD:
@@ -159,21 +159,21 @@ def _document_to_change(session: Session, request: Frame, doc_flags: int) -> tup
     return vbucket, item
 
 
-def _draft_of(item: Item | None, doc_flags: int) -> Draft:
+def _edit_of(item: Item | None, doc_flags: int) -> SubdocEdit:
     if item is None:
         deleted = bool(doc_flags & DocFlag.CREATE_AS_DELETED)
-        return Draft({}, b"" if deleted else b"{}", alive=not deleted)
-    return Draft(item.xattrs(), item.body(), alive=not item.deleted)
+        return SubdocEdit({}, b"" if deleted else b"{}", alive=not deleted)
+    return SubdocEdit(item.xattrs(), item.body(), alive=not item.deleted)
 
 
-def _store(vbucket: VBucket, key: bytes, draft: Draft, old: Item | None, cas: int, expiry: int) -> Item:
-    if not draft.alive:
-        return vbucket.delete(key, cas=cas, xattrs=draft.xattrs)
-    value, datatype = join_value(draft.xattrs, draft.body)
+def _store(vbucket: VBucket, key: bytes, edit: SubdocEdit, old: Item | None, cas: int, expiry: int) -> Item:
+    if not edit.alive:
+        return vbucket.delete(key, cas=cas, xattrs=edit.xattrs)
+    value, datatype = join_value(edit.xattrs, edit.body)
     return vbucket.write(key, value, datatype, cas=cas, flags=old.flags if old else 0, expiry=expiry)
 
 
-def _new_expiry(session: Session, request: Frame, item: Item | None) -> int:
+def _new_expiry(session: ClientSession, request: Frame, item: Item | None) -> int:
     """The expiry that the client sent, else the document's own."""
     if len(request.extras) >= 4 and not (item and framing.keeps_expiry(request)):
         return session.bucket.absolute_expiry(int.from_bytes(request.extras[:4], "big"))

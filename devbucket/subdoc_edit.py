@@ -69,7 +69,7 @@ class _Text:
         return self._text
 
 
-class Draft:
+class SubdocEdit:
     """A document to be changed: `alive` tells whether it will be one, or a tombstone."""
 
     def __init__(self, xattrs: dict[str, bytes], body: bytes, *, alive: bool) -> None:
