@@ -28,7 +28,7 @@ class Account:
     may_write: bool = True
 
     def may_use(self, bucket: str) -> bool:
-        """Whether the account has access to a bucket of that name."""
+        """Return whether the account has access to a bucket of that name."""
         return self.buckets is None or bucket in self.buckets
 
 
@@ -47,7 +47,7 @@ class Accounts:
         self._verifiers: dict[tuple[str, str], Verifier] = {}
 
     def plain(self, message: bytes) -> LoginStep | None:
-        """The login of a PLAIN message (authorization id, user, password); None if it is refused."""
+        """Return the login of a PLAIN message (authorization id, user, password); None if it is refused."""
         fields = message.split(b"\0")
         account = self._by_name.get(fields[1].decode(errors="replace")) if len(fields) == 3 else None
         if account is None or not hmac.compare_digest(account.password.encode(), fields[2]):
@@ -55,7 +55,7 @@ class Accounts:
         return LoginStep(b"", account)
 
     def verifier(self, user: str, hash_name: str) -> Verifier:
-        """What SCRAM keeps of a user's password; of an unknown user, of a password that nobody knows."""
+        """Return what SCRAM keeps of a user's password; of an unknown user, of a password that nobody knows."""
         if user not in self._by_name:
             return verifier_for(hash_name, secrets.token_urlsafe())
         place = (user, hash_name)
@@ -64,7 +64,7 @@ class Accounts:
         return self._verifiers[place]
 
     def named(self, user: str) -> Account | None:
-        """The account of that name."""
+        """Return the account of that name."""
         return self._by_name.get(user)
 
 

@@ -89,7 +89,7 @@ class AdminServer:
 
 
 def _owners_socket(path: Path) -> socket.socket:
-    """A socket at *path* that only its owner can connect to; one that a killed server left is replaced."""
+    """Return a socket at *path* that only its owner can connect to; one that a killed server left is replaced."""
     if path.is_socket():
         path.unlink()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -103,7 +103,7 @@ def _owners_socket(path: Path) -> socket.socket:
 
 
 def ask(address: str, operation: str, arguments: Mapping[str, Any]) -> Any:
-    """The answer of the dev bucket that has *address* as its admin interface.
+    """Return the answer of the dev bucket that has *address* as its admin interface.
 
     Raises:
         ConfigInvalid: the operation was refused.
@@ -129,7 +129,7 @@ def ask(address: str, operation: str, arguments: Mapping[str, Any]) -> Any:
 
 
 def parse_address(text: str) -> Path | tuple[str, int]:
-    """A socket's path, which has a slash, or a loopback address and port; the address may be left out.
+    """Return a socket's path, which has a slash, or a loopback address and port; the address may be left out.
 
     Raises:
         ConfigInvalid: it is neither.

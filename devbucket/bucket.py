@@ -43,7 +43,7 @@ class Bucket:
 
     @property
     def collections(self) -> list[str]:
-        """The collections besides the default one, in the order of their creation."""
+        """Return the collections besides the default one, in the order of their creation."""
         return list(self.manifest.paths) if self.manifest is not None else []
 
     def create_collection(self, path: str) -> None:
@@ -59,7 +59,7 @@ class Bucket:
                 vbucket.note_event(event)
 
     def absolute_expiry(self, expiry: int) -> int:
-        """The Unix time that an expiry from the wire means; 0 stays 0, which is never."""
+        """Return the Unix time that an expiry from the wire means; 0 stays 0, which is never."""
         if 0 < expiry <= RELATIVE_EXPIRY_S:
             return int(self.clock()) + expiry
         return expiry
@@ -83,7 +83,7 @@ class Bucket:
             vbucket.settle()
 
     def key_in_default(self, key: bytes) -> bytes:
-        """How the bucket keeps *key* of the default collection."""
+        """Return how the bucket keeps *key* of the default collection."""
         return key if self.manifest is None else pack_leb128(DEFAULT) + key
 
     def failover(self, vb: int, lose: int) -> None:
@@ -98,7 +98,7 @@ class Bucket:
             self.placement.changed()
 
     def config_json(self, member: int) -> bytes:
-        """The map, as that member of the cluster sends it."""
+        """Return the map, as that member of the cluster sends it."""
         active = [vbucket.state == VBucketState.ACTIVE for vbucket in self.vbuckets]
         return self.placement.config_json(
             self.name, self.uuid, member, active, with_collections=self.manifest is not None

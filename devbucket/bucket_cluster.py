@@ -23,7 +23,7 @@ class BucketCluster:
         self.flush: Callable[[Bucket], None] | None = None  # None: there is no file, memory counts as disk
 
     def to_select(self) -> Bucket | None:
-        """The bucket, if a client can select it: not while a node that has started still reads its data."""
+        """Return the bucket, if a client can select it: not while a node that has started still reads its data."""
         return None if self.warming_up else self.bucket
 
     def persist(self) -> None:
@@ -32,7 +32,7 @@ class BucketCluster:
             self.flush(self.bucket)
 
     def persisted_seqno(self, vbucket: VBucket) -> int:
-        """The last seqno of a vbucket that is on disk."""
+        """Return the last seqno of a vbucket that is on disk."""
         return min(vbucket.persisted_seqno, vbucket.high_seqno) if self.flush is not None else vbucket.high_seqno
 
     def stall_replicas(self, *, on: bool) -> None:
@@ -41,7 +41,7 @@ class BucketCluster:
         self._replica_seqnos = [vbucket.high_seqno for vbucket in vbuckets] if on else None
 
     def replica_seqno(self, vbucket: VBucket) -> int:
-        """The last seqno of a vbucket that its replicas have, on disk too."""
+        """Return the last seqno of a vbucket that its replicas have, on disk too."""
         if self._replica_seqnos is None:
             return vbucket.high_seqno
         return min(self._replica_seqnos[vbucket.vb], vbucket.high_seqno)

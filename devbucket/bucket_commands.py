@@ -25,7 +25,7 @@ def _flush(_session: ClientSession, _request: Frame) -> Reply:
 
 
 def _stat(session: ClientSession, request: Frame) -> list[Reply]:
-    """A few numbers; only the general group is known. A reply without a key ends the list."""
+    """Tell a few numbers; only the general group is known. A reply without a key ends the list."""
     if request.key:
         raise Refused(Status.KEY_ENOENT)
     vbuckets = list(session.vbuckets)
@@ -36,7 +36,7 @@ def _stat(session: ClientSession, request: Frame) -> list[Reply]:
 
 
 def _get_all_vb_seqnos(session: ClientSession, request: Frame) -> Reply:
-    """The high seqnos of the vbuckets in one state, or in all states but dead; of one collection, if it is named."""
+    """Tell the high seqnos of the vbuckets in one state, or in all but dead; of one collection, if it is named."""
     if len(request.extras) not in ((0, 4, 8) if session.knows_collections else (0, 4)):
         raise Malformed
     state = int.from_bytes(request.extras[:4], "big")
@@ -49,14 +49,14 @@ def _get_all_vb_seqnos(session: ClientSession, request: Frame) -> Reply:
 
 
 def _high_seqno(vbucket: VBucket, prefix: bytes) -> int:
-    """The last seqno of a document of which the key begins with *prefix*; 0 if there is none."""
+    """Return the last seqno of a document of which the key begins with *prefix*; 0 if there is none."""
     if not prefix:
         return vbucket.high_seqno
     return max((item.seqno for item in vbucket.items_after(0) if item.key.startswith(prefix)), default=0)
 
 
 def _observe_seqno(session: ClientSession, request: Frame) -> Reply:
-    """How far a vbucket is in memory and on disk. A client that asks by an older history is told how that ended."""
+    """Tell how far a vbucket is in memory and on disk; to who asks by an older history, how that ended."""
     if len(request.value) != 8:
         raise Malformed
     cluster = session.node.cluster
@@ -80,7 +80,7 @@ def _get_manifest(session: ClientSession, _request: Frame) -> Reply:
 
 
 def _get_id(session: ClientSession, request: Frame) -> Reply:
-    """The number of `scope.collection`, which clients send as the value, older ones as the key."""
+    """Return the number of `scope.collection`, which clients send as the value, older ones as the key."""
     manifest = _manifest(session)
     number = manifest.number_of((request.value or request.key).decode(errors="replace"))
     if number is None:

@@ -39,7 +39,7 @@ class ClientConnection(asyncio.Protocol):
 
     @property
     def name(self) -> str:
-        """The name that the client gave itself in DCP_OPEN; empty for another kind of client."""
+        """Return the name that the client gave itself in DCP_OPEN; empty for another kind of client."""
         return self.session.producer.name if self.session.producer is not None else ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -60,13 +60,13 @@ class ClientConnection(asyncio.Protocol):
             self._timer.cancel()
 
     def pause_writing(self) -> None:
-        """The client does not read: stop streaming, or answering. A DCP client must still be heard: it is alive."""
+        """Stop streaming, or answering: the client does not read. A DCP client must still be heard: it is alive."""
         self._paused = True
         if self.session.producer is None:
             self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        """The client reads again."""
+        """Go on: the client reads again."""
         self._paused = False
         if not self.wire.half_open:
             self._transport.resume_reading()
@@ -77,7 +77,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport.abort()
 
     def describe(self) -> dict[str, str | int]:
-        """What a person wants to know of it."""
+        """Return what a person wants to know of it."""
         host, port = self._transport.get_extra_info("peername")[:2]
         producer = self.session.producer
         return {

@@ -54,12 +54,12 @@ class NodeContext:
         self._dcp_session_by_name: dict[str, ClientSession] = {}
 
     def owns(self, vb: int) -> bool:
-        """Whether the vbucket is on this node, in whatever state."""
+        """Return whether the vbucket is on this node, in whatever state."""
         owners = self.cluster.placement.owner_by_vb
         return vb < len(owners) and owners[vb] == self.number
 
     def has_replica(self, vb: int) -> bool:
-        """Whether a replica of the vbucket is on this node."""
+        """Return whether a replica of the vbucket is on this node."""
         placement = self.cluster.placement
         return vb < len(placement.owner_by_vb) and self.number in placement.replicas_of(vb)
 
@@ -71,7 +71,7 @@ class NodeContext:
             older.hang_up()
 
     def forget(self, session: "ClientSession") -> None:
-        """A connection is gone: its name is free."""
+        """Free the name of a connection that is gone."""
         for name in [name for name, holder in self._dcp_session_by_name.items() if holder is session]:
             del self._dcp_session_by_name[name]
 
@@ -91,31 +91,31 @@ class ClientSession:
 
     @property
     def bucket(self) -> Bucket:
-        """The bucket, for commands that need one to be selected."""
+        """Return the bucket, for commands that need one to be selected."""
         assert self.selected is not None
         return self.selected
 
     def map_json(self) -> bytes:
-        """The bucket's map as of now."""
+        """Return the bucket's map as of now."""
         return self.bucket.config_json(self.node.number)
 
     @property
     def vbuckets(self) -> Iterator[VBucket]:
-        """The vbuckets on this node."""
+        """Return the vbuckets on this node."""
         return (vbucket for vbucket in self.bucket.vbuckets if self.node.owns(vbucket.vb))
 
     @property
     def knows_collections(self) -> bool:
-        """Whether keys on this connection begin with the number of their collection."""
+        """Return whether keys on this connection begin with the number of their collection."""
         return Feature.COLLECTIONS in self.features
 
     @property
     def json_datatype(self) -> int:
-        """The datatype of JSON text in a response: the bit only if the client negotiated it."""
+        """Return the datatype of JSON text in a response: the bit only if the client negotiated it."""
         return JSON if Feature.JSON in self.features else 0
 
     def inner_key(self, key: bytes) -> bytes:
-        """How the bucket keeps a key of this client.
+        """Return how the bucket keeps a key of this client.
 
         Raises:
             Malformed: it is too long, or has no number of a collection.
@@ -134,11 +134,11 @@ class ClientSession:
         return inner
 
     def refusal(self, status: int, context: str = "", *, with_ref: bool = False) -> Refused:
-        """A refusal with an explanation, as this client can read it."""
+        """Return a refusal with an explanation, as this client can read it."""
         return refusal(status, context, as_json=bool(self.json_datatype), with_ref=with_ref)
 
     def denied(self, context: str) -> Exception:
-        """The outcome of a missing privilege: without XERROR a client cannot be told, so it is hung up on."""
+        """Return the outcome of a missing privilege: without XERROR a client cannot be told, so it is hung up on."""
         if Feature.XERROR not in self.features:
             return HangUp(context)
         return self.refusal(Status.EACCESS, context, with_ref=True)
@@ -151,13 +151,13 @@ class ClientSession:
             raise Refused(Status.NO_BUCKET)
 
     def find_vbucket(self, vb: int, *, states: frozenset[VBucketState]) -> VBucket:
-        """The vbucket *vb* if it is on this node in one of these states; else the client is sent the map."""
+        """Return the vbucket *vb* if it is on this node in one of these states; else the client is sent the map."""
         if self.node.owns(vb) and self.bucket.vbuckets[vb].state in states:
             return self.bucket.vbuckets[vb]
         raise Refused(Status.NOT_MY_VBUCKET, self.map_json())
 
     def mutated(self, vbucket: VBucket, item: Item, value: bytes = b"", status: int = Status.SUCCESS) -> Reply:
-        """The reply to a change, with the mutation token if the client negotiated it."""
+        """Return the reply to a change, with the mutation token if the client negotiated it."""
         extras = b""
         if Feature.MUTATION_SEQNO in self.features:
             extras = vbucket.failover_log.vbuuid.to_bytes(8, "big") + item.seqno.to_bytes(8, "big")
@@ -181,7 +181,7 @@ def hello(session: ClientSession, request: Frame) -> Reply:
 
 
 def sasl_list_mechs(_session: ClientSession, _request: Frame) -> Reply:
-    """The login mechanisms, strongest first."""
+    """Return the login mechanisms, strongest first."""
     return Reply(MECHANISMS)
 
 
@@ -224,7 +224,7 @@ def select_bucket(session: ClientSession, request: Frame) -> Reply:
 
 
 def list_buckets(session: ClientSession, _request: Frame) -> Reply:
-    """The names of the buckets that the user may use, separated by blanks."""
+    """Return the names of the buckets that the user may use, separated by blanks."""
     if session.account is None:
         raise Refused(Status.EACCESS)
     bucket = session.node.cluster.to_select()
@@ -232,7 +232,7 @@ def list_buckets(session: ClientSession, _request: Frame) -> Reply:
 
 
 def get_cluster_config(session: ClientSession, _request: Frame) -> Reply:
-    """The map of the selected bucket, or without one the nodes.
+    """Return the map of the selected bucket, or without one the nodes.
 
     A server that no cluster manager runs refuses the latter, and so do we, except where there is TLS: the official SDK
     then finds the port of a bucket in no other way.
@@ -246,7 +246,7 @@ def get_cluster_config(session: ClientSession, _request: Frame) -> Reply:
 
 
 def get_error_map(session: ClientSession, _request: Frame) -> Reply:
-    """An error map without entries: all our statuses are in the protocol's own list."""
+    """Return an error map without entries: all our statuses are in the protocol's own list."""
     return Reply(ERROR_MAP, datatype=session.json_datatype)
 
 
@@ -256,7 +256,7 @@ def acknowledge(_session: ClientSession, _request: Frame) -> Reply:
 
 
 def version(_session: ClientSession, _request: Frame) -> Reply:
-    """The version of a server that can what we can."""
+    """Return the version of a server that can what we can."""
     return Reply(VERSION)
 
 

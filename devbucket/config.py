@@ -24,7 +24,7 @@ class TlsFiles:
     client_ca: Path | None = None
 
     def context(self) -> ssl.SSLContext:
-        """What the TLS listeners use.
+        """Return what the TLS listeners use.
 
         Raises:
             ConfigInvalid: a file cannot be read, or holds something else.

@@ -25,7 +25,7 @@ OPERATIONS: Mapping[str, inspect.Signature] = _listed()
 
 
 def usage(name: str) -> str:
-    """How an operation is written: its arguments, those in brackets may be left out."""
+    """Return how an operation is written: its arguments, those in brackets may be left out."""
     parts = [name]
     for parameter in _parameters(name):
         word = parameter.name.upper()
@@ -34,12 +34,12 @@ def usage(name: str) -> str:
 
 
 def summary(name: str) -> str:
-    """What an operation does, in one line."""
+    """Return what an operation does, in one line."""
     return (inspect.getdoc(getattr(Controls, name)) or "").partition("\n")[0]
 
 
 def arguments_of(name: str, words: Sequence[str]) -> dict[str, Any]:
-    """The arguments that *words* give: in the operation's order, or as name=value.
+    """Return the arguments that *words* give: in the operation's order, or as name=value.
 
     Raises:
         ConfigInvalid: they do not fit.
@@ -85,7 +85,7 @@ def _parameters(name: str) -> list[inspect.Parameter]:
 
 
 def _text(default: object) -> str:
-    """A default as words spell it."""
+    """Return a default as words spell it."""
     if isinstance(default, bool):
         return "on" if default else "off"
     return "all" if default in ("", None) else str(default)

@@ -85,7 +85,7 @@ def _stream_req(session: ClientSession, request: Frame) -> Reply:
 
 
 def _wanted_keys(session: ClientSession, request: Frame) -> KeyFilter | None:
-    """What of the vbucket is to be streamed. Without collections a value is ignored."""
+    """Return what of the vbucket is to be streamed. Without collections a value is ignored."""
     manifest = session.bucket.manifest
     if manifest is None:
         return None

@@ -71,7 +71,7 @@ def _run(session: ClientSession, frame: Frame) -> Reply | Sequence[Reply] | None
 
 
 def _decompressed(session: ClientSession, frame: Frame) -> Frame:
-    """The request with its value decompressed; what it stores is sent as each client can take it."""
+    """Return the request with its value decompressed; what it stores is sent as each client can take it."""
     value = decompressed(frame.value, mcbp.MAX_BODY_BYTES) if Feature.SNAPPY in session.features else None
     if value is None:
         raise Malformed

@@ -28,7 +28,7 @@ class FlowWindow:
         self.outstanding = 0
 
     def room(self) -> int:
-        """Bytes that may be sent now."""
+        """Return bytes that may be sent now."""
         return self.buffer_bytes - self.outstanding if self.buffer_bytes else sys.maxsize
 
     def sent(self, n_bytes: int) -> None:
@@ -67,7 +67,7 @@ class NoopKeeper:
         self._heard_at = now
 
     def answered(self, opaque: int) -> None:
-        """The client answered a no-op.
+        """Take the client's answer to a no-op.
 
         Raises:
             HangUp: it is not the answer that we wait for.
@@ -78,14 +78,14 @@ class NoopKeeper:
         self._opaque += 1
 
     def deadline(self) -> float | None:
-        """When `tick` has something to do; None: never."""
+        """Return when `tick` has something to do; None: never."""
         if not self.enabled:
             return None
         dead_at = self._heard_at + self._idle_timeout_s
         return dead_at if self._pending else min(dead_at, self._sent_at + self._interval_s)
 
     def tick(self, now: float) -> bytes:
-        """The no-op that is due, or nothing.
+        """Return the no-op that is due, or nothing.
 
         Raises:
             HangUp: the client is dead.
@@ -100,6 +100,6 @@ class NoopKeeper:
         return mcbp.pack_frame(mcbp.REQUEST, Op.DCP_NOOP, opaque=self._wire_opaque())
 
     def _wire_opaque(self) -> int:
-        """The opaque as a little-endian server puts it on the wire, which clients must echo unchanged."""
+        """Return the opaque as a little-endian server puts it on the wire, which clients must echo unchanged."""
         (swapped,) = struct.unpack(">I", struct.pack("<I", self._opaque))
         return int(swapped)

@@ -20,7 +20,7 @@ _ESCAPE = 15
 
 
 def durability_level(request: Frame) -> int:
-    """The durability that the request wants, 0 for none.
+    """Return the durability that the request wants, 0 for none.
 
     Raises:
         Malformed: no such level.
@@ -34,12 +34,12 @@ def durability_level(request: Frame) -> int:
 
 
 def keeps_expiry(request: Frame) -> bool:
-    """Whether a change leaves the document's expiry as it is."""
+    """Return whether a change leaves the document's expiry as it is."""
     return any(number == PRESERVE_EXPIRY for number, _ in _infos(request.framing))
 
 
 def _infos(framing: bytes) -> Iterator[tuple[int, bytes]]:
-    """The pairs of id and content."""
+    """Return the pairs of id and content."""
     at = 0
     while at < len(framing):
         number, size = framing[at] >> 4, framing[at] & 0x0F

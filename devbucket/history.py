@@ -20,7 +20,7 @@ class FailoverLog:
 
     @property
     def vbuuid(self) -> int:
-        """The id of the current history."""
+        """Return the id of the current history."""
         return self.entries[0][0]
 
     def branch(self, seqno: int) -> None:
@@ -29,18 +29,18 @@ class FailoverLog:
         self.entries = [(_new_vbuuid(), seqno), *kept][:MAX_ENTRIES]
 
     def packed(self) -> bytes:
-        """The log as GET_FAILOVER_LOG and an accepted STREAM_REQ return it."""
+        """Return the log as GET_FAILOVER_LOG and an accepted STREAM_REQ return it."""
         return b"".join(vbuuid.to_bytes(8, "big") + seqno.to_bytes(8, "big") for vbuuid, seqno in self.entries)
 
     @classmethod
     def unpacked(cls, packed: bytes) -> Self:
-        """The log of which `packed` gave these bytes."""
+        """Return the log of which `packed` gave these bytes."""
         log = cls()
         log.entries = list(struct.iter_unpack(">QQ", packed))
         return log
 
     def end_of(self, vbuuid: int, high_seqno: int) -> int | None:
-        """The seqno up to which history *vbuuid* is ours as well; None if we never had it."""
+        """Return the seqno up to which history *vbuuid* is ours as well; None if we never had it."""
         end = high_seqno
         for candidate, began_at in self.entries:
             if candidate == vbuuid:
@@ -68,7 +68,7 @@ class SourceCheckpoints:
         self._starts = [seqno]
 
     def holding(self, seqno: int, high_seqno: int) -> tuple[int, int]:
-        """The first and the last seqno of the checkpoint that holds *seqno*."""
+        """Return the first and the last seqno of the checkpoint that holds *seqno*."""
         number = bisect_right(self._starts, seqno)
         following = self._starts[number : number + 1]
         return self._starts[max(0, number - 1)], min([high_seqno, *(start - 1 for start in following)])
@@ -94,7 +94,7 @@ def rollback_seqno(
     purge_seqno: int,
     strict: bool,
 ) -> int | None:
-    """The seqno to which a client with this resume position must roll back; None if it may resume.
+    """Return the seqno to which a client with this resume position must roll back; None if it may resume.
 
     With *strict*, start 0 too needs a known vbuuid. A position at either end of its snapshot is a complete one.
     """

@@ -103,15 +103,15 @@ class Item:
 
     @property
     def deleted(self) -> bool:
-        """Whether this is a tombstone."""
+        """Return whether this is a tombstone."""
         return self.fate in (DELETED, EXPIRED)
 
     def xattrs(self) -> dict[str, bytes]:
-        """The xattrs by name, each as JSON text."""
+        """Return the xattrs by name, each as JSON text."""
         return mcbp.split_xattrs(self.value)[0] if self.datatype & XATTR else {}
 
     def body(self) -> bytes:
-        """The value without its xattrs."""
+        """Return the value without its xattrs."""
         return mcbp.split_xattrs(self.value)[1] if self.datatype & XATTR else self.value
 
     def encode_for(self, mode: int) -> None:
@@ -141,7 +141,7 @@ class Item:
         self.mode = mode
 
     def _opcode_and_extras(self, mode: int) -> tuple[int, bytes]:
-        """The opcode, and the extras preceded by the CAS, which lies before them in a frame."""
+        """Return the opcode, and the extras preceded by the CAS, which lies before them in a frame."""
         if not self.deleted:
             extras = _MUTATION.pack(self.cas, self.seqno, self.rev, self.flags, self.expiry, 0, 0, _NRU)
             return Op.DCP_MUTATION, extras
@@ -152,7 +152,7 @@ class Item:
         return Op.DCP_DELETION, _DELETION_V2.pack(self.cas, self.seqno, self.rev, self.changed_at, 0)
 
     def _datatype_and_payload(self, mode: int) -> tuple[int, bytes]:
-        """What a mode leaves of the value. Without xattrs and value, a live document keeps a datatype that lies."""
+        """Return what a mode leaves of the value. Without xattrs and value, a document keeps a datatype that lies."""
         if not mode & INCLUDE_XATTRS:
             if not mode & (NO_VALUE | NO_VALUE_KEEP_DATATYPE):
                 return self.datatype & ~XATTR, self.body()
@@ -174,7 +174,7 @@ class Item:
 
 
 def decompressed(value: bytes, most_bytes: int) -> bytes | None:
-    """The value of which this is the compressed form; None if it is none, or longer than *most_bytes*."""
+    """Return the value of which this is the compressed form; None if it is none, or longer than *most_bytes*."""
     try:
         if cramjam.snappy.decompress_raw_len(value) > most_bytes:
             return None
@@ -184,7 +184,7 @@ def decompressed(value: bytes, most_bytes: int) -> bytes | None:
 
 
 def datatype_of(body: bytes) -> int:
-    """The JSON bit, set by looking at the body as a real server does: a number is JSON, an empty body is not."""
+    """Return the JSON bit, set by looking at the body as a real server does: a number is JSON, an empty body is not."""
     try:
         orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -193,14 +193,14 @@ def datatype_of(body: bytes) -> int:
 
 
 def join_value(xattrs: dict[str, bytes], body: bytes) -> tuple[bytes, int]:
-    """The value of a document with these xattrs and this body, and its datatype."""
+    """Return the value of a document with these xattrs and this body, and its datatype."""
     if not xattrs:
         return body, datatype_of(body)
     return mcbp.join_xattrs(xattrs.items(), body), datatype_of(body) | XATTR
 
 
 def is_too_large(xattrs: dict[str, bytes], body: bytes) -> bool:
-    """Whether a real server takes no document with these xattrs and this body."""
+    """Return whether a real server takes no document with these xattrs and this body."""
     system = system_xattrs(xattrs)
     system_bytes = len(mcbp.join_xattrs(system.items(), b"")) if system else 0
     user_bytes = len(mcbp.join_xattrs(xattrs.items(), body)) - system_bytes if xattrs else len(body)
@@ -208,5 +208,5 @@ def is_too_large(xattrs: dict[str, bytes], body: bytes) -> bool:
 
 
 def system_xattrs(xattrs: dict[str, bytes]) -> dict[str, bytes]:
-    """The xattrs that a deletion keeps: those of which the name starts with an underscore."""
+    """Return the xattrs that a deletion keeps: those of which the name starts with an underscore."""
     return {name: text for name, text in xattrs.items() if name.startswith("_")}

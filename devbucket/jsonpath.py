@@ -33,7 +33,7 @@ class PathError(Exception):
 
 @lru_cache(1024)  # clients send the same few paths all the time
 def split_path(path: str) -> tuple[Step, ...]:
-    """The steps of a path: keys separated by dots, a key may be quoted in backticks; indices in brackets behind a key.
+    """Return the steps of a path: keys between dots, a key may be quoted in backticks; indices in brackets behind it.
 
     Raises:
         PathError: the path cannot be parsed.
@@ -55,7 +55,7 @@ def split_path(path: str) -> tuple[Step, ...]:
 
 
 def _index(path: str, at: int) -> tuple[int, int]:
-    """The index in brackets that begins at *at*, and the place behind it. Of the negative ones there is only -1."""
+    """Return the index in brackets that begins at *at*, and the place behind it. Of negative ones there is only -1."""
     end = path.find("]", at)
     text = path[at + 1 : end]
     if end < 0 or not (text == "-1" or (text.isascii() and text.isdigit())):
@@ -64,7 +64,7 @@ def _index(path: str, at: int) -> tuple[int, int]:
 
 
 def _key(path: str, at: int) -> tuple[str, int]:
-    """The key that begins at *at*, and the place behind it. A backtick in a key is written twice."""
+    """Return the key that begins at *at*, and the place behind it. A backtick in a key is written twice."""
     key = ""
     quoted = False
     while at < len(path) and (quoted or path[at] not in ".["):
@@ -84,7 +84,7 @@ def _key(path: str, at: int) -> tuple[str, int]:
 
 
 def parse(text: bytes) -> Any:
-    """A document's JSON.
+    """Return a document's JSON.
 
     Raises:
         PathError: it is none.
@@ -96,7 +96,7 @@ def parse(text: bytes) -> Any:
 
 
 def get(node: Any, steps: Sequence[Step]) -> Any:
-    """What is at *steps*; all for no steps.
+    """Return what is at *steps*; all for no steps.
 
     Raises:
         PathError: nothing is there.
@@ -109,7 +109,7 @@ def get(node: Any, steps: Sequence[Step]) -> Any:
 
 
 def count(node: Any, steps: Sequence[Step]) -> int:
-    """How many elements the array or the dictionary at *steps* has.
+    """Return how many elements the array or the dictionary at *steps* has.
 
     Raises:
         PathError: nothing is there, or something else.
@@ -157,7 +157,7 @@ def check_presence(opcode: int, *, present: bool) -> None:
 
 
 def parse_value(text: bytes) -> Any:
-    """A value that a client wants to insert.
+    """Return a value that a client wants to insert.
 
     Raises:
         PathError: it is not JSON.
@@ -169,7 +169,7 @@ def parse_value(text: bytes) -> Any:
 
 
 def parse_values(text: bytes) -> list[Any]:
-    """The values, separated by commas, that a client wants to insert into an array."""
+    """Return the values, separated by commas, that a client wants to insert into an array."""
     values: list[Any] = parse_value(b"[" + text + b"]")
     if not values:
         raise PathError(CANNOT_INSERT)
@@ -185,7 +185,7 @@ def _change_member(holder: Any, step: Step, opcode: int, text: bytes) -> None:
 
 
 def _has(holder: Any, step: Step) -> bool:
-    """Whether *holder* has a member *step*.
+    """Return whether *holder* has a member *step*.
 
     Raises:
         PathError: it is no dictionary, or no array.
@@ -196,7 +196,7 @@ def _has(holder: Any, step: Step) -> bool:
 
 
 def _holder(root: Any, steps: Sequence[Step], *, make: bool) -> Any:
-    """The dictionary or array that holds, or would hold, the last step."""
+    """Return the dictionary or array that holds, or would hold, the last step."""
     node = root
     for step, following in pairwise(steps):
         if not _has(node, step):
@@ -209,7 +209,7 @@ def _holder(root: Any, steps: Sequence[Step], *, make: bool) -> Any:
 
 
 def _array(root: Any, steps: Sequence[Step], *, make: bool) -> list[Any]:
-    """The array at *steps*; a new one if none is there."""
+    """Return the array at *steps*; a new one if none is there."""
     if steps:
         holder, step = _holder(root, steps, make=make), steps[-1]
         if not _has(holder, step):

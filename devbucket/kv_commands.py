@@ -29,7 +29,7 @@ _COUNTER_LIMIT = 1 << 64
 
 
 def find_for_change(session: ClientSession, request: Frame) -> tuple[VBucket, Item | None]:
-    """The active vbucket of a request and the live document of its key, after the request's CAS was checked."""
+    """Return the active vbucket of a request and the live document of its key, after the request's CAS was checked."""
     vbucket, item = find_active(session, request)
     if request.cas and item is None:
         raise Refused(Status.KEY_ENOENT)
@@ -42,7 +42,7 @@ def find_for_change(session: ClientSession, request: Frame) -> tuple[VBucket, It
 
 
 def find_active(session: ClientSession, request: Frame) -> tuple[VBucket, Item | None]:
-    """The active vbucket of a request and the live document of its key."""
+    """Return the active vbucket of a request and the live document of its key."""
     require_key(request)
     vbucket = session.find_vbucket(request.status, states=_ACTIVE)
     item = vbucket.find(request.key)
@@ -64,12 +64,12 @@ def _get(session: ClientSession, request: Frame) -> Reply:
 
 
 def document_reply(session: ClientSession, item: Item, *, cas: int) -> Reply:
-    """A document's body, as this client can read it."""
+    """Return a document's body, as this client can read it."""
     return Reply(item.body(), item.flags.to_bytes(4, "big"), cas=cas, datatype=item.datatype & session.json_datatype)
 
 
 def _get_meta(session: ClientSession, request: Frame) -> Reply:
-    """A document's metadata, or its tombstone's. A client asks for the datatype with version 2."""
+    """Return a document's metadata, or its tombstone's. A client asks for the datatype with version 2."""
     require_key(request)
     item = session.find_vbucket(request.status, states=_ACTIVE).find(request.key)
     if item is None:
@@ -129,7 +129,7 @@ def _get_and_touch(session: ClientSession, request: Frame) -> Reply:
 
 
 def _touched(session: ClientSession, request: Frame) -> Item:
-    """The document after its expiry was set, which is a mutation."""
+    """Return the document after its expiry was set, which is a mutation."""
     if len(request.extras) != 4:
         raise Malformed
     vbucket, item = find_for_change(session, request)

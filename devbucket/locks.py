@@ -19,7 +19,7 @@ class Locks:
         self._lock_by_key: dict[bytes, Lock] = {}
 
     def of(self, key: bytes) -> Lock | None:
-        """The lock on *key*, if there is one."""
+        """Return the lock on *key*, if there is one."""
         if not self._lock_by_key:
             return None
         lock = self._lock_by_key.get(key)

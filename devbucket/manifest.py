@@ -36,11 +36,11 @@ class CollectionEvent(NamedTuple):
     manifest: int
 
     def key(self) -> bytes:
-        """The key under which a vbucket keeps it."""
+        """Return the key under which a vbucket keeps it."""
         return pack_leb128(SYSTEM) + bytes([self.kind]) + self.number.to_bytes(4, "big") + self.name.encode()
 
     def value(self) -> bytes:
-        """What is sent of it, in version 0 of its format."""
+        """Return what is sent of it, in version 0 of its format."""
         ids = (self.scope, self.number) if self.kind == COLLECTION_BEGINS else (self.number,)
         return self.manifest.to_bytes(8, "big") + b"".join(number.to_bytes(4, "big") for number in ids)
 
@@ -92,7 +92,7 @@ class CollectionManifest:
         return self._next_id - 1
 
     def number_of(self, path: str) -> int | None:
-        """The number of the collection `scope.collection`; an empty name means the default one."""
+        """Return the number of the collection `scope.collection`; an empty name means the default one."""
         scope_name, _, name = path.partition(".")
         scope = self._scope_by_name.get(scope_name or DEFAULT_NAME)
         wanted = name or DEFAULT_NAME
@@ -102,11 +102,11 @@ class CollectionManifest:
         )
 
     def knows(self, number: int) -> bool:
-        """Whether there is a collection of that number."""
+        """Return whether there is a collection of that number."""
         return number in self._scope_of
 
     def to_json(self) -> bytes:
-        """The manifest as JSON; numbers in it are hexadecimal texts."""
+        """Return the manifest as JSON; numbers in it are hexadecimal texts."""
         scopes = [
             {"name": name, "uid": f"{number:x}", "collections": list(self._collections_of(number))}
             for name, number in self._scope_by_name.items()
@@ -121,7 +121,7 @@ class CollectionManifest:
         )
 
     def filter_of(self, value: bytes) -> KeyFilter | None:
-        """What a stream request's value asks for; None for everything.
+        """Return what a stream request's value asks for; None for everything.
 
         Raises:
             Malformed, Refused: the value makes no sense, or names what is not there.
@@ -157,17 +157,17 @@ class CollectionManifest:
         return wanted
 
     def unknown_context(self) -> bytes:
-        """What a client is told that names something unknown: it may know an older manifest, or a newer one."""
+        """Return what a client is told that names something unknown: it may know an older manifest, or a newer one."""
         return orjson.dumps({"manifest_uid": f"{self.manifest_uid:x}"})
 
 
 def default_only(key: bytes) -> bool:
-    """What a client wants that knows no collections."""
+    """Return what a client wants that knows no collections."""
     return key[0] == DEFAULT
 
 
 def _collection_at(key: bytes) -> int:
-    """The collection that *key* is in, or of which the event tells that it keeps; of a scope's event the inverse."""
+    """Return the collection that *key* is in, or that its event tells of; of a scope's event the inverse."""
     number, _ = split_leb128(key)
     if number != SYSTEM:
         return number
@@ -193,7 +193,7 @@ def pack_leb128(number: int) -> bytes:
 
 
 def split_leb128(key: bytes) -> tuple[int, bytes]:
-    """The number that *key* begins with, and the rest.
+    """Return the number that *key* begins with, and the rest.
 
     Raises:
         Malformed: it begins with none.

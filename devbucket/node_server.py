@@ -23,7 +23,7 @@ class NodeServer:
 
     @property
     def running(self) -> bool:
-        """Whether the node listens."""
+        """Return whether the node listens."""
         return bool(self._listeners)
 
     async def start(self) -> None:
@@ -64,5 +64,5 @@ class NodeServer:
             connection.abort()
 
     def selected(self, name: str) -> Iterator[ClientConnection]:
-        """The connections of which the DCP name begins with *name*; all of them for an empty one."""
+        """Return the connections of which the DCP name begins with *name*; all of them for an empty one."""
         return (connection for connection in tuple(self.connections) if connection.name.startswith(name))

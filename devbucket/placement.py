@@ -19,7 +19,7 @@ class ClusterMember:
     in_cluster: bool = True
 
     def services(self) -> dict[str, int]:
-        """Its services' ports."""
+        """Return its services' ports."""
         ports = {"kv": self.port, "mgmt": 8091}
         return ports | {"kvSSL": self.tls_port} if self.tls_port else ports
 
@@ -43,11 +43,11 @@ class Placement:
         self.on_change()
 
     def owned_by(self, member: int) -> list[int]:
-        """The vbuckets of a member."""
+        """Return the vbuckets of a member."""
         return [vb for vb, owner in enumerate(self.owner_by_vb) if owner == member]
 
     def replicas_of(self, vb: int) -> list[int]:
-        """The members that have a replica of a vbucket."""
+        """Return the members that have a replica of a vbucket."""
         n_members, owner = len(self.members), self.owner_by_vb[vb]
         following = [(owner + step) % n_members for step in range(1, n_members)]
         return [number for number in following if self.members[number].in_cluster][: self.n_replicas]
@@ -57,19 +57,19 @@ class Placement:
         return [(vb, over[at % len(over)]) for at, vb in enumerate(vbs)]
 
     def balanced(self, over: Sequence[int]) -> list[tuple[int, int]]:
-        """The moves (vbucket, new owner) after which each of *over* has as many vbuckets as the others, or one more."""
+        """Return the moves (vbucket, new owner) that give each of *over* as many vbuckets as others, or one more."""
         n_vbuckets = len(self.owner_by_vb)
         wanted = [over[vb * len(over) // n_vbuckets] for vb in range(n_vbuckets)]
         return [(vb, owner) for vb, owner in enumerate(wanted) if self.owner_by_vb[vb] != owner]
 
     def server_list(self) -> tuple[list[str], dict[int, int]]:
-        """The addresses of the members in the cluster, and each one's place in that list."""
+        """Return the addresses of the members in the cluster, and each one's place in that list."""
         numbers = [number for number, member in enumerate(self.members) if member.in_cluster]
         addresses = [f"{self.members[number].host}:{self.members[number].port}" for number in numbers]
         return addresses, {number: place for place, number in enumerate(numbers)}
 
     def nodes_ext(self, this: int) -> list[dict[str, Any]]:
-        """The members in the cluster with all their ports; the one that is asked says so."""
+        """Return the members in the cluster with all their ports; the one that is asked says so."""
         return [
             {"services": member.services(), "hostname": member.host} | ({"thisNode": True} if number == this else {})
             for number, member in enumerate(self.members)
@@ -77,11 +77,11 @@ class Placement:
         ]
 
     def global_json(self, this: int) -> bytes:
-        """The nodes without any bucket's map."""
+        """Return the nodes without any bucket's map."""
         return orjson.dumps({"rev": self.revision, "revEpoch": 1, "nodesExt": self.nodes_ext(this)})
 
     def config_json(self, name: str, uuid: str, this: int, active: Sequence[bool], *, with_collections: bool) -> bytes:
-        """The map as a real cluster manager makes it, as member *this* sends it; *active* by vbucket."""
+        """Return the map as a real cluster manager makes it, as member *this* sends it; *active* by vbucket."""
         servers, place_of = self.server_list()
         chains = [
             [place_of.get(self.owner_by_vb[vb], NOBODY) if is_active else NOBODY, *self._replica_places(vb, place_of)]

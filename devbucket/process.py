@@ -51,22 +51,22 @@ class DevBucket:
 
     @property
     def port(self) -> int:
-        """The first node's port."""
+        """Return the first node's port."""
         return self.ports[0]
 
     @property
     def url(self) -> str:
-        """The bucket's URL, as source.url takes it: by all its nodes."""
+        """Return the bucket's URL, as source.url takes it: by all its nodes."""
         return f"{self.cluster_url}/{self.config.bucket}"
 
     @property
     def cluster_url(self) -> str:
-        """What the official SDK takes: the same without the bucket, which it is told later."""
+        """Return what the official SDK takes: the same without the bucket, which it is told later."""
         return "couchbase://" + ",".join(f"{self.config.host}:{port}" for port in self.ports)
 
     @property
     def tls_url(self) -> str:
-        """The bucket's URL by its TLS ports; they are in `tls_ports`."""
+        """Return the bucket's URL by its TLS ports; they are in `tls_ports`."""
         hosts = ",".join(f"{self.config.host}:{port}" for port in self.tls_ports)
         return f"couchbases://{hosts}/{self.config.bucket}"
 
@@ -129,7 +129,7 @@ class DevBucket:
         return self._receive()
 
     def _receive(self) -> Any:
-        """The child's answer; an exception that it raised is raised here."""
+        """Return the child's answer; an exception that it raised is raised here."""
         assert self._control is not None
         try:
             answer = self._control.recv()

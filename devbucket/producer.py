@@ -42,12 +42,12 @@ class Producer:
 
     @property
     def lacks_noop(self) -> bool:
-        """Whether streams are refused: with xattrs, a client must let us see that it lives."""
+        """Return whether streams are refused: with xattrs, a client must let us see that it lives."""
         return bool(self._mode & INCLUDE_XATTRS) and not self.noop.enabled
 
     @property
     def n_streams(self) -> int:
-        """How many streams are open."""
+        """Return how many streams are open."""
         return len(self._streams)
 
     def control(self, name: str, value: str, now: float) -> None:
@@ -75,7 +75,7 @@ class Producer:
             raise Refused(Status.EINVAL)
 
     def has_stream(self, vb: int) -> bool:
-        """Whether a stream of *vb* is open."""
+        """Return whether a stream of *vb* is open."""
         stream = self._streams.get(vb)
         return stream is not None and not stream.ended
 
@@ -126,7 +126,7 @@ class Producer:
         self._queue.clear()
 
     def take(self, max_bytes: int) -> bytes:
-        """Messages of about *max_bytes*, as flow control allows; the streams take turns. Nothing: none may be sent."""
+        """Return messages of about *max_bytes*, as flow control allows, or nothing; the streams take turns."""
         out: list[bytes] = []
         size = 0
         while self._queue and size < max_bytes and (room := self.flow.room()) > 0:

@@ -75,12 +75,12 @@ class ProducerStream:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing but a STREAM_END is left to send."""
+        """Return whether nothing but a STREAM_END is left to send."""
         return self._end_reason is not None
 
     @property
     def has_more(self) -> bool:
-        """Whether `take` would give something."""
+        """Return whether `take` would give something."""
         return not self.done and (
             self._next < len(self._items)
             or self._advance_to is not None
@@ -90,7 +90,7 @@ class ProducerStream:
         )
 
     def changed(self) -> None:
-        """The vbucket has new seqnos."""
+        """Hear that the vbucket has new seqnos."""
         self._on_ready(self)
 
     def finish(self, reason: int) -> None:
@@ -166,7 +166,7 @@ class ProducerStream:
         return bool(self._items) or self._advance_to is not None
 
     def _next_snapshot(self) -> tuple[int, int]:
-        """The flags of the next snapshot and its last seqno: from disk all there is, from memory one checkpoint."""
+        """Return the next snapshot's flags and last seqno: from disk all there is, from memory one checkpoint."""
         if self._from_disk or self._position + 1 < self.vbucket.memory_from:
             return DISK, self.vbucket.high_seqno
         first, last = self.vbucket.checkpoint_of(self._position + 1)

@@ -21,7 +21,7 @@ class Reply(NamedTuple):
     status: int = Status.SUCCESS
 
     def packed(self, request: Frame) -> bytes:
-        """The response frame to *request*."""
+        """Return the response frame to *request*."""
         return mcbp.pack_frame(
             mcbp.RESPONSE,
             request.opcode,
@@ -55,7 +55,7 @@ class HangUp(Exception):
 
 
 def refusal(status: int, context: str = "", *, as_json: bool, with_ref: bool = False) -> Refused:
-    """A refusal that explains itself; *as_json* if the client negotiated the JSON datatype.
+    """Return a refusal that explains itself; *as_json* if the client negotiated the JSON datatype.
 
     `ref` is what a person would search the server's log for.
     """

@@ -30,7 +30,7 @@ class Verifier(NamedTuple):
 
 
 def verifier_for(hash_name: str, password: str, salt: bytes | None = None, iterations: int = ITERATIONS) -> Verifier:
-    """The verifier of a password; takes milliseconds."""
+    """Return the verifier of a password; takes milliseconds."""
     salt = salt or secrets.token_bytes(_SALT_BYTES)
     salted = hashlib.pbkdf2_hmac(hash_name, password.encode(), salt, iterations)
     client_key = hmac.digest(salted, b"Client Key", hash_name)
@@ -85,7 +85,7 @@ class ScramServer:
 
 
 def _fields(message: bytes) -> dict[bytes, bytes]:
-    """The fields of a message by their letter; those that every message must have are there, if empty."""
+    """Return the fields of a message by their letter; those that every message must have are there, if empty."""
     found = (field.partition(b"=") for field in message.split(b","))
     return {b"n": b"", b"r": b"", b"c": b""} | {letter: value for letter, _, value in found}
 

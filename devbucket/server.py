@@ -55,7 +55,7 @@ class DevBucketServer:
 
     @property
     def bucket(self) -> Bucket:
-        """The bucket.
+        """Return the bucket.
 
         Raises:
             ConfigInvalid: it is deleted at present.
@@ -66,12 +66,12 @@ class DevBucketServer:
 
     @property
     def port(self) -> int:
-        """The port of the first node; 0 before the start."""
+        """Return the port of the first node; 0 before the start."""
         return self.cluster.placement.members[0].port
 
     @property
     def url(self) -> str:
-        """What a configuration's source.url has to say: the bucket, by all its nodes."""
+        """Return what a configuration's source.url has to say: the bucket, by all its nodes."""
         members = self.cluster.placement.members
         hosts = ",".join(f"{member.host}:{member.port}" for member in members)
         return f"couchbase://{hosts}/{self.config.bucket}"
@@ -121,7 +121,7 @@ class DevBucketServer:
         self.cluster.placement.changed()
 
     def connections(self, name: str = "", node: int | None = None) -> Iterator[ClientConnection]:
-        """The connections of which the DCP name begins with *name*, of one node or of all."""
+        """Return the connections of which the DCP name begins with *name*, of one node or of all."""
         for server in self.nodes:
             if node in (None, server.number):
                 yield from server.selected(name)

@@ -59,7 +59,7 @@ def _multi_lookup(session: ClientSession, request: Frame) -> Reply:
 
 
 def _lookup(item: Item, spec: Spec) -> tuple[int, bytes]:
-    """The status and the text of one path."""
+    """Return the status and the text of one path."""
     try:
         text = _read(item, spec)
     except PathError as error:
@@ -78,7 +78,7 @@ def _read(item: Item, spec: Spec) -> bytes:
 
 
 def _root_and_steps(item: Item, spec: Spec) -> tuple[Any, Sequence[jsonpath.Step]]:
-    """The parsed body or xattr that a path leads into, and the steps from there."""
+    """Return the parsed body or xattr that a path leads into, and the steps from there."""
     if not spec.flags & PathFlag.XATTR:
         return jsonpath.parse(item.body()), jsonpath.split_path(spec.path) if spec.path else ()
     name, *rest = jsonpath.split_path(spec.path)
@@ -89,7 +89,7 @@ def _root_and_steps(item: Item, spec: Spec) -> tuple[Any, Sequence[jsonpath.Step
 
 
 def _about(item: Item) -> bytes:
-    """The virtual xattr `$document`: a document's metadata."""
+    """Return the virtual xattr `$document`: a document's metadata."""
     body = item.body()
     about = {
         "CAS": f"0x{item.cas:016x}",
@@ -148,7 +148,7 @@ def _apply_all(edit: SubdocEdit, specs: list[Spec], macros: Macros, doc_flags: i
 
 
 def _document_to_change(session: ClientSession, request: Frame, doc_flags: int) -> tuple[VBucket, Item | None]:
-    """The vbucket and the document, or its tombstone where the flags give access to it; None if it is to be made."""
+    """Return the vbucket and the document, or its tombstone if the flags give access; None if it is to be made."""
     vbucket, item = find_for_change(session, request)
     if item is not None and doc_flags & DocFlag.ADD:
         raise Refused(Status.KEY_EEXISTS)
@@ -174,14 +174,14 @@ def _store(vbucket: VBucket, key: bytes, edit: SubdocEdit, old: Item | None, cas
 
 
 def _new_expiry(session: ClientSession, request: Frame, item: Item | None) -> int:
-    """The expiry that the client sent, else the document's own."""
+    """Return the expiry that the client sent, else the document's own."""
     if len(request.extras) >= 4 and not (item and framing.keeps_expiry(request)):
         return session.bucket.absolute_expiry(int.from_bytes(request.extras[:4], "big"))
     return item.expiry if item else 0
 
 
 def _doc_flags(extras: bytes, *, allowed_lengths: tuple[int, ...]) -> int:
-    """The document flags: the odd byte at the end of the extras, if there is one."""
+    """Return the document flags: the odd byte at the end of the extras, if there is one."""
     if len(extras) not in allowed_lengths:
         raise Malformed
     flags = extras[-1] if len(extras) % 4 else 0
@@ -191,7 +191,7 @@ def _doc_flags(extras: bytes, *, allowed_lengths: tuple[int, ...]) -> int:
 
 
 def _specs(value: bytes, *, with_values: bool) -> list[Spec]:
-    """The paths of a command."""
+    """Return the paths of a command."""
     head = _CHANGE_HEAD if with_values else _LOOKUP_HEAD
     specs: list[Spec] = []
     at = 0

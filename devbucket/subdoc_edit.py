@@ -52,7 +52,7 @@ class _Text:
         self._changed = False
 
     def tree(self, *, to_change: bool = False) -> Any:
-        """The parsed JSON.
+        """Return the parsed JSON.
 
         Raises:
             PathError: the text is not JSON.
@@ -63,7 +63,7 @@ class _Text:
         return self._tree
 
     def text(self) -> bytes:
-        """The text as of now."""
+        """Return the text as of now."""
         if self._changed:
             self._text, self._changed = orjson.dumps(self._tree), False
         return self._text
@@ -79,12 +79,12 @@ class SubdocEdit:
 
     @property
     def body(self) -> bytes:
-        """The body as of now."""
+        """Return the body as of now."""
         return self._body.text()
 
     @property
     def xattrs(self) -> dict[str, bytes]:
-        """The xattrs as of now."""
+        """Return the xattrs as of now."""
         return {name: xattr.text() for name, xattr in self._xattrs.items()}
 
     def apply(self, spec: Spec, macros: Macros, *, make_parents: bool) -> bytes:
@@ -148,7 +148,7 @@ class SubdocEdit:
         return answer
 
     def _expanded(self, spec: Spec, macros: Macros) -> bytes:
-        """The value of a path, its macro replaced by what this change gets. The CAS is written byte-swapped."""
+        """Return the value of a path, its macro replaced by what this change gets. The CAS is written byte-swapped."""
         if not spec.flags & PathFlag.EXPAND_MACROS:
             return spec.value
         if spec.value == b'"${Mutation.CAS}"':

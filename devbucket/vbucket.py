@@ -57,10 +57,10 @@ class Watcher(Protocol):
     """Who streams a vbucket and wants to hear of it."""
 
     def changed(self) -> None:
-        """There are new seqnos."""
+        """Hear that there are new seqnos."""
 
     def finish(self, reason: int) -> None:
-        """The vbucket ends all its streams for *reason*, a STREAM_END code."""
+        """Hear that the vbucket ends all its streams for *reason*, a STREAM_END code."""
 
 
 class VBucket:
@@ -88,7 +88,7 @@ class VBucket:
         self.persisted_seqno = 0
 
     def find(self, key: bytes) -> Item | None:
-        """The newest version of *key*, alive or a tombstone. A document that is due expires now."""
+        """Return the newest version of *key*, alive or a tombstone. A document that is due expires now."""
         item = self._newest.get(key)
         if item is not None and item.expiry and not item.deleted and item.expiry <= self._clock():
             return self.delete(key, fate=EXPIRED)
@@ -115,7 +115,7 @@ class VBucket:
         self._append(self._next_item(event.key(), 0, event.value(), 0, fate=SYSTEM_EVENT))
 
     def next_cas(self) -> int:
-        """A new CAS, above all before it: a hybrid clock of nanoseconds with a counter in the low 16 bits."""
+        """Return a new CAS, above all before it: a hybrid clock of nanoseconds with a counter in the low 16 bits."""
         self._max_cas = max(int(self._clock() * 1e9) & ~0xFFFF, self._max_cas + 1)
         return self._max_cas
 
@@ -131,7 +131,7 @@ class VBucket:
         self._store(self._next_item(key, self.next_cas(), value, datatype_of(value)))
 
     def settle(self) -> None:
-        """What is here now is on disk only, as after a clean restart; new seqnos begin a source checkpoint."""
+        """Let what is here now be on disk only, as after a clean restart; new seqnos begin a source checkpoint."""
         self.memory_from = self.high_seqno + 1
         self._checkpoints.begin_at(self.memory_from)
         self._tell_changed()
@@ -141,11 +141,11 @@ class VBucket:
         self._checkpoints.close(self.high_seqno)
 
     def checkpoint_of(self, seqno: int) -> tuple[int, int]:
-        """The first and the last seqno of the source checkpoint that holds *seqno*."""
+        """Return the first and the last seqno of the source checkpoint that holds *seqno*."""
         return self._checkpoints.holding(seqno, self.high_seqno)
 
     def items_after(self, seqno: int, until: int | None = None) -> list[Item]:
-        """The newest versions of all keys that changed after *seqno*, in the order of their seqnos.
+        """Return the newest versions of all keys that changed after *seqno*, in the order of their seqnos.
 
         With *until*, the versions that were the newest at that seqno, which may not be before the last checkpoint.
         """
@@ -157,7 +157,7 @@ class VBucket:
     def rollback_for(
         self, vbuuid: int, start: int, snap_start: int, snap_end: int, *, strict: bool = False
     ) -> int | None:
-        """The seqno to which a client with this resume position must roll back; None if it may resume."""
+        """Return the seqno to which a client with this resume position must roll back; None if it may resume."""
         return rollback_seqno(
             self.failover_log,
             vbuuid,
@@ -171,7 +171,7 @@ class VBucket:
 
     @property
     def most_to_lose(self) -> int:
-        """How many seqnos a failover can lose: of those before them, superseded versions may be gone."""
+        """Return how many seqnos a failover can lose: of those before them, superseded versions may be gone."""
         return self.high_seqno - self._kept_from
 
     def failover(self, lose: int) -> None:
@@ -209,7 +209,7 @@ class VBucket:
         return True
 
     def saved(self) -> Saved:
-        """What a file has to keep besides the items."""
+        """Return what a file has to keep besides the items."""
         return Saved(
             self.state,
             self.high_seqno,
@@ -221,13 +221,13 @@ class VBucket:
         )
 
     def unsaved_items(self) -> list[Item]:
-        """The items that a file lacks: all, if it has items that are gone here."""
+        """Return the items that a file lacks: all, if it has items that are gone here."""
         return (
             self._log if self.rewritten else self._log[bisect_right(self._log, self.persisted_seqno, key=_seqno_of) :]
         )
 
     def mark_saved(self) -> None:
-        """A file has everything."""
+        """Note that a file has everything."""
         self.unsaved = self.rewritten = False
         self.persisted_seqno = self.high_seqno
 

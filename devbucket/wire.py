@@ -106,7 +106,7 @@ class Wire:
 
 
 def _first_document(data: bytes) -> tuple[int, int] | None:
-    """Where the first frame of a document begins and ends among whole frames."""
+    """Return where the first frame of a document begins and ends among whole frames."""
     start = 0
     while (taken := mcbp.take_frame(data, start)) is not None:
         frame, end = taken

@@ -42,7 +42,7 @@ class Layout(Protocol):
         ...
 
     def found(self, answer: Frame) -> StoredDocument:
-        """What the answer to `read` says.
+        """Return what the answer to `read` says.
 
         Raises:
             SourceUnavailable, ProtocolError: there is no sensible answer now.
@@ -54,7 +54,7 @@ class Layout(Protocol):
         ...
 
     def written(self, revision: Revision, sync: Mapping[str, Any], cas: int) -> StoredDocument:
-        """What the bucket has after a write that was given *cas*."""
+        """Return what the bucket has after a write that was given *cas*."""
         ...
 
 

@@ -35,7 +35,7 @@ class KeyValue(Protocol):
     """The part of `channelindex.feeds.dcp.kv.KvClient` that the loader needs."""
 
     def pipeline(self, requests: Sequence[Request]) -> Sequence[Frame]:
-        """The responses to *requests*, in their order; the server carries them out in that order."""
+        """Return the responses to *requests*, in their order; the server carries them out in that order."""
         ...
 
 
@@ -138,7 +138,7 @@ class Loader:
         return refused
 
     def _forget_oldest(self) -> None:
-        """A document that was just written is at the end of the map."""
+        """Forget the documents that were written longest ago: the map's first."""
         excess = max(0, len(self._stored_by_id) - CACHED_DOCUMENTS)
         for id_ in list(islice(self._stored_by_id, excess)):
             del self._stored_by_id[id_]

@@ -17,20 +17,20 @@ MAX_HISTORY = 50
 
 
 def current_rev(sync: Mapping[str, Any] | None) -> str:
-    """The id of the newest revision that `_sync` knows; "" where there is none."""
+    """Return the id of the newest revision that `_sync` knows; "" where there is none."""
     rev = (sync or {}).get("rev", "")
     return str(rev.get("rev", "") if isinstance(rev, dict) else rev)
 
 
 def is_known(sync: Mapping[str, Any] | None, revision: Revision) -> bool:
-    """Whether the document with this `_sync` has *revision* or a later one: saving it would turn back time."""
+    """Return whether the document with this `_sync` has *revision* or a later one: saving it would turn back time."""
     return generation(revision.rev) <= generation(current_rev(sync))
 
 
 def apply_revision(
     previous: Mapping[str, Any] | None, revision: Revision, sequence: int, now: datetime
 ) -> dict[str, Any]:
-    """The `_sync` of a document whose `_sync` was *previous*, after *revision* was saved with *sequence*."""
+    """Return the `_sync` of a document whose `_sync` was *previous*, after *revision* was saved with *sequence*."""
     previous = previous or {}
     assigned = () if revision.deleted else revision.channels
     sync: dict[str, Any] = {"rev": revision.rev}
@@ -59,7 +59,7 @@ def _channels(
 
 
 def _history(previous: Mapping[str, Any], revision: Revision, assigned: tuple[str, ...]) -> dict[str, Any]:
-    """The revisions of the document, oldest first, each with its parent's index, and which of them are deletions."""
+    """Return the document's revisions, oldest first, each with its parent's index, and which are deletions."""
     history = previous.get("history") or {}
     revs = [*history.get("revs", ()), revision.rev]
     parents = [*history.get("parents", ()), _last_index(revs[:-1], current_rev(previous))]

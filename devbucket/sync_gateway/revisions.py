@@ -38,13 +38,13 @@ class Revision(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def generation(rev: str) -> int:
-    """The number before the dash of a revision id; 0 for an id without one."""
+    """Return the number before the dash of a revision id; 0 for an id without one."""
     number = rev.partition("-")[0]
     return int(number) if number.isdecimal() else 0
 
 
 def read_revisions(path: Path) -> Iterator[Revision]:
-    """The revisions in the file *path*, JSON lines, gzipped if its name ends in ".gz".
+    """Return the revisions in the file *path*, JSON lines, gzipped if its name ends in ".gz".
 
     Raises:
         InputInvalid: the file cannot be read, or a line is no revision; those before it were yielded.

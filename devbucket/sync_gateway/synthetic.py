@@ -21,7 +21,7 @@ class _Document:
 def synthetic_revisions(
     seed: int, n_documents: int = 1000, n_channels: int = 20, max_channels: int = 3
 ) -> Iterator[Revision]:
-    """An endless stream of revisions, the same for the same arguments.
+    """Return an endless stream of revisions, the same for the same arguments.
 
     Documents "doc-000000" and up are each in none to *max_channels* of the channels "ch-000" and up. What is deleted
     comes back when it is next chosen.
