@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from channelindex.config_text import format_value, printable
 from channelindex.errors import ConfigInvalid
 from channelindex.redis_url import SCHEMES as REDIS_SCHEMES
 from channelindex.settings import (
@@ -21,8 +22,6 @@ from channelindex.settings import (
     Config,
     Setting,
     Value,
-    printable,
-    show,
 )
 
 __all__ = [
@@ -195,7 +194,7 @@ def _checked(given: _Given, problems: list[str]) -> Value | None:
     except (ValueError, OverflowError) as error:  # a whole number can be too large for one with a fraction
         value, wrong = "", str(error)
     if wrong:
-        problems.append(f"{given.key} = {show(setting, given.value)} (set in {given.origin}): {wrong}")
+        problems.append(f"{given.key} = {format_value(setting, given.value)} (set in {given.origin}): {wrong}")
         return None
     return value
 

@@ -1,4 +1,4 @@
-"""The exit codes of every command, and which error leads to which.
+"""The exit codes of every command, what each means, and which error leads to which.
 
 The systemd unit lists those that no restart can cure in RestartPreventExitStatus, `CONFIG` and `AUTH` among them.
 """
@@ -6,24 +6,47 @@ The systemd unit lists those that no restart can cure in RestartPreventExitStatu
 from channelindex import errors
 
 OK = 0
-DIFFERENCES = 1  # verify, compare, demo or quarantine retry: the index is not what the bucket says
-USAGE = 2  # argparse's own
+DIFFERENCES = 1
+USAGE = 2
 CONFIG = 64
 INPUT = 65
 MISSING = 66
 OUTPUT = 67
-UNKNOWN = 68  # a reply was lost, or others were faster; to be asked for again
+UNKNOWN = 68
 SOURCE = 69
 STORE = 70
 COORDINATION = 71
 MISMATCH = 72
 CORRUPT = 73
 TOKEN = 74
-DRAIN_TIMEOUT = 75  # a stopping node was not done in time and left the rest to its successor
+DRAIN_TIMEOUT = 75
 FORGOTTEN = 76
 AUTH = 77
 INTERNAL = 78
 INTERRUPTED = 130
+
+MEANING_BY_CODE = {
+    OK: "done",
+    DIFFERENCES: "`verify`, `compare`, `demo` or `quarantine retry` found that the index is not as it should be",
+    USAGE: "the arguments make no sense",
+    CONFIG: "a setting is wrong",
+    INPUT: "a file given cannot be read or has a malformed line",
+    MISSING: "there is no index of this name in the store, or nothing in it by this key",
+    OUTPUT: "standard output cannot be written, for example because a disk is full",
+    UNKNOWN: "a reply was lost, so it may have happened, or others were faster: give the same command again",
+    SOURCE: "the bucket cannot be reached or does not answer as it should",
+    STORE: "the index store cannot be reached",
+    COORDINATION: "the Redis of the leases cannot be reached",
+    MISMATCH: "the index has another format or shape, or is of another bucket",
+    CORRUPT: "stored bytes are damaged",
+    TOKEN: "a `since` token is garbled, of another index, or from the future",
+    DRAIN_TIMEOUT: "a stopping node was not done in time and left the rest to its successor",
+    FORGOTTEN: "a `memory://` index no longer holds changes as old as `since`",
+    AUTH: "bucket or Redis refused our credentials",
+    INTERNAL: "a fault of this program",
+    INTERRUPTED: "ended by Ctrl-C, by a second signal, or by not saying yes",
+}
+"""Every exit code of `channelindex` with its meaning, ascending; the manual and docs/commands.md print it."""
 
 _CODE_BY_ERROR: tuple[tuple[type[errors.ChannelIndexError], int], ...] = (
     (errors.AuthenticationFailed, AUTH),

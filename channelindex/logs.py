@@ -21,8 +21,8 @@ from typing import Any, TextIO
 
 import orjson
 
-from channelindex.settings import mask_url
 from channelindex.terminal import escaped
+from channelindex.urls import mask_url
 
 MAX_REPEATS = 64
 """Lines of one event that pass in one window. As many as there are partitions by default: each may tell its fate."""

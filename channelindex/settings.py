@@ -6,11 +6,10 @@ Validation, `config show`, `config check` and docs/configuration.md are made fro
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-from channelindex.decode.removals import DEFAULT_SLACK
 from channelindex.redis_url import FORMS, parse_redis_url
 
 if TYPE_CHECKING:
@@ -20,10 +19,17 @@ ENVIRONMENT_PREFIX = "CHANNELINDEX_"
 MEMORY_URL = "memory://"
 """The store that is a node's own memory."""
 DEFAULT_ORIGIN = "default"
-_UNFIT = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-"""No name, path, address or password has these: controls, and what an environment holds that is no UTF-8."""
-_SHOWN_CHARACTERS = 500
-"""What is shown of a value that is wrong: somebody may have put a whole file there."""
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+"""No name, path, address or password has these: controls, and bytes of the environment that are not UTF-8."""
+
+DEFAULT_SLACK = 10_000
+"""Sequences by which a write may arrive behind a newer one of its vbucket and still be expected.
+
+Sync Gateway takes a sequence, in small batches per node, before it writes the document with it; a slow write reaches
+the bucket after others that took theirs later. Ten thousand sequences are several seconds of a busy database. Too large
+a slack repeats removals that were indexed, which costs some bytes; too small a one can miss a removal, and then a
+client keeps a document that it may no longer see.
+"""
 
 Value = str | int | float | bool
 
@@ -63,7 +69,7 @@ class Setting:
 
     def wrong(self, value: Value) -> str | None:
         """What *value* must be if it is not that."""
-        if isinstance(value, str) and _UNFIT.search(value):
+        if isinstance(value, str) and CONTROL_CHARACTERS.search(value):
             return "must be text without control characters"
         if self.choices and value not in self.choices:
             return f"must be {self.bounds}"
@@ -138,12 +144,6 @@ def _listen(value: str) -> str | None:
     if not value or (match and int(match[2]) < 65536):
         return None
     return "must look like 127.0.0.1:9480 or [::1]:9480"
-
-
-def listen_address(value: str) -> tuple[str, int]:
-    """Host and port of an address as `metrics.listen` has it."""
-    host, _, port = value.rpartition(":")
-    return host.strip("[]"), int(port)
 
 
 def _decoder(value: str) -> str | None:
@@ -400,13 +400,6 @@ class Config:
     log: LogSettings = field(default_factory=LogSettings)
     origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
-    def shown(self) -> Iterator[tuple[str, str, str]]:
-        """Each key with its value in print, passwords masked, and where it was set."""
-        for key, setting in SETTINGS.items():
-            section, _, name = key.partition(".")
-            value = getattr(getattr(self, section), name)
-            yield key, show(setting, value), self.origins.get(key, DEFAULT_ORIGIN)
-
 
 SECTIONS: Mapping[str, type["DataclassInstance"]] = {
     "node": NodeSettings,
@@ -425,34 +418,3 @@ SETTINGS: Mapping[str, Setting] = {
     for entry in dataclasses.fields(kind)
 }
 """Every key of the configuration, in the order of the model."""
-
-
-def mask_url(text: str) -> str:
-    """*text* with the password of any URL in it replaced by asterisks."""
-    text = re.sub(r"(://[^:/?#\s]*):[^\s]*@", r"\1:***@", text)
-    return re.sub(r"([?&]\w*password=)[^&\s]*", r"\1***", text)
-
-
-def _without_secrets(value: str) -> str:
-    """*value*, of which all may be one URL: up to its last @ then, whatever is in it, a password may reach."""
-    return mask_url(re.sub(r"(://[^:/?#]*):.*@", r"\1:***@", value, flags=re.DOTALL))
-
-
-def printable(text: str) -> str:
-    """*text* for a message: on one line, without what a terminal would obey, and not without end."""
-    shown = text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}… ({len(text)} characters)"
-    return shown if not _UNFIT.search(shown) else shown.encode("unicode_escape").decode()
-
-
-def show(setting: Setting, value: object) -> str:
-    """*value* as it may be printed: as TOML writes it, without passwords."""
-    if setting.secret:
-        return '"***"' if value else '""'
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, str):
-        return '"' + printable(_without_secrets(value).replace("\\", "\\\\").replace('"', '\\"')) + '"'
-    try:
-        return printable(str(value))
-    except (ValueError, RecursionError):
-        return "what is too large to be shown"

@@ -7,21 +7,12 @@ the feed may never have brought it.
 
 from channelindex.model import Removal, Route
 
-DEFAULT_SLACK = 10_000
-"""Sequences by which a write may arrive behind a newer one of its vbucket and still be expected.
-
-Sync Gateway takes a sequence, in small batches per node, before it writes the document with it; a slow write reaches
-the bucket after others that took theirs later. Ten thousand sequences are several seconds of a busy database. Too large
-a slack repeats removals that were indexed, which costs some bytes; too small a one can miss a removal, and then a
-client keeps a document that it may no longer see.
-"""
-
 HIGHEST_CREDIBLE = 1 << 53
 """Sequences count the writes of a database from 1. A higher one comes of damage or malice: to believe that the feed had
 brought everything below it would lose every removal from then on."""
 
 
-def removal_is_due(removal: Removal, route: Route, known_sequence: int, slack: int = DEFAULT_SLACK) -> bool:
+def removal_is_due(removal: Removal, route: Route, known_sequence: int, slack: int) -> bool:
     """Whether *removal*, found in the revision *route*, must be indexed with it.
 
     It must where it belongs to this very revision, and where the feed cannot be relied on to have brought the revision

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from channelindex.config import REQUIRED_TO_READ, Config, ConfigProblems, check_reload, load_config
+from channelindex.config_text import config_rows, format_value
 from channelindex.errors import ConfigInvalid
-from channelindex.settings import SECTIONS, SETTINGS, mask_url, show
+from channelindex.settings import SECTIONS, SETTINGS
+from channelindex.urls import mask_url
 
 MINIMUM = {"source.url": "couchbase://127.0.0.1:11210/docs", "index.store": "redis://127.0.0.1:6379/0"}
 
@@ -37,7 +39,7 @@ def test_a_later_source_wins_and_the_origin_says_which(tmp_path: Path) -> None:
 
 def test_a_value_equal_to_the_default_still_counts_as_set(tmp_path: Path) -> None:
     path = write(tmp_path, "[index]\npartitions = 64\n")
-    shown = {key: origin for key, _, origin in load_config(path, {}, MINIMUM).shown()}
+    shown = {key: origin for key, _, origin in config_rows(load_config(path, {}, MINIMUM))}
     assert shown["index.partitions"] == str(path)
     assert shown["index.block_bytes"] == "default"
 
@@ -178,7 +180,7 @@ def test_no_output_shows_a_password(tmp_path: Path) -> None:
     assert "hunter2" not in " ".join(problems_of(path, {"CHANNELINDEX_SOURCE_SECRET": "hunter2"}))
     config = load_config(None, {}, MINIMUM | {"source.password": "hunter2", "index.store": "redis://me:hunter2@h:1/0"})
     assert "hunter2" not in repr(config)
-    rows = list(config.shown())
+    rows = list(config_rows(config))
     assert "hunter2" not in repr(rows)
     assert ("source.password", '"***"', "the command line") in rows
 
@@ -218,7 +220,7 @@ def test_the_model_names_each_section_once_and_all_defaults_are_allowed() -> Non
         assert setting.doc.endswith(".")
         if setting.default != "":
             assert setting.wrong(setting.default) is None
-        assert show(setting, setting.default)
+        assert format_value(setting, setting.default)
 
 
 def credentials(folder: Path, text: str) -> dict[str, str]:
@@ -230,7 +232,7 @@ def test_a_password_comes_from_systemds_credential(tmp_path: Path) -> None:
     config = load_config(None, credentials(tmp_path, "s3cret\n"), MINIMUM)
     assert config.source.password == "s3cret"
     assert config.origins["source.password"] == f"source.password_file {tmp_path}/source.password"
-    assert not any("s3cret" in shown for _, shown, _ in config.shown())
+    assert not any("s3cret" in shown for _, shown, _ in config_rows(config))
 
 
 def test_a_password_that_is_set_wins_over_the_credential(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channelindex.decode.removals import DEFAULT_SLACK, removal_is_due
+from channelindex.decode.removals import removal_is_due
 from channelindex.model import Removal, Route
+from channelindex.settings import DEFAULT_SLACK
 
 SLACK = 10
 
@@ -41,10 +42,10 @@ def test_removal_is_due_where_the_feed_cannot_tell(removal_sequence, known):
     assert due(removal_sequence, known)
 
 
-def test_default_slack_applies():
+def test_a_write_late_by_less_than_the_slack_is_due():
     route = Route("5-now", 0, 50_000, {})
-    assert removal_is_due(Removal(30_001, "3-old", False), route, 30_000 + DEFAULT_SLACK)
-    assert not removal_is_due(Removal(30_000, "3-old", False), route, 30_000 + DEFAULT_SLACK)
+    assert removal_is_due(Removal(30_001, "3-old", False), route, 30_000 + DEFAULT_SLACK, DEFAULT_SLACK)
+    assert not removal_is_due(Removal(30_000, "3-old", False), route, 30_000 + DEFAULT_SLACK, DEFAULT_SLACK)
 
 
 @st.composite

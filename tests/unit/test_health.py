@@ -2,11 +2,12 @@
 
 import pytest
 
-from channelindex.settings import SETTINGS, listen_address
+from channelindex.settings import SETTINGS
 from coordinator.link import Held, Trouble
 from workers.node.report import NodeReport, Rate
 from workers.telemetry.board import Board, State
 from workers.telemetry.health import ALIVE_S, liveness, readiness
+from workers.telemetry.monitor import listen_address
 
 S = 10**9
 LATER_NS = 1000 * S

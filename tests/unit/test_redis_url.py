@@ -3,7 +3,7 @@
 import pytest
 
 from channelindex.redis_url import parse_redis_url, without_password
-from channelindex.settings import mask_url
+from channelindex.urls import mask_url
 
 
 def test_one_server_with_everything():

@@ -16,8 +16,8 @@ from typing import NoReturn
 
 from channelindex import __version__, exits, logs
 from channelindex.errors import ChannelIndexError
-from channelindex.settings import mask_url
 from channelindex.terminal import escaped
+from channelindex.urls import mask_url
 from workers.cli.output import ReaderGone
 
 COMMANDS = {

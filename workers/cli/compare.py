@@ -13,8 +13,9 @@ from channelindex.config import REQUIRED_TO_VERIFY, Config
 from channelindex.decode.registry import make_decoder
 from channelindex.errors import ConfigInvalid
 from channelindex.model import IndexMeta
-from channelindex.settings import MEMORY_URL, SETTINGS, IndexSettings, mask_url
+from channelindex.settings import MEMORY_URL, SETTINGS, IndexSettings
 from channelindex.stores import open_reader, remove_index
+from channelindex.urls import mask_url
 from workers.cli import options, output
 from workers.cli.dual_feed import feed_all
 from workers.pipeline.source import describe, high_seqnos, open_feed

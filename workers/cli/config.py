@@ -4,6 +4,7 @@ import argparse
 
 from channelindex import exits
 from channelindex.config import REQUIRED_TO_RUN, ConfigProblems
+from channelindex.config_text import config_rows
 from channelindex.errors import ConfigInvalid
 from workers.cli import options, output, reference
 
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    rows = list(options.config_of(args, required=()).shown())
+    rows = list(config_rows(options.config_of(args, required=())))
     if args.json:
         output.json_line({key: {"value": value, "origin": origin} for key, value, origin in rows})
     else:

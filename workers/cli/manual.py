@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from channelindex import __version__, exits
-from channelindex.settings import SECTIONS, SETTINGS, Setting, show
+from channelindex.config_text import format_value
+from channelindex.settings import SECTIONS, SETTINGS, Setting
 from workers import cli
-from workers.cli.reference import EXIT_CODES, arguments
+from workers.cli.reference import arguments
 
 
 def commands() -> str:
@@ -20,8 +21,8 @@ def commands() -> str:
         lines += [f".SS {name}", _text(parser.description or ""), *_arguments(parser)]
         lines += [".PP", ".nf", _text(parser.epilog or ""), ".fi"]
     lines.append(".SH EXIT STATUS")
-    for name, meaning in EXIT_CODES.items():
-        lines += [".TP", str(getattr(exits, name)), _text(meaning)]
+    for code, meaning in exits.MEANING_BY_CODE.items():
+        lines += [".TP", str(code), _text(meaning)]
     return "\n".join([*lines, ".SH SEE ALSO", r"\fBchannelindex.toml\fR(5)", ""])
 
 
@@ -41,7 +42,7 @@ def configuration() -> str:
 
 
 def _about(setting: Setting) -> str:
-    default = setting.default_text or ("" if setting.default == "" else show(setting, setting.default))
+    default = setting.default_text or ("" if setting.default == "" else format_value(setting, setting.default))
     allowed = f"{setting.bounds} {setting.unit}".strip()
     notes = [f"Default: {default}."] if default else []
     notes += [f"Allowed: {allowed}."] if allowed else []

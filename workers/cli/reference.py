@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from channelindex import exits
-from channelindex.settings import ENVIRONMENT_PREFIX, SECTIONS, SETTINGS, Setting, show
+from channelindex.config_text import format_value
+from channelindex.settings import ENVIRONMENT_PREFIX, SECTIONS, SETTINGS, Setting
 from workers import cli
 from workers.telemetry import alerts, metrics
 
@@ -65,29 +66,6 @@ Their names begin with `ChannelIndex`. `severity` is warning or critical; critic
 somewhere, or soon will.
 """
 
-EXIT_CODES = {
-    "OK": "done",
-    "DIFFERENCES": "`verify`, `compare`, `demo` or `quarantine retry` found that the index is not as it should be",
-    "USAGE": "the arguments make no sense",
-    "CONFIG": "a setting is wrong",
-    "OUTPUT": "standard output cannot be written, for example because a disk is full",
-    "INPUT": "a file given cannot be read or has a malformed line",
-    "MISSING": "there is no index of this name in the store, or nothing in it by this key",
-    "UNKNOWN": "a reply was lost, so it may have happened, or others were faster: give the same command again",
-    "SOURCE": "the bucket cannot be reached or does not answer as it should",
-    "STORE": "the index store cannot be reached",
-    "COORDINATION": "the Redis of the leases cannot be reached",
-    "MISMATCH": "the index has another format or shape, or is of another bucket",
-    "CORRUPT": "stored bytes are damaged",
-    "TOKEN": "a `since` token is garbled, of another index, or from the future",
-    "FORGOTTEN": "a `memory://` index no longer holds changes as old as `since`",
-    "DRAIN_TIMEOUT": "a stopping node was not done in time and left the rest to its successor",
-    "AUTH": "bucket or Redis refused our credentials",
-    "INTERNAL": "a fault of this program",
-    "INTERRUPTED": "ended by Ctrl-C, by a second signal, or by not saying yes",
-}
-"""What each code of `channelindex.exits` tells."""
-
 
 def configuration() -> str:
     """docs/configuration.md."""
@@ -100,7 +78,7 @@ def configuration() -> str:
 
 
 def _setting_row(setting: Setting) -> str:
-    default = setting.default_text or ("" if setting.default == "" else f"`{show(setting, setting.default)}`")
+    default = setting.default_text or ("" if setting.default == "" else f"`{format_value(setting, setting.default)}`")
     allowed = f"{setting.bounds} {setting.unit}".strip()
     return f"| `{setting.key}` | {default} | {allowed} | {setting.doc} |"
 
@@ -111,8 +89,8 @@ def commands() -> str:
     parts = [_COMMANDS_INTRODUCTION, "| command | does |\n| --- | --- |"]
     parts[-1] += "".join(f"\n| [`{name}`](#{name}) | {summary} |" for name, summary in cli.COMMANDS.items()) + "\n"
     parts += [_command(name, parser) for name, parser in parser_by_command.items()]
-    parts.append("## Exit codes\n\n| code | name | says |\n| --- | --- | --- |")
-    parts[-1] += "".join(f"\n| {getattr(exits, name)} | {name} | {text} |" for name, text in EXIT_CODES.items()) + "\n"
+    parts.append("## Exit codes\n\n| code | means |\n| --- | --- |")
+    parts[-1] += "".join(f"\n| {code} | {text} |" for code, text in exits.MEANING_BY_CODE.items()) + "\n"
     return "\n".join(parts)
 
 

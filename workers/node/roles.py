@@ -5,7 +5,6 @@ from channelindex.config import Config
 from channelindex.decode.registry import make_decoder
 from channelindex.logs import get
 from channelindex.model import IndexMeta
-from channelindex.settings import listen_address
 from channelindex.stores import open_owner, open_writer
 from coordinator.keeper import LeaseKeeper
 from coordinator.link import KeeperLink, keeper_link
@@ -23,7 +22,7 @@ from workers.pipeline.source import open_feed
 from workers.signals import StopFlag
 from workers.telemetry.board import Board
 from workers.telemetry.hot_channels import Hottest
-from workers.telemetry.monitor import Monitor
+from workers.telemetry.monitor import Monitor, listen_address
 
 
 class Roles:

@@ -33,6 +33,12 @@ _TEXT = "text/plain; charset=utf-8"
 _log = logs.get("monitor")
 
 
+def listen_address(value: str) -> tuple[str, int]:
+    """Host and port of `metrics.listen`, which has been validated."""
+    host, _, port = value.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
 class Monitor:
     """Serves one node's board on *address*. `run` in a process of its own."""
 
