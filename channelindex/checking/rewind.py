@@ -32,7 +32,7 @@ class Progress(NamedTuple):
     total: int
 
 
-def rewind(
+def rewind_partitions(
     owner: OwnerStore, reader: IndexReader, partitions: Iterable[int], clock: Mapping[int, int], who: str
 ) -> Iterator[Rewound]:
     """Take each of *partitions* back to *clock*; what became of it. A vbucket that is not above it stays where it is.

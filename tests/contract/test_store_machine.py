@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 )
 
 from channelindex import epochs
-from channelindex.checking.rewind import rewind
+from channelindex.checking.rewind import rewind_partitions
 from channelindex.errors import StaleEpoch, Transient
 from channelindex.model import Checkpoint, Entry, IndexMeta
 from channelindex.reading.reader import ChangesReader
@@ -170,7 +170,7 @@ class IndexLife(RuleBasedStateMachine):
     @rule(clock=st.dictionaries(st.sampled_from(VBUCKETS), st.integers(0, 4)))
     def rewind(self, clock):
         """An operator takes the partition back; its owner learns of it by being refused."""
-        ((_, self.newest_epoch, _, after),) = rewind(self.owner, self.store_reader, [0], clock, "operator")
+        ((_, self.newest_epoch, _, after),) = rewind_partitions(self.owner, self.store_reader, [0], clock, "operator")
         assert all(after[vb] <= seqno for vb, seqno in clock.items())
 
     @rule(age=st.integers(0, 3), batches=st.lists(st.tuples(st.integers(1, 3), FAULTS), min_size=1, max_size=3))

@@ -8,7 +8,7 @@ from typing import Any
 
 from channelindex import exits
 from channelindex.checking.quarantine import clock_before, fed_again, named, newest_of_each, outdated, still_undecodable
-from channelindex.checking.rewind import Rewound, rewind
+from channelindex.checking.rewind import Rewound, rewind_partitions
 from channelindex.config import REQUIRED_TO_READ, Config
 from channelindex.errors import ConfigInvalid, InputInvalid, KeyMissing
 from channelindex.reading.paging import document_id
@@ -17,7 +17,7 @@ from channelindex.stores import open_owner, open_reader
 from channelindex.stores.base import IndexReader, Quarantined
 from channelindex.stores.records import QUARANTINE_DOCUMENTS
 from coordinator.lock import job_lock
-from workers.cli import options, output, rewinding
+from workers.cli import options, output, rewind
 
 _JOB = "quarantine retry"
 _DEFAULT_LIMIT = 50
@@ -39,7 +39,7 @@ these documents back to just before them, as `rewind` does, and waits for the
 running nodes. Nothing is written to the bucket. Exit code 1: some of them still
 cannot be decoded. With index.store = memory://, restart the node instead.
 
-{rewinding.READERS_MEANWHILE}
+{rewind.READERS_MEANWHILE}
 """
 
 _ADVICE = """\
@@ -60,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="list the newest N (default: %(default)s)",
     )
-    rewinding.add_arguments(parser)
+    rewind.add_rewind_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -108,19 +108,19 @@ def _retry(config: Config, store: IndexReader, args: argparse.Namespace) -> int:
     _, records = store.quarantined(QUARANTINE_DOCUMENTS)
     chosen = _chosen(records, args)
     if chosen and not args.yes:
-        rewinding.ask(f"retry {len(chosen)} documents of index {config.index.name!r}?")
-    rewound = _take_back(config, store, chosen)
+        rewind.confirm(f"retry {len(chosen)} documents of index {config.index.name!r}?")
+    rewound = _rewind(config, store, chosen)
     retried = fed_again(chosen, rewound)
     if not args.json:
         output.line(f"{len(retried)} of {len(chosen)} documents are fed again; the others are above the stable clock")
-    is_back = not args.no_wait and rewinding.await_back(store, rewound)
+    is_back = not args.no_wait and rewind.wait_until_stable(store, rewound)
     records = store.quarantined(QUARANTINE_DOCUMENTS)[1] if is_back else []
     failed = still_undecodable(retried, records, rewound)
     _tell_outcome(args, retried, failed, is_back)
     return exits.DIFFERENCES if failed else exits.OK
 
 
-def _take_back(config: Config, store: IndexReader, chosen: Sequence[Quarantined]) -> list[Rewound]:
+def _rewind(config: Config, store: IndexReader, chosen: Sequence[Quarantined]) -> list[Rewound]:
     """Have the vbuckets of *chosen* fed again from before them, and take out the records that this makes outdated.
 
     In this order: who is interrupted between the two is left with records too many, never with documents forgotten.
@@ -133,7 +133,7 @@ def _take_back(config: Config, store: IndexReader, chosen: Sequence[Quarantined]
         job_lock(config.coordination.redis, config.index.name, _JOB.replace(" ", "-")),
     ):
         _, records = store.quarantined(QUARANTINE_DOCUMENTS)  # before: what is added from now on is news
-        rewound = list(rewind(owner, store, partitions, clock, rewinding.whose(_JOB)))
+        rewound = list(rewind_partitions(owner, store, partitions, clock, rewind.requester(_JOB)))
         owner.forget_quarantined(outdated(records, rewound))
     return rewound
 

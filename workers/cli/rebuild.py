@@ -4,7 +4,7 @@ import argparse
 
 from channelindex import exits
 from channelindex.config import REQUIRED_TO_READ
-from workers.cli import options, rewinding
+from workers.cli import options, rewind
 
 _EPILOG = f"""\
 example:
@@ -14,7 +14,7 @@ example:
 For an index whose decoder or star channel changed, or that `verify` found
 different. The running nodes do the work; without one, it waits for one to start.
 
-{rewinding.READERS_MEANWHILE}
+{rewind.READERS_MEANWHILE}
 
 It waits until the index is back and shows how far it is; to interrupt it then
 ends the waiting alone. For another bucket, or another number of partitions,
@@ -25,13 +25,13 @@ give index.name a new value instead.
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     parser.epilog = _EPILOG
-    rewinding.add_arguments(parser)
+    rewind.add_rewind_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Take all partitions back to the beginning."""
     config = options.config_of(args, REQUIRED_TO_READ)
-    rewinding.take_back(
+    rewind.rewind_and_wait(
         config, args, "rebuild", lambda meta: (range(meta.n_partitions), dict.fromkeys(range(meta.n_vbuckets), 0))
     )
     return exits.OK
