@@ -13,7 +13,6 @@ DELETED = 1
 REMOVED = 2
 HIDDEN = 4
 CONFLICT = 8
-BRANCHED = 16
 
 
 class Checkpoint(NamedTuple):

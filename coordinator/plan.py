@@ -61,17 +61,6 @@ class Target(NamedTuple):
         return ((partition, node) for node, partitions in self.taken_by.items() for partition in partitions)
 
 
-def plan(
-    members: Iterable[Member],
-    leases: Mapping[int, str],
-    me: str,
-    n_partitions: int,
-    homes: Mapping[int, str] | None = None,
-) -> Plan:
-    """What node *me* should take and release; see `target`."""
-    return target(members, leases, n_partitions, homes).plan_of(me)
-
-
 def target(
     members: Iterable[Member], leases: Mapping[int, str], n_partitions: int, homes: Mapping[int, str] | None = None
 ) -> Target:

@@ -1,5 +1,6 @@
 """The client against the dev bucket: sockets, SCRAM, documents, failures that a node can have."""
 
+import struct
 import time
 from collections.abc import Iterator
 
@@ -106,11 +107,18 @@ def test_a_tombstone_keeps_its_xattr_and_can_be_changed(kv: KvClient) -> None:
     cas = kv.delete_with_xattr(b"k", "_sync", b'{"rev":"2-b"}')
     assert kv.get(b"k") is None
     assert kv.lookup(b"k", "_sync") == operations.Document(None, cas or 0, b'{"rev":"2-b"}')
-    (answer,) = kv.pipeline([operations.store_xattr(b"k", "_sync", b'{"rev":"3-c"}')])
+    (answer,) = kv.pipeline([_upsert_xattr(b"k", b"_sync", b'{"rev":"3-c"}')])
     assert operations.stored(answer)
     found = kv.lookup(b"k", "_sync")
     assert found is not None
     assert (found.body, found.xattr) == (None, b'{"rev":"3-c"}')
+
+
+def _upsert_xattr(key: bytes, path: bytes, text: bytes) -> Request:
+    """Write one xattr of a document that exists, deleted or not, and leave its body alone, as Sync Gateway does."""
+    access_deleted, xattr_path = 0x04, 0x04
+    spec = struct.pack(">BBHI", Op.SUBDOC_DICT_UPSERT, xattr_path, len(path), len(text)) + path + text
+    return Request(Op.SUBDOC_MULTI_MUTATION, key, bytes((access_deleted,)), spec)
 
 
 def test_a_pipeline_larger_than_all_buffers_does_not_block(kv: KvClient) -> None:

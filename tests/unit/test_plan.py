@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from coordinator.plan import Member, Plan, Target, plan, target
+from coordinator.plan import Member, Plan, Target, target
 
 
 def _members(*nodes: str) -> list[Member]:
@@ -19,79 +19,83 @@ def _owned(**partitions_by_node: range) -> dict[int, str]:
     return {partition: node for node, partitions in partitions_by_node.items() for partition in partitions}
 
 
+def _plan(members: list[Member], leases: dict[int, str], node: str, n_partitions: int) -> Plan:
+    return target(members, leases, n_partitions).plan_of(node)
+
+
 def test_single_node_takes_everything():
-    assert plan(_members("a"), {}, "a", 8) == Plan(take=tuple(range(8)))
+    assert _plan(_members("a"), {}, "a", 8) == Plan(take=tuple(range(8)))
 
 
 def test_members_take_disjoint_parts_of_what_is_free():
-    takes = [plan(_members("a", "b", "c"), {}, node, 8).take for node in "abc"]
+    takes = [_plan(_members("a", "b", "c"), {}, node, 8).take for node in "abc"]
     assert takes == [(0, 1, 2), (3, 4, 5), (6, 7)]
 
 
 def test_newcomer_gets_its_share_from_the_owner_and_takes_nothing_before_it_is_free():
     leases = _owned(a=range(8))
-    assert plan(_members("a", "b"), leases, "a", 8) == Plan(release=(4, 5, 6, 7))
-    assert plan(_members("a", "b"), leases, "b", 8) == Plan()
+    assert _plan(_members("a", "b"), leases, "a", 8) == Plan(release=(4, 5, 6, 7))
+    assert _plan(_members("a", "b"), leases, "b", 8) == Plan()
 
 
 def test_partition_of_a_node_that_is_no_member_is_free():
-    assert plan(_members("a"), _owned(a=range(4), dead=range(4, 8)), "a", 8) == Plan(take=(4, 5, 6, 7))
+    assert _plan(_members("a"), _owned(a=range(4), dead=range(4, 8)), "a", 8) == Plan(take=(4, 5, 6, 7))
 
 
 def test_draining_node_releases_everything_and_takes_nothing():
     members = [Member("a", draining=True), Member("b")]
     leases = _owned(a=range(3), b=range(3, 6))
-    assert plan(members, leases, "a", 8) == Plan(release=(0, 1, 2))
-    assert plan(members, leases, "b", 8) == Plan(take=(6, 7))
+    assert _plan(members, leases, "a", 8) == Plan(release=(0, 1, 2))
+    assert _plan(members, leases, "b", 8) == Plan(take=(6, 7))
 
 
 def test_shares_that_differ_by_one_are_left_alone_whoever_has_the_larger():
     leases = _owned(a=range(2), b=range(2, 5))
-    assert [plan(_members("a", "b"), leases, node, 5) for node in "ab"] == [Plan(), Plan()]
+    assert [_plan(_members("a", "b"), leases, node, 5) for node in "ab"] == [Plan(), Plan()]
 
 
 def test_node_that_is_no_member_does_nothing():
-    assert plan(_members("a"), _owned(a=range(4)), "b", 8) == Plan()
+    assert _plan(_members("a"), _owned(a=range(4)), "b", 8) == Plan()
 
 
 def test_more_nodes_than_partitions_leave_some_nodes_without():
-    shares = [len(plan(_members("a", "b", "c"), {}, node, 2).take) for node in "abc"]
+    shares = [len(_plan(_members("a", "b", "c"), {}, node, 2).take) for node in "abc"]
     assert shares == [1, 1, 0]
 
 
 def test_order_of_the_members_does_not_matter():
     leases = _owned(a=range(6), b=range(6, 7))
-    assert plan(_members("a", "b", "c"), leases, "a", 9) == plan(_members("c", "b", "a"), leases, "a", 9)
+    assert _plan(_members("a", "b", "c"), leases, "a", 9) == _plan(_members("c", "b", "a"), leases, "a", 9)
 
 
 @pytest.mark.parametrize("slow", ["a", "b"])
 def test_pace_of_the_releases_does_not_change_who_has_to_release_what(slow):
     leases = _owned(a=range(32), b=range(32, 64))
     members = _members("a", "b", "c")
-    first = {node: plan(members, leases, node, 64).release for node in "ab"}
+    first = {node: _plan(members, leases, node, 64).release for node in "ab"}
     quick = "b" if slow == "a" else "a"
     for partition in first[quick]:
         del leases[partition]
-    assert plan(members, leases, quick, 64) == Plan()
-    assert plan(members, leases, slow, 64).release == first[slow]
+    assert _plan(members, leases, quick, 64) == Plan()
+    assert _plan(members, leases, slow, 64).release == first[slow]
 
 
 def test_order_of_the_releases_does_not_change_who_is_to_take_what():
     leases = _owned(a=range(32), b=range(32, 48))  # b has released what exceeds its share, a has not yet
     members = _members("a", "b", "c", "d")
-    assert plan(members, leases, "a", 64) == Plan(release=tuple(range(16, 32)))
-    assert plan(members, leases, "c", 64) == Plan()
-    assert plan(members, leases, "d", 64) == Plan(take=tuple(range(48, 64)))
+    assert _plan(members, leases, "a", 64) == Plan(release=tuple(range(16, 32)))
+    assert _plan(members, leases, "c", 64) == Plan()
+    assert _plan(members, leases, "d", 64) == Plan(take=tuple(range(48, 64)))
 
 
 def test_shares_follow_the_weights():
     members = [Member("a", weight=1), Member("b", weight=2), Member("c", weight=5)]
-    assert [len(plan(members, {}, node, 64).take) for node in "abc"] == [8, 16, 40]
+    assert [len(_plan(members, {}, node, 64).take) for node in "abc"] == [8, 16, 40]
 
 
 def test_no_share_is_further_than_one_from_the_weighted_fair_share():
     members = [Member("a", weight=3), Member("b", weight=7), Member("c", weight=7)]
-    shares = [len(plan(members, {}, node, 10).take) for node in "abc"]
+    shares = [len(_plan(members, {}, node, 10).take) for node in "abc"]
     assert sum(shares) == 10
     assert all(abs(share - 10 * weight / 17) < 1 for share, weight in zip(shares, (3, 7, 7), strict=True))
 
@@ -151,7 +155,7 @@ class ClusterMachine(RuleBasedStateMachine):
         return target(self.members.values(), self.leases, self.n_partitions, self.homes)
 
     def plan(self, node: str) -> Plan:
-        return plan(self.members.values(), self.leases, node, self.n_partitions, self.homes)
+        return target(self.members.values(), self.leases, self.n_partitions, self.homes).plan_of(node)
 
     def held(self, node: str) -> int:
         return list(self.leases.values()).count(node)

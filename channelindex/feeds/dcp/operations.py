@@ -74,11 +74,6 @@ def delete_with_xattr(key: bytes, xattr: str, text: bytes, *, cas: int = 0) -> R
     return Request(Op.SUBDOC_MULTI_MUTATION, key, b"", value, cas=cas)
 
 
-def store_xattr(key: bytes, xattr: str, text: bytes, *, cas: int = 0) -> Request:
-    """Write one xattr of a document that exists, deleted or not, and leave its body alone."""
-    return Request(Op.SUBDOC_MULTI_MUTATION, key, bytes((_ACCESS_DELETED,)), _upsert(xattr, text), cas=cas)
-
-
 def _upsert(xattr: str, text: bytes) -> bytes:
     path = xattr.encode()
     head = struct.pack(">BBHI", Op.SUBDOC_DICT_UPSERT, _XATTR_PATH | _MAKE_PARENTS, len(path), len(text))
