@@ -31,7 +31,7 @@ from workers.pipeline.ring import Bell, Ring
 from workers.pipeline.round import RoundBuilder
 from workers.signals import StopFlag
 from workers.telemetry.board import Board
-from workers.telemetry.hot_channels import Hottest, Note
+from workers.telemetry.hot_channels import HotChannels, SharedNote
 
 N_VBUCKETS = 16
 """Of which vbucket 0 does not have the counter of sequences."""
@@ -86,8 +86,8 @@ def new_writer(store: Any, rings: list[Ring], bells: list[Bell], batch_bytes: in
         space_bells=bells[:-1],
         data_bell=bells[-1],
         batch_bytes=batch_bytes,
-        board=Board(1).writers[0],
-        hottest=Hottest(Note()),
+        stats=Board(1).writers[0],
+        hot_channels=HotChannels(SharedNote()),
         stop=StopFlag(),
         log=get("test"),
     )
@@ -140,8 +140,8 @@ def test_only_the_first_batch_of_a_channel_looks_for_its_block(bells):
         assert outbox.flush()
         writer._write_batch()
     assert store.n_touches == len(list(backend.reader().channels())) == 11
-    assert writer._board.get("touches") == 11
-    assert writer._board.get("channels") > 400
+    assert writer._stats.get("touches") == 11
+    assert writer._stats.get("channels") > 400
 
 
 def test_a_full_ring_of_one_group_does_not_delay_the_next_batch_of_another(bells):

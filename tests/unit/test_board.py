@@ -5,11 +5,11 @@ import pytest
 from tests.support.processes import end_of
 from workers.node.child import spawn
 from workers.telemetry import board
-from workers.telemetry.board import BATCH_WRITER, FEED_WORKER, FIELDS_BY_ROLE, Slot, make_board
+from workers.telemetry.board import BATCH_WRITER, FEED_WORKER, FIELDS_BY_ROLE, ProcessStats, make_stats
 
 
 def test_what_a_child_writes_its_parent_reads():
-    feed, writer = make_board([FEED_WORKER, BATCH_WRITER])
+    feed, writer = make_stats([FEED_WORKER, BATCH_WRITER])
 
     def main(_stop):
         feed.start()
@@ -29,7 +29,7 @@ def test_what_a_child_writes_its_parent_reads():
 
 
 def test_a_beat_ends_the_silence():
-    (slot,) = make_board([FEED_WORKER])
+    (slot,) = make_stats([FEED_WORKER])
     slot.start()
     started_ns = slot.get("beat_ns")
     assert slot.silent_s(started_ns + 1_500_000_000) == 1.5
@@ -38,26 +38,26 @@ def test_a_beat_ends_the_silence():
 
 
 def test_a_new_child_starts_from_zero():
-    (slot,) = make_board([BATCH_WRITER])
+    (slot,) = make_stats([BATCH_WRITER])
     slot.add(batches=9)
     slot.start()
     assert slot.get("batches") == 0
 
 
 def test_neighbours_do_not_share_words():
-    slots = make_board([FEED_WORKER, FEED_WORKER, BATCH_WRITER])
+    slots = make_stats([FEED_WORKER, FEED_WORKER, BATCH_WRITER])
     for number, slot in enumerate(slots, 1):
         slot.set(**dict.fromkeys(FIELDS_BY_ROLE[slot.role], number))
     assert [set(slot.as_dict().values()) for slot in slots] == [{1}, {2}, {3}]
 
 
 def test_a_name_that_the_role_does_not_have_is_an_error():
-    (slot,) = make_board([BATCH_WRITER])
+    (slot,) = make_stats([BATCH_WRITER])
     with pytest.raises(KeyError, match="events"):
         slot.add(events=1)
 
 
 @pytest.mark.parametrize("role", FIELDS_BY_ROLE)
 def test_every_role_fits_into_a_slot(role):
-    assert len(set(FIELDS_BY_ROLE[role])) == len(FIELDS_BY_ROLE[role]) <= board._SLOT_WORDS
-    assert isinstance(make_board([role])[0], Slot)
+    assert len(set(FIELDS_BY_ROLE[role])) == len(FIELDS_BY_ROLE[role]) <= board._STATS_WORDS
+    assert isinstance(make_stats([role])[0], ProcessStats)

@@ -117,7 +117,7 @@ class Rig:
             new_builder=lambda checkpoints: RoundBuilder(Everything(), 1, 0, checkpoints),
             outbox=Outbox([self.ring], [self.bells[0]]),
             space_bell=self.bells[1],
-            board=board.feeds[0],
+            stats=board.feeds[0],
             rows=board.partitions,
             stop=cast("StopFlag", NeverStop()),
             link=self.its,
@@ -132,7 +132,7 @@ class Rig:
 
     def turn(self, n=1):
         for _ in range(n):
-            self.worker._advance_at = self.worker._gain.retry_at = 0.0
+            self.worker._advance_at = self.worker._joiner.retry_at = 0.0
             self.worker._turn()
             self.ours.poll()
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from workers.cli import top_model as top
 from workers.cli.top_model import Trend
 from workers.cli.top_screen import screen
-from workers.telemetry.hot_channels import Hot
+from workers.telemetry.hot_channels import HotChannel
 
 ROLES = ("feed_worker", "batch_writer")
 
@@ -68,7 +68,7 @@ def test_what_stands_still_comes_first_then_what_is_full(state):
 
 def test_the_worst_partitions_and_the_hottest_channels_come_from_all_nodes(state):
     assert [(name, part["partition"]) for name, part in top.behind(state, 5)] == [("beta", 3), ("beta", 5)]
-    assert top.hot_channels(state, 2) == [Hot("news", 89, 700, 40), Hot("sport", 70, 20, 40)]
+    assert top.hot_channels(state, 2) == [HotChannel("news", 89, 700, 40), HotChannel("sport", 70, 20, 40)]
     assert top.lag_s(state) == 75.0
 
 

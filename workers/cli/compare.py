@@ -17,7 +17,7 @@ from channelindex.settings import MEMORY_URL, SETTINGS, IndexSettings
 from channelindex.stores import open_reader, remove_index
 from channelindex.urls import mask_url
 from workers.cli import options, output
-from workers.cli.dual_feed import feed_all
+from workers.cli.dual_feed import feed_both
 from workers.pipeline.source import describe, high_seqnos, open_feed
 
 _EPILOG = """\
@@ -89,7 +89,7 @@ def _feed(config: Config, sides: list[IndexSettings]) -> None:
     meta = IndexMeta(FORMAT_VERSION, source.n_vbuckets, config.index.partitions, source.uuid, secrets.token_hex(16))
     decoder = make_decoder(config.source.decoder, star_channel=config.source.star_channel)
     with closing(open_feed(config.source, "compare", source.uuid, high_seqnos(config.source))) as feed:
-        feed_all(feed, decoder, config.source.removal_slack, meta, sides)
+        feed_both(feed, decoder, config.source.removal_slack, meta, sides)
 
 
 def _print(found: Comparison) -> None:

@@ -15,7 +15,7 @@ from workers.pipeline.direct import DirectOutbox
 from workers.pipeline.round import Round, RoundBuilder
 
 
-def feed_all(
+def feed_both(
     feed: BoundedFeed, decoder: Decoder, removal_slack: int, meta: IndexMeta, targets: Sequence[IndexSettings]
 ) -> None:
     """Write what *feed* brings, up to its end, to new indexes *targets* of *meta*. The caller closes *feed*.
@@ -26,21 +26,21 @@ def feed_all(
     """
     origins = dict.fromkeys(range(meta.n_vbuckets), ORIGIN)
     builder = RoundBuilder(decoder, 1, removal_slack, origins)
-    sides = [_Side(target, meta) for target in targets]
+    written = [_Target(settings, meta) for settings in targets]
     try:
         feed.start(origins)
         for taken in _rounds(feed, builder):
-            for side in sides:
-                side.write(taken)
-        for side in sides:
-            side.advance()
+            for target in written:
+                target.write(taken)
+        for target in written:
+            target.advance()
     finally:
-        for side in sides:
-            side.close()
+        for target in written:
+            target.close()
 
 
-class _Side:
-    """One of the indexes."""
+class _Target:
+    """Writes one of the two indexes."""
 
     def __init__(self, settings: IndexSettings, meta: IndexMeta) -> None:
         self._meta = meta

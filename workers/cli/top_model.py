@@ -6,7 +6,7 @@ from heapq import nlargest, nsmallest
 from typing import Any, NamedTuple
 
 from workers.telemetry.board import BATCH_WRITER, FEED_WORKER
-from workers.telemetry.hot_channels import Hot, leading
+from workers.telemetry.hot_channels import HotChannel, top_channels
 
 WINDOW_S = 5.0
 SILENT_S = 5.0
@@ -94,16 +94,16 @@ def behind(state: State, limit: int) -> list[tuple[str, State]]:
     return sorted(told, key=lambda pair: -pair[1]["lag_s"])[:limit]
 
 
-def hot_channels(state: State, limit: int) -> list[Hot]:
+def hot_channels(state: State, limit: int) -> list[HotChannel]:
     """The channels that cost the batch writers the most, and the one in the slowest batch."""
-    merged: dict[str, Hot] = {}
+    merged: dict[str, HotChannel] = {}
     for _, process in processes(state):
         for told in process.get("hottest", ()):
-            hot = Hot(**told)
+            hot = HotChannel(**told)
             known = merged.get(hot.channel, hot._replace(bytes_per_s=0))
             slowest = max(hot, known, key=lambda one: one.batch_ms)
             merged[hot.channel] = slowest._replace(bytes_per_s=known.bytes_per_s + hot.bytes_per_s)
-    return leading(merged.values(), limit)
+    return top_channels(merged.values(), limit)
 
 
 def lag_s(state: State) -> float:

@@ -1,4 +1,4 @@
-"""A place for one child: who lives in it now, why it ends, and when the next one may start."""
+"""One supervised process: its pid, its restart backoff and its kill deadline."""
 
 import signal
 import time
@@ -7,7 +7,7 @@ from channelindex import logs
 from channelindex.backoff import Backoff
 from workers.node.child import Child
 from workers.pipeline.assignment import AssignmentLink
-from workers.telemetry.board import Slot
+from workers.telemetry.board import ProcessStats
 
 RESTART_FIRST_S = 0.1
 RESTART_MAX_S = 10.0
@@ -18,13 +18,13 @@ SETTLED_S = 10.0
 _log = logs.get("supervisor")
 
 
-class Place:
-    """Where the children of one role and number live, one after the other."""
+class ChildSlot:
+    """Holds the children of one role and number, one after the other."""
 
-    def __init__(self, role: str, number: int, slot: Slot) -> None:
+    def __init__(self, role: str, number: int, stats: ProcessStats) -> None:
         self.role = role
         self.number = number
-        self.slot = slot
+        self.stats = stats
         self.child: Child | None = None
         self.link: AssignmentLink | None = None
         """To the present child, if it works on partitions."""
@@ -42,7 +42,7 @@ class Place:
     @property
     def restarts(self) -> int:
         """How often a child ended unasked. Kept in the slot, where it outlives children and reloads."""
-        return self.slot.get("restarts")
+        return self.stats.get("restarts")
 
     @property
     def stopping(self) -> bool:
@@ -50,12 +50,12 @@ class Place:
         return self._kill_at is not None
 
     def may_start(self, now: float) -> bool:
-        """Whether the place is empty and its backoff is over."""
+        """Whether the slot is empty and its backoff is over."""
         return self.child is None and now >= self._start_at
 
-    def settle(self, child: Child, now: float, link: AssignmentLink | None = None) -> None:
+    def attach(self, child: Child, now: float, link: AssignmentLink | None = None) -> None:
         """*child* lives here from now on. *link*: to tell it what to work on."""
-        self.slot.beat()  # what the one before it left there is no sign of death
+        self.stats.beat()  # what the one before it left there is no sign of death
         self.child = child
         self.link = link
         self._born_at = now
@@ -85,15 +85,15 @@ class Place:
         """Kill a child that was told to stop and did not in its time; whether there was one."""
         overdue = self._kill_at is not None and now >= self._kill_at
         if overdue:
-            self.kill("it did not stop in time (workers.drain_timeout_s)")
+            self.kill("still running after workers.drain_timeout_s")
         return overdue
 
     def silent_s(self) -> float:
         """Seconds since the child last said that it is alive; 0 where none lives."""
-        return self.slot.silent_s(time.monotonic_ns()) if self.child else 0.0
+        return self.stats.silent_s(time.monotonic_ns()) if self.child else 0.0
 
     def reap(self, now: float, *, at_once: tuple[int, ...] = (0,)) -> int | None:
-        """The exit code if the child has ended: the place is empty then. Codes in *at_once* need no backoff."""
+        """The exit code if the child has ended: the slot is empty then. Codes in *at_once* need no backoff."""
         if self.child is None:
             return None
         code = self.child.reap()
@@ -108,6 +108,6 @@ class Place:
         if self.link:
             self.link.close()
         self.child, self.link, self._kill_at = None, None, None
-        self.slot.set(pid=0)
-        self.slot.add(restarts=0 if asked else 1)
+        self.stats.set(pid=0)
+        self.stats.add(restarts=0 if asked else 1)
         return code

@@ -1,4 +1,4 @@
-"""Which life of a node this is, and which one was before: so that a restart goes on with the leases it finds.
+"""Identifies the runs of a node, so that a restart goes on with the leases of the run before.
 
 A file in `node.run_dir` holds the incarnation of the node that runs, and is locked for as long as the supervisor
 lives. Whoever gets the lock knows that the incarnation in the file is dead, and its workers with it: the kernel kills
@@ -17,10 +17,12 @@ _INCARNATION_BYTES = 32
 _log = logs.get("node")
 
 
-class Life:
-    """The life of the node *name* that begins now. To be kept until the process ends: the lock goes with it.
+class NodeIncarnation:
+    """Identifies this run of the node *name* and, through a locked file, the previous run, whose leases it may reclaim.
 
-    `predecessor` is "" where nothing is known of a life before, or where one of the same name still runs here.
+    Keep it until the process ends: the lock goes with it.
+
+    `predecessor` is "" where no earlier run is known, or where one of the same name still runs here.
     """
 
     def __init__(self, run_dir: Path, name: str) -> None:
@@ -39,7 +41,7 @@ class Life:
             _log.warning("node.no_predecessor", msg=f"{path}: {error}; after a crash, leases will have to run out")
 
     def close(self) -> None:
-        """Let the next life begin. May be called twice."""
+        """Let the next run begin. May be called twice."""
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1

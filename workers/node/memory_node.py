@@ -30,7 +30,7 @@ from workers.pipeline.ring import Bell
 from workers.pipeline.round import RoundBuilder
 from workers.pipeline.source import open_feed
 from workers.signals import StopFlag
-from workers.telemetry.board import FEED_WORKER, Board, Slot
+from workers.telemetry.board import FEED_WORKER, Board, ProcessStats
 
 ATTEND_S = 0.5
 """How often old entries are forgotten and the service manager is told that we live."""
@@ -49,9 +49,9 @@ def run_memory_node(config: Config, meta: IndexMeta, notifier: Notifier) -> int:
     stop = StopFlag(signal.SIGTERM, signal.SIGINT)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a new configuration takes a new start, which costs a new index
     board = Board(meta.n_partitions)
-    slot = board.feeds[0]
+    stats = board.feeds[0]
     server = MemoryServer(MemoryReader(index, config.index.name), socket_path(config.node.run_dir, config.index.name))
-    with _only_one(config), _attended(config, index, slot, notifier):
+    with _only_one(config), _attended(config, index, stats, notifier):
         server.start()
         with closing(server):
             notifier.ready("running, index in memory")
@@ -85,7 +85,7 @@ def _worker(config: Config, meta: IndexMeta, board: Board, stop: StopFlag, link:
         new_builder=new_builder,
         outbox=DirectOutbox(open_writer(config.index), memory_index(config.index).limits.part_entries),
         space_bell=Bell(),
-        board=board.feeds[0],
+        stats=board.feeds[0],
         rows=board.partitions,
         stop=stop,
         link=link,
@@ -117,17 +117,17 @@ def _only_one(config: Config) -> Iterator[None]:
 
 
 @contextmanager
-def _attended(config: Config, index: MemoryIndex, slot: Slot, notifier: Notifier) -> Iterator[None]:
+def _attended(config: Config, index: MemoryIndex, stats: ProcessStats, notifier: Notifier) -> Iterator[None]:
     """Have a thread look after the index and the service manager meanwhile."""
     ended = threading.Event()
-    slot.start()
+    stats.start()
 
     def attend() -> None:
         while not ended.wait(min(ATTEND_S, notifier.watchdog_interval_s or ATTEND_S)):
             index.forget_old()
-            lag, events = slot.get("lag"), slot.get("events")
+            lag, events = stats.get("lag"), stats.get("events")
             notifier.status(f"running: index in memory, lag {lag}, {events} events")
-            if slot.silent_s(time.monotonic_ns()) < config.workers.heartbeat_timeout_s:
+            if stats.silent_s(time.monotonic_ns()) < config.workers.heartbeat_timeout_s:
                 notifier.watchdog()
 
     thread = threading.Thread(target=attend, name="memory-attendant", daemon=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 
 from coordinator.link import Held
-from workers.telemetry.board import Board, State
+from workers.telemetry.board import Board, NodeState
 
 WINDOW_S = 5.0
 """Over which a rate is taken: shorter, and it jumps with every batch; longer, and it lags behind what one looks for."""
@@ -32,9 +32,9 @@ class NodeReport:
         """A configuration was taken, or refused."""
         self._node.add(**{"reloads" if taken else "refused_reloads": 1})
 
-    def tell(self, state: State, held: Held | None, heard_at: float, worked_on: AbstractSet[int]) -> None:
+    def tell(self, state: NodeState, held: Held | None, heard_at: float, worked_on: AbstractSet[int]) -> None:
         """How the node is now. *heard_at*: when the keeper told *held*; *worked_on*: what live feed workers have."""
-        self._node.set(state=list(State).index(state))
+        self._node.set(state=list(NodeState).index(state))
         if held is None:
             return
         self._node.set(

@@ -10,8 +10,8 @@ from coordinator.keeper import LeaseKeeper
 from coordinator.link import KeeperLink, keeper_link
 from coordinator.tick import Identity
 from workers.node.child import spawn
-from workers.node.child_slot import Place
-from workers.node.incarnation import Life
+from workers.node.child_slot import ChildSlot
+from workers.node.incarnation import NodeIncarnation
 from workers.node.shared import Shared
 from workers.pipeline.assignment import WorkerLink, assignment_link
 from workers.pipeline.batch_writer import BatchWriter
@@ -21,67 +21,67 @@ from workers.pipeline.round import RoundBuilder
 from workers.pipeline.source import open_feed
 from workers.signals import StopFlag
 from workers.telemetry.board import Board
-from workers.telemetry.hot_channels import Hottest
+from workers.telemetry.hot_channels import HotChannels
 from workers.telemetry.monitor import Monitor, listen_address
 
 
 class Roles:
     """Spawns the children of one node for the index *meta*, as configured."""
 
-    def __init__(self, config: Config, meta: IndexMeta, life: Life, board: Board) -> None:
+    def __init__(self, config: Config, meta: IndexMeta, incarnation: NodeIncarnation, board: Board) -> None:
         self._config = config
         self._meta = meta
-        self._life = life
+        self._incarnation = incarnation
         self._board = board
 
     def configure(self, config: Config) -> None:
         """Children spawned from now on get *config*."""
         self._config = config
 
-    def spawn_keeper(self, place: Place, now: float) -> KeeperLink:
+    def spawn_keeper(self, slot: ChildSlot, now: float) -> KeeperLink:
         """Fork the lease keeper; the supervisor's end of the link to it."""
         config = self._config
         ours, its = keeper_link()
         coordination = config.coordination
         identity = Identity(
             config.node.name,
-            self._life.incarnation,
+            self._incarnation.incarnation,
             coordination.ttl_s,
-            self._life.predecessor,
+            self._incarnation.predecessor,
             config.node.weight,
             config.node.zone,
             coordination.grace_s,
         )
 
         def main(stop: StopFlag) -> int:  # noqa: ARG001 it ends by the link, after the leases are given back
-            place.slot.start()
+            slot.stats.start()
             LeaseKeeper(
                 coordination.redis, config.index.name, self._meta.n_partitions, identity, its, coordination.moves
             ).run()
             return exits.OK
 
-        place.settle(spawn(place.role, main, [its]), now)
+        slot.attach(spawn(slot.role, main, [its]), now)
         its.close()
         return ours
 
-    def spawn_monitor(self, place: Place, now: float) -> None:
+    def spawn_monitor(self, slot: ChildSlot, now: float) -> None:
         """Fork the process that serves metrics and health."""
         config = self._config
         info = {"node": config.node.name, "index": config.index.name, "version": __version__}
         address = listen_address(config.metrics.listen)
 
         def main(stop: StopFlag) -> int:
-            place.slot.start()
-            return Monitor(address, self._board, place.slot, info, config.metrics.ready_lag_s).run(stop)
+            slot.stats.start()
+            return Monitor(address, self._board, slot.stats, info, config.metrics.ready_lag_s).run(stop)
 
-        place.settle(spawn(place.role, main), now)
+        slot.attach(spawn(slot.role, main), now)
 
-    def spawn_batch_writer(self, place: Place, shared: Shared, now: float) -> None:
+    def spawn_batch_writer(self, slot: ChildSlot, shared: Shared, now: float) -> None:
         """Fork the batch writer of one channel shard."""
-        config, number = self._config, place.number
+        config, number = self._config, slot.number
 
         def main(stop: StopFlag) -> int:
-            place.slot.start()
+            slot.stats.start()
             store = open_writer(config.index)
             writer = BatchWriter(
                 store=store,
@@ -89,30 +89,30 @@ class Roles:
                 space_bells=shared.space_bells,
                 data_bell=shared.data_bells[number],
                 batch_bytes=config.workers.batch_bytes,
-                board=place.slot,
-                hottest=Hottest(self._board.hottest[number]),
+                stats=slot.stats,
+                hot_channels=HotChannels(self._board.hot_channels[number]),
                 stop=stop,
-                log=get(place.role),
+                log=get(slot.role),
             )
             return writer.run()
 
-        place.settle(spawn(place.role, main, shared.bells), now)
+        slot.attach(spawn(slot.role, main, shared.bells), now)
 
-    def spawn_feed_worker(self, place: Place, shared: Shared, partitions: frozenset[int], now: float) -> None:
+    def spawn_feed_worker(self, slot: ChildSlot, shared: Shared, partitions: frozenset[int], now: float) -> None:
         """Fork the feed worker of one vbucket group."""
         ours, its = assignment_link(partitions)
 
         def main(stop: StopFlag) -> int:
-            place.slot.start()
-            return self._feed_worker(place, shared, partitions, its, stop).run()
+            slot.stats.start()
+            return self._feed_worker(slot, shared, partitions, its, stop).run()
 
-        place.settle(spawn(place.role, main, [*shared.bells, its]), now, ours)
+        slot.attach(spawn(slot.role, main, [*shared.bells, its]), now, ours)
         its.close()
 
     def _feed_worker(
-        self, place: Place, shared: Shared, partitions: frozenset[int], link: WorkerLink, stop: StopFlag
+        self, slot: ChildSlot, shared: Shared, partitions: frozenset[int], link: WorkerLink, stop: StopFlag
     ) -> FeedWorker:
-        number = place.number
+        number = slot.number
         config, source = self._config, self._config.source
         decoder = make_decoder(source.decoder, star_channel=source.star_channel)
         feed_name = f"{config.index.name}/{config.node.name}/{number}"
@@ -125,9 +125,9 @@ class Roles:
             new_builder=lambda checkpoints: RoundBuilder(decoder, shared.n_writers, source.removal_slack, checkpoints),
             outbox=Outbox(shared.rings[number], shared.data_bells),
             space_bell=shared.space_bells[number],
-            board=place.slot,
+            stats=slot.stats,
             rows=self._board.partitions,
             stop=stop,
             link=link,
-            log=get(place.role),
+            log=get(slot.role),
         )

@@ -15,8 +15,8 @@ from workers.node.child import spawn
 _T = TypeVar("_T")
 
 
-def call_apart(role: str, function: Callable[[], _T]) -> _T:
-    """The result of *function*, which is run in a child named *role*; errors of this project are raised here."""
+def run_in_child(role: str, function: Callable[[], _T]) -> _T:
+    """Run *function* in a forked child named *role* and return its result; errors of this project are raised here."""
     ours, its = Pipe(duplex=False)
 
     def main(_stop: object) -> int:

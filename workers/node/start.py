@@ -16,11 +16,11 @@ from channelindex.model import IndexMeta
 from channelindex.settings import MEMORY_URL, IndexSettings
 from channelindex.stores import open_owner
 from coordinator.connection import connect, redis_errors
-from workers.node.incarnation import Life
+from workers.node.incarnation import NodeIncarnation
 from workers.node.memory_node import run_memory_node
 from workers.node.notify import Notifier
 from workers.node.roles import Roles
-from workers.node.run_in_child import call_apart
+from workers.node.run_in_child import run_in_child
 from workers.node.supervisor import Supervisor
 from workers.pipeline.source import describe
 from workers.telemetry.board import Board
@@ -44,9 +44,9 @@ def run_node(config: Config, reload: Callable[[], Config]) -> int:
     if config.index.store == MEMORY_URL:
         code = run_memory_node(config, meta, notifier)
     else:
-        with closing(Life(Path(config.node.run_dir), config.node.name)) as life:
+        with closing(NodeIncarnation(Path(config.node.run_dir), config.node.name)) as incarnation:
             board = Board(meta.n_partitions)
-            code = Supervisor(config, Roles(config, meta, life, board), board, reload, notifier).run()
+            code = Supervisor(config, Roles(config, meta, incarnation, board), board, reload, notifier).run()
     _log.info("node.ended", code=code)
     return code
 
@@ -66,7 +66,7 @@ def prepare_index(config: Config) -> IndexMeta:
     url = config.coordination.redis
     with closing(connect(url, COORDINATION_TIMEOUT_S)) as client, redis_errors(url):
         client.ping()
-    return call_apart("store_check", partial(_create_or_check, config.index, wanted))
+    return run_in_child("store_check", partial(_create_or_check, config.index, wanted))
 
 
 def _create_or_check(settings: IndexSettings, wanted: IndexMeta) -> IndexMeta:

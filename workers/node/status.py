@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from coordinator.link import Held
-from workers.node.child_slot import Place
+from workers.node.child_slot import ChildSlot
 from workers.telemetry.board import BATCH_WRITER, FEED_WORKER, Board, Row
 from workers.telemetry.health import lag_s_of
 
@@ -16,13 +16,13 @@ WORST = 5
 """How many of the partitions that are furthest behind are named."""
 
 
-def node_status(state: str, places: Sequence[Place], held: Held | None, board: Board, rate: float) -> dict[str, Any]:
+def node_status(state: str, slots: Sequence[ChildSlot], held: Held | None, board: Board, rate: float) -> dict[str, Any]:
     """The node now: its state, its processes with their counters, its partitions and its trouble.
 
     *rate* is events per second.
     """
     behind = _behind(sorted(held.leases) if held else [], board.partitions)
-    processes = [_process(place, board) for place in places if place.child]
+    processes = [_process(slot, board) for slot in slots if slot.child]
     feeds = [process for process in processes if process["role"] == FEED_WORKER]
     return {
         "pid": os.getpid(),
@@ -36,9 +36,9 @@ def node_status(state: str, places: Sequence[Place], held: Held | None, board: B
         "lag": sum(feed["lag"] for feed in feeds),
         "lag_s": max((part["lag_s"] for part in behind), default=0.0),
         "behind": behind[:WORST],
-        "restarts": sum(place.restarts for place in places),
+        "restarts": sum(slot.restarts for slot in slots),
         "unowned": sorted(held.unowned) if held else [],
-        "workers": {role: sum(place.role == role for place in places) for role in (FEED_WORKER, BATCH_WRITER)},
+        "workers": {role: sum(slot.role == role for slot in slots) for role in (FEED_WORKER, BATCH_WRITER)},
         "processes": processes,
     }
 
@@ -52,26 +52,26 @@ def _behind(partitions: Sequence[int], rows: Sequence[Row]) -> list[dict[str, An
     ]
 
 
-def _process(place: Place, board: Board) -> dict[str, Any]:
-    words = place.slot.as_dict()
+def _process(slot: ChildSlot, board: Board) -> dict[str, Any]:
+    words = slot.stats.as_dict()
     age_s = lag_s_of(words.pop("started_ns"), time.monotonic_ns())  # 0 until the child has said so itself
     silent_s = max(0.0, (time.monotonic_ns() - words.pop("beat_ns")) / 1e9)
     oldest_s = lag_s_of(words.pop("oldest_ns", 0), time.monotonic_ns())
     return {
-        "role": place.role,
-        "number": place.number,
-        "partitions": len(place.partitions),
-        "restarts": place.restarts,
+        "role": slot.role,
+        "number": slot.number,
+        "partitions": len(slot.partitions),
+        "restarts": slot.restarts,
         "age_s": round(age_s, 1),
         "silent_s": round(silent_s, 1),
         "oldest_s": round(oldest_s, 1),
         **words,
-        **({"hottest": _hottest(board, place.number)} if place.role == BATCH_WRITER else {}),
+        **({"hottest": _hottest(board, slot.number)} if slot.role == BATCH_WRITER else {}),
     }
 
 
 def _hottest(board: Board, writer: int) -> list[dict[str, Any]]:
-    return [hot._asdict() for hot in board.hottest[writer].read()]
+    return [hot._asdict() for hot in board.hot_channels[writer].read()]
 
 
 def encode(status: dict[str, Any]) -> str:

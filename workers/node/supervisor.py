@@ -20,7 +20,7 @@ from channelindex import exits, logs
 from channelindex.config import Config, check_reload
 from channelindex.errors import ConfigInvalid
 from coordinator.link import Held, KeeperLink
-from workers.node.child_slot import Place
+from workers.node.child_slot import ChildSlot
 from workers.node.notify import Notifier
 from workers.node.orders import UnownedAlarm, scaled
 from workers.node.report import NodeReport, Rate
@@ -31,7 +31,7 @@ from workers.node.status import encode, node_status, status_line
 from workers.pipeline.batch_writer import TORN
 from workers.pipeline.feed_worker import ROLLED_BACK
 from workers.signals import SignalQueue
-from workers.telemetry.board import BATCH_WRITER, FEED_WORKER, LEASE_KEEPER, MONITOR, Board, State
+from workers.telemetry.board import BATCH_WRITER, FEED_WORKER, LEASE_KEEPER, MONITOR, Board, NodeState
 
 TURN_S = 0.2
 """Longest sleep: bounds how late a lease that runs out, or a silent worker, is noticed."""
@@ -57,7 +57,7 @@ class Supervisor:
         self._roles = roles
         self._reload = reload
         self._notifier = notifier
-        self._state = State.RUNNING
+        self._state = NodeState.RUNNING
         self._exit_code = exits.OK
         self._kill_at: float | None = None  # of a drain, for all workers together
         self._end_at: float | None = None
@@ -71,21 +71,23 @@ class Supervisor:
         self._board = board
         self._node_report = NodeReport(board)
         self._rate = Rate()
-        self._keeper = Place(LEASE_KEEPER, 0, board.keeper)
-        self._monitor = Place(MONITOR, 0, board.monitor)
-        self._make_places()
+        self._keeper = ChildSlot(LEASE_KEEPER, 0, board.keeper)
+        self._monitor = ChildSlot(MONITOR, 0, board.monitor)
+        self._make_slots()
 
-    def _make_places(self) -> None:
+    def _make_slots(self) -> None:
         workers, board = self._config.workers, self._board
         self._shared = Shared(workers.feed_workers, workers.batch_writers, workers.ring_bytes)
-        for slot in (*board.feeds[workers.feed_workers :], *board.writers[workers.batch_writers :]):
-            slot.clear()
-        self._feeds = [Place(FEED_WORKER, n, slot) for n, slot in enumerate(board.feeds[: workers.feed_workers])]
-        self._writers = [Place(BATCH_WRITER, n, slot) for n, slot in enumerate(board.writers[: workers.batch_writers])]
+        for stats in (*board.feeds[workers.feed_workers :], *board.writers[workers.batch_writers :]):
+            stats.clear()
+        self._feeds = [ChildSlot(FEED_WORKER, n, stats) for n, stats in enumerate(board.feeds[: workers.feed_workers])]
+        self._writers = [
+            ChildSlot(BATCH_WRITER, n, stats) for n, stats in enumerate(board.writers[: workers.batch_writers])
+        ]
         self._targets: list[frozenset[int]] = [frozenset()] * workers.feed_workers
 
     @property
-    def _places(self) -> list[Place]:
+    def _slots(self) -> list[ChildSlot]:
         return [*self._feeds, *self._writers, self._keeper, self._monitor]
 
     def run(self) -> int:
@@ -105,14 +107,14 @@ class Supervisor:
         now = time.monotonic()
         for signum in self._signals.take():
             self._hear_signal(signum, now)
-        for place in self._places:
-            code = place.reap(now, at_once=(exits.OK, ROLLED_BACK))
+        for slot in self._slots:
+            code = slot.reap(now, at_once=(exits.OK, ROLLED_BACK))
             if code is not None:
-                self._hear_end(place, code, now)
+                self._hear_end(slot, code, now)
         self._hear_keeper(now)
-        for place in self._feeds:
-            if place.link:
-                place.link.poll()
+        for slot in self._feeds:
+            if slot.link:
+                slot.link.poll()
         self._judge(now)
         self._set_targets(now)
         self._assign(now)
@@ -124,10 +126,10 @@ class Supervisor:
     def _sleep(self) -> None:
         poll = select.poll()
         poll.register(self._signals.fileno(), select.POLLIN)
-        for place in self._places:
-            if place.child:
-                poll.register(place.child.fileno(), select.POLLIN)
-        for link in (self._link, *(place.link for place in self._feeds)):
+        for slot in self._slots:
+            if slot.child:
+                poll.register(slot.child.fileno(), select.POLLIN)
+        for link in (self._link, *(slot.link for slot in self._feeds)):
             if link and not link.closed:
                 poll.register(link.fileno(), select.POLLIN)
         poll.poll(TURN_S * 1000)
@@ -135,7 +137,7 @@ class Supervisor:
     def _hear_signal(self, signum: signal.Signals, now: float) -> None:
         if signum == signal.SIGHUP:
             self._begin_reload()
-        elif self._state is State.DRAINING:
+        elif self._state is NodeState.DRAINING:
             _log.warning("node.stopped_at_once", msg="second signal")
             self._exit_code = exits.INTERRUPTED
             self._end_at = now
@@ -146,14 +148,14 @@ class Supervisor:
         _log.info("node.draining", msg=why)
         self._notifier.stopping()
         self._notifier.extend_timeout(self._config.workers.drain_timeout_s + RELEASE_TIMEOUT_S)
-        self._state = State.DRAINING
+        self._state = NodeState.DRAINING
         self._kill_at = now + self._config.workers.drain_timeout_s
         self._end_at = self._kill_at + RELEASE_TIMEOUT_S
         if self._link:
             self._link.drain()
 
     def _begin_reload(self) -> None:
-        if self._state is State.DRAINING:
+        if self._state is NodeState.DRAINING:
             return
         self._notifier.reloading()
         self._notifier.extend_timeout(self._config.workers.drain_timeout_s + RELEASE_TIMEOUT_S)
@@ -165,27 +167,27 @@ class Supervisor:
             self._node_report.reload_ended(taken=False)
             self._notifier.ready("configuration refused, see the log")
             return
-        self._state = State.RELOADING
+        self._state = NodeState.RELOADING
         self._next_config = scaled(config, self._held.scale if self._held else None)
 
-    def _hear_end(self, place: Place, code: int, now: float) -> None:
-        if place is self._keeper and self._link:
+    def _hear_end(self, slot: ChildSlot, code: int, now: float) -> None:
+        if slot is self._keeper and self._link:
             self._link.close()
             self._link = None
         if code == TORN:
             self._renew_shared()
-            if self._state is State.DRAINING and self._exit_code == exits.OK:
+            if self._state is NodeState.DRAINING and self._exit_code == exits.OK:
                 self._exit_code = exits.DRAIN_TIMEOUT
-        if code in ENDING_CODES and place is not self._monitor and self._state is not State.DRAINING:
+        if code in ENDING_CODES and slot is not self._monitor and self._state is not NodeState.DRAINING:
             self._exit_code = code
-            self._drain(now, f"{place.role} cannot run: exit code {code}, see its log line")
+            self._drain(now, f"{slot.role} cannot run: exit code {code}, see its log line")
 
     def _renew_shared(self) -> None:
         """The rings cannot be trusted: end all that use them, and start over from the checkpoints with new ones."""
-        for place in (*self._feeds, *self._writers):
-            place.kill("a ring is damaged")
-        if self._state is State.RUNNING:
-            self._state, self._next_config = State.RELOADING, self._config
+        for slot in (*self._feeds, *self._writers):
+            slot.kill("a ring is damaged")
+        if self._state is NodeState.RUNNING:
+            self._state, self._next_config = NodeState.RELOADING, self._config
 
     def _hear_keeper(self, now: float) -> None:
         held = self._link.poll() if self._link else None
@@ -194,7 +196,7 @@ class Supervisor:
         known = self._held.trouble if self._held else None
         if held.trouble and (known is None or known.exit_code != held.trouble.exit_code):
             _log.warning("leases.trouble", msg=held.trouble.message)
-        if held.trouble and held.trouble.exit_code in FATAL_CODES and self._state is not State.DRAINING:
+        if held.trouble and held.trouble.exit_code in FATAL_CODES and self._state is not NodeState.DRAINING:
             self._exit_code = held.trouble.exit_code
             self._drain(now, held.trouble.message)
         self._held = held
@@ -205,9 +207,9 @@ class Supervisor:
     def _follow_scale(self) -> None:
         """Have as many workers as an operator ordered."""
         ordered = scaled(self._config, self._held.scale if self._held else None)
-        if ordered != self._config and self._state is State.RUNNING:
+        if ordered != self._config and self._state is NodeState.RUNNING:
             self._notifier.reloading()
-            self._state, self._next_config = State.RELOADING, ordered
+            self._state, self._next_config = NodeState.RELOADING, ordered
 
     def _leases(self, now: float) -> dict[int, float]:
         """The partitions that we may work on now, with their deadlines."""
@@ -216,25 +218,26 @@ class Supervisor:
     def _judge(self, now: float) -> None:
         """Kill who works without a lease, stands still, or does not stop. After a pause of ours, leases only."""
         leased = self._leases(now).keys()
-        for place in self._feeds:
-            if not place.partitions <= leased:
-                place.kill(f"the lease of partition {min(place.partitions - leased)} ran out")
+        for slot in self._feeds:
+            if not slot.partitions <= leased:
+                slot.kill(f"the lease of partition {min(slot.partitions - leased)} ran out")
         timeout_s = self._config.workers.heartbeat_timeout_s
         we_were_paused = now - self._turned_at > timeout_s / 2
-        for place in (*self._feeds, *self._writers):
-            if place.kill_if_overdue(now) and self._state is State.DRAINING and self._exit_code == exits.OK:
+        for slot in (*self._feeds, *self._writers):
+            if slot.kill_if_overdue(now) and self._state is NodeState.DRAINING and self._exit_code == exits.OK:
                 self._exit_code = exits.DRAIN_TIMEOUT
-            if not we_were_paused and place.silent_s() > timeout_s:
-                place.kill(f"no heartbeat for {place.silent_s():.0f} s (workers.heartbeat_timeout_s)")
+            if not we_were_paused and slot.silent_s() > timeout_s:
+                slot.kill(f"no heartbeat for {slot.silent_s():.0f} s (workers.heartbeat_timeout_s)")
         if not we_were_paused and self._monitor.silent_s() > timeout_s:
-            self._monitor.kill("no heartbeat")
-        if not we_were_paused and now - self._heard_at > max(timeout_s, self._config.coordination.ttl_s):
+            self._monitor.kill(f"no heartbeat for {self._monitor.silent_s():.0f} s (workers.heartbeat_timeout_s)")
+        silent_s = now - self._heard_at
+        if not we_were_paused and silent_s > max(timeout_s, self._config.coordination.ttl_s):
             self._heard_at = now
-            self._keeper.kill("it tells nothing any more")
+            self._keeper.kill(f"no report from the lease keeper for {silent_s:.0f} s (workers.heartbeat_timeout_s)")
 
     def _set_targets(self, now: float) -> None:
         """What each feed worker should work on: what is leased and not to be given up, spread evenly."""
-        if self._state is State.RUNNING and self._held:
+        if self._state is NodeState.RUNNING and self._held:
             usable = self._leases(now).keys() - set(self._held.wanted_releases)
             self._targets = spread(usable, self._targets)
         else:
@@ -243,20 +246,20 @@ class Supervisor:
     def _assign(self, now: float) -> None:
         """Tell each feed worker its target, less what another one still works on; stop what has nothing to do."""
         kill_at = self._kill_at or now + self._config.workers.drain_timeout_s
-        for place, target in zip(self._feeds, self._targets, strict=True):
+        for slot, target in zip(self._feeds, self._targets, strict=True):
             if not target:
-                place.stop(kill_at)
-            elif place.link and not place.stopping:
-                place.link.want(target.difference(*(other.partitions for other in self._feeds if other is not place)))
-        if self._state is not State.RUNNING and not any(place.child for place in self._feeds):
-            for place in self._writers:
-                place.stop(kill_at)
-            if not any(place.child for place in self._writers):
+                slot.stop(kill_at)
+            elif slot.link and not slot.stopping:
+                slot.link.want(target.difference(*(other.partitions for other in self._feeds if other is not slot)))
+        if self._state is not NodeState.RUNNING and not any(slot.child for slot in self._feeds):
+            for slot in self._writers:
+                slot.stop(kill_at)
+            if not any(slot.child for slot in self._writers):
                 self._after_drain(now)
 
     def _after_drain(self, now: float) -> None:
         """All workers have ended: go on with the reload, or let the monitor, which told of the drain, end too."""
-        if self._state is State.RELOADING:
+        if self._state is NodeState.RELOADING:
             self._finish_reload(now)
         else:
             self._monitor.stop(now + RELEASE_TIMEOUT_S)
@@ -268,36 +271,36 @@ class Supervisor:
             self._monitor.stop(now + RELEASE_TIMEOUT_S)
         self._config = self._next_config
         self._roles.configure(self._config)
-        self._make_places()
-        self._state = State.RUNNING
+        self._make_slots()
+        self._state = NodeState.RUNNING
         workers = self._config.workers
         _log.info("config.reloaded", feed_workers=workers.feed_workers, batch_writers=workers.batch_writers)
         self._node_report.reload_ended(taken=True)
         self._notifier.ready("configuration reloaded")
 
     def _start_missing(self, now: float) -> None:
-        if self._state is not State.DRAINING:
+        if self._state is not NodeState.DRAINING:
             if self._keeper.may_start(now):
                 self._start(self._keeper, now, self._start_keeper)
             if self._config.metrics.listen and self._monitor.may_start(now):
                 self._start(self._monitor, now, partial(self._roles.spawn_monitor, self._monitor, now))
-        if self._state is not State.RUNNING:
+        if self._state is not NodeState.RUNNING:
             return
-        for place in self._writers:
-            if place.may_start(now):
-                self._start(place, now, partial(self._roles.spawn_batch_writer, place, self._shared, now))
-        for place, target in zip(self._feeds, self._targets, strict=True):
+        for slot in self._writers:
+            if slot.may_start(now):
+                self._start(slot, now, partial(self._roles.spawn_batch_writer, slot, self._shared, now))
+        for slot, target in zip(self._feeds, self._targets, strict=True):
             free = target.difference(*(other.partitions for other in self._feeds))
-            if free and place.may_start(now):
-                self._start(place, now, partial(self._roles.spawn_feed_worker, place, self._shared, free, now))
+            if free and slot.may_start(now):
+                self._start(slot, now, partial(self._roles.spawn_feed_worker, slot, self._shared, free, now))
 
     @staticmethod
-    def _start(place: Place, now: float, spawn: Callable[[], None]) -> None:
+    def _start(slot: ChildSlot, now: float, spawn: Callable[[], None]) -> None:
         """Fork a child; where the machine has no process or descriptor left, later: the others must not suffer."""
         try:
             spawn()
         except OSError as error:
-            place.failed_to_start(error, now)
+            slot.failed_to_start(error, now)
 
     def _start_keeper(self) -> None:
         now = time.monotonic()
@@ -308,8 +311,8 @@ class Supervisor:
         """Release the partitions that somebody else is to have and that no worker of ours works on any more."""
         if not self._link or not self._held:
             return
-        wanted = set(self._held.leases if self._state is State.DRAINING else self._held.wanted_releases)
-        drained = wanted.difference(*(place.partitions for place in self._feeds))
+        wanted = set(self._held.leases if self._state is NodeState.DRAINING else self._held.wanted_releases)
+        drained = wanted.difference(*(slot.partitions for slot in self._feeds))
         if drained:
             self._link.release(sorted(drained))
             self._held = self._without(self._held, drained)
@@ -331,11 +334,11 @@ class Supervisor:
         if now < self._report_at:
             return
         self._report_at = now + REPORT_S
-        worked_on = frozenset().union(*(place.partitions for place in self._feeds))
+        worked_on = frozenset().union(*(slot.partitions for slot in self._feeds))
         self._node_report.tell(self._state, self._held, self._heard_at, worked_on)
-        events_by_pid = {place.slot.get("pid"): place.slot.get("events") for place in self._feeds if place.child}
+        events_by_pid = {slot.stats.get("pid"): slot.stats.get("events") for slot in self._feeds if slot.child}
         rate = self._rate.per_s(now, events_by_pid)
-        status = node_status(self._state.value, self._places, self._held, self._board, rate)
+        status = node_status(self._state.value, self._slots, self._held, self._board, rate)
         if not self._ready and self._held and not self._held.trouble:
             self._ready = True
             self._notifier.ready(status_line(status))
@@ -347,19 +350,19 @@ class Supervisor:
         """Whether the drain is over: everything has ended, or its time has."""
         if self._end_at is None:
             return False
-        if not any(place.child for place in self._places):
+        if not any(slot.child for slot in self._slots):
             return True
         if time.monotonic() < self._end_at:
             return False
-        if not any(place.child for place in (*self._feeds, *self._writers)):
+        if not any(slot.child for slot in (*self._feeds, *self._writers)):
             _log.warning("node.leases_not_released", msg="the leases' Redis did not answer; they run out by themselves")
         return True
 
     def _end_all(self) -> None:
         """Kill what is left and wait for it: nothing may work on after the supervisor."""
-        for place in self._places:
-            place.kill("the node ends")
-        while any(place.child for place in self._places):
-            for place in self._places:
-                place.reap(time.monotonic())
+        for slot in self._slots:
+            slot.kill("the node ends")
+        while any(slot.child for slot in self._slots):
+            for slot in self._slots:
+                slot.reap(time.monotonic())
             time.sleep(0.005)

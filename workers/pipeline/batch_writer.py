@@ -18,8 +18,8 @@ from channelindex.stores.base import ChannelAppend, IndexWriter
 from workers.pipeline.frames import decode_frame, merge
 from workers.pipeline.ring import Bell, Ring, TornFrame
 from workers.signals import StopFlag
-from workers.telemetry.board import BATCH_BYTES, STORE_US, Slot
-from workers.telemetry.hot_channels import Hottest
+from workers.telemetry.board import BATCH_BYTES, STORE_US, ProcessStats
+from workers.telemetry.hot_channels import HotChannels
 
 TORN = 12
 """Exit code: a ring is damaged. No successor can go on with it; the node needs new ones."""
@@ -42,8 +42,8 @@ class BatchWriter:
         space_bells: Sequence[Bell],
         data_bell: Bell,
         batch_bytes: int,
-        board: Slot,
-        hottest: Hottest,
+        stats: ProcessStats,
+        hot_channels: HotChannels,
         stop: StopFlag,
         log: EventLog,
     ) -> None:
@@ -52,8 +52,8 @@ class BatchWriter:
         self._space_bells = space_bells
         self._data_bell = data_bell
         self._ring_budget = max(1, batch_bytes // len(rings))
-        self._board = board
-        self._hottest = hottest
+        self._stats = stats
+        self._hot_channels = hot_channels
         self._stop = stop
         self._log = log
         self._backoff = Backoff(0.05, 2.0)
@@ -65,8 +65,8 @@ class BatchWriter:
             ring.reset_consumer()
             bell.ring()  # the one before us may have died between its commit and its bell
         while True:
-            self._board.beat()
-            self._hottest.turn(time.monotonic())
+            self._stats.beat()
+            self._hot_channels.publish_if_due(time.monotonic())
             self._data_bell.clear()  # before looking: what comes after this rings it again
             try:
                 if self._write_batch():
@@ -93,14 +93,14 @@ class BatchWriter:
         n_bytes = sum(len(append.entries) for append in appends)
         began = time.monotonic()
         self._write(appends, [key for frame in frames for key in frame.principals])
-        self._board.observe(BATCH_BYTES, n_bytes)
-        self._hottest.add(appends, n_bytes, time.monotonic() - began)
-        self._board.add(batches=1, frames=len(frames), channels=len(appends), entry_bytes=n_bytes)
+        self._stats.observe(BATCH_BYTES, n_bytes)
+        self._hot_channels.add(appends, n_bytes, time.monotonic() - began)
+        self._stats.add(batches=1, frames=len(frames), channels=len(appends), entry_bytes=n_bytes)
         for ring, payloads, bell in zip(self._rings, taken, self._space_bells, strict=True):
             if payloads:
                 ring.commit()
                 bell.ring()
-        self._board.set(ring_fill=sum(ring.fill for ring in self._rings), touches=self._store.n_touches)
+        self._stats.set(ring_fill=sum(ring.fill for ring in self._rings), touches=self._store.n_touches)
         return True
 
     def _write(self, appends: Sequence[ChannelAppend], principals: Sequence[str]) -> None:
@@ -111,11 +111,11 @@ class BatchWriter:
                 stale = self._store.write(appends, principals)
             except Transient as error:
                 delay_s = self._backoff.next_delay_s()
-                self._board.add(store_errors=1)
+                self._stats.add(store_errors=1)
                 self._log.warning("batch.write_failed", appends=len(appends), msg=str(error), retry_s=round(delay_s, 2))
                 self._sleep(delay_s)
                 continue
-            self._board.observe(STORE_US, (time.monotonic_ns() - began_ns) // 1000)
+            self._stats.observe(STORE_US, (time.monotonic_ns() - began_ns) // 1000)
             if stale:
                 self._stale_epochs |= stale
                 self._log.warning("batch.stale_epochs", epochs=sorted(stale))
@@ -125,7 +125,7 @@ class BatchWriter:
     def _sleep(self, delay_s: float) -> None:
         """Wait for the store to recover, alive to whoever watches the heartbeat."""
         while delay_s > 0:
-            self._board.beat()
+            self._stats.beat()
             time.sleep(min(delay_s, MAX_WAIT_S))
             delay_s -= MAX_WAIT_S
 

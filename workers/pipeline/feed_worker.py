@@ -27,13 +27,13 @@ from channelindex.model import Checkpoint, IndexMeta
 from channelindex.stores.base import OwnerStore, Quarantined
 from workers.pipeline.assignment import WorkerLink
 from workers.pipeline.direct import DirectOutbox
-from workers.pipeline.join_epoch import Gain, where_they_are
+from workers.pipeline.join_epoch import PartitionJoin, no_rollbacks
 from workers.pipeline.lag import LagMeter
 from workers.pipeline.outbox import Outbox
 from workers.pipeline.ring import Bell
 from workers.pipeline.round import RoundBuilder
 from workers.signals import StopFlag
-from workers.telemetry.board import Row, Slot
+from workers.telemetry.board import ProcessStats, Row
 
 ROLLED_BACK = 10
 """Exit code: the partitions were rolled back in a new epoch; fork a new worker at once."""
@@ -74,7 +74,7 @@ class FeedWorker:
         new_builder: Callable[[Mapping[int, Checkpoint]], RoundBuilder],
         outbox: Outbox | DirectOutbox,
         space_bell: Bell,
-        board: Slot,
+        stats: ProcessStats,
         rows: Sequence[Row],
         stop: StopFlag,
         link: WorkerLink,
@@ -84,7 +84,7 @@ class FeedWorker:
         self._partitions = frozenset(partitions)
         self._wanted = self._partitions
         self._leaving: frozenset[int] = frozenset()
-        self._gain = Gain(store, owner, board, log)
+        self._joiner = PartitionJoin(store, owner, stats, log)
         self._link = link
         self._is_told = True
         self._meta = meta
@@ -93,7 +93,7 @@ class FeedWorker:
         self._new_builder = new_builder
         self._outbox = outbox
         self._space_bell = space_bell
-        self._board = board
+        self._stats = stats
         self._rows = rows
         self._lag = LagMeter(meta.partition_width)
         self._stop = stop
@@ -130,10 +130,10 @@ class FeedWorker:
     def _begin_epochs(self) -> dict[int, Checkpoint] | None:
         """Begin one epoch for all partitions; where to resume each vbucket. None: told to stop before it worked."""
         while not self._stop.is_set():
-            self._board.beat()
+            self._stats.beat()
             try:
                 self._epoch = self._store.next_epoch()
-                records = self._store.begin_all(where_they_are(self._partitions), self._epoch, self._owner)
+                records = self._store.begin_all(no_rollbacks(self._partitions), self._epoch, self._owner)
             except Transient as error:
                 self._log.warning("feed.begin_failed", msg=str(error))
                 self._stop.wait(self._backoff.next_delay_s())
@@ -146,17 +146,17 @@ class FeedWorker:
         self._stable = {vb: checkpoint.seqno for vb, checkpoint in checkpoints.items()}
         self._builder = self._new_builder(checkpoints)
         self._outbox.begin(self._epoch)
-        self._board.set(epoch=self._epoch)
+        self._stats.set(epoch=self._epoch)
         self._feed.start(checkpoints)
         self._log.info("feed.started", epoch=self._epoch, group=self._group, partitions=len(self._partitions))
 
     def _turn(self) -> None:
         now = time.monotonic()
-        self._board.beat()
+        self._stats.beat()
         wake_at = self._feed.tick(now)
         self._hear_assignment()
         if self._builder.rollback_since is None:  # after a rollback, a new life takes over anyway
-            self._gain.begin(self._wanted - self._partitions, now)
+            self._joiner.begin(self._wanted - self._partitions, now)
         paused = self._pauses
         events = () if paused else self._feed.read(READ_BYTES)
         self._builder.add(events)
@@ -171,7 +171,7 @@ class FeedWorker:
     @property
     def _pauses(self) -> bool:
         """Whether nothing is read, because our partitions are to join the epoch of those that come."""
-        return bool(self._gain.partitions)
+        return bool(self._joiner.partitions)
 
     def _hear_assignment(self) -> None:
         """Take over what the supervisor wants, and stop reading what it does not."""
@@ -197,7 +197,7 @@ class FeedWorker:
         if self._pauses and self._is_idle:
             self._join(now)
         if not self._is_told:
-            self._is_told = self._link.report(self._partitions | self._wanted | self._gain.partitions)
+            self._is_told = self._link.report(self._partitions | self._wanted | self._joiner.partitions)
 
     def _vbuckets_of(self, partitions: Iterable[int]) -> set[int]:
         return {vb for partition in partitions for vb in self._meta.vbuckets_of(partition)}
@@ -222,18 +222,18 @@ class FeedWorker:
 
     def _join(self, now: float) -> None:
         """Have all that we have join the epoch of what comes, and work on both. Nothing of ours is in flight."""
-        records = self._gain.join(self._partitions, self._epoch, now)
+        records = self._joiner.join(self._partitions, self._epoch, now)
         if records is None:
             return
         checkpoints = _checkpoints(records.values())
         self._partitions |= records.keys()
         # The group is named anew: whoever may use the same name elsewhere must own all that we write to it.
         self._group = group_of(sorted(self._partitions), self._meta.n_partitions)
-        self._epoch = self._gain.epoch
+        self._epoch = self._joiner.epoch
         self._stable.update((vb, checkpoint.seqno) for vb, checkpoint in checkpoints.items())
         self._builder.begin(checkpoints)
         self._outbox.begin(self._epoch)
-        self._board.set(epoch=self._epoch)
+        self._stats.set(epoch=self._epoch)
         self._feed.add(checkpoints)
         self._is_told = False
         self._log.info("feed.gained", epoch=self._epoch, group=self._group, partitions=sorted(records))
@@ -241,14 +241,14 @@ class FeedWorker:
     def _hand_over(self) -> None:
         """Get the last round into the rings, then the next one; acknowledge when nothing read is left outside them."""
         if not self._outbox.flush():
-            self._board.add(stalls=1)
+            self._stats.add(stalls=1)
             return
         if self._outbox.n_rounds >= BUSY_ROUNDS and self._builder.n_events < ROUND_EVENTS:
             return
         taken = self._builder.take()
         if taken is not None:
             self._quarantined = [*self._quarantined, *taken.quarantined][-MAX_QUARANTINED:]
-            self._board.add(events=taken.n_events, entries=taken.n_entries, quarantined=len(taken.quarantined))
+            self._stats.add(events=taken.n_events, entries=taken.n_entries, quarantined=len(taken.quarantined))
             self._outbox.put(taken, self._epoch, self._group)
         if self._outbox.flush():
             self._feed.acknowledge()
@@ -262,7 +262,7 @@ class FeedWorker:
         self._unadvanced.update(self._outbox.pop_committed())
         for vb in self._builder.rollbacks:
             self._unadvanced.pop(vb, None)  # known to be of a history that is no more
-        checks = now >= self._check_at and not self._gain.joining
+        checks = now >= self._check_at and not self._joiner.joining
         if now < self._advance_at or not (self._unadvanced or self._quarantined or checks):
             return
         by_partition: dict[int, dict[int, Checkpoint]] = {p: {} for p in self._partitions} if checks else {}
@@ -277,7 +277,7 @@ class FeedWorker:
         except Transient as error:
             delay_s = self._backoff.next_delay_s()
             self._advance_at = now + delay_s
-            self._board.add(store_errors=1)
+            self._stats.add(store_errors=1)
             self._log.warning("feed.advance_failed", epoch=self._epoch, msg=str(error), retry_s=round(delay_s, 2))
             return
         self._backoff.reset()
@@ -291,7 +291,7 @@ class FeedWorker:
             return
         self._report_at = now + LAG_INTERVAL_S
         connected = int(self._feed.connected())
-        self._board.set(
+        self._stats.set(
             in_flight=self._outbox.n_events,
             oldest_ns=self._outbox.oldest_ns,
             lag=self._report_lag(connected),
@@ -318,8 +318,8 @@ class FeedWorker:
         wake_at = min(wake_at, now + MAX_WAIT_S)
         if self._unadvanced:
             wake_at = min(wake_at, self._advance_at)
-        if self._gain.retry_at > now:
-            wake_at = min(wake_at, self._gain.retry_at)
+        if self._joiner.retry_at > now:
+            wake_at = min(wake_at, self._joiner.retry_at)
         poll = select.poll()
         for source in (self._space_bell, self._stop, self._link, *(() if self._pauses else (self._feed,))):
             poll.register(source.fileno(), select.POLLIN)
@@ -351,7 +351,7 @@ class FeedWorker:
         self._feed.close()
         while True:
             now = time.monotonic()
-            self._board.beat()
+            self._stats.beat()
             self._hand_over()
             self._advance(now)
             if self._outbox.empty and not self._unadvanced and not self._quarantined:

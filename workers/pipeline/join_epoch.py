@@ -14,16 +14,19 @@ from channelindex.errors import ChannelIndexError, StaleEpoch, Transient
 from channelindex.logs import EventLog
 from channelindex.model import Checkpoint
 from channelindex.stores.base import OwnerStore
-from workers.telemetry.board import Slot
+from workers.telemetry.board import ProcessStats
 
 
-class Gain:
-    """What comes to one feed worker, and how far that is. A store that is away is asked again, from `retry_at` on."""
+class PartitionJoin:
+    """Adds partitions to a running feed worker: begins them in a new epoch, then moves those it owns into that epoch.
 
-    def __init__(self, store: OwnerStore, owner: str, board: Slot, log: EventLog) -> None:
+    A store that is away is asked again, from `retry_at` on.
+    """
+
+    def __init__(self, store: OwnerStore, owner: str, stats: ProcessStats, log: EventLog) -> None:
         self._store = store
         self._owner = owner
-        self._board = board
+        self._stats = stats
         self._log = log
         self._backoff = Backoff(0.05, 2.0)
         self._begun: dict[int, PartitionRecord] = {}
@@ -51,7 +54,7 @@ class Gain:
             return
         try:
             self.epoch = self._store.next_epoch()
-            records = self._store.begin_all(where_they_are(partitions), self.epoch, self._owner)
+            records = self._store.begin_all(no_rollbacks(partitions), self.epoch, self._owner)
         except (Transient, StaleEpoch) as error:
             self._retry_later(now, error)
         else:
@@ -68,7 +71,7 @@ class Gain:
             return None
         self.joining = True
         try:
-            self._store.begin_all(where_they_are(others), self.epoch, self._owner, only_if=former)
+            self._store.begin_all(no_rollbacks(others), self.epoch, self._owner, only_if=former)
         except Transient as error:
             self._retry_later(now, error)
             return None
@@ -79,10 +82,10 @@ class Gain:
 
     def _retry_later(self, now: float, error: ChannelIndexError) -> None:
         self.retry_at = now + self._backoff.next_delay_s()
-        self._board.add(store_errors=1)
+        self._stats.add(store_errors=1)
         self._log.warning("feed.begin_failed", epoch=self.epoch, msg=str(error))
 
 
-def where_they_are(partitions: Iterable[int]) -> dict[int, dict[int, Checkpoint]]:
-    """What `OwnerStore.begin_all` is told to begin *partitions* without a rollback, ascending."""
+def no_rollbacks(partitions: Iterable[int]) -> dict[int, dict[int, Checkpoint]]:
+    """Return an empty rollback map per partition, ascending: begin each at its stable clock."""
     return {partition: {} for partition in sorted(partitions)}

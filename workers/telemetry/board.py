@@ -1,9 +1,9 @@
 """The board: what every process of a node last said of itself, in shared memory made before the first fork.
 
-A child has one slot of 64-bit words, which it alone writes while it lives; the supervisor and the monitor read them
-without asking. Word i of a slot is the i-th name of its role's row in `FIELDS_BY_ROLE`, and moves by one 8-byte store.
-Words of one slot may be of slightly different times: they are for eyes and thresholds, never for a decision that must
-be exact. Two words of a child are the supervisor's: `pid`, which is 0 while no child lives there, and `restarts`.
+A child has 64-bit words of its own, which it alone writes while it lives; the supervisor and the monitor read them
+without asking. Word i of them is the i-th name of its role's row in `FIELDS_BY_ROLE`, and moves by one 8-byte store.
+Words of one process may be of slightly different times: they are for eyes and thresholds, never for a decision that
+must be exact. Two words of a child are the supervisor's: `pid`, which is 0 while no child lives there, and `restarts`.
 
 The board has room for as many workers as can be configured, so it outlives every reload and so does its reader.
 """
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import NamedTuple
 
-from workers.telemetry.hot_channels import Note
+from workers.telemetry.hot_channels import SharedNote
 
 FEED_WORKER = "feed_worker"
 BATCH_WRITER = "batch_writer"
@@ -31,7 +31,7 @@ _COMMON = ("pid", "started_ns", "beat_ns", "store_errors", "restarts")
 """Times (`_ns`) are of the monotonic clock, which is the same in all processes of a machine; 0 for never."""
 
 
-class State(Enum):
+class NodeState(Enum):
     """What a node is doing. Its place in this order is what the board holds."""
 
     RUNNING = "running"
@@ -88,7 +88,7 @@ FIELDS_BY_ROLE: dict[str, tuple[str, ...]] = {
     MONITOR: _COMMON,
     SUPERVISOR: (
         *_COMMON,
-        "state",  # index in `State`, in its order
+        "state",  # index in `NodeState`, in its order
         "heard_ns",  # when the lease keeper last said something
         "trouble",  # 1 while the leases cannot be looked after
         "members",  # live nodes, this one among them
@@ -110,7 +110,7 @@ PARTITION_FIELDS = (
 )
 
 _WORD = 8
-_SLOT_WORDS = 64
+_STATS_WORDS = 64
 """Eight cache lines: two children never write to the same one."""
 _ROW_WORDS = 8
 
@@ -144,7 +144,7 @@ class Row:
             self._words[index] = 0
 
 
-class Slot(Row):
+class ProcessStats(Row):
     """One process's words. Made by the supervisor, written by the child as long as it lives."""
 
     __slots__ = ("role",)
@@ -191,13 +191,13 @@ class Slot(Row):
 
 
 class Board:
-    """A slot for each process that a node can have, a note for each batch writer, a row for each partition."""
+    """Words for each process that a node can have, a note for each batch writer, a row for each partition."""
 
     def __init__(self, n_partitions: int) -> None:
-        self.supervisor, self.keeper, self.monitor = make_board([SUPERVISOR, LEASE_KEEPER, MONITOR])
-        self.feeds = make_board([FEED_WORKER] * MAX_WORKERS)
-        self.writers = make_board([BATCH_WRITER] * MAX_WORKERS)
-        self.hottest = [Note() for _ in range(MAX_WORKERS)]
+        self.supervisor, self.keeper, self.monitor = make_stats([SUPERVISOR, LEASE_KEEPER, MONITOR])
+        self.feeds = make_stats([FEED_WORKER] * MAX_WORKERS)
+        self.writers = make_stats([BATCH_WRITER] * MAX_WORKERS)
+        self.hot_channels = [SharedNote() for _ in range(MAX_WORKERS)]
         memory = memoryview(mmap.mmap(-1, n_partitions * _ROW_WORDS * _WORD)).cast("Q")
         self.partitions = [
             Row(PARTITION_FIELDS, memory[number * _ROW_WORDS : (number + 1) * _ROW_WORDS])
@@ -205,14 +205,17 @@ class Board:
         ]
 
     @property
-    def slots(self) -> list[tuple[int, Slot]]:
-        """Every slot in which a process lives or will live again, with its number among its role."""
+    def processes(self) -> list[tuple[int, ProcessStats]]:
+        """The words of every process that lives or will live again, each with its number among its role."""
         workers = [*enumerate(self.feeds), *enumerate(self.writers)]
-        slots = [(0, self.supervisor), (0, self.keeper), (0, self.monitor), *workers]
-        return [(number, slot) for number, slot in slots if slot.get("started_ns")]
+        processes = [(0, self.supervisor), (0, self.keeper), (0, self.monitor), *workers]
+        return [(number, stats) for number, stats in processes if stats.get("started_ns")]
 
 
-def make_board(roles: list[str]) -> list[Slot]:
-    """One slot per role in *roles*, all words 0, in shared memory that is gone with the last process that has it."""
-    memory = memoryview(mmap.mmap(-1, max(1, len(roles)) * _SLOT_WORDS * _WORD)).cast("Q")
-    return [Slot(role, memory[number * _SLOT_WORDS : (number + 1) * _SLOT_WORDS]) for number, role in enumerate(roles)]
+def make_stats(roles: list[str]) -> list[ProcessStats]:
+    """Make the words of each role in *roles*, all 0, in shared memory that ends with the last process that has it."""
+    memory = memoryview(mmap.mmap(-1, max(1, len(roles)) * _STATS_WORDS * _WORD)).cast("Q")
+    return [
+        ProcessStats(role, memory[number * _STATS_WORDS : (number + 1) * _STATS_WORDS])
+        for number, role in enumerate(roles)
+    ]

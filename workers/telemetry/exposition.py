@@ -17,8 +17,8 @@ from workers.telemetry.board import (
     SUPERVISOR,
     Board,
     Histogram,
-    Slot,
-    State,
+    NodeState,
+    ProcessStats,
 )
 from workers.telemetry.health import lag_s_of, readiness
 from workers.telemetry.metrics import COUNTER, METRIC_BY_NAME, PREFIX
@@ -45,7 +45,7 @@ _WORD_BY_METRIC = {
         "writer_store_errors": "store_errors",
     },
 }
-"""The metrics that are words of a worker's slot as they are."""
+"""The metrics that are words of a worker's stats as they are."""
 
 _HISTOGRAM_BY_METRIC = {"writer_batch_bytes": (BATCH_BYTES, 1.0), "writer_store_seconds": (STORE_US, 1e-6)}
 """With what one unit of the words is in units of the metric."""
@@ -65,11 +65,11 @@ class BoardCollector(Collector):
         now_ns = time.monotonic_ns()
         yield from self._node(now_ns)
         yield from self._partitions(now_ns)
-        slots = self._board.slots
+        processes = self._board.processes
         for role, words in _WORD_BY_METRIC.items():
-            workers = [(number, slot) for number, slot in slots if slot.role == role]
+            workers = [(number, stats) for number, stats in processes if stats.role == role]
             for name, word in words.items():
-                yield _family(name, [((str(number),), slot.get(word)) for number, slot in workers])
+                yield _family(name, [((str(number),), stats.get(word)) for number, stats in workers])
         yield from self._waiting(now_ns)
         for name, (histogram, unit) in _HISTOGRAM_BY_METRIC.items():
             yield self._histogram(name, histogram, unit)
@@ -79,7 +79,7 @@ class BoardCollector(Collector):
         node = self._board.supervisor
         current = node.get("state")
         yield _family("node_info", [(tuple(self._info.values()), 1)])
-        yield _family("node_state", [((state.value,), int(index == current)) for index, state in enumerate(State)])
+        yield _family("node_state", [((state.value,), int(index == current)) for index, state in enumerate(NodeState)])
         yield _single("node_ready", int(readiness(self._board, now_ns, self._ready_lag_s).is_ok))
         outcomes = (("taken", "reloads"), ("refused", "refused_reloads"))
         yield _family("node_reloads", [((outcome,), node.get(word)) for outcome, word in outcomes])
@@ -108,37 +108,37 @@ class BoardCollector(Collector):
             yield _family(name, [((str(number),), value_of(row)) for number, row in leased])
 
     def _waiting(self, now_ns: int) -> Iterator[Metric]:
-        workers = [(number, slot) for number, slot in self._board.slots if slot.role == FEED_WORKER]
-        values = [((str(number),), lag_s_of(slot.get("oldest_ns"), now_ns)) for number, slot in workers]
+        workers = [(number, stats) for number, stats in self._board.processes if stats.role == FEED_WORKER]
+        values = [((str(number),), lag_s_of(stats.get("oldest_ns"), now_ns)) for number, stats in workers]
         yield _family("feed_oldest_unacknowledged_seconds", values)
 
     def _histogram(self, name: str, histogram: Histogram, unit: float) -> Metric:
         catalogued = METRIC_BY_NAME[name]
         family = HistogramMetricFamily(PREFIX + name, catalogued.says, labels=catalogued.labels)
-        for number, slot in self._board.slots:
-            if slot.role == BATCH_WRITER:
-                counts, total = slot.counts(histogram)
+        for number, stats in self._board.processes:
+            if stats.role == BATCH_WRITER:
+                counts, total = stats.counts(histogram)
                 bounds = [*(f"{bound * unit:g}" for bound in histogram.bounds), "+Inf"]
                 running = [sum(counts[: index + 1]) for index in range(len(counts))]
                 family.add_metric((str(number),), list(zip(bounds, running, strict=True)), total * unit)
         return family
 
     def _processes(self, now_ns: int) -> Iterator[Metric]:
-        slots = [((slot.role, str(number)), slot) for number, slot in self._board.slots]
-        children = [(labels, slot) for labels, slot in slots if slot.role != SUPERVISOR]
-        alive = [(labels, slot) for labels, slot in slots if slot.get("pid")]
-        beating = [(labels, slot) for labels, slot in alive if slot.role in (FEED_WORKER, BATCH_WRITER)]
-        yield _family("process_restarts", [(labels, slot.get("restarts")) for labels, slot in children])
-        yield _family("process_heartbeat_age_seconds", [(labels, slot.silent_s(now_ns)) for labels, slot in beating])
-        used = {labels: usage for labels, slot in alive if (usage := _usage(slot))}
+        processes = [((stats.role, str(number)), stats) for number, stats in self._board.processes]
+        children = [(labels, stats) for labels, stats in processes if stats.role != SUPERVISOR]
+        alive = [(labels, stats) for labels, stats in processes if stats.get("pid")]
+        beating = [(labels, stats) for labels, stats in alive if stats.role in (FEED_WORKER, BATCH_WRITER)]
+        yield _family("process_restarts", [(labels, stats.get("restarts")) for labels, stats in children])
+        yield _family("process_heartbeat_age_seconds", [(labels, stats.silent_s(now_ns)) for labels, stats in beating])
+        used = {labels: usage for labels, stats in alive if (usage := _usage(stats))}
         yield _family("process_resident_bytes", [(labels, resident) for labels, (resident, _) in used.items()])
         yield _family("process_cpu_seconds", [(labels, cpu_s) for labels, (_, cpu_s) in used.items()])
 
 
-def _usage(slot: Slot) -> tuple[int, float] | None:
-    """Resident bytes and CPU seconds of the process in *slot*; None if it has just ended."""
+def _usage(stats: ProcessStats) -> tuple[int, float] | None:
+    """Resident bytes and CPU seconds of the process in *stats*; None if it has just ended."""
     with suppress(OSError, ValueError, IndexError):
-        folder = Path("/proc") / str(slot.get("pid"))
+        folder = Path("/proc") / str(stats.get("pid"))
         resident = int((folder / "statm").read_text().split()[1]) * _PAGE_BYTES
         after_name = (folder / "stat").read_text().rpartition(")")[2].split()
         ticks = int(after_name[_STAT_UTIME]) + int(after_name[_STAT_UTIME + 1])

@@ -21,13 +21,13 @@ EVERYTHING = "*"
 """The channel of all documents is always the largest, and no news."""
 _CANDIDATES = 8
 """So many appends of a batch are looked at more closely: the bound of what this costs."""
-_TOLD = 4
+REPORTED = 4
 _NAME_BYTES = 60
 _LENGTH_BYTES = 2
 _NOTE_BYTES = 512
 
 
-class Hot(NamedTuple):
+class HotChannel(NamedTuple):
     """A channel, its bytes of entries per second, the longest that a batch with it took, and its part of that batch."""
 
     channel: str
@@ -36,7 +36,7 @@ class Hot(NamedTuple):
     percent: int
 
 
-def leading(channels: Iterable[Hot], limit: int) -> list[Hot]:
+def top_channels(channels: Iterable[HotChannel], limit: int) -> list[HotChannel]:
     """The *limit* largest of *channels*, the largest first; the slowest is always among them."""
     ranked = sorted(channels, key=lambda hot: -hot.bytes_per_s)
     slowest = max(ranked, key=lambda hot: (hot.batch_ms, hot.percent), default=None)
@@ -45,21 +45,21 @@ def leading(channels: Iterable[Hot], limit: int) -> list[Hot]:
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(list[Hot]).decode
+_decode = msgspec.msgpack.Decoder(list[HotChannel]).decode
 
 
-class Note:
+class SharedNote:
     """A few channels in shared memory, their names cut to what fits. A look while it is written may find nothing."""
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, _NOTE_BYTES)
 
-    def write(self, channels: Sequence[Hot]) -> None:
+    def write(self, channels: Sequence[HotChannel]) -> None:
         """Replace what is there."""
         data = _encode([hot._replace(channel=_cut(hot.channel)) for hot in channels])
         self._memory[: _LENGTH_BYTES + len(data)] = len(data).to_bytes(_LENGTH_BYTES, "little") + data
 
-    def read(self) -> list[Hot]:
+    def read(self) -> list[HotChannel]:
         """What is there."""
         length = int.from_bytes(self._memory[:_LENGTH_BYTES], "little")
         try:
@@ -72,10 +72,10 @@ def _cut(name: str) -> str:
     return name.encode()[:_NAME_BYTES].decode("utf-8", "ignore")
 
 
-class Hottest:
-    """Finds them: the largest appends of each batch count, so the work per channel is one look at its length."""
+class HotChannels:
+    """Samples the largest appends of each batch, so the work per channel is one look at its length."""
 
-    def __init__(self, note: Note) -> None:
+    def __init__(self, note: SharedNote) -> None:
         self._note = note
         self._began = 0.0
         self._start_window()
@@ -96,17 +96,17 @@ class Hottest:
             self._bytes_by_channel[channel] += size
             self._slowest_by_channel[channel] = max(seen, self._slowest_by_channel.get(channel, seen))
 
-    def turn(self, now: float) -> None:
+    def publish_if_due(self, now: float) -> None:
         """Write the note when a window is over, also if it brought nothing. Call it again and again."""
         self._began = self._began or now
         elapsed_s = now - self._began
         if elapsed_s < WINDOW_S:
             return
         channels = (
-            Hot(channel, round(size / elapsed_s), *self._slowest_by_channel[channel])
+            HotChannel(channel, round(size / elapsed_s), *self._slowest_by_channel[channel])
             for channel, size in self._bytes_by_channel.items()
         )
-        self._note.write(leading(channels, _TOLD))
+        self._note.write(top_channels(channels, REPORTED))
         self._start_window()
         self._began = now
 

@@ -17,7 +17,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 from channelindex import exits, logs
 from workers.signals import StopFlag
-from workers.telemetry.board import Board, Slot
+from workers.telemetry.board import Board, ProcessStats
 from workers.telemetry.exposition import BoardCollector
 from workers.telemetry.health import Health, liveness, readiness
 
@@ -43,11 +43,11 @@ class Monitor:
     """Serves one node's board on *address*. `run` in a process of its own."""
 
     def __init__(
-        self, address: tuple[str, int], board: Board, slot: Slot, info: dict[str, str], ready_lag_s: float
+        self, address: tuple[str, int], board: Board, stats: ProcessStats, info: dict[str, str], ready_lag_s: float
     ) -> None:
         self._address = address
         self._board = board
-        self._slot = slot
+        self._stats = stats
         self._ready_lag_s = ready_lag_s
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(BoardCollector(board, info, ready_lag_s))
@@ -66,7 +66,7 @@ class Monitor:
             poll.register(server.fileno(), select.POLLIN)
             poll.register(stop.fileno(), select.POLLIN)
             while not stop.is_set():
-                self._slot.beat()
+                self._stats.beat()
                 if poll.poll(BEAT_S * 1000):
                     server.handle_request()
                 server.cut_late(time.monotonic())
