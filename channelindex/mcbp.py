@@ -7,7 +7,7 @@ docs/dcp/documentation, docs/Document.md (xattrs).
 import struct
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict, Unpack
 
 from channelindex.errors import ProtocolError
 
@@ -27,6 +27,7 @@ FRAMED_RESPONSE = 0x18
 """With framing extras (docs/BinaryProtocol.md, alternative encodings): of the key length's two bytes the first is
 their length, and they stand before the extras."""
 
+_LEB128_BYTES = 5
 _PLAIN_MAGIC = {FRAMED_REQUEST: REQUEST, FRAMED_RESPONSE: RESPONSE}
 
 
@@ -167,8 +168,19 @@ CLUSTERMAP_CHANGED = 0x01
 """The opcode of a SERVER_REQUEST that brings a new cluster configuration as its value."""
 
 
+class _Parts(TypedDict, total=False):
+    """What requests and responses have in common."""
+
+    opaque: int
+    cas: int
+    datatype: int
+    extras: bytes
+    key: bytes
+    value: bytes
+
+
 class Frame(NamedTuple):
-    """One whole frame. `status` is the vbucket in a request and the status in a response.
+    """One whole frame. `status` is meant for responses; in a request the same two bytes are the `vbucket`.
 
     `framing` is what a frame with framing extras has before its extras; its magic is that of the plain encoding.
     """
@@ -184,12 +196,27 @@ class Frame(NamedTuple):
     value: bytes
     framing: bytes = b""
 
+    @property
+    def vbucket(self) -> int:
+        """The vbucket that a request is for."""
+        return self.status
 
-def pack_frame(
+
+def pack_request(opcode: int, *, vbucket: int = 0, magic: int = REQUEST, **rest: Unpack[_Parts]) -> bytes:
+    """Return the bytes of a request; *magic* may be `SERVER_REQUEST`."""
+    return _pack(magic, opcode, vbucket, **rest)
+
+
+def pack_response(opcode: int, *, status: int = 0, **rest: Unpack[_Parts]) -> bytes:
+    """Return the bytes of a response."""
+    return _pack(RESPONSE, opcode, status, **rest)
+
+
+def _pack(
     magic: int,
     opcode: int,
+    vbucket_or_status: int,
     *,
-    status: int = 0,
     opaque: int = 0,
     cas: int = 0,
     datatype: int = 0,
@@ -197,14 +224,15 @@ def pack_frame(
     key: bytes = b"",
     value: bytes = b"",
 ) -> bytes:
-    """The bytes of one frame; *status* is the vbucket of a request."""
     size = len(extras) + len(key) + len(value)
-    head = HEADER.pack(magic, opcode, len(key), len(extras), datatype, status, size, opaque, cas.to_bytes(8, "big"))
+    head = HEADER.pack(
+        magic, opcode, len(key), len(extras), datatype, vbucket_or_status, size, opaque, cas.to_bytes(8, "big")
+    )
     return head + extras + key + value
 
 
 def take_frame(buffer: bytes | bytearray | memoryview, offset: int = 0) -> tuple[Frame, int] | None:
-    """The frame that starts at *offset* and the offset behind it; None while it is not complete.
+    """Cut the frame that starts at *offset*; return it and the offset behind it, None while it is not complete.
 
     Raises:
         ProtocolError: the bytes are no frame: unknown magic, or lengths that contradict each other.
@@ -241,7 +269,7 @@ def take_frame(buffer: bytes | bytearray | memoryview, offset: int = 0) -> tuple
 
 
 def split_xattrs(value: bytes) -> tuple[dict[str, bytes], bytes]:
-    """The xattrs (name -> JSON text) and the body of a value whose datatype says XATTR; no xattrs in an empty value.
+    """Split a value whose datatype says XATTR into xattrs (name -> JSON text) and body; an empty value has none.
 
     Raises:
         ProtocolError: the xattr section is longer than the value or not made of whole pairs.
@@ -268,9 +296,29 @@ def _iter_xattrs(value: bytes, section_end: int) -> Iterator[tuple[str, bytes]]:
 
 
 def join_xattrs(xattrs: Iterable[tuple[str, bytes]], body: bytes) -> bytes:
-    """A value with an xattr section: the inverse of `split_xattrs`."""
+    """Build a value with an xattr section: the inverse of `split_xattrs`."""
     pairs = b"".join(
         (len(name.encode()) + len(text) + 2).to_bytes(4, "big") + name.encode() + b"\0" + text + b"\0"
         for name, text in xattrs
     )
     return len(pairs).to_bytes(4, "big") + pairs + body
+
+
+def pack_leb128(number: int) -> bytes:
+    """Return *number* in unsigned LEB128, as it begins keys in collections: seven bits a byte, the lowest first."""
+    packed = bytearray()
+    while number > 0x7F:
+        packed.append(number & 0x7F | 0x80)
+        number >>= 7
+    packed.append(number)
+    return bytes(packed)
+
+
+def split_leb128(key: bytes) -> tuple[int, bytes] | None:
+    """Split *key* into the number of at most 32 bits that it begins with and the rest; None if it begins with none."""
+    number = 0
+    for i, byte in enumerate(key[:_LEB128_BYTES]):
+        number |= (byte & 0x7F) << (7 * i)
+        if byte < 0x80:
+            return number, key[i + 1 :]
+    return None

@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Iterable
 
 from channelindex.errors import ConfigInvalid
-from devbucket.manifest import DEFAULT, CollectionManifest, pack_leb128
+from channelindex.mcbp import pack_leb128
+from devbucket.manifest import DEFAULT, CollectionManifest
 from devbucket.placement import Placement
 from devbucket.vbucket import VBucket, VBucketState
 

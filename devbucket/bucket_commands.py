@@ -5,9 +5,9 @@ Source: couchbase/kv_engine docs/BinaryProtocol.md and docs/Collections.md.
 
 import struct
 
-from channelindex.mcbp import Frame, Op, Status
+from channelindex.mcbp import Frame, Op, Status, pack_leb128
 from devbucket.client_session import ClientSession, Command
-from devbucket.manifest import CollectionManifest, pack_leb128
+from devbucket.manifest import CollectionManifest
 from devbucket.replies import Malformed, Refused, Reply
 from devbucket.vbucket import VBucket, VBucketState
 
@@ -60,11 +60,11 @@ def _observe_seqno(session: ClientSession, request: Frame) -> Reply:
     if len(request.value) != 8:
         raise Malformed
     cluster = session.node.cluster
-    if session.node.has_replica(request.status):
-        vbucket = session.bucket.vbuckets[request.status]
+    if session.node.has_replica(request.vbucket):
+        vbucket = session.bucket.vbuckets[request.vbucket]
         persisted = high = cluster.replica_seqno(vbucket)
     else:
-        vbucket = session.find_vbucket(request.status, states=frozenset(VBucketState))
+        vbucket = session.find_vbucket(request.vbucket, states=frozenset(VBucketState))
         persisted, high = cluster.persisted_seqno(vbucket), vbucket.high_seqno
     asked, now = int.from_bytes(request.value, "big"), vbucket.failover_log.vbuuid
     if asked == now:

@@ -116,9 +116,9 @@ class ClientConnection(asyncio.Protocol):
         bucket = self.session.selected
         if bucket is None or not wanted <= self.session.features:
             return
-        push = mcbp.pack_frame(
-            mcbp.SERVER_REQUEST,
+        push = mcbp.pack_request(
             CLUSTER_MAP_CHANGED,
+            magic=mcbp.SERVER_REQUEST,
             datatype=self.session.json_datatype,
             extras=bucket.placement.revision.to_bytes(4, "big"),
             key=bucket.name.encode(),

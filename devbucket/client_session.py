@@ -11,7 +11,7 @@ from devbucket.accounts import HASH_BY_MECHANISM, MECHANISMS, Account, LoginStep
 from devbucket.bucket import Bucket
 from devbucket.bucket_cluster import BucketCluster
 from devbucket.items import Item
-from devbucket.manifest import split_leb128
+from devbucket.manifest import split_key
 from devbucket.producer import Producer
 from devbucket.replies import HangUp, Malformed, Refused, Reply, refusal
 from devbucket.vbucket import VBucket, VBucketState
@@ -125,7 +125,7 @@ class ClientSession:
         if manifest is None or not self.knows_collections:
             plain, inner = key, self.bucket.key_in_default(key)
         else:
-            number, plain = split_leb128(key)
+            number, plain = split_key(key)
             inner = key
             if not manifest.knows(number):
                 raise Refused(Status.UNKNOWN_COLLECTION, manifest.unknown_context(), self.json_datatype)

@@ -67,7 +67,7 @@ def _stream_req(session: ClientSession, request: Frame) -> Reply:
         raise Malformed
     flags, _, start, end, vbuuid, snap_start, snap_end = _STREAM_REQ_EXTRAS.unpack(request.extras)
     states = _ACTIVE if flags & ACTIVE_ONLY else _STREAMABLE
-    vbucket = session.find_vbucket(request.status, states=states)
+    vbucket = session.find_vbucket(request.vbucket, states=states)
     if producer.lacks_noop:
         raise Refused(Status.NOT_SUPPORTED)
     wanted_keys = _wanted_keys(session, request)
@@ -97,13 +97,13 @@ def _end_of(vbucket: VBucket, flags: int, end: int) -> int:
 
 
 def _close_stream(session: ClientSession, request: Frame) -> Reply:
-    _producer(session).close_stream(request.status)
+    _producer(session).close_stream(request.vbucket)
     return Reply()
 
 
 def _get_failover_log(session: ClientSession, request: Frame) -> Reply:
     _producer(session)
-    return Reply(session.find_vbucket(request.status, states=_ANY).failover_log.packed())
+    return Reply(session.find_vbucket(request.vbucket, states=_ANY).failover_log.packed())
 
 
 def _buffer_ack(session: ClientSession, request: Frame) -> None:

@@ -97,7 +97,7 @@ class NoopKeeper:
             raise HangUp("client is dead")
         self._pending = True
         self._sent_at = now
-        return mcbp.pack_frame(mcbp.REQUEST, Op.DCP_NOOP, opaque=self._wire_opaque())
+        return mcbp.pack_request(Op.DCP_NOOP, opaque=self._wire_opaque())
 
     def _wire_opaque(self) -> int:
         """Return the opaque as a little-endian server puts it on the wire, which clients must echo unchanged."""

@@ -44,7 +44,7 @@ def find_for_change(session: ClientSession, request: Frame) -> tuple[VBucket, It
 def find_active(session: ClientSession, request: Frame) -> tuple[VBucket, Item | None]:
     """Return the active vbucket of a request and the live document of its key."""
     require_key(request)
-    vbucket = session.find_vbucket(request.status, states=_ACTIVE)
+    vbucket = session.find_vbucket(request.vbucket, states=_ACTIVE)
     item = vbucket.find(request.key)
     return vbucket, None if item is None or item.deleted else item
 
@@ -71,7 +71,7 @@ def document_reply(session: ClientSession, item: Item, *, cas: int) -> Reply:
 def _get_meta(session: ClientSession, request: Frame) -> Reply:
     """Return a document's metadata, or its tombstone's. A client asks for the datatype with version 2."""
     require_key(request)
-    item = session.find_vbucket(request.status, states=_ACTIVE).find(request.key)
+    item = session.find_vbucket(request.vbucket, states=_ACTIVE).find(request.key)
     if item is None:
         raise Refused(Status.KEY_ENOENT)
     extras = _META.pack(item.deleted, item.flags, item.expiry, item.rev)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from channelindex.errors import ConfigInvalid
-from channelindex.mcbp import Status
+from channelindex.mcbp import Status, pack_leb128, split_leb128
 from devbucket.replies import Malformed, Refused
 
 DEFAULT = 0
@@ -22,8 +22,6 @@ DEFAULT_NAME = "_default"
 
 COLLECTION_BEGINS = 0
 SCOPE_BEGINS = 3
-
-MAX_LEB128_BYTES = 5
 
 
 class CollectionEvent(NamedTuple):
@@ -168,7 +166,7 @@ def default_only(key: bytes) -> bool:
 
 def _collection_at(key: bytes) -> int:
     """Return the collection that *key* is in, or that its event tells of; of a scope's event the inverse."""
-    number, _ = split_leb128(key)
+    number, _ = split_key(key)
     if number != SYSTEM:
         return number
     kind, concerned, _ = event_of(key)
@@ -182,25 +180,13 @@ def _number(text: Any) -> int:
         raise Refused(Status.EINVAL) from error
 
 
-def pack_leb128(number: int) -> bytes:
-    """*number* in unsigned LEB128: seven bits a byte, the lowest first."""
-    packed = bytearray()
-    while number > 0x7F:
-        packed.append(number & 0x7F | 0x80)
-        number >>= 7
-    packed.append(number)
-    return bytes(packed)
-
-
-def split_leb128(key: bytes) -> tuple[int, bytes]:
-    """Return the number that *key* begins with, and the rest.
+def split_key(key: bytes) -> tuple[int, bytes]:
+    """Split *key* into its collection's number and the rest.
 
     Raises:
-        Malformed: it begins with none.
+        Malformed: it begins with no number.
     """
-    number = 0
-    for at, byte in enumerate(key[:MAX_LEB128_BYTES]):
-        number |= (byte & 0x7F) << (7 * at)
-        if byte < 0x80:
-            return number, key[at + 1 :]
-    raise Malformed
+    found = split_leb128(key)
+    if found is None:
+        raise Malformed
+    return found

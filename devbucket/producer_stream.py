@@ -176,4 +176,4 @@ class ProducerStream:
         return self._message(Op.DCP_STREAM_END, reason.to_bytes(4, "big"))
 
     def _message(self, opcode: int, extras: bytes) -> bytes:
-        return mcbp.pack_frame(mcbp.REQUEST, opcode, status=self.vbucket.vb, opaque=self._opaque, extras=extras)
+        return mcbp.pack_request(opcode, vbucket=self.vbucket.vb, opaque=self._opaque, extras=extras)

@@ -22,8 +22,7 @@ class Reply(NamedTuple):
 
     def packed(self, request: Frame) -> bytes:
         """Return the response frame to *request*."""
-        return mcbp.pack_frame(
-            mcbp.RESPONSE,
+        return mcbp.pack_response(
             request.opcode,
             status=self.status,
             opaque=request.opaque,

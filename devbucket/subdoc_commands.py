@@ -48,7 +48,7 @@ def _multi_lookup(session: ClientSession, request: Frame) -> Reply:
     doc_flags = _doc_flags(request.extras, allowed_lengths=(0, 1))
     specs = _specs(request.value, with_values=False)
     require_key(request)
-    vbucket = session.find_vbucket(request.status, states=frozenset({VBucketState.ACTIVE}))
+    vbucket = session.find_vbucket(request.vbucket, states=frozenset({VBucketState.ACTIVE}))
     item = vbucket.find(request.key)
     if item is None or (item.deleted and not doc_flags & DocFlag.ACCESS_DELETED):
         raise Refused(Status.KEY_ENOENT)

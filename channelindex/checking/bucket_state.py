@@ -13,7 +13,7 @@ from channelindex.feeds.base import ADVANCED, EXPIRATION, ROLLBACK, Event
 from channelindex.model import DELETED, Removal, Route
 
 
-class Standing(NamedTuple):
+class Membership(NamedTuple):
     """How a document stands in a channel as of its newest version: in it, or removed by a revision (maybe an older)."""
 
     rev: str
@@ -22,7 +22,7 @@ class Standing(NamedTuple):
 
 
 class Document(NamedTuple):
-    """The newest version of one document. Not `judged`: it says nothing of channels, or cannot be understood."""
+    """The newest version of one document. Not `decoded`: it says nothing of channels, or cannot be understood."""
 
     vb: int
     key: bytes
@@ -31,7 +31,7 @@ class Document(NamedTuple):
     deleted: bool = False
     members: tuple[str, ...] = ()
     removals: tuple[tuple[str, Removal], ...] = ()
-    judged: bool = False
+    decoded: bool = False
 
     def channels(self) -> Iterator[str]:
         """All channels that the document is in or has left."""
@@ -39,40 +39,40 @@ class Document(NamedTuple):
         for channel, _ in self.removals:
             yield channel
 
-    def standing(self, channel: str) -> Standing | None:
+    def membership(self, channel: str) -> Membership | None:
         """How it stands in *channel*; None if it says nothing of it."""
         if channel in self.members:
-            return Standing(self.rev, self.deleted, removed=False)
+            return Membership(self.rev, self.deleted, removed=False)
         for name, removal in self.removals:
             if name == channel:
-                return Standing(removal.rev, removal.deleted, removed=True)
+                return Membership(removal.rev, removal.deleted, removed=True)
         return None
 
 
-class Truth:
+class BucketState:
     """The documents of a bucket, each in the newest version that the feed brought."""
 
     def __init__(self, decoder: Decoder, n_vbuckets: int) -> None:
         self._decode = decoder.decode
         self._document_by_key: list[dict[bytes, Document]] = [{} for _ in range(n_vbuckets)]
         self._members: dict[tuple[str, ...], tuple[str, ...]] = {}
-        self.brought = [0] * n_vbuckets
+        self.high_seqnos = [0] * n_vbuckets
         """The highest seqno that the feed brought, by vbucket."""
 
     def add(self, events: Iterable[Event]) -> None:
         """Take over *events*, in their order.
 
         Raises:
-            SourceUnavailable: the source lost some of what it had brought, so that this is no longer its truth.
+            SourceUnavailable: the source lost some of what it had brought, so that what was gathered is no state of it.
         """
         for event in events:
             kind, vb = event[0], event[1]
             if kind <= EXPIRATION:
                 seqno, key = event[2], event[3]
                 self._document_by_key[vb][key] = self._document(kind, vb, seqno, key, event[4], event[5])
-                self.brought[vb] = seqno
+                self.high_seqnos[vb] = seqno
             elif kind == ADVANCED:
-                self.brought[vb] = event[2]
+                self.high_seqnos[vb] = event[2]
             elif kind == ROLLBACK:
                 raise SourceUnavailable(f"the source rolled vbucket {vb} back while it was read; verify again")
 
@@ -81,7 +81,7 @@ class Truth:
         return self._document_by_key[vb].get(key)
 
     def documents(self) -> Iterator[Document]:
-        """All documents, also those that are not judged."""
+        """All documents, also those that are not decoded."""
         for by_key in self._document_by_key:
             yield from by_key.values()
 
@@ -96,7 +96,7 @@ class Truth:
         members = tuple(channel for channel, removal in route.channels.items() if removal is None)
         members = self._members.setdefault(members, members)  # most documents share theirs with many others
         removals = tuple((channel, removal) for channel, removal in route.channels.items() if removal is not None)
-        return Document(vb, key, seqno, route.rev, bool(route.flags & DELETED), members, removals, judged=True)
+        return Document(vb, key, seqno, route.rev, bool(route.flags & DELETED), members, removals, decoded=True)
 
 
 def _fits(key: bytes, route: Route) -> bool:

@@ -5,7 +5,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from channelindex.checking.bucket_state import Document, Standing, Truth
+from channelindex.checking.bucket_state import BucketState, Document, Membership
 from channelindex.decode.base import Decoder
 from channelindex.errors import SourceUnavailable
 from channelindex.feeds.bounded import SILENCE_TIMEOUT_S, BoundedFeed, read_to_end
@@ -87,14 +87,14 @@ def verify(
         SourceUnavailable: the feed brought nothing for *silence_timeout_s*, or the source rolled back meanwhile.
         IndexCorrupt, IndexMissing, StoreUnavailable: see `ChangesReader.changes`.
     """
-    truth = Truth(decoder, store.meta().n_vbuckets)
-    feed.start(dict.fromkeys(range(len(truth.brought)), ORIGIN))
+    bucket = BucketState(decoder, store.meta().n_vbuckets)
+    feed.start(dict.fromkeys(range(len(bucket.high_seqnos)), ORIGIN))
     for events in read_to_end(feed, silence_timeout_s):
-        truth.add(events)
+        bucket.add(events)
     before = View.now(store).stable
     highs = dict(high_seqnos())
     view = _caught_up(store, highs, stable_timeout_s)
-    comparison = _Comparison(truth, view, before, highs)
+    comparison = _Comparison(bucket, view, before, highs)
     wanted = set(channels) if channels is not None else {*store.channels(), *comparison.documents_by_channel}
     for channel in sorted(wanted):
         scan, floor = read_held(store, channel, view)
@@ -133,15 +133,15 @@ class _Comparison:
     clock is one of which the index need not know yet. Neither says anything, unless the index is ahead of the bucket.
     """
 
-    def __init__(self, truth: Truth, view: View, stable_before: list[int], highs: Mapping[int, int]) -> None:
-        self._truth = truth
+    def __init__(self, bucket: BucketState, view: View, stable_before: list[int], highs: Mapping[int, int]) -> None:
+        self._bucket = bucket
         self._stable = view.stable
         self._behind = _behind(view, highs)
         self._ahead = {vb for vb, high in highs.items() if stable_before[vb] > high}
         self._counts: Counter[str] = Counter()
         self._details: list[Difference] = []
         self.documents_by_channel: dict[str, list[Document]] = defaultdict(list)
-        for document in truth.documents():
+        for document in bucket.documents():
             self._counts["documents"] += 1
             for channel in document.channels():
                 self.documents_by_channel[channel].append(document)
@@ -166,28 +166,28 @@ class _Comparison:
         return Report(**self._counts, behind=len(self._behind), ahead=len(self._ahead), details=tuple(self._details))
 
     def _judge(self, channel: str, entry: Entry) -> None:
-        document = self._truth.find(entry.vb, entry.key)
+        document = self._bucket.find(entry.vb, entry.key)
         if self._changed_since(entry) or self._not_due(entry.vb, document):
             self._counts["in_flux"] += 1
         elif document is None:
             if not entry.flags & (REMOVED | DELETED):  # else it is a tombstone that the bucket has purged since
-                self._add("extra", channel, entry, "no such document", _described(_standing(entry), entry.seqno))
-        elif not document.judged:
+                self._add("extra", channel, entry, "no such document", _described(_membership(entry), entry.seqno))
+        elif not document.decoded:
             self._counts["unjudged"] += 1
-        elif (expected := document.standing(channel)) is None:
+        elif (expected := document.membership(channel)) is None:
             if not entry.flags & REMOVED:
-                self._add("extra", channel, entry, "not in the channel", _described(_standing(entry), entry.seqno))
+                self._add("extra", channel, entry, "not in the channel", _described(_membership(entry), entry.seqno))
         elif not _agrees(entry, document, expected):
             self._add(
                 "different",
                 channel,
                 entry,
                 _described(expected, document.seqno),
-                _described(_standing(entry), entry.seqno),
+                _described(_membership(entry), entry.seqno),
             )
 
     def _judge_absence(self, channel: str, document: Document, floor: int) -> None:
-        expected = document.standing(channel)
+        expected = document.membership(channel)
         if self._not_due(document.vb, document):
             self._counts["in_flux"] += 1
         elif expected is not None and floor and (document.seqno <= floor or expected.removed):
@@ -196,7 +196,7 @@ class _Comparison:
             self._add("missing", channel, document, _described(expected, document.seqno), "no entry")
 
     def _changed_since(self, entry: Entry) -> bool:
-        return entry.seqno > self._truth.brought[entry.vb] and entry.vb not in self._ahead
+        return entry.seqno > self._bucket.high_seqnos[entry.vb] and entry.vb not in self._ahead
 
     def _not_due(self, vb: int, document: Document | None) -> bool:
         return vb in self._behind if document is None else document.seqno > self._stable[vb]
@@ -207,16 +207,16 @@ class _Comparison:
             self._details.append(Difference(kind, channel, document_id(at.key), at.vb, expected, found))
 
 
-def _agrees(entry: Entry, document: Document, expected: Standing) -> bool:
+def _agrees(entry: Entry, document: Document, expected: Membership) -> bool:
     """A removal may have been indexed with an older version of the document than its newest, membership never."""
     seqno_agrees = entry.seqno <= document.seqno if expected.removed else entry.seqno == document.seqno
-    return seqno_agrees and _standing(entry) == expected
+    return seqno_agrees and _membership(entry) == expected
 
 
-def _standing(entry: Entry) -> Standing:
-    return Standing(entry.rev, bool(entry.flags & DELETED), bool(entry.flags & REMOVED))
+def _membership(entry: Entry) -> Membership:
+    return Membership(entry.rev, bool(entry.flags & DELETED), bool(entry.flags & REMOVED))
 
 
-def _described(standing: Standing, seqno: int) -> str:
-    what = "removed by" if standing.removed else "in it with"
-    return f"{what} revision {standing.rev}{', deleted' if standing.deleted else ''}, seqno {seqno}"
+def _described(membership: Membership, seqno: int) -> str:
+    what = "removed by" if membership.removed else "in it with"
+    return f"{what} revision {membership.rev}{', deleted' if membership.deleted else ''}, seqno {seqno}"

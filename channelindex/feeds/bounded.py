@@ -1,8 +1,8 @@
-"""Feeds that end, and reading one to its end."""
+"""Feeds that end, and loops over what a feed brings."""
 
 import select
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from channelindex.errors import SourceUnavailable
@@ -12,6 +12,7 @@ SILENCE_TIMEOUT_S = 60.0
 """A feed that brings nothing for so long is given up. Longer than a source takes to prepare a large backfill."""
 
 _READ_BYTES = 1 << 20
+_LONGEST_WAIT_S = 1.0
 
 
 class BoundedFeed(EventSource, Protocol):
@@ -23,25 +24,40 @@ class BoundedFeed(EventSource, Protocol):
 
 
 def read_to_end(feed: BoundedFeed, silence_timeout_s: float = SILENCE_TIMEOUT_S) -> Iterator[Sequence[Event]]:
-    """What *feed*, which has been started, brings, in portions; each is acknowledged when the next one is asked for.
+    """Yield what *feed*, which has been started, brings, in portions; each is acknowledged when the next is asked for.
 
     Raises:
         SourceUnavailable: it brought nothing for *silence_timeout_s*.
     """
+    return _read_until(feed, feed.ended, silence_timeout_s)
+
+
+def events(feed: EventSource, done: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+    """Yield the events of *feed*, which was started, as they come; block while there are none. End when *done* says so.
+
+    What was read is acknowledged when all of it has been taken: a consumer that is slow makes the source wait.
+
+    Raises:
+        ChannelIndexError: as `EventSource.read`.
+    """
+    for portion in _read_until(feed, done, float("inf")):
+        yield from portion
+
+
+def _read_until(feed: EventSource, done: Callable[[], bool], silence_timeout_s: float) -> Iterator[Sequence[Event]]:
     poll = select.poll()
     poll.register(feed.fileno(), select.POLLIN)
     heard_at = time.monotonic()
-    while True:
+    while not done():
         due = feed.tick(time.monotonic())
-        events = feed.read(_READ_BYTES)
-        yield events
+        portion = feed.read(_READ_BYTES)
+        yield portion
         feed.acknowledge()
         now = time.monotonic()
-        if events:
+        if portion:
             heard_at = now
-        elif feed.ended():
-            return
         elif now - heard_at > silence_timeout_s:
             raise SourceUnavailable(f"the source brought nothing for {silence_timeout_s:g} s, and is not at its end")
-        else:
-            poll.poll(max(0.0, min(due, heard_at + silence_timeout_s) - now) * 1000)
+        elif not done():
+            wait_s = min(due, heard_at + silence_timeout_s, now + _LONGEST_WAIT_S) - now
+            poll.poll(max(0.0, wait_s) * 1000)

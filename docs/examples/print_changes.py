@@ -5,8 +5,8 @@ import sys
 import time
 
 from channelindex.feeds.base import EXPIRATION
+from channelindex.feeds.bounded import events
 from channelindex.feeds.dcp import Credentials, DcpFeed, parse_source_url, source_info
-from channelindex.feeds.iterate import events
 from channelindex.model import ORIGIN
 
 address = parse_source_url(sys.argv[1])

@@ -8,7 +8,7 @@ import cramjam
 from channelindex.decode.base import Undecodable
 from channelindex.decode.sync_gateway import SyncGatewayDecoder
 from channelindex.feeds.base import JSON, SNAPPY, XATTR
-from channelindex.feeds.dcp.compression import decompress
+from channelindex.feeds.dcp.parser import decompress
 from channelindex.mcbp import join_xattrs
 from channelindex.model import Principal, Route
 from tests.fuzz.mutation import mutated

@@ -15,10 +15,10 @@ from channelindex.errors import (
     SourceUnavailable,
 )
 from channelindex.feeds.base import JSON, SNAPPY, XATTR
-from channelindex.feeds.dcp.bodies import BodiesNeeded
+from channelindex.feeds.dcp.messages import BodiesNeeded
 from channelindex.feeds.dcp.session import Session
 from channelindex.feeds.dcp.topology import parse_cluster_map
-from channelindex.mcbp import REQUEST, RESPONSE, SERVER_REQUEST, Op, join_xattrs, pack_frame
+from channelindex.mcbp import SERVER_REQUEST, Op, join_xattrs, pack_request, pack_response
 from tests.fuzz.mutation import mutated
 from tests.support import dcp_wire as wire
 from tests.support.dcp_replay import ADDRESS, OPTIONS, cluster_config, open_streams
@@ -67,12 +67,12 @@ def _made() -> list[bytes]:
         wire.stream_frame(Op.DCP_COMMIT, opaque, 0, struct.pack(">QQ", 8, 9), b"key"),
         wire.stream_frame(Op.DCP_OSO_SNAPSHOT, opaque, 0, struct.pack(">I", 1)),
         *(wire.stream_end(opaque, 0, reason) for reason in range(9)),
-        pack_frame(REQUEST, Op.DCP_NOOP, opaque=77),
-        pack_frame(
-            SERVER_REQUEST, mcbp.CLUSTERMAP_CHANGED, extras=bytes(4), key=b"default", value=cluster_config(11210)
+        pack_request(Op.DCP_NOOP, opaque=77),
+        pack_request(
+            mcbp.CLUSTERMAP_CHANGED, magic=SERVER_REQUEST, extras=bytes(4), key=b"default", value=cluster_config(11210)
         ),
         *(
-            pack_frame(RESPONSE, opcode, status=status, opaque=asked, value=value)
+            pack_response(opcode, status=status, opaque=asked, value=value)
             for asked in (opaque, *_ASKED)
             for opcode in (Op.DCP_STREAM_REQ, Op.GET_ALL_VB_SEQNOS, Op.DCP_GET_FAILOVER_LOG, Op.GET_CLUSTER_CONFIG)
             for status, value in (

@@ -13,8 +13,7 @@ from channelindex.feeds.dcp import operations
 from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.connstr import parse_source_url
 from channelindex.feeds.dcp.exchange import Request
-from channelindex.feeds.dcp.kv import KvClient
-from channelindex.feeds.dcp.source import source_info
+from channelindex.feeds.dcp.kv import KvClient, source_info
 from channelindex.mcbp import Op, Status
 from devbucket import DevBucket, DevBucketConfig
 from devbucket.accounts import Account

@@ -85,7 +85,7 @@ def test_stalled_connection_answers_but_streams_nothing_until_it_goes_on(bucket,
 def test_half_open_connection_stands_and_says_nothing(bucket, open_client, writer, feed):
     assert bucket.half_open(name="feed") == 1
     writer.set(0, b"k", b"{}")
-    feed.send(mcbp.pack_frame(mcbp.REQUEST, Op.NOOP))
+    feed.send(mcbp.pack_request(Op.NOOP))
     assert_silent(feed)
     assert [found["name"] for found in bucket.connections()].count("feed") == 1
     again = open_client().log_in().open_dcp("feed2")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from channelindex.errors import ConfigInvalid
-from channelindex.mcbp import FRAMED_REQUEST, Frame, Op, Status, pack_frame
+from channelindex.mcbp import FRAMED_REQUEST, Frame, Op, Status, pack_request
 from devbucket import DevBucket, DevBucketConfig
 from devbucket.bucket import Bucket
 from devbucket.storage import Storage
@@ -184,7 +184,7 @@ def config(path: Path) -> DevBucketConfig:
 
 def durable_set(client: RawClient, key: bytes) -> None:
     """A write that is answered when it is on disk."""
-    plain = pack_frame(FRAMED_REQUEST, Op.SET, extras=bytes(8), key=key, value=b"{}")
+    plain = pack_request(Op.SET, magic=FRAMED_REQUEST, extras=bytes(8), key=key, value=b"{}")
     framing = b"\x11\x03"
     size = len(framing) + 8 + len(key) + 2
     head = plain[:2] + bytes([len(framing), len(key)]) + plain[4:8] + size.to_bytes(4, "big") + plain[12:24]

@@ -43,13 +43,13 @@ def numbered(n_documents: int, name: str = "k{}", value: str = '{{"i":{}}}', vbs
 
 
 def set_request(vb: int, key: str, value: str) -> bytes:
-    return mcbp.pack_frame(
-        mcbp.REQUEST, Op.SET, status=vb, key=key.encode(), value=value.encode(), extras=struct.pack(">II", 0, 0)
+    return mcbp.pack_request(
+        Op.SET, vbucket=vb, key=key.encode(), value=value.encode(), extras=struct.pack(">II", 0, 0)
     )
 
 
 def delete_request(vb: int, key: str) -> bytes:
-    return mcbp.pack_frame(mcbp.REQUEST, Op.DELETE, status=vb, key=key.encode())
+    return mcbp.pack_request(Op.DELETE, vbucket=vb, key=key.encode())
 
 
 def write(vb: int, key: str, value: str) -> Step:
@@ -187,14 +187,14 @@ def test_live_tail():
         replay.burst(delete_request(0, "live0"), set_request(0, "live0", '{"again":1}'))
 
     def touch(replay: Replay) -> None:
-        replay.writer().call(Op.TOUCH, status=0, key=b"live1", extras=(4102444800).to_bytes(4, "big"))
+        replay.writer().call(Op.TOUCH, vbucket=0, key=b"live1", extras=(4102444800).to_bytes(4, "big"))
 
     def append(replay: Replay) -> None:
-        add = mcbp.pack_frame(mcbp.REQUEST, Op.APPEND, key=b"bin", value=b"cd")
+        add = mcbp.pack_request(Op.APPEND, key=b"bin", value=b"cd")
         replay.burst(set_request(0, "bin", "ab"), add)
 
     def increment(replay: Replay) -> None:
-        once = mcbp.pack_frame(mcbp.REQUEST, Op.INCREMENT, key=b"cnt", extras=struct.pack(">QQI", 1, 10, 0))
+        once = mcbp.pack_request(Op.INCREMENT, key=b"cnt", extras=struct.pack(">QQI", 1, 10, 0))
         replay.burst(once, once)
 
     def checkpoint(replay: Replay) -> None:

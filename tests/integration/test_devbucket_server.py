@@ -14,7 +14,7 @@ import pytest
 
 from channelindex.errors import ConfigInvalid, SourceUnavailable
 from channelindex.feeds.base import JSON, SNAPPY
-from channelindex.mcbp import REQUEST, Feature, Frame, Op, Status, pack_frame
+from channelindex.mcbp import Feature, Frame, Op, Status, pack_request
 from devbucket import DevBucket, DevBucketConfig
 from devbucket.items import DELETE_TIMES, INCLUDE_XATTRS
 from tests.support.mcbp_client import RawClient, Writer
@@ -188,7 +188,7 @@ def test_documents_are_for_who_logged_in_and_selected_the_bucket(bucket, clients
     assert explained.call(Op.GET, key=b"k").status == Status.NO_BUCKET
     assert explained.call(Op.SELECT_BUCKET, key=b"default").status == Status.SUCCESS
     assert explained.call(Op.GET, key=b"k").status == Status.KEY_ENOENT
-    silent.send(pack_frame(REQUEST, Op.GET, key=b"k"))
+    silent.send(pack_request(Op.GET, key=b"k"))
     assert silent.read() is None
 
 

@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from channelindex.feeds.bounded import events
 from channelindex.feeds.dcp import KvClient, parse_source_url
-from channelindex.feeds.iterate import events
 from channelindex.model import ORIGIN
 from devbucket import DevBucket, DevBucketConfig
 from tests.support.dcp_reading import ADMIN, Reading, fill

@@ -14,7 +14,7 @@ from channelindex.feeds.dcp.connstr import Endpoint, SourceAddress
 from channelindex.feeds.dcp.handshake import ProducerOptions
 from channelindex.feeds.dcp.session import Session, SessionOptions
 from channelindex.feeds.dcp.streams import State, Stream, Streams
-from channelindex.mcbp import RESPONSE, Frame, Op, Status, pack_frame, take_frame
+from channelindex.mcbp import Frame, Op, Status, pack_response, take_frame
 from channelindex.model import Checkpoint
 from tests.support.recording import Line
 
@@ -37,7 +37,7 @@ def sent(session: Session) -> list[Frame]:
 
 
 def answer(request: Frame, status: int = Status.SUCCESS, value: bytes = b"") -> bytes:
-    return pack_frame(RESPONSE, request.opcode, status=status, opaque=request.opaque, value=value)
+    return pack_response(request.opcode, status=status, opaque=request.opaque, value=value)
 
 
 def cluster_config(
@@ -94,7 +94,7 @@ def open_streams(
     for request in sent(session):
         if request.opcode == Op.DCP_STREAM_REQ:
             session.receive(answer(request, value=log), 0.0)
-            opaques[request.status] = request.opaque
+            opaques[request.vbucket] = request.opaque
     session.take_events()
     return session, streams, opaques
 
@@ -167,12 +167,12 @@ class Replay:
         flags, _, start, end, vbuuid, snap_start, snap_end = struct.unpack(">IIQQQQQ", frame.extras)
         if flags & _STRICT_VBUUID:
             return  # the only way to be rolled back from 0
-        earlier = self.streams._by_vb.get(frame.status)
+        earlier = self.streams._by_vb.get(frame.vbucket)
         if earlier is not None and earlier.state is State.OPEN:
             return  # a second request for an open stream: ours never asks
         if start > end or not snap_start <= start <= snap_end:
             return  # out of range: ours refuses to ask
-        stream = Stream(frame.status, Checkpoint(vbuuid, start, snap_start, snap_end), end)
+        stream = Stream(frame.vbucket, Checkpoint(vbuuid, start, snap_start, snap_end), end)
         self.streams._by_vb[stream.vb] = stream
         self.streams._waiting[stream.vb] = stream  # also where nothing is left to ask for, which ours would not
         self._next_opaque = frame.opaque

@@ -2,7 +2,7 @@
 
 import struct
 
-from channelindex.mcbp import REQUEST, RESPONSE, Frame, Op, pack_frame
+from channelindex.mcbp import Frame, Op, pack_request, pack_response
 
 
 def mutation(
@@ -28,7 +28,7 @@ def prepare(opaque: int, vb: int, seqno: int, key: bytes) -> bytes:
 def _document(
     opcode: int, opaque: int, vb: int, key: bytes, extras: bytes, value: bytes = b"", datatype: int = 0
 ) -> bytes:
-    return pack_frame(REQUEST, opcode, status=vb, opaque=opaque, key=key, extras=extras, value=value, datatype=datatype)
+    return pack_request(opcode, vbucket=vb, opaque=opaque, key=key, extras=extras, value=value, datatype=datatype)
 
 
 def marker(opaque: int, vb: int, start: int, end: int) -> bytes:
@@ -40,7 +40,7 @@ def stream_end(opaque: int, vb: int, reason: int) -> bytes:
 
 
 def stream_frame(opcode: int, opaque: int, vb: int, extras: bytes, key: bytes = b"", value: bytes = b"") -> bytes:
-    return pack_frame(REQUEST, opcode, status=vb, opaque=opaque, extras=extras, key=key, value=value)
+    return pack_request(opcode, vbucket=vb, opaque=opaque, extras=extras, key=key, value=value)
 
 
 def failover_log(*entries: tuple[int, int]) -> bytes:
@@ -48,4 +48,4 @@ def failover_log(*entries: tuple[int, int]) -> bytes:
 
 
 def response(request: Frame, status: int = 0, value: bytes = b"") -> bytes:
-    return pack_frame(RESPONSE, request.opcode, status=status, opaque=request.opaque, value=value)
+    return pack_response(request.opcode, status=status, opaque=request.opaque, value=value)

@@ -220,7 +220,7 @@ class Replay:
             value = self._scram[line.conn].first()
         else:
             value = self._scram[line.conn].final(self._server_firsts[line.conn])
-        return mcbp.pack_frame(mcbp.REQUEST, request.opcode, opaque=request.opaque, key=request.key, value=value)
+        return mcbp.pack_request(request.opcode, opaque=request.opaque, key=request.key, value=value)
 
     def _next_like(self, conn: str, expected: Frame) -> Frame:
         """The next frame of the same kind: vbuckets may interleave in another way, and with responses."""
@@ -238,7 +238,7 @@ class Replay:
     def _expect_nothing_more(self) -> None:
         for conn, client in self._clients.items():
             waiting = self._waiting.get(conn, [])
-            client.send(mcbp.pack_frame(mcbp.REQUEST, Op.NOOP))
+            client.send(mcbp.pack_request(Op.NOOP))
             while (frame := client.read()) is not None and frame.opcode != Op.NOOP:
                 waiting.append(frame)
             surplus = [frame for frame in waiting if frame.opcode != Op.DCP_NOOP]
@@ -311,7 +311,7 @@ class Replay:
 
 def _kind(frame: Frame) -> tuple[Any, ...]:
     if frame.magic == mcbp.REQUEST and frame.opcode in STREAM_MESSAGES:
-        return ("stream", frame.status)
+        return ("stream", frame.vbucket)
     return (frame.magic, frame.opcode) if frame.magic != mcbp.RESPONSE else (frame.magic,)
 
 

@@ -61,7 +61,7 @@ class RawClient:
 
     def call(self, opcode: int, **fields) -> Frame:
         """Send a request and read one frame, which has to be its response."""
-        self.send(mcbp.pack_frame(mcbp.REQUEST, opcode, **fields))
+        self.send(mcbp.pack_request(opcode, **fields))
         frame = self.read()
         assert frame is not None, f"hung up after 0x{opcode:02x}"
         assert frame.opcode == opcode
@@ -97,7 +97,7 @@ class RawClient:
     ) -> Frame:
         snap_start, snap_end = snapshot or (start, start)
         extras = struct.pack(">IIQQQQQ", flags, 0, start, end, vbuuid, snap_start, snap_end)
-        return self.call(Op.DCP_STREAM_REQ, status=vb, opaque=vb, extras=extras)
+        return self.call(Op.DCP_STREAM_REQ, vbucket=vb, opaque=vb, extras=extras)
 
 
 class Writer:
@@ -107,13 +107,13 @@ class Writer:
         self.call = call
 
     def get(self, vb: int, key: bytes) -> Frame:
-        return self.call(Op.GET, status=vb, key=key)
+        return self.call(Op.GET, vbucket=vb, key=key)
 
     def set(self, vb: int, key: bytes, value: bytes, flags: int = 0, expiry: int = 0) -> Frame:
-        return self.call(Op.SET, status=vb, key=key, value=value, extras=struct.pack(">II", flags, expiry))
+        return self.call(Op.SET, vbucket=vb, key=key, value=value, extras=struct.pack(">II", flags, expiry))
 
     def delete(self, vb: int, key: bytes) -> Frame:
-        return self.call(Op.DELETE, status=vb, key=key)
+        return self.call(Op.DELETE, vbucket=vb, key=key)
 
     def mutate_in(
         self, vb: int, key: bytes, *specs: tuple[int, int, str, bytes], doc_flags: int = 0, expiry: int | None = None
@@ -125,7 +125,7 @@ class Writer:
         )
         extras = b"" if expiry is None else expiry.to_bytes(4, "big")
         extras += bytes([doc_flags]) if doc_flags else b""
-        return self.call(Op.SUBDOC_MULTI_MUTATION, status=vb, key=key, value=value, extras=extras)
+        return self.call(Op.SUBDOC_MULTI_MUTATION, vbucket=vb, key=key, value=value, extras=extras)
 
     def lookup_in(
         self, vb: int, key: bytes, *specs: tuple[int, int, str], doc_flags: int = 0
@@ -133,7 +133,7 @@ class Writer:
         """The overall status and, per spec, status and text."""
         value = b"".join(struct.pack(">BBH", opcode, flags, len(path)) + path.encode() for opcode, flags, path in specs)
         frame = self.call(
-            Op.SUBDOC_MULTI_LOOKUP, status=vb, key=key, value=value, extras=bytes([doc_flags]) if doc_flags else b""
+            Op.SUBDOC_MULTI_LOOKUP, vbucket=vb, key=key, value=value, extras=bytes([doc_flags]) if doc_flags else b""
         )
         results, at = [], 0
         while at < len(frame.value):
@@ -155,7 +155,7 @@ def local_writer(bucket: Bucket) -> Writer:
     session = local_session(bucket)
 
     def call(opcode: int, **fields) -> Frame:
-        taken = mcbp.take_frame(mcbp.pack_frame(mcbp.REQUEST, opcode, **fields))
+        taken = mcbp.take_frame(mcbp.pack_request(opcode, **fields))
         assert taken is not None
         replies: list[bytes] = []
         answer(session, taken[0], replies)

@@ -16,13 +16,13 @@ from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.client import DcpFeed
 from channelindex.feeds.dcp.connection import FRAME_BYTES, FRAME_S
 from channelindex.feeds.dcp.connstr import Endpoint, SourceAddress
-from channelindex.mcbp import REQUEST, Frame, Op, Status, pack_frame
+from channelindex.mcbp import Frame, Op, Status, pack_request
 from channelindex.model import ORIGIN, Checkpoint
 from tests.support.dcp_node import LOG, Rig, rig
 from tests.support.dcp_replay import ADDRESS, BUCKET_UUID, answer
 from tests.support.dcp_wire import marker, mutation, stream_end
 
-NOOP = pack_frame(REQUEST, Op.DCP_NOOP, opaque=77)
+NOOP = pack_request(Op.DCP_NOOP, opaque=77)
 
 
 @pytest.fixture
@@ -269,7 +269,7 @@ def test_a_bounded_feed_says_when_all_has_come() -> None:
     with rig(end_seqnos={0: 3, 1: 0}) as made:
         made.feed.start({0: ORIGIN, 1: ORIGIN})
         request = made.accept()
-        assert (request.status, int.from_bytes(request.extras[16:24], "big")) == (0, 3)
+        assert (request.vbucket, int.from_bytes(request.extras[16:24], "big")) == (0, 3)
         made.node.send(marker(request.opaque, 0, 0, 5) + mutation(request.opaque, 0, 3, b"k"))
         made.until(lambda: len(made.events) == 3)
         assert not made.feed.ended()
@@ -298,7 +298,7 @@ def test_a_resumed_checkpoint_is_sent_as_it_is() -> None:
     with rig() as made:
         made.feed.start({3: Checkpoint(0xAB, 8, 3, 20, 99)})
         request = made.asked(Op.DCP_STREAM_REQ)
-        assert request.status == 3
+        assert request.vbucket == 3
         assert struct.unpack(">QQQQQ", request.extras[8:]) == (8, (1 << 64) - 1, 0xAB, 3, 20)
 
 

@@ -11,7 +11,7 @@ from channelindex.errors import AuthenticationFailed, ConfigInvalid, ProtocolErr
 from channelindex.feeds.base import HISTORY, JSON, MUTATION, ROLLBACK, SNAPPY, SNAPSHOT, XATTR
 from channelindex.feeds.dcp.messages import StreamEnd
 from channelindex.feeds.dcp.streams import LIVE
-from channelindex.mcbp import SERVER_REQUEST, Frame, Op, Status, join_xattrs, pack_frame
+from channelindex.mcbp import SERVER_REQUEST, Frame, Op, Status, join_xattrs, pack_request
 from channelindex.model import ORIGIN, Checkpoint
 from tests.support.dcp_node import LOG, Rig, rig
 from tests.support.dcp_replay import answer, cluster_config
@@ -34,7 +34,7 @@ def push(made: Rig, number: int, *, bucket: bytes = b"default", value: bytes | N
     """Node *number* sends its map unasked."""
     node = made.nodes[number]
     body = node.config if value is None else value
-    node.send(pack_frame(SERVER_REQUEST, 0x01, extras=bytes(4), key=bucket, value=body))
+    node.send(pack_request(0x01, magic=SERVER_REQUEST, extras=bytes(4), key=bucket, value=body))
 
 
 def n_requests(made: Rig, number: int) -> int:
@@ -268,7 +268,7 @@ def test_bodies_are_left_out_until_a_document_may_need_its_own() -> None:
         made.until(lambda: made.node.n_connections == 2)
         assert [event[2] for event in made.events if event[0] == MUTATION] == [1, 2, 3]
         made.until(lambda: n_requests(made, 0) == 2)
-        resumed = {frame.status: frame for frame in made.node.take(Op.DCP_STREAM_REQ)}
+        resumed = {frame.vbucket: frame for frame in made.node.take(Op.DCP_STREAM_REQ)}
         assert struct.unpack(">QQQQQ", resumed[0].extras[8:]) == (3, (1 << 64) - 1, 1, 0, 9)
         assert flags == [0x45, 0x05]
         made.node.send(answer(resumed[0], value=struct.pack(">QQ", 1, 0)))
@@ -388,7 +388,7 @@ def test_what_a_failover_took_back_before_anybody_saw_it_is_no_rollback() -> Non
 
 def observe_answer(frame: Frame, persisted: int) -> bytes:
     vbuuid = int.from_bytes(frame.value, "big")
-    return answer(frame, value=struct.pack(">BHQQQ", 0, frame.status, vbuuid, persisted, 99))
+    return answer(frame, value=struct.pack(">BHQQQ", 0, frame.vbucket, vbuuid, persisted, 99))
 
 
 def test_events_wait_for_the_disks_of_all_copies() -> None:
@@ -426,14 +426,14 @@ def test_what_a_node_did_wrong_is_in_the_log(two: Rig, caplog: pytest.LogCapture
     two.until(lambda: two.feed.last_error is not None)
     (record,) = [record for record in caplog.records if record.getMessage() == "feed.protocol_broken"]
     fields = record.__dict__["fields"]
-    assert fields["node"] == two.node.endpoint
+    assert fields["server"] == two.node.endpoint
     assert fields["msg"] == "frame with unknown magic 0x55"
 
 
 def test_an_unknown_frame_is_told_once(two: Rig, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG", "channelindex.feed")
     for _ in range(3):
-        two.node.send(pack_frame(SERVER_REQUEST, 0x7F))
+        two.node.send(pack_request(0x7F, magic=SERVER_REQUEST))
     sessions = [node.connection.session for node in two.feed._cluster.all_nodes() if node.connection]
     two.until(lambda: sum(session.ignored_frames for session in sessions) == 3)
     assert [record.getMessage() for record in caplog.records].count("feed.frame_ignored") == 1

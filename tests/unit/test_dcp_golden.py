@@ -248,7 +248,7 @@ def test_a_changed_state_of_the_vbucket_asks_again_later() -> None:
 def test_a_vbucket_that_is_elsewhere_is_asked_for_again() -> None:
     run, lines = one("f_not_my_vbucket.jsonl")
     assert {stream.state for vb, stream in run.streams._by_vb.items() if vb in (2, 7, 1023, 5000)} == {State.WAITING}
-    assert [line for line in lines if line.opcode == Op.DCP_STREAM_REQ and line.frame.status == 7]
+    assert [line for line in lines if line.opcode == Op.DCP_STREAM_REQ and line.frame.vbucket == 7]
 
 
 def test_a_duplicate_request_leaves_the_open_stream_alone() -> None:

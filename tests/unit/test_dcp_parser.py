@@ -12,7 +12,7 @@ from channelindex.errors import AuthenticationFailed, ProtocolError
 from channelindex.feeds.base import DELETION, EXPIRATION, MUTATION
 from channelindex.feeds.dcp.parser import FrameParser
 from channelindex.feeds.dcp.streams import LIVE, Streams
-from channelindex.mcbp import MAX_BODY_BYTES, REQUEST, RESPONSE, Frame, Op, pack_frame
+from channelindex.mcbp import MAX_BODY_BYTES, Frame, Op, pack_request, pack_response
 from channelindex.model import Checkpoint
 from tests.support.dcp_replay import open_streams
 from tests.support.dcp_wire import deletion, expiration, mutation, prepare
@@ -114,9 +114,9 @@ def test_seqnos_beyond_63_bits_are_kept() -> None:
 
 
 def test_noops_and_responses_are_not_counted_and_a_prepare_counts_two_more() -> None:
-    noop = pack_frame(REQUEST, Op.DCP_NOOP, opaque=1)
-    response = pack_frame(RESPONSE, Op.DCP_STREAM_REQ, value=b"x" * 100)
-    end = pack_frame(REQUEST, Op.DCP_STREAM_END, opaque=OPAQUE, extras=bytes(4))
+    noop = pack_request(Op.DCP_NOOP, opaque=1)
+    response = pack_response(Op.DCP_STREAM_REQ, value=b"x" * 100)
+    end = pack_request(Op.DCP_STREAM_END, opaque=OPAQUE, extras=bytes(4))
     parsing = Parsing().feed(noop + response + end + prepare(OPAQUE, 0, 1, b"k"))
     assert parsing.parser.counted_bytes == len(end) + len(prepare(OPAQUE, 0, 1, b"k")) + 2
     assert [frame.opcode for frame in parsing.frames] == [
@@ -135,7 +135,7 @@ def test_noops_and_responses_are_not_counted_and_a_prepare_counts_two_more() -> 
         mutation(OPAQUE, 0, 1, b"k", b"v" * 300)[:4] + b"\xe0" + mutation(OPAQUE, 0, 1, b"k", b"v" * 300)[5:],
         mutation(OPAQUE, 0, 1, b"k", b"v")[:2] + b"\xff\xff" + mutation(OPAQUE, 0, 1, b"k", b"v")[4:],  # a long key
         mutation(OPAQUE, 0, 1, b"k", b"v", datatype=0xFE),
-        pack_frame(REQUEST, Op.DCP_MUTATION)[:8] + (MAX_BODY_BYTES + 1).to_bytes(4, "big") + bytes(12),
+        pack_request(Op.DCP_MUTATION)[:8] + (MAX_BODY_BYTES + 1).to_bytes(4, "big") + bytes(12),
     ],
 )
 def test_frames_that_contradict_themselves_break_the_protocol(data: bytes) -> None:
@@ -165,9 +165,9 @@ documents = st.lists(
 )
 others = st.sampled_from(
     [
-        pack_frame(REQUEST, Op.DCP_NOOP, opaque=5),
-        pack_frame(REQUEST, Op.DCP_SNAPSHOT_MARKER, opaque=OPAQUE, extras=bytes(20)),
-        pack_frame(RESPONSE, Op.GET_ALL_VB_SEQNOS, value=b"abc"),
+        pack_request(Op.DCP_NOOP, opaque=5),
+        pack_request(Op.DCP_SNAPSHOT_MARKER, opaque=OPAQUE, extras=bytes(20)),
+        pack_response(Op.GET_ALL_VB_SEQNOS, value=b"abc"),
     ]
 )
 

@@ -14,7 +14,7 @@ from channelindex.errors import (
 from channelindex.feeds.base import ADVANCED, HISTORY, MUTATION, ROLLBACK, SNAPSHOT
 from channelindex.feeds.dcp.session import Session
 from channelindex.feeds.dcp.streams import LIVE, Streams
-from channelindex.mcbp import REQUEST, RESPONSE, SERVER_REQUEST, Frame, Op, Status, pack_frame
+from channelindex.mcbp import SERVER_REQUEST, Frame, Op, Status, pack_request, pack_response
 from channelindex.model import ORIGIN, Checkpoint
 from tests.support.dcp_replay import OPTIONS, answer, handshake_answer, new_session, open_streams, sent, shake_hands
 from tests.support.dcp_wire import failover_log, marker, mutation, stream_end, stream_frame
@@ -94,7 +94,7 @@ def test_a_refusal_of_each_step(opcode: int, key: bytes | None, status: int, err
 
 def test_a_request_names_the_whole_position_and_active_vbuckets_only() -> None:
     _, _, request = requesting(5, at=Checkpoint(0xABC, 8, 3, 20, 77))
-    assert request.status == 5
+    assert request.vbucket == 5
     assert struct.unpack(">IIQQQQQ", request.extras) == (0x10, 0, 8, LIVE, 0xABC, 3, 20)
 
 
@@ -247,8 +247,8 @@ def test_what_was_not_asked_for_breaks_the_protocol(opcode: Op) -> None:
     "frame",
     [
         stream_frame(0x6F, 0, 0, b""),
-        pack_frame(RESPONSE, Op.DCP_CONTROL, opaque=99_999),
-        pack_frame(SERVER_REQUEST, 0x02, extras=bytes(4), value=b"{}"),
+        pack_response(Op.DCP_CONTROL, opaque=99_999),
+        pack_request(0x02, magic=SERVER_REQUEST, extras=bytes(4), value=b"{}"),
         stream_frame(Op.DCP_SET_VBUCKET_STATE, 0, 0, b"\1"),
     ],
 )
@@ -267,8 +267,8 @@ def test_what_means_nothing_to_us_is_counted_and_ignored(frame: bytes) -> None:
         marker(1, 5, 1, 2),  # the stream of another vbucket
         stream_frame(Op.DCP_STREAM_REQ, 1, 0, b""),
         stream_frame(Op.DCP_MUTATION ^ 0xFF, 1, 0, b""),
-        pack_frame(RESPONSE, Op.DCP_MUTATION, opaque=99_999),
-        pack_frame(SERVER_REQUEST, Op.DCP_SNAPSHOT_MARKER, opaque=1),
+        pack_response(Op.DCP_MUTATION, opaque=99_999),
+        pack_request(Op.DCP_SNAPSHOT_MARKER, magic=SERVER_REQUEST, opaque=1),
     ],
 )
 def test_what_may_have_been_of_a_stream_is_not_ignored(frame: bytes) -> None:
@@ -344,8 +344,8 @@ def test_a_fifth_of_the_buffer_is_acknowledged_at_a_time() -> None:
 def test_a_noop_is_answered_during_the_handshake_too() -> None:
     session = new_session(Streams({}))
     sent(session)
-    session.receive(pack_frame(REQUEST, Op.DCP_NOOP, opaque=0x81969800), 0.0)
-    assert bytes(session.outgoing) == pack_frame(RESPONSE, Op.DCP_NOOP, opaque=0x81969800)
+    session.receive(pack_request(Op.DCP_NOOP, opaque=0x81969800), 0.0)
+    assert bytes(session.outgoing) == pack_response(Op.DCP_NOOP, opaque=0x81969800)
 
 
 def test_high_seqnos_of_active_vbuckets_are_asked_for_once_a_second() -> None:

@@ -71,12 +71,12 @@ def connected(bucket: Bucket) -> tuple[ClientConnection, SlowTransport]:
 
 
 def request(opcode: int, **fields) -> bytes:
-    return mcbp.pack_frame(mcbp.REQUEST, opcode, **fields)
+    return mcbp.pack_request(opcode, **fields)
 
 
 def stream_request(vb: int) -> bytes:
     extras = struct.pack(">IIQQQQQ", 0, 0, 0, FOREVER, 0, 0, 0)
-    return request(Op.DCP_STREAM_REQ, status=vb, opaque=vb, extras=extras)
+    return request(Op.DCP_STREAM_REQ, vbucket=vb, opaque=vb, extras=extras)
 
 
 async def settle() -> None:
@@ -136,7 +136,7 @@ def test_streams_take_turns():
         await settle()
         return frames_of(transport.read_all())
 
-    order = [frame.status for frame in asyncio.run(scenario()) if frame.opcode == Op.DCP_MUTATION]
+    order = [frame.vbucket for frame in asyncio.run(scenario()) if frame.opcode == Op.DCP_MUTATION]
     switches = sum(before != after for before, after in pairwise(order))
     assert switches >= 2 * 100 * 1000 // TURN_BYTES - 2
 

@@ -107,7 +107,7 @@ def test_pager_expires_what_nobody_reads():
     writer = local_writer(bucket)
     writer.set(1, b"short", b"1", expiry=10)
     writer.set(1, b"long", b"1", expiry=10)
-    writer.call(Op.TOUCH, status=1, key=b"long", extras=(100).to_bytes(4, "big"))
+    writer.call(Op.TOUCH, vbucket=1, key=b"long", extras=(100).to_bytes(4, "big"))
     now[0] += 50
     bucket.expire_due()
     assert [(item.key, item.deleted) for item in bucket.vbuckets[1].items_after(0)] == [
@@ -145,7 +145,7 @@ def test_setting_the_body_keeps_the_xattrs_of_a_live_document(bucket, writer):
     ],
 )
 def test_malformed_requests_are_answered_and_then_hung_up_on(bucket, opcode, fields):
-    taken = mcbp.take_frame(mcbp.pack_frame(mcbp.REQUEST, opcode, **fields))
+    taken = mcbp.take_frame(mcbp.pack_request(opcode, **fields))
     assert taken is not None
     replies: list[bytes] = []
     with pytest.raises(HangUp):
@@ -164,13 +164,13 @@ def test_mutation_token_where_negotiated(bucket, writer):
     session = local_session(bucket)
     session.features = frozenset({Feature.MUTATION_SEQNO})
     vbuuid = bucket.vbuckets[2].failover_log.vbuuid
-    assert run(session, Op.SET, status=2, key=b"k", extras=bytes(8)).extras == struct.pack(">QQ", vbuuid, 1)
-    observed = run(session, Op.OBSERVE_SEQNO, status=2, value=vbuuid.to_bytes(8, "big")).value
+    assert run(session, Op.SET, vbucket=2, key=b"k", extras=bytes(8)).extras == struct.pack(">QQ", vbuuid, 1)
+    observed = run(session, Op.OBSERVE_SEQNO, vbucket=2, value=vbuuid.to_bytes(8, "big")).value
     assert observed == struct.pack(">BHQQQ", 0, 2, vbuuid, 1, 1)
 
 
 def run(session: ClientSession, opcode: int, **fields):
-    taken = mcbp.take_frame(mcbp.pack_frame(mcbp.REQUEST, opcode, **fields))
+    taken = mcbp.take_frame(mcbp.pack_request(opcode, **fields))
     assert taken is not None
     replies: list[bytes] = []
     answer(session, taken[0], replies)
@@ -180,7 +180,7 @@ def run(session: ClientSession, opcode: int, **fields):
 
 
 def test_stat_ends_with_an_empty_key(bucket):
-    taken = mcbp.take_frame(mcbp.pack_frame(mcbp.REQUEST, Op.STAT))
+    taken = mcbp.take_frame(mcbp.pack_request(Op.STAT))
     assert taken is not None
     replies: list[bytes] = []
     answer(local_session(bucket), taken[0], replies)
@@ -339,7 +339,7 @@ def test_paths_that_cannot_be_parsed(path):
 
 def framed(bucket: Bucket, framing: bytes, *, features: frozenset[int] = frozenset(), **fields):
     """A SET of "k" with framing extras."""
-    taken = mcbp.take_frame(mcbp.pack_frame(mcbp.REQUEST, Op.SET, key=b"k", value=b"{}", **fields))
+    taken = mcbp.take_frame(mcbp.pack_request(Op.SET, key=b"k", value=b"{}", **fields))
     assert taken is not None
     session = local_session(bucket)
     session.features = features

@@ -3,8 +3,7 @@
 from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.client import DcpFeed, FeedOptions
 from channelindex.feeds.dcp.connstr import SourceAddress, parse_source_url
-from channelindex.feeds.dcp.kv import KvClient
-from channelindex.feeds.dcp.source import source_info
+from channelindex.feeds.dcp.kv import KvClient, source_info
 from channelindex.feeds.dcp.tls import TlsOptions
 
 __all__ = [

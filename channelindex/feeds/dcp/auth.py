@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from channelindex.errors import AuthenticationFailed
-from channelindex.feeds.dcp.exchange import Conversation, Request, complaint, refusal
+from channelindex.feeds.dcp.exchange import Conversation, Request, error_text, refusal
 from channelindex.feeds.dcp.scram import ScramClient, ScramError
 from channelindex.mcbp import Frame, Op, Status
 
@@ -94,6 +94,6 @@ def _accepted(outcome: Frame, credentials: Credentials) -> None:
 def _refused(outcome: Frame, credentials: Credentials) -> Exception:
     if outcome.status == Status.AUTH_ERROR:
         return _Refused(
-            f"the server does not accept source.user = {credentials.user!r} with source.password: {complaint(outcome)}"
+            f"the server does not accept source.user = {credentials.user!r} with source.password: {error_text(outcome)}"
         )
     return refusal(outcome)

@@ -18,11 +18,11 @@ from channelindex.errors import AuthenticationFailed, ChannelIndexError, ConfigI
 from channelindex.feeds.base import Event
 from channelindex.feeds.dcp import messages
 from channelindex.feeds.dcp.auth import Credentials
-from channelindex.feeds.dcp.bodies import BodiesNeeded, NeedsBody
 from channelindex.feeds.dcp.cluster import Cluster
 from channelindex.feeds.dcp.connection import NOOP_INTERVAL_S, Connection
 from channelindex.feeds.dcp.connstr import Endpoint, SourceAddress
 from channelindex.feeds.dcp.handshake import ProducerOptions
+from channelindex.feeds.dcp.messages import BodiesNeeded, NeedsBody
 from channelindex.feeds.dcp.node import Node
 from channelindex.feeds.dcp.persistence import PersistenceGate
 from channelindex.feeds.dcp.resolver import Resolver
@@ -164,12 +164,12 @@ class DcpFeed:
             self._note(node, connection.session, now)
         except BodiesNeeded as needed:
             events += connection.session.take_events()
-            self._take_bodies(needed)
+            self._restart_with_bodies(needed)
             return
         except (SourceUnavailable, ProtocolError) as error:
             self._cluster.lose(node, error, now)
         except AuthenticationFailed as error:
-            if not self._bears_refusal(node, now):
+            if not self._tolerates_auth_failure(node, now):
                 raise
             self._cluster.lose(node, error, now)
         events += connection.session.take_events()
@@ -182,12 +182,12 @@ class DcpFeed:
             session.map_doubtful = False
             self._cluster.refresh_soon(now)
 
-    def _bears_refusal(self, node: Node, now: float) -> bool:
+    def _tolerates_auth_failure(self, node: Node, now: float) -> bool:
         if node.refused_since is None:
             node.refused_since = now
         return self._has_streamed and now < node.refused_since + AUTHENTICATION_GRACE_S
 
-    def _take_bodies(self, needed: BodiesNeeded) -> None:
+    def _restart_with_bodies(self, needed: BodiesNeeded) -> None:
         """Connect to all nodes again, for streams with bodies."""
         if self._options.needs_body is None:
             raise ConfigInvalid(f"source.metadata = xattr: {needed}; set it to inline") from needed

@@ -30,10 +30,9 @@ class Request(NamedTuple):
 
     def pack(self, opaque: int) -> bytes:
         """The bytes of the frame."""
-        return mcbp.pack_frame(
-            mcbp.REQUEST,
+        return mcbp.pack_request(
             self.opcode,
-            status=self.vb or 0,
+            vbucket=self.vb or 0,
             opaque=opaque,
             cas=self.cas,
             datatype=self.datatype,
@@ -52,7 +51,7 @@ class _ErrorBody(msgspec.Struct):
     error: _ErrorContext
 
 
-def complaint(frame: Frame) -> str:
+def error_text(frame: Frame) -> str:
     """What a response with an error status says, for a person."""
     try:
         status = Status(frame.status).name
@@ -73,7 +72,7 @@ def opcode_name(opcode: int) -> str:
         return f"0x{opcode:02x}"
 
 
-PASSING = frozenset(
+RETRYABLE_STATUSES = frozenset(
     (
         Status.NOT_MY_VBUCKET,
         Status.NO_BUCKET,
@@ -92,7 +91,7 @@ PASSING = frozenset(
 
 def refusal(frame: Frame) -> ChannelIndexError:
     """The error for a response of which nothing better is known than that it is not a success."""
-    message = f"the server refused {opcode_name(frame.opcode)}: {complaint(frame)}"
+    message = f"the server refused {opcode_name(frame.opcode)}: {error_text(frame)}"
     if frame.status == Status.EACCESS:
         return AuthenticationFailed(f"{message}; give source.user the privilege, or name another user")
-    return SourceUnavailable(message) if frame.status in PASSING else ProtocolError(message)
+    return SourceUnavailable(message) if frame.status in RETRYABLE_STATUSES else ProtocolError(message)

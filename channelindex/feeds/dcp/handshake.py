@@ -9,9 +9,9 @@ import msgspec
 from channelindex import __version__
 from channelindex.errors import AuthenticationFailed, ConfigInvalid, SourceUnavailable
 from channelindex.feeds.dcp.auth import Credentials, authenticate
-from channelindex.feeds.dcp.bodies import BodiesNeeded
 from channelindex.feeds.dcp.connstr import SourceAddress
-from channelindex.feeds.dcp.exchange import Conversation, Request, complaint, refusal
+from channelindex.feeds.dcp.exchange import Conversation, Request, error_text, refusal
+from channelindex.feeds.dcp.messages import BodiesNeeded
 from channelindex.mcbp import Feature, Frame, Op, Status
 
 COMMON_FEATURES = (Feature.XATTR, Feature.XERROR, Feature.SELECT_BUCKET, Feature.JSON)
@@ -70,7 +70,8 @@ def _check_selected(selected: Frame, bucket: str, credentials: Credentials) -> N
         raise SourceUnavailable(f"the bucket {bucket!r} of source.url does not exist, or is not loaded yet")
     if selected.status == Status.EACCESS:
         raise AuthenticationFailed(
-            f"source.user = {credentials.user!r} may not use the bucket {bucket!r} of source.url: {complaint(selected)}"
+            f"source.user = {credentials.user!r} may not use the bucket {bucket!r} of source.url: "
+            f"{error_text(selected)}"
         )
     if selected.status != Status.SUCCESS:
         raise refusal(selected)
@@ -89,7 +90,7 @@ def open_producer(options: ProducerOptions) -> Conversation[None]:
     flags = _PRODUCER | _INCLUDE_XATTRS | (0 if options.bodies else _NO_VALUE_BUT_DATATYPE)
     opened = yield Request(Op.DCP_OPEN, key=options.name.encode(), extras=struct.pack(">II", 0, flags))
     if opened.status == Status.EINVAL and not options.bodies:
-        raise BodiesNeeded(f"the server of source.url cannot leave the bodies out: {complaint(opened)}")
+        raise BodiesNeeded(f"the server of source.url cannot leave the bodies out: {error_text(opened)}")
     if opened.status != Status.SUCCESS:
         raise refusal(opened)
     for name, value, optional in (
@@ -100,4 +101,4 @@ def open_producer(options: ProducerOptions) -> Conversation[None]:
     ):
         answer = yield Request(Op.DCP_CONTROL, key=name.encode(), value=value.encode())
         if answer.status != Status.SUCCESS and not optional:
-            raise ConfigInvalid(f"the server of source.url does not take {name} = {value}: {complaint(answer)}")
+            raise ConfigInvalid(f"the server of source.url does not take {name} = {value}: {error_text(answer)}")

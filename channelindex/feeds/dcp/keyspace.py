@@ -11,12 +11,11 @@ import msgspec
 
 from channelindex.errors import ConfigInvalid, ProtocolError, SourceUnavailable
 from channelindex.feeds.dcp.exchange import Conversation, Request, refusal
-from channelindex.mcbp import Frame, Op, Status
+from channelindex.mcbp import Frame, Op, Status, pack_leb128, split_leb128
 
 DEFAULT_COLLECTION = 0
 _WHOLE_SCOPE = "*"
 _COLLECTION_CREATED = 0
-_LEB128_BYTES = 5
 _CREATED = struct.Struct(">QII")  # manifest, scope, collection; what follows does not matter
 
 
@@ -33,26 +32,6 @@ class _Scope(msgspec.Struct):
 
 class _Manifest(msgspec.Struct):
     scopes: list[_Scope]
-
-
-def pack_leb128(number: int) -> bytes:
-    """*number* in unsigned LEB128: seven bits a byte, the lowest first."""
-    packed = bytearray()
-    while number > 0x7F:
-        packed.append(number & 0x7F | 0x80)
-        number >>= 7
-    packed.append(number)
-    return bytes(packed)
-
-
-def split_leb128(key: bytes) -> tuple[int, bytes]:
-    """The number of at most 32 bits that *key* begins with, and the rest of it."""
-    number = 0
-    for i, byte in enumerate(key[:_LEB128_BYTES]):
-        number |= (byte & 0x7F) << (7 * i)
-        if byte < 0x80:
-            return number, key[i + 1 :]
-    return number, key[_LEB128_BYTES:]
 
 
 class Keyspace:
@@ -82,7 +61,7 @@ class Keyspace:
 
     def qualified(self, key: bytes) -> bytes:
         """The *key* of a document of one of several collections, with their names in place of the number."""
-        number, plain = split_leb128(key)
+        number, plain = split_leb128(key) or (DEFAULT_COLLECTION, key)
         return f"{self._name_by_id.get(number, f'0x{number:x}')}/".encode() + plain
 
     def learn(self, event: Frame) -> None:

@@ -22,6 +22,10 @@ from channelindex.mcbp import Frame, Status
 
 _FIRST_RETRY_S = 0.01
 _LONGEST_RETRY_S = 0.5
+_FIRST_ATTEMPT_S = 0.05
+_LONGEST_ATTEMPT_S = 1.0
+"""Between attempts to reach a bucket at all."""
+_LEAST_TIMEOUT_S = 0.1
 
 
 class KvClient:
@@ -213,3 +217,24 @@ class KvClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def source_info(address: SourceAddress, credentials: Credentials, deadline: float) -> SourceInfo:
+    """Ask the bucket for its UUID and number of vbuckets.
+
+    Blocks until *deadline* (monotonic): a node may be about to start.
+
+    Raises:
+        SourceUnavailable: the node cannot be reached, or the bucket is not there.
+        AuthenticationFailed: the credentials are wrong, or not for this bucket.
+    """
+    backoff = Backoff(_FIRST_ATTEMPT_S, _LONGEST_ATTEMPT_S)
+    while True:
+        try:
+            with KvClient(address, credentials, max(_LEAST_TIMEOUT_S, deadline - time.monotonic())) as client:
+                return client.source
+        except (SourceUnavailable, ProtocolError):
+            pause_s = backoff.next_delay_s()
+            if time.monotonic() + pause_s >= deadline:
+                raise
+            time.sleep(pause_s)

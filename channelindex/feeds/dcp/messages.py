@@ -4,12 +4,13 @@ Source: couchbase/kv_engine docs/dcp/documentation/commands and docs/BinaryProto
 """
 
 import struct
+from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple
 
-from channelindex.errors import AuthenticationFailed, ConfigInvalid, InvariantBroken, ProtocolError
+from channelindex.errors import AuthenticationFailed, ChannelIndexError, ConfigInvalid, InvariantBroken, ProtocolError
 from channelindex.feeds.base import FailoverLog
-from channelindex.feeds.dcp.exchange import Request, complaint
+from channelindex.feeds.dcp.exchange import Request, error_text
 from channelindex.mcbp import Frame, Op, Status
 from channelindex.model import Checkpoint
 
@@ -39,6 +40,19 @@ OF_STREAMS = frozenset(
     }
 )
 """Those of them that belong to a stream."""
+
+NeedsBody = Callable[[bytes, int, bytes], bool]
+"""Of a mutation's key, datatype and value without body: whether the body may matter. Called for JSON documents only."""
+
+
+class BodiesNeeded(ChannelIndexError):
+    """A stream without bodies cannot go on, or the server knows no such streams. Nothing behind it was taken.
+
+    Bodies are a large part of a bucket's bytes, and say nothing where the metadata is in an xattr. A feed that chooses
+    by itself begins without them, and takes them as soon as one document comes that may have its metadata in its body:
+    from exactly that document on, so that none is decoded from what was left out of it.
+    """
+
 
 _SNAPSHOT_RANGE = struct.Struct(">QQ")
 _OBSERVED = struct.Struct(">BHQQQ")  # format, vbucket, vbuuid, persisted seqno, current seqno
@@ -119,7 +133,7 @@ def seqno_of(frame: Frame) -> int:
 
 def stream_refusal(vb: int, at: Checkpoint, answer: Frame) -> Exception:
     """The error for a stream request from *at* that no later attempt can cure."""
-    message = f"vbucket {vb}: the server refused to stream from {at}: {complaint(answer)}"
+    message = f"vbucket {vb}: the server refused to stream from {at}: {error_text(answer)}"
     match answer.status:
         case Status.EACCESS:
             return AuthenticationFailed(f"{message}; give source.user the privilege to stream this bucket")

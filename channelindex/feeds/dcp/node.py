@@ -81,11 +81,12 @@ class Node:
         if self.connection is not None and now - self._connected_at > LONGEST_RETRY_S:
             self._backoff.reset()
         self.last_error = error
+        ignored = self.connection.session.ignored_frames if self.connection is not None else 0
         self.disconnect()
         delay_s = self._backoff.next_delay_s()
         self.connect_at = now + delay_s
         event = "feed.protocol_broken" if isinstance(error, ProtocolError) else "feed.connection_lost"
-        _log.warning(event, node=self.endpoint, msg=str(error), retry_s=round(delay_s, 2))
+        _log.warning(event, server=self.endpoint, msg=str(error), retry_s=round(delay_s, 2), ignored_frames=ignored)
 
     def disconnect(self) -> None:
         """Close the connection; the streams wait for the next one, which may be made at once."""

@@ -9,11 +9,12 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
+import cramjam
+
 from channelindex import mcbp
 from channelindex.errors import ProtocolError
 from channelindex.feeds.base import JSON, SNAPPY, XATTR, Event
-from channelindex.feeds.dcp.bodies import BodiesNeeded, NeedsBody
-from channelindex.feeds.dcp.compression import decompress
+from channelindex.feeds.dcp.messages import BodiesNeeded, NeedsBody
 from channelindex.feeds.dcp.streams import Stream, Streams, no_such_stream
 from channelindex.mcbp import Frame, Op
 
@@ -183,3 +184,17 @@ def _misplaced(stream: Stream, vb: int, seqno: int) -> ProtocolError:
     if seqno <= stream.seqno:
         return ProtocolError(f"vbucket {stream.vb}: seqno {seqno} after {stream.seqno}")
     return ProtocolError(f"vbucket {stream.vb}: seqno {seqno} in a snapshot that ends at {stream.snap_end}")
+
+
+def decompress(datatype: int, value: bytes) -> tuple[int, bytes]:
+    """Return datatype and value of a document, decompressed; as they are, for the decoder to refuse, if that fails.
+
+    The server compresses the whole value, xattrs and body together, in the raw format of Snappy. The length that it
+    claims is checked first: a few bytes could ask for gigabytes.
+    """
+    try:
+        if cramjam.snappy.decompress_raw_len(value) > mcbp.MAX_BODY_BYTES:
+            return datatype, value
+        return datatype & ~SNAPPY, bytes(cramjam.snappy.decompress_raw(value))
+    except cramjam.DecompressionError:
+        return datatype, value

@@ -15,12 +15,11 @@ from channelindex.errors import ProtocolError
 from channelindex.feeds.base import ADVANCED, EXPIRATION, HISTORY, ROLLBACK, SNAPSHOT, Event, vbuuid_at
 from channelindex.feeds.dcp import messages, operations
 from channelindex.feeds.dcp.auth import Credentials
-from channelindex.feeds.dcp.bodies import NeedsBody
 from channelindex.feeds.dcp.connstr import SourceAddress
-from channelindex.feeds.dcp.exchange import PASSING, Conversation, Request, complaint, opcode_name
+from channelindex.feeds.dcp.exchange import RETRYABLE_STATUSES, Conversation, Request, error_text, opcode_name
 from channelindex.feeds.dcp.handshake import FEED_FEATURES, ProducerOptions, open_bucket, open_producer
 from channelindex.feeds.dcp.keyspace import NO_COLLECTIONS, find_keyspace
-from channelindex.feeds.dcp.messages import StreamEnd
+from channelindex.feeds.dcp.messages import NeedsBody, StreamEnd
 from channelindex.feeds.dcp.parser import FrameParser, Unfinished
 from channelindex.feeds.dcp.streams import Stream, Streams
 from channelindex.mcbp import Feature, Frame, Op, Status
@@ -206,7 +205,7 @@ class Session:
             self._parser.events.append((HISTORY, stream.vb, failover_log))
         elif status == Status.ROLLBACK:
             self._on_rollback(stream, answer)
-        elif status in PASSING:
+        elif status in RETRYABLE_STATUSES:
             self._streams.postpone(stream, self._now)
             self._on_refusal(stream, answer)
         else:
@@ -218,7 +217,7 @@ class Session:
             if answer.value:
                 self._on_config(answer.value)
         else:
-            _log.warning("feed.stream_refused", vb=stream.vb, msg=complaint(answer))
+            _log.warning("feed.stream_refused", vb=stream.vb, msg=error_text(answer))
 
     def _on_rollback(self, stream: Stream, answer: Frame) -> None:
         seqno = int.from_bytes(answer.value, "big")
@@ -253,7 +252,7 @@ class Session:
                 return
         elif frame.magic == mcbp.REQUEST:
             if frame.opcode == Op.DCP_NOOP:
-                self.outgoing += mcbp.pack_frame(mcbp.RESPONSE, Op.DCP_NOOP, opaque=frame.opaque)
+                self.outgoing += mcbp.pack_response(Op.DCP_NOOP, opaque=frame.opaque)
                 return
             if self._on_message(frame):
                 return
@@ -270,7 +269,7 @@ class Session:
             raise ProtocolError(f"a message {opcode_name(frame.opcode)}, which no server sends")
         if frame.opcode not in messages.OF_STREAMS:
             return False
-        stream = self._streams.opened(frame.opaque, frame.status)
+        stream = self._streams.opened(frame.opaque, frame.vbucket)
         if stream is None:
             return False
         self._on_stream_frame(stream, frame)
@@ -287,7 +286,7 @@ class Session:
         kind = frame.magic, frame.opcode
         if kind not in self._ignored_opcodes:
             self._ignored_opcodes.add(kind)
-            _log.debug("feed.frame_ignored", magic=hex(frame.magic), opcode=opcode_name(frame.opcode), vb=frame.status)
+            _log.debug("feed.frame_ignored", magic=hex(frame.magic), opcode=opcode_name(frame.opcode), vb=frame.vbucket)
 
     def _on_stream_frame(self, stream: Stream, frame: Frame) -> None:
         opcode = frame.opcode
