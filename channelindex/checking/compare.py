@@ -1,4 +1,4 @@
-"""Do two indexes say the same? Compares what readers of both would be told, channel by channel, in whatever stores."""
+"""Compares what readers of two indexes get, channel by channel, whatever stores they are in."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 
 from channelindex.errors import IndexMismatch
 from channelindex.model import Entry
-from channelindex.reading.block_walk import read_held
+from channelindex.reading.block_walk import read_retained
 from channelindex.reading.paging import document_id
-from channelindex.reading.snapshot import View
+from channelindex.reading.snapshot import IndexSnapshot
 from channelindex.stores.base import IndexReader
 
 MAX_DETAILS = 100
 """Differences that a report describes; all are counted."""
 
-_Document = tuple[int, bytes]
+_DocumentKey = tuple[int, bytes]
 """(vbucket, key)."""
 
 
@@ -31,10 +31,10 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was compared and found; `dataclasses.asdict` of it is JSON.
+    """The counts and differences of one comparison; `dataclasses.asdict` of it is JSON.
 
     `missing`: left has it and right has not. `extra`: right has it and left has not. `different`: another revision,
-    seqno or flags. `in_flux`: beyond the stable clock of either. `forgotten`: beyond what either still holds.
+    seqno or flags. `in_flux`: beyond the stable clock of either. `forgotten`: older than what either retains.
     `differences_by_channel` has the first three of each channel that has any.
     """
 
@@ -51,7 +51,7 @@ class Comparison:
 
     @property
     def ok(self) -> bool:
-        """Whether both say the same."""
+        """True if readers of both get the same."""
         return not (self.missing or self.extra or self.different)
 
 
@@ -77,8 +77,8 @@ def compare(left: IndexReader, right: IndexReader, channels: Iterable[str] | Non
 class _Run:
     def __init__(self, stores: Sequence[IndexReader]) -> None:
         self._stores = stores
-        self._views = [View.now(store) for store in stores]
-        self._stable = list(map(min, *(view.stable for view in self._views)))
+        self._snapshots = [IndexSnapshot.take(store) for store in stores]
+        self._stable = list(map(min, *(snapshot.stable for snapshot in self._snapshots)))
         self._counts: Counter[str] = Counter()
         self._by_channel: dict[str, Counter[str]] = {}
         self._details: list[Difference] = []
@@ -86,30 +86,30 @@ class _Run:
     def compare(self, channel: str) -> None:
         """Compare one channel."""
         (left, left_floor), (right, right_floor) = (
-            _held(store, channel, view) for store, view in zip(self._stores, self._views, strict=True)
+            _retained(store, channel, snapshot) for store, snapshot in zip(self._stores, self._snapshots, strict=True)
         )
         floor = {vb: max(left_floor.get(vb, 0), right_floor.get(vb, 0)) for vb in {*left_floor, *right_floor}}
         self._counts.update(channels=1, left_entries=len(left), right_entries=len(right))
         for document in left.keys() | right.keys():
-            kind = self._judge(left.get(document), right.get(document), floor.get(document[0], 0))
+            kind = self._classify(left.get(document), right.get(document), floor.get(document[0], 0))
             if kind in ("in_flux", "forgotten"):
                 self._counts[kind] += 1
             elif kind:
                 self._add(kind, channel, left.get(document), right.get(document))
 
     def result(self) -> Comparison:
-        """What came of it."""
+        """The counts of all channels compared so far."""
         by_channel = {channel: dict(counts) for channel, counts in self._by_channel.items()}
         return Comparison(**self._counts, differences_by_channel=by_channel, details=tuple(self._details))
 
-    def _judge(self, left: Entry | None, right: Entry | None, floor: int) -> str:
-        """What is to be said of one document; "" for nothing."""
-        there = [entry for entry in (left, right) if entry is not None]
-        if any(entry.seqno > self._stable[entry.vb] for entry in there):
+    def _classify(self, left: Entry | None, right: Entry | None, floor: int) -> str:
+        """Classify one document: "in_flux", "forgotten", "missing", "extra", "different", or "" where both agree."""
+        entries = [entry for entry in (left, right) if entry is not None]
+        if any(entry.seqno > self._stable[entry.vb] for entry in entries):
             return "in_flux"
         if left == right:
             return ""
-        if any(entry.seqno <= floor for entry in there):
+        if any(entry.seqno <= floor for entry in entries):
             return "forgotten"
         return "extra" if left is None else "missing" if right is None else "different"
 
@@ -121,8 +121,10 @@ class _Run:
             self._details.append(Difference(kind, channel, document, _shown(left), _shown(right)))
 
 
-def _held(store: IndexReader, channel: str, view: View) -> tuple[dict[_Document, Entry], Mapping[int, int]]:
-    scan, floor = read_held(store, channel, view)
+def _retained(
+    store: IndexReader, channel: str, snapshot: IndexSnapshot
+) -> tuple[dict[_DocumentKey, Entry], Mapping[int, int]]:
+    scan, floor = read_retained(store, channel, snapshot)
     entries: Iterator[Entry] = scan.entries()
     return {(entry.vb, entry.key): entry for entry in entries}, floor
 

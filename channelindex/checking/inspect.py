@@ -1,4 +1,4 @@
-"""What lies in the store, taken apart for people: a block, the clocks of a channel, a partition record."""
+"""Takes stored records apart for people: a block, the clocks of a channel, a partition record."""
 
 from typing import NamedTuple
 
@@ -7,12 +7,12 @@ from channelindex.epochs import EpochStart
 from channelindex.errors import IndexCorrupt, KeyMissing
 from channelindex.model import Checkpoint
 from channelindex.reading.paging import document_id
-from channelindex.reading.snapshot import View
+from channelindex.reading.snapshot import IndexSnapshot
 from channelindex.stores.base import BlockRef, IndexReader
 
 
 class StoredEntry(NamedTuple):
-    """An entry as it lies in a block. `standing`: what a reader makes of it now, see `View.standing`."""
+    """An entry as it is stored in a block. `visibility`: see `IndexSnapshot.visibility`, as of now."""
 
     epoch: int
     vb: int
@@ -20,7 +20,7 @@ class StoredEntry(NamedTuple):
     id: str
     rev: str
     flags: int
-    standing: str
+    visibility: str
 
 
 class BlockReport(NamedTuple):
@@ -35,7 +35,7 @@ class BlockReport(NamedTuple):
 
 
 class ClockReport(NamedTuple):
-    """A channel's clock in one vbucket group, made of a log of `n_bytes`; `active_block` is the newest block's key."""
+    """A channel's clock in one vbucket group, from a log of `n_bytes`; `active_block` is the newest block's key."""
 
     group: str
     active_block: str
@@ -53,7 +53,7 @@ class ChannelReport(NamedTuple):
 
 
 class PartitionReport(NamedTuple):
-    """One partition record. `n_archived` epochs were moved out of its history, of which `history` is what is left."""
+    """One partition record. `n_archived` epochs were moved out of its history; `history` holds the others."""
 
     partition: int
     first_vb: int
@@ -75,7 +75,7 @@ def inspect_block(store: IndexReader, ref: BlockRef) -> BlockReport:
     Raises:
         KeyMissing: there is no such block.
     """
-    view = View.now(store)
+    snapshot = IndexSnapshot.take(store)
     (block,) = store.blocks([ref])
     if block is None:
         raise KeyMissing(f"there is no block {ref.key}; channelindex inspect clock {ref.channel} names the newest ones")
@@ -87,17 +87,17 @@ def inspect_block(store: IndexReader, ref: BlockRef) -> BlockReport:
             if kind == blocks.HEADER:
                 header = epoch, blocks.unpack_pairs(body)
             else:
-                entries += _entries(view, epoch, body)
+                entries += _entries(snapshot, epoch, body)
         except IndexCorrupt as error:
             damage.append(f"epoch {epoch}: {error}")
     header_epoch, header_clock = header or (None, None)
     return BlockReport(ref.key, len(block), header_epoch, header_clock, tuple(entries), tuple(damage))
 
 
-def _entries(view: View, epoch: int, body: bytes) -> list[StoredEntry]:
+def _entries(snapshot: IndexSnapshot, epoch: int, body: bytes) -> list[StoredEntry]:
     try:
         return [
-            StoredEntry(epoch, vb, seqno, document_id(key), rev, flags, view.standing(epoch, vb, seqno))
+            StoredEntry(epoch, vb, seqno, document_id(key), rev, flags, snapshot.visibility(epoch, vb, seqno))
             for vb, seqno, key, rev, flags in blocks.iter_entries(body)
         ]
     except (IndexError, UnicodeDecodeError) as error:

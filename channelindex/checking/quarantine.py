@@ -1,7 +1,7 @@
-"""The quarantine as people ask for it: which documents are in it, and where the feed must go back to for them. Pure.
+"""Picks documents from the quarantine, and the clock from which the feed brings them again. Pure.
 
-A store keeps what happened: one record each time that a document could not be decoded, also of versions that have been
-replaced since. What matters of a document is its newest record.
+A store keeps one record for each time that a document could not be decoded, also of versions that have been replaced
+since. Only a document's newest record matters.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,12 +20,12 @@ def newest_of_each(records: Iterable[Quarantined]) -> list[Quarantined]:
 
 
 def named(documents: Iterable[Quarantined], name: str) -> list[Quarantined]:
-    """Those of *documents* that *name* means: a key as it is shown, or VB:SEQNO. A key may look like the latter."""
+    """The *documents* that *name* matches: a key as printed, or VB:SEQNO. A key may look like the latter."""
     return [each for each in documents if name in (document_id(each.key), f"{each.vb}:{each.seqno}")]
 
 
 def clock_before(documents: Iterable[Quarantined]) -> dict[int, int]:
-    """Per vbucket the seqno before the first of *documents*: fed from there, all of them come again."""
+    """Per vbucket the seqno before the first of *documents*, from which the feed sends all of them again."""
     clock: dict[int, int] = {}
     for each in documents:
         clock[each.vb] = min(clock.get(each.vb, each.seqno - 1), each.seqno - 1)
@@ -33,7 +33,7 @@ def clock_before(documents: Iterable[Quarantined]) -> dict[int, int]:
 
 
 def fed_again(documents: Iterable[Quarantined], rewound: Iterable[Rewound]) -> list[Quarantined]:
-    """Those of *documents* that the feed has to bring once more.
+    """The *documents* that the feed has to send once more.
 
     Not among them is what was above the stable clock: it was never more than pending, or is of a lost history.
     """
@@ -42,7 +42,7 @@ def fed_again(documents: Iterable[Quarantined], rewound: Iterable[Rewound]) -> l
 
 
 def outdated(records: Sequence[Quarantined], rewound: Sequence[Rewound]) -> list[Quarantined]:
-    """The *records* that say nothing any more, since their documents are fed again: these, and older ones of them."""
+    """The *records* that no longer count, because their documents are fed again: these, and older ones of them."""
     highs = {vb: high for vb, (_, high) in _spans(rewound).items()}
     documents = {(each.vb, each.key) for each in fed_again(records, rewound)}
     return [each for each in records if (each.vb, each.key) in documents and each.seqno <= highs[each.vb]]
@@ -51,7 +51,7 @@ def outdated(records: Sequence[Quarantined], rewound: Sequence[Rewound]) -> list
 def still_undecodable(
     retried: Iterable[Quarantined], records: Iterable[Quarantined], rewound: Iterable[Rewound]
 ) -> list[Quarantined]:
-    """Those of *retried* that the feed put into the quarantine once more since it was taken back: *records* tell."""
+    """The *retried* documents that are in quarantine again since the feed was taken back, according to *records*."""
     spans = _spans(rewound)
     documents = {(each.vb, each.key) for each in retried}
     return [

@@ -13,7 +13,7 @@ from channelindex.model import ORIGIN, Checkpoint
 from channelindex.stores.base import IndexReader, OwnerStore
 
 _ATTEMPTS = 20
-"""How often a partition may change hands while it is taken back. A takeover takes longer than an attempt."""
+"""Attempts per partition, which may change its owner meanwhile. A takeover takes longer than an attempt."""
 
 
 class Rewound(NamedTuple):
@@ -26,7 +26,7 @@ class Rewound(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """How many of the seqnos that were taken back are stable again, and how many they are."""
+    """Seqnos that are stable again, and all that were taken back."""
 
     done: int
     total: int
@@ -35,12 +35,12 @@ class Progress(NamedTuple):
 def rewind_partitions(
     owner: OwnerStore, reader: IndexReader, partitions: Iterable[int], clock: Mapping[int, int], who: str
 ) -> Iterator[Rewound]:
-    """Take each of *partitions* back to *clock*; what became of it. A vbucket that is not above it stays where it is.
+    """Take each of *partitions* back to *clock*; yield each as it is done. A vbucket not above *clock* is unchanged.
 
-    Each partition is changed by itself, atomically. To repeat all of it does no harm.
+    Each partition is changed by itself, atomically. Repeating all of it does no harm.
 
     Raises:
-        Transient: the store is away, or a partition changes hands all the time. Those yielded before are taken back.
+        Transient: the store is away, or a partition kept changing its owner. Those yielded before are taken back.
     """
     epoch = owner.next_epoch()
     records = reader.partition_records()
@@ -55,11 +55,11 @@ def rewind_partitions(
                 yield Rewound(partition, epoch, _stable(before), _stable(after))
                 break
         else:
-            raise Transient(f"partition {partition} changed hands {_ATTEMPTS} times while it was taken back")
+            raise Transient(f"partition {partition} changed its owner {_ATTEMPTS} times while it was taken back")
 
 
 def progress(rewound: Sequence[Rewound], records: Sequence[PartitionRecord]) -> Progress:
-    """How far *records* have come back to where they were before they were *rewound*."""
+    """Progress of *records* towards the clock that they had before they were *rewound*."""
     done = total = 0
     for partition, _, before, after in rewound:
         for vb, seqno in _stable(records[partition]).items():

@@ -10,9 +10,9 @@ from channelindex.decode.base import Decoder
 from channelindex.errors import SourceUnavailable
 from channelindex.feeds.bounded import SILENCE_TIMEOUT_S, BoundedFeed, read_to_end
 from channelindex.model import DELETED, ORIGIN, REMOVED, Entry
-from channelindex.reading.block_walk import read_held
+from channelindex.reading.block_walk import read_retained
 from channelindex.reading.paging import document_id
-from channelindex.reading.snapshot import View
+from channelindex.reading.snapshot import IndexSnapshot
 from channelindex.reading.token import Token
 from channelindex.stores.base import IndexReader
 
@@ -91,38 +91,38 @@ def verify(
     feed.start(dict.fromkeys(range(len(bucket.high_seqnos)), ORIGIN))
     for events in read_to_end(feed, silence_timeout_s):
         bucket.add(events)
-    before = View.now(store).stable
+    before = IndexSnapshot.take(store).stable
     highs = dict(high_seqnos())
-    view = _caught_up(store, highs, stable_timeout_s)
-    comparison = _Comparison(bucket, view, before, highs)
+    snapshot = _caught_up(store, highs, stable_timeout_s)
+    comparison = _Comparison(bucket, snapshot, before, highs)
     wanted = set(channels) if channels is not None else {*store.channels(), *comparison.documents_by_channel}
     for channel in sorted(wanted):
-        scan, floor = read_held(store, channel, view)
+        scan, floor = read_retained(store, channel, snapshot)
         comparison.compare(channel, scan.entries(), floor)
-    _check_history(store, view)
+    _check_history(store, snapshot)
     return comparison.report()
 
 
-def _caught_up(store: IndexReader, highs: Mapping[int, int], timeout_s: float) -> View:
+def _caught_up(store: IndexReader, highs: Mapping[int, int], timeout_s: float) -> IndexSnapshot:
     """The index as soon as it is stable up to *highs*, or as it is after *timeout_s*."""
     deadline = time.monotonic() + timeout_s
     while True:
         counter = store.stable_counter()
-        view = View.now(store)
+        snapshot = IndexSnapshot.take(store)
         left_s = deadline - time.monotonic()
-        if left_s <= 0 or not _behind(view, highs):
-            return view
+        if left_s <= 0 or not _behind(snapshot, highs):
+            return snapshot
         store.wait_stable(counter, left_s)
 
 
-def _behind(view: View, highs: Mapping[int, int]) -> set[int]:
-    return {vb for vb, high in highs.items() if view.stable[vb] < high}
+def _behind(snapshot: IndexSnapshot, highs: Mapping[int, int]) -> set[int]:
+    return {vb for vb, high in highs.items() if snapshot.stable[vb] < high}
 
 
-def _check_history(store: IndexReader, view: View) -> None:
-    """Raise SourceUnavailable if what *view* showed was taken back meanwhile."""
-    stable = tuple(view.stable)
-    if View.now(store).resume(Token(0, 0, view.epochs, stable, stable)).seqnos != stable:
+def _check_history(store: IndexReader, snapshot: IndexSnapshot) -> None:
+    """Raise SourceUnavailable if what *snapshot* showed was taken back meanwhile."""
+    stable = tuple(snapshot.stable)
+    if IndexSnapshot.take(store).resume(Token(0, 0, snapshot.epochs, stable, stable)).seqnos != stable:
         raise SourceUnavailable("the source rolled back while the index was read; verify again")
 
 
@@ -133,10 +133,12 @@ class _Comparison:
     clock is one of which the index need not know yet. Neither says anything, unless the index is ahead of the bucket.
     """
 
-    def __init__(self, bucket: BucketState, view: View, stable_before: list[int], highs: Mapping[int, int]) -> None:
+    def __init__(
+        self, bucket: BucketState, snapshot: IndexSnapshot, stable_before: list[int], highs: Mapping[int, int]
+    ) -> None:
         self._bucket = bucket
-        self._stable = view.stable
-        self._behind = _behind(view, highs)
+        self._stable = snapshot.stable
+        self._behind = _behind(snapshot, highs)
         self._ahead = {vb for vb, high in highs.items() if stable_before[vb] > high}
         self._counts: Counter[str] = Counter()
         self._details: list[Difference] = []

@@ -6,21 +6,21 @@ from typing import NamedTuple
 from channelindex.blocks import OnCorrupt, fold_clock, refuse
 from channelindex.errors import ChangesForgotten, IndexCorrupt
 from channelindex.reading.scan import Scan
-from channelindex.reading.snapshot import View
+from channelindex.reading.snapshot import IndexSnapshot
 from channelindex.stores.base import BlockRef, IndexReader
 
 _BLOCKS_PER_READ = 64  # a reader that has a long way to go must not hold all the blocks at once
 
 
 class ReadStats(NamedTuple):
-    """What it took to answer: blocks fetched from the store, and their bytes."""
+    """Counts the blocks that one answer fetched from the store, and their bytes."""
 
     n_blocks: int
     n_bytes: int
 
 
 class _Step(NamedTuple):
-    """A block to read. `planned`: the blocks before it are going to be read too, whatever its header says."""
+    """A block to read. `planned`: the blocks before it are read in any case, whatever its header holds."""
 
     position: int
     ref: BlockRef
@@ -28,10 +28,10 @@ class _Step(NamedTuple):
 
 
 def walk(store: IndexReader, channels: Sequence[str], scan: Scan, on_corrupt: OnCorrupt = refuse) -> ReadStats:
-    """Put all blocks of *channels* that reach into the window of *scan* into it; what that took.
+    """Add to *scan* all blocks of *channels* that reach into its window; return what was fetched.
 
-    *on_corrupt* is told of each block or clock that is missing or damaged, by its key. If it returns, what is whole is
-    taken, and the walk goes as far back as the damaged part might have asked for.
+    *on_corrupt* is called for each block or clock that is missing or damaged, with its key. If it returns, the intact
+    part is used, and the walk goes as far back as the damaged part might have required.
 
     Raises:
         IndexCorrupt: if *on_corrupt* does.
@@ -42,32 +42,34 @@ def walk(store: IndexReader, channels: Sequence[str], scan: Scan, on_corrupt: On
     while steps:
         following: list[_Step] = []
         for step, block in _fetched(store, steps):
-            told = _naming(f"block {step.ref.key}", on_corrupt)
+            report = _with_location(f"block {step.ref.key}", on_corrupt)
             if block is None:
-                told(IndexCorrupt("it is missing"))
+                report(IndexCorrupt("it is missing"))
                 reaches_back = True
             else:
                 n_blocks += 1
                 n_bytes += len(block)
-                reaches_back = scan.add_block(block, step.position, told)
+                reaches_back = scan.add_block(block, step.position, report)
             if reaches_back and step.ref.number and not step.planned:
                 following.append(step._replace(ref=step.ref._replace(number=step.ref.number - 1)))
         steps = following
     return ReadStats(n_blocks, n_bytes)
 
 
-def read_held(store: IndexReader, channel: str, view: View) -> tuple[Scan, Mapping[int, int]]:
-    """All that the index holds of *channel*, and the clock up to which it may have forgotten some of it, mostly empty.
+def read_retained(store: IndexReader, channel: str, snapshot: IndexSnapshot) -> tuple[Scan, Mapping[int, int]]:
+    """All entries that the index retains of *channel*, and the clock up to which it may have dropped some.
+
+    Only an index in memory drops entries; the clock is empty for every other.
 
     Raises:
         IndexCorrupt, StoreUnavailable: see `walk`.
     """
     floor: dict[int, int] = {}
     while True:
-        scan = Scan(view, [floor.get(vb, 0) for vb in range(len(view.stable))])
+        scan = Scan(snapshot, [floor.get(vb, 0) for vb in range(len(snapshot.stable))])
         try:
             walk(store, [channel], scan)
-        except ChangesForgotten as error:  # again where it forgets more while we read
+        except ChangesForgotten as error:  # it may drop more while we read
             floor = {vb: max(floor.get(vb, 0), error.floor.get(vb, 0)) for vb in {*floor, *error.floor}}
         else:
             return scan, floor
@@ -82,10 +84,10 @@ def _first_steps(store: IndexReader, channels: Sequence[str], scan: Scan, on_cor
             ref = BlockRef(channels[position], group, active)
             clock: dict[int, int] = {}
             try:
-                clock = fold_clock(state.clock_log_by_group.get(group, b""), scan.view.clock_limit)
+                clock = fold_clock(state.clock_log_by_group.get(group, b""), scan.snapshot.clock_limit)
             except IndexCorrupt as error:
-                _naming(f"clock of channel {channels[position]!r}, group {group}", on_corrupt)(error)
-            if not clock:  # not written yet, damaged, or lost by the store: the blocks know better
+                _with_location(f"clock of channel {channels[position]!r}, group {group}", on_corrupt)(error)
+            if not clock:  # not written yet, damaged, or lost by the store: the block headers decide
                 yield _Step(position, ref, planned=False)
             elif scan.covered(clock):
                 continue
@@ -102,6 +104,6 @@ def _fetched(store: IndexReader, steps: Sequence[_Step]) -> Iterator[tuple[_Step
         yield from zip(chunk, store.blocks([step.ref for step in chunk]), strict=True)
 
 
-def _naming(what: str, on_corrupt: OnCorrupt) -> OnCorrupt:
-    """*on_corrupt*, told what the damage is in."""
-    return lambda error: on_corrupt(IndexCorrupt(f"{what}: {error}"))
+def _with_location(where: str, on_corrupt: OnCorrupt) -> OnCorrupt:
+    """*on_corrupt* with the place of the damage put before each message."""
+    return lambda error: on_corrupt(IndexCorrupt(f"{where}: {error}"))

@@ -30,9 +30,9 @@ class Change(NamedTuple):
 
 
 class Changes(NamedTuple):
-    """One answer. `since` continues after it; `pending` documents are known to wait there already.
+    """One answer. `since` continues after it; `pending` documents are known to follow.
 
-    `stats` say what the read behind the answer took; all pages of one read carry the same.
+    `stats` count what the read behind the answer fetched; all pages of one read carry the same.
     """
 
     entries: tuple[Change, ...]
@@ -42,7 +42,7 @@ class Changes(NamedTuple):
 
 
 class Pager:
-    """Cuts one scan into pages."""
+    """Cuts one scan into pages of a limited size."""
 
     def __init__(self, meta: IndexMeta, channels: Sequence[str], scan: Scan, stats: ReadStats) -> None:
         self._meta = meta
@@ -54,11 +54,11 @@ class Pager:
     def pages(self, read: Token, limit: int | None) -> Iterator[Changes]:
         """All that was found above *read*, beginning with the vbucket whose turn it is, *limit* documents a page.
 
-        Every page's token says exactly what was delivered: vbuckets that had their turn stand at the stable clock, the
-        one at which the page ends at its last document, the others where they stood.
+        Every page's token covers exactly what was delivered: vbuckets that had their turn are at the stable clock, the
+        one at which the page ends is at its last document, the others are where they were.
         """
         size = limit or sys.maxsize
-        stable, seqnos, horizons = self._scan.view.stable, list(read.seqnos), list(read.horizons)
+        stable, seqnos, horizons = self._scan.snapshot.stable, list(read.seqnos), list(read.horizons)
         pending = self._scan.count()
         page: list[Found] = []
         for vb, upto, documents in self._turns(read):
@@ -78,7 +78,7 @@ class Pager:
 
         The first vbucket has a second turn, the last of all, for what came while others waited.
         """
-        stable, documents = self._scan.view.stable, self._scan.documents
+        stable, documents = self._scan.snapshot.stable, self._scan.documents
         first = read.turn_vb
         upto = min(read.turn_seqno or stable[first], stable[first])
         yield first, upto, [found for found in documents(first) if found[0] <= upto]

@@ -10,7 +10,7 @@ from channelindex.reading import token
 from channelindex.reading.block_walk import walk
 from channelindex.reading.paging import Changes, Pager
 from channelindex.reading.scan import Scan
-from channelindex.reading.snapshot import Archives, View
+from channelindex.reading.snapshot import Archives, IndexSnapshot
 from channelindex.stores.base import IndexReader
 
 FIRST_RETRY_S = 0.1
@@ -20,14 +20,14 @@ LONGEST_RETRY_S = 5.0  # a follower notices within this that the store is back
 class ChangesReader:
     """Answers from one index. Keeps nothing between calls but archives; as safe for threads as its store is.
 
-    No answer goes beyond the stable clock, so none is taken back but by a rollback of the source. Whoever had read what
-    it took back is told all documents of that vbucket once more, as they are now. Nothing is said of a document that
-    came into the channels only by what was taken back: the index has no live entry of it.
+    No answer goes beyond the stable clock, so only a rollback of the source takes one back. A reader that had read
+    what was rolled back gets all documents of that vbucket once more, in their present state. A document that was in
+    the channels only by what was rolled back is not reported: the index has no live entry of it.
 
-    A `since` is good for the channels with which it was made. For a channel that was not among them, begin at None.
+    A `since` is valid for the channels with which it was made. For any other channel, begin at None.
 
-    *on_corrupt* is told of each damaged or missing block. If it returns, the answer is made of what is whole, and
-    what was damaged is never told: the token goes beyond it.
+    *on_corrupt* is called for each damaged or missing block. If it returns, the answer holds what is intact, and what
+    was damaged is never reported: the token goes beyond it.
     """
 
     def __init__(self, store: IndexReader, on_corrupt: OnCorrupt = refuse) -> None:
@@ -38,9 +38,9 @@ class ChangesReader:
     def changes(self, channels: Iterable[str], since: str | None = None, limit: int | None = None) -> Changes:
         """The documents that changed in any of *channels* after *since*, each once, at most *limit*.
 
-        Ordered by vbucket and seqno, beginning where the page before ended. Page by page, a channel at rest gives the
-        same list whatever the limit; in one that is not, no vbucket keeps the others waiting. Blocks are read as far
-        back as *since* asks for, whatever the limit: who pages through much uses `pages`.
+        Ordered by vbucket and seqno, beginning where the page before ended. The pages of a channel at rest give the
+        same list whatever the limit; in a busy one, no vbucket keeps the others waiting. Blocks are read as far back
+        as *since* requires, whatever the limit: to page through many changes, use `pages`.
 
         Raises:
             TokenInvalid: *since* is garbled, of another index, or from the future.
@@ -58,13 +58,13 @@ class ChangesReader:
         """
         if limit is not None and limit < 1:
             raise ValueError(f"limit is {limit}, must be at least 1")
-        wanted = tuple(dict.fromkeys(channels))
+        names = tuple(dict.fromkeys(channels))
         meta = self._store.meta()
-        view = View.now(self._store, self._archives)
-        read = view.resume(token.decode(since, meta))
-        scan = Scan(view, read.seqnos)
-        stats = walk(self._store, wanted, scan, self._on_corrupt)
-        return Pager(meta, wanted, scan, stats).pages(read, limit)
+        snapshot = IndexSnapshot.take(self._store, self._archives)
+        read = snapshot.resume(token.decode(since, meta))
+        scan = Scan(snapshot, read.seqnos)
+        stats = walk(self._store, names, scan, self._on_corrupt)
+        return Pager(meta, names, scan, stats).pages(read, limit)
 
     def follow(
         self,
@@ -78,10 +78,10 @@ class ChangesReader:
     ) -> Iterator[Changes]:
         """The answers of `changes` that have an entry, as the stable clock moves on, until *stop* returns true.
 
-        *stop* is asked at least every *wait_s* seconds, or LONGEST_RETRY_S while the store cannot be reached. That is
-        waited out, with pauses from FIRST_RETRY_S on that double and are jittered; every other error is raised.
+        *stop* is called at least every *wait_s* seconds, or LONGEST_RETRY_S while the store cannot be reached. A store
+        that is away is retried with jittered pauses that double from FIRST_RETRY_S; every other error is raised.
         """
-        wanted = tuple(channels)
+        names = tuple(channels)
         counter: int | None = None
         retry_s = FIRST_RETRY_S
         while not stop():
@@ -89,7 +89,7 @@ class ChangesReader:
                 now = self._store.stable_counter() if counter is None else self._store.wait_stable(counter, wait_s)
                 if now == counter:
                     continue
-                pages = self.pages(wanted, since, limit)
+                pages = self.pages(names, since, limit)
             except Transient:
                 counter = None  # what the counter promised has not been read
                 sleep(retry_s * random.uniform(0.5, 1.0))
@@ -102,5 +102,5 @@ class ChangesReader:
                     yield page
 
     def principal_counter(self, key: str) -> int:
-        """How often the user or role document *key* changed; "" asks for the sum over all of them."""
+        """Number of changes of the user or role document *key*; "" for the sum over all of them."""
         return self._store.principal_counter(key)

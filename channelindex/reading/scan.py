@@ -1,4 +1,4 @@
-"""Finds what a reader asked for in the bytes of blocks: per document its newest entry. Pure; the reader's hot loop."""
+"""Finds each document's newest entry in the bytes of blocks. Pure; the reader's hot loop."""
 
 import struct
 from collections.abc import Iterator, Mapping, Sequence
@@ -7,7 +7,7 @@ from channelindex import blocks
 from channelindex.blocks import OnCorrupt, refuse
 from channelindex.errors import IndexCorrupt
 from channelindex.model import REMOVED, Entry
-from channelindex.reading.snapshot import View
+from channelindex.reading.snapshot import IndexSnapshot
 
 _HEADER_KIND = bytes([blocks.HEADER])
 
@@ -17,15 +17,15 @@ them. `channels` is a bit mask: the positions in the request of the channels tha
 
 
 class Scan:
-    """What was found in a window of the index: above *since* (seqnos by vbucket), and visible in *view*."""
+    """Collects the entries in a window of the index: above *since* (seqnos by vbucket), and visible in *snapshot*."""
 
-    def __init__(self, view: View, since: Sequence[int]) -> None:
-        self.view = view
+    def __init__(self, snapshot: IndexSnapshot, since: Sequence[int]) -> None:
+        self.snapshot = snapshot
         self.since = since
         self._found_by_vb: list[dict[bytes, Found]] = [{} for _ in since]
 
     def count(self) -> int:
-        """How many documents were found."""
+        """Number of documents found."""
         return sum(map(len, self._found_by_vb))
 
     def documents(self, vb: int) -> list[Found]:
@@ -38,9 +38,9 @@ class Scan:
             yield from blocks.iter_entries(b"".join([found[3] for found in self.documents(vb)]))
 
     def add_block(self, block: bytes, channel: int, on_corrupt: OnCorrupt = refuse) -> bool:
-        """Take a block of the channel at position *channel*; whether blocks before it may hold something, too.
+        """Add a block of the channel at position *channel*; return true if blocks before it may hold entries, too.
 
-        Where *on_corrupt* returns, what is whole of the block is taken. Without a header, blocks before it may hold
+        Where *on_corrupt* returns, the intact part of the block is added. Without a header, blocks before it may hold
         anything.
 
         Raises:
@@ -52,7 +52,7 @@ class Scan:
         for kind, epoch, body in blocks.iter_frames(block, on_corrupt):
             try:
                 if kind == blocks.ENTRIES:
-                    self._add_entries(body, self.view.limits(epoch).visible, 1 << channel)
+                    self._add_entries(body, self.snapshot.limits(epoch).visible, 1 << channel)
                 else:
                     reaches_back = self._reaches_back(epoch, body)
             except (struct.error, IndexError):
@@ -62,11 +62,11 @@ class Scan:
         return reaches_back
 
     def _reaches_back(self, epoch: int, pairs: bytes) -> bool:
-        limits = self.view.limits(epoch).clock
+        limits = self.snapshot.limits(epoch).clock
         return not self.covered({vb: min(seqno, limits[vb]) for vb, seqno in blocks.unpack_pairs(pairs).items()})
 
     def covered(self, clock: Mapping[int, int]) -> bool:
-        """Whether *clock*, lowered to what is live, says nothing that lies in the window."""
+        """True if *clock*, lowered to what is live, lies below the window."""
         return all(seqno <= self.since[vb] for vb, seqno in clock.items())
 
     def _add_entries(self, body: bytes, limits: Sequence[int], channel_bit: int) -> None:

@@ -1,4 +1,4 @@
-"""One moment of the index: what its partition records, read at once, say of every entry, clock and token."""
+"""Takes a snapshot of the partition records, and judges every entry, clock and token by it."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self
@@ -10,7 +10,7 @@ from channelindex.stores.base import IndexReader
 
 
 class Archives:
-    """The archives of an index's partitions. One that has not grown is not fetched twice.
+    """Caches the archives of an index's partitions. One that has not grown is not fetched twice.
 
     Epochs are numbered over all partitions, so a partition at rest is often older than what others have archived.
     """
@@ -20,7 +20,7 @@ class Archives:
         self._known: dict[int, tuple[int, Sequence[EpochStart]]] = {}
 
     def of(self, records: Sequence[PartitionRecord]) -> Mapping[int, Sequence[EpochStart]]:
-        """By partition, at least what each of *records* has given away; those that gave nothing are not among them."""
+        """By partition, at least the epoch starts that each of *records* has archived; only those that have any."""
         archived = {partition: record.archived for partition, record in enumerate(records) if record.archived}
         grown = [p for p, epoch in archived.items() if p not in self._known or self._known[p][0] < epoch]
         if grown:
@@ -30,23 +30,23 @@ class Archives:
 
 
 class EpochLimits(NamedTuple):
-    """What one epoch may claim in this moment; both lists are seqnos by vbucket.
+    """Bounds for the entries and clocks of one epoch in a snapshot; both lists are seqnos by vbucket.
 
-    `visible`: the highest seqno at which an entry of the epoch is visible. 0 where the epoch began after this moment.
-    `clock`: what a clock record or block header of the epoch is lowered to. Such a clock also sums up the epochs
-    before its own, so an epoch that began after this moment must not be lowered to 0 here: entries of the older
-    epochs would be skipped with it.
+    `visible`: the highest seqno at which an entry of the epoch is visible. 0 where the epoch began after the snapshot.
+    `clock`: the seqno that a clock record or block header of the epoch is lowered to. Such a clock also sums up the
+    epochs before its own, so an epoch that began after the snapshot must not be lowered to 0 here: entries of the
+    older epochs would be skipped with it.
     """
 
     visible: list[int]
     clock: list[int]
 
 
-class View:
-    """One moment of the index.
+class IndexSnapshot:
+    """The partition records of an index, all read at one moment.
 
     Read the partition records first, all else after: only then does every entry at or below the stable clock lie in
-    the blocks that are read. *archives* are asked if something is met that is older than a record reaches back.
+    the blocks that are read. *archives* are fetched if an entry is older than the history in a record.
     """
 
     def __init__(self, records: Sequence[PartitionRecord], archives: Archives) -> None:
@@ -59,19 +59,19 @@ class View:
         self.stable = [seqno for record in records for seqno in record.stable]
 
     @classmethod
-    def now(cls, store: IndexReader, archives: Archives | None = None) -> Self:
-        """The present moment of an index."""
+    def take(cls, store: IndexReader, archives: Archives | None = None) -> Self:
+        """Read the partition records of the index in *store* now."""
         return cls(store.partition_records(), archives or Archives(store))
 
     def limits(self, epoch: int) -> EpochLimits:
-        """What entries and clocks of *epoch* may claim."""
+        """The bounds for entries and clocks of *epoch*."""
         known = self._limits.get(epoch)
         if known is None:
             known = self._limits[epoch] = self._computed_limits(epoch)
         return known
 
     def _reach_back_to(self, epoch: int) -> None:
-        """Let the bounds of *epoch* be known, from the archive if the records do not reach back so far."""
+        """Load the bounds of *epoch* from the archive if the records do not reach back so far."""
         if epoch >= self._newest_archived:
             return
         self._newest_archived = 0
@@ -99,8 +99,8 @@ class View:
         except IndexError as error:
             raise IndexCorrupt(f"vbucket {vb} in a clock, of {len(self.stable)} that the index has") from error
 
-    def standing(self, epoch: int, vb: int, seqno: int) -> str:
-        """What a reader makes of an entry: "visible", "pending" (not yet stable) or "dead" (taken back).
+    def visibility(self, epoch: int, vb: int, seqno: int) -> str:
+        """Classify an entry: "visible", "pending" (not yet stable) or "dead" (rolled back).
 
         Raises:
             IndexError: the index has no such vbucket.
@@ -111,11 +111,11 @@ class View:
         return "pending" if seqno <= bounds.bound(epoch, vb) else "dead"
 
     def resume(self, token: Token) -> Token:
-        """*token* as of this moment: above its seqnos, the reader has to be told everything.
+        """*token* lowered to this snapshot: the reader needs everything above its seqnos.
 
-        A vbucket of which the reader had seen something that a rollback took back begins at 0 again. Where the rollback
-        began is not early enough: a document may have gone back to a revision before that, of which the reader was not
-        told because there was a newer one, or which it holds for replaced by one that has never been.
+        A vbucket of which the reader had seen something that a rollback took back begins at 0 again. To begin where the
+        rollback began is not enough: a document may be back at an earlier revision that the reader never got, because
+        there was a newer one, or that it takes for replaced by one that no longer exists.
 
         Raises:
             TokenInvalid: the token has an epoch or a seqno that the index has not reached.

@@ -1,4 +1,4 @@
-"""The `since` token: how far a reader has read, as a short string that is safe in a URL. Pure; no I/O.
+"""Encodes and decodes the `since` token: a reader's position as a short string that is safe in a URL. Pure; no I/O.
 
 A token is base64url, without padding, of these bytes:
 
@@ -38,7 +38,7 @@ _RAW_DEFLATE = -15
 
 
 class Token(NamedTuple):
-    """How far a reader has read: `seqnos` by vbucket, each under its partition's epoch in `epochs`.
+    """A reader's position: `seqnos` by vbucket, each under its partition's epoch in `epochs`.
 
     `horizons`, by vbucket, are the stable seqnos of when the vbucket was last read. Where one is above the seqno, a
     page ended within the vbucket: documents that have an entry at or below the seqno were left for later because they
@@ -131,7 +131,7 @@ def _put_varint(out: bytearray, value: int) -> None:
 
 
 def _most_bytes(meta: IndexMeta) -> int:
-    """What the numbers of a token can take at most."""
+    """Upper bound of the bytes of a token's numbers."""
     return _MAX_VARINT_BYTES * (2 + 2 * meta.n_partitions + 4 * meta.n_vbuckets)
 
 

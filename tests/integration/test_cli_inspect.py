@@ -69,7 +69,7 @@ def test_a_block_shows_each_entry_and_what_readers_make_of_it(index: SmallIndex,
         assert code == exits.OK
         block = json.loads(out)
         assert block["key"] == f"{ref.group}:{number}:A"
-        found |= {(entry["epoch"], entry["seqno"], entry["id"]): entry["standing"] for entry in block["entries"]}
+        found |= {(entry["epoch"], entry["seqno"], entry["id"]): entry["visibility"] for entry in block["entries"]}
     assert found == {
         (first, 1, "one"): "visible",
         (first, 1, "two"): "visible",

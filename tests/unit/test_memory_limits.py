@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from channelindex.errors import ChangesForgotten
 from channelindex.hashing import group_of
 from channelindex.model import Checkpoint, IndexMeta
-from channelindex.reading.block_walk import read_held
-from channelindex.reading.snapshot import View
+from channelindex.reading.block_walk import read_retained
+from channelindex.reading.snapshot import IndexSnapshot
 from channelindex.stores.base import BlockRef
 from channelindex.stores.memory import MemoryIndex, MemoryOwner, MemoryReader, memory_writer
 from channelindex.stores.memory_limits import HeldBlocks, MemoryLimits
@@ -80,7 +80,7 @@ class Site:
 
     def held(self) -> tuple[list[int], int]:
         """The seqnos that can be read, and the one up to which some are forgotten."""
-        scan, floor = read_held(self.reader, "A", View.now(self.reader))
+        scan, floor = read_retained(self.reader, "A", IndexSnapshot.take(self.reader))
         return [each.seqno for each in scan.entries()], floor.get(0, 0)
 
 

@@ -72,7 +72,7 @@ def _print_block(report: BlockReport) -> None:
         output.line(f"damaged: {damage}")
     if report.entries:
         output.line("")
-        output.table(("epoch", "vbucket", "seqno", "document", "revision", "flags", "standing"), report.entries)
+        output.table(("epoch", "vbucket", "seqno", "document", "revision", "flags", "visibility"), report.entries)
 
 
 def _clock(store: IndexReader, key: str, as_json: bool) -> bool:
