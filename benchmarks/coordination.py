@@ -18,6 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.simulation import ZONES, Cost, World
+from channelindex.redis.link import Link
+from coordinator.connection import connect
 from devbucket.embedded_redis import EmbeddedRedis
 
 QUIET_S = 60.0
@@ -131,9 +133,9 @@ class Run:
         self.quiet()
 
 
-def simulate(client: redis.Redis, url: str, n_nodes: int, n_partitions: int, seed: int, at_once: int) -> Run:
+def simulate(client: redis.Redis, link: Link, n_nodes: int, n_partitions: int, seed: int, at_once: int) -> Run:
     """All events on a cluster of *n_nodes* that share *n_partitions*."""
-    run = Run(World(client, url, n_partitions, seed), n_nodes)
+    run = Run(World(client, link, n_partitions, seed), n_nodes)
     run.all(at_once)
     return run
 
@@ -148,8 +150,8 @@ def main() -> None:
     parser.add_argument("--quiet-only", action="store_true", help="start all nodes, and then nothing")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
-    with EmbeddedRedis() as server, redis.Redis.from_url(server.url) as client:
-        run = Run(World(client, server.url, args.partitions, args.seed), args.nodes)
+    with EmbeddedRedis() as server, redis.Redis.from_url(server.url) as client, connect(server.url, 5.0) as link:
+        run = Run(World(client, link, args.partitions, args.seed), args.nodes)
         if args.quiet_only:
             run.start_all()
             run.quiet()

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import redis
 
+from channelindex.redis.link import Link
 from coordinator.membership import Membership
 from coordinator.plan import Target
 from coordinator.tick import Answer, Identity, Ticker, TickRequest, View
@@ -56,7 +57,7 @@ class SimulatedTicker(Ticker):
     """A ticker whose wakes reach the simulation too."""
 
     def __init__(self, world: "World", identity: Identity) -> None:
-        super().__init__(world.client, world.url, INDEX, identity, world.clock_ms)
+        super().__init__(world.link, INDEX, identity, world.clock_ms)
         self._world = world
 
     def tick(self, request: TickRequest) -> tuple[Answer, Any]:
@@ -105,10 +106,10 @@ class World:
     """The nodes, their clock and what happens when."""
 
     def __init__(
-        self, client: redis.Redis, url: str, n_partitions: int, seed: int, ttl_s: float = 10.0, max_moves: int = 8
+        self, client: redis.Redis, link: Link, n_partitions: int, seed: int, ttl_s: float = 10.0, max_moves: int = 8
     ) -> None:
         self.client = client
-        self.url = url
+        self.link = link
         self.n_partitions = n_partitions
         self.ttl_s = ttl_s
         self.max_moves = max_moves

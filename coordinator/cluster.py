@@ -6,14 +6,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from coordinator.connection import RedisClient
-from coordinator.keys import Keys, Script
+from channelindex.redis.link import Link
+from coordinator.keys import Keys, run_script
 from coordinator.plan import Member, Target, target
 
 MAX_EVENTS = 500
 """How many events Redis keeps (`lua/shared.lua`)."""
-
-_LOOK = Script("look")
 
 
 class MemberState(NamedTuple):
@@ -116,13 +114,13 @@ _decode_lease = msgspec.msgpack.Decoder(_Lease).decode
 _decode_event = msgspec.msgpack.Decoder(Event).decode
 
 
-def read_cluster(client: RedisClient, url: str, index: str, n_partitions: int, n_events: int = 0) -> ClusterState:
+def read_cluster(redis: Link, index: str, n_partitions: int, n_events: int = 0) -> ClusterState:
     """The coordination of *index* at one moment, with the newest *n_events*. Changes nothing, also not what ran out.
 
     Raises:
-        AuthenticationFailed, CoordinationUnavailable: see `redis_errors`.
+        AuthenticationFailed, CoordinationUnavailable: see `connection.connect`.
     """
-    reply = _LOOK.run(client, url, Keys(index), (n_events,))
+    reply = run_script(redis, "look", Keys(index), (n_events,))
     now_ms = int(reply[0])
     raw_members, raw_ends, raw_leases, raw_status = (_pairs(fields) for fields in reply[1:5])
     drained = {name.decode() for name in reply[5]}

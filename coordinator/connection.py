@@ -1,49 +1,32 @@
-"""Connections to the Redis that holds the leases, and its errors in our words."""
+"""Connections to the Redis that holds the leases."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from importlib.resources import files
 
-import redis
-
-from channelindex.errors import AuthenticationFailed, CoordinationUnavailable
-from channelindex.redis_client import RedisClient, open_client
-from channelindex.redis_url import without_password
-
-__all__ = ["SETTING", "RedisClient", "connect", "redis_errors"]
+from channelindex.errors import CoordinationUnavailable
+from channelindex.redis.errors import Purpose
+from channelindex.redis.link import Link
+from channelindex.redis.opening import open_redis
+from channelindex.redis.scripts import Scripts
 
 SETTING = "coordination.redis"
 
+_LEASES = Purpose(
+    SETTING,
+    Scripts(files("coordinator").joinpath("lua")),
+    unavailable=CoordinationUnavailable,
+    lost=CoordinationUnavailable,
+    corrupt=CoordinationUnavailable,
+    broken=CoordinationUnavailable,
+)
+"""Nothing of it is needed to keep the index right, so whatever fails is worth another attempt."""
 
-def connect(url: str, timeout_s: float) -> RedisClient:
-    """A client of the Redis at *url*; see `open_client`. No round trip takes longer than *timeout_s*.
+
+def connect(url: str, timeout_s: float) -> Link:
+    """A link to the Redis at *url*, which connects when it is first used. No reply may take longer than *timeout_s*.
+
+    Its requests raise AuthenticationFailed, or CoordinationUnavailable: what was asked may have happened.
 
     Raises:
         ConfigInvalid: *url* is not one of a Redis.
-        AuthenticationFailed, CoordinationUnavailable: a cluster cannot be reached; see `redis_errors`.
     """
-    with redis_errors(url):
-        return open_client(url, SETTING, timeout_s)
-
-
-@contextmanager
-def redis_errors(url: str) -> Iterator[None]:
-    """Turns what redis-py raises inside the block into errors of ours that name the setting and the address.
-
-    Raises:
-        AuthenticationFailed: Redis refused the credentials or the commands.
-        CoordinationUnavailable: anything else; what was asked may have happened.
-    """
-    try:
-        yield
-    except (
-        redis.AuthenticationError,
-        redis.exceptions.AuthorizationError,
-        redis.exceptions.NoPermissionError,
-    ) as error:
-        raise AuthenticationFailed(f"{SETTING} {without_password(url)}: {_one_line(error)}") from error
-    except (redis.RedisError, redis.exceptions.RedisClusterException, OSError) as error:
-        raise CoordinationUnavailable(f"{SETTING} {without_password(url)}: {_one_line(error)}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return open_redis(url, _LEASES, timeout_s=timeout_s)

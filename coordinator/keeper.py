@@ -1,18 +1,18 @@
 """The lease keeper: the one process of a node that talks to the Redis of the leases (docs/design/002-leases.md)."""
 
 import math
-import random
 import select
 import time
 from collections.abc import Iterable
 
 from channelindex import exits
+from channelindex.backoff import Backoff
 from channelindex.errors import AuthenticationFailed, CoordinationUnavailable
 from coordinator.connection import connect
 from coordinator.keys import Keys
 from coordinator.lease import LeaseTiming
 from coordinator.link import Held, SupervisorLink, Trouble
-from coordinator.membership import JITTER, Membership
+from coordinator.membership import Membership
 from coordinator.tick import Identity, Ticker
 from coordinator.wake import WakeSubscription
 
@@ -34,13 +34,14 @@ class LeaseKeeper:
     ) -> None:
         self._identity = identity
         self._link = link
-        self._client = connect(url, LeaseTiming(identity.ttl_s).request_timeout_s)
-        ticker = Ticker(self._client, url, index, identity)
+        timeout_s = LeaseTiming(identity.ttl_s).request_timeout_s
+        self._redis = connect(url, timeout_s)
+        ticker = Ticker(self._redis, index, identity)
         self._membership = Membership(ticker, identity, n_partitions, max_moves)
-        self._wake = WakeSubscription(self._client, Keys(index).wake(identity.node))
+        self._wake = WakeSubscription(connect(url, timeout_s), Keys(index).wake(identity.node))
         self._last_order = 0
         self._trouble: Trouble | None = None
-        self._n_failures = 0
+        self._backoff = Backoff(_FIRST_RETRY_S, self._membership.timing.period_s / 2)
         self._has_ticked = False
         self._next_tick_at = 0.0
 
@@ -50,12 +51,12 @@ class LeaseKeeper:
             while not self._link.closed:
                 self._tick()
                 self._report()
-                if self._membership.has_left and not self._n_failures:
+                if self._membership.has_left and not self._backoff.failures:
                     return
                 self._wait()
         finally:
             self._wake.close()
-            self._client.close()
+            self._redis.close()
             self._link.close()
 
     def _tick(self) -> None:
@@ -66,7 +67,7 @@ class LeaseKeeper:
         except (AuthenticationFailed, CoordinationUnavailable) as error:
             self._after_failure(error)
         else:
-            self._n_failures = 0
+            self._backoff.reset()
             self._has_ticked = True
             self._trouble = self._name_in_use()
             self._next_tick_at = time.monotonic() + wait_s
@@ -77,9 +78,7 @@ class LeaseKeeper:
         # Rights that were taken away from a running node may come back; those of one that starts are a wrong setting.
         code = exits.COORDINATION if self._has_ticked else exits.code_for(error)
         self._trouble = Trouble(code, message)
-        wait_s = min(_FIRST_RETRY_S * 2**self._n_failures, self._membership.timing.period_s / 2)
-        self._n_failures = min(self._n_failures + 1, 16)
-        self._next_tick_at = time.monotonic() + wait_s * (1 - JITTER * random.random())
+        self._next_tick_at = time.monotonic() + self._backoff.next_delay_s()
 
     def _name_in_use(self) -> Trouble | None:
         remaining_s = self._membership.refused_s

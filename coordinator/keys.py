@@ -1,14 +1,11 @@
 """The names in Redis of one index's coordination, and the scripts that work on them (`lua/KEYSPACE.md`)."""
 
-import hashlib
 from collections.abc import Sequence
-from importlib.resources import files
 from typing import Any
 
 import msgspec
-import redis
 
-from coordinator.connection import RedisClient, redis_errors
+from channelindex.redis.link import Link
 
 
 class Keys:
@@ -51,25 +48,11 @@ class Keys:
         return f"{self.prefix}lock:{job}"
 
 
-class Script:
-    """One of the scripts in `lua/`, run by its digest; sent whole where Redis does not know it (any more)."""
+def run_script(link: Link, name: str, keys: Keys, arguments: object, now_ms: int | None = None) -> Any:
+    """The reply of the script `lua/<name>.lua`. *now_ms* replaces Redis' clock, for tests.
 
-    def __init__(self, name: str) -> None:
-        folder = files("coordinator").joinpath("lua")
-        parts = (folder.joinpath(f"{part}.lua").read_text(encoding="utf-8") for part in ("shared", name))
-        self.source = "\n".join(parts)
-        self._sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
-
-    def run(self, client: RedisClient, url: str, keys: Keys, arguments: object, now_ms: int | None = None) -> Any:
-        """The reply. *now_ms* replaces Redis' clock, for tests.
-
-        Raises:
-            AuthenticationFailed, CoordinationUnavailable: see `redis_errors`.
-        """
-        clock = "" if now_ms is None else now_ms
-        keys_and_arguments: tuple[Any, ...] = (*keys.all, msgspec.msgpack.encode(arguments), clock)
-        with redis_errors(url):
-            try:
-                return client.evalsha(self._sha, len(keys.all), *keys_and_arguments)
-            except redis.exceptions.NoScriptError:
-                return client.eval(self.source, len(keys.all), *keys_and_arguments)
+    Raises:
+        AuthenticationFailed, CoordinationUnavailable: see `connect`.
+    """
+    clock = "" if now_ms is None else now_ms
+    return link.run(name, keys.all, msgspec.msgpack.encode(arguments), clock)

@@ -1,10 +1,11 @@
 """The lock of a rare job on an index, one at a time: an operator's, who might be two."""
 
+import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 
 from channelindex.errors import CoordinationUnavailable
-from coordinator.connection import connect, redis_errors
+from coordinator.connection import connect
 from coordinator.keys import Keys
 
 LOCK_S = 60.0
@@ -19,18 +20,16 @@ def job_lock(url: str, index: str, job: str) -> Iterator[None]:
 
     Raises:
         CoordinationUnavailable: somebody else holds it, or the Redis of the leases cannot be reached.
-        AuthenticationFailed: see `redis_errors`.
+        AuthenticationFailed: see `connect`.
     """
-    with closing(connect(url, _TIMEOUT_S)) as client:
-        lock = client.lock(Keys(index).lock(job), timeout=LOCK_S, blocking=False)
-        with redis_errors(url):
-            is_ours = lock.acquire()
-        if not is_ours:
+    key, holder = Keys(index).lock(job), uuid.uuid4().hex
+    with closing(connect(url, _TIMEOUT_S)) as redis:
+        if not redis.execute("SET", key, holder, "NX", "PX", round(LOCK_S * 1000)):
             raise CoordinationUnavailable(
                 f"somebody else does a {job} of index {index!r}; a lock of one that died is free within {LOCK_S:.0f} s"
             )
         try:
             yield
         finally:
-            with suppress(CoordinationUnavailable), redis_errors(url):  # it ran out, or will
-                lock.release()
+            with suppress(CoordinationUnavailable):  # it ran out, or will
+                redis.run("unlock", (key,), holder)

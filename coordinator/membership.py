@@ -87,7 +87,7 @@ class Membership:
         """Renew and see, then take what the plan says; how many seconds the next tick may wait.
 
         Raises:
-            AuthenticationFailed, CoordinationUnavailable: see `redis_errors`. What was to be released still is.
+            AuthenticationFailed, CoordinationUnavailable: see `connection.connect`. What was to be released still is.
         """
         before, released = self._view, set(self._to_release)
         # Asking for what we hold anyway brings it back at once if Redis has lost its data.

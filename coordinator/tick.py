@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
-from coordinator.connection import RedisClient
-from coordinator.keys import Keys, Script
+from channelindex.redis.link import Link
+from coordinator.keys import Keys, run_script
 from coordinator.link import Scale
 from coordinator.plan import Member, Target, target
 
@@ -13,9 +13,6 @@ FORGET_AFTER_S = 3600.0
 """How long a dead node stays listed, so that `channelindex nodes` can say whom it misses."""
 GRACE_S = 600.0
 """How long a node that went is remembered as the home of its partitions, unless it says otherwise."""
-
-_TICK = Script("tick")
-_ORDER = Script("order")
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -108,21 +105,19 @@ _decode_view = msgspec.msgpack.Decoder(View).decode
 
 
 class Ticker:
-    """Runs the scripts for one node. The client is shared with whoever made it, who also closes it.
+    """Runs the scripts for one node. *redis* is shared with whoever made it, who also closes it.
 
     *clock* gives the time in ms instead of Redis, for simulations.
     """
 
     def __init__(
         self,
-        client: RedisClient,
-        url: str,
+        redis: Link,
         index: str,
         identity: Identity,
         clock: Callable[[], int] | None = None,
     ) -> None:
-        self._client = client
-        self._url = url
+        self._redis = redis
         self._keys = Keys(index)
         self._identity = identity
         self._clock = clock
@@ -133,22 +128,22 @@ class Ticker:
         Safe to repeat.
 
         Raises:
-            AuthenticationFailed, CoordinationUnavailable: see `redis_errors`.
+            AuthenticationFailed, CoordinationUnavailable: see `connection.connect`.
         """
-        reply, view = self._run(_TICK, self._arguments(request))
+        reply, view = self._run("tick", self._arguments(request))
         return _decode_answer(reply), _decode_view(view) if view else None
 
     def wake(self, nodes: Iterable[str]) -> None:
         """Tell *nodes* that they have something to do; one that does not hear it finds out at its next tick.
 
         Raises:
-            AuthenticationFailed, CoordinationUnavailable: see `redis_errors`.
+            AuthenticationFailed, CoordinationUnavailable: see `connection.connect`.
         """
-        self._run(_ORDER, ("wake", (), self._keys.wake_prefix, sorted(nodes)))
+        self._run("order", ("wake", (), self._keys.wake_prefix, sorted(nodes)))
 
-    def _run(self, script: Script, arguments: object) -> Sequence[bytes]:
+    def _run(self, script: str, arguments: object) -> Sequence[bytes]:
         now_ms = self._clock() if self._clock else None
-        reply: Sequence[bytes] = script.run(self._client, self._url, self._keys, arguments, now_ms)
+        reply: Sequence[bytes] = run_script(self._redis, script, self._keys, arguments, now_ms)
         return reply
 
     def _arguments(self, request: TickRequest) -> tuple[object, ...]:
@@ -171,14 +166,12 @@ class Ticker:
         )
 
 
-def order(
-    client: RedisClient, url: str, index: str, what: str, arguments: Sequence[object], wake: Iterable[str]
-) -> int:
+def order(redis: Link, index: str, what: str, arguments: Sequence[object], wake: Iterable[str]) -> int:
     """Give an operator's order (`lua/order.lua`) and wake the nodes *wake*; how much of it was not so before.
 
     Raises:
-        AuthenticationFailed, CoordinationUnavailable: see `redis_errors`.
+        AuthenticationFailed, CoordinationUnavailable: see `connection.connect`.
     """
     keys = Keys(index)
-    n_changed: int = _ORDER.run(client, url, keys, (what, arguments, keys.wake_prefix, sorted(wake)))
+    n_changed: int = run_script(redis, "order", keys, (what, arguments, keys.wake_prefix, sorted(wake)))
     return n_changed

@@ -1,9 +1,9 @@
 """The read side: what changed in these channels since I last looked?"""
 
-import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 
+from channelindex.backoff import Backoff
 from channelindex.blocks import OnCorrupt, refuse
 from channelindex.errors import Transient
 from channelindex.reading import token
@@ -83,7 +83,7 @@ class ChangesReader:
         """
         names = tuple(channels)
         counter: int | None = None
-        retry_s = FIRST_RETRY_S
+        backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
         while not stop():
             try:
                 now = self._store.stable_counter() if counter is None else self._store.wait_stable(counter, wait_s)
@@ -92,10 +92,10 @@ class ChangesReader:
                 pages = self.pages(names, since, limit)
             except Transient:
                 counter = None  # what the counter promised has not been read
-                sleep(retry_s * random.uniform(0.5, 1.0))
-                retry_s = min(2 * retry_s, LONGEST_RETRY_S)
+                sleep(backoff.next_delay_s())
                 continue
-            counter, retry_s = now, FIRST_RETRY_S
+            counter = now
+            backoff.reset()
             for page in pages:
                 since = page.since
                 if page.entries:

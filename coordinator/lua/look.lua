@@ -4,6 +4,7 @@
 -- ARGV[1]  msgpack [how many of the newest events]
 -- Reply    now, then members, ends, leases, status as field and value in turn, drained, asked as field and value,
 --          events
+-- include shared.lua
 
 local n_events = cmsgpack.unpack(ARGV[1])[1]
 return {

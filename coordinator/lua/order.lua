@@ -7,6 +7,7 @@
 --            scale            [node, incarnation, feed workers, batch writers]
 --            wake             []
 -- Reply    how much of it was not so before
+-- include shared.lua
 
 local what, arguments, prefix, wake = unpack(cmsgpack.unpack(ARGV[1]))
 local n_changed = 0

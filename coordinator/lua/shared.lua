@@ -1,4 +1,4 @@
--- What tick.lua and order.lua have in common; put before each of them.
+-- What tick.lua, order.lua and look.lua have in common, each of which includes it.
 --
 -- KEYS[1]  members  hash: node -> msgpack [incarnation, ttl_ms, leaving, joined_ms, weight, zone, ended_ms]
 -- KEYS[2]  ends     sorted set: live node -> the time in ms at which its membership, and all its leases, run out

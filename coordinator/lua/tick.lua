@@ -13,6 +13,7 @@
 -- accepted is false where another live incarnation, not the caller's predecessor, has the name; then nothing was
 -- changed for the caller. joined is true where the caller was no live member before. n_freed counts the leases that this
 -- tick ended. A leaving member without leases leaves. next_end_ms is how long the next other member lives unrenewed, -1 where there is no other.
+-- include shared.lua
 
 local node, incarnation, predecessor, ttl_ms, weight, zone, leaving, release, reason, take, status, known_version,
   grace_ms, forget_ms = unpack(cmsgpack.unpack(ARGV[1]))

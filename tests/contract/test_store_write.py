@@ -4,11 +4,11 @@ import pytest
 
 from channelindex.blocks import fold_clock
 from channelindex.epochs import new_record
-from channelindex.errors import Transient
-from channelindex.redis_client import open_client
+from channelindex.errors import OutcomeUnknown, Transient
 from channelindex.stores.couchbase.directories import Directories
 from channelindex.stores.couchbase.keys import Keys as CouchbaseKeys
 from channelindex.stores.redis.keys import Keys
+from channelindex.stores.redis.opening import open_link
 from tests.support.stores import (
     GROUP,
     Backend,
@@ -85,9 +85,9 @@ def _set_active_block(backend: Backend, channel: str, number: int) -> None:
         link.insert({keys.block(channel, GROUP, number): b""})
         return
     key = Keys(backend.index_name).channel(channel)
-    with open_client(backend.url, "index.store", timeout_s=5) as client:
-        _, _, rest = client.hget(key, "g" + GROUP).partition(b":")
-        client.hset(key, "g" + GROUP, b"%d:%s" % (number, rest))
+    with open_link(backend.url, OutcomeUnknown) as redis:
+        _, _, rest = redis.execute("HGET", key, "g" + GROUP).partition(b":")
+        redis.execute("HSET", key, "g" + GROUP, b"%d:%s" % (number, rest))
 
 
 def test_groups_of_a_channel_have_blocks_of_their_own_and_one_counter(backend):

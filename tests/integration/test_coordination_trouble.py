@@ -2,12 +2,12 @@
 
 import time
 from contextlib import ExitStack
-from typing import Any
 
 import pytest
 import redis
 
 from channelindex.errors import AuthenticationFailed, CoordinationUnavailable
+from channelindex.redis.link import Link
 from coordinator.cluster import read_cluster
 from coordinator.connection import connect
 from coordinator.keys import Keys
@@ -27,16 +27,15 @@ START_S = 1_700_000_000.0
 class Cluster:
     """Nodes whose clocks are in our hands."""
 
-    def __init__(self, client: Any, url: str) -> None:
+    def __init__(self, link: Link) -> None:
         self.now = 0.0
         self.nodes: dict[str, Membership] = {}
-        self._client = client
-        self._url = url
+        self._link = link
 
     def node(self, name: str) -> Membership:
         if name not in self.nodes:
             identity = Identity(name, f"{name}-1", TTL_S)
-            ticker = Ticker(self._client, self._url, INDEX, identity, lambda: int((START_S + self.now) * 1000))
+            ticker = Ticker(self._link, INDEX, identity, lambda: int((START_S + self.now) * 1000))
             self.nodes[name] = Membership(ticker, identity, N_PARTITIONS, N_PARTITIONS, lambda: self.now)
         return self.nodes[name]
 
@@ -61,11 +60,11 @@ class Cluster:
     def held(self) -> dict[str, set[int]]:
         return {name: set(node.book.held(self.now)) for name, node in self.nodes.items()}
 
-    def switch(self, client: Any) -> None:
+    def switch(self, link: Link) -> None:
         """From now on Redis is another one."""
         for node in self.nodes.values():
-            node._ticker._client = client
-        self._client = client
+            node._ticker._redis = link
+        self._link = link
 
 
 @pytest.fixture
@@ -76,19 +75,26 @@ def databases(redis_url):
         yield clients
 
 
+@pytest.fixture
+def links(redis_url):
+    """A link to each of `databases`."""
+    with connect(redis_url, 5.0) as master, connect(f"{redis_url}?db=1", 5.0) as replica:
+        yield master, replica
+
+
 def _replicate(master: redis.Redis, replica: redis.Redis) -> None:
     replica.flushdb()
     for key in master.scan_iter():
         replica.restore(key, 0, master.dump(key) or b"")
 
 
-def test_replica_that_lacks_the_last_takes_costs_nobody_what_it_has(databases):
+def test_replica_that_lacks_the_last_takes_costs_nobody_what_it_has(databases, links):
     master, replica = databases
-    cluster = Cluster(master, "redis://test")
+    cluster = Cluster(links[0])
     cluster.share("a")
     _replicate(master, replica)
     held = cluster.share("a", "b")
-    cluster.switch(replica)
+    cluster.switch(links[1])
     cluster.turn("b", "a", "b", "a")
     after = cluster.share("a", "b")
     assert {name: len(mine) for name, mine in after.items()} == {"a": 8, "b": 8}
@@ -96,35 +102,35 @@ def test_replica_that_lacks_the_last_takes_costs_nobody_what_it_has(databases):
     assert held["a"] | held["b"] == set(range(N_PARTITIONS))
 
 
-def test_replica_that_lags_by_renewals_gives_nobody_away(databases):
+def test_replica_that_lags_by_renewals_gives_nobody_away(databases, links):
     master, replica = databases
-    cluster = Cluster(master, "redis://test")
+    cluster = Cluster(links[0])
     held = cluster.share("a", "b")
     _replicate(master, replica)
     for _ in range(3):
         cluster.now += TTL_S / 3
         cluster.turn("a", "b")
-    cluster.switch(replica)  # where both look as if their time had run out
+    cluster.switch(links[1])  # where both look as if their time had run out
     cluster.turn("a", "b")
     cluster.turn("a", "b")
     assert cluster.share("a", "b") == held
 
 
-def test_version_that_a_stale_replica_repeats_is_not_taken_for_one_that_is_known(databases):
+def test_version_that_a_stale_replica_repeats_is_not_taken_for_one_that_is_known(databases, links):
     master, replica = databases
-    cluster = Cluster(master, "redis://test")
+    cluster = Cluster(links[0])
     cluster.share("a")
     _replicate(master, replica)
     cluster.turn("a", "b", "a", "b")
-    cluster.switch(replica)
+    cluster.switch(links[1])
     cluster.turn("b", "a", "b", "a")
     views = {node._view.leases == cluster.node("a")._view.leases for node in cluster.nodes.values()}
     assert views == {True}
 
 
 def test_nodes_stop_by_themselves_while_redis_is_away_and_go_on_when_it_is_back(tmp_path):
-    with EmbeddedRedis(tmp_path) as server, connect(server.url, 1.0) as client:
-        cluster = Cluster(client, server.url)
+    with EmbeddedRedis(tmp_path) as server, connect(server.url, 1.0) as link:
+        cluster = Cluster(link)
         cluster.share("a", "b")
         server.close()
         for name in ("a", "b"):
@@ -138,18 +144,18 @@ def test_nodes_stop_by_themselves_while_redis_is_away_and_go_on_when_it_is_back(
             assert {name: len(mine) for name, mine in held.items()} == {"a": 8, "b": 8}
 
 
-def test_scripts_that_were_flushed_are_sent_again(databases):
+def test_scripts_that_were_flushed_are_sent_again(databases, links):
     client, _ = databases
-    cluster = Cluster(client, "redis://test")
+    cluster = Cluster(links[0])
     held = cluster.share("a")
     client.script_flush()
     assert cluster.share("a") == held
 
 
 @pytest.mark.parametrize("key", ["members", "ends", "leases", "state", "events", "drained", "asked", "scale"])
-def test_wrong_type_under_a_key_is_reported_and_cured_by_its_removal(databases, key):
+def test_wrong_type_under_a_key_is_reported_and_cured_by_its_removal(databases, links, key):
     client, _ = databases
-    cluster = Cluster(client, "redis://test")
+    cluster = Cluster(links[0])
     cluster.share("a")
     name = getattr(Keys(INDEX), key)
     client.delete(name)
@@ -165,8 +171,8 @@ def test_rights_that_are_taken_away_and_given_back(redis_url, databases):
     admin, _ = databases
     admin.acl_setuser("node", enabled=True, passwords=["+pw"], categories=["+@all"], keys=["*"], channels=["*"])
     url = redis_url.replace("unix://", "unix://node:pw@")
-    with connect(url, 5.0) as client:
-        cluster = Cluster(client, url)
+    with connect(url, 5.0) as link:
+        cluster = Cluster(link)
         held = cluster.share("a")
         admin.acl_setuser("node", commands=["-evalsha"])
         with pytest.raises(AuthenticationFailed, match="permission"):
@@ -177,17 +183,17 @@ def test_rights_that_are_taken_away_and_given_back(redis_url, databases):
 
 
 def test_leases_in_a_redis_cluster(cluster_url):
-    with connect(cluster_url, 5.0) as client:
-        cluster = Cluster(client, cluster_url)
+    with connect(cluster_url, 5.0) as link:
+        cluster = Cluster(link)
         held = cluster.share("a", "b")
         assert {name: len(mine) for name, mine in held.items()} == {"a": 8, "b": 8}
-        assert read_cluster(client, cluster_url, INDEX, N_PARTITIONS, n_events=1).events[0].kind == "lease.taken"
-        _assert_wakes(client, cluster)
+        assert read_cluster(link, INDEX, N_PARTITIONS, n_events=1).events[0].kind == "lease.taken"
+        _assert_wakes(cluster_url, cluster)
 
 
 def test_leases_follow_their_slot_through_a_redis_cluster(cluster_of_three, cluster_url):
-    with connect(cluster_url, 5.0) as client:
-        cluster = Cluster(client, cluster_url)
+    with connect(cluster_url, 5.0) as link:
+        cluster = Cluster(link)
         held = cluster.share("a", "b")
         slot = cluster_of_three.nodes[0].execute_command("CLUSTER", "KEYSLOT", Keys(INDEX).leases)
         home = cluster_of_three.owner_of(slot)
@@ -199,10 +205,10 @@ def test_leases_follow_their_slot_through_a_redis_cluster(cluster_of_three, clus
 
 
 def test_leases_behind_sentinels_survive_a_failover():
-    with SentinelAndMaster() as servers, connect(servers.url, 2.0) as client:
-        cluster = Cluster(client, servers.url)
+    with SentinelAndMaster() as servers, connect(servers.url, 2.0) as link:
+        cluster = Cluster(link)
         held = cluster.share("a", "b")
-        _assert_wakes(client, cluster)
+        _assert_wakes(servers.url, cluster)
         servers.fail_over()
         deadline = time.monotonic() + 20.0
         while True:
@@ -215,8 +221,8 @@ def test_leases_behind_sentinels_survive_a_failover():
                 return
 
 
-def _assert_wakes(client: Any, cluster: Cluster) -> None:
-    wake = WakeSubscription(client, Keys(INDEX).wake("a"))
+def _assert_wakes(url: str, cluster: Cluster) -> None:
+    wake = WakeSubscription(connect(url, 5.0), Keys(INDEX).wake("a"))
     wake.ensure_open()
     assert wake.fileno() is not None
     deadline = time.monotonic() + 5.0

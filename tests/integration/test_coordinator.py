@@ -16,6 +16,7 @@ import redis
 
 from channelindex import exits
 from coordinator.cluster import read_cluster
+from coordinator.connection import connect
 from coordinator.keeper import LeaseKeeper
 from coordinator.keys import Keys
 from coordinator.lease import LeaseTiming
@@ -171,12 +172,12 @@ def test_a_partition_stays_leased_until_the_supervisor_has_drained_it(cluster):
 def test_status_is_shown_to_whoever_looks_until_there_is_a_newer_one(cluster):
     node = cluster.start("a")
     node.link.publish_status('{"lag": 7}')
-    with redis.Redis.from_url(cluster.url) as client:
+    with connect(cluster.url, 5.0) as link:
         for partition in (3, 5):
             cluster.until(lambda: node.working_on == ALL)
             node.release([partition])
         cluster.until(lambda: node.working_on == ALL)
-        (member,) = read_cluster(client, cluster.url, INDEX, N_PARTITIONS).members
+        (member,) = read_cluster(link, INDEX, N_PARTITIONS).members
     assert member.status == '{"lag": 7}'
 
 
@@ -209,8 +210,8 @@ def test_drained_node_hands_over_without_waiting_for_its_ttl_and_leaves(cluster)
     cluster.until(lambda: second.working_on == ALL and first.exit_code == 0)
     assert time.monotonic() < end_of_leases
     assert first.last.leases == {}
-    with redis.Redis.from_url(cluster.url) as client:
-        assert [member.node for member in read_cluster(client, cluster.url, INDEX, N_PARTITIONS).members] == ["b"]
+    with connect(cluster.url, 5.0) as link:
+        assert [member.node for member in read_cluster(link, INDEX, N_PARTITIONS).members] == ["b"]
 
 
 def test_paused_keeper_never_reports_a_lease_that_has_run_out(cluster):
@@ -333,7 +334,7 @@ def test_keeper_of_a_redis_that_hangs_says_so_and_still_ends_with_its_supervisor
 
 
 def test_wake_hears_what_is_for_it(redis_url):
-    with redis.Redis.from_url(redis_url) as client, closing(WakeSubscription(client, "ours")) as wake:
+    with redis.Redis.from_url(redis_url) as client, closing(WakeSubscription(connect(redis_url, 5.0), "ours")) as wake:
         wake.ensure_open()
         client.publish("theirs", "wake")
         assert not _heard_in_time(wake)
@@ -343,7 +344,7 @@ def test_wake_hears_what_is_for_it(redis_url):
 
 
 def test_wake_that_lost_its_connection_closes_and_opens_anew(redis_url):
-    with redis.Redis.from_url(redis_url) as client, closing(WakeSubscription(client, "ours")) as wake:
+    with redis.Redis.from_url(redis_url) as client, closing(WakeSubscription(connect(redis_url, 5.0), "ours")) as wake:
         wake.ensure_open()
         client.client_kill_filter(_type="pubsub")
         assert not _heard_in_time(wake)

@@ -5,6 +5,7 @@ import redis
 
 from benchmarks.coordination import Run
 from benchmarks.simulation import World
+from coordinator.connection import connect
 
 N_NODES = 40
 N_PARTITIONS = 128
@@ -14,8 +15,8 @@ SETTLING = 3
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_restarts_crashes_and_the_loss_of_a_zone_move_what_they_must_and_then_all_is_quiet(redis_url, seed):
-    with redis.Redis.from_url(redis_url) as client:
-        run = Run(World(client, redis_url, N_PARTITIONS, seed), N_NODES)
+    with redis.Redis.from_url(redis_url) as client, connect(redis_url, 5.0) as link:
+        run = Run(World(client, link, N_PARTITIONS, seed), N_NODES)
         run.all(at_once=4)
     outcomes = {outcome.event: outcome for outcome in run.outcomes}
     assert outcomes["nothing"].moves == 0

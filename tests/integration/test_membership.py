@@ -3,8 +3,9 @@
 from typing import Any
 
 import pytest
-import redis
 
+from channelindex.redis.link import Link
+from coordinator.connection import connect
 from coordinator.keys import Keys
 from coordinator.membership import Membership
 from coordinator.tick import Identity, Ticker, order
@@ -18,8 +19,8 @@ START_S = 1_700_000_000.0
 class Rig:
     """Nodes on one clock, and whom they wake."""
 
-    def __init__(self, client: redis.Redis) -> None:
-        self.client = client
+    def __init__(self, link: Link) -> None:
+        self.link = link
         self.now = 0.0
         self.woken: list[str] = []
 
@@ -33,7 +34,7 @@ class Rig:
                 super().wake(names)
 
         me = Identity(name, f"{name}-1", TTL_S, **identity)
-        ticker = NotingTicker(self.client, "redis://test", INDEX, me, lambda: int((START_S + self.now) * 1000))
+        ticker = NotingTicker(self.link, INDEX, me, lambda: int((START_S + self.now) * 1000))
         return Membership(ticker, me, N_PARTITIONS, max_moves, lambda: self.now)
 
     def tick(self, node: Membership) -> tuple[float, list[str]]:
@@ -50,8 +51,8 @@ class Rig:
 
 @pytest.fixture
 def rig(redis_url):
-    with redis.Redis.from_url(redis_url) as client:
-        yield Rig(client)
+    with connect(redis_url, 5.0) as link:
+        yield Rig(link)
 
 
 def _held(rig: Rig, node: Membership) -> set[int]:
@@ -138,9 +139,7 @@ def test_name_that_is_taken_holds_nothing_and_tells_for_how_long(rig):
     rig.tick(a)
     rig.now += 4.0
     other = Membership(
-        Ticker(
-            rig.client, "redis://test", INDEX, Identity("a", "other", TTL_S), lambda: int((START_S + rig.now) * 1000)
-        ),
+        Ticker(rig.link, INDEX, Identity("a", "other", TTL_S), lambda: int((START_S + rig.now) * 1000)),
         Identity("a", "other", TTL_S),
         N_PARTITIONS,
         N_PARTITIONS,
@@ -154,19 +153,19 @@ def test_name_that_is_taken_holds_nothing_and_tells_for_how_long(rig):
 def test_asked_partition_is_given_up_and_taken_again(rig):
     a = rig.node("a")
     rig.tick(a)
-    order(rig.client, "redis://test", INDEX, "release", [3], ["a"])
+    order(rig.link, INDEX, "release", [3], ["a"])
     rig.tick(a)
     assert a.wanted_releases == (3,)
     rig.give_back(a)
     assert a.wanted_releases == ()
     assert _held(rig, a) == set(range(N_PARTITIONS))
-    assert rig.client.hlen(Keys(INDEX).asked) == 0
+    assert rig.link.execute("HLEN", Keys(INDEX).asked) == 0
 
 
 def test_partitions_that_nobody_owns_are_known_with_their_age(rig):
     a = rig.node("a")
     rig.tick(a)
-    order(rig.client, "redis://test", INDEX, "drain", ["a"], [])
+    order(rig.link, INDEX, "drain", ["a"], [])
     rig.tick(a)
     rig.give_back(a)
     since = rig.now

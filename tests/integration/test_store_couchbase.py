@@ -34,7 +34,7 @@ from channelindex.stores.base import Quarantined
 from channelindex.stores.block_writer import BlockWriter, Rotation
 from channelindex.stores.couchbase import link as link_module
 from channelindex.stores.couchbase.directories import Active, Directories
-from channelindex.stores.couchbase.faults import judged, worst
+from channelindex.stores.couchbase.errors import translate_error, worst
 from channelindex.stores.couchbase.keys import Keys
 from channelindex.stores.couchbase.link import Link, Stored
 from channelindex.stores.couchbase.names import add_names, iter_names
@@ -637,8 +637,8 @@ assert not any(name.partition(".")[0] == "couchbase" for name in sys.modules)
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
 def test_what_an_error_of_the_sdk_means(error, of_a_change, of_a_read):
-    assert type(judged("couchbase://h/b", "key", error, changes=True)) is of_a_change
-    assert type(judged("couchbase://h/b", "key", error, changes=False)) is of_a_read
+    assert type(translate_error("couchbase://h/b", "key", error, changes=True)) is of_a_change
+    assert type(translate_error("couchbase://h/b", "key", error, changes=False)) is of_a_read
 
 
 def test_of_many_errors_the_one_that_asking_again_does_not_cure_counts():

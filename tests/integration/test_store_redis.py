@@ -19,11 +19,11 @@ from channelindex.errors import (
     StoreUnavailable,
     Transient,
 )
+from channelindex.redis.link import ServerLink
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_owner, open_reader, open_writer
 from channelindex.stores.base import BlockRef, Quarantined
 from channelindex.stores.redis.keys import Keys
-from channelindex.stores.redis.link import Link
 from channelindex.stores.redis.opening import open_link
 from tests.support.stores import GROUP, META, Backend, all_entries, append, checkpoints, entry
 
@@ -243,7 +243,7 @@ def test_interrupted_request_leaves_no_reply_behind(redis_url, monkeypatch):
     def interrupted():
         raise KeyboardInterrupt
 
-    assert isinstance(link, Link)
+    assert isinstance(link, ServerLink)
     with monkeypatch.context() as patch:
         patch.setattr(link._connection, "read_response", interrupted)
         with pytest.raises(KeyboardInterrupt):

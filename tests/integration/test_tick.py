@@ -8,6 +8,7 @@ import pytest
 import redis
 
 from channelindex.errors import AuthenticationFailed, ConfigInvalid, CoordinationUnavailable
+from channelindex.redis.link import Link
 from coordinator.cluster import MAX_EVENTS, PartitionState, read_cluster
 from coordinator.connection import connect
 from coordinator.keys import Keys
@@ -19,8 +20,14 @@ START_MS = 1_700_000_000_000
 
 
 @pytest.fixture
+def link(redis_url):
+    with connect(redis_url, timeout_s=5.0) as link:
+        yield link
+
+
+@pytest.fixture
 def client(redis_url):
-    with connect(redis_url, timeout_s=5.0) as client:
+    with redis.Redis.from_url(redis_url) as client:
         yield client
 
 
@@ -41,10 +48,10 @@ class Ticked(NamedTuple):
 class Node:
     """One life of a node, with the clock in our hands."""
 
-    def __init__(self, client, url: str, identity: Identity) -> None:
+    def __init__(self, link: Link, identity: Identity) -> None:
         self.identity = identity
         self.now_ms: int | None = None
-        self._ticker = Ticker(client, url, INDEX, identity)
+        self._ticker = Ticker(link, INDEX, identity)
         self._ticker._clock = lambda: self.now_ms  # type: ignore[assignment]  # None: Redis' own time
 
     def tick(self, request: TickRequest, now_ms: int | None = None) -> Ticked:
@@ -69,11 +76,11 @@ class Node:
 
 
 @pytest.fixture
-def node(client, redis_url):
+def node(link):
     """Makes a node: `node("a")`, of its next life: `node("a", "second")`."""
 
     def make(name: str, incarnation: str = "first", **more) -> Node:
-        return Node(client, redis_url, Identity(name, incarnation, TTL_MS / 1000, **more))
+        return Node(link, Identity(name, incarnation, TTL_MS / 1000, **more))
 
     return make
 
@@ -151,18 +158,18 @@ def test_redis_clock_that_goes_back_does_not_lengthen_a_life(node):
     assert node("b").tick(_take(1), START_MS + TTL_MS).leases == {1: "b"}
 
 
-def test_tick_without_a_clock_of_ours_uses_that_of_redis(node, client, redis_url):
+def test_tick_without_a_clock_of_ours_uses_that_of_redis(node, link):
     node("a").tick(_take(1))
-    (member,) = read_cluster(client, redis_url, INDEX, 1).members
+    (member,) = read_cluster(link, INDEX, 1).members
     assert member.alive
 
 
-def test_who_is_woken_hears_it_and_nobody_else(node, client, redis_url):
+def test_who_is_woken_hears_it_and_nobody_else(node, link, client):
     with client.pubsub(ignore_subscribe_messages=True) as subscription:
         subscription.subscribe(Keys(INDEX).wake("a"))
         subscription.get_message(timeout=5.0)
-        order(client, redis_url, INDEX, "wake", (), ["b"])
-        order(client, redis_url, INDEX, "wake", (), ["a"])
+        order(link, INDEX, "wake", (), ["b"])
+        order(link, INDEX, "wake", (), ["a"])
         assert subscription.get_message(timeout=5.0)["data"] == b"wake"
         assert subscription.get_message(timeout=0.05) is None
 
@@ -248,45 +255,45 @@ def test_who_keeps_a_partition_for_another_does_not_become_its_home(node):
     assert node("a", "second").tick(NOTHING, START_MS).homes == {1: "a"}
 
 
-def test_operators_drain_outlives_the_node_and_lasts_until_undone(node, client, redis_url):
+def test_operators_drain_outlives_the_node_and_lasts_until_undone(node, link):
     a = node("a")
     a.tick(_take(1), START_MS)
-    assert order(client, redis_url, INDEX, "drain", ["a"], []) == 1
-    assert order(client, redis_url, INDEX, "drain", ["a"], []) == 0
+    assert order(link, INDEX, "drain", ["a"], []) == 1
+    assert order(link, INDEX, "drain", ["a"], []) == 0
     assert a.tick(NOTHING, START_MS + 1).draining == ["a"]
     later_ms = START_MS + 3 * TTL_MS
     assert node("a", "second").tick(NOTHING, later_ms).draining == ["a"]
-    assert order(client, redis_url, INDEX, "undrain", ["a"], []) == 1
+    assert order(link, INDEX, "undrain", ["a"], []) == 1
     assert node("a", "second").tick(NOTHING, later_ms + 1).draining == []
 
 
-def test_partition_that_is_asked_for_is_so_until_it_is_released(node, client, redis_url):
+def test_partition_that_is_asked_for_is_so_until_it_is_released(node, link):
     a = node("a")
     a.tick(_take(1, 2), START_MS)
-    assert order(client, redis_url, INDEX, "release", [1], []) == 1
+    assert order(link, INDEX, "release", [1], []) == 1
     assert a.tick(NOTHING, START_MS + 1).asked == (1,)
     released = a.tick(TickRequest(release=[1]), START_MS + 2)
     assert (released.asked, released.leases) == ((), {2: "a"})
-    assert read_cluster(client, redis_url, INDEX, 3).partitions[1].reason == "asked"
+    assert read_cluster(link, INDEX, 3).partitions[1].reason == "asked"
 
 
-def test_scale_is_for_one_life_of_a_node(node, client, redis_url):
+def test_scale_is_for_one_life_of_a_node(node, link):
     a = node("a")
     a.tick(NOTHING, START_MS)
-    order(client, redis_url, INDEX, "scale", ["a", "first", 4, 3], [])
+    order(link, INDEX, "scale", ["a", "first", 4, 3], [])
     answer, _ = a.answer(0, START_MS)
     assert answer.scale == (4, 3)
     later, _ = node("a", "second").answer(0, START_MS + TTL_MS)
     assert later.scale is None
 
 
-def test_events_say_what_moved_and_why_and_are_bounded(node, client, redis_url):
+def test_events_say_what_moved_and_why_and_are_bounded(node, link, client):
     now_ms = _now_ms(client)
     node("dead").tick(_take(0, 1), now_ms - 60_000)
     node("a").tick(_take(0), now_ms)
     node("a").tick(_take(1), now_ms)
     node("a").tick(TickRequest(release=[1]), now_ms)
-    events = read_cluster(client, redis_url, INDEX, 2, n_events=10).events
+    events = read_cluster(link, INDEX, 2, n_events=10).events
     found = [(e.kind, e.node, e.reason, [tuple(msgspec.structs.astuple(p)) for p in e.partitions]) for e in events]
     assert found == [
         ("lease.released", "a", "rebalance", [(1, "a", "rebalance")]),
@@ -304,13 +311,13 @@ def test_events_say_what_moved_and_why_and_are_bounded(node, client, redis_url):
     assert client.llen(Keys(INDEX).events) == MAX_EVENTS
 
 
-def test_cluster_state_names_owners_and_what_is_missing_since_when(node, client, redis_url):
+def test_cluster_state_names_owners_and_what_is_missing_since_when(node, link, client):
     now_ms = _now_ms(client)
     node("dead").tick(TickRequest(take=[0], status='{"lag": 7}'), now_ms - 60_000)
     node("a").tick(_take(1, 2), now_ms - 5_000)
     node("a").tick(TickRequest(release=[2]), now_ms)
 
-    state = read_cluster(client, redis_url, INDEX, 4)
+    state = read_cluster(link, INDEX, 4)
     assert state.missing == (0, 2, 3)
     assert [partition.owner for partition in state.partitions] == ["", "a", "", ""]
     assert state.partitions[0].since_s == pytest.approx(60 - TTL_MS / 1000, abs=5)
@@ -324,70 +331,70 @@ def test_cluster_state_names_owners_and_what_is_missing_since_when(node, client,
     assert dead.silent_s == pytest.approx(60, abs=5)
 
 
-def test_looking_says_the_same_before_and_after_a_tick_judged_the_leases(node, client, redis_url):
+def test_looking_says_the_same_before_and_after_a_tick_judged_the_leases(node, link, client):
     now_ms = _now_ms(client)
     node("dead").tick(_take(0), now_ms - 60_000)
-    before = read_cluster(client, redis_url, INDEX, 1).partitions[0]
+    before = read_cluster(link, INDEX, 1).partitions[0]
     node("a").tick(NOTHING, now_ms)
-    after = read_cluster(client, redis_url, INDEX, 1).partitions[0]
+    after = read_cluster(link, INDEX, 1).partitions[0]
     assert before.owner == after.owner == ""
     assert after.since_s == pytest.approx(before.since_s, abs=5)
 
 
-def test_since_when_a_partition_is_free_is_unknown_if_the_membership_of_its_owner_was_lost(node, client, redis_url):
+def test_since_when_a_partition_is_free_is_unknown_if_the_membership_of_its_owner_was_lost(node, link, client):
     node("a").tick(_take(0))
     client.delete(Keys(INDEX).members)
-    assert read_cluster(client, redis_url, INDEX, 1).partitions == (PartitionState("", None, "a", "died"),)
+    assert read_cluster(link, INDEX, 1).partitions == (PartitionState("", None, "a", "died"),)
 
 
-def test_node_that_died_long_ago_is_forgotten(node, client, redis_url):
+def test_node_that_died_long_ago_is_forgotten(node, link, client):
     node("dead").tick(TickRequest(take=[0], status="{}"), START_MS)
     end_ms = START_MS + TTL_MS + round(FORGET_AFTER_S * 1000)
     node("a").tick(NOTHING, end_ms - 1)
-    assert [member.node for member in read_cluster(client, redis_url, INDEX, 1).members] == ["a", "dead"]
+    assert [member.node for member in read_cluster(link, INDEX, 1).members] == ["a", "dead"]
     node("b").tick(TickRequest(status="{}"), end_ms)
-    assert [member.node for member in read_cluster(client, redis_url, INDEX, 1).members] == ["a", "b"]
+    assert [member.node for member in read_cluster(link, INDEX, 1).members] == ["a", "b"]
     assert client.hkeys(Keys(INDEX).status) == [b"b"]
 
 
-def test_indexes_in_one_redis_do_not_meet(node, client, redis_url):
+def test_indexes_in_one_redis_do_not_meet(node, link):
     node("a").tick(_take(1), START_MS)
-    _, view = Ticker(client, redis_url, "other", Identity("b", "first", 10.0)).tick(_take(1))
+    _, view = Ticker(link, "other", Identity("b", "first", 10.0)).tick(_take(1))
     assert view is not None
     assert view.leases == {1: "b"}
 
 
-def test_wrong_password_is_an_authentication_failure_that_hides_it(redis_url, client):
+def test_wrong_password_is_an_authentication_failure_that_hides_it(client, redis_url):
     client.acl_setuser("keeper", enabled=True, passwords=["+right"], categories=["+@all"], keys=["*"])
     url = redis_url.replace("unix://", "unix://keeper:wr0ng@")
     with (
         connect(url, 5.0) as wrong,
         pytest.raises(AuthenticationFailed, match=r"coordination\.redis unix:///") as caught,
     ):
-        Ticker(wrong, url, INDEX, Identity("a", "first", 10.0)).tick(NOTHING)
+        Ticker(wrong, INDEX, Identity("a", "first", 10.0)).tick(NOTHING)
     client.acl_deluser("keeper")
     assert "wr0ng" not in str(caught.value)
 
 
-def test_missing_permission_is_an_authentication_failure(redis_url, client):
+def test_missing_permission_is_an_authentication_failure(client, redis_url):
     client.acl_setuser("keeper", enabled=True, passwords=["+right"], commands=["+ping"], keys=["*"])
     url = redis_url.replace("unix://", "unix://keeper:right@")
     with connect(url, 5.0) as wrong, pytest.raises(AuthenticationFailed, match="permission"):
-        Ticker(wrong, url, INDEX, Identity("a", "first", 10.0)).tick(NOTHING)
+        Ticker(wrong, INDEX, Identity("a", "first", 10.0)).tick(NOTHING)
     client.acl_deluser("keeper")
 
 
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
-        ("redis://me:secret@127.0.0.1:1/0", "redis://127.0.0.1:1/0: "),
-        ("rediss://me:secret@127.0.0.1:1/0", "rediss://127.0.0.1:1/0: "),
-        ("unix://me:secret@/nowhere/redis.sock?db=1", "unix:///nowhere/redis.sock: "),
+        ("redis://me:secret@127.0.0.1:1/0", "redis://127.0.0.1:1/0 cannot"),
+        ("rediss://me:secret@127.0.0.1:1/0", "rediss://127.0.0.1:1/0 cannot"),
+        ("unix://me:secret@/nowhere/redis.sock?db=1", "unix:///nowhere/redis.sock cannot"),
     ],
 )
 def test_unreachable_redis_is_named_without_its_password(url, shown):
-    with connect(url, 1.0) as client, pytest.raises(CoordinationUnavailable, match=r"coordination\.redis") as caught:
-        read_cluster(client, url, INDEX, 1)
+    with connect(url, 1.0) as link, pytest.raises(CoordinationUnavailable, match=r"coordination\.redis") as caught:
+        read_cluster(link, INDEX, 1)
     assert shown in str(caught.value)
     assert "secret" not in str(caught.value)
 
@@ -395,8 +402,8 @@ def test_unreachable_redis_is_named_without_its_password(url, shown):
 def test_silent_server_is_asked_once_for_no_longer_than_the_timeout():
     with socket.create_server(("127.0.0.1", 0)) as server:
         url = f"redis://127.0.0.1:{server.getsockname()[1]}"
-        with connect(url, 0.05) as client, pytest.raises(CoordinationUnavailable, match=r"[Tt]ime"):
-            read_cluster(client, url, INDEX, 1)
+        with connect(url, 0.05) as link, pytest.raises(CoordinationUnavailable, match=r"[Tt]ime"):
+            read_cluster(link, INDEX, 1)
         server.setblocking(False)
         server.accept()[0].close()
         with pytest.raises(BlockingIOError):

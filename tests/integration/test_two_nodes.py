@@ -1,7 +1,7 @@
 """Two nodes share a bucket: fairly, over a hand-over, over a death, and over a pause that outlives the leases."""
 
 import signal
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 
 import pytest
 
@@ -41,8 +41,8 @@ class Cluster:
             self._written += part
 
     def shares(self) -> dict[str, int]:
-        with closing(connect_redis(self._redis_url, 5.0)) as client:
-            cluster = read_cluster(client, self._redis_url, "channels", N_PARTITIONS)
+        with connect_redis(self._redis_url, 5.0) as redis:
+            cluster = read_cluster(redis, "channels", N_PARTITIONS)
         return {member.node: member.n_partitions for member in cluster.members if member.alive}
 
     def start_both(self) -> None:

@@ -86,8 +86,8 @@ class NodeCluster:
 
     def look(self, n_events: int = 0) -> ClusterState:
         """The coordination now."""
-        with closing(connect_redis(self.leases_url, 5.0)) as client:
-            return read_cluster(client, self.leases_url, "channels", N_PARTITIONS, n_events)
+        with connect_redis(self.leases_url, 5.0) as redis:
+            return read_cluster(redis, "channels", N_PARTITIONS, n_events)
 
     def shares(self) -> dict[str, int]:
         """How many partitions each live node has."""

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from channelindex.stores.redis.link import Link
+from channelindex.redis.link import Link
 from tests.support.node import Node
 from workers.cli import main
 from workers.pipeline.outbox import Outbox

@@ -9,10 +9,11 @@ from contextlib import closing, contextmanager
 
 from channelindex.config import REQUIRED_TO_SEE_NODES
 from channelindex.errors import InputInvalid
+from channelindex.redis.link import Link
 from channelindex.stores import open_reader
 from channelindex.terminal import escaped
 from coordinator.cluster import ClusterState, MemberState, read_cluster
-from coordinator.connection import RedisClient, connect
+from coordinator.connection import connect
 from coordinator.tick import order
 from workers.cli import options
 
@@ -23,19 +24,18 @@ _LOOK_S = 0.2
 class Coordination:
     """The coordination of the configured index."""
 
-    def __init__(self, client: RedisClient, url: str, index: str, n_partitions: int) -> None:
-        self._client = client
-        self._url = url
+    def __init__(self, redis: Link, index: str, n_partitions: int) -> None:
+        self._redis = redis
         self._index = index
         self.n_partitions = n_partitions
 
     def look(self, n_events: int = 0) -> ClusterState:
         """How things are now, with the newest *n_events*."""
-        return read_cluster(self._client, self._url, self._index, self.n_partitions, n_events)
+        return read_cluster(self._redis, self._index, self.n_partitions, n_events)
 
     def order(self, what: str, arguments: Sequence[object], wake: Collection[str]) -> int:
         """Give an order (`coordinator/lua/order.lua`) and wake nodes; how much of it was not so before."""
-        return order(self._client, self._url, self._index, what, arguments, wake)
+        return order(self._redis, self._index, what, arguments, wake)
 
     def member(self, node: str) -> MemberState:
         """The node of this name, alive or not long dead.
@@ -55,9 +55,8 @@ def coordination_of(args: argparse.Namespace) -> Iterator[Coordination]:
     config = options.config_of(args, REQUIRED_TO_SEE_NODES)
     with closing(open_reader(config.index)) as store:
         n_partitions = store.meta().n_partitions
-    url = config.coordination.redis
-    with closing(connect(url, _TIMEOUT_S)) as client:
-        yield Coordination(client, url, config.index.name, n_partitions)
+    with closing(connect(config.coordination.redis, _TIMEOUT_S)) as redis:
+        yield Coordination(redis, config.index.name, n_partitions)
 
 
 def add_waiting(parser: argparse.ArgumentParser) -> None:

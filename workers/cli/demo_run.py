@@ -229,7 +229,7 @@ class Demo:
     def _status(self) -> dict[str, Any]:
         """What the node told of itself last; empty before it did."""
         try:
-            cluster = read_cluster(self._coordination, self._redis_url, INDEX, 1)
+            cluster = read_cluster(self._coordination, INDEX, 1)
         except Transient:
             return {}
         told = [member.status for member in cluster.members if member.node == NODE and member.status]

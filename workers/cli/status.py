@@ -52,7 +52,7 @@ class Look:
         self._store = open_reader(config.index, config.node.run_dir)
         self._meta = self._store.meta()
         in_memory = config.index.store == MEMORY_URL
-        self._client = None if in_memory else connect(config.coordination.redis, _TIMEOUT_S)
+        self._redis = None if in_memory else connect(config.coordination.redis, _TIMEOUT_S)
 
     def state(self) -> dict[str, Any]:
         """What `channelindex status --json` prints."""
@@ -60,9 +60,7 @@ class Look:
         self._records = self._store.partition_records()
         n_quarantined, _ = self._store.quarantined(limit=1)
         cluster = (
-            read_cluster(self._client, config.coordination.redis, config.index.name, meta.n_partitions)
-            if self._client
-            else _alone(self._records)
+            read_cluster(self._redis, config.index.name, meta.n_partitions) if self._redis else _alone(self._records)
         )
         return {
             "index": {
@@ -87,8 +85,8 @@ class Look:
     def close(self) -> None:
         """Let go of connections."""
         self._store.close()
-        if self._client:
-            self._client.close()
+        if self._redis:
+            self._redis.close()
 
 
 def _alone(records: Sequence[PartitionRecord]) -> ClusterState:

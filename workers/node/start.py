@@ -15,7 +15,7 @@ from channelindex.errors import ConfigInvalid
 from channelindex.model import IndexMeta
 from channelindex.settings import MEMORY_URL, IndexSettings
 from channelindex.stores import open_owner
-from coordinator.connection import connect, redis_errors
+from coordinator.connection import connect
 from workers.node.incarnation import NodeIncarnation
 from workers.node.memory_node import run_memory_node
 from workers.node.notify import Notifier
@@ -64,8 +64,9 @@ def prepare_index(config: Config) -> IndexMeta:
     if config.index.store == MEMORY_URL:
         return _create_or_check(config.index, wanted)
     url = config.coordination.redis
-    with closing(connect(url, COORDINATION_TIMEOUT_S)) as client, redis_errors(url):
-        client.ping()
+    with closing(connect(url, COORDINATION_TIMEOUT_S)) as redis:
+        for server in redis.servers():
+            server.execute("PING")
     return run_in_child("store_check", partial(_create_or_check, config.index, wanted))
 
 

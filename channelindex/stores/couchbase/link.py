@@ -31,7 +31,7 @@ from couchbase.options import (
 from couchbase.transcoder import Transcoder
 
 from channelindex.settings import IndexSettings
-from channelindex.stores.couchbase.faults import judged, judged_connect, worst
+from channelindex.stores.couchbase.errors import translate_connect_error, translate_error, worst
 
 CONNECT_TIMEOUT_S = 10.0
 """For finding the cluster, encryption and login included."""
@@ -163,12 +163,12 @@ class Link:
         try:
             multi = call(documents)
         except sdk.CouchbaseException as error:  # of the call as a whole
-            raise judged(self.where, "call", error, changes=changes) from error
+            raise translate_error(self.where, "call", error, changes=changes) from error
         results: dict[str, Any] = multi.results
         failed: dict[str, Exception] = multi.exceptions
         unexpected = {key: error for key, error in failed.items() if not isinstance(error, expected)}
         if unexpected:
-            errors = [judged(self.where, key, error, changes=changes) for key, error in unexpected.items()]
+            errors = [translate_error(self.where, key, error, changes=changes) for key, error in unexpected.items()]
             raise worst(errors, len(results) + n_done if changes else 0) from next(iter(unexpected.values()))
         return results, set(failed)
 
@@ -178,7 +178,7 @@ class Link:
                 self._open()
             except (sdk.CouchbaseException, ValueError) as error:
                 self.close()
-                raise judged_connect(self.where, error) from error
+                raise translate_connect_error(self.where, error) from error
         return self._collection
 
     def _open(self) -> None:

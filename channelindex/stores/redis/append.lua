@@ -7,10 +7,11 @@
 --        3: all these frames and clock records one after the other, per channel first the frames (Redis' cmsgpack knows no binary strings)
 -- reply  0
 -- atomic all of it
+-- include errors.lua
 local prefix, sections, body = ARGV[1], cmsgpack.unpack(ARGV[2]), ARGV[3]
 local call, sub = redis.call, string.sub
 
-return guarded(function()
+return with_key_in_error(function()
   local start = 1
   for section = 1, #sections, 2 do
     local slot_prefix = prefix .. '{' .. sections[section] .. '}:'

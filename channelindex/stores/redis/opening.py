@@ -1,19 +1,24 @@
-"""Opens the link that a URL asks for."""
+"""Opens the link to the Redis of an index."""
 
-from channelindex.errors import Transient
-from channelindex.redis_url import without_password
-from channelindex.stores.redis.cluster import ClusterLink
-from channelindex.stores.redis.endpoints import server_of, store_address
-from channelindex.stores.redis.link import Link
+from importlib.resources import files
+
+from channelindex.errors import StoreUnavailable, Transient
+from channelindex.redis.errors import Purpose
+from channelindex.redis.link import Link
+from channelindex.redis.opening import open_redis
+from channelindex.redis.scripts import Scripts
+from channelindex.stores.redis.keys import SETTING
+
+SCRIPTS = Scripts(files(__package__))
 
 
-def open_link(url: str, lost: type[Transient], *, reconnects: bool = True) -> Link | ClusterLink:
-    """A link to the Redis at *url*, or to all of a cluster; see `Link`. It connects when it is first used.
+def open_link(url: str, lost: type[Transient], *, reconnects: bool = True) -> Link:
+    """A link to the Redis at *url*; see `open_redis`.
+
+    *lost* is what a request means whose reply did not come: `OutcomeUnknown` to one who writes, `StoreUnavailable` to
+    one who only reads.
 
     Raises:
         ConfigInvalid: *url* is not usable.
     """
-    address, where = store_address(url), without_password(url)
-    if address.is_cluster:
-        return ClusterLink(address, where, lost, reconnects=reconnects)
-    return Link(server_of(address), where, lost, reconnects=reconnects)
+    return open_redis(url, Purpose(SETTING, SCRIPTS, StoreUnavailable, lost), reconnects=reconnects)

@@ -7,11 +7,11 @@ from channelindex import epochs
 from channelindex.epochs import EpochStart, PartitionRecord
 from channelindex.errors import IndexMissing, OutcomeUnknown, OwnershipLost, StaleEpoch, Transient
 from channelindex.model import Checkpoint, IndexMeta
+from channelindex.redis.link import ScriptCall
 from channelindex.stores import records
 from channelindex.stores.base import Quarantined
 from channelindex.stores.meta import check_meta, decode_meta, encode_meta
 from channelindex.stores.redis.keys import Keys
-from channelindex.stores.redis.link import ScriptCall
 from channelindex.stores.redis.opening import open_link
 from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record
 

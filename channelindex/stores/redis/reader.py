@@ -7,11 +7,11 @@ from typing import Any
 from channelindex.epochs import EpochStart, PartitionRecord
 from channelindex.errors import IndexCorrupt, StoreUnavailable
 from channelindex.model import IndexMeta
+from channelindex.redis.link import ServerLink
 from channelindex.stores import records
 from channelindex.stores.base import BlockRef, ChannelState, Quarantined
 from channelindex.stores.meta import decode_meta
 from channelindex.stores.redis.keys import Keys
-from channelindex.stores.redis.link import Link
 from channelindex.stores.redis.opening import open_link
 from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record
 
@@ -58,7 +58,7 @@ class RedisReader:
                     seen.add(channel)
                     yield channel
 
-    def _scan(self, server: Link) -> Iterator[bytes]:
+    def _scan(self, server: ServerLink) -> Iterator[bytes]:
         cursor = b"0"
         while True:
             cursor, keys = server.execute("SCAN", cursor, "MATCH", self._keys.channel_pattern(), "COUNT", _SCAN_COUNT)

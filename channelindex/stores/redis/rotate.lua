@@ -8,6 +8,7 @@
 -- reply  MessagePack [1 or 0, ...] in the order of the rotations: whether it happened
 -- atomic per rotation: only if the directory names this epoch and the full block, and the clock log still has that
 --        length; then the next block, the folded clock log and the directory
+-- include errors.lua
 local prefix, sections, body = ARGV[1], cmsgpack.unpack(ARGV[2]), ARGV[3]
 local call = redis.call
 local start = 1
@@ -40,7 +41,7 @@ local function rotate(slot_prefix, channel, group, epoch, number, next_number, l
   return 1
 end
 
-return guarded(function()
+return with_key_in_error(function()
   local reply = {}
   for section = 1, #sections, 2 do
     local slot_prefix = prefix .. '{' .. sections[section] .. '}:'

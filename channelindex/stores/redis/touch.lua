@@ -8,6 +8,7 @@
 -- reply  MessagePack [number, size, ...] in the order of the touches; number is a string, "" where it was refused
 -- atomic per touch: refused if the directory names a newer epoch; else frame, clock record, directory (which names
 --        this epoch from now on) and counter
+-- include errors.lua
 local prefix, sections, body = ARGV[1], cmsgpack.unpack(ARGV[2]), ARGV[3]
 local call = redis.call
 local start = 1
@@ -51,7 +52,7 @@ local function touch(slot_prefix, channel, group, epoch, header, frame, record)
   return number, size
 end
 
-return guarded(function()
+return with_key_in_error(function()
   local reply = {}
   for section = 1, #sections, 2 do
     local slot_prefix = prefix .. '{' .. sections[section] .. '}:'

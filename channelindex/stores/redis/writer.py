@@ -13,9 +13,9 @@ import msgspec
 
 from channelindex.errors import OutcomeUnknown
 from channelindex.hashing import slot_of
+from channelindex.redis.link import ScriptCall
 from channelindex.stores.block_writer import BlindAppend, Rotation, Touch
 from channelindex.stores.redis.keys import Keys
-from channelindex.stores.redis.link import ScriptCall
 from channelindex.stores.redis.opening import open_link
 
 _encode = msgspec.msgpack.Encoder().encode

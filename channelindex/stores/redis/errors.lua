@@ -1,8 +1,8 @@
--- Prelude of the scripts that touch many keys: an error names the key at which it happened.
--- A script sets `key` before each call and returns `guarded(function() ... end)`.
+-- For scripts that touch many keys: an error names the key at which it happened. A script sets `key` before each call
+-- and returns `with_key_in_error(function() ... end)`.
 local key = ''
 
-local function guarded(run)
+local function with_key_in_error(run)
   local ok, result = pcall(run)
   if ok then
     return result

@@ -34,7 +34,7 @@ _CANNOT_WORK = (
 )
 
 
-def judged(where: str, key: str, error: Exception, *, changes: bool) -> ChannelIndexError:
+def translate_error(where: str, key: str, error: Exception, *, changes: bool) -> ChannelIndexError:
     """What *error* of one operation means; *changes* tells whether the operation changes anything.
 
     What is not known for certain is taken as an unknown outcome, because repeating is always safe.
@@ -69,7 +69,7 @@ def worst(errors: Collection[ChannelIndexError], n_done: int) -> ChannelIndexErr
     return OutcomeUnknown(f"{first} ({n_done} other operations were done)") if n_done else first
 
 
-def judged_connect(where: str, error: Exception) -> ChannelIndexError:
+def translate_connect_error(where: str, error: Exception) -> ChannelIndexError:
     """What *error* while connecting means."""
     if isinstance(error, sdk.AuthenticationException):
         return AuthenticationFailed(

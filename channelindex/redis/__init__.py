@@ -1,0 +1,1 @@
+"""Connections to Redis, for the index and for the leases alike: one server, one behind Sentinels, or a cluster."""

@@ -1,0 +1,104 @@
+"""What the errors that Redis answers with mean to whom it serves. Pure."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import redis
+
+from channelindex.errors import (
+    AuthenticationFailed,
+    ChannelIndexError,
+    ConfigInvalid,
+    IndexCorrupt,
+    InvariantBroken,
+    Transient,
+)
+from channelindex.redis.scripts import Scripts
+
+_NOT_NOW = re.compile(r"\b(OOM|MISCONF|READONLY|NOREPLICAS|LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|BUSY|UNKILLABLE)\b")
+_ELSEWHERE = re.compile(r"\b(READONLY|NOREPLICAS|LOADING|MASTERDOWN|CLUSTERDOWN)\b")
+NOT_NOW_ERRORS = (
+    redis.exceptions.BusyLoadingError,
+    redis.exceptions.OutOfMemoryError,
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.ClusterDownError,
+    redis.exceptions.MasterDownError,
+    redis.exceptions.TryAgainError,
+    redis.exceptions.AskError,
+)
+_ELSEWHERE_ERRORS = (
+    redis.exceptions.BusyLoadingError,
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.ClusterDownError,
+    redis.exceptions.MasterDownError,
+)
+REFUSED_ERRORS = (
+    redis.exceptions.AuthenticationError,
+    redis.exceptions.AuthorizationError,
+    redis.exceptions.NoPermissionError,
+)
+
+
+class Purpose(NamedTuple):
+    """What a Redis is there for: the setting that names it, the scripts that run in it, and what its failures mean.
+
+    `unavailable`: nothing happened. `lost`: a request was sent whose reply did not come, which for one who only reads
+    is no different. `corrupt`: a key holds another type than it should. `broken`: Redis calls the request wrong.
+    """
+
+    setting: str
+    scripts: Scripts
+    unavailable: type[Transient]
+    lost: type[Transient]
+    corrupt: type[ChannelIndexError] = IndexCorrupt
+    broken: type[ChannelIndexError] = InvariantBroken
+
+
+def translate_error(purpose: Purpose, where: str, command: Sequence[Any], error: Exception) -> ChannelIndexError:
+    """Our error for the one that the server at *where* answered *command* with."""
+    message = str(error)
+    what = f"{purpose.setting} {where}: {_name(command)}"
+    if isinstance(error, REFUSED_ERRORS) or "user executing the script" in message:
+        return _refused(purpose, where, error)
+    if isinstance(error, redis.exceptions.AskError):
+        return purpose.unavailable(f"{what}: its slot is being moved to another node of the cluster")
+    if isinstance(error, redis.exceptions.MovedError):
+        return ConfigInvalid(f"{what}: this is a node of a cluster, which redis+cluster:// reaches")
+    if isinstance(error, NOT_NOW_ERRORS) or _NOT_NOW.search(message):
+        return purpose.unavailable(f"{what}: {message}")
+    if "WRONGTYPE" in message:
+        return purpose.corrupt(f"{what}: {message}")
+    return purpose.broken(f"{what}: {message}")
+
+
+def translate_connect_error(purpose: Purpose, where: str, error: Exception) -> ChannelIndexError:
+    """Our error for the one with which a connection could not be made."""
+    if isinstance(error, REFUSED_ERRORS):
+        return _refused(purpose, where, error)
+    return purpose.unavailable(f"{purpose.setting} {where} cannot be reached: {one_line(error)}")
+
+
+def may_have_moved(error: Exception) -> bool:
+    """Whether *error*, a reply, may mean that another server has taken the place of the one that gave it.
+
+    A master that was demoted answers READONLY for ever, and keeps the connections that it has.
+    """
+    return isinstance(error, _ELSEWHERE_ERRORS) or bool(_ELSEWHERE.search(str(error)))
+
+
+def one_line(error: Exception) -> str:
+    """The message of *error* on one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _refused(purpose: Purpose, where: str, error: Exception) -> AuthenticationFailed:
+    return AuthenticationFailed(
+        f"{purpose.setting} {where} refuses us ({one_line(error)}): "
+        "check user and password in the URL, and the user's rights"
+    )
+
+
+def _name(command: Iterable[Any]) -> str:
+    """The command and its key, for a message; nothing of what it would have stored."""
+    return " ".join(str(part) for part in list(command)[:2])

@@ -1,0 +1,294 @@
+"""A connection to a Redis, and what its failures mean to us. It never retries: its caller knows whether to wait.
+
+`Link` is what everybody uses: `ServerLink` to one server, `ClusterLink` (`cluster.py`) to all of a cluster.
+
+**A server that moved.** A refused connection, a reply that does not come, and errors such as READONLY may all mean that
+another server has taken over. After each of them the connection is closed, and the next request asks anew where to go:
+the name's address, the Sentinels, the layout of the cluster.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self
+
+import redis
+
+from channelindex.redis.endpoints import Connect
+from channelindex.redis.errors import (
+    NOT_NOW_ERRORS,
+    REFUSED_ERRORS,
+    Purpose,
+    may_have_moved,
+    one_line,
+    translate_connect_error,
+    translate_error,
+)
+
+MAX_AGE_S = 10.0
+"""Of a connection that may be made anew unasked. An address that was given to another server while the old one lives
+keeps its connections: without a limit, who only reads would read the old one for ever."""
+
+SUSPECT_TIMEOUT_S = 1.0
+"""For the reply to a PING when we connect again to a server that has just failed. One that hangs accepts connections
+all the same; its successor must not wait until it is given up once more."""
+
+ScriptCall = tuple[Sequence[str], Sequence[Any]]
+"""(keys, arguments) of one call of a script."""
+
+
+class Link(ABC):
+    """Requests to a Redis, to be made from one thread of one process, and never over a fork.
+
+    Every request raises:
+
+    * the purpose's `unavailable`: it was not sent, or Redis cannot execute it now;
+    * the purpose's `lost`: the reply did not come;
+    * AuthenticationFailed: the credentials were refused, or do not suffice;
+    * the purpose's `corrupt`: a key holds another type than it should.
+    """
+
+    spans_slots: bool
+    """Whether one script may touch the keys of several slots."""
+
+    def __init__(self, purpose: Purpose, where: str) -> None:
+        self.purpose = purpose
+        self.where = where
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    @abstractmethod
+    def session(self) -> int:
+        """Changes whenever a connection is made or given up, or other servers are found.
+
+        Raises:
+            the purpose's `unavailable`: a server has hung up, and we do not reconnect.
+        """
+
+    @abstractmethod
+    def servers(self) -> Sequence["ServerLink"]:
+        """A link to each server that holds a part of the keys."""
+
+    @abstractmethod
+    def server_of(self, key: str) -> "ServerLink":
+        """The link to the server that holds *key*."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Close all connections. May be called twice; the next request opens them again."""
+
+    @abstractmethod
+    def _exchange(self, commands: Sequence[Sequence[Any]], keys: Sequence[str], *, follows: bool) -> list[Any]:
+        """The reply to each command, an exception where Redis answered with an error.
+
+        *keys* say where each goes. Only where *follows*, one goes after a key to the node where its slot is moving.
+        """
+
+    def execute(self, *command: Any) -> Any:
+        """The reply to one command, which has its key, if it has one, behind its name."""
+        (reply,) = self.pipeline([command])
+        return reply
+
+    def pipeline(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        """The replies to *commands*, sent together. All are executed, also those after one that fails."""
+        keys = [str(command[1]) if len(command) > 1 else "" for command in commands]
+        replies = self._exchange(commands, keys, follows=True)
+        for command, reply in zip(commands, replies, strict=True):
+            if isinstance(reply, Exception):
+                raise translate_error(self.purpose, self.where, command, reply) from reply
+        return replies
+
+    def run(self, name: str, keys: Sequence[str], *arguments: Any) -> Any:
+        """The reply of the script `<name>.lua`, which runs where the first of *keys* is."""
+        (reply,) = self.run_all(name, [(keys, arguments)])
+        return reply
+
+    def run_all(self, name: str, calls: Sequence[ScriptCall]) -> list[Any]:
+        """The replies of a script to several calls of it, sent together. It is sent whole to whom does not know it."""
+        script = self.purpose.scripts[name]
+        ends = [(len(keys), *keys, *arguments) for keys, arguments in calls]
+        firsts = [keys[0] if keys else "" for keys, _ in calls]
+        replies = self._exchange([("EVALSHA", script.sha, *end) for end in ends], firsts, follows=False)
+        unknown = [index for index, reply in enumerate(replies) if isinstance(reply, redis.exceptions.NoScriptError)]
+        if unknown:
+            commands = [("EVAL", script.source, *ends[index]) for index in unknown]
+            again = self._exchange(commands, [firsts[index] for index in unknown], follows=False)
+            for index, reply in zip(unknown, again, strict=True):
+                replies[index] = reply
+        for (keys, _), reply in zip(calls, replies, strict=True):
+            if isinstance(reply, Exception):
+                raise translate_error(self.purpose, self.where, (f"{name}.lua", *keys), reply) from reply
+        return replies
+
+
+class ServerLink(Link):
+    """A connection to one server, made when it is first needed and again after it broke.
+
+    Without *reconnects*, a connection that was closed while nobody used it is an error too, once: for one whose
+    knowledge of the store is worth nothing after a restart or failover, in which Redis may forget. *on_trouble* is
+    called after each failure that may mean that the server moved.
+    """
+
+    spans_slots = True
+
+    def __init__(
+        self,
+        connect: Connect,
+        purpose: Purpose,
+        where: str,
+        *,
+        reconnects: bool = True,
+        on_trouble: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(purpose, where)
+        self._connect = connect
+        self._reconnects = reconnects
+        self._on_trouble = on_trouble
+        self._connection: Any = None
+        self._connected_at = 0.0
+        self._is_suspect = False
+        self._session = 0
+
+    @property
+    def session(self) -> int:
+        """See `Link.session`; that the server has hung up is found out by `check`."""
+        return self._session
+
+    def servers(self) -> Sequence["ServerLink"]:
+        """See `Link`: itself."""
+        return (self,)
+
+    def server_of(self, key: str) -> "ServerLink":  # noqa: ARG002 there is but one
+        """See `Link`: itself."""
+        return self
+
+    def fileno(self) -> int | None:
+        """The descriptor to wait on for what the server says unasked, None while there is no connection."""
+        # redis-py has no public way to wait for a subscription and for something else at the same time.
+        connected = self._connection._sock if self._connection else None  # noqa: SLF001
+        return connected.fileno() if connected else None
+
+    def listen(self, timeout_s: float) -> list[Any] | None:
+        """The next message on a connection that has subscribed, None if none comes within *timeout_s*."""
+        if self._connection is None:
+            raise self.purpose.unavailable(f"{self.purpose.setting} {self.where}: not subscribed any more")
+        try:
+            if not self._connection.can_read(timeout_s):
+                return None
+            message: list[Any] = self._connection.read_response()
+        except redis.RedisError as error:
+            self._give_up()
+            raise self.purpose.unavailable(f"{self.purpose.setting} {self.where}: {one_line(error)}") from error
+        return message
+
+    def close(self) -> None:
+        """See `Link.close`."""
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            self._session += 1
+            connection.disconnect()
+
+    def send(self, commands: Sequence[Sequence[Any]]) -> None:
+        """Send *commands*; who calls this calls `receive` or `close` next."""
+        self._open()
+        with self._closed_if_broken():
+            self._connection.send_packed_command(self._connection.pack_commands(commands))
+
+    def receive(self, n_replies: int) -> list[Any]:
+        """The replies to what was sent, an exception where the server answered with an error."""
+        with self._closed_if_broken():
+            replies = [self._read_reply() for _ in range(n_replies)]
+        if any(isinstance(reply, Exception) and may_have_moved(reply) for reply in replies):
+            self._give_up()
+        return replies
+
+    def check(self) -> None:
+        """Find out whether the server has hung up on a connection that owes us nothing, and give it up then.
+
+        Raises:
+            the purpose's `unavailable`: it has, and we do not reconnect.
+        """
+        if self._connection is None:
+            return
+        if self._has_hung_up():
+            self._give_up()
+            if not self._reconnects:
+                raise self.purpose.unavailable(f"{self.purpose.setting} {self.where}: the connection was closed")
+        elif self._reconnects and time.monotonic() - self._connected_at > MAX_AGE_S:
+            self.close()
+
+    def _exchange(
+        self,
+        commands: Sequence[Sequence[Any]],
+        keys: Sequence[str],  # noqa: ARG002 all are here
+        *,
+        follows: bool,  # noqa: ARG002 nothing moves
+    ) -> list[Any]:
+        self.send(commands)
+        return self.receive(len(commands))
+
+    @contextmanager
+    def _closed_if_broken(self) -> Iterator[None]:
+        """Close the connection on any error: what is left of the replies must not answer the next request."""
+        try:
+            yield
+        except (redis.ConnectionError, redis.TimeoutError, redis.exceptions.InvalidResponse) as error:
+            self._give_up()
+            raise self.purpose.lost(f"{self.purpose.setting} {self.where}: no reply ({one_line(error)})") from error
+        except BaseException:
+            self.close()
+            raise
+
+    def _read_reply(self) -> Any:
+        try:
+            return self._connection.read_response()
+        except redis.ResponseError as error:
+            return error
+        except (*NOT_NOW_ERRORS, *REFUSED_ERRORS) as error:
+            return error  # replies too, though redis-py makes them connection errors
+
+    def _open(self) -> None:
+        """Connect if we are not, or if the peer has hung up since; one attempt."""
+        self.check()
+        if self._connection is not None:
+            return
+        try:
+            connection = self._connect()
+            timeout_s = connection.socket_timeout
+            if self._is_suspect:
+                connection.socket_timeout = min(SUSPECT_TIMEOUT_S, timeout_s or SUSPECT_TIMEOUT_S)
+            connection.connect()
+            if self._is_suspect:
+                connection.send_command("PING")
+                connection.read_response()
+                connection.socket_timeout = timeout_s
+                connection._sock.settimeout(timeout_s)  # noqa: SLF001 redis-py has no public way once it is connected
+        except redis.RedisError as error:
+            self._give_up()
+            raise translate_connect_error(self.purpose, self.where, error) from error
+        self._connection = connection
+        self._connected_at = time.monotonic()
+        self._is_suspect = False
+        self._session += 1
+
+    def _give_up(self) -> None:
+        """Close the connection to a server that may not be the right one any more."""
+        self.close()
+        self._is_suspect = True
+        self._on_trouble()
+
+    def _has_hung_up(self) -> bool:
+        """Whether there is input on a connection that owes us none: its end, in most cases."""
+        try:
+            return bool(self._connection.can_read(0))
+        except redis.ConnectionError:
+            return True
