@@ -111,7 +111,7 @@ def _inline_sync(body: bytes) -> _Sync | None:
 def _attributed_sync(datatype: int, value: bytes) -> _Sync | None:
     """`_sync` from the extended attributes, else from the body, of a value that is not plain JSON."""
     if datatype & SNAPPY:
-        raise Undecodable("the value is compressed, which this feed never asked for")
+        raise Undecodable("the value is said to be compressed, and cannot be decompressed")
     body_start = 0
     if datatype & XATTR:
         text, body_start = _find_attribute(value)

@@ -102,12 +102,12 @@ def open_streams(
 class Replay:
     """A session past its handshake, whose stream requests are those of the recording, with the recorded opaques."""
 
-    def __init__(self) -> None:
+    def __init__(self, options: SessionOptions = OPTIONS) -> None:
         self._next_opaque: int | None = None
         self._own = itertools.count(0x7000_0000)
         self.streams = Streams({})
         self.configs: list[bytes] = []
-        self.session = Session(OPTIONS, self.streams, self._opaques(), self.configs.append)
+        self.session = Session(options, self.streams, self._opaques(), self.configs.append)
         shake_hands(self.session)
         self.events: list[Event] = []
         self._failover_log = b""

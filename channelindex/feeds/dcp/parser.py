@@ -34,6 +34,11 @@ _PREPARE_EXTRA_BYTES = 2
 """The server counts two bytes of a prepare that it does not send (MB-46634; KV docs, commands/prepare.md)."""
 
 
+_MOST_OF_LENGTH = mcbp.MAX_BODY_BYTES >> 24
+"""The highest first byte of a plain xattr section."""
+assert _MOST_OF_LENGTH < 4, "a section is 4 bytes long at least: else it could be taken for a compressed one"
+
+
 class Unfinished(NamedTuple):
     """A frame of which only a part has come: which one of the connection, and how many bytes of how many."""
 
@@ -187,11 +192,19 @@ def _misplaced(stream: Stream, vb: int, seqno: int) -> ProtocolError:
 
 
 def decompress(datatype: int, value: bytes) -> tuple[int, bytes]:
-    """Return datatype and value of a document, decompressed; as they are, for the decoder to refuse, if that fails.
+    """Return datatype and value of a document that is said to be compressed, without compression.
 
-    The server compresses the whole value, xattrs and body together, in the raw format of Snappy. The length that it
-    claims is checked first: a few bytes could ask for gigabytes.
+    A server compresses the whole value, xattrs and body together, in the raw format of Snappy. But one that cuts a body
+    off inflates the value for it, puts the old datatype back, and may not compress again: then a plain xattr section
+    comes under SNAPPY (kv_engine 6.0 and later, whether or not we asked for compression), or nothing at all. The first
+    byte tells which, always: a section begins with its length, big-endian, so with 0 or 1, for no document is larger
+    than `MAX_BODY_BYTES`; a compressed value that begins with 0 or 1 is 0 or 1 byte long uncompressed, and no section.
+
+    A value that cannot be decompressed stays as it is, for the decoder to refuse. The length that it claims is checked
+    first: a few bytes could ask for gigabytes.
     """
+    if not value or (datatype & XATTR and value[0] <= _MOST_OF_LENGTH):
+        return datatype & ~SNAPPY, value
     try:
         if cramjam.snappy.decompress_raw_len(value) > mcbp.MAX_BODY_BYTES:
             return datatype, value
