@@ -153,7 +153,7 @@ def test_a_configuration_can_be_checked_by_whom_its_passwords_are_kept_from(tmp_
     done = channelindex("config", "check", *settings, cwd=tmp_path)
     assert (done.returncode, "source.password_file" in done.stdout) == (exits.CONFIG, True)
     done = channelindex("config", "check", "--no-passwords", *settings, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (exits.OK, "the configuration is right\n")
+    assert (done.returncode, done.stdout) == (exits.OK, "the configuration is valid\n")
 
 
 def test_a_wrong_password_is_told_without_showing_it(tmp_path: Path, guarded_url: str) -> None:

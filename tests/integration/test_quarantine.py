@@ -118,7 +118,7 @@ def test_a_document_that_was_saved_again_leaves_with_the_next_retry(
 
 def test_what_people_see_tells_what_to_do_and_cannot_be_forged(node: Node) -> None:
     done = cli("quarantine", "list", "--limit", "2", "--config", node.config)
-    assert done.stdout.startswith("3 documents, the newest 2 of them; 3 records were ever made\n")
+    assert done.stdout.startswith("3 documents, the newest 2 of them; 3 records were written in all\n")
     assert done.stdout.count("not today\\u001b[2J\\u000alevel=error") == 2
     done = cli("quarantine", "show", FORGER, "--config", node.config)
     assert "reason: Undecodable: not today\\u001b[2J\\u000alevel=error" in done.stdout

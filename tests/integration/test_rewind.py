@@ -175,7 +175,7 @@ def test_what_makes_no_sense_or_nobody_confirmed_changes_nothing(
 
 
 @pytest.mark.parametrize(("answer", "code", "stable"), [("y", exits.OK, 0), ("no", exits.INTERRUPTED, 5)])
-def test_a_person_is_asked_and_told_what_readers_will_see(
+def test_a_person_is_asked_and_shown_what_readers_will_see(
     small: SmallIndex, redis_url: str, answer: str, code: int, stable: int
 ) -> None:
     ours, its = pty.openpty()
@@ -192,7 +192,7 @@ def test_a_person_is_asked_and_told_what_readers_will_see(
     os.close(ours)
     os.close(its)
     assert done.returncode == code, done.stderr
-    assert "readers are told less than before" in done.stderr
+    assert "readers get less than before" in done.stderr
     assert f"rebuild 2 partitions of index '{small.name}'? [y/N]" in done.stderr
     assert small.reader.partition_records()[0].stable == (stable, 0)
 

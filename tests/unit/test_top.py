@@ -67,7 +67,7 @@ def test_what_stands_still_comes_first_then_what_is_full(state):
 
 
 def test_the_worst_partitions_and_the_hottest_channels_come_from_all_nodes(state):
-    assert [(name, part["partition"]) for name, part in top.behind(state, 5)] == [("beta", 3), ("beta", 5)]
+    assert [(name, part["partition"]) for name, part in top.lagging(state, 5)] == [("beta", 3), ("beta", 5)]
     assert top.hot_channels(state, 2) == [HotChannel("news", 89, 700, 40), HotChannel("sport", 70, 20, 40)]
     assert top.lag_s(state) == 75.0
 
@@ -96,7 +96,7 @@ def test_everything_that_matters_fits_every_width(state, width):
         "2/3 nodes",
         "15/16 partitions",
         "75.0",
-        "silent 12 s",
+        "stalled 12 s",
         "90%",
         "partition 3",
         "news",
@@ -108,7 +108,7 @@ def test_everything_that_matters_fits_every_width(state, width):
 
 def test_a_low_terminal_shows_the_worst_processes_and_counts_the_rest(state):
     assert "3 more" in drawn(state, 60, height=16)
-    assert "silent 12 s" in drawn(state, 60, height=16)
+    assert "stalled 12 s" in drawn(state, 60, height=16)
 
 
 def cluster(n_nodes):
@@ -133,7 +133,7 @@ def test_every_table_is_on_every_terminal_whatever_the_cluster(width, height, n_
     assert max(map(len, lines)) <= width
     assert len(lines) <= height
     text = "\n".join(lines)
-    for title in ("process", "furthest behind", "hot vbuckets", "hot channels", "slowest batch", "part of it"):
+    for title in ("process", "largest lag", "hot vbuckets", "hot channels", "slowest batch", "part of it"):
         assert title in text
     for needed in ("dead", "partition 0", "3600.0", "100,000 ms"):
         assert needed in text

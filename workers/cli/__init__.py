@@ -22,26 +22,26 @@ from workers.cli.output import ReaderGone
 
 COMMANDS = {
     "run": "run one node until it is told to stop",
-    "changes": "print what changed in some channels, once or for ever",
-    "status": "show the nodes, who owns what, and how far the index is",
-    "top": "watch the whole cluster live: nodes, processes, what is behind, what is busy",
-    "inspect": "print a block, the clocks of a channel or a partition record as it is stored",
-    "nodes": "show who lives, with which share",
-    "partitions": "show who owns each partition, since when and why",
-    "events": "show which nodes came and went, which partitions moved, and why",
-    "drain": "have a node give up its partitions, and keep it from getting any",
+    "changes": "print changes in channels; --follow to keep going",
+    "status": "show the nodes, the owners of partitions, and the progress of the index",
+    "top": "watch the whole cluster live: nodes, processes, lag, hot channels",
+    "inspect": "print a block, the clocks of a channel or a partition record as stored",
+    "nodes": "list the nodes and their shares",
+    "partitions": "list the owner of each partition, since when and why",
+    "events": "list the nodes that came and went, the partitions that moved, and why",
+    "drain": "have a node release its partitions and take no others",
     "undrain": "give a drained node its share again",
-    "release": "have the owners drain and give up partitions",
-    "rebalance": "show what has to move, and wait until it has",
-    "scale": "change the numbers of workers in running nodes",
-    "rewind": "take partitions back to an earlier clock, and let the nodes index again from there",
-    "rebuild": "let the nodes index the whole bucket anew",
-    "quarantine": "show the documents that could not be decoded, and have them decoded again",
+    "release": "have the owners drain and release partitions",
+    "rebalance": "show the moves that are due, and wait for them",
+    "scale": "change the numbers of workers of running nodes",
+    "rewind": "take partitions back to an earlier clock; the nodes index again from there",
+    "rebuild": "have the nodes index the whole bucket again",
+    "quarantine": "list the documents that could not be decoded, and retry them",
     "size": "calculate workers, rings and the memory of the index",
     "verify": "compare the index with the bucket",
-    "compare": "feed two stores the same and compare what readers of both are told",
-    "demo": "see it all work: a private Redis, a dev bucket, one node, verified at the end",
-    "load": "save revisions from a file in a bucket, as Sync Gateway would",
+    "compare": "feed the bucket to two stores and compare the answers of both",
+    "demo": "run a private Redis, a dev bucket and one node, and verify the index",
+    "load": "write revisions from a file to a bucket, as Sync Gateway would",
     "devbucket": "serve a bucket for development on loopback",
     "config": "show, check or explain the configuration",
 }
@@ -51,16 +51,16 @@ _SUMMARY = "The channel index of a Couchbase bucket: what changed in these chann
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line, as all our errors are."""
+    """A parser that reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Print *message* and leave with the exit code USAGE."""
+        """Print *message* and exit with USAGE."""
         _complain(f"{message} (see {self.prog} --help)")
         sys.exit(exits.USAGE)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command that *argv* (the process's own arguments) asks for; its exit code."""
+    """Run the command in *argv*, by default the process's own arguments; return its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
     try:
         args = parse(arguments)
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments of the command in *argv*; leaves with USAGE where they make no sense."""
+    """Parse the command in *argv*; exit with USAGE where its arguments are invalid."""
     chosen = next((argument for argument in argv if not argument.startswith("-")), None)
     if chosen is not None and chosen not in COMMANDS:
         near = difflib.get_close_matches(chosen, COMMANDS, n=1)
@@ -90,7 +90,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def build_parser(complete: Collection[str]) -> tuple[Parser, Mapping[str, Parser]]:
-    """The parser of all commands, and each command's own. Only those in *complete* have their arguments."""
+    """Build the parser of all commands, and each command's own. Only those in *complete* get their arguments."""
     parser = Parser(prog="channelindex", description=_SUMMARY)
     parser.add_argument("--version", action="version", version=f"channelindex {__version__}")
     _add_debug(parser)
@@ -127,12 +127,12 @@ def _failed(arguments: Sequence[str], reason: str, code: int) -> int:
 
 
 def _complain(message: str) -> None:
-    """One line on stderr, whatever *message* holds; an error to journald, where a node that cannot start leaves it."""
+    """Print *message* as one line on stderr, with the priority of an error under journald."""
     priority = "<3>" if logs.goes_to_journal(sys.stderr, os.environ.get("JOURNAL_STREAM", "")) else ""
     print(f"{priority}channelindex: {escaped(mask_url(' '.join(message.split())))}", file=sys.stderr)
 
 
 def _leave_quietly() -> int:
-    """Our reader (`head`, a pager) has seen enough. Also keeps the interpreter's last flush from complaining."""
+    """Exit with OK after the reader (`head`, a pager) closed our output, without a complaint at the last flush."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return exits.OK

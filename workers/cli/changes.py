@@ -1,4 +1,4 @@
-"""`channelindex changes`: what changed in these channels since I last looked?"""
+"""`channelindex changes`: prints changes in channels."""
 
 import argparse
 from collections.abc import Iterator
@@ -27,19 +27,21 @@ With --json each change is one line, and after each page comes a line
 keep to the channels with which it was made. "pending" are changes beyond it.
 
 A damaged block ends the command with an error that names it. --skip-corrupt
-names it on stderr and goes on with what is whole; what was lost with it is not
-told later either.
+reports it on stderr and continues with what is intact; what was lost with the
+block is not reported later either.
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     parser.epilog = _EPILOG
-    parser.add_argument("channels", nargs="+", metavar="CHANNEL", help="a channel's name; * is that of all documents")
-    parser.add_argument("--since", metavar="TOKEN", help="go on where an earlier answer ended (default: the beginning)")
+    parser.add_argument("channels", nargs="+", metavar="CHANNEL", help="a channel's name; * has all documents")
+    parser.add_argument(
+        "--since", metavar="TOKEN", help="continue where an earlier answer ended (default: the beginning)"
+    )
     parser.add_argument("--follow", action="store_true", help="wait for further changes until interrupted")
     parser.add_argument("--limit", type=options.positive, metavar="N", help="end after N documents")
-    parser.add_argument("--skip-corrupt", action="store_true", help="go on beyond damaged or missing blocks")
+    parser.add_argument("--skip-corrupt", action="store_true", help="continue beyond damaged or missing blocks")
     options.add_json(parser)
     options.add_config(parser)
 
@@ -48,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the changes."""
     config = options.config_of(args, REQUIRED_TO_READ)
     with closing(open_reader(config.index, config.node.run_dir)) as store:
-        store.meta()  # a follower waits for a store that is away; but at the start, its address is more likely wrong
+        store.meta()  # a follower retries a store that is away; at the start, a wrong address is more likely
         reader = ChangesReader(store, _Skipped() if args.skip_corrupt else refuse)
         pages = _followed(reader, args) if args.follow else _present(reader, args)
         if args.json:
@@ -59,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 class _Skipped:
-    """Names what is skipped, once: a follower meets it again and again."""
+    """Reports each skipped block once: a follower meets it again and again."""
 
     def __init__(self) -> None:
         self._known: set[str] = set()
@@ -84,7 +86,7 @@ def _followed(reader: ChangesReader, args: argparse.Namespace) -> Iterator[Chang
         return
     since, left = args.since, args.limit
     while left:
-        page = next(reader.follow(args.channels, since, left))  # it ends only where it is told to
+        page = next(reader.follow(args.channels, since, left))  # ends only when stopped
         yield page
         since, left = page.since, left - len(page.entries)
 
@@ -105,7 +107,7 @@ def _print_tables(pages: Iterator[Changes], *, with_token: bool) -> None:
         since, pending = page.since, page.pending
     if with_token:
         output.line("")
-        output.line(f"{pending} more; go on with --since {since}")
+        output.line(f"{pending} more; continue with --since {since}")
 
 
 def _row(change: Change) -> tuple[object, ...]:

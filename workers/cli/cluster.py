@@ -1,4 +1,4 @@
-"""What the commands share that look at the nodes or give them orders: the coordination, and waiting with a line."""
+"""Reads the nodes' coordination, sends orders to nodes, and waits for them: shared by the commands that do so."""
 
 import argparse
 import shutil
@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
+from typing import NamedTuple
 
 from channelindex.config import REQUIRED_TO_SEE_NODES
 from channelindex.errors import InputInvalid
@@ -18,7 +19,10 @@ from coordinator.tick import order
 from workers.cli import options
 
 _TIMEOUT_S = 5.0
-_LOOK_S = 0.2
+_POLL_S = 0.2
+
+DescribePending = Callable[[ClusterState], str]
+"""Describes in one line what has still to happen; "" when nothing has."""
 
 
 class Coordination:
@@ -29,12 +33,12 @@ class Coordination:
         self._index = index
         self.n_partitions = n_partitions
 
-    def look(self, n_events: int = 0) -> ClusterState:
-        """How things are now, with the newest *n_events*."""
+    def state(self, n_events: int = 0) -> ClusterState:
+        """Read the present members and leases, with the newest *n_events*."""
         return read_cluster(self._redis, self._index, self.n_partitions, n_events)
 
     def order(self, what: str, arguments: Sequence[object], wake: Collection[str]) -> int:
-        """Give an order (`coordinator/lua/order.lua`) and wake nodes; how much of it was not so before."""
+        """Send an order (`coordinator/lua/order.lua`) and wake nodes; return how many of *arguments* it changed."""
         return order(self._redis, self._index, what, arguments, wake)
 
     def member(self, node: str) -> MemberState:
@@ -43,15 +47,15 @@ class Coordination:
         Raises:
             InputInvalid: there is none.
         """
-        members = {member.node: member for member in self.look().members}
+        members = {member.node: member for member in self.state().members}
         if node not in members:
             raise InputInvalid(f"there is no node {node!r}: the nodes are {', '.join(members) or 'none'}")
         return members[node]
 
 
 @contextmanager
-def coordination_of(args: argparse.Namespace) -> Iterator[Coordination]:
-    """The coordination that *args* configure."""
+def open_coordination(args: argparse.Namespace) -> Iterator[Coordination]:
+    """Connect to the coordination that *args* configure."""
     config = options.config_of(args, REQUIRED_TO_SEE_NODES)
     with closing(open_reader(config.index)) as store:
         n_partitions = store.meta().n_partitions
@@ -59,29 +63,55 @@ def coordination_of(args: argparse.Namespace) -> Iterator[Coordination]:
         yield Coordination(redis, config.index.name, n_partitions)
 
 
+class Outcome(NamedTuple):
+    """Result of `wait`: `done` if nothing is pending, or nobody waited; `seconds` that it took."""
+
+    done: bool
+    seconds: float
+    waited: bool
+
+    def describe(self, verb: str = "done") -> str:
+        """One phrase for people, such as "drained after 0.3 s"; *verb* says what was done."""
+        if not self.waited:
+            return "ordered"
+        return f"{verb if self.done else f'NOT {verb.upper()}'} after {self.seconds:.1f} s"
+
+    def as_json(self) -> dict[str, object]:
+        """The fields that every command prints with --json."""
+        return {"done": self.done, "seconds": round(self.seconds, 3)}
+
+
 def add_waiting(parser: argparse.ArgumentParser) -> None:
     """Add --no-wait and --timeout."""
-    parser.add_argument("--no-wait", action="store_true", help="give the order and do not wait for what comes of it")
+    parser.add_argument("--no-wait", action="store_true", help="return at once")
     parser.add_argument(
         "--timeout",
         type=options.seconds,
         default=60.0,
         metavar="S",
-        help="how many seconds to wait (default: %(default)g); then the exit code is 1",
+        help="seconds to wait (default: %(default)g); the exit code is 1 if it was not done by then",
     )
 
 
-def wait(args: argparse.Namespace, there: Coordination, missing: Callable[[ClusterState], str]) -> tuple[bool, float]:
-    """Wait until *missing* has nothing more to say; whether that came in time, and after how many seconds.
+def wait(args: argparse.Namespace, coordination: Coordination, describe_pending: DescribePending) -> Outcome:
+    """Wait until *describe_pending* returns "" or --timeout is over; with --no-wait return at once.
 
-    What it says is shown in a line that is written over, on a terminal.
+    On a terminal, the pending work is shown in a line that is overwritten.
     """
+    if args.no_wait:
+        return Outcome(done=True, seconds=0.0, waited=False)
     begun = time.monotonic()
-    while (said := missing(there.look())) and time.monotonic() < begun + args.timeout:
-        _progress(said)
-        time.sleep(_LOOK_S)
+    while (pending := describe_pending(coordination.state())) and time.monotonic() < begun + args.timeout:
+        _progress(pending)
+        time.sleep(_POLL_S)
     _progress("")
-    return not said, time.monotonic() - begun
+    return Outcome(done=not pending, seconds=time.monotonic() - begun, waited=True)
+
+
+def describe_moves(state: ClusterState) -> str:
+    """The number of partitions that have still to move, in words; "" for none."""
+    n_moves = state.target().n_moves()
+    return f"{n_moves} partitions have to move" if n_moves else ""
 
 
 def _progress(text: str) -> None:

@@ -1,4 +1,4 @@
-"""`channelindex compare`: do two stores make the same index of the same input?"""
+"""`channelindex compare`: compares the indexes that two stores make of the same bucket."""
 
 import argparse
 import secrets
@@ -25,20 +25,20 @@ example:
   channelindex compare --left memory:// --right redis://127.0.0.1:6379/0
   channelindex compare --left memory:// --right redis://127.0.0.1:6379/0 --existing
 
-It reads the whole bucket once, feeds it to a new index in each store, compares
-what readers of both would be told, and removes both. With --existing it compares
-the indexes named index.name that are there instead, such as that of a running
-node with index.store = memory:// and that of the other nodes. The exit code is 1
-if anything differs.
+Reads the whole bucket once, feeds it to a new index in each store, compares the
+answers that readers of both would get, and removes both. With --existing it
+compares the existing indexes named index.name, such as that of a running node
+with index.store = memory:// and that of the other nodes. The exit code is 1 if
+anything differs.
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     parser.epilog = _EPILOG
-    parser.add_argument("--left", required=True, metavar="URL", help="a store, as index.store names it: what is right")
-    parser.add_argument("--right", required=True, metavar="URL", help="the store that is compared with it")
-    parser.add_argument("--existing", action="store_true", help="compare the indexes that are there, feed nothing")
+    parser.add_argument("--left", required=True, metavar="URL", help="the reference store, in the form of index.store")
+    parser.add_argument("--right", required=True, metavar="URL", help="the store to compare with it")
+    parser.add_argument("--existing", action="store_true", help="compare existing indexes instead of feeding new ones")
     parser.add_argument("--channel", action="append", metavar="C", help="compare this channel only; may be repeated")
     options.add_json(parser)
     options.add_config(parser)
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             run_dir = None
             name = f"compare-{secrets.token_hex(4)}"
-            sides = [stack.enter_context(_passing(replace(side, name=name))) for side in sides]
+            sides = [stack.enter_context(_temporary_index(replace(side, name=name))) for side in sides]
             _feed(config, sides)
         left, right = (stack.enter_context(closing(open_reader(side, run_dir))) for side in sides)
         found = compare(left, right, args.channel)
@@ -73,13 +73,13 @@ def _side(index: IndexSettings, url: str) -> IndexSettings:
 
 
 @contextmanager
-def _passing(side: IndexSettings) -> Iterator[IndexSettings]:
-    """An index that is removed at the end, however it comes."""
+def _temporary_index(side: IndexSettings) -> Iterator[IndexSettings]:
+    """Yield the settings of an index and remove the index at the end, also after an error."""
     try:
         yield side
     finally:
         if not remove_index(side) and side.store != MEMORY_URL:
-            output.line(f"the index {side.name} stays in {mask_url(side.store)}: remove it there")
+            output.line(f"index {side.name} could not be removed from {mask_url(side.store)}: remove it there")
 
 
 def _feed(config: Config, sides: list[IndexSettings]) -> None:
@@ -103,7 +103,7 @@ def _print(found: Comparison) -> None:
     output.line(f"{compared}: {found.missing} missing, {found.extra} extra, {found.different} different")
     for number, what in (
         (found.in_flux, "entries are beyond the stable clock of one side"),
-        (found.forgotten, "entries are older than what one side holds of their channel"),
+        (found.forgotten, "entries are older than what one side retains of their channel"),
     ):
         if number:
             output.line(f"{number} {what}")

@@ -1,4 +1,4 @@
-"""`channelindex config`: what is configured, whether it is right, and what there is to configure."""
+"""`channelindex config`: prints the configuration, checks it, or documents all keys."""
 
 import argparse
 
@@ -21,19 +21,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "action",
         choices=("show", "check", "docs"),
-        help="show: each key, its value, where it was set; check: every problem; docs: all keys explained, as Markdown",
+        help="show: each key, its value and origin; check: every problem; docs: all keys explained, as Markdown",
     )
     parser.add_argument(
         "--no-passwords",
         action="store_true",
-        help="with check: leave the files of passwords unread, where that is not for whoever checks",
+        help="with check: do not read password files, for users who may not",
     )
     options.add_config(parser)
     options.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the action says."""
+    """Run the action."""
     if args.action == "docs":
         output.paragraph(reference.configuration().rstrip())
         return exits.OK
@@ -58,7 +58,7 @@ def _check(args: argparse.Namespace) -> int:
     if args.json:
         output.json_line({"ok": not problems, "problems": problems})
     else:
-        for problem in problems or ("the configuration is right",):
+        for problem in problems or ("the configuration is valid",):
             output.line(problem)
     if problems:
         raise ConfigInvalid(f"{len(problems)} problem{'s'[: len(problems) > 1]} in the configuration")

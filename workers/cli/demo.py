@@ -1,4 +1,4 @@
-"""`channelindex demo`: see the whole thing work, on servers of its own."""
+"""`channelindex demo`: runs the whole system on private servers."""
 
 import argparse
 from pathlib import Path
@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     parser.epilog = _EPILOG
     parser.add_argument(
-        "--seconds", type=options.seconds, default=20.0, metavar="N", help="about how long it takes (default: 20)"
+        "--seconds", type=options.seconds, default=20.0, metavar="N", help="approximate duration (default: 20)"
     )
     parser.add_argument("--docs", type=Path, metavar="FILE", help="write these revisions instead of synthetic ones")
     options.add_json(parser)

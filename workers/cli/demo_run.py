@@ -36,27 +36,27 @@ from devbucket.sync_gateway.layouts import InlineLayout
 from devbucket.sync_gateway.loader import Loader
 from devbucket.sync_gateway.revisions import Revision, read_revisions
 from devbucket.sync_gateway.synthetic import synthetic_revisions
-from workers.cli.demo_screen import Screen
+from workers.cli.demo_screen import DemoScreen
 from workers.telemetry.board import FEED_WORKER
 
 INDEX = "demo"
 NODE = "demo-node"
 TTL_S = 1.5
-"""Short, so that the node tells its status several times a second (once per renewal)."""
+"""Short, so that the node reports its status several times a second (once per renewal)."""
 WRITING_SHARE = 0.85
 """Of the time the demo is to take; the rest is for starting, draining and verifying."""
 SYNTHETIC_PER_S = 2_000
 SLICE = 200
 """Revisions written between two looks at the screen."""
 KILL_AT = 0.4
-"""How much of the writing is done when a feed worker is killed."""
+"""Share of the revisions written before a feed worker is killed."""
 START_TIMEOUT_S = 20.0
 SETTLE_TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """`seconds`: about how long it may take. `docs`: revisions to write instead of synthetic ones."""
+    """`seconds`: approximate duration. `docs`: revisions to write instead of synthetic ones."""
 
     seconds: float = 20.0
     docs: Path | None = None
@@ -65,7 +65,7 @@ class DemoOptions:
 
 @dataclass
 class Killed:
-    """The worker that was killed, and when another one had taken its place."""
+    """The worker that was killed, and the seconds until its replacement streamed."""
 
     pid: int
     number: int
@@ -74,7 +74,7 @@ class Killed:
 
 
 def run_demo(options: DemoOptions) -> int:
-    """Run the demo; DIFFERENCES if the index is not what the bucket says, or a part of the node failed."""
+    """Run the demo; return DIFFERENCES if the index differs from the bucket, or a part of the node failed."""
     revisions = list(read_revisions(options.docs)) if options.docs else []
     if options.docs and not revisions:
         raise InputInvalid(f"{options.docs}: there is no revision in it")
@@ -84,7 +84,7 @@ def run_demo(options: DemoOptions) -> int:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="channelindex-demo-")))
         store = stack.enter_context(EmbeddedRedis())
         bucket = stack.enter_context(DevBucket())
-        screen = stack.enter_context(Screen(quiet=options.json))
+        screen = stack.enter_context(DemoScreen(quiet=options.json))
         demo = Demo(options, folder, store.url, bucket, screen)
         stack.callback(demo.close)
         result = demo.run(revisions)
@@ -100,9 +100,11 @@ def run_demo(options: DemoOptions) -> int:
 
 
 class Demo:
-    """One run, on servers that are there already."""
+    """One run of the demo, on running servers."""
 
-    def __init__(self, options: DemoOptions, folder: Path, redis_url: str, bucket: DevBucket, screen: Screen) -> None:
+    def __init__(
+        self, options: DemoOptions, folder: Path, redis_url: str, bucket: DevBucket, screen: DemoScreen
+    ) -> None:
         self._options = options
         self._redis_url = redis_url
         self._bucket = bucket
@@ -121,7 +123,7 @@ class Demo:
         self._n_written = 0
 
     def run(self, revisions: list[Revision]) -> dict[str, Any]:
-        """Start the node, write, drain, verify; the figures."""
+        """Start the node, write, drain, verify; return the figures."""
         self._screen.say("starting a node with 2 feed workers and 2 batch writers")
         self._start_node()
         started = time.monotonic()
@@ -132,9 +134,9 @@ class Demo:
         self._screen.say(f"wrote {self._n_written} revisions in {wrote_s:.1f} s; waiting for the stable clock")
         self._settle()
         settled_s = time.monotonic() - started
-        self._screen.say("everything is stable; draining the node (SIGTERM)")
+        self._screen.say("the stable clock has caught up; draining the node (SIGTERM)")
         exit_code = self._stop_node()
-        self._screen.say(f"the node has ended with exit code {exit_code}; verifying the index against the bucket")
+        self._screen.say(f"the node exited with code {exit_code}; verifying the index against the bucket")
         report = self._verify()
         return {
             "revisions": self._n_written,
@@ -178,7 +180,7 @@ class Demo:
             raise InvariantBroken(f"the node ended with code {self._node.returncode}: {self._last_log_line()}")
 
     def _last_log_line(self) -> str:
-        return (self._log.read_text(errors="replace").splitlines() or ["it logged nothing"])[-1]
+        return (self._log.read_text(errors="replace").splitlines() or ["the log is empty"])[-1]
 
     def _write(self, loader: Loader, revisions: list[Revision]) -> None:
         """Write at an even pace over the time there is, users and roles among the documents."""
@@ -227,13 +229,13 @@ class Demo:
         return [process for process in processes if process["role"] == FEED_WORKER]
 
     def _status(self) -> dict[str, Any]:
-        """What the node told of itself last; empty before it did."""
+        """The node's last status report; empty before the first."""
         try:
             cluster = read_cluster(self._coordination, INDEX, 1)
         except Transient:
             return {}
-        told = [member.status for member in cluster.members if member.node == NODE and member.status]
-        status: dict[str, Any] = orjson.loads(told[0]) if told else {}
+        reports = [member.status for member in cluster.members if member.node == NODE and member.status]
+        status: dict[str, Any] = orjson.loads(reports[0]) if reports else {}
         return status
 
     def _settle(self) -> None:

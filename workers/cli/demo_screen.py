@@ -1,4 +1,4 @@
-"""What the demo shows while it runs: a live table on a terminal, plain lines elsewhere."""
+"""Shows the progress of the demo: a live table on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -12,10 +12,10 @@ from rich.text import Text
 
 REDRAW_S = 0.25
 PLAIN_LINE_S = 2.0
-"""Where nobody watches (a pipe, CI), one line of progress this often."""
+"""Interval of progress lines without a terminal (a pipe, CI)."""
 
 
-class Screen:
+class DemoScreen:
     """Progress of the demo, on stderr, so that standard output has the result alone."""
 
     def __init__(self, *, quiet: bool) -> None:
@@ -40,11 +40,11 @@ class Screen:
             self._live.stop()
 
     def say(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays."""
         self._console.print(f"[{time.monotonic() - self._started:5.1f} s] {text}", markup=False, soft_wrap=True)
 
     def show(self, status: dict[str, Any], n_written: int, n_total: int) -> None:
-        """Redraw, if it is time: what the node told of itself last, and how much is written."""
+        """Redraw, if it is time, from the node's last status report and the number of revisions written."""
         now = time.monotonic()
         if self._quiet or not status or now < self._next_at:
             return

@@ -1,4 +1,4 @@
-"""`channelindex devbucket`: a server on loopback that speaks the bucket's protocol, and fails when told to."""
+"""`channelindex devbucket`: serves a bucket for development on loopback, which fails on command."""
 
 import argparse
 import sys
@@ -20,8 +20,8 @@ examples:
   channelindex devbucket --port 0 --vbuckets 64 --nodes 3 --admin 11290
   channelindex devbucket ctl --admin 11290 failover 17 lose=3
 
-It is for development: it listens on loopback only and has no replicas. Without
---file it keeps everything in memory. The first line on stdout is its URL, for
+For development: listens on loopback only and has no replicas. Without --file it
+keeps everything in memory. The first line on stdout is its URL, for
 source.url; log lines go to stderr. With --admin, `devbucket ctl` makes it fail:
 `channelindex devbucket ctl --help` lists all operations.
 """
@@ -48,21 +48,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="port of the first node, the others have the next ones; 0 takes free ones (default: %(default)s)",
     )
     parser.add_argument("--bucket", default=_DEFAULTS.bucket, help="the bucket's name (default: %(default)s)")
-    parser.add_argument("--user", default=_DEFAULTS.user, help="who may log in (default: %(default)s)")
-    parser.add_argument("--password", default=_DEFAULTS.password, help="with which password (default: %(default)s)")
+    parser.add_argument("--user", default=_DEFAULTS.user, help="the user that may log in (default: %(default)s)")
+    parser.add_argument("--password", default=_DEFAULTS.password, help="that user's password (default: %(default)s)")
     parser.add_argument(
-        "--vbuckets", type=options.positive, default=_DEFAULTS.n_vbuckets, help="how many (default: %(default)s)"
+        "--vbuckets",
+        type=options.positive,
+        default=_DEFAULTS.n_vbuckets,
+        help="number of vbuckets (default: %(default)s)",
     )
     parser.add_argument(
-        "--nodes", type=options.positive, default=_DEFAULTS.n_nodes, help="how many (default: %(default)s)"
+        "--nodes", type=options.positive, default=_DEFAULTS.n_nodes, help="number of nodes (default: %(default)s)"
     )
     parser.add_argument(
         "--replicas",
         type=int,
         default=_DEFAULTS.n_replicas,
-        help="of each vbucket, in name only (default: %(default)s)",
+        help="replicas of each vbucket, in name only (default: %(default)s)",
     )
-    parser.add_argument("--file", type=Path, help="SQLite file that keeps the bucket; without one it is in memory only")
+    parser.add_argument("--file", type=Path, help="SQLite file that keeps the bucket (default: in memory only)")
     parser.add_argument(
         "--collection",
         action="append",
@@ -95,13 +98,15 @@ def _add_ctl(parser: argparse.ArgumentParser) -> None:
         epilog=_CTL_EPILOG + _list_operations(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("--admin", required=True, metavar="ADDRESS", help="what the dev bucket was given as --admin")
-    command.add_argument("operation", metavar="OPERATION", choices=list(ctl.OPERATIONS), help="one of those below")
+    command.add_argument("--admin", required=True, metavar="ADDRESS", help="the --admin address of the dev bucket")
+    command.add_argument(
+        "operation", metavar="OPERATION", choices=list(ctl.OPERATIONS), help="an operation listed below"
+    )
     command.add_argument("arguments", metavar="ARGUMENT", nargs="*", help="in the operation's order, or as name=value")
 
 
 def _list_operations() -> str:
-    """Every operation, how it is written and what it does."""
+    """Usage and summary of every operation."""
     return "".join(
         f"  {ctl.usage(name)}\n{textwrap.indent(textwrap.fill(ctl.summary(name), 72), ' ' * 6)}\n"
         for name in ctl.OPERATIONS
@@ -109,7 +114,7 @@ def _list_operations() -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until SIGTERM or SIGINT; or have a running dev bucket do something."""
+    """Serve until SIGTERM or SIGINT, or send an operation to a running dev bucket."""
     return _control(args) if args.action == "ctl" else _serve(args)
 
 

@@ -1,4 +1,4 @@
-"""`channelindex drain`: a node gives up all that it has and gets nothing more, but goes on running."""
+"""`channelindex drain`: has nodes give up their partitions and get no others, while they keep running."""
 
 import argparse
 
@@ -11,9 +11,8 @@ example:
   channelindex drain n3
   channelindex drain n3 n4 --no-wait
 
-It lasts, also over a restart of the node, until channelindex undrain. The last
-node that is not drained has nobody to give its partitions to: what it gives up
-then stands still.
+A drained node stays drained, also after a restart, until channelindex undrain.
+If no other node can take a partition, it has no owner and is not indexed.
 """
 
 
@@ -27,24 +26,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Order it, and wait until the nodes own nothing."""
-    with cluster.coordination_of(args) as there:
-        before = [there.member(node) for node in args.node]
-        there.order("drain", args.node, args.node)
+    """Drain the nodes, and wait until they own no partition."""
+    with cluster.open_coordination(args) as coordination:
+        before = [coordination.member(node) for node in args.node]
+        coordination.order("drain", args.node, args.node)
 
-        def missing(state: ClusterState) -> str:
+        def describe_pending(state: ClusterState) -> str:
             left = {m.node: m.n_partitions for m in state.members if m.node in args.node and m.n_partitions}
             return ", ".join(f"{node} has {n} partitions to give up" for node, n in left.items())
 
-        done, seconds = (True, 0.0) if args.no_wait else cluster.wait(args, there, missing)
-        n_unowned = len(there.look().missing)
+        outcome = cluster.wait(args, coordination, describe_pending)
+        n_unowned = len(coordination.state().missing)
     if args.json:
         nodes = [{"node": member.node, "had": member.n_partitions} for member in before]
-        output.json_line({"done": done, "seconds": round(seconds, 3), "nodes": nodes, "unowned": n_unowned})
+        output.json_line({**outcome.as_json(), "nodes": nodes, "unowned": n_unowned})
     else:
-        state = "ordered" if args.no_wait else f"{'drained' if done else 'NOT DRAINED'} after {seconds:.1f} s"
         for member in before:
-            output.line(f"{member.node}: {state}; it had {member.n_partitions} partitions")
+            output.line(f"{member.node}: {outcome.describe('drained')}; it had {member.n_partitions} partitions")
         if n_unowned and not args.no_wait:
             output.line(f"{n_unowned} partitions have no owner now")
-    return exits.OK if done else exits.DIFFERENCES
+    return exits.OK if outcome.done else exits.DIFFERENCES

@@ -1,4 +1,4 @@
-"""Feeds all that a bucket has now into two new indexes, as one feed worker and one batch writer would."""
+"""Feeds the present contents of a bucket into two new indexes, as one feed worker and one batch writer would."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -18,10 +18,10 @@ from workers.pipeline.round import Round, RoundBuilder
 def feed_both(
     feed: BoundedFeed, decoder: Decoder, removal_slack: int, meta: IndexMeta, targets: Sequence[IndexSettings]
 ) -> None:
-    """Write what *feed* brings, up to its end, to new indexes *targets* of *meta*. The caller closes *feed*.
+    """Write all changes of *feed*, up to its end, to the new indexes *targets* of *meta*. The caller closes *feed*.
 
     Raises:
-        SourceUnavailable: the feed brought nothing for bounded.SILENCE_TIMEOUT_S, or the source rolled back meanwhile.
+        SourceUnavailable: the feed sent nothing for bounded.SILENCE_TIMEOUT_S, or the source rolled back meanwhile.
         StoreUnavailable, OutcomeUnknown: a store failed; the indexes are incomplete.
     """
     origins = dict.fromkeys(range(meta.n_vbuckets), ORIGIN)

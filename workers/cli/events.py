@@ -1,4 +1,4 @@
-"""`channelindex events`: which nodes came and went, which partitions moved, and why."""
+"""`channelindex events`: lists the nodes that came and went, the partitions that moved, and why."""
 
 import argparse
 from datetime import UTC, datetime
@@ -9,7 +9,7 @@ import msgspec
 from channelindex import exits
 from coordinator.cluster import MAX_EVENTS, Event, Moved
 from workers.cli import options, output
-from workers.cli.cluster import coordination_of
+from workers.cli.cluster import open_coordination
 from workers.cli.status import ranges
 
 _EPILOG = """\
@@ -33,8 +33,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the events, the newest last."""
-    with coordination_of(args) as there:
-        events = there.look(n_events=min(args.limit, MAX_EVENTS)).events[::-1]
+    with open_coordination(args) as coordination:
+        events = coordination.state(n_events=min(args.limit, MAX_EVENTS)).events[::-1]
     if args.json:
         for event in events:
             output.json_line(_as_json(event))
@@ -64,11 +64,11 @@ def _row(event: Event) -> tuple[str, str, str, str]:
 
 
 def _groups(partitions: tuple[Moved, ...]) -> list[str]:
-    """The partitions in short form, by whose they were and why they are not any more."""
-    by_story: dict[tuple[str, str], list[int]] = {}
+    """The partitions in short form, grouped by their previous owner and the reason of the move."""
+    by_origin: dict[tuple[str, str], list[int]] = {}
     for moved in partitions:
-        by_story.setdefault((moved.before, moved.reason), []).append(moved.partition)
+        by_origin.setdefault((moved.before, moved.reason), []).append(moved.partition)
     return [
         f"{ranges(sorted(numbers))} of {before} ({reason})" if before else f"{ranges(sorted(numbers))}, new"
-        for (before, reason), numbers in sorted(by_story.items())
+        for (before, reason), numbers in sorted(by_origin.items())
     ]

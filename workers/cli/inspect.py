@@ -1,4 +1,4 @@
-"""`channelindex inspect`: what lies in the store, taken apart."""
+"""`channelindex inspect`: prints stored records, taken apart."""
 
 import argparse
 from contextlib import closing
@@ -27,14 +27,14 @@ example:
 A block's key is GROUP:NUMBER:CHANNEL, as errors name it; `inspect clock CHANNEL`
 names the newest of each group, and those before it count down to 0. An entry is
 visible, pending (above the stable clock) or dead (a later epoch took it back).
-The exit code is 73 if what was printed is damaged. docs/format.md explains it.
+The exit code is 73 if the record is damaged. docs/format.md explains the format.
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     parser.epilog = _EPILOG
-    parser.add_argument("what", choices=_INSPECT, help="what KEY names")
+    parser.add_argument("what", choices=_INSPECT, help="kind of record that KEY names")
     parser.add_argument(
         "key", metavar="KEY", help="GROUP:NUMBER:CHANNEL of a block, a channel, or a partition's number"
     )
@@ -43,7 +43,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print it."""
+    """Print the record."""
     config = options.config_of(args, REQUIRED_TO_READ)
     with closing(open_reader(config.index, config.node.run_dir)) as store:
         store.meta()

@@ -1,4 +1,4 @@
-"""`channelindex load`: save revisions from a file in a bucket, as Sync Gateway would."""
+"""`channelindex load`: writes revisions from a file to a bucket, as Sync Gateway would."""
 
 import argparse
 import time
@@ -25,8 +25,8 @@ example:
 
 Each line of the file is a revision, in the order in which they were made:
   {"id": "a", "rev": "1-ab12", "channels": ["orders"], "body": {"total": 12}}
-"body" may be left out; "deleted": true marks a deletion. Revisions that the
-bucket has already are left out, so a load that broke off can be repeated.
+"body" is optional; "deleted": true marks a deletion. Revisions that the bucket
+already has are skipped, so an interrupted load can be repeated.
 """
 
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     """Load the file."""
     bucket = {"source.url": args.bucket} if args.bucket else {}
     config = options.config_of(args, ("source.url",), bucket)
-    n_revisions = sum(1 for _ in read_revisions(args.file))  # a malformed line is told before anything is written
+    n_revisions = sum(1 for _ in read_revisions(args.file))  # a malformed line is reported before anything is written
     started = time.monotonic()
     with KvClient(*address_of(config.source)) as client:
         n_saved = _load(Loader(client, _LAYOUTS[args.metadata]()), args.file, n_revisions)
@@ -57,12 +57,12 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         output.json_line({"revisions": n_revisions, "saved": n_saved, "seconds": round(seconds, 3)})
     else:
-        output.line(f"{n_saved} revisions saved in {seconds:.1f} s, {n_revisions - n_saved} were there already")
+        output.line(f"{n_saved} revisions saved in {seconds:.1f} s, {n_revisions - n_saved} existed already")
     return exits.OK
 
 
 def _load(loader: Loader, file: Path, n_revisions: int) -> int:
-    """Save all; how many were new. Shows a bar where somebody is watching."""
+    """Write all revisions; return the number of new ones. Shows a progress bar on a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("loading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

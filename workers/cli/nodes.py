@@ -1,4 +1,4 @@
-"""`channelindex nodes`: who lives, with which share."""
+"""`channelindex nodes`: lists the live nodes and their shares."""
 
 import argparse
 from typing import Any
@@ -8,7 +8,7 @@ import orjson
 from channelindex import exits
 from coordinator.cluster import MemberState
 from workers.cli import options, output
-from workers.cli.cluster import coordination_of
+from workers.cli.cluster import open_coordination
 
 _EPILOG = """\
 example:
@@ -25,9 +25,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print every node that lives, or died within the last hour."""
-    with coordination_of(args) as there:
-        members = there.look().members
+    """Print every node that is alive, or died within the last hour."""
+    with open_coordination(args) as coordination:
+        members = coordination.state().members
     if args.json:
         output.json_line([_as_json(member) for member in members])
     else:
@@ -46,7 +46,7 @@ def _row(member: MemberState) -> tuple[object, ...]:
 
 
 def state_of(member: MemberState) -> str:
-    """What a node is doing, in a word."""
+    """State of a node in one word."""
     if not member.alive:
         return "dead"
     if member.drained:

@@ -1,4 +1,4 @@
-"""Arguments that several commands share, and the configuration that they lead to."""
+"""Defines the arguments that several commands share, and loads the configuration that they name."""
 
 import argparse
 import os
@@ -42,7 +42,7 @@ def config_of(
     *,
     read_passwords: bool = True,
 ) -> Config:
-    """The configuration that *args* ask for. *extra* are keys that the command's own arguments set."""
+    """Load the configuration that *args* name. *extra* are keys that the command's own arguments set."""
     path = args.config or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
     return load_config(path, os.environ, {**dict(args.set), **(extra or {})}, required, read_passwords=read_passwords)
 

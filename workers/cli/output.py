@@ -1,7 +1,7 @@
-"""What commands print: JSON for programs, tables for people.
+"""Prints results: JSON for programs, tables for people.
 
-Keys, channels and reasons are of others' making: whatever they hold, they stay on their line, and no terminal obeys
-them.
+Keys, channels and reasons come from outside: control characters in them are escaped, so they stay on their line and no
+terminal obeys them.
 """
 
 import shutil
@@ -15,11 +15,11 @@ from channelindex.terminal import escaped
 
 
 class ReaderGone(Exception):
-    """Nobody reads our standard output any more; there is no use in going on."""
+    """The reader of our standard output (`head`, a pager) has closed it; stop."""
 
 
 def line(text: str) -> None:
-    """Print one line at once: whoever follows a command through a pipe must not wait for a full buffer."""
+    """Print one line unbuffered, so that a reader behind a pipe gets it at once."""
     try:
         print(escaped(text), flush=True)
     except BrokenPipeError:
@@ -29,13 +29,13 @@ def line(text: str) -> None:
 
 
 def paragraph(text: str) -> None:
-    """Print a text of ours that has several lines."""
+    """Print a text of several lines."""
     for each in text.splitlines():
         line(each)
 
 
 def warn(text: str) -> None:
-    """Print one line on standard error, for people; it is no part of the result."""
+    """Print one line on standard error, for people; not part of the result."""
     print(f"channelindex: {escaped(text)}", file=sys.stderr, flush=True)
 
 
@@ -45,7 +45,7 @@ def json_line(value: object) -> None:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print *rows* in columns; on a terminal that is too narrow for them, each row as a block of its own."""
+    """Print *rows* in columns; on a terminal that is too narrow, each row as a block."""
     for text in table_lines(header, rows, shutil.get_terminal_size((0, 0)).columns):
         line(text)
 

@@ -1,4 +1,4 @@
-"""`channelindex partitions`: who owns each partition, since when, and why it changed hands."""
+"""`channelindex partitions`: lists the owner of each partition, since when, and why it changed."""
 
 import argparse
 from typing import Any
@@ -6,29 +6,29 @@ from typing import Any
 from channelindex import exits
 from coordinator.cluster import PartitionState
 from workers.cli import options, output
-from workers.cli.cluster import coordination_of
+from workers.cli.cluster import open_coordination
 
 _EPILOG = """\
 example:
   channelindex partitions
   channelindex partitions --unowned
 
-With --unowned the exit code is 1 if there is a partition that nobody owns.
+With --unowned the exit code is 1 if any partition has no owner.
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     parser.epilog = _EPILOG
-    parser.add_argument("--unowned", action="store_true", help="only those that nobody owns, for monitoring")
+    parser.add_argument("--unowned", action="store_true", help="only those without an owner, for monitoring")
     options.add_json(parser)
     options.add_config(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the partitions."""
-    with coordination_of(args) as there:
-        partitions = list(enumerate(there.look().partitions))
+    with open_coordination(args) as coordination:
+        partitions = list(enumerate(coordination.state().partitions))
     if args.unowned:
         partitions = [(number, state) for number, state in partitions if not state.owner]
     if args.json:

@@ -1,4 +1,4 @@
-"""`channelindex quarantine`: which documents could not be decoded, why, and having them decoded again."""
+"""`channelindex quarantine`: lists the documents that could not be decoded, and retries them."""
 
 import argparse
 from collections.abc import Sequence
@@ -30,29 +30,29 @@ example:
   channelindex quarantine retry --all --yes
 
 A document that cannot be decoded is in no channel. It is decoded again when it
-is saved again; its old record here stays until it is retried, or {QUARANTINE_DOCUMENTS} newer
-ones have taken its place. Bodies are neither kept nor shown.
+is saved again; its record here stays until it is retried or displaced by {QUARANTINE_DOCUMENTS}
+newer ones. Bodies are neither kept nor shown.
 
-retry is for what was not the document's fault: damage on its way, a decoder
-that has been mended (restart the nodes with it first). It takes the vbuckets of
-these documents back to just before them, as `rewind` does, and waits for the
-running nodes. Nothing is written to the bucket. Exit code 1: some of them still
-cannot be decoded. With index.store = memory://, restart the node instead.
+retry is for documents that are not at fault: damage in transit, or a decoder
+that has been fixed (restart the nodes with it first). It rewinds the vbuckets of
+these documents to just before them, and waits for the running nodes. Nothing is
+written to the bucket. Exit code 1: some of them still cannot be decoded. With
+index.store = memory://, restart the node instead.
 
 {rewind.READERS_MEANWHILE}
 """
 
 _ADVICE = """\
-If the document is malformed, repair and save it: it is decoded again then.
-If the fault was elsewhere, and is mended: channelindex quarantine retry"""
+If the document is malformed, fix and save it: it is then decoded again.
+If the fault was elsewhere and is fixed: channelindex quarantine retry"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     parser.epilog = _EPILOG
-    parser.add_argument("action", choices=tuple(_ACTIONS), help="list them, show some in full, or have them retried")
+    parser.add_argument("action", choices=tuple(_ACTIONS), help="list all, show some in full, or retry some")
     parser.add_argument("documents", nargs="*", metavar="KEY", help="a document's key, or VBUCKET:SEQNO")
-    parser.add_argument("--all", action="store_true", help="show or retry all that are in quarantine")
+    parser.add_argument("--all", action="store_true", help="show or retry all documents in quarantine")
     parser.add_argument(
         "--limit",
         type=options.positive,
@@ -64,7 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the action says."""
+    """Run the action."""
     config = options.config_of(args, REQUIRED_TO_READ)
     with closing(open_reader(config.index, config.node.run_dir)) as store:
         store.meta()
@@ -80,7 +80,7 @@ def _list(_config: Config, store: IndexReader, args: argparse.Namespace) -> int:
     if args.json:
         output.json_line({"total": total, "documents": len(documents), "newest": shown})
         return exits.OK
-    output.line(f"{len(documents)} documents, the newest {len(shown)} of them; {total} records were ever made")
+    output.line(f"{len(documents)} documents, the newest {len(shown)} of them; {total} records were written in all")
     if shown:
         output.table(list(shown[0]), [list(each.values()) for each in shown])
     return exits.OK
@@ -116,14 +116,14 @@ def _retry(config: Config, store: IndexReader, args: argparse.Namespace) -> int:
     is_back = not args.no_wait and rewind.wait_until_stable(store, rewound)
     records = store.quarantined(QUARANTINE_DOCUMENTS)[1] if is_back else []
     failed = still_undecodable(retried, records, rewound)
-    _tell_outcome(args, retried, failed, is_back)
+    _print_outcome(args, retried, failed, is_back)
     return exits.DIFFERENCES if failed else exits.OK
 
 
 def _rewind(config: Config, store: IndexReader, chosen: Sequence[Quarantined]) -> list[Rewound]:
-    """Have the vbuckets of *chosen* fed again from before them, and take out the records that this makes outdated.
+    """Rewind the vbuckets of *chosen* to before these documents, and remove the records that this makes outdated.
 
-    In this order: who is interrupted between the two is left with records too many, never with documents forgotten.
+    In this order, an interruption between the two leaves outdated records, but forgets no document.
     """
     clock = clock_before(chosen)
     width = store.meta().partition_width
@@ -132,13 +132,13 @@ def _rewind(config: Config, store: IndexReader, chosen: Sequence[Quarantined]) -
         closing(open_owner(config.index)) as owner,
         job_lock(config.coordination.redis, config.index.name, _JOB.replace(" ", "-")),
     ):
-        _, records = store.quarantined(QUARANTINE_DOCUMENTS)  # before: what is added from now on is news
+        _, records = store.quarantined(QUARANTINE_DOCUMENTS)  # before: records added from now on are new
         rewound = list(rewind_partitions(owner, store, partitions, clock, rewind.requester(_JOB)))
         owner.forget_quarantined(outdated(records, rewound))
     return rewound
 
 
-def _tell_outcome(
+def _print_outcome(
     args: argparse.Namespace, retried: Sequence[Quarantined], failed: Sequence[Quarantined], is_back: bool
 ) -> None:
     if args.json:

@@ -1,9 +1,8 @@
-"""`channelindex rebalance`: what has to move, and waiting until it has."""
+"""`channelindex rebalance`: prints the moves that are due, and waits for them."""
 
 import argparse
 
 from channelindex import exits
-from coordinator.cluster import ClusterState
 from workers.cli import cluster, options, output
 
 _EPILOG = """\
@@ -12,7 +11,7 @@ example:
   channelindex rebalance --dry-run
 
 Nodes share out the partitions by themselves, all the time. This wakes those that
-have something to do and waits until all shares are as they are to be.
+have to act and waits until every node has its share.
 """
 
 
@@ -26,37 +25,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what has to move, wake those who are to do it, and wait for it."""
-    with cluster.coordination_of(args) as there:
-        state = there.look()
+    """Print the moves that are due, wake the nodes in question, and wait."""
+    with cluster.open_coordination(args) as coordination:
+        state = coordination.state()
         target = state.target()
         moves = [
             {"partition": partition, "from": state.partitions[partition].owner or None, "to": node}
             for node, partitions in sorted(target.taken_by.items())
             for partition in partitions
         ]
-        done, seconds = True, 0.0
+        outcome = cluster.Outcome(done=True, seconds=0.0, waited=False)
         if moves and not args.dry_run:
-            there.order("wake", (), target.taken_by.keys() | target.released_by.keys())
-            if not args.no_wait:
-                done, seconds = cluster.wait(args, there, missing_moves)
+            coordination.order("wake", (), target.taken_by.keys() | target.released_by.keys())
+            outcome = cluster.wait(args, coordination, cluster.describe_moves)
     if args.json:
-        output.json_line({"done": done, "seconds": round(seconds, 3), "moves": moves})
+        output.json_line({**outcome.as_json(), "moves": moves})
     elif moves:
         output.table(("partition", "from", "to"), [(m["partition"], m["from"] or "nobody", m["to"]) for m in moves])
-        output.line(_outcome(args, done, seconds, len(moves)))
+        output.line(_describe(outcome, len(moves)))
     else:
         output.line("nothing has to move")
-    return exits.OK if done else exits.DIFFERENCES
+    return exits.OK if outcome.done else exits.DIFFERENCES
 
 
-def _outcome(args: argparse.Namespace, done: bool, seconds: float, n_moves: int) -> str:
-    if args.dry_run or args.no_wait:
+def _describe(outcome: cluster.Outcome, n_moves: int) -> str:
+    if not outcome.waited:
         return f"{n_moves} partitions have to move"
-    return f"{n_moves} partitions: {'moved' if done else 'NOT ALL MOVED'} after {seconds:.1f} s"
-
-
-def missing_moves(state: ClusterState) -> str:
-    """What has still to move; empty when nothing has."""
-    n_moves = state.target().n_moves()
-    return f"{n_moves} partitions have to move" if n_moves else ""
+    return f"{n_moves} partitions: {'moved' if outcome.done else 'NOT ALL MOVED'} after {outcome.seconds:.1f} s"

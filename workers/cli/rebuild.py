@@ -1,4 +1,4 @@
-"""`channelindex rebuild`: everything anew."""
+"""`channelindex rebuild`: has the nodes index the whole bucket again."""
 
 import argparse
 
@@ -11,14 +11,14 @@ example:
   channelindex rebuild
   channelindex rebuild --yes --no-wait
 
-For an index whose decoder or star channel changed, or that `verify` found
-different. The running nodes do the work; without one, it waits for one to start.
+For an index whose decoder or star channel changed, or in which `verify` found
+differences. The running nodes do the work; without one, it waits for a start.
 
 {rewind.READERS_MEANWHILE}
 
-It waits until the index is back and shows how far it is; to interrupt it then
-ends the waiting alone. For another bucket, or another number of partitions,
-give index.name a new value instead.
+Waits until the stable clock is back, and shows the progress; Ctrl-C then ends
+only the waiting. For another bucket, or another number of partitions, give
+index.name a new value instead.
 """
 
 

@@ -53,8 +53,8 @@ scrape_configs:
 rule_files: [alerts.yml]
 ```
 
-`/healthz` says 200 while the supervisor works. `/readyz` says 200 when the leases are settled, all partitions of the
-node are streaming, and none is further behind than `metrics.ready_lag_s`; else 503 and, one a line, why not.
+`/healthz` answers 200 while the supervisor works. `/readyz` answers 200 when the leases are settled, all partitions of
+the node are streaming, and none lags by more than `metrics.ready_lag_s`; else 503 with one line per reason.
 
 ## Catalogue
 """
@@ -62,8 +62,8 @@ node are streaming, and none is further behind than `metrics.ready_lag_s`; else 
 _ALERTS_INTRODUCTION = """\
 ## Alerts
 
-Their names begin with `ChannelIndex`. `severity` is warning or critical; critical means that the index stands still
-somewhere, or soon will.
+Their names begin with `ChannelIndex`. `severity` is warning or critical; critical means that indexing has
+stopped for some partitions, or soon will.
 """
 
 
@@ -96,14 +96,14 @@ def commands() -> str:
 
 def metrics_and_alerts() -> str:
     """docs/metrics.md."""
-    parts = [_METRICS_INTRODUCTION, "| metric | kind | unit | labels | says | when it looks wrong |"]
+    parts = [_METRICS_INTRODUCTION, "| metric | kind | unit | labels | meaning | when it looks wrong |"]
     parts[-1] += "\n| --- | --- | --- | --- | --- | --- |"
     for metric in metrics.METRICS:
         labels = ", ".join(f"`{label}`" for label in metric.labels)
         parts[-1] += f"\n| `{metric.exposed_name}` | {metric.kind} | {metric.unit} | {labels} | {metric.says} "
         parts[-1] += f"| {metric.action} |"
     parts[-1] += "\n"
-    parts += [_ALERTS_INTRODUCTION, "| alert | severity | says | what to do |\n| --- | --- | --- | --- |"]
+    parts += [_ALERTS_INTRODUCTION, "| alert | severity | meaning | what to do |\n| --- | --- | --- | --- |"]
     parts[-1] += "".join(
         f"\n| {alert.name} | {alert.severity} | {alert.says} | {alert.action} |" for alert in alerts.ALERTS
     )

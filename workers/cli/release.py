@@ -1,4 +1,4 @@
-"""`channelindex release`: have the owners drain and give up partitions."""
+"""`channelindex release`: has the owners of partitions drain and release them."""
 
 import argparse
 
@@ -12,10 +12,10 @@ example:
   channelindex release 3 17
   channelindex release 3 --no-wait
 
-Each owner writes what it has read of the partition, moves the stable clock over
-it and gives it up. Whoever is to have it by the shares takes it, in a new epoch:
-where the shares are even, that is the same node again. To move partitions off a
-node, use drain, or node.weight.
+Each owner writes what it has read of the partition, advances the stable clock
+and releases the lease. The node that is due for it takes it in a new epoch; with
+even shares that is the same node again. To move partitions off a node, use drain,
+or node.weight.
 """
 
 
@@ -29,30 +29,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Ask for the partitions, and wait until they were given up and have an owner again."""
-    wanted = sorted(set(args.partition))
-    with cluster.coordination_of(args) as there:
-        if not 0 <= wanted[0] <= wanted[-1] < there.n_partitions:
-            raise InputInvalid(f"partitions have the numbers 0 to {there.n_partitions - 1}")
-        before = there.look()
-        there.order("release", wanted, {owner for p in wanted if (owner := before.partitions[p].owner)})
+    """Release the partitions, and wait until they have an owner again."""
+    numbers = sorted(set(args.partition))
+    with cluster.open_coordination(args) as coordination:
+        if not 0 <= numbers[0] <= numbers[-1] < coordination.n_partitions:
+            raise InputInvalid(f"partitions have the numbers 0 to {coordination.n_partitions - 1}")
+        before = coordination.state()
+        coordination.order("release", numbers, {owner for p in numbers if (owner := before.partitions[p].owner)})
 
-        def missing(state: ClusterState) -> str:
-            waiting = [p for p in wanted if state.partitions[p].asked or not state.partitions[p].owner]
-            return f"{len(waiting)} of {len(wanted)} partitions to go" if waiting else ""
+        def describe_pending(state: ClusterState) -> str:
+            waiting = [p for p in numbers if state.partitions[p].asked or not state.partitions[p].owner]
+            return f"{len(waiting)} of {len(numbers)} partitions to go" if waiting else ""
 
-        done, seconds = (True, 0.0) if args.no_wait else cluster.wait(args, there, missing)
-        after = there.look()
+        outcome = cluster.wait(args, coordination, describe_pending)
+        after = coordination.state()
     moved = [
         {"partition": p, "before": before.partitions[p].owner or None, "owner": after.partitions[p].owner or None}
-        for p in wanted
+        for p in numbers
     ]
     if args.json:
-        output.json_line({"done": done, "seconds": round(seconds, 3), "partitions": moved})
+        output.json_line({**outcome.as_json(), "partitions": moved})
     else:
         output.table(("partition", "before", "now"), [tuple(map(_name, row.values())) for row in moved])
-        output.line("asked for" if args.no_wait else f"{'done' if done else 'NOT DONE'} after {seconds:.1f} s")
-    return exits.OK if done else exits.DIFFERENCES
+        output.line(outcome.describe())
+    return exits.OK if outcome.done else exits.DIFFERENCES
 
 
 def _name(value: object) -> object:

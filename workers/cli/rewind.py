@@ -28,17 +28,16 @@ from workers.cli import options, output
 BEGINNING = "BEGINNING"
 _MAX_SEQNO = (1 << 64) - 1
 READERS_MEANWHILE = """\
-Until the stable clock is back where it was, readers are told less than before:
-what has not been indexed again is in no channel for them, and none of it is
-told as removed. A reader with an older token is told everything of the vbuckets
-in question once more, as it becomes stable. Nothing is lost, and nobody has to
-begin anew. Blocks written so far stay in the store as they are; what is written
-again takes its room in addition."""
+Until the stable clock is back where it was, readers get less than before: a
+document that has not been indexed again is in no channel, and is not reported as
+removed. A reader with an older token gets every document of these vbuckets once
+more, as it becomes stable. Nothing is lost, and no reader has to start over. The
+blocks written so far stay in the store; the new ones take space in addition."""
 
 _POLL_S = 0.5
 
 Plan = Callable[[IndexMeta], tuple[Collection[int], Mapping[int, int]]]
-"""From an index to the partitions that are taken back, and the clock that they are taken back to."""
+"""Chooses the partitions that are taken back, and the clock that they are taken back to."""
 
 _EPILOG = f"""\
 example:
@@ -48,12 +47,12 @@ example:
 
 CLOCK is BEGINNING, or VBUCKET:SEQNO pairs, or @FILE with a JSON object of them;
 "clock" in `inspect partition P --json` is one. A vbucket that it does not name,
-or that is not above it, stays where it is. The running nodes stream the bucket
-again from there.
+or that is not above it, is unchanged. The running nodes stream the bucket again
+from there.
 
 {READERS_MEANWHILE}
 
-To interrupt it while it waits ends the waiting alone.
+Ctrl-C during the waiting ends only the waiting.
 """
 
 
@@ -61,9 +60,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     parser.epilog = _EPILOG
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--partition", type=_number, action="append", metavar="P", help="this one; may be repeated")
+    which.add_argument("--partition", type=_number, action="append", metavar="P", help="a partition; may be repeated")
     which.add_argument("--all", action="store_true", help="all partitions")
-    parser.add_argument("--to", type=_clock, required=True, metavar="CLOCK", help="where to go back to")
+    parser.add_argument("--to", type=_clock, required=True, metavar="CLOCK", help="clock to go back to")
     add_rewind_arguments(parser)
 
 
@@ -113,24 +112,24 @@ def _clock(text: str) -> dict[int, int] | None:
 def _pairs_in_file(path: Path) -> list[list[str]]:
     loaded = orjson.loads(path.read_bytes())
     if not isinstance(loaded, dict):
-        raise ValueError("the file holds no JSON object")
+        raise ValueError("the file is not a JSON object")
     return [[vb, str(seqno)] for vb, seqno in loaded.items()]
 
 
 def add_rewind_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that these commands have."""
-    parser.add_argument("--yes", action="store_true", help="do not ask")
+    """Add the arguments that rewind, rebuild and quarantine share."""
+    parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     parser.add_argument("--no-wait", action="store_true", help="do not wait until the stable clock is back")
     options.add_json(parser)
     options.add_config(parser)
 
 
 def rewind_and_wait(config: Config, args: argparse.Namespace, job: str, plan: Plan) -> None:
-    """Do what *plan* says, once somebody has said yes; *job* names the command.
+    """Rewind as *plan* says, after confirmation, and wait; *job* names the command.
 
     Raises:
-        NotConfirmed: nobody has.
-        CoordinationUnavailable: somebody else is at it.
+        NotConfirmed: a person declined, or nobody could be asked.
+        CoordinationUnavailable: another such command is running.
     """
     with closing(open_reader(config.index)) as reader:
         partitions, clock = plan(reader.meta())
@@ -144,7 +143,7 @@ def rewind_and_wait(config: Config, args: argparse.Namespace, job: str, plan: Pl
             if args.yes:
                 output.paragraph(READERS_MEANWHILE)
             if not args.no_wait:
-                output.line("waiting for the nodes to index it again; Ctrl-C ends the waiting alone")
+                output.line("waiting for the nodes to index it again; Ctrl-C ends only the waiting")
         is_back = False if args.no_wait else wait_until_stable(reader, rewound)
     if args.json:
         output.json_line(
@@ -161,25 +160,25 @@ def rewind_and_wait(config: Config, args: argparse.Namespace, job: str, plan: Pl
 
 
 def requester(job: str) -> str:
-    """What a partition record is told of who took the partition back."""
+    """The owner that a partition record names for the epoch of *job*: command, host and process."""
     return f"{job} by {socket.gethostname()}:{os.getpid()}"
 
 
 def confirm(question: str) -> None:
-    """Have a person say yes, after being told what readers will see.
+    """Ask a person for confirmation, and print what readers will see.
 
     Raises:
-        NotConfirmed: nobody has.
+        NotConfirmed: the answer was not yes, or nobody can be asked.
     """
     if not sys.stdin.isatty():
-        raise NotConfirmed(f"{question} Nobody can be asked here: give --yes")
+        raise NotConfirmed(f"{question} There is no terminal to ask on: give --yes")
     print(f"{READERS_MEANWHILE}\n{question} [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise NotConfirmed("nothing was changed")
 
 
 def wait_until_stable(reader: IndexReader, rewound: Sequence[Rewound]) -> bool:
-    """Wait until the stable clock is back; shows how far it is where somebody is watching."""
+    """Wait until the stable clock is back; shows a progress bar on a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("indexing again"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

@@ -1,4 +1,4 @@
-"""`channelindex run`: one node, until it is told to stop."""
+"""`channelindex run`: runs one node until it is stopped."""
 
 import argparse
 import os
@@ -14,9 +14,9 @@ example:
   channelindex run --config /etc/channelindex/n1.toml
 
 signals:
-  SIGTERM, SIGINT  write what was read, give the leases back and end; a second
-                   one ends at once
-  SIGHUP           read the configuration again
+  SIGTERM, SIGINT  write what was read, release the leases and exit; a second
+                   one exits at once
+  SIGHUP           reload the configuration
 """
 
 
@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the node; its exit code."""
+    """Run the node; return its exit code."""
 
     def load() -> Config:
         config = options.config_of(args, REQUIRED_TO_RUN)

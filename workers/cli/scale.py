@@ -1,4 +1,4 @@
-"""`channelindex scale`: other numbers of workers in a node, while it runs."""
+"""`channelindex scale`: changes the numbers of workers of running nodes."""
 
 import argparse
 from typing import Any
@@ -17,10 +17,9 @@ example:
   channelindex scale --feed-workers 4 --batch-writers 2
   channelindex scale --node n3 --feed-workers 4
 
-The node drains its workers and forks as many as ordered; its partitions stand
-still for a moment and stay its own. What is not given stays as it is. The order
-holds until the node starts anew: put the numbers in its configuration to keep
-them.
+The node drains its workers and starts the new number; its partitions pause for a
+moment and stay with it. A number that is not given is unchanged. The order holds
+until the node restarts: put the numbers in its configuration to keep them.
 """
 
 
@@ -36,30 +35,30 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Order it, and wait until the nodes tell that they have so many."""
+    """Order the numbers, and wait until the nodes report them."""
     _check(args)
-    with cluster.coordination_of(args) as there:
+    with cluster.open_coordination(args) as coordination:
         if args.node:
-            members = [there.member(node) for node in args.node]
+            members = [coordination.member(node) for node in args.node]
         else:
-            members = [member for member in there.look().members if member.alive]
-        wanted = {member.node: _wanted(args, member) for member in members}
+            members = [member for member in coordination.state().members if member.alive]
+        ordered = {member.node: _ordered(args, member) for member in members}
         for member in members:
-            there.order("scale", (member.node, member.incarnation, *wanted[member.node]), [member.node])
+            coordination.order("scale", (member.node, member.incarnation, *ordered[member.node]), [member.node])
 
-        def missing(state: ClusterState) -> str:
-            late = [m.node for m in state.members if m.node in wanted and counts(m) != wanted[m.node]]
-            return f"{len(late)} of {len(wanted)} nodes to go: {', '.join(late)}" if late else ""
+        def describe_pending(state: ClusterState) -> str:
+            late = [m.node for m in state.members if m.node in ordered and counts(m) != ordered[m.node]]
+            return f"{len(late)} of {len(ordered)} nodes to go: {', '.join(late)}" if late else ""
 
-        done, seconds = (True, 0.0) if args.no_wait else cluster.wait(args, there, missing)
+        outcome = cluster.wait(args, coordination, describe_pending)
     if args.json:
-        nodes = [{"node": node, "feed_workers": n, "batch_writers": m} for node, (n, m) in wanted.items()]
-        output.json_line({"done": done, "seconds": round(seconds, 3), "nodes": nodes})
+        nodes = [{"node": node, "feed_workers": n, "batch_writers": m} for node, (n, m) in ordered.items()]
+        output.json_line({**outcome.as_json(), "nodes": nodes})
     else:
-        for node, (feeds, writers) in wanted.items():
+        for node, (feeds, writers) in ordered.items():
             output.line(f"{node}: {feeds} feed workers, {writers} batch writers")
-        output.line("ordered" if args.no_wait else f"{'done' if done else 'NOT DONE'} after {seconds:.1f} s")
-    return exits.OK if done else exits.DIFFERENCES
+        output.line(outcome.describe())
+    return exits.OK if outcome.done else exits.DIFFERENCES
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -72,16 +71,16 @@ def _check(args: argparse.Namespace) -> None:
             raise InputInvalid(f"{key.partition('.')[2]} = {value}: {wrong}")
 
 
-def _wanted(args: argparse.Namespace, member: MemberState) -> tuple[int, int]:
+def _ordered(args: argparse.Namespace, member: MemberState) -> tuple[int, int]:
     feeds, writers = counts(member)
-    wanted = args.feed_workers or feeds, args.batch_writers or writers
-    if not all(wanted):
-        raise InputInvalid(f"{member.node} has not told yet how many workers it has: give both numbers")
-    return wanted
+    ordered = args.feed_workers or feeds, args.batch_writers or writers
+    if not all(ordered):
+        raise InputInvalid(f"{member.node} has not reported its numbers of workers yet: give both")
+    return ordered
 
 
 def counts(member: MemberState) -> tuple[int, int]:
-    """How many feed workers and batch writers the node told that it has places for; 0, 0 where it told nothing."""
+    """Feed workers and batch writers that the node reports; 0, 0 before its first report."""
     status: dict[str, Any] = orjson.loads(member.status) if member.status else {}
     workers = status.get("workers", {})
     return workers.get(FEED_WORKER, 0), workers.get(BATCH_WRITER, 0)

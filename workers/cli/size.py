@@ -1,4 +1,4 @@
-"""`channelindex size`: how many workers, how large rings, how much Redis memory."""
+"""`channelindex size`: calculates workers, rings and Redis memory."""
 
 import argparse
 import dataclasses
@@ -13,7 +13,7 @@ examples:
   channelindex size --changes 200000000 --rate 60000 --channels 1000 \\
       --entries-per-append 20 --nodes 4 --json
 
-It calculates and asks nobody. docs/operations.md says what the numbers mean.
+Calculates only; connects to nothing. docs/operations.md explains the numbers.
 """
 
 

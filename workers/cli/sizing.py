@@ -1,7 +1,7 @@
-"""How big an index and its nodes will be: worker counts, rings, and the memory of a Redis store. Pure arithmetic.
+"""Estimates worker counts, rings, and the memory of a Redis store. Pure arithmetic.
 
 The constants were measured: bytes on redis-server 6.2 (tests hold the formula against a real one), CPU with the
-benchmarks of this project on a 2-core machine. They say how many, not exactly; `channelindex top` says the rest.
+benchmarks of this project on a 2-core machine. They give orders of magnitude; `channelindex top` shows the truth.
 """
 
 import math
@@ -13,7 +13,7 @@ PACKED_REV_BYTES = 20
 FRAME_BYTES = 17
 CLOCK_RECORD_BYTES = 12
 GROWTH = 1.4
-"""What Redis reserves when a string is appended to: up to twice the length, on the average of many 1.4 times."""
+"""Memory that Redis reserves per byte appended: up to 2, on the average of many 1.4."""
 GROUP_BYTES = 285
 """Two keys, their objects and their places in the key table, per channel and vbucket group."""
 CHANNEL_BYTES = 200
@@ -25,13 +25,13 @@ STORE_US_PER_ENTRY = 4.0
 BUSY_SHARE = 0.5
 """Of a core: a worker that is busier than that at the peak has nothing left to catch up with."""
 RING_S = 1.0
-"""How much of the peak the rings hold: a store that forks or syncs pauses for so long without stopping the feed."""
+"""Seconds of the peak that fit into the rings: a store that forks or syncs may pause for so long."""
 MIN_RING_BYTES, MAX_RING_BYTES = 2**20, 2**30
 
 
 @dataclass(frozen=True)
 class Load:
-    """What is to be indexed. `changes` are those that the index will hold, `rate` is the peak per second of all nodes.
+    """The expected load. `changes` are those that the index will hold, `rate` is the peak per second of all nodes.
 
     `channels_per_change` counts the channel `*` too. `entries_per_append`: how many entries of a channel come in one
     batch, 1 for many quiet channels, 10 and more for busy ones.
@@ -48,7 +48,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Size:
-    """What it takes. Workers, rings and their memory are per node."""
+    """The calculated size. Workers, rings and their memory are per node."""
 
     entries: int
     entry_bytes: int
@@ -62,7 +62,7 @@ class Size:
 
 
 def size_of(load: Load) -> Size:
-    """What *load* takes."""
+    """Calculate the size for *load*."""
     entry_bytes = len(blocks.pack_entry_head(0, 0, 0, 0, 0)) + load.key_bytes + PACKED_REV_BYTES
     entries = round(load.changes * load.channels_per_change)
     entry_rate = load.rate * load.channels_per_change
@@ -90,6 +90,6 @@ def _workers(us_per_s: float) -> int:
     return max(1, math.ceil(us_per_s / 1e6 / BUSY_SHARE))
 
 
-def _ring_bytes(wanted: float) -> int:
+def _ring_bytes(n_bytes: float) -> int:
     """The next power of two, within what a ring may be."""
-    return min(MAX_RING_BYTES, max(MIN_RING_BYTES, 1 << math.ceil(math.log2(max(1.0, wanted)))))
+    return min(MAX_RING_BYTES, max(MIN_RING_BYTES, 1 << math.ceil(math.log2(max(1.0, n_bytes)))))

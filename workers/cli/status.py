@@ -1,4 +1,4 @@
-"""`channelindex status`: which nodes live, who owns what, how far the index is."""
+"""`channelindex status`: prints the nodes, the owners of partitions, and the progress of the index."""
 
 import argparse
 from collections.abc import Sequence
@@ -35,8 +35,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the state of the index and of its nodes."""
     config = options.config_of(args, REQUIRED_TO_SEE_NODES)
-    with closing(Look(config)) as look:
-        state = look.state()
+    with closing(StatusReader(config)) as reader:
+        state = reader.read()
     if args.json:
         output.json_line(state)
     else:
@@ -44,8 +44,8 @@ def run(args: argparse.Namespace) -> int:
     return exits.OK
 
 
-class Look:
-    """Looks at an index and its nodes, again and again. To be closed."""
+class StatusReader:
+    """Reads the state of an index and its nodes, repeatedly. To be closed."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -54,13 +54,15 @@ class Look:
         in_memory = config.index.store == MEMORY_URL
         self._redis = None if in_memory else connect(config.coordination.redis, _TIMEOUT_S)
 
-    def state(self) -> dict[str, Any]:
-        """What `channelindex status --json` prints."""
+    def read(self) -> dict[str, Any]:
+        """The document that `channelindex status --json` prints."""
         config, meta = self._config, self._meta
         self._records = self._store.partition_records()
         n_quarantined, _ = self._store.quarantined(limit=1)
         cluster = (
-            read_cluster(self._redis, config.index.name, meta.n_partitions) if self._redis else _alone(self._records)
+            read_cluster(self._redis, config.index.name, meta.n_partitions)
+            if self._redis
+            else _single_node(self._records)
         )
         return {
             "index": {
@@ -79,26 +81,26 @@ class Look:
         }
 
     def stable(self) -> list[int]:
-        """The stable clock at the last `state`, by vbucket."""
+        """The stable clock at the last `read`, by vbucket."""
         return [seqno for record in self._records for seqno in record.stable]
 
     def close(self) -> None:
-        """Let go of connections."""
+        """Close the connections."""
         self._store.close()
         if self._redis:
             self._redis.close()
 
 
-def _alone(records: Sequence[PartitionRecord]) -> ClusterState:
-    """What `read_cluster` would say of a node that has all partitions in its memory: it answered, so it lives."""
+def _single_node(records: Sequence[PartitionRecord]) -> ClusterState:
+    """The state of a node that has all partitions in its memory, in the form of `read_cluster`."""
     owner = records[0].owner
     member = MemberState(owner, True, False, 0.0, 0.0, len(records), '{"state":"running"}')
     return ClusterState((member,), tuple(PartitionState(owner, None) for _ in records))
 
 
 def _node(member: MemberState) -> dict[str, Any]:
-    told = orjson.loads(member.status) if member.status else {}
-    return {**member._asdict(), "status": told}
+    status = orjson.loads(member.status) if member.status else {}
+    return {**member._asdict(), "status": status}
 
 
 def _partitions(cluster: ClusterState, records: Sequence[PartitionRecord]) -> list[dict[str, Any]]:
@@ -123,16 +125,16 @@ def _print(state: dict[str, Any]) -> None:
         header = ("node", "state", "partitions", "lag", "lag s", "changes/s", "restarts", "last seen")
         output.table(header, [_node_row(node) for node in state["nodes"]])
     else:
-        output.line("no node lives, and none died within the last hour")
+        output.line("no node is alive, and none died within the last hour")
     if state["unowned"]:
         output.line("")
         output.line(f"partitions without an owner: {ranges(state['unowned'])}")
 
 
 def _node_row(node: dict[str, Any]) -> tuple[object, ...]:
-    told = node["status"]
-    condition = "dead" if not node["alive"] else "draining" if node["draining"] else told.get("state", "starting")
-    numbers = (told.get(name, "?") for name in ("lag", "lag_s", "rate", "restarts"))
+    status = node["status"]
+    condition = "dead" if not node["alive"] else "draining" if node["draining"] else status.get("state", "starting")
+    numbers = (status.get(name, "?") for name in ("lag", "lag_s", "rate", "restarts"))
     return node["node"], condition, node["n_partitions"], *numbers, f"{node['silent_s']:.1f} s ago"
 
 

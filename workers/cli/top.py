@@ -1,4 +1,4 @@
-"""`channelindex top`: the whole cluster, live: nodes, processes, what is behind and what is busy."""
+"""`channelindex top`: shows the whole cluster live."""
 
 import argparse
 import sys
@@ -14,7 +14,7 @@ from channelindex.config import REQUIRED_TO_SEE_NODES
 from channelindex.errors import InputInvalid, Transient
 from channelindex.terminal import all_escaped, escaped
 from workers.cli import options
-from workers.cli.status import Look
+from workers.cli.status import StatusReader
 from workers.cli.top_model import Trend
 from workers.cli.top_screen import screen
 
@@ -25,8 +25,8 @@ examples:
   channelindex top --config /etc/channelindex/orders.toml
   channelindex top --interval 0.5
 
-Ctrl-C ends it. Nodes tell their numbers every third of coordination.ttl_s; the
-stable clock is read at each interval. For scripts: channelindex status --json.
+Ctrl-C ends it. Nodes report every third of coordination.ttl_s; the stable clock
+is read at each interval. For scripts: channelindex status --json.
 """
 
 
@@ -38,29 +38,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=options.seconds,
         default=1.0,
         metavar="S",
-        help="seconds between looks (default: %(default)g)",
+        help="seconds between updates (default: %(default)g)",
     )
-    parser.add_argument("--once", action="store_true", help="look twice, an interval apart, print once and end")
+    parser.add_argument("--once", action="store_true", help="read twice, an interval apart, print once and exit")
     options.add_config(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show it until Ctrl-C."""
+    """Show the cluster until Ctrl-C."""
     config = options.config_of(args, REQUIRED_TO_SEE_NODES)
     console = Console(file=sys.stdout, highlight=False)
     if not (args.once or console.is_terminal):
         raise InputInvalid("top needs a terminal; use --once, or channelindex status --json for scripts")
     trend = Trend()
     with ExitStack() as stack:
-        look = stack.enter_context(closing(Look(config)))
+        reader = stack.enter_context(closing(StatusReader(config)))
         live = None if args.once else stack.enter_context(Live(console=console, screen=True, auto_refresh=False))
         left = 2 if args.once else -1
         while left:
             left -= 1
             try:
-                state, stable = all_escaped(look.state()), look.stable()
+                state, stable = all_escaped(reader.read()), reader.stable()
             except Transient as error:
-                picture: RenderableType = Text(escaped(f"cannot look: {error}"))
+                picture: RenderableType = Text(escaped(f"no answer: {error}"))
             else:
                 trend.add(time.monotonic(), stable)
                 height = console.height if live else _UNBOUNDED

@@ -1,7 +1,7 @@
-"""How `channelindex top` looks: tables beside each other on a wide terminal, below each other on a narrow one.
+"""Draws `channelindex top`: tables beside each other on a wide terminal, below each other on a narrow one.
 
-What does not fit is left out from the end, and each table says how much that is. The lines are counted before anything
-is drawn, since a terminal that is too low would cut off the end of the picture, and with it whole tables.
+Rows that do not fit are left out from the end, and each table counts them. Lines are counted before anything is drawn:
+a terminal that is too low would cut off the end of the picture, and with it whole tables.
 """
 
 from collections.abc import Iterable, Sequence
@@ -16,26 +16,26 @@ from workers.cli.top_model import State, Trend
 from workers.telemetry.board import FEED_WORKER
 
 WIDE = 120
-"""Columns from which there is room for processes beside what is hot."""
+"""Columns from which processes and hot channels fit beside each other."""
 MEDIUM = 80
-"""Columns below which a table leaves out what one can do without."""
+"""Columns below which a table leaves out less important columns."""
 _WITH_AGE = 95
 ROOMY = 20
-"""Lines from which there is room for empty ones."""
+"""Lines from which tables are separated by empty lines."""
 _HOT_ROWS = 5
 _WARN_FILL, _BAD_FILL = 0.5, 0.8
 _WARN_LAG_S, _BAD_LAG_S = 5.0, 60.0
 _WARN_BATCH_MS, _BAD_BATCH_MS = 500, 5000
 _NARROW_NAME, _MEDIUM_NAME, _LONGEST_CHANNEL = 12, 18, 40
 _CHANNEL_NUMBERS = 44
-"""What the numbers of a hot channel take at the most."""
+"""Largest width of the numbers of a hot channel."""
 _GUTTER = 3
 _HOT_COLUMNS = 60
-"""What is hot takes so many where it has processes beside it."""
+"""Width of the hot channels beside the processes."""
 
 
 class _Room(NamedTuple):
-    """How many rows each table may have, its header aside."""
+    """The most rows of each table, without its header."""
 
     nodes: int
     processes: int
@@ -45,12 +45,12 @@ class _Room(NamedTuple):
 
 def screen(state: State, trend: Trend, width: int, height: int, clock: str) -> RenderableType:
     """The whole picture for a terminal of *width* by *height*."""
-    told = [_headline(state, trend, clock), *_troubles(state)]
-    n_lines = sum(-(-text.cell_len // width) for text in told)
+    headlines = [_headline(state, trend, clock), *_troubles(state)]
+    n_lines = sum(-(-text.cell_len // width) for text in headlines)
     room = _room(height - n_lines, width, len(state["nodes"]), len(top.processes(state)))
     gap = [Text("")] if height >= ROOMY else []
-    hot = [_behind(state, width, room.hot), _vbuckets(trend, room.hot)]
-    head: list[RenderableType] = [*told, *gap, _nodes(state, width, room.nodes), *gap]
+    hot = [_lagging(state, width, room.hot), _vbuckets(trend, room.hot)]
+    head: list[RenderableType] = [*headlines, *gap, _nodes(state, width, room.nodes), *gap]
     if width >= WIDE:
         left = _processes(state, width - _HOT_COLUMNS, room.processes)
         channels = _channels(state, _HOT_COLUMNS - _GUTTER, room.channels)
@@ -60,7 +60,7 @@ def screen(state: State, trend: Trend, width: int, height: int, clock: str) -> R
 
 
 def _room(height: int, width: int, n_nodes: int, n_processes: int) -> _Room:
-    """Share *height* lines out: the nodes get up to a third, what is hot what it needs, the processes the rest."""
+    """Share out *height* lines: up to a third for nodes, what hot channels need, the rest for processes."""
     n_headers, n_gaps = (2, 2) if width >= WIDE else (4, 4)
     free = height - n_headers - (n_gaps if height >= ROOMY else 0)
     nodes = min(n_nodes, max(2, height // 3))
@@ -89,8 +89,8 @@ def _headline(state: State, trend: Trend, clock: str) -> Text:
 
 
 def _troubles(state: State) -> list[Text]:
-    told = [(node["node"], node["status"].get("trouble")) for node in state["nodes"] if node["alive"]]
-    return [Text(f"{name}: {trouble}", style="red") for name, trouble in told if trouble]
+    reported = [(node["node"], node["status"].get("trouble")) for node in state["nodes"] if node["alive"]]
+    return [Text(f"{name}: {trouble}", style="red") for name, trouble in reported if trouble]
 
 
 def _nodes(state: State, width: int, rows: int) -> Table:
@@ -100,17 +100,17 @@ def _nodes(state: State, width: int, rows: int) -> Table:
     table = _table(columns, dropped, left={"node", "state"}, longest_name=longest_name)
     left_out = len(state["nodes"]) - rows
     for node in top.worst_nodes(state, rows if left_out <= 0 else rows - 1):
-        told = node["status"] if node["alive"] else {}
+        status = node["status"] if node["alive"] else {}
         ring = top.node_fill(node)
         cells = [
             Text(node["node"]),
             _condition(node),
             Text(str(node["n_partitions"])),
-            _number(told.get("rate")),
-            _number(told.get("lag")),
-            Text(f"{told.get('lag_s', 0):.1f}", style=_style(told.get("lag_s", 0), _WARN_LAG_S, _BAD_LAG_S)),
+            _number(status.get("rate")),
+            _number(status.get("lag")),
+            Text(f"{status.get('lag_s', 0):.1f}", style=_style(status.get("lag_s", 0), _WARN_LAG_S, _BAD_LAG_S)),
             Text(f"{ring:.0%}", style=_style(ring, _WARN_FILL, _BAD_FILL)),
-            _number(told.get("restarts")),
+            _number(status.get("restarts")),
             Text(f"{node['silent_s']:.0f} s"),
         ]
         table.add_row(*_kept(columns, dropped, cells))
@@ -144,7 +144,7 @@ def _processes(state: State, width: int, rows: int) -> Table:
             Text(_age(process["age_s"])),
             Text(f"{ring:.0%}" if is_feed else "", style=_style(ring, _WARN_FILL, _BAD_FILL)),
             _number(process.get("lag")) if is_feed else Text(""),
-            Text(f"silent {process['silent_s']:.0f} s", style="red") if top.is_silent(process) else Text(work),
+            Text(f"stalled {process['silent_s']:.0f} s", style="red") if top.is_stalled(process) else Text(work),
             Text(str(process["store_errors"]), style="yellow" if process["store_errors"] else ""),
             Text(str(process["restarts"]), style="yellow" if process["restarts"] else ""),
         ]
@@ -154,17 +154,17 @@ def _processes(state: State, width: int, rows: int) -> Table:
     return table
 
 
-def _behind(state: State, width: int, rows: int) -> Table:
-    columns = ["furthest behind", "node", "lag", "lag s"]
+def _lagging(state: State, width: int, rows: int) -> Table:
+    columns = ["largest lag", "node", "lag", "lag s"]
     dropped = {"node"} if width < MEDIUM else set()
-    table = _table(columns, dropped, left={"furthest behind", "node"}, longest_name=_MEDIUM_NAME)
-    worst = top.behind(state, rows)
+    table = _table(columns, dropped, left={"largest lag", "node"}, longest_name=_MEDIUM_NAME)
+    worst = top.lagging(state, rows)
     for name, part in worst:
         lag_s = Text(f"{part['lag_s']:.1f}", style=_style(part["lag_s"], _WARN_LAG_S, _BAD_LAG_S))
         cells = [Text(f"partition {part['partition']}"), Text(name), _number(part["lag"]), lag_s]
         table.add_row(*_kept(columns, dropped, cells))
     if not worst:
-        table.add_row(Text("nothing waits", style="dim"))
+        table.add_row(Text("no lag", style="dim"))
     return table
 
 
@@ -174,12 +174,12 @@ def _vbuckets(trend: Trend, rows: int) -> Table:
     for vb, per_s in hot:
         table.add_row(f"vb {vb}", f"{per_s:,.0f}")
     if not hot:
-        table.add_row(Text("nothing changes", style="dim"))
+        table.add_row(Text("no changes", style="dim"))
     return table
 
 
 def _channels(state: State, width: int, rows: int) -> Table:
-    """What is written the most, and what is in the slowest batch."""
+    """Table of the channels with the most bytes written, and those in the slowest batch."""
     table = _table(["hot channels", "KB/s", "slowest batch", "part of it"], set(), left={"hot channels"})
     hot = top.hot_channels(state, rows)
     longest_name = min(_LONGEST_CHANNEL, width - _CHANNEL_NUMBERS)
@@ -189,7 +189,7 @@ def _channels(state: State, width: int, rows: int) -> Table:
         slowest = Text(f"{batch_ms:,} ms", style=_style(batch_ms, _WARN_BATCH_MS, _BAD_BATCH_MS))
         table.add_row(name, f"{bytes_per_s / 1000:,.1f}", slowest, f"{percent} %")
     if not hot:
-        table.add_row(Text("nothing is written", style="dim"))
+        table.add_row(Text("no writes", style="dim"))
     return table
 
 

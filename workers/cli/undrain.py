@@ -1,10 +1,9 @@
-"""`channelindex undrain`: a drained node gets its share again."""
+"""`channelindex undrain`: gives drained nodes their share again."""
 
 import argparse
 
 from channelindex import exits
 from workers.cli import cluster, options, output
-from workers.cli.rebalance import missing_moves
 
 _EPILOG = """\
 example:
@@ -22,18 +21,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Order it, and wait until all shares are as they are to be."""
-    with cluster.coordination_of(args) as there:
+    """Undrain the nodes, and wait until every node has its share."""
+    with cluster.open_coordination(args) as coordination:
         for node in args.node:
-            there.member(node)
-        live = {member.node for member in there.look().members if member.alive}
-        n_changed = there.order("undrain", args.node, live)
-        done, seconds = (True, 0.0) if args.no_wait else cluster.wait(args, there, missing_moves)
-        held = {member.node: member.n_partitions for member in there.look().members if member.node in args.node}
+            coordination.member(node)
+        live = {member.node for member in coordination.state().members if member.alive}
+        n_changed = coordination.order("undrain", args.node, live)
+        outcome = cluster.wait(args, coordination, cluster.describe_moves)
+        members = coordination.state().members
+    n_by_node = {member.node: member.n_partitions for member in members if member.node in args.node}
     if args.json:
-        output.json_line({"done": done, "seconds": round(seconds, 3), "changed": n_changed, "partitions": held})
+        output.json_line({**outcome.as_json(), "changed": n_changed, "partitions": n_by_node})
     else:
-        for node, n_partitions in held.items():
+        for node, n_partitions in n_by_node.items():
             output.line(f"{node}: has {n_partitions} partitions")
-        output.line("ordered" if args.no_wait else f"{'done' if done else 'NOT DONE'} after {seconds:.1f} s")
-    return exits.OK if done else exits.DIFFERENCES
+        output.line(outcome.describe())
+    return exits.OK if outcome.done else exits.DIFFERENCES

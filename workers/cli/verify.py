@@ -1,4 +1,4 @@
-"""`channelindex verify`: is the index what the bucket says?"""
+"""`channelindex verify`: compares the index with the bucket."""
 
 import argparse
 from collections.abc import Mapping
@@ -18,10 +18,10 @@ example:
   channelindex verify
   channelindex verify --channel orders --channel invoices --json
 
-It reads the whole bucket, rebuilds the channels in memory, about 500 bytes a
-document, and compares. Nodes and writers may go on meanwhile: documents that
-change are counted as in flux instead. The exit code is 1 if anything differs, or
-if the index does not catch up with the bucket.
+Reads the whole bucket, rebuilds the channels in memory (about 500 bytes per
+document), and compares. Nodes and writers may continue: documents that change
+are counted as in flux. The exit code is 1 if anything differs, or if the index
+does not catch up with the bucket.
 """
 
 
@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=options.seconds,
         default=STABLE_TIMEOUT_S,
         metavar="S",
-        help="how many seconds to wait for the index to catch up with the bucket (default: %(default)g)",
+        help="seconds to wait for the index to catch up with the bucket (default: %(default)g)",
     )
     options.add_json(parser)
     options.add_config(parser)
@@ -72,8 +72,8 @@ def _print(report: Report) -> None:
     output.line(f"{compared}: {report.missing} missing, {report.extra} extra, {report.different} different")
     for number, what in (
         (report.in_flux, "entries are of documents that changed meanwhile"),
-        (report.unjudged, "entries are of documents that say nothing of channels now"),
-        (report.forgotten, "documents of channels are older than what the index holds of these"),
+        (report.unjudged, "entries are of documents without channel metadata now"),
+        (report.forgotten, "documents of channels are older than what the index retains of these"),
         (report.behind, "vbuckets of the index have not caught up with the bucket"),
         (report.ahead, "vbuckets of the index are ahead of the bucket"),
     ):
