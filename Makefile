@@ -15,6 +15,7 @@ UNITDIR ?= $(LIBDIR)/systemd/system
 SYSCONFDIR ?= /etc
 DESTDIR ?=
 FROM ?= .
+EXTRAS ?= node
 PYTEST_ARGS ?=
 export REDIS_SERVER SEED
 export COUCHBASE COUCHBASE_USER COUCHBASE_PASSWORD COUCHBASE_CA_FILE COUCHBASE_SCOPE COUCHBASE_COLLECTION COUCHBASE_DURABILITY
@@ -22,7 +23,7 @@ export COUCHBASE COUCHBASE_USER COUCHBASE_PASSWORD COUCHBASE_CA_FILE COUCHBASE_S
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INSTALL := $(PY) .ci/preflight.py && $(PY) systemd/install.py --prefix '$(PREFIX)' --bindir '$(BINDIR)' --libdir '$(LIBDIR)' --unitdir '$(UNITDIR)' \
-	--sysconfdir '$(SYSCONFDIR)' --destdir '$(DESTDIR)' --from '$(FROM)'
+	--sysconfdir '$(SYSCONFDIR)' --destdir '$(DESTDIR)' --from '$(FROM)' --extras '$(EXTRAS)'
 PYTEST := $(BIN)/pytest $(if $(SEED),--randomly-seed=$(SEED)) $(if $(K),-k '$(K)') $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
@@ -79,7 +80,7 @@ docs: $(STAMP) ## write docs/configuration.md and docs/commands.md anew from the
 package: $(STAMP) ## source distribution, and the wheel made from it, in dist/
 	$(BIN)/python -m build --outdir dist .
 
-install: ## program, units, documents below DESTDIR; PREFIX, BINDIR, LIBDIR, SYSCONFDIR, FROM=wheel say where and what
+install: ## program, units, documents below DESTDIR; PREFIX, BINDIR, LIBDIR, SYSCONFDIR, FROM=wheel, EXTRAS=node,couchbase say where and what
 	@$(INSTALL) install
 
 rollback: ## put the version back that the last install replaced

@@ -61,7 +61,7 @@ def run_node(case: Case, count: int) -> Figures:
             f'source.user = "{bucket.user}"\nsource.password = "{bucket.password}"\nindex.store = "{store.url}"\n'
             'log.level = "warning"\n'
         )
-        node = subprocess.Popen([sys.executable, "-m", "workers.cli", "run", "--config", config])
+        node = subprocess.Popen([sys.executable, "-m", "channelindex", "run", "--config", config])
         try:
             seconds = _await_stable(store.url, bucket.high_seqnos())
             return _figures(node.pid, store.url, count, seconds)

@@ -37,6 +37,14 @@ class ConfigInvalid(ChannelIndexError):
     """A setting is wrong; a restart will not help. The message names the setting, its value and the fix."""
 
 
+class ExtraMissing(ConfigInvalid, ImportError):
+    """A package is not installed that what was asked for needs. The message names the extra that brings it."""
+
+    def __init__(self, extras: str, module: str) -> None:
+        super().__init__(f"{module} is not installed: pip install 'channelindex[{extras}]'")
+        self.extras = extras
+
+
 class AuthenticationFailed(ConfigInvalid):
     """Redis or the bucket refused our credentials."""
 

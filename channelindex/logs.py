@@ -19,7 +19,7 @@ import time
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-import orjson
+import msgspec
 
 from channelindex.terminal import escaped
 from channelindex.urls import mask_url
@@ -193,7 +193,7 @@ def _plain(value: Any) -> Any:
 
 
 def _json_line(line: dict[str, Any]) -> str:
-    return escaped(orjson.dumps(line, default=str).decode())
+    return escaped(msgspec.json.encode(line, enc_hook=str).decode())
 
 
 def _logfmt_line(line: dict[str, Any]) -> str:

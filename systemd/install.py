@@ -31,6 +31,13 @@ _PLAIN = re.compile(r"/[\w./+-]*")
 _HIDDEN = (Path("/home"), Path("/root"), Path("/run/user"))
 """Folders that the unit's ProtectHome hides from the service."""
 _RUNNING = "channelindex@*.service"
+_WRITE_MANUAL = """
+import pathlib, sys
+from channelindex.__main__ import add_parts
+add_parts()
+from workers.cli import manual
+manual.main(pathlib.Path(sys.argv[1]))
+"""
 
 
 class Refused(Exception):
@@ -81,6 +88,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--from", dest="source", default=str(PROJECT), help="what pip installs: this project, or a wheel"
     )
+    parser.add_argument("--extras", default="node", help="what the service needs beside the library")
     given = parser.parse_args(arguments)
     layout = Layout(
         given.prefix, given.bindir, given.unitdir, given.libdir, given.sysconfdir, given.destdir.rstrip("/")
@@ -89,7 +97,7 @@ def main(arguments: list[str]) -> int:
         _check(layout)
         match given.action:
             case "install":
-                install(layout, given.source)
+                install(layout, _requirement(given.source, given.extras))
             case "rollback":
                 rollback(layout)
             case _:
@@ -115,14 +123,14 @@ def _described(error: Exception) -> str:
     return str(error)
 
 
-def install(layout: Layout, source: str) -> None:
-    """Install, or put another version in the place of the one that is there."""
+def install(layout: Layout, requirement: str) -> None:
+    """Install what *requirement* tells pip, or put another version in the place of the one that is there."""
     home = layout.home
     if home.exists() and not layout.manifest.exists():
         raise Refused(f"{home} is there and not ours: choose another PREFIX")
     new_home = home.with_name(f"{layout.prefix.name}.new")
     try:
-        _build(new_home, layout.prefix, source)
+        _build(new_home, layout.prefix, requirement)
         written = _write_outside(layout)
         (new_home / "installed").write_text("".join(f"{path}\n" for path in written))
     except BaseException:
@@ -195,14 +203,21 @@ def _nodes_run() -> bool:
     return subprocess.run([systemctl, "is-active", "--quiet", _RUNNING], check=False).returncode == 0
 
 
-def _build(new_home: Path, prefix: Path, source: str) -> None:
+def _requirement(source: str, extras: str) -> str:
+    """Return what pip is told to install: *source*, a folder, a wheel or a name with a version, with *extras*."""
+    if Path(source).exists():
+        return f"{Path(source).resolve()}[{extras}]"
+    return re.sub(r"^[\w.-]+", rf"\g<0>[{extras}]", source)
+
+
+def _build(new_home: Path, prefix: Path, requirement: str) -> None:
     """Make the environment in *new_home* as it is to be in *prefix*."""
     venv.EnvBuilder(with_pip=True, clear=True, symlinks=True).create(new_home)
     python = str(new_home / "bin" / "python")
     pip = [python, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    subprocess.run([*pip, "install", "--no-compile", source], check=True)
+    subprocess.run([*pip, "install", "--no-compile", requirement], check=True)
     share = new_home / "share"
-    subprocess.run([python, "-I", "-m", "workers.cli.manual", str(share / "man")], check=True)
+    subprocess.run([python, "-I", "-c", _WRITE_MANUAL, str(share / "man")], check=True)
     shutil.copytree(PROJECT / "docs", share / "doc" / "channelindex")
     for path in (new_home / "bin").iterdir():
         if path.is_file() and not path.is_symlink():

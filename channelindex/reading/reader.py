@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Self
 
 from channelindex.backoff import Backoff
 from channelindex.blocks import OnCorrupt, refuse
@@ -100,6 +102,18 @@ class ChangesReader:
                 since = page.since
                 if page.entries:
                     yield page
+
+    def close(self) -> None:
+        """Close the store. May be called twice."""
+        self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def principal_counter(self, key: str) -> int:
         """Number of changes of the user or role document *key*; "" for the sum over all of them."""

@@ -6,9 +6,11 @@ equal URL and index name mean the same index, or for a reader that of the node w
 longer to import than all of ours.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
-from channelindex.errors import ConfigInvalid
+from channelindex.errors import ConfigInvalid, ExtraMissing
 from channelindex.redis_url import SCHEMES as REDIS_SCHEMES
 from channelindex.settings import MEMORY_URL, IndexSettings
 from channelindex.stores.base import IndexReader, IndexWriter, OwnerStore
@@ -35,12 +37,13 @@ def open_writer(settings: IndexSettings) -> IndexWriter:
 
     Raises:
         ConfigInvalid: `store` names no store that we know.
+        ExtraMissing: it names a bucket, and the SDK is not installed.
     """
     if _scheme(settings) in REDIS_SCHEMES:
         return BlockWriter(RedisBlocks(settings.store, settings.name), settings.block_bytes)
     if _scheme(settings) in _COUCHBASE:
-        from channelindex.stores.couchbase.writer import CouchbaseBlocks  # noqa: PLC0415 see above
-
+        with _couchbase_sdk():
+            from channelindex.stores.couchbase.writer import CouchbaseBlocks  # noqa: PLC0415 see above
         return BlockWriter(CouchbaseBlocks(settings), settings.block_bytes)
     return memory_writer(memory_index(settings), settings.block_bytes)
 
@@ -50,8 +53,8 @@ def open_owner(settings: IndexSettings) -> OwnerStore:
     if _scheme(settings) in REDIS_SCHEMES:
         return RedisOwner(settings.store, settings.name)
     if _scheme(settings) in _COUCHBASE:
-        from channelindex.stores.couchbase.owner import CouchbaseOwner  # noqa: PLC0415 see above
-
+        with _couchbase_sdk():
+            from channelindex.stores.couchbase.owner import CouchbaseOwner  # noqa: PLC0415 see above
         return CouchbaseOwner(settings)
     return MemoryOwner(memory_index(settings), settings.name)
 
@@ -61,8 +64,8 @@ def open_reader(settings: IndexSettings, run_dir: str | None = None) -> IndexRea
     if _scheme(settings) in REDIS_SCHEMES:
         return RedisReader(settings.store, settings.name)
     if _scheme(settings) in _COUCHBASE:
-        from channelindex.stores.couchbase.reader import CouchbaseReader  # noqa: PLC0415 see above
-
+        with _couchbase_sdk():
+            from channelindex.stores.couchbase.reader import CouchbaseReader  # noqa: PLC0415 see above
         return CouchbaseReader(settings)
     if run_dir is not None:
         return MemoryClient(socket_path(run_dir, settings.name))
@@ -86,6 +89,17 @@ def memory_index(settings: IndexSettings) -> MemoryIndex:
         limits = MemoryLimits(settings.memory_max_entries, settings.memory_min_entries, settings.memory_max_age_s)
         _memory_indexes[key] = MemoryIndex(limits)
     return _memory_indexes[key]
+
+
+@contextmanager
+def _couchbase_sdk() -> Iterator[None]:
+    """Turn what an import of the SDK raises where it is not installed into the error that says how to get it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] != "couchbase":
+            raise
+        raise ExtraMissing("couchbase", "couchbase") from error
 
 
 def _scheme(settings: IndexSettings) -> str:

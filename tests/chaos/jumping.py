@@ -1,4 +1,4 @@
-"""A node whose wall clock can be set, and that gives up a silent connection within seconds. Run like `workers.cli`."""
+"""A node whose wall clock can be set, and that gives up a silent connection within seconds. Run like `channelindex`."""
 
 import mmap
 import struct

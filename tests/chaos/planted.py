@@ -1,6 +1,6 @@
 """A node with one bug, planted into the product's own code, and readers with one. The checker must find each of them.
 
-Run like `workers.cli`. A bug is there while the configuration's folder has a file of its name; one that acts once
+Run like `channelindex`. A bug is there while the configuration's folder has a file of its name; one that acts once
 removes the file when it does.
 """
 

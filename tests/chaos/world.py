@@ -203,7 +203,7 @@ class World:
     def operate(self, *arguments: object) -> int:
         """Run `channelindex`, as an operator who does not wait; its exit code."""
         words = [str(argument) for argument in arguments]
-        command = [sys.executable, "-m", "workers.cli", *words, "--no-wait", "--config", str(self.operator.config)]
+        command = [sys.executable, "-m", "channelindex", *words, "--no-wait", "--config", str(self.operator.config)]
         try:
             done = subprocess.run(command, check=False, capture_output=True, timeout=OPERATOR_TIMEOUT_S)
         except subprocess.TimeoutExpired:

@@ -152,7 +152,7 @@ def test_command_needs_certificate_and_key_together(capsys):
 
 def test_command_serves_nodes_and_an_admin_port(tmp_path):
     address = str(tmp_path / "admin.sock")
-    command = [sys.executable, "-m", "workers.cli", "devbucket", "--port", "0", "--vbuckets", "4", "--nodes", "2"]
+    command = [sys.executable, "-m", "channelindex", "devbucket", "--port", "0", "--vbuckets", "4", "--nodes", "2"]
     with subprocess.Popen(
         [*command, "--admin", address], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as child:

@@ -182,7 +182,7 @@ def test_a_person_is_asked_and_shown_what_readers_will_see(
     settings = ("--set", f"index.store={redis_url}", "--set", f"index.name={small.name}")
     os.write(ours, f"{answer}\n".encode())
     done = subprocess.run(
-        [sys.executable, "-m", "workers.cli", "rebuild", "--no-wait", *settings],
+        [sys.executable, "-m", "channelindex", "rebuild", "--no-wait", *settings],
         stdin=its,
         capture_output=True,
         text=True,

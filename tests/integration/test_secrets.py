@@ -130,7 +130,7 @@ def test_a_node_that_fails_tells_nobody_its_secrets(
     tmp_path: Path, secured: EmbeddedRedis, bucket: DevBucket, settings: dict[str, object]
 ) -> None:
     node = Node("n1", tmp_path, url_of(secured), bucket, log__level="debug", index__partitions=8, **settings)
-    command = [sys.executable, "-m", "workers.cli", "run", "--debug", "--config", str(node.config)]
+    command = [sys.executable, "-m", "channelindex", "run", "--debug", "--config", str(node.config)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         output, _ = process.communicate(timeout=3)

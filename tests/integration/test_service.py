@@ -139,7 +139,7 @@ def test_the_example_configuration_is_valid_and_the_commands_work(installed, tmp
     (tmp_path / "password").write_text("secret\n")
     example = installed / "etc/channelindex/example.toml"
     given = ("--config", example, "--set", f"source.password_file={tmp_path / 'password'}")
-    command = (installed / "opt/channelindex/bin/python", "-I", "-m", "workers.cli", "config")
+    command = (installed / "opt/channelindex/bin/python", "-I", "-m", "channelindex", "config")
     run(*command, "check", *given)
     assert "couchbase://10.0.0.11" in run(*command, "show", *given)
 

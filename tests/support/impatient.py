@@ -1,4 +1,4 @@
-"""A node that gives up within seconds what is silent or stands still, and tries again soon. Run like `workers.cli`."""
+"""A node that gives up within seconds what is silent or stands still, and tries again soon. Run like `channelindex`."""
 
 import sys
 

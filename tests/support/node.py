@@ -24,10 +24,11 @@ DEADLINE_S = 60.0
 class Node:
     """One node against a bucket and a store of its index. `start` may be called again after `kill` or `drain`.
 
-    `module` is what is run, with the arguments of `channelindex`.
+    `module` is what is run, with the arguments of `channelindex`, by `python`.
     """
 
-    module = "workers.cli"
+    module = "channelindex"
+    python = sys.executable
 
     def __init__(self, name: str, folder: Path, store_url: str, bucket: Any, **settings: object) -> None:
         self.name = name
@@ -61,7 +62,7 @@ class Node:
         """Start the node in the background."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", self.module, "run", "--config", self._config],
+                [self.python, "-m", self.module, "run", "--config", self._config],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, "PYTHONUNBUFFERED": "1"},

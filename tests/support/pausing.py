@@ -1,4 +1,4 @@
-"""A node whose processes stop (SIGSTOP) at a step of their work, where a file asks them to. Run like `workers.cli`.
+"""A node whose processes stop (SIGSTOP) at a step of their work, where a file asks them to. Run like `channelindex`.
 
 The steps are those of a batch, in its order: what comes out of the store is between "before" and "after" in the store,
 but not yet known to the process.

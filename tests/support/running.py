@@ -19,7 +19,7 @@ from tests.support.stores import settings_of
 
 def cli(*args: object) -> subprocess.CompletedProcess[str]:
     """Run `channelindex` with *args*."""
-    command = [sys.executable, "-m", "workers.cli", *map(str, args)]
+    command = [sys.executable, "-m", "channelindex", *map(str, args)]
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
 
 

@@ -1,4 +1,4 @@
-"""A node that bears being refused by the bucket for seconds in place of a minute. Run like `workers.cli`."""
+"""A node that bears being refused by the bucket for seconds in place of a minute. Run like `channelindex`."""
 
 import sys
 

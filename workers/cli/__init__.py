@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NoReturn
 
 from channelindex import __version__, exits, logs
-from channelindex.errors import ChannelIndexError
+from channelindex.errors import ChannelIndexError, ExtraMissing
 from channelindex.terminal import escaped
 from channelindex.urls import mask_url
 from workers.cli.output import ReaderGone
@@ -47,6 +47,21 @@ COMMANDS = {
 }
 """Every command and what it does, in the order of `--help`."""
 
+_EXTRA_BY_MODULE = {
+    "rich": "cli",
+    "prometheus_client": "node",
+    "orjson": "dev-bucket",
+    "google_crc32c": "dev-bucket",
+    "couchbase": "couchbase",
+}
+_EXTRAS_BY_COMMAND = {
+    "run": "node",
+    "demo": "node,dev-bucket,embedded",
+    "load": "dev-bucket",
+    "devbucket": "dev-bucket",
+}
+"""What a command needs as a whole, where that is more than the extra of the first package that it misses."""
+
 _SUMMARY = "The channel index of a Couchbase bucket: what changed in these channels since I last looked?"
 
 
@@ -73,6 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ChannelIndexError as error:
         return _failed(arguments, str(error), exits.code_for(error))
     except Exception as error:  # noqa: BLE001 - the top of the program: no error may reach the user as a traceback
+        if missing := _missing_extra(error, _command_in(arguments)):
+            return _failed(arguments, str(missing), exits.code_for(missing))
         reason = f"internal error: {type(error).__name__}: {error} (--debug shows where)"
         return _failed(arguments, reason, exits.INTERNAL)
     return code
@@ -80,13 +97,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parse the command in *argv*; exit with USAGE where its arguments are invalid."""
-    chosen = next((argument for argument in argv if not argument.startswith("-")), None)
+    chosen = _command_in(argv)
     if chosen is not None and chosen not in COMMANDS:
         near = difflib.get_close_matches(chosen, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
         Parser(prog="channelindex").error(f"unknown command {chosen!r}; {hint}")
     parser, _ = build_parser(() if chosen is None else (chosen,))
     return parser.parse_args(argv)
+
+
+def _command_in(argv: Sequence[str]) -> str | None:
+    return next((argument for argument in argv if not argument.startswith("-")), None)
+
+
+def is_installed(command: str) -> bool:
+    """Whether *command* has all the packages that its arguments need to be known."""
+    try:
+        importlib.import_module(f"workers.cli.{command}")
+    except ModuleNotFoundError as error:
+        if _missing_extra(error, command):
+            return False
+        raise
+    return True
+
+
+def _missing_extra(error: Exception, command: str | None) -> ExtraMissing | None:
+    """Say which extra brings the module that *command* misses; None where *error* is another one."""
+    module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
+    extra = _EXTRA_BY_MODULE.get(module)
+    if extra is None:
+        return None
+    return ExtraMissing(_EXTRAS_BY_COMMAND.get(command or "", extra), module)
 
 
 def build_parser(complete: Collection[str]) -> tuple[Parser, Mapping[str, Parser]]:

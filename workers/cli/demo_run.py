@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-import orjson
+import msgspec
 
 from channelindex import exits
 from channelindex.errors import InputInvalid, InvariantBroken, Transient
@@ -89,7 +89,7 @@ def run_demo(options: DemoOptions) -> int:
         stack.callback(demo.close)
         result = demo.run(revisions)
     if options.json:
-        print(orjson.dumps(result).decode())
+        print(msgspec.json.encode(result).decode())
     else:
         print(
             f"demo: {result['revisions']} revisions of {result['documents']} documents in {result['channels']} "
@@ -162,7 +162,7 @@ class Demo:
     def _start_node(self) -> None:
         with self._log.open("wb") as log:
             self._node = subprocess.Popen(
-                [sys.executable, "-m", "workers.cli", "run", "--config", self._config],
+                [sys.executable, "-m", "channelindex", "run", "--config", self._config],
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # a Ctrl-C in the terminal is ours to handle
@@ -235,7 +235,7 @@ class Demo:
         except Transient:
             return {}
         reports = [member.status for member in cluster.members if member.node == NODE and member.status]
-        status: dict[str, Any] = orjson.loads(reports[0]) if reports else {}
+        status: dict[str, Any] = msgspec.json.decode(reports[0]) if reports else {}
         return status
 
     def _settle(self) -> None:
@@ -255,11 +255,11 @@ class Demo:
         return self._node.wait(SETTLE_TIMEOUT_S)
 
     def _verify(self) -> dict[str, Any]:
-        command = [sys.executable, "-m", "workers.cli", "verify", "--json", "--config", str(self._config)]
+        command = [sys.executable, "-m", "channelindex", "verify", "--json", "--config", str(self._config)]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode not in (exits.OK, exits.DIFFERENCES):
             raise InvariantBroken(f"verify failed: {done.stderr.strip()}")
-        report: dict[str, Any] = orjson.loads(done.stdout)
+        report: dict[str, Any] = msgspec.json.decode(done.stdout)
         return report
 
 

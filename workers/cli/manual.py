@@ -13,11 +13,13 @@ from workers.cli.reference import arguments
 
 
 def commands() -> str:
-    """channelindex(1)."""
-    _, parser_by_command = cli.build_parser(cli.COMMANDS)
+    """channelindex(1), of the commands that this installation can run."""
+    installed = [name for name in cli.COMMANDS if cli.is_installed(name)]
+    _, parser_by_command = cli.build_parser(installed)
     lines = [_head("CHANNELINDEX", 1, "channelindex", "the channel index of a Couchbase bucket")]
     lines += [".SH SYNOPSIS", r"\fBchannelindex\fR \fICOMMAND\fR \&...", ".SH COMMANDS"]
-    for name, parser in parser_by_command.items():
+    for name in installed:
+        parser = parser_by_command[name]
         lines += [f".SS {name}", _text(parser.description or ""), *_arguments(parser)]
         lines += [".PP", ".nf", _text(parser.epilog or ""), ".fi"]
     lines.append(".SH EXIT STATUS")

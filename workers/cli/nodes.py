@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-import orjson
+import msgspec
 
 from channelindex import exits
 from coordinator.cluster import MemberState
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _as_json(member: MemberState) -> dict[str, Any]:
-    return {**member._asdict(), "status": orjson.loads(member.status) if member.status else {}}
+    return {**member._asdict(), "status": msgspec.json.decode(member.status) if member.status else {}}
 
 
 def _row(member: MemberState) -> tuple[object, ...]:

@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections.abc import Iterable, Sequence
 
-import orjson
+import msgspec
 
 from channelindex.errors import OutputFailed
 from channelindex.terminal import escaped
@@ -41,7 +41,7 @@ def warn(text: str) -> None:
 
 def json_line(value: object) -> None:
     """Print *value* as JSON on one line."""
-    line(orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode())
+    line(msgspec.json.encode(value).decode())
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

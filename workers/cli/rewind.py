@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
-import orjson
+import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -102,7 +102,7 @@ def _clock(text: str) -> dict[int, int] | None:
             _pairs_in_file(Path(text[1:])) if text.startswith("@") else [pair.split(":") for pair in text.split(",")]
         )
         clock = {int(vb): int(seqno) for vb, seqno in pairs}
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, msgspec.DecodeError) as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no clock: {error}") from error
     if not all(vb >= 0 and 0 <= seqno <= _MAX_SEQNO for vb, seqno in clock.items()):
         raise argparse.ArgumentTypeError(f"{text!r} is no clock: a number in it is out of range")
@@ -110,7 +110,7 @@ def _clock(text: str) -> dict[int, int] | None:
 
 
 def _pairs_in_file(path: Path) -> list[list[str]]:
-    loaded = orjson.loads(path.read_bytes())
+    loaded = msgspec.json.decode(path.read_bytes())
     if not isinstance(loaded, dict):
         raise ValueError("the file is not a JSON object")
     return [[vb, str(seqno)] for vb, seqno in loaded.items()]

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-import orjson
+import msgspec
 
 from channelindex import exits
 from channelindex.errors import InputInvalid
@@ -81,6 +81,6 @@ def _ordered(args: argparse.Namespace, member: MemberState) -> tuple[int, int]:
 
 def counts(member: MemberState) -> tuple[int, int]:
     """Feed workers and batch writers that the node reports; 0, 0 before its first report."""
-    status: dict[str, Any] = orjson.loads(member.status) if member.status else {}
+    status: dict[str, Any] = msgspec.json.decode(member.status) if member.status else {}
     workers = status.get("workers", {})
     return workers.get(FEED_WORKER, 0), workers.get(BATCH_WRITER, 0)

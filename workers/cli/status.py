@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
-import orjson
+import msgspec
 
 from channelindex import exits
 from channelindex.config import REQUIRED_TO_SEE_NODES, Config
@@ -99,7 +99,7 @@ def _single_node(records: Sequence[PartitionRecord]) -> ClusterState:
 
 
 def _node(member: MemberState) -> dict[str, Any]:
-    status = orjson.loads(member.status) if member.status else {}
+    status = msgspec.json.decode(member.status) if member.status else {}
     return {**member._asdict(), "status": status}
 
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import orjson
+import msgspec
 
 from coordinator.link import Held
 from workers.node.child_slot import ChildSlot
@@ -76,7 +76,7 @@ def _hottest(board: Board, writer: int) -> list[dict[str, Any]]:
 
 def encode(status: dict[str, Any]) -> str:
     """*status* as it is published."""
-    return orjson.dumps(status).decode()
+    return msgspec.json.encode(status).decode()
 
 
 def status_line(status: dict[str, Any]) -> str:

@@ -1,0 +1,29 @@
+"""Opens an index for reading by its URL: what a program that only reads has to know."""
+
+from channelindex.blocks import OnCorrupt, refuse
+from channelindex.reading.reader import ChangesReader
+from channelindex.settings import IndexSettings
+from channelindex.stores import open_reader
+
+
+def open_index(
+    url: str,
+    name: str = "channels",
+    *,
+    user: str = "",
+    password: str = "",
+    run_dir: str | None = None,
+    on_corrupt: OnCorrupt = refuse,
+) -> ChangesReader:
+    """Return a reader of the index *name* in the store at *url*. Connects when it is first asked.
+
+    *url* is that of `index.store`: `redis://…`, `rediss://…`, `unix://…`, `redis+cluster://…`, `redis+sentinel://…`,
+    `couchbase://host/bucket` with *user* and *password*, or `memory://` with the *run_dir* of the node that holds it.
+    Close what is returned, or use it in a `with` statement. *on_corrupt*: see `ChangesReader`.
+
+    Raises:
+        ConfigInvalid: *url* names no store that we know.
+        ExtraMissing: *url* names a bucket, and `channelindex[couchbase]` is not installed.
+    """
+    settings = IndexSettings(name, url, user=user, password=password)
+    return ChangesReader(open_reader(settings, run_dir), on_corrupt)
