@@ -4,6 +4,7 @@ PY ?= python3
 VENV ?= .venv
 K ?=
 SEED ?=
+JOBS ?= 4
 MINUTES ?= 5
 SCHEDULE ?=
 DEMO_ARGS ?=
@@ -24,10 +25,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INSTALL := $(PY) .ci/preflight.py && $(PY) systemd/install.py --prefix '$(PREFIX)' --bindir '$(BINDIR)' --libdir '$(LIBDIR)' --unitdir '$(UNITDIR)' \
 	--sysconfdir '$(SYSCONFDIR)' --destdir '$(DESTDIR)' --from '$(FROM)' --extras '$(EXTRAS)'
-PYTEST := $(BIN)/pytest $(if $(SEED),--randomly-seed=$(SEED)) $(if $(K),-k '$(K)') $(PYTEST_ARGS)
+PYTEST = $(BIN)/pytest -n $(JOBS) $(if $(SEED),--randomly-seed=$(SEED)) $(if $(K),-k '$(K)') $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test lint fmt type arch audit check test-chaos chaos test-couchbase fuzz bench docs package install rollback uninstall tour clean
+.PHONY: help dev demo test-unit test test-nightly test-servers cov lint fmt type arch audit check test-chaos chaos test-couchbase fuzz bench docs package install rollback uninstall tour clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -37,8 +38,14 @@ dev: $(STAMP) ## make .venv with the project (editable) and its tools; all targe
 demo: $(STAMP) ## index documents of a dev bucket live into a private Redis, then verify the result
 	$(BIN)/channelindex demo $(DEMO_ARGS)
 
-test: $(STAMP) ## the tests that a change must pass; K=expression picks some, SEED=number repeats an order
+test-unit: $(STAMP) ## a minute: rules, codecs, state machines, and the contract of every store
+	$(PYTEST) tests/unit tests/contract tests/fuzz
+
+test: $(STAMP) ## five minutes: all that a change must pass; K=expression picks some, SEED=number repeats an order
 	$(PYTEST)
+
+test-nightly: $(STAMP) ## hours: every property with 5,000 examples, every cut of every recording, every seed of kills
+	HYPOTHESIS_PROFILE=nightly $(PYTEST) --timeout 7200 -m 'nightly or hypothesis or chaos'
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -56,7 +63,11 @@ arch: $(STAMP) ## import-linter: imports point one way
 audit: $(STAMP) ## known vulnerabilities of what is installed, where their database can be reached
 	$(BIN)/python .ci/audit.py
 
-check: lint type arch audit test ## exactly what CI runs
+check: $(STAMP) ## exactly what CI runs: lint, type, arch and audit beside the tests
+	@$(MAKE) --no-print-directory --keep-going --jobs --output-sync=target lint type arch audit tests-as-they-come
+
+tests-as-they-come: # its line begins with "+" because what a make within a make prints is not held back until its end
+	+@env -u MAKEFLAGS HYPOTHESIS_PROFILE=ci $(PYTEST)
 
 test-chaos: $(STAMP) ## only the tests that kill, pause and starve whole nodes
 	$(PYTEST) -m 'chaos or not chaos' $(addprefix tests/integration/test_,kills.py two_nodes.py supervision.py rollback.py four_nodes.py zombies.py)

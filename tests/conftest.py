@@ -1,6 +1,7 @@
 """Fixtures for all tests: a real redis-server of our own, never one that was there before."""
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -8,7 +9,19 @@ import redis
 
 from devbucket import DevBucket, DevBucketConfig
 from devbucket.embedded_redis import EmbeddedRedis
+from tests.support.profiles import load_profile
 from tests.support.redis_cluster import ClusterOfThree
+
+load_profile()
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # Under nohup, in the background of a script and on many runners Ctrl-C is ignored, by us and by all that we start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest: where tests run side by side, nobody then waits for one that began last."""
+    items.sort(key=lambda item: "slow" not in item.keywords)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -20,10 +21,16 @@ FEWEST_KINDS = 12
 BLOCKS = "ci:channels:*:b:*"
 
 
+@pytest.fixture
+def worlds() -> Iterator[Path]:
+    """A folder for worlds whose path is short: a Redis in it listens on a unix socket, which takes 107 characters."""
+    with TemporaryDirectory(prefix="worlds-") as folder:
+        yield Path(folder)
+
+
 @pytest.mark.timeout(900)
-def test_short_run_of_many_faults_loses_and_invents_nothing(tmp_path, capsys):
+def test_short_run_of_many_faults_loses_and_invents_nothing(tmp_path, worlds, capsys):
     schedule.save(tmp_path / "given.jsonl", schedule.draw(SEED, EPISODES))
-    worlds = tmp_path / "worlds"
     code = chaos.main([*_given(tmp_path), "--bundle", str(worlds), "--minutes", "0.01", "--shrink-minutes", "0"])
     told = capsys.readouterr().out
     print(told)
@@ -33,9 +40,9 @@ def test_short_run_of_many_faults_loses_and_invents_nothing(tmp_path, capsys):
     assert list(worlds.iterdir()) == [], "a world that is in order leaves nothing behind"
 
 
-def test_run_that_injects_nothing_shows_nothing(tmp_path, capsys):
+def test_run_that_injects_nothing_shows_nothing(tmp_path, worlds, capsys):
     schedule.save(tmp_path / "given.jsonl", [])
-    assert chaos.main([*_given(tmp_path), "--minutes", "0"]) == 1
+    assert chaos.main([*_given(tmp_path), "--bundle", str(worlds), "--minutes", "0"]) == 1
     assert "nothing was shown" in capsys.readouterr().out
 
 
@@ -61,17 +68,17 @@ def lose_blocks(world: World, rnd: random.Random) -> Iterator[None]:
 
 
 @pytest.mark.timeout(600)
-def test_run_that_loses_something_says_so_and_shrinks_its_schedule(tmp_path, capsys, monkeypatch):
+def test_run_that_loses_something_says_so_and_shrinks_its_schedule(tmp_path, worlds, capsys, monkeypatch):
     monkeypatch.setitem(faults.KINDS, "lose_blocks", faults.Kind(lose_blocks, 0.0, alone=False))
     culprit = Fault("lose_blocks", 1, 1.0, 0.0)
     harmless = [Fault("cut_link", 1, 0.1, 0.0), Fault("forget_scripts", 1, 0.1, 0.0)]
     schedule.save(tmp_path / "given.jsonl", [(harmless[0],), (harmless[1], culprit)])
-    given = [*_given(tmp_path), "--bundle", str(tmp_path / "worlds")]
+    given = [*_given(tmp_path), "--bundle", str(worlds)]
     assert chaos.main([*given, "--seed", "1", "--minutes", "1", "--shrink-minutes", "3"]) == 1
     told = capsys.readouterr().out
     assert "seed 1" in told
     assert "lose_blocks(1)" in told.split("shrunk schedule")[1]
-    (bundle,) = (tmp_path / "worlds").iterdir()
+    (bundle,) = worlds.iterdir()
     assert schedule.load(bundle / "shrunk.jsonl") == [(culprit,)]
     assert (bundle / "findings.txt").read_text()
     assert json.loads((bundle / "written.jsonl").read_text().splitlines()[0])["id"]

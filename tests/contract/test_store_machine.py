@@ -31,6 +31,7 @@ from channelindex.reading.reader import ChangesReader
 from channelindex.stores.base import ChannelAppend
 from channelindex.stores.couchbase.writer import CouchbaseBlocks
 from tests.support.couchbase_faults import FaultyLink
+from tests.support.profiles import examples
 from tests.support.stores import GROUP, Backend, FaultyOperations, append, check_headers, visible_entries
 
 VBUCKETS = range(2)
@@ -294,34 +295,36 @@ def _short_history(monkeypatch):
     monkeypatch.setattr(epochs, "HISTORY_BYTES", 2 * 8 * 3)
 
 
-def _run(machine: type[IndexLife], examples: int) -> None:
+def _run(machine: type[IndexLife], share: float) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=examples,
+            max_examples=examples(share),
             stateful_step_count=40,
-            deadline=None,
             phases=[Phase.explicit, Phase.reuse, Phase.generate],  # to shrink such a life takes minutes
-            print_blob=True,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
         ),
     )
 
 
+@pytest.mark.hypothesis
 def test_any_life_in_memory():
-    _run(IndexLife, examples=200)
+    _run(IndexLife, share=2.0)
 
 
+@pytest.mark.hypothesis
 def test_any_life_in_redis(redis_server):
     IndexLifeInRedis.url = redis_server.url
-    _run(IndexLifeInRedis, examples=40)
+    _run(IndexLifeInRedis, share=0.4)
 
 
+@pytest.mark.hypothesis
 def test_any_life_in_a_cluster(cluster_of_three):
     IndexLifeInRedis.url = cluster_of_three.url
-    _run(IndexLifeInRedis, examples=20)
+    _run(IndexLifeInRedis, share=0.2)
 
 
+@pytest.mark.hypothesis
 def test_any_life_in_couchbase(couchbase_url):
     IndexLifeInCouchbase.url = couchbase_url
-    _run(IndexLifeInCouchbase, examples=40)
+    _run(IndexLifeInCouchbase, share=0.4)

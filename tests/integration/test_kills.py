@@ -17,13 +17,17 @@ from tests.support.running import assert_verified, await_stable, connect, indexe
 from tests.support.shared import shared_path
 from tests.support.watchers import Follower, StableWatch
 
+SEEDS = 6
+"""Of the twenty that every night tries."""
 N_REVISIONS = 1_200
 SLICE = 40
 KILLS = ("feed_worker", "batch_writer", "supervisor", "feed_worker", "batch_writer")
 """What is killed in the course of one test, in a random order, with writes in between."""
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize(
+    "seed", [*range(SEEDS), *(pytest.param(n, marks=pytest.mark.nightly) for n in range(SEEDS, 20))]
+)
 def test_processes_killed_at_random_moments_leave_an_exact_index(seed, tmp_path, redis_url):
     rnd = random.Random(seed)
     revisions = _some_revisions(rnd)

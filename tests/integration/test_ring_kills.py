@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support.leaks import no_leaks
+from tests.support.lean import lean
 from tests.support.processes import DEADLINE_S, end_of
 from workers.node.child import Child, spawn
 from workers.pipeline import ring as ring_module
@@ -73,6 +74,7 @@ def ring_before_its_end() -> Ring:
     return ring
 
 
+@lean
 def test_producer_killed_at_every_step_leaves_whole_frames_and_a_ring_to_go_on_with():
     payloads = [b"short", b"too long for the end"]
     outcomes = []
@@ -99,6 +101,7 @@ def test_producer_killed_at_every_step_leaves_whole_frames_and_a_ring_to_go_on_w
     assert set(outcomes) == {0, 1, 2}
 
 
+@lean
 def test_consumer_killed_at_every_step_loses_nothing_and_repeats_nothing_committed():
     payloads = [b"first", b"second, which is longer", b"third"]
     outcomes = []

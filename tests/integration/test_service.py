@@ -48,7 +48,11 @@ SAME_CLOCK_S = 30.0
 QUIET_S = 1.0
 INSTANCE = "tour"
 
-pytestmark = pytest.mark.timeout(300)  # it builds and installs, with all that the program needs
+pytestmark = [
+    pytest.mark.timeout(300),  # it builds and installs, with all that the program needs
+    pytest.mark.xdist_group("service"),  # once
+    pytest.mark.slow,
+]
 
 
 def show(*lines: object) -> None:

@@ -101,4 +101,4 @@ class AssignmentMachine(RuleBasedStateMachine):
 
 
 TestAssignment = AssignmentMachine.TestCase
-TestAssignment.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+TestAssignment.settings = settings(stateful_step_count=30)

@@ -4,7 +4,7 @@ import itertools
 import struct
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from channelindex.errors import InvariantBroken
@@ -127,7 +127,6 @@ class Server:
         return data
 
 
-@settings(max_examples=200)
 @given(
     st.sets(st.integers(1, 60), min_size=1, max_size=40).map(sorted),
     st.sets(st.integers(1, 60)),

@@ -1,7 +1,7 @@
 """The model behind the dev bucket: what a vbucket holds and streams, its histories, and who must roll back."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from devbucket import vbucket as vbucket_module
@@ -84,7 +84,6 @@ def run_change(vbucket: VBucket, oracle: Oracle, name: str, argument) -> None:
         oracle.changes = [change for change in oracle.changes if change[0] <= vbucket.high_seqno]
 
 
-@settings(deadline=None)
 @given(OPERATIONS, st.integers(0, 70))
 def test_stream_from_any_seqno_equals_the_oracle(operations, start):
     vbucket, oracle = VBucket(0), Oracle()
@@ -102,7 +101,6 @@ def test_stream_from_any_seqno_equals_the_oracle(operations, start):
         assert item_of(vbucket, key).seqno == seqno
 
 
-@settings(deadline=None)
 @given(OPERATIONS)
 def test_clients_that_follow_the_rollback_rules_end_with_the_bucket(operations):
     vbucket, oracle = VBucket(0), Oracle()
@@ -211,7 +209,6 @@ def test_loading_below_the_high_seqno_is_refused():
     assert [item.seqno for item in vbucket.items_after(0)] == [9]
 
 
-@settings(max_examples=150)
 @given(st.lists(st.one_of(KEYS, st.just(None)), max_size=60), st.integers(0, 20))
 def test_every_source_checkpoint_is_a_consistent_view_at_its_end(changes, max_loss):
     """*changes*: a key that is written, or None where a checkpoint is closed."""

@@ -253,4 +253,4 @@ class ClusterMachine(RuleBasedStateMachine):
 
 
 TestCluster = ClusterMachine.TestCase
-TestCluster.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
+TestCluster.settings = settings(stateful_step_count=30)

@@ -6,13 +6,15 @@ nothing that it does not say (as of the moment at which they read the partition 
 
 from typing import NamedTuple
 
-from hypothesis import HealthCheck, settings
+import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from channelindex.model import REMOVED
 from channelindex.reading.reader import ChangesReader
 from tests.support.indexing import Row, SmallIndex
+from tests.support.profiles import examples
 
 VBUCKETS = range(4)
 PARTITIONS = (0, 1)
@@ -258,13 +260,15 @@ class IndexMachine(RuleBasedStateMachine):
         self.drain()
 
 
+@pytest.mark.hypothesis
 def test_followers_are_told_what_the_bucket_says_in_memory():
     run_state_machine_as_test(
         IndexMachine,
-        settings=settings(max_examples=60, stateful_step_count=40, deadline=None),
+        settings=settings(stateful_step_count=40),
     )
 
 
+@pytest.mark.hypothesis
 def test_followers_are_told_what_the_bucket_says_in_redis(redis_url):
     class InRedis(IndexMachine):
         url = redis_url
@@ -272,9 +276,7 @@ def test_followers_are_told_what_the_bucket_says_in_redis(redis_url):
     run_state_machine_as_test(
         InRedis,
         settings=settings(
-            max_examples=5,
+            max_examples=examples(0.1),
             stateful_step_count=30,
-            deadline=None,
-            suppress_health_check=[HealthCheck.too_slow],
         ),
     )

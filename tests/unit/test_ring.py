@@ -262,4 +262,4 @@ class RingModel(RuleBasedStateMachine):
 
 
 TestRingModel = RingModel.TestCase
-TestRingModel.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestRingModel.settings = settings(stateful_step_count=40)
