@@ -5,6 +5,7 @@ section.key=value`. Nothing else in the project reads that file or these variabl
 """
 
 import difflib
+import re
 import socket
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
@@ -44,6 +45,13 @@ MAX_PROBLEMS = 100
 REQUIRED_TO_VERIFY = ("source.url", "index.store")
 REQUIRED_TO_SEE_NODES = ("index.store", "coordination.redis")
 REQUIRED_TO_RUN = ("source.url", "index.store", "coordination.redis")
+_SERVICE_VARIABLE = re.compile(
+    r"\w+?(_SERVICE_HOST|_SERVICE_PORT(_\w+)?|_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
+)
+"""The variables that Kubernetes puts into every pod for each Service of the namespace, one called
+`channelindex` or `channelindex-metrics` too (kubernetes.io, "Environment variables" of Services)."""
+_NEAR = 0.75
+"""How alike a variable has to be to a key to be taken for a misspelt one (`difflib`, 0 to 1)."""
 _CREDENTIALS_DIRECTORY = "CREDENTIALS_DIRECTORY"
 """systemd's variable: the folder of what a unit gives with LoadCredential=source.password:/path, or index.password."""
 
@@ -84,7 +92,9 @@ def load_config(
     problems: list[str] = []
     values: dict[str, Value] = {}
     origins: dict[str, str] = {}
-    for given in (*_from_file(path, problems), *_from_environment(environ), *_from_overrides(overrides)):
+    warnings: list[str] = []
+    from_environment = _from_environment(environ, warnings)
+    for given in (*_from_file(path, problems), *from_environment, *_from_overrides(overrides)):
         if len(problems) >= MAX_PROBLEMS:
             problems.append("more is wrong with it")
             break
@@ -104,7 +114,7 @@ def load_config(
         ]
     if problems:
         raise ConfigProblems(problems)
-    return _build(values, origins)
+    return _build(values, origins, warnings)
 
 
 def _must_be_told(key: str, refused: Collection[str], values: Mapping[str, Value]) -> bool:
@@ -168,12 +178,29 @@ def _reason(error: Exception) -> object:
     return "nested too deeply" if isinstance(error, RecursionError) else error
 
 
-def _from_environment(environ: Mapping[str, str]) -> Iterator[_Given]:
+def _from_environment(environ: Mapping[str, str], warnings: list[str]) -> Iterator[_Given]:
+    """Yield what the environment sets. A variable that is no key of ours and resembles none may be another program's:
+    it goes to *warnings*, and one that Kubernetes makes for a Service is passed over.
+    """
     key_by_variable = {setting.variable: key for key, setting in SETTINGS.items()}
     for variable, value in environ.items():
-        if variable.startswith(ENVIRONMENT_PREFIX):
-            guess = variable.removeprefix(ENVIRONMENT_PREFIX).lower().replace("_", ".", 1)
-            yield _Given(key_by_variable.get(variable, guess), value, f"environment {variable}", textual=True)
+        if not variable.startswith(ENVIRONMENT_PREFIX):
+            continue
+        key = key_by_variable.get(variable)
+        if key is None and _SERVICE_VARIABLE.fullmatch(variable):
+            continue
+        if key is None and not _may_be_misspelt(variable, key_by_variable):
+            warnings.append(f"the environment variable {printable(variable)} sets no key and is ignored")
+            continue
+        guess = variable.removeprefix(ENVIRONMENT_PREFIX).lower().replace("_", ".", 1)
+        yield _Given(key or guess, value, f"environment {variable}", textual=True)
+
+
+def _may_be_misspelt(variable: str, variables: Collection[str]) -> bool:
+    """Tell whether *variable* names a section of ours, or resembles one of *variables*."""
+    name = variable.removeprefix(ENVIRONMENT_PREFIX)
+    names = [other.removeprefix(ENVIRONMENT_PREFIX) for other in variables]
+    return name.partition("_")[0].lower() in SECTIONS or bool(difflib.get_close_matches(name, names, 1, _NEAR))
 
 
 def _from_overrides(overrides: Mapping[str, Value]) -> Iterator[_Given]:
@@ -296,9 +323,9 @@ def _read_password(section: str, values: dict[str, Value], origins: dict[str, st
     origins[key] = f"{file_key} {path}"
 
 
-def _build(values: Mapping[str, Value], origins: Mapping[str, str]) -> Config:
+def _build(values: Mapping[str, Value], origins: Mapping[str, str], warnings: Collection[str]) -> Config:
     sections: dict[str, Any] = {}
     for section, kind in SECTIONS.items():
         own = {key.partition(".")[2]: value for key, value in values.items() if key.startswith(section + ".")}
         sections[section] = kind(**own)
-    return Config(**sections, origins=dict(origins))
+    return Config(**sections, origins=dict(origins), warnings=tuple(warnings))

@@ -385,7 +385,7 @@ class LogSettings:
 
 @dataclass(frozen=True)
 class Config:
-    """The whole configuration, validated. `origins` says for each key where its value was set.
+    """The whole configuration, validated. `origins` says where each key's value was set, `warnings` what was ignored.
 
     `source.password` and `index.password` are those in force, whichever key they came by; `coordination.redis` is
     never empty where the store is a Redis.
@@ -399,6 +399,7 @@ class Config:
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
     log: LogSettings = field(default_factory=LogSettings)
     origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    warnings: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
 
 SECTIONS: Mapping[str, type["DataclassInstance"]] = {

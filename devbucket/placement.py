@@ -9,6 +9,11 @@ import orjson
 NOBODY = -1
 
 
+def address_of(host: str, port: int) -> str:
+    """Return an address as URLs and maps have it: an IPv6 host in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 @dataclass
 class ClusterMember:
     """A node as the map names it. One that is out of the cluster is in no map; a TLS port of 0 is none."""
@@ -65,7 +70,7 @@ class Placement:
     def server_list(self) -> tuple[list[str], dict[int, int]]:
         """Return the addresses of the members in the cluster, and each one's place in that list."""
         numbers = [number for number, member in enumerate(self.members) if member.in_cluster]
-        addresses = [f"{self.members[number].host}:{self.members[number].port}" for number in numbers]
+        addresses = [address_of(self.members[number].host, self.members[number].port) for number in numbers]
         return addresses, {number: place for place, number in enumerate(numbers)}
 
     def nodes_ext(self, this: int) -> list[dict[str, Any]]:
@@ -98,7 +103,7 @@ class Placement:
             "uri": uri,
             "streamingUri": uri.replace("/buckets/", "/bucketsStreaming/"),
             "nodes": [
-                {"hostname": f"{member.host}:8091", "ports": {"direct": member.port}}
+                {"hostname": address_of(member.host, 8091), "ports": {"direct": member.port}}
                 for member in self.members
                 if member.in_cluster
             ],

@@ -21,6 +21,7 @@ from devbucket.admin import AdminServer
 from devbucket.bucket import Bucket
 from devbucket.config import DevBucketConfig
 from devbucket.controls import Controls
+from devbucket.placement import address_of
 from devbucket.server import DevBucketServer
 
 STOP_TIMEOUT_S = 5.0
@@ -62,12 +63,12 @@ class DevBucket:
     @property
     def cluster_url(self) -> str:
         """Return what the official SDK takes: the same without the bucket, which it is told later."""
-        return "couchbase://" + ",".join(f"{self.config.host}:{port}" for port in self.ports)
+        return "couchbase://" + ",".join(address_of(self.config.host, port) for port in self.ports)
 
     @property
     def tls_url(self) -> str:
         """Return the bucket's URL by its TLS ports; they are in `tls_ports`."""
-        hosts = ",".join(f"{self.config.host}:{port}" for port in self.tls_ports)
+        hosts = ",".join(address_of(self.config.host, port) for port in self.tls_ports)
         return f"couchbases://{hosts}/{self.config.bucket}"
 
     def __enter__(self) -> Self:

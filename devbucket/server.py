@@ -11,7 +11,7 @@ from devbucket.bucket_cluster import BucketCluster
 from devbucket.client_connection import ClientConnection
 from devbucket.config import DevBucketConfig
 from devbucket.node_server import NodeServer
-from devbucket.placement import Placement
+from devbucket.placement import Placement, address_of
 from devbucket.storage import Storage
 
 EXPIRY_PAGER_S = 1.0
@@ -73,7 +73,7 @@ class DevBucketServer:
     def url(self) -> str:
         """Return what a configuration's source.url has to say: the bucket, by all its nodes."""
         members = self.cluster.placement.members
-        hosts = ",".join(f"{member.host}:{member.port}" for member in members)
+        hosts = ",".join(address_of(member.host, member.port) for member in members)
         return f"couchbase://{hosts}/{self.config.bucket}"
 
     async def start(self) -> None:

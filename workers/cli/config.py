@@ -51,13 +51,16 @@ def _show(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     try:
-        options.config_of(args, REQUIRED_TO_RUN, read_passwords=not args.no_passwords)
+        warnings = options.config_of(args, REQUIRED_TO_RUN, read_passwords=not args.no_passwords).warnings
     except ConfigProblems as found:
         problems = found.problems
     if args.json:
-        output.json_line({"ok": not problems, "problems": problems})
+        output.json_line({"ok": not problems, "problems": problems, "warnings": warnings})
     else:
+        for warning in warnings:
+            output.warn(warning)
         for problem in problems or ("the configuration is valid",):
             output.line(problem)
     if problems:

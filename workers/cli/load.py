@@ -17,6 +17,8 @@ from workers.pipeline.source import address_of
 
 _LAYOUTS: dict[str, type[Layout]] = {"inline": InlineLayout, "xattr": XattrLayout}
 
+_STANDARD_INPUT = Path("/dev/stdin")
+
 _EPILOG = """\
 example:
   channelindex load documents.jsonl.gz \\
@@ -26,14 +28,18 @@ example:
 Each line of the file is a revision, in the order in which they were made:
   {"id": "a", "rev": "1-ab12", "channels": ["orders"], "body": {"total": 12}}
 "body" is optional; "deleted": true marks a deletion. Revisions that the bucket
-already has are skipped, so an interrupted load can be repeated.
+already has are skipped, so an interrupted load can be repeated. A file is
+checked as a whole before anything is saved; a pipe can be read only once, so
+the lines before a malformed one are saved.
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     parser.epilog = _EPILOG
-    parser.add_argument("file", type=Path, metavar="FILE", help="JSON lines; gzipped if the name ends in .gz")
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="JSON lines, or - for standard input; gzipped if the name ends in .gz"
+    )
     parser.add_argument("--bucket", metavar="URL", help="couchbase://host:port/bucket (default: source.url)")
     parser.add_argument(
         "--metadata",
@@ -49,10 +55,11 @@ def run(args: argparse.Namespace) -> int:
     """Load the file."""
     bucket = {"source.url": args.bucket} if args.bucket else {}
     config = options.config_of(args, ("source.url",), bucket)
-    n_revisions = sum(1 for _ in read_revisions(args.file))  # a malformed line is reported before anything is written
+    file = _STANDARD_INPUT if args.file == Path("-") else args.file
+    total = sum(1 for _ in read_revisions(file)) if file.is_file() or not file.exists() else None  # a pipe: once
     started = time.monotonic()
     with KvClient(*address_of(config.source)) as client:
-        n_saved = _load(Loader(client, _LAYOUTS[args.metadata]()), args.file, n_revisions)
+        n_revisions, n_saved = _load(Loader(client, _LAYOUTS[args.metadata]()), file, total)
     seconds = time.monotonic() - started
     if args.json:
         output.json_line({"revisions": n_revisions, "saved": n_saved, "seconds": round(seconds, 3)})
@@ -61,10 +68,11 @@ def run(args: argparse.Namespace) -> int:
     return exits.OK
 
 
-def _load(loader: Loader, file: Path, n_revisions: int) -> int:
-    """Write all revisions; return the number of new ones. Shows a progress bar on a terminal."""
+def _load(loader: Loader, file: Path, total: int | None) -> tuple[int, int]:
+    """Write all revisions; return their number and that of new ones. Shows a progress bar on a terminal."""
     console = Console(stderr=True)
     columns = (TextColumn("loading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("loading", total=n_revisions)
-        return loader.load(read_revisions(file), lambda n_done: bar.update(task, completed=n_done))
+        task = bar.add_task("loading", total=total)
+        n_saved = loader.load(read_revisions(file), lambda n_done: bar.update(task, completed=n_done))
+        return int(bar.tasks[task].completed), n_saved

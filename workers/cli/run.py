@@ -9,6 +9,8 @@ from channelindex.config import REQUIRED_TO_RUN, Config
 from workers.cli import options
 from workers.node.start import run_node
 
+_log = logs.get("node")
+
 _EPILOG = """\
 example:
   channelindex run --config /etc/channelindex/n1.toml
@@ -35,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
         logs.configure(
             config.log.level, config.log.format, with_priority=journal, role="supervisor", node=config.node.name
         )
+        for warning in config.warnings:
+            _log.warning("config.ignored", msg=warning)
         return config
 
     return run_node(load(), load)
