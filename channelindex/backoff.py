@@ -1,4 +1,4 @@
-"""Jittered exponential backoff, one instance per thing that is being retried."""
+"""Computes jittered exponential backoff; one instance per operation that is retried."""
 
 import random
 
@@ -15,11 +15,11 @@ class Backoff:
         """Failures since the last success."""
 
     def next_delay_s(self) -> float:
-        """How long to wait after one more failure."""
+        """Seconds to wait after one more failure."""
         delay = min(self._max_s, self._first_s * 2.0 ** min(self.failures, 30))
         self.failures += 1
         return delay * random.uniform(0.5, 1.0)
 
     def reset(self) -> None:
-        """It worked: the next failure starts from the beginning."""
+        """Start over after a success."""
         self.failures = 0

@@ -41,7 +41,7 @@ _UNREADABLE = "the configuration file"
 MAX_FILE_BYTES = 1 << 20
 """A configuration or password file that is larger is something else: a device without an end, a core dump."""
 MAX_PROBLEMS = 100
-"""Problems that are told, of a file that is no configuration at all."""
+"""Most problems that are reported: the file may be no configuration at all."""
 REQUIRED_TO_VERIFY = ("source.url", "index.store")
 REQUIRED_TO_SEE_NODES = ("index.store", "coordination.redis")
 REQUIRED_TO_RUN = ("source.url", "index.store", "coordination.redis")
@@ -65,7 +65,7 @@ class ConfigProblems(ConfigInvalid):
 
 
 class _Given(NamedTuple):
-    """One value as somebody gave it. *textual*: from where everything is text, so that numbers have to be read."""
+    """One value as given. *textual*: from a source in which everything is text, so that numbers must be parsed."""
 
     key: str
     value: object
@@ -96,7 +96,7 @@ def load_config(
     from_environment = _from_environment(environ, warnings)
     for given in (*_from_file(path, problems), *from_environment, *_from_overrides(overrides)):
         if len(problems) >= MAX_PROBLEMS:
-            problems.append("more is wrong with it")
+            problems.append("there are more problems")
             break
         value = _checked(given, problems)
         if value is not None:
@@ -110,15 +110,15 @@ def load_config(
     unread = any(problem.startswith(_UNREADABLE) for problem in problems)
     if not unread:  # what is missing may be in the file
         problems += [
-            _missing(key, values) for key in required if key not in values and _must_be_told(key, refused, values)
+            _missing(key, values) for key in required if key not in values and _is_reportable(key, refused, values)
         ]
     if problems:
         raise ConfigProblems(problems)
     return _build(values, origins, warnings)
 
 
-def _must_be_told(key: str, refused: Collection[str], values: Mapping[str, Value]) -> bool:
-    """Whether it is needed, and no other problem says so already: that it, or what it follows from, is not there."""
+def _is_reportable(key: str, refused: Collection[str], values: Mapping[str, Value]) -> bool:
+    """True if *key* is needed and no other problem reports already that it is missing."""
     if key == "coordination.redis" and values.get("index.store", MEMORY_URL) == MEMORY_URL:
         return False  # the one store that needs no leases
     return key not in refused
@@ -131,7 +131,7 @@ def _missing(key: str, values: Mapping[str, Value]) -> str:
 
 
 def check_reload(present: Config, wanted: Config) -> None:
-    """Refuse a reload that would make another node of a running one.
+    """Refuse a reload that changes what a running node cannot change.
 
     Raises:
         ConfigInvalid: naming what takes a restart.
@@ -164,7 +164,7 @@ def _from_file(path: Path | None, problems: list[str]) -> Iterator[_Given]:
 
 
 def _text_of(path: Path) -> str:
-    """What is in the file. Raises ValueError where that is too large, or no text."""
+    """Read the file at *path*. Raises ValueError where it is too large, or not text."""
     with path.open("rb") as file:
         content = file.read(MAX_FILE_BYTES + 1)
     if len(content) > MAX_FILE_BYTES:
@@ -274,7 +274,7 @@ def _read(kind: type[Value], text: str) -> Value:
 
 
 def _find_credential(values: dict[str, Value], origins: dict[str, str], environ: Mapping[str, str]) -> None:
-    """Where a password is not set, take the file that systemd gives us, if it does."""
+    """Use systemd's credential file, if there is one, for each password that is not set."""
     for key in ("source.password", "index.password"):
         path = Path(environ.get(_CREDENTIALS_DIRECTORY, ""), key)
         if not {key, f"{key}_file"} & values.keys() and path.is_absolute() and _exists(path):
@@ -283,7 +283,7 @@ def _find_credential(values: dict[str, Value], origins: dict[str, str], environ:
 
 
 def _exists(path: Path) -> bool:
-    """Whether *path* is there; what we may not look at is not."""
+    """True if *path* exists; false where we may not look."""
     try:
         return path.exists()
     except PermissionError:

@@ -1,4 +1,4 @@
-"""Every error the project raises, sorted by what the caller must do about it.
+"""Defines every error that the project raises, sorted by what the caller must do about it.
 
 A foreign exception (redis, socket, json) is wrapped at the edge where it enters, with the original as its cause.
 Each branch names its exit code in `exits`; nothing below the command line calls `sys.exit`.
@@ -20,7 +20,7 @@ class OutcomeUnknown(Transient):
 
 
 class OwnershipLost(ChannelIndexError):
-    """Somebody else owns the partition now. Stop writing it and drop its buffers; never retry."""
+    """Another worker owns the partition now. Stop writing it and drop its buffers; never retry."""
 
 
 class StaleEpoch(OwnershipLost):
@@ -69,7 +69,7 @@ class ChangesForgotten(ChannelIndexError):
 
     def __init__(self, channel: str, floor: Mapping[int, int]) -> None:
         super().__init__(
-            f"channel {channel!r}: since is older than the changes that index.store = memory:// still holds of it; "
+            f"channel {channel!r}: since is older than the changes that index.store = memory:// retains of it; "
             "see index.memory_max_entries and index.memory_max_age_s"
         )
         self.channel = channel
@@ -101,7 +101,7 @@ class TokenInvalid(ChannelIndexError):
 
 
 class NotConfirmed(ChannelIndexError):
-    """A person was asked, or could not be asked, and did not say yes; nothing was changed."""
+    """A person declined, or could not be asked for confirmation; nothing was changed."""
 
 
 class InputInvalid(ChannelIndexError):

@@ -1,4 +1,4 @@
-"""Log lines: one fact each, `key=value` pairs or JSON, on standard output. Files and rotation are journald's.
+"""Writes log lines: one fact each, `key=value` pairs or JSON, on standard output. Files and rotation are journald's.
 
 What goes straight to journald begins with a priority, `<4>`, which journald takes off again (sd-daemon(3)).
 
@@ -25,7 +25,7 @@ from channelindex.terminal import escaped
 from channelindex.urls import mask_url
 
 MAX_REPEATS = 64
-"""Lines of one event that pass in one window. As many as there are partitions by default: each may tell its fate."""
+"""Lines of one event that pass in one window: one for each partition, of which there are 64 by default."""
 
 WINDOW_S = 10.0
 """Length of a window. Keeps a loop that fails a thousand times a second from filling the disk."""
@@ -46,23 +46,23 @@ class EventLog:
         self._logger = logger
 
     def debug(self, event: str, **fields: Any) -> None:
-        """For who looks for a fault."""
+        """Log details for fault finding."""
         self._log(logging.DEBUG, event, fields)
 
     def info(self, event: str, **fields: Any) -> None:
-        """Ownership, lifecycle, rollback."""
+        """Log ownership, lifecycle, rollback."""
         self._log(logging.INFO, event, fields)
 
     def warning(self, event: str, **fields: Any) -> None:
-        """Something went wrong and we coped."""
+        """Log a fault that the program handled."""
         self._log(logging.WARNING, event, fields)
 
     def error(self, event: str, **fields: Any) -> None:
-        """A person should look."""
+        """Log a fault that needs a person."""
         self._log(logging.ERROR, event, fields)
 
     def exception(self, event: str, **fields: Any) -> None:
-        """An error with the traceback of the exception that is being handled."""
+        """Log an error with the traceback of the exception that is being handled."""
         self._log(logging.ERROR, event, fields, with_trace=True)
 
     def _log(self, level: int, event: str, fields: dict[str, Any], *, with_trace: bool = False) -> None:
@@ -76,7 +76,7 @@ def get(name: str) -> EventLog:
 
 
 def goes_to_journal(stream: TextIO, journal_stream: str) -> bool:
-    """Whether *stream* is the connection to journald that JOURNAL_STREAM names (systemd.exec(5))."""
+    """True if *stream* is the connection to journald that JOURNAL_STREAM names (systemd.exec(5))."""
     try:
         status = os.fstat(stream.fileno())
     except OSError:  # no file underneath
@@ -112,7 +112,7 @@ def bind(**fields: Any) -> None:
 
 
 class _LineHandler(logging.StreamHandler[TextIO]):
-    """Writes records as lines and holds back repeats, telling later how many it held back."""
+    """Writes records as lines, suppresses repeats, and later logs how many it suppressed."""
 
     def __init__(self, stream: TextIO, style: str, *, with_priority: bool) -> None:
         super().__init__(stream)
@@ -147,7 +147,7 @@ class RepeatLimit:
         self._windows: dict[str, tuple[float, int]] = {}  # event -> end of its window, lines seen in it
 
     def admits(self, event: str, now: float) -> bool:
-        """Whether a line of *event* at *now* may pass."""
+        """Count a line of *event* at *now*; return true if it may pass."""
         end, seen = self._windows.get(event, (now + WINDOW_S, 0))
         self._windows[event] = (end, seen + 1)
         return seen < MAX_REPEATS

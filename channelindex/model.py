@@ -1,4 +1,4 @@
-"""The values that travel through the system. No I/O, no processes, no knowledge of any store or feed."""
+"""Defines the values that travel through the system. No I/O; knows no store and no feed."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -19,7 +19,7 @@ class Checkpoint(NamedTuple):
     """A position of one vbucket from which its feed can be resumed without loss.
 
     `vbuuid`, `seqno`, `snap_start`, `snap_end` are what a DCP stream request needs (snap_start <= seqno <= snap_end).
-    `sequence` is the highest `_sync.sequence` that the feed had brought before the snapshot the position lies in;
+    `sequence` is the highest `_sync.sequence` that the feed had sent before the snapshot the position lies in;
     0 where that is unknown. It decides which removals have to be indexed again (design section 7, "Removals").
     All are unsigned 64-bit.
     """
@@ -43,7 +43,7 @@ class Removal(msgspec.Struct, frozen=True, gc=False):
 
 
 class Route(msgspec.Struct, frozen=True):
-    """What one revision of a document means for the channels: the result of decoding a mutation.
+    """The channels of one revision of a document: the result of decoding a mutation.
 
     `channels` maps a channel's name to None (the document is in it) or to the `Removal` that took it out.
     `sequence` is 0 where the document carries none. `flags` are those of the revision, without REMOVED.
@@ -78,7 +78,7 @@ class Entry(NamedTuple):
 
 
 class IndexMeta(msgspec.Struct, frozen=True):
-    """What an index is of; written once when it is created, compared whenever it is opened."""
+    """The shape and source of an index; written once when it is created, compared whenever it is opened."""
 
     format: int
     n_vbuckets: int

@@ -36,10 +36,10 @@ Value = str | int | float | bool
 
 @dataclass(frozen=True)
 class Setting:
-    """One key of the configuration: all that validation, help and documentation know of it.
+    """One key of the configuration, with its type, bounds and documentation.
 
     `default` also fixes the type. `default_text` replaces it in print where the real default is only known at run time.
-    `rule` returns what a value must be if it is not that, else None.
+    `rule` returns a message for a value that breaks it, else None.
     """
 
     key: str
@@ -68,7 +68,7 @@ class Setting:
         return f"{self.at_least} to {self.at_most}" if self.at_most is not None else f"at least {self.at_least}"
 
     def wrong(self, value: Value) -> str | None:
-        """What *value* must be if it is not that."""
+        """Message for an invalid *value*, such as "must be at least 1"; None for a valid one."""
         if isinstance(value, str) and CONTROL_CHARACTERS.search(value):
             return "must be text without control characters"
         if self.choices and value not in self.choices:
@@ -153,22 +153,24 @@ def _decoder(value: str) -> str | None:
 
 
 def _setting(default: Value, doc: str, *, holds_secret: bool = False, **rest: Any) -> Any:
-    """A dataclass field that carries its `Setting`. A field that may hold a secret stays out of the repr."""
+    """Make a dataclass field that carries its `Setting`. A field that may hold a secret is left out of the repr."""
     return field(default=default, repr=not holds_secret, metadata={"doc": doc, **rest})
 
 
 @dataclass(frozen=True)
 class NodeSettings:
-    """Who this node is."""
+    """The node's identity."""
 
     name: str = _setting(
         "", "Name of this node in leases, logs and status; one per machine.", rule=_name, default_text="the host's name"
     )
-    run_dir: str = _setting("/run/channelindex", "Folder for files that live only as long as the node runs.")
+    run_dir: str = _setting(
+        "/run/channelindex", "Folder for the node's runtime files. It should survive a restart of the node."
+    )
     weight: int = _setting(
         1, "This node's share of the partitions, relative to the weights of the others.", at_least=1, at_most=1000
     )
-    zone: str = _setting("", "Where this node is (rack, availability zone): shown with it.", rule=_zone)
+    zone: str = _setting("", "Rack or availability zone of this node; shown by `channelindex nodes`.", rule=_zone)
 
 
 @dataclass(frozen=True)
@@ -186,45 +188,45 @@ class SourceSettings:
     password_file: str = _setting(
         "",
         "File whose first line is the password; not together with source.password. Without both, systemd's credential "
-        "source.password is taken, if there is one.",
+        "source.password is used, if there is one.",
     )
     tls_ca_file: str = _setting(
         "", "Certificates (PEM) of the authorities that may sign the nodes'.", default_text="the system's"
     )
     tls_cert_file: str = _setting("", "Our own certificate (PEM), for a cluster that asks for one.")
     tls_key_file: str = _setting("", "Its key (PEM), not encrypted.", default_text="in source.tls_cert_file")
-    tls_verify_host: bool = _setting(True, "Whether a node's certificate must be for the host that it is reached at.")
+    tls_verify_host: bool = _setting(True, "Check that a node's certificate names the host that we connect to.")
     collections: str = _setting(
         "",
-        "What of the bucket is indexed: scope.collection. Of several, with commas, or scope.*, documents have ids "
-        "scope.collection/id.",
+        "Collections to index: scope.collection, several with commas, or scope.*. With more than one, documents have "
+        "ids scope.collection/id.",
         rule=_collections,
         default_text="the default collection",
     )
     metadata: str = _setting(
         "auto",
-        "Where Sync Gateway keeps its metadata. With xattr no bodies are streamed; auto leaves them out until a "
-        "document comes that may need its own.",
+        "Place of Sync Gateway's metadata. With xattr no bodies are streamed; auto streams none until a document may "
+        "need its body.",
         choices=("auto", "inline", "xattr"),
     )
-    compression: bool = _setting(True, "Whether the bucket may send values as it compressed them (Snappy).")
+    compression: bool = _setting(True, "Accept compressed values (Snappy) from the bucket.")
     rollback_mitigation: bool = _setting(
-        False, "Whether a change is indexed only once all replicas have it on disk, so that no failover takes it back."
+        False, "Index a change only once all replicas have it on disk, so that no failover takes it back."
     )
     decoder: str = _setting(
-        "sync_gateway", "What finds a document's channels: sync_gateway or package.module:factory.", rule=_decoder
+        "sync_gateway",
+        "Decoder that finds a document's channels: sync_gateway or package.module:factory.",
+        rule=_decoder,
     )
-    star_channel: bool = _setting(True, "Whether every document is also indexed in the channel `*`.")
+    star_channel: bool = _setting(True, "Index every document in the channel `*`, too.")
     removal_slack: int = _setting(
         DEFAULT_SLACK,
-        "How far back, below the highest sequence seen of a vbucket, a removal is indexed again: writers overtake.",
+        "Removals this far below the highest sequence of a vbucket are indexed again, because writes may be reordered.",
         unit="sequences",
         at_least=0,
         at_most=10**9,
     )
-    allow_plain: bool = _setting(
-        False, "Whether the password may be sent in clear, without TLS, where a server offers no SCRAM."
-    )
+    allow_plain: bool = _setting(False, "Allow the password in clear text without TLS where a server offers no SCRAM.")
 
 
 @dataclass(frozen=True)
@@ -234,14 +236,14 @@ class IndexSettings:
     name: str = _setting("channels", "Name of the index: a store can hold several.", rule=_name)
     store: str = _setting(
         "",
-        "Where the index is: redis://host:port/db, rediss://…, unix:///path/redis.sock, couchbase://host/bucket, "
+        "URL of the index store: redis://host:port/db, rediss://…, unix:///path/redis.sock, couchbase://host/bucket, "
         "couchbases://… or memory://.",
         rule=_store_url,
         holds_secret=True,
     )
     partitions: int = _setting(
         64,
-        "Units of ownership. Fixed when the index is created; a power of two.",
+        "Number of partitions, the units of ownership. Fixed when the index is created; a power of two.",
         at_least=1,
         at_most=1024,
         rule=_power_of_two,
@@ -255,21 +257,21 @@ class IndexSettings:
     )
     memory_max_entries: int = _setting(
         500,
-        "How many of a channel's newest entries a memory:// store holds; 0 for all.",
+        "Newest entries of a channel that a memory:// store retains; 0 for all.",
         unit="entries",
         at_least=0,
         at_most=10**9,
     )
     memory_max_age_s: float = _setting(
         60.0,
-        "How long a memory:// store holds entries beyond index.memory_min_entries; 0 for as long as it runs.",
+        "Age up to which a memory:// store retains entries beyond index.memory_min_entries; 0 for no limit.",
         unit="seconds",
         at_least=0,
         at_most=10**9,
     )
     memory_min_entries: int = _setting(
         50,
-        "How many of a channel's newest entries a memory:// store holds whatever their age.",
+        "Newest entries of a channel that a memory:// store retains whatever their age.",
         unit="entries",
         at_least=0,
         at_most=10**9,
@@ -278,13 +280,13 @@ class IndexSettings:
     password: str = _setting("", "Password at the bucket of a couchbase:// store.", secret=True, holds_secret=True)
     password_file: str = _setting("", "File whose first line is the password; not together with index.password.")
     ca_file: str = _setting(
-        "", "Certificates that a couchbases:// store is checked against, in PEM; the system's unless given."
+        "", "Certificates (PEM) of the authorities that may sign a couchbases:// store's.", default_text="the system's"
     )
     scope: str = _setting("_default", "Scope of the index in a couchbase:// store.", rule=_keyspace)
     collection: str = _setting("_default", "Collection of the index in a couchbase:// store.", rule=_keyspace)
     durability: str = _setting(
         "majority",
-        "What a couchbase:// store must do before a write counts. With none, a failover can lose entries for good.",
+        "Durability of writes to a couchbase:// store. With none, a failover can lose entries for good.",
         choices=("none", "majority", "majority_and_persist_to_active", "persist_to_majority"),
     )
     timeout_s: float = _setting(
@@ -309,21 +311,21 @@ class CoordinationSettings:
     )
     ttl_s: float = _setting(
         10.0,
-        "How long a lease outlives its owner. A dead node's partitions stand still for so long.",
+        "Lease duration. After a crash, a node's partitions are not indexed for up to this long.",
         unit="seconds",
         at_least=1,
         at_most=600,
     )
     grace_s: float = _setting(
         600.0,
-        "A node that comes back within this time gets the partitions back that it had.",
+        "A node that returns within this time gets its former partitions back.",
         unit="seconds",
         at_least=0,
         at_most=86400,
     )
     moves: int = _setting(
         8,
-        "How many partitions this node hands over at once while it goes on with the others.",
+        "Partitions that this node hands over at once while it continues with the others.",
         unit="partitions",
         at_least=1,
         at_most=1024,
@@ -332,7 +334,7 @@ class CoordinationSettings:
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """The processes of one node and what they may use."""
+    """The processes of one node and their limits."""
 
     feed_workers: int = _setting(2, "Processes that stream and decode.", unit="processes", at_least=1, at_most=64)
     batch_writers: int = _setting(
@@ -346,14 +348,18 @@ class WorkerSettings:
         at_most=2**30,
     )
     batch_bytes: int = _setting(
-        2**20, "How much a batch writer takes from its rings at once.", unit="bytes", at_least=2**12, at_most=2**28
+        2**20, "Size of a batch that a batch writer takes from its rings.", unit="bytes", at_least=2**12, at_most=2**28
     )
     heartbeat_timeout_s: float = _setting(
-        30.0, "A worker that stood still for so long is killed and replaced.", unit="seconds", at_least=6, at_most=3600
+        30.0,
+        "A worker that has stalled for this long is killed and replaced.",
+        unit="seconds",
+        at_least=6,
+        at_most=3600,
     )
     drain_timeout_s: float = _setting(
         20.0,
-        "How long a stopping node may take to write what it has read. Keep the unit's TimeoutStopSec above it.",
+        "Time for a stopping node to write what it has read. Keep the unit's TimeoutStopSec above it.",
         unit="seconds",
         at_least=0,
         at_most=600,
@@ -371,16 +377,20 @@ class MetricsSettings:
         rule=_listen,
     )
     ready_lag_s: float = _setting(
-        30.0, "A node with a partition that is further behind is not ready.", unit="seconds", at_least=1, at_most=86400
+        30.0,
+        "A node with a partition that lags by more than this is not ready.",
+        unit="seconds",
+        at_least=1,
+        at_most=86400,
     )
 
 
 @dataclass(frozen=True)
 class LogSettings:
-    """What is logged, and how."""
+    """Level and format of log lines."""
 
-    level: str = _setting("info", "Lowest level that is logged.", choices=("debug", "info", "warning", "error"))
-    format: str = _setting("logfmt", "Form of a log line: key=value pairs or JSON.", choices=("logfmt", "json"))
+    level: str = _setting("info", "Lowest level to log.", choices=("debug", "info", "warning", "error"))
+    format: str = _setting("logfmt", "Format of a log line: key=value pairs or JSON.", choices=("logfmt", "json"))
 
 
 @dataclass(frozen=True)

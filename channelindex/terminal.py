@@ -1,4 +1,4 @@
-"""Text of others' making, such that neither a terminal nor a log can mistake it for more than text. Pure."""
+"""Escapes text from outside, so that no terminal obeys it and it cannot forge a line. Pure."""
 
 import re
 from typing import Any
@@ -14,16 +14,15 @@ _OBEYED = re.compile(
 
 
 def escaped(text: str) -> str:
-    r"""*text* on one line, each character that is obeyed rather than seen as an escape like `\u001b`.
+    r"""*text* on one line, with each character that a terminal obeys as an escape like `\u001b`.
 
-    JSON stays the same JSON by it: there such characters stand within strings alone, where this is how they may be
-    written. To repeat it changes nothing.
+    JSON keeps its meaning: such characters occur only within its strings, where this is their escaped form. Idempotent.
     """
     return _OBEYED.sub(lambda match: _escape_of(match[0]), text)
 
 
 def _escape_of(character: str) -> str:
-    """As JSON has it: two escapes for a character beyond U+FFFF."""
+    """The JSON escape of *character*: two for one beyond U+FFFF."""
     digits = character.encode("utf-16-be", "surrogatepass").hex()
     return "".join(f"\\u{digits[start : start + 4]}" for start in range(0, len(digits), 4))
 

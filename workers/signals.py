@@ -1,4 +1,4 @@
-"""Signals as data: a handler only enqueues, the loop takes them out when it polls."""
+"""Queues signals: a handler only enqueues, the main loop takes them out when it polls."""
 
 import os
 import select
@@ -47,7 +47,7 @@ class SignalQueue:
 
 
 class StopFlag:
-    """Whether this process was told to stop, by SIGTERM unless other *signals* are named. Never cleared."""
+    """Becomes set when this process gets SIGTERM, or one of *signals*. Never cleared."""
 
     def __init__(self, *signals: signal.Signals) -> None:
         self._queue = SignalQueue(*(signals or (signal.SIGTERM,)))
@@ -58,17 +58,17 @@ class StopFlag:
         return self._queue.fileno()
 
     def is_set(self) -> bool:
-        """Whether one of them has come."""
+        """True once one of the signals has come."""
         if not self._is_set and self._queue.take():
             self._is_set = True
         return self._is_set
 
     def wait(self, timeout_s: float) -> bool:
-        """Sleep until one of them comes, at most *timeout_s* seconds; whether one has come."""
+        """Sleep until one of the signals comes, at most *timeout_s* seconds; return true if one has come."""
         if not self.is_set():
             select.select([self._queue], [], [], max(0.0, timeout_s))
         return self.is_set()
 
 
 def _enqueue(signum: int, frame: FrameType | None) -> None:
-    """Nothing more to do: the number is in the pipe already. The handler exists so that the default does not act."""
+    """Do nothing: the number is in the pipe already. The handler exists so that the default does not act."""

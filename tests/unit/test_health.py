@@ -44,8 +44,8 @@ def test_a_supervisor_that_stands_still_is_neither_alive_nor_ready(board):
 @pytest.mark.parametrize(
     ("held", "problem"),
     [
-        (Held({0: 2000.0, 1: 2000.0}, [], trouble=Trouble(71, "gone")), "cannot be looked after"),
-        (Held({0: 2000.0, 1: 2000.0}, [], n_to_move=3), "3 partitions have yet to move"),
+        (Held({0: 2000.0, 1: 2000.0}, [], trouble=Trouble(71, "gone")), "cannot be renewed"),
+        (Held({0: 2000.0, 1: 2000.0}, [], n_to_move=3), "3 partitions have to move"),
         (Held({0: 2000.0, 1: 2000.0}, [], unowned={2: 1.0}), "1 partitions have no owner"),
         (Held({0: 2000.0, 3: 2000.0}, []), "1 of 2 partitions are not streaming"),
     ],
@@ -63,7 +63,7 @@ def test_lag_above_the_limit_is_named(board):
     board.partitions[1].set(behind_ns=LATER_NS - 29 * S)
     assert not problems(board)
     board.partitions[1].set(behind_ns=LATER_NS - 31 * S)
-    assert "a partition is 31 s behind (metrics.ready_lag_s = 30)" in problems(board)
+    assert "a partition lags by 31 s (metrics.ready_lag_s = 30)" in problems(board)
 
 
 def test_a_node_that_drains_is_not_ready(board):
@@ -77,7 +77,7 @@ def test_a_node_that_has_heard_nothing_of_leases_is_not_ready():
     board = Board(1)
     NodeReport(board)
     board.supervisor.set(beat_ns=LATER_NS)
-    assert "nothing is known" in problems(board)
+    assert "no report" in problems(board)
 
 
 def test_moves_are_counted_and_rows_of_lost_partitions_are_empty():

@@ -100,12 +100,12 @@ def metrics_and_alerts() -> str:
     parts[-1] += "\n| --- | --- | --- | --- | --- | --- |"
     for metric in metrics.METRICS:
         labels = ", ".join(f"`{label}`" for label in metric.labels)
-        parts[-1] += f"\n| `{metric.exposed_name}` | {metric.kind} | {metric.unit} | {labels} | {metric.says} "
+        parts[-1] += f"\n| `{metric.exposed_name}` | {metric.kind} | {metric.unit} | {labels} | {metric.meaning} "
         parts[-1] += f"| {metric.action} |"
     parts[-1] += "\n"
     parts += [_ALERTS_INTRODUCTION, "| alert | severity | meaning | what to do |\n| --- | --- | --- | --- |"]
     parts[-1] += "".join(
-        f"\n| {alert.name} | {alert.severity} | {alert.says} | {alert.action} |" for alert in alerts.ALERTS
+        f"\n| {alert.name} | {alert.severity} | {alert.meaning} | {alert.action} |" for alert in alerts.ALERTS
     )
     return "\n".join(parts) + "\n"
 

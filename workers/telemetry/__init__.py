@@ -1,1 +1,1 @@
-"""What processes report of themselves, and who shows it."""
+"""Collects what processes report of themselves, and serves it: board, metrics, health."""

@@ -7,13 +7,13 @@ JOB = "channelindex"
 
 
 class Alert(NamedTuple):
-    """One rule. `for_` is how long the expression has to hold."""
+    """One rule. `for_` is the time for which the expression has to be true."""
 
     name: str
     expr: str
     for_: str
     severity: str
-    says: str
+    meaning: str
     action: str
 
 
@@ -26,12 +26,12 @@ ALERTS = (
     Alert(
         "PartitionsUnowned", "max(channelindex_partitions_unowned) > 0", "2m", "critical",
         "Partitions have no owner: their changes are not indexed.",
-        "Start the nodes that are missing (`channelindex status`). All there: look for `leases.trouble` in their logs.",
+        "Start the missing nodes (`channelindex status`). None missing: look for `leases.trouble` in their logs.",
     ),
     Alert(
         "LeaseTrouble", "channelindex_lease_trouble == 1", "1m", "critical",
-        "A node cannot renew its leases; it stops indexing when they run out.",
-        "Bring back the Redis of `coordination.redis`. Its log line `leases.trouble` has the reason.",
+        "A node cannot renew its leases; it stops indexing when they expire.",
+        "Restore the Redis of `coordination.redis`. The node's log line `leases.trouble` has the reason.",
     ),
     Alert(
         "NotStreaming", "sum by (instance) (channelindex_partition_streaming == bool 0) > 0", "2m", "critical",
@@ -45,21 +45,21 @@ ALERTS = (
         "See tuning in docs/operations.md.",
     ),
     Alert(
-        "StandsStill", "max by (instance) (channelindex_partition_lag_seconds) > 600", "1m", "critical",
+        "Stalled", "max by (instance) (channelindex_partition_lag_seconds) > 600", "1m", "critical",
         "A partition has not moved for ten minutes.",
-        "As `Lagging`. One partition alone: find its worker in `channelindex status --json` and restart the node.",
+        "As `Lagging`. Only one partition: find its worker in `channelindex status --json` and restart the node.",
     ),
     Alert(
         "WorkersDie", "sum by (instance, role) (increase(channelindex_process_restarts_total[15m])) > 5", "0m",
-        "warning", "Processes of a node end again and again.",
+        "warning", "Processes of a node keep dying.",
         "The log lines `child.failed` and `child.crashed` have the reason; exit codes are in docs/commands.md.",
     ),
     Alert(
         "StoreErrors",
         "sum by (instance) (rate(channelindex_writer_store_errors_total[5m])) "
         "+ sum by (instance) (rate(channelindex_feed_store_errors_total[5m])) > 0",
-        "5m", "critical", "The index store refuses writes. They are kept and tried again.",
-        "The log lines `batch.write_failed` and `feed.advance_failed` have its words: `maxmemory`, disk, down.",
+        "5m", "critical", "The index store refuses writes. They are kept and retried.",
+        "The log lines `batch.write_failed` and `feed.advance_failed` have its error: `maxmemory`, disk, down.",
     ),
     Alert(
         "StoreSlow",
@@ -76,28 +76,28 @@ ALERTS = (
     Alert(
         "Quarantined", "sum by (instance) (increase(channelindex_feed_quarantined_total[1h])) > 0", "0m", "warning",
         "Documents could not be decoded. They are in no channel.",
-        "Read their keys and reasons from the quarantine (docs/operations.md); repair and save them again.",
+        "`channelindex quarantine list` prints keys and reasons; fix the documents and save them again.",
     ),
     Alert(
         "LeasesFlap",
         "sum by (instance) (increase(channelindex_leases_gained_total[30m])) > 3 * sum by (instance) "
         "(channelindex_leases) + 30",
-        "0m", "warning", "Partitions move between nodes again and again.",
-        "`channelindex events`: which node comes and goes? Look at its CPU, memory and its way to Redis.",
+        "0m", "warning", "Partitions keep moving between nodes.",
+        "`channelindex events` shows which node comes and goes: check its CPU, memory and network path to Redis.",
     ),
     Alert(
         "ReloadRefused", 'increase(channelindex_node_reloads_total{outcome="refused"}[15m]) > 0', "0m", "warning",
-        "A node was told to reload and refused the configuration; it goes on with the old one.",
-        "`channelindex config check --config FILE` tells every problem; repair, then `systemctl reload`.",
+        "A node refused the configuration at a reload; it keeps the old one.",
+        "`channelindex config check --config FILE` prints every problem; fix them, then `systemctl reload`.",
     ),
     Alert(
         "SupervisorSlow", "channelindex_supervisor_turn_age_seconds > 10", "1m", "critical",
-        "A supervisor does not turn: nobody watches its workers.",
+        "A supervisor's loop has stopped: its workers are not watched.",
         "The machine has no CPU or was paused. systemd restarts the node when `WatchdogSec` is over.",
     ),
     Alert(
         "MemoryGrows", "channelindex_process_resident_bytes > 2e9", "10m", "warning",
-        "A process of a node holds more than 2 GB.",
+        "A process of a node uses more than 2 GB.",
         "`systemctl reload` replaces the workers. Again at once: lower `workers.ring_bytes`; else report it.",
     ),
 )  # fmt: skip
@@ -116,7 +116,7 @@ def rules() -> str:
             "        labels:",
             f"          severity: {alert.severity}",
             "        annotations:",
-            f"          summary: {_quoted(alert.says)}",
+            f"          summary: {_quoted(alert.meaning)}",
             f"          action: {_quoted(alert.action)}",
         ]
     return "\n".join(lines) + "\n"

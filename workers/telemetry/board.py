@@ -1,8 +1,8 @@
-"""The board: what every process of a node last said of itself, in shared memory made before the first fork.
+"""The board: the last report of every process of a node, in shared memory made before the first fork.
 
 A child has 64-bit words of its own, which it alone writes while it lives; the supervisor and the monitor read them
-without asking. Word i of them is the i-th name of its role's row in `FIELDS_BY_ROLE`, and moves by one 8-byte store.
-Words of one process may be of slightly different times: they are for eyes and thresholds, never for a decision that
+without a lock. Word i is the i-th name of its role's row in `FIELDS_BY_ROLE`, and is written by one 8-byte store.
+Words of one process may be of slightly different times: they are for display and thresholds, never for a decision that
 must be exact. Two words of a child are the supervisor's: `pid`, which is 0 while no child lives there, and `restarts`.
 
 The board has room for as many workers as can be configured, so it outlives every reload and so does its reader.
@@ -32,7 +32,7 @@ _COMMON = ("pid", "started_ns", "beat_ns", "store_errors", "restarts")
 
 
 class NodeState(Enum):
-    """What a node is doing. Its place in this order is what the board holds."""
+    """State of a node. The board holds its position in this order."""
 
     RUNNING = "running"
     RELOADING = "reloading"
@@ -55,7 +55,7 @@ STORE_US = Histogram(
     "store_us",
     (1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000),
 )
-"""How long the store took for a batch, in microseconds: from a Redis on the same machine to one that swaps."""
+"""Time that the store took for a batch, in microseconds: from a Redis on the same machine to one that swaps."""
 BATCH_BYTES = Histogram("batch_bytes", tuple(4**power for power in range(5, 13)))
 """Entries per batch, in bytes: 1 KiB to 16 MiB."""
 _HISTOGRAMS_BY_ROLE = {BATCH_WRITER: (STORE_US, BATCH_BYTES)}
@@ -89,13 +89,13 @@ FIELDS_BY_ROLE: dict[str, tuple[str, ...]] = {
     SUPERVISOR: (
         *_COMMON,
         "state",  # index in `NodeState`, in its order
-        "heard_ns",  # when the lease keeper last said something
-        "trouble",  # 1 while the leases cannot be looked after
+        "heard_ns",  # time of the lease keeper's last report
+        "trouble",  # 1 while the leases cannot be renewed
         "members",  # live nodes, this one among them
         "to_move",  # partitions that the cluster has yet to move
         "unowned",  # partitions that nobody owns
         "gained",  # leases that came
-        "lost",  # leases that went, given back or run out
+        "lost",  # leases that were released or expired
         "reloads",
         "refused_reloads",
     ),
@@ -139,7 +139,7 @@ class Row:
         return self._words[self._index_by_name[name]]
 
     def clear(self) -> None:
-        """All words 0."""
+        """Set all words to 0."""
         for index in range(len(self._words)):
             self._words[index] = 0
 
@@ -156,7 +156,7 @@ class ProcessStats(Row):
         self.role = role
 
     def start(self) -> None:
-        """All words 0, but for the time, the caller's process id and the number of restarts.
+        """Set all words to 0 except the time, the caller's process id and the number of restarts.
 
         The supervisor calls it before the fork, or it would take the predecessor's last beat for the new child's; the
         child calls it again, for its own process id.
@@ -167,7 +167,7 @@ class ProcessStats(Row):
         self.set(pid=os.getpid(), started_ns=now_ns, beat_ns=now_ns, restarts=restarts)
 
     def beat(self) -> None:
-        """The main loop turned once more."""
+        """Record that the main loop has turned once more."""
         self._words[self._index_by_name["beat_ns"]] = time.monotonic_ns()
 
     def observe(self, histogram: Histogram, value: int) -> None:
@@ -177,7 +177,7 @@ class ProcessStats(Row):
         self._words[first + len(histogram.bounds) + 1] += value
 
     def counts(self, histogram: Histogram) -> tuple[list[int], int]:
-        """How many values each bucket of *histogram* has, and the sum of all values."""
+        """Number of values in each bucket of *histogram*, and the sum of all values."""
         *counts, total = (self.get(word) for word in histogram.words)
         return counts, total
 

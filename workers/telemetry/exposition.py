@@ -1,4 +1,4 @@
-"""The values of the metrics: read from the board and from /proc at each scrape, so nothing is collected in between."""
+"""Reads the values of the metrics from the board and from /proc at each scrape; collects nothing in between."""
 
 import os
 import time
@@ -45,14 +45,14 @@ _WORD_BY_METRIC = {
         "writer_store_errors": "store_errors",
     },
 }
-"""The metrics that are words of a worker's stats as they are."""
+"""Metrics that are words of a worker's stats, unchanged."""
 
 _HISTOGRAM_BY_METRIC = {"writer_batch_bytes": (BATCH_BYTES, 1.0), "writer_store_seconds": (STORE_US, 1e-6)}
-"""With what one unit of the words is in units of the metric."""
+"""With the factor from the words' unit to the metric's."""
 
 
 class BoardCollector(Collector):
-    """All metrics of the node that *board* belongs to. Safe to use in several threads."""
+    """Collects all metrics of the node that *board* belongs to. Safe to use in several threads."""
 
     def __init__(self, board: Board, info: dict[str, str], ready_lag_s: float) -> None:
         """*info* are the labels of `node_info`."""
@@ -114,7 +114,7 @@ class BoardCollector(Collector):
 
     def _histogram(self, name: str, histogram: Histogram, unit: float) -> Metric:
         catalogued = METRIC_BY_NAME[name]
-        family = HistogramMetricFamily(PREFIX + name, catalogued.says, labels=catalogued.labels)
+        family = HistogramMetricFamily(PREFIX + name, catalogued.meaning, labels=catalogued.labels)
         for number, stats in self._board.processes:
             if stats.role == BATCH_WRITER:
                 counts, total = stats.counts(histogram)
@@ -153,7 +153,7 @@ def _single(name: str, value: float) -> Metric:
 def _family(name: str, values: Sequence[tuple[tuple[str, ...], float]]) -> Metric:
     catalogued = METRIC_BY_NAME[name]
     kind = CounterMetricFamily if catalogued.kind == COUNTER else GaugeMetricFamily
-    family = kind(PREFIX + name, catalogued.says, labels=catalogued.labels)
+    family = kind(PREFIX + name, catalogued.meaning, labels=catalogued.labels)
     for labels, value in values:
         family.add_metric(labels, value)
     return family

@@ -1,4 +1,4 @@
-"""Whether the node is alive, and whether it is ready: pure, from the board."""
+"""Judges from the board whether a node is alive and whether it is ready. Pure."""
 
 from typing import NamedTuple
 
@@ -15,39 +15,39 @@ class Health(NamedTuple):
 
     @property
     def is_ok(self) -> bool:
-        """Whether the answer is yes."""
+        """True if there is no problem."""
         return not self.problems
 
 
 def liveness(board: Board, now_ns: int) -> Health:
-    """Whether the supervisor works. A restart helps where it does not."""
+    """Check that the supervisor's loop turns. A restart helps where it does not."""
     silent_s = board.supervisor.silent_s(now_ns)
-    return Health([f"the supervisor's loop stands still for {silent_s:.0f} s"] if silent_s > ALIVE_S else [])
+    return Health([f"the supervisor's loop has not turned for {silent_s:.0f} s"] if silent_s > ALIVE_S else [])
 
 
 def readiness(board: Board, now_ns: int, lag_limit_s: float) -> Health:
-    """Whether the leases are settled and this node keeps up. A rolling restart goes on when it says yes."""
+    """Check that the leases are settled and this node keeps up: then a rolling restart may continue."""
     node = board.supervisor
     problems = liveness(board, now_ns).problems
     if node.get("state"):
         problems.append("reloading or draining")
     if not node.get("heard_ns"):
-        problems.append("nothing is known of the leases yet")
+        problems.append("no report from the lease keeper yet")
     if node.get("trouble"):
-        problems.append("the leases cannot be looked after, see the log line leases.trouble")
+        problems.append("the leases cannot be renewed, see the log line leases.trouble")
     if unowned := node.get("unowned"):
         problems.append(f"{unowned} partitions have no owner")
     if to_move := node.get("to_move"):
-        problems.append(f"{to_move} partitions have yet to move")
+        problems.append(f"{to_move} partitions have to move")
     leased = [row for row in board.partitions if row.get("leased_ns")]
     if resting := sum(not row.get("streaming") for row in leased):
         problems.append(f"{resting} of {len(leased)} partitions are not streaming")
     lag_s = max((lag_s_of(row.get("behind_ns"), now_ns) for row in leased), default=0.0)
     if lag_s > lag_limit_s:
-        problems.append(f"a partition is {lag_s:.0f} s behind (metrics.ready_lag_s = {lag_limit_s:g})")
+        problems.append(f"a partition lags by {lag_s:.0f} s (metrics.ready_lag_s = {lag_limit_s:g})")
     return Health(problems)
 
 
 def lag_s_of(behind_ns: int, now_ns: int) -> float:
-    """Seconds that a partition is behind; 0 where it is not."""
+    """Lag of a partition in seconds; 0 where *behind_ns* is 0."""
     return max(0, now_ns - behind_ns) / 1e9 if behind_ns else 0.0

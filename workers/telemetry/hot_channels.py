@@ -1,8 +1,8 @@
-"""Which channels cost a batch writer the most at present, for people who look for what is slow.
+"""Reports the channels that cost a batch writer the most, for people who look for a bottleneck.
 
-A batch goes to the store in one call, so no channel has a time of its own. What can be told is which channels are the
-largest, how long the batches took that they were in, and how much of such a batch was theirs: a channel that is most of
-a slow batch is why it was slow, one that is little of it only suffered.
+A batch goes to the store in one call, so no channel has a time of its own. Known are the largest channels, the time of
+the batches that they were in, and their share of such a batch: a channel that is most of a slow batch made it slow, one
+with a small share only waited.
 """
 
 import mmap
@@ -16,11 +16,11 @@ import msgspec
 from channelindex.stores.base import ChannelAppend
 
 WINDOW_S = 5.0
-"""Longer than a node takes to tell its status (a third of the usual coordination.ttl_s): no window goes unseen."""
+"""Longer than the interval of a node's status (a third of the usual coordination.ttl_s): no window is missed."""
 EVERYTHING = "*"
-"""The channel of all documents is always the largest, and no news."""
+"""The channel of all documents is always the largest, so it is left out."""
 _CANDIDATES = 8
-"""So many appends of a batch are looked at more closely: the bound of what this costs."""
+"""Appends of a batch that are examined: bounds the cost."""
 REPORTED = 4
 _NAME_BYTES = 60
 _LENGTH_BYTES = 2
@@ -28,7 +28,7 @@ _NOTE_BYTES = 512
 
 
 class HotChannel(NamedTuple):
-    """A channel, its bytes of entries per second, the longest that a batch with it took, and its part of that batch."""
+    """A channel, its bytes of entries per second, the slowest batch with it, and its share of that batch."""
 
     channel: str
     bytes_per_s: int
@@ -49,18 +49,18 @@ _decode = msgspec.msgpack.Decoder(list[HotChannel]).decode
 
 
 class SharedNote:
-    """A few channels in shared memory, their names cut to what fits. A look while it is written may find nothing."""
+    """A few channels in shared memory, their names shortened. A read during a write may find nothing."""
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, _NOTE_BYTES)
 
     def write(self, channels: Sequence[HotChannel]) -> None:
-        """Replace what is there."""
+        """Replace the channels."""
         data = _encode([hot._replace(channel=_cut(hot.channel)) for hot in channels])
         self._memory[: _LENGTH_BYTES + len(data)] = len(data).to_bytes(_LENGTH_BYTES, "little") + data
 
     def read(self) -> list[HotChannel]:
-        """What is there."""
+        """The channels written last; empty before the first, or during a write."""
         length = int.from_bytes(self._memory[:_LENGTH_BYTES], "little")
         try:
             return _decode(self._memory[_LENGTH_BYTES : _LENGTH_BYTES + length]) if length else []
@@ -85,7 +85,7 @@ class HotChannels:
         self._slowest_by_channel: dict[str, tuple[int, int]] = {}  # the batch's ms, the channel's percent of it
 
     def add(self, appends: Sequence[ChannelAppend], n_bytes: int, took_s: float) -> None:
-        """Take into account a batch of *n_bytes*, which was in the store after *took_s*."""
+        """Count a batch of *n_bytes* that took the store *took_s*."""
         size_by_channel: Counter[str] = Counter()
         for append in nlargest(_CANDIDATES, appends, key=_size):
             size_by_channel[append.channel] += _size(append)
@@ -97,7 +97,7 @@ class HotChannels:
             self._slowest_by_channel[channel] = max(seen, self._slowest_by_channel.get(channel, seen))
 
     def publish_if_due(self, now: float) -> None:
-        """Write the note when a window is over, also if it brought nothing. Call it again and again."""
+        """Write the note at the end of each window, also of an empty one. To be called regularly."""
         self._began = self._began or now
         elapsed_s = now - self._began
         if elapsed_s < WINDOW_S:

@@ -1,7 +1,7 @@
-"""The monitor: the process of a node that answers HTTP, so that the supervisor need not.
+"""The monitor: the process of a node that serves HTTP, so that the supervisor need not.
 
-It reads the board and nothing else. `/metrics` for Prometheus, `/healthz` and `/readyz` for whoever restarts nodes:
-200 or 503, with one line per problem. If it fails, the node goes on without it and another one is tried.
+It reads only the board. `/metrics` is for Prometheus, `/healthz` and `/readyz` for tools that restart nodes: 200 or
+503, with one line per problem. If it fails, the node continues without it and starts another one.
 """
 
 import http.server
@@ -24,9 +24,9 @@ from workers.telemetry.health import Health, liveness, readiness
 NOT_LISTENING = 13
 """Exit code: the address of `metrics.listen` is taken or not ours."""
 MAX_REQUESTS = 16
-"""At the same time. More are closed unanswered: whoever asks so often must not cost the node its memory."""
+"""At the same time. More are closed unanswered: a flood of requests must not cost the node its memory."""
 REQUEST_TIMEOUT_S = 5.0
-"""For a request as a whole: a client that sends it byte by byte must not keep others out for longer."""
+"""For a request as a whole: a client that sends it byte by byte must not block others for longer."""
 BEAT_S = 0.25
 
 _TEXT = "text/plain; charset=utf-8"
@@ -53,12 +53,12 @@ class Monitor:
         self._registry.register(BoardCollector(board, info, ready_lag_s))
 
     def run(self, stop: StopFlag) -> int:
-        """Answer until told to stop; the exit code of the process."""
+        """Serve until *stop* is set; return the exit code of the process."""
         try:
             server = _Server(self._address, self)
         except OSError as error:
             host, port = self._address
-            _log.error("monitor.not_listening", msg=f"metrics.listen = {host}:{port}: {error.strerror}")
+            _log.error("monitor.not_listening", msg=f"metrics.listen = {host}:{port}: {error.strerror}; no metrics")
             return NOT_LISTENING
         with server:
             _log.info("monitor.listening", host=self._address[0], port=server.server_port)
@@ -105,7 +105,7 @@ class _Server(http.server.ThreadingHTTPServer):
         super().__init__(address, _Handler)
 
     def cut_late(self, now: float) -> None:
-        """End the connections of requests that take too long. Their threads see it as the client's end."""
+        """Close the connections of requests that take too long. Their threads see it as the client's end."""
         with self._lock:
             late = [request for request, deadline in self._deadline_by_request.items() if deadline <= now]
             for request in late:
@@ -114,7 +114,7 @@ class _Server(http.server.ThreadingHTTPServer):
                     request.shutdown(socket.SHUT_RDWR)
 
     def process_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
-        """Start a thread, or close where all are busy."""
+        """Start a thread, or close the connection where all are busy."""
         if self._slots.acquire(blocking=False):
             super().process_request(request, client_address)
         else:
@@ -123,7 +123,7 @@ class _Server(http.server.ThreadingHTTPServer):
     def process_request_thread(
         self, request: socket.socket | tuple[bytes, socket.socket], client_address: object
     ) -> None:
-        """The life of such a thread."""
+        """Answer one request under a deadline; runs in a thread."""
         assert isinstance(request, socket.socket)
         with self._lock:
             self._deadline_by_request[request] = time.monotonic() + REQUEST_TIMEOUT_S
@@ -135,7 +135,7 @@ class _Server(http.server.ThreadingHTTPServer):
             self._slots.release()
 
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002 socketserver's names
-        """A client that went away is no event; anything else must be seen."""
+        """Log an error, except of a client that went away."""
         if isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
             return
         _log.exception("monitor.request_failed", client=str(client_address))
@@ -146,7 +146,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     timeout = REQUEST_TIMEOUT_S
 
     def do_GET(self) -> None:
-        """Answer."""
+        """Answer a GET."""
         status, content_type, body = self.server.monitor.answer(self.path)
         self.send_response(status)
         self.send_header("Content-Type", content_type)
@@ -158,8 +158,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
 
     def version_string(self) -> str:
-        """What we call ourselves: no versions of Python and its library."""
+        """The Server header, without the versions of Python and its library."""
         return "channelindex"
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 http.server's names
-        """A scrape every few seconds is no news."""
+        """Log nothing: scrapes come every few seconds."""
