@@ -383,6 +383,14 @@ class MetricsSettings:
         at_least=1,
         at_most=86400,
     )
+    ready_quarantined: int = _setting(
+        100,
+        "A node whose workers have put more documents into quarantine since they started is not ready: a decoder that "
+        "does not understand the bucket would otherwise be rolled out everywhere. 0: quarantine does not matter.",
+        unit="documents",
+        at_least=0,
+        at_most=10**9,
+    )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from channelindex.errors import SourceUnavailable
 from channelindex.feeds.base import ADVANCED, EXPIRATION, ROLLBACK, Event
 from channelindex.model import DELETED, Removal, Route
 
+_PROBLEM_CHARS = 200
+
 
 class Membership(NamedTuple):
     """How a document stands in a channel as of its newest version: in it, or removed by a revision (maybe an older)."""
@@ -22,7 +24,10 @@ class Membership(NamedTuple):
 
 
 class Document(NamedTuple):
-    """The newest version of one document. Not `decoded`: it says nothing of channels, or cannot be understood."""
+    """The newest version of one document. Not `decoded`: it says nothing of channels, or cannot be understood.
+
+    `problem` says why it cannot: the index has it in quarantine, if at all.
+    """
 
     vb: int
     key: bytes
@@ -32,6 +37,7 @@ class Document(NamedTuple):
     members: tuple[str, ...] = ()
     removals: tuple[tuple[str, Removal], ...] = ()
     decoded: bool = False
+    problem: str = ""
 
     def channels(self) -> Iterator[str]:
         """All channels that the document is in or has left."""
@@ -88,9 +94,11 @@ class BucketState:
     def _document(self, kind: int, vb: int, seqno: int, key: bytes, datatype: int, value: bytes) -> Document:
         try:
             decoded = self._decode(kind, key, datatype, value)
-            route = decoded if isinstance(decoded, Route) and _fits(key, decoded) else None
-        except Exception:  # noqa: BLE001 an operator's own decoder may raise anything; the feed worker quarantines then
-            route = None
+            route = decoded if isinstance(decoded, Route) else None
+            if route is not None:
+                _check_size(key, route)
+        except Exception as error:  # noqa: BLE001 an operator's own decoder may raise anything: the feed quarantines
+            return Document(vb, key, seqno, problem=f"{type(error).__name__}: {error}"[:_PROBLEM_CHARS])
         if route is None:
             return Document(vb, key, seqno)
         members = tuple(channel for channel, removal in route.channels.items() if removal is None)
@@ -99,14 +107,11 @@ class BucketState:
         return Document(vb, key, seqno, route.rev, bool(route.flags & DELETED), members, removals, decoded=True)
 
 
-def _fits(key: bytes, route: Route) -> bool:
-    """Whether the index can hold the document at all.
-
-    Raises:
-        ValueError: a revision id is too long.
-    """
+def _check_size(key: bytes, route: Route) -> None:
+    """Raise ValueError if the index cannot hold the document: the feed worker quarantines it then."""
+    if len(key) > blocks.MAX_KEY_BYTES:
+        raise ValueError(f"key of {len(key)} bytes, at most {blocks.MAX_KEY_BYTES} can be indexed")
     blocks.pack_rev(route.rev)
     for removal in route.channels.values():
         if removal is not None:
             blocks.pack_rev(removal.rev)
-    return len(key) <= blocks.MAX_KEY_BYTES

@@ -25,7 +25,10 @@ STABLE_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True)
 class Difference:
-    """One entry that is not as it should be. `kind` is "missing", "extra" or "different"."""
+    """One entry that is not as it should be. `kind` is "missing", "extra", "different" or "undecodable".
+
+    The last is of a document that the index lacks whatever channels it is in: `channel` is empty then.
+    """
 
     kind: str
     channel: str
@@ -41,9 +44,11 @@ class Report:
 
     `entries` of `channels` in the index were compared with `documents` of the bucket. `missing`: the bucket says that a
     document is in a channel, or left it, and the index does not. `extra`: the index has one in a channel in which it is
-    not. `different`: not the same revision, seqno, deletion or removal. `in_flux`: entries of documents that changed
-    meanwhile. `unjudged`: entries of documents whose newest version says nothing of channels or is quarantined.
-    `forgotten`: documents of a channel that an index in memory need not hold any more.
+    not. `different`: not the same revision, seqno, deletion or removal. `undecodable`: documents whose newest version
+    cannot be decoded, so that the index lacks it; all of the bucket, not only those of some channels. `in_flux`:
+    entries of documents that changed meanwhile. `undecoded`: entries of documents whose newest version says nothing of
+    channels or cannot be decoded. `foreign`: documents that say nothing of channels at all. `forgotten`: documents of a
+    channel that an index in memory need not hold any more.
 
     `behind`: vbuckets of which the index did not reach what the bucket had. `ahead`: vbuckets of which it says more
     than the bucket has, as after a rollback that nobody handled.
@@ -55,8 +60,10 @@ class Report:
     missing: int = 0
     extra: int = 0
     different: int = 0
+    undecodable: int = 0
     in_flux: int = 0
-    unjudged: int = 0
+    undecoded: int = 0
+    foreign: int = 0
     forgotten: int = 0
     behind: int = 0
     ahead: int = 0
@@ -65,7 +72,8 @@ class Report:
     @property
     def ok(self) -> bool:
         """Whether the index is what the bucket says, all of it."""
-        return not (self.missing or self.extra or self.different or self.behind or self.ahead)
+        wrong = self.missing or self.extra or self.different or self.undecodable
+        return not (wrong or self.behind or self.ahead)
 
 
 def verify(
@@ -144,9 +152,16 @@ class _Comparison:
         self._details: list[Difference] = []
         self.documents_by_channel: dict[str, list[Document]] = defaultdict(list)
         for document in bucket.documents():
-            self._counts["documents"] += 1
+            self._count(document)
             for channel in document.channels():
                 self.documents_by_channel[channel].append(document)
+
+    def _count(self, document: Document) -> None:
+        self._counts["documents"] += 1
+        if document.problem:
+            self._add("undecodable", "", document, "a document that can be decoded", document.problem)
+        elif not document.decoded:
+            self._counts["foreign"] += 1
 
     def compare(self, channel: str, entries: Iterable[Entry], floor: Mapping[int, int]) -> None:
         """Judge all *entries* that the index has of *channel*, and find those that it lacks.
@@ -175,7 +190,7 @@ class _Comparison:
             if not entry.flags & (REMOVED | DELETED):  # else it is a tombstone that the bucket has purged since
                 self._add("extra", channel, entry, "no such document", _described(_membership(entry), entry.seqno))
         elif not document.decoded:
-            self._counts["unjudged"] += 1
+            self._counts["undecoded"] += 1
         elif (expected := document.membership(channel)) is None:
             if not entry.flags & REMOVED:
                 self._add("extra", channel, entry, "not in the channel", _described(_membership(entry), entry.seqno))

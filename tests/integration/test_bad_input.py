@@ -194,8 +194,9 @@ def test_every_bad_document_has_its_outcome_and_the_next_is_indexed(tmp_path, re
 
         assert {child.pid for role in ("feed_worker", "batch_writer") for child in node.children(role)} == workers
         assert "level=error" not in node.log.read_text()
+        until(lambda: "level=warning event=feed.quarantined" in node.log.read_text(), "the warning of the quarantine")
         assert peak_memory(node) < MOST_MEMORY
-        assert_verified(node.config)
+        assert_verified(node.config, undecodable=len(refused))
         assert node.drain() == 0
 
 

@@ -49,9 +49,13 @@ def indexed_channels(store_url: str) -> Membership:
         }
 
 
-def assert_verified(config: Path, *channels: str) -> None:
-    """`channelindex verify` finds nothing missing, extra or different in *channels*, or in all."""
+def assert_verified(config: Path, *channels: str, undecodable: int = 0) -> None:
+    """`channelindex verify` finds nothing missing, extra or different in *channels*, or in all.
+
+    It is not ok where the bucket has *undecodable* documents.
+    """
     done = cli("verify", "--json", "--config", config, *(f"--channel={channel}" for channel in channels))
-    assert done.returncode == 0, done.stderr or done.stdout
+    assert done.returncode == (1 if undecodable else 0), done.stderr or done.stdout
     report = json.loads(done.stdout)
+    assert (report["undecodable"], report["behind"], report["ahead"]) == (undecodable, 0, 0)
     assert (report["missing"], report["extra"], report["different"]) == (0, 0, 0)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from channelindex.settings import SETTINGS
+from channelindex.settings import SETTINGS, MetricsSettings
 from coordinator.link import Held, Trouble
 from workers.node.report import NodeReport, Rate
 from workers.telemetry.board import Board, NodeState
@@ -27,18 +27,18 @@ def board() -> Board:
 
 
 def problems(board: Board) -> str:
-    return "; ".join(readiness(board, LATER_NS, 30).problems)
+    return "; ".join(readiness(board, LATER_NS, MetricsSettings()).problems)
 
 
 def test_a_node_with_settled_leases_that_keeps_up_is_ready(board):
-    assert readiness(board, LATER_NS, 30).is_ok
+    assert readiness(board, LATER_NS, MetricsSettings()).is_ok
     assert liveness(board, LATER_NS).is_ok
 
 
 def test_a_supervisor_that_stands_still_is_neither_alive_nor_ready(board):
     now_ns = LATER_NS + round((ALIVE_S + 1) * S)
     assert not liveness(board, now_ns).is_ok
-    assert not readiness(board, now_ns, 30).is_ok
+    assert not readiness(board, now_ns, MetricsSettings()).is_ok
 
 
 @pytest.mark.parametrize(
@@ -64,6 +64,16 @@ def test_lag_above_the_limit_is_named(board):
     assert not problems(board)
     board.partitions[1].set(behind_ns=LATER_NS - 31 * S)
     assert "a partition lags by 31 s (metrics.ready_lag_s = 30)" in problems(board)
+
+
+@pytest.mark.parametrize(("limit", "quarantined", "ready"), [(100, 100, True), (100, 101, False), (0, 5000, True)])
+def test_documents_in_quarantine_above_the_limit_are_named(board, limit, quarantined, ready):
+    board.feeds[0].set(quarantined=quarantined // 2)
+    board.feeds[1].set(quarantined=quarantined - quarantined // 2)
+    found = readiness(board, LATER_NS, MetricsSettings(ready_quarantined=limit))
+    assert found.is_ok is ready
+    if not ready:
+        assert f"{quarantined} documents could not be decoded" in found.problems[0]
 
 
 def test_a_node_that_drains_is_not_ready(board):

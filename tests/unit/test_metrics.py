@@ -11,6 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from channelindex.settings import MetricsSettings
 from workers.cli import reference
 from workers.node.report import NodeReport
 from workers.telemetry.alerts import ALERTS, rules
@@ -26,7 +27,7 @@ INFO = {"node": "n1", "index": "orders", "version": "1"}
 def scrape(board: Board) -> dict[str, dict[tuple[str, ...], float]]:
     """What a scrape of *board* gives: sample name -> label values -> value."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(BoardCollector(board, INFO, ready_lag_s=30))
+    registry.register(BoardCollector(board, INFO, MetricsSettings()))
     samples: dict[str, dict[tuple[str, ...], float]] = {}
     for family in text_string_to_metric_families(generate_latest(registry).decode()):
         for sample in family.samples:
@@ -140,7 +141,7 @@ def test_promtool_accepts_a_scrape(board: Board) -> None:
     if not PROMTOOL:
         pytest.skip("promtool is not installed (Debian: apt-get install prometheus)")
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(BoardCollector(board, INFO, ready_lag_s=30))
+    registry.register(BoardCollector(board, INFO, MetricsSettings()))
     text = generate_latest(registry)
     done = subprocess.run([PROMTOOL, "check", "metrics"], input=text, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr.decode()

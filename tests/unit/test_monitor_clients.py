@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from channelindex.settings import MetricsSettings
 from tests.support.node import until
 from workers.telemetry import monitor
 from workers.telemetry.board import Board
@@ -46,7 +47,7 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     board, stop = Board(1), Stop()
     board.supervisor.beat()
     info = {"node": "n1", "version": "1", "index": "i"}
-    served = Monitor(("127.0.0.1", number), board, board.monitor, info, 60.0)
+    served = Monitor(("127.0.0.1", number), board, board.monitor, info, MetricsSettings())
     thread = threading.Thread(target=served.run, args=(stop,))
     thread.start()
     try:

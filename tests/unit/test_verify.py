@@ -117,7 +117,7 @@ def site():
 def found(report):
     """What the report found, by kind, and that its counts say the same."""
     kinds = [difference.kind for difference in report.details]
-    for kind in ("missing", "extra", "different"):
+    for kind in ("missing", "extra", "different", "undecodable"):
         assert getattr(report, kind) == kinds.count(kind)
     return sorted((difference.kind, difference.channel, difference.id) for difference in report.details)
 
@@ -147,7 +147,8 @@ def test_an_index_that_is_as_the_bucket_says_has_no_difference(site):
     assert report.ok
     assert (report.documents, report.channels, report.entries) == (4, 3, 10)
     assert asdict(report) == {
-        **dict.fromkeys(("missing", "extra", "different", "in_flux", "unjudged", "forgotten", "behind", "ahead"), 0),
+        **dict.fromkeys(("missing", "extra", "different", "undecodable", "in_flux", "undecoded", "foreign"), 0),
+        **dict.fromkeys(("forgotten", "behind", "ahead"), 0),
         "documents": 4,
         "channels": 3,
         "entries": 10,
@@ -190,31 +191,51 @@ def test_a_removal_of_which_the_document_says_nothing_any_more_is_not_extra(site
     assert site.verify().ok
 
 
-@pytest.mark.parametrize(
-    "meaning",
-    [
-        None,
-        Principal("doc", "user", "", "doc"),
-        Undecodable("nonsense"),
-        KeyError("a decoder with a bug"),
-        Route("x" * 300, 0, 0, {"A": None}),
-        Route("1-aa", 0, 0, {"A": None, "B": Removal(0, "x" * 300, False)}),
-    ],
-)
-def test_a_document_that_means_nothing_or_is_quarantined_is_not_judged(site, meaning):
+@pytest.mark.parametrize("meaning", [None, Principal("doc", "user", "", "doc")])
+def test_a_document_that_means_nothing_is_not_compared(site, meaning):
     site.put(0, 1, "doc", site.route("1-aa", "A"))
     site.put(0, 2, "doc", meaning)
     site.entries(Row("A", 0, 1, "doc"))
     site.stable()
     report = site.verify()
     assert report.ok
-    assert report.unjudged == 1
+    assert (report.undecoded, report.foreign) == (1, 1)
 
 
-def test_a_key_that_no_entry_can_hold_is_not_judged(site):
-    site.put(0, 1, "k" * 256, site.route("1-aa", "A"))
+@pytest.mark.parametrize(
+    "meaning",
+    [
+        Undecodable("nonsense"),
+        KeyError("a decoder with a bug"),
+        Route("x" * 300, 0, 0, {"A": None}),
+        Route("1-aa", 0, 0, {"A": None, "B": Removal(0, "x" * 300, False)}),
+    ],
+)
+def test_an_index_that_lacks_what_is_in_quarantine_is_not_ok(site, meaning):
+    """Its documents are in none of the channels that are compared: an index of nothing would be ok otherwise."""
+    site.put(0, 1, "doc", site.route("1-aa", "A"))
+    site.put(0, 2, "doc", meaning)
+    site.entries(Row("A", 0, 1, "doc"))
+    site.stable()
+    for channels in (None, ["A"], ["another"]):
+        report = site.verify(channels)
+        assert not report.ok
+        assert found(report) == [("undecodable", "", "doc")]
+    assert site.verify().undecoded == 1
+
+
+def test_a_document_that_was_saved_again_since_it_could_not_be_decoded_is_no_difference(site):
+    site.put(0, 1, "doc", Undecodable("nonsense"))
+    site.put(0, 2, "doc", site.route("1-aa", "A"))
+    site.entries(Row("A", 0, 2, "doc"))
     site.stable()
     assert site.verify().ok
+
+
+def test_a_key_that_no_entry_can_hold_is_lacking(site):
+    site.put(0, 1, "k" * 256, site.route("1-aa", "A"))
+    site.stable()
+    assert [kind for kind, *_ in found(site.verify())] == ["undecodable"]
 
 
 # -- differences

@@ -36,8 +36,9 @@ newer ones. Bodies are neither kept nor shown.
 retry is for documents that are not at fault: damage in transit, or a decoder
 that has been fixed (restart the nodes with it first). It rewinds the vbuckets of
 these documents to just before them, and waits for the running nodes. Nothing is
-written to the bucket. Exit code 1: some of them still cannot be decoded. With
-index.store = memory://, restart the node instead.
+written to the bucket. Exit code 1: some of them still cannot be decoded, or with
+--all the quarantine was full, so that older documents may be forgotten: then
+`rebuild`. With index.store = memory://, restart the node instead.
 
 {rewind.READERS_MEANWHILE}
 """
@@ -114,10 +115,16 @@ def _retry(config: Config, store: IndexReader, args: argparse.Namespace) -> int:
     if not args.json:
         output.line(f"{len(retried)} of {len(chosen)} documents are fed again; the others are above the stable clock")
     is_back = not args.no_wait and rewind.wait_until_stable(store, rewound)
+    is_full = args.all and len(records) >= QUARANTINE_DOCUMENTS
     records = store.quarantined(QUARANTINE_DOCUMENTS)[1] if is_back else []
     failed = still_undecodable(retried, records, rewound)
     _print_outcome(args, retried, failed, is_back)
-    return exits.DIFFERENCES if failed else exits.OK
+    if is_full and not args.json:
+        output.line(
+            f"the quarantine was full ({QUARANTINE_DOCUMENTS} records): older ones may be forgotten, of documents that "
+            "were not retried; channelindex rebuild indexes all anew"
+        )
+    return exits.DIFFERENCES if failed or is_full else exits.OK
 
 
 def _rewind(config: Config, store: IndexReader, chosen: Sequence[Quarantined]) -> list[Rewound]:

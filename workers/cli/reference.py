@@ -54,7 +54,8 @@ rule_files: [alerts.yml]
 ```
 
 `/healthz` answers 200 while the supervisor works. `/readyz` answers 200 when the leases are settled, all partitions of
-the node are streaming, and none lags by more than `metrics.ready_lag_s`; else 503 with one line per reason.
+the node are streaming, none lags by more than `metrics.ready_lag_s`, and no more than
+`metrics.ready_quarantined` documents could not be decoded; else 503 with one line per reason.
 
 ## Catalogue
 """

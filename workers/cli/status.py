@@ -8,10 +8,12 @@ from typing import Any
 import msgspec
 
 from channelindex import exits
+from channelindex.checking.quarantine import newest_of_each
 from channelindex.config import REQUIRED_TO_SEE_NODES, Config
 from channelindex.epochs import PartitionRecord
 from channelindex.settings import MEMORY_URL
 from channelindex.stores import open_reader
+from channelindex.stores.records import QUARANTINE_DOCUMENTS
 from coordinator.cluster import ClusterState, MemberState, PartitionState, read_cluster
 from coordinator.connection import connect
 from workers.cli import options, output
@@ -58,7 +60,7 @@ class StatusReader:
         """The document that `channelindex status --json` prints."""
         config, meta = self._config, self._meta
         self._records = self._store.partition_records()
-        n_quarantined, _ = self._store.quarantined(limit=1)
+        n_quarantined, records = self._store.quarantined(QUARANTINE_DOCUMENTS)
         cluster = (
             read_cluster(self._redis, config.index.name, meta.n_partitions)
             if self._redis
@@ -74,6 +76,7 @@ class StatusReader:
                 "index_uuid": meta.index_uuid,
                 "stable": sum(self.stable()),
                 "quarantined": n_quarantined,
+                "in_quarantine": len(newest_of_each(records)),
             },
             "nodes": [_node(member) for member in cluster.members],
             "partitions": _partitions(cluster, self._records),
@@ -120,6 +123,9 @@ def _print(state: dict[str, Any]) -> None:
     output.line(f"index {index['name']}: {shape}")
     output.line(f"source bucket {index['source_uuid']}")
     output.line(f"stable {index['stable']} (sum of seqnos), quarantined {index['quarantined']}")
+    if index["in_quarantine"]:
+        number = index["in_quarantine"]
+        output.line(f"WARNING: {number} documents are in quarantine, in no channel: channelindex quarantine list")
     output.line("")
     if state["nodes"]:
         header = ("node", "state", "partitions", "lag", "lag s", "changes/s", "restarts", "last seen")

@@ -20,8 +20,9 @@ example:
 
 Reads the whole bucket, rebuilds the channels in memory (about 500 bytes per
 document), and compares. Nodes and writers may continue: documents that change
-are counted as in flux. The exit code is 1 if anything differs, or if the index
-does not catch up with the bucket.
+are counted as in flux. The exit code is 1 if anything differs, if a document
+cannot be decoded (the index lacks it), or if the index does not catch up with
+the bucket.
 """
 
 
@@ -70,9 +71,15 @@ def _print(report: Report) -> None:
         output.line("")
     compared = f"{report.documents} documents, {report.channels} channels, {report.entries} entries"
     output.line(f"{compared}: {report.missing} missing, {report.extra} extra, {report.different} different")
+    if report.undecodable:
+        output.line(
+            f"{report.undecodable} documents cannot be decoded: the index lacks them, whatever channels they are in; "
+            "see channelindex quarantine list"
+        )
     for number, what in (
         (report.in_flux, "entries are of documents that changed meanwhile"),
-        (report.unjudged, "entries are of documents without channel metadata now"),
+        (report.foreign, "documents have no channel metadata"),
+        (report.undecoded, "entries are of documents without channel metadata now, or undecodable"),
         (report.forgotten, "documents of channels are older than what the index retains of these"),
         (report.behind, "vbuckets of the index have not caught up with the bucket"),
         (report.ahead, "vbuckets of the index are ahead of the bucket"),

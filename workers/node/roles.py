@@ -72,7 +72,7 @@ class Roles:
 
         def main(stop: StopFlag) -> int:
             slot.stats.start()
-            return Monitor(address, self._board, slot.stats, info, config.metrics.ready_lag_s).run(stop)
+            return Monitor(address, self._board, slot.stats, info, config.metrics).run(stop)
 
         slot.attach(spawn(slot.role, main), now)
 

@@ -30,6 +30,7 @@ from workers.pipeline.direct import DirectOutbox
 from workers.pipeline.join_epoch import PartitionJoin, no_rollbacks
 from workers.pipeline.lag import LagMeter
 from workers.pipeline.outbox import Outbox
+from workers.pipeline.quarantine_log import QuarantineLog
 from workers.pipeline.ring import Bell
 from workers.pipeline.round import RoundBuilder
 from workers.signals import StopFlag
@@ -102,6 +103,7 @@ class FeedWorker:
         self._epoch = 0
         self._unadvanced: dict[int, Checkpoint] = {}
         self._quarantined: list[Quarantined] = []
+        self._quarantine_log = QuarantineLog(log)
         self._backoff = Backoff(0.05, 2.0)
         self._advance_at = 0.0
         self._check_at = 0.0
@@ -248,6 +250,7 @@ class FeedWorker:
         taken = self._builder.take()
         if taken is not None:
             self._quarantined = [*self._quarantined, *taken.quarantined][-MAX_QUARANTINED:]
+            self._quarantine_log.note(taken.quarantined)
             self._stats.add(events=taken.n_events, entries=taken.n_entries, quarantined=len(taken.quarantined))
             self._outbox.put(taken, self._epoch, self._group)
         if self._outbox.flush():
@@ -290,6 +293,7 @@ class FeedWorker:
         if now < self._report_at:
             return
         self._report_at = now + LAG_INTERVAL_S
+        self._quarantine_log.write_if_due(now)
         connected = int(self._feed.connected())
         self._stats.set(
             in_flight=self._outbox.n_events,

@@ -79,6 +79,14 @@ ALERTS = (
         "`channelindex quarantine list` prints keys and reasons; fix the documents and save them again.",
     ),
     Alert(
+        "QuarantineGrows",
+        "sum by (instance) (rate(channelindex_feed_quarantined_total[15m])) "
+        "> 0.01 * sum by (instance) (rate(channelindex_feed_events_total[15m]))",
+        "5m", "critical", "More than one change in a hundred cannot be decoded: the index lacks what they say.",
+        "`channelindex quarantine list` has the reasons. Not the documents' fault: repair the decoder, restart the "
+        "nodes, then `channelindex quarantine retry --all`.",
+    ),
+    Alert(
         "LeasesFlap",
         "sum by (instance) (increase(channelindex_leases_gained_total[30m])) > 3 * sum by (instance) "
         "(channelindex_leases) + 30",

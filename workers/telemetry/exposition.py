@@ -9,6 +9,7 @@ from pathlib import Path
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from channelindex.settings import MetricsSettings
 from workers.telemetry.board import (
     BATCH_BYTES,
     BATCH_WRITER,
@@ -54,11 +55,11 @@ _HISTOGRAM_BY_METRIC = {"writer_batch_bytes": (BATCH_BYTES, 1.0), "writer_store_
 class BoardCollector(Collector):
     """Collects all metrics of the node that *board* belongs to. Safe to use in several threads."""
 
-    def __init__(self, board: Board, info: dict[str, str], ready_lag_s: float) -> None:
+    def __init__(self, board: Board, info: dict[str, str], limits: MetricsSettings) -> None:
         """*info* are the labels of `node_info`."""
         self._board = board
         self._info = info
-        self._ready_lag_s = ready_lag_s
+        self._limits = limits
 
     def collect(self) -> Iterator[Metric]:
         """The families, in the order of the catalogue's groups."""
@@ -80,7 +81,7 @@ class BoardCollector(Collector):
         current = node.get("state")
         yield _family("node_info", [(tuple(self._info.values()), 1)])
         yield _family("node_state", [((state.value,), int(index == current)) for index, state in enumerate(NodeState)])
-        yield _single("node_ready", int(readiness(self._board, now_ns, self._ready_lag_s).is_ok))
+        yield _single("node_ready", int(readiness(self._board, now_ns, self._limits).is_ok))
         outcomes = (("taken", "reloads"), ("refused", "refused_reloads"))
         yield _family("node_reloads", [((outcome,), node.get(word)) for outcome, word in outcomes])
         yield _single("supervisor_turn_age_seconds", node.silent_s(now_ns))

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from channelindex.settings import MetricsSettings
 from workers.telemetry.board import Board
 
 ALIVE_S = 10.0
@@ -25,7 +26,7 @@ def liveness(board: Board, now_ns: int) -> Health:
     return Health([f"the supervisor's loop has not turned for {silent_s:.0f} s"] if silent_s > ALIVE_S else [])
 
 
-def readiness(board: Board, now_ns: int, lag_limit_s: float) -> Health:
+def readiness(board: Board, now_ns: int, limits: MetricsSettings) -> Health:
     """Check that the leases are settled and this node keeps up: then a rolling restart may continue."""
     node = board.supervisor
     problems = liveness(board, now_ns).problems
@@ -43,8 +44,14 @@ def readiness(board: Board, now_ns: int, lag_limit_s: float) -> Health:
     if resting := sum(not row.get("streaming") for row in leased):
         problems.append(f"{resting} of {len(leased)} partitions are not streaming")
     lag_s = max((lag_s_of(row.get("behind_ns"), now_ns) for row in leased), default=0.0)
-    if lag_s > lag_limit_s:
-        problems.append(f"a partition lags by {lag_s:.0f} s (metrics.ready_lag_s = {lag_limit_s:g})")
+    if lag_s > limits.ready_lag_s:
+        problems.append(f"a partition lags by {lag_s:.0f} s (metrics.ready_lag_s = {limits.ready_lag_s:g})")
+    quarantined = sum(stats.get("quarantined") for stats in board.feeds)
+    if quarantined > limits.ready_quarantined > 0:
+        problems.append(
+            f"{quarantined} documents could not be decoded since the workers started "
+            f"(metrics.ready_quarantined = {limits.ready_quarantined}); see channelindex quarantine list"
+        )
     return Health(problems)
 
 

@@ -16,6 +16,7 @@ from http import HTTPStatus
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from channelindex import exits, logs
+from channelindex.settings import MetricsSettings
 from workers.signals import StopFlag
 from workers.telemetry.board import Board, ProcessStats
 from workers.telemetry.exposition import BoardCollector
@@ -43,14 +44,14 @@ class Monitor:
     """Serves one node's board on *address*. `run` in a process of its own."""
 
     def __init__(
-        self, address: tuple[str, int], board: Board, stats: ProcessStats, info: dict[str, str], ready_lag_s: float
+        self, address: tuple[str, int], board: Board, stats: ProcessStats, info: dict[str, str], limits: MetricsSettings
     ) -> None:
         self._address = address
         self._board = board
         self._stats = stats
-        self._ready_lag_s = ready_lag_s
+        self._limits = limits
         self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(BoardCollector(board, info, ready_lag_s))
+        self._registry.register(BoardCollector(board, info, limits))
 
     def run(self, stop: StopFlag) -> int:
         """Serve until *stop* is set; return the exit code of the process."""
@@ -80,7 +81,7 @@ class Monitor:
             case "/healthz":
                 return _verdict(liveness(self._board, time.monotonic_ns()))
             case "/readyz":
-                return _verdict(readiness(self._board, time.monotonic_ns(), self._ready_lag_s))
+                return _verdict(readiness(self._board, time.monotonic_ns(), self._limits))
             case _:
                 return HTTPStatus.NOT_FOUND, _TEXT, b"/metrics, /healthz and /readyz are served here\n"
 
