@@ -23,6 +23,8 @@ export COUCHBASE COUCHBASE_USER COUCHBASE_PASSWORD COUCHBASE_CA_FILE COUCHBASE_S
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+DEMO_STAMP := $(if $(wildcard $(STAMP)),$(STAMP),$(VENV)/.installed-for-demo)
+SET_UP = $(PY) .ci/preflight.py && $(PY) .ci/set_up.py '$(VENV)'
 INSTALL := $(PY) .ci/preflight.py && $(PY) systemd/install.py --prefix '$(PREFIX)' --bindir '$(BINDIR)' --libdir '$(LIBDIR)' --unitdir '$(UNITDIR)' \
 	--sysconfdir '$(SYSCONFDIR)' --destdir '$(DESTDIR)' --from '$(FROM)' --extras '$(EXTRAS)'
 PYTEST = $(BIN)/pytest -n $(JOBS) $(if $(SEED),--randomly-seed=$(SEED)) $(if $(K),-k '$(K)') $(PYTEST_ARGS)
@@ -35,8 +37,8 @@ help: ## show this list
 
 dev: $(STAMP) ## make .venv with the project (editable) and its tools; all targets below do so by themselves
 
-demo: $(STAMP) ## index documents of a dev bucket live into a private Redis, then verify the result
-	$(BIN)/channelindex demo $(DEMO_ARGS)
+demo: $(DEMO_STAMP) ## index documents of a dev bucket live into a private Redis, then verify the result
+	@$(BIN)/channelindex demo $(DEMO_ARGS)
 
 test-unit: $(STAMP) ## a minute: rules, codecs, state machines, and the contract of every store
 	$(PYTEST) tests/unit tests/contract tests/fuzz
@@ -108,5 +110,7 @@ clean: ## remove what these targets made
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml
-	@$(PY) .ci/preflight.py && $(PY) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]' && touch $@
+	@$(SET_UP) dev && touch $@
+
+$(VENV)/.installed-for-demo: pyproject.toml
+	@$(SET_UP) node,dev-bucket,embedded && touch $@

@@ -21,7 +21,12 @@ from tests.support.running import await_stable, connect
 ROOT = Path(__file__).resolve().parents[2]
 PARTS_OF_THE_PROGRAM = ("coordinator", "devbucket", "workers")
 
-pytestmark = [pytest.mark.packaging, pytest.mark.timeout(300)]
+pytestmark = [  # one process, so that what is built is built once
+    pytest.mark.packaging,
+    pytest.mark.slow,
+    pytest.mark.timeout(300),
+    pytest.mark.xdist_group("installed"),
+]
 
 
 @pytest.fixture(scope="module")
