@@ -47,5 +47,5 @@ def test_an_index_follows_a_bucket_whose_vbuckets_move_and_fail_over(tmp_path: P
             save(bucket, 4)
             await_stable(redis_url, bucket)
             assert_verified(node.config)
-            assert "feed.bodies_taken" not in node.log.read_text()
+            assert "feed.bodies_requested" not in node.log.read_text()
             assert node.drain() == 0

@@ -220,7 +220,7 @@ class FeedWorker:
         self._partitions -= gone
         self._leaving -= gone
         self._is_told = False
-        self._log.info("feed.let_go", epoch=self._epoch, partitions=sorted(gone))
+        self._log.info("feed.released", epoch=self._epoch, partitions=sorted(gone))
 
     def _join(self, now: float) -> None:
         """Have all that we have join the epoch of what comes, and work on both. Nothing of ours is in flight."""
@@ -238,7 +238,7 @@ class FeedWorker:
         self._stats.set(epoch=self._epoch)
         self._feed.add(checkpoints)
         self._is_told = False
-        self._log.info("feed.gained", epoch=self._epoch, group=self._group, partitions=sorted(records))
+        self._log.info("feed.joined", epoch=self._epoch, group=self._group, partitions=sorted(records))
 
     def _hand_over(self) -> None:
         """Get the last round into the rings, then the next one; acknowledge when nothing read is left outside them."""

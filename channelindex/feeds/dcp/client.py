@@ -192,7 +192,7 @@ class DcpFeed:
         if self._options.needs_body is None:
             raise ConfigInvalid(f"source.metadata = xattr: {needed}; set it to inline") from needed
         self._bodies = True
-        _log.info("feed.bodies_taken", msg=str(needed))
+        _log.info("feed.bodies_requested", msg=str(needed))
         self._cluster.disconnect()
 
     def acknowledge(self) -> None:

@@ -163,7 +163,7 @@ class Cluster:
         self._refreshed_at = now
         self._refresh_at = now + _REFRESH_S
         if self._map is None or found.revision > self._map.revision:
-            _log.info("feed.map_changed", revision=found.revision[1], nodes=len(found.nodes), told_by=node.endpoint)
+            _log.info("feed.map_changed", revision=found.revision[1], nodes=len(found.nodes), reported_by=node.endpoint)
             self._map = found
 
     def _refresh(self, now: float) -> float:
