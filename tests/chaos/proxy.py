@@ -1,4 +1,4 @@
-"""TCP links that can be made to fail: each listens on a loopback port and passes everything on to a unix socket.
+"""TCP links that can be made to fail: each listens on a loopback port and passes all on to a unix socket or a port.
 
 All links of a `Proxy` live on one event loop in a thread of its own; every method of a link may be called from any
 other thread, and has happened when it returns.
@@ -33,7 +33,7 @@ class _Pair:
 
     async def run(self, from_client: asyncio.StreamReader) -> None:
         try:
-            from_server, self._server = await asyncio.open_unix_connection(self._link.upstream)
+            from_server, self._server = await self._link.connect()
             requests = asyncio.create_task(self._pass_on(from_client, self._server, requests=True))
             replies = asyncio.create_task(self._pass_on(from_server, self._client, requests=False))
             _, pending = await asyncio.wait((requests, replies), return_when=asyncio.FIRST_COMPLETED)
@@ -70,8 +70,9 @@ class Link:
     EXECUTION_S = 0.05
     """How long a server has for a request of which the reply gets lost."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, upstream: Path) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, upstream: Path | int) -> None:
         self.upstream = upstream
+        """The socket, or the port of loopback, to which connections made from now on lead. Those that stand stay."""
         self.port = 0
         self.delay_s = 0.0
         self.reply_only = False
@@ -88,6 +89,12 @@ class Link:
     def url(self) -> str:
         """What a Redis client connects to."""
         return f"redis://127.0.0.1:{self.port}"
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A new connection to the server."""
+        if isinstance(self.upstream, int):
+            return await asyncio.open_connection("127.0.0.1", self.upstream)
+        return await asyncio.open_unix_connection(self.upstream)
 
     def cut(self) -> None:
         """Close all connections, whatever is on its way."""
@@ -167,8 +174,8 @@ class Proxy:
         self._links: list[Link] = []
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
 
-    def link(self, upstream: Path) -> Link:
-        """A new link to the socket *upstream*, which need not be there yet."""
+    def link(self, upstream: Path | int) -> Link:
+        """A new link to the socket or port *upstream*, which need not be there yet."""
         link = Link(self._loop, upstream)
         self._links.append(link)
         asyncio.run_coroutine_threadsafe(link.listen(), self._loop).result()

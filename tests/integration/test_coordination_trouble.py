@@ -16,7 +16,9 @@ from coordinator.membership import Membership
 from coordinator.tick import Identity, Ticker
 from coordinator.wake import WakeSubscription
 from devbucket.embedded_redis import EmbeddedRedis
-from tests.support.redis_sentinel import SentinelAndMaster
+from tests.chaos.proxy import Proxy
+from tests.support.redis_cluster import ClusterOfThree
+from tests.support.redis_sentinel import MasterAndReplica, SentinelAndMaster
 
 INDEX = "trouble"
 N_PARTITIONS = 16
@@ -210,15 +212,42 @@ def test_leases_behind_sentinels_survive_a_failover():
         held = cluster.share("a", "b")
         _assert_wakes(servers.url, cluster)
         servers.fail_over()
-        deadline = time.monotonic() + 20.0
-        while True:
-            try:
-                assert cluster.share("a", "b") == held
-            except CoordinationUnavailable:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            else:
-                return
+        _assert_shared_again(cluster, held)
+
+
+def test_leases_survive_the_loss_of_their_master_in_a_redis_cluster():
+    with ClusterOfThree(replicas=True) as servers, connect(servers.url, 2.0) as link:
+        cluster = Cluster(link)
+        held = cluster.share("a", "b")
+        slot = servers.nodes[0].execute_command("CLUSTER", "KEYSLOT", Keys(INDEX).leases)
+        servers.kill(servers.owner_of(slot))
+        _assert_shared_again(cluster, held)
+        _assert_wakes(servers.url, cluster)
+
+
+def test_leases_survive_a_planned_failover_behind_an_address():
+    """The demoted master keeps its clients, and answers READONLY to them for ever."""
+    with MasterAndReplica() as servers, Proxy() as proxy:
+        address = proxy.link(servers.ports[0])
+        with connect(address.url, 2.0) as link:
+            cluster = Cluster(link)
+            held = cluster.share("a", "b")
+            servers.hand_over()
+            address.upstream = servers.ports[1]
+            _assert_shared_again(cluster, held)
+
+
+def _assert_shared_again(cluster: Cluster, held: dict[str, set[int]]) -> None:
+    """Both nodes come to have what they had, by the links that they have."""
+    deadline = time.monotonic() + 20.0
+    while True:
+        try:
+            assert cluster.share("a", "b") == held
+        except CoordinationUnavailable:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        else:
+            return
 
 
 def _assert_wakes(url: str, cluster: Cluster) -> None:

@@ -1,4 +1,4 @@
-"""A real Redis Cluster of three masters on loopback, started from the redis-server that the other tests use."""
+"""A real Redis Cluster of three masters on loopback, with replicas or without, of the server that all tests use."""
 
 import random
 import shutil
@@ -15,60 +15,116 @@ import redis
 from devbucket.embedded_redis import find_redis_server
 
 N_SLOTS = 16384
+N_MASTERS = 3
+NODE_TIMEOUT_MS = 1000
+"""How long a master may be silent before its replica takes its place."""
 _BUS_OFFSET = 10_000
 _TIMEOUT_S = 20.0
 
 
 class ClusterOfThree:
-    """Three masters, each with a third of the slots. `url` names the first of them. Use as a context manager."""
+    """Three masters, each with a third of the slots. `url` names the first of them. Use as a context manager.
 
-    def __init__(self) -> None:
+    With *replicas*, node number n + 3 is the replica of n, and takes its place when n has been silent for
+    NODE_TIMEOUT_MS; `url` names all six.
+    """
+
+    def __init__(self, *, replicas: bool = False, append_only: bool = False) -> None:
+        self._append_only = append_only
+        self._node_timeout_ms = NODE_TIMEOUT_MS if replicas else 2000
         self._folder = Path(tempfile.mkdtemp(prefix="channelindex-cluster-"))
         self._processes: list[subprocess.Popen[bytes]] = []
-        self.ports = _free_ports(3)
-        self.url = f"redis+cluster://127.0.0.1:{self.ports[0]}"
+        self.ports = free_ports(6 if replicas else 3)
+        named = self.ports if replicas else self.ports[:1]
+        self.url = "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in named)
         self.nodes: list[Any] = []
         try:
             for port in self.ports:
                 self._start(port)
             self._join()
+            if replicas:
+                self._replicate()
         except BaseException:
             self.close()
             raise
 
     def _start(self, port: int) -> None:
         self._processes.append(self._launch(port))
-        node = redis.Redis(port=port)
+        node = redis.Redis(port=port, socket_timeout=5.0)
         node.response_callbacks.clear()  # replies as they come: versions of the client differ in what they make of them
         self.nodes.append(node)
 
     def _launch(self, port: int) -> subprocess.Popen[bytes]:
+        folder = self._folder / str(port)
+        folder.mkdir(exist_ok=True)
         options = {
             "port": port,
             "bind": "127.0.0.1",
-            "dir": self._folder,
-            "logfile": self._folder / f"{port}.log",
+            "dir": folder,
+            "logfile": folder / "log",
             "save": "",
-            "appendonly": "no",
+            "appendonly": "yes" if self._append_only else "no",
             "cluster-enabled": "yes",
-            "cluster-config-file": f"nodes-{port}.conf",
-            "cluster-node-timeout": 2000,
+            "cluster-config-file": "nodes.conf",
+            "cluster-node-timeout": self._node_timeout_ms,
         }
         arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
         return subprocess.Popen([find_redis_server(), *arguments], stdout=subprocess.DEVNULL)
 
     def _join(self) -> None:
         for number, node in enumerate(self.nodes):
-            _until(lambda node=node: _answers(node))
-            node.execute_command("CLUSTER", "ADDSLOTS", *slots_of(number))
-            for port in self.ports:
-                node.execute_command("CLUSTER", "MEET", "127.0.0.1", port)
+            until(lambda node=node: answers(node))
+            if number < N_MASTERS:
+                node.execute_command("CLUSTER", "ADDSLOTS", *slots_of(number))
+                node.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+        for port in self.ports[1:]:
+            self.nodes[0].execute_command("CLUSTER", "MEET", "127.0.0.1", port)
         for node in self.nodes:
-            _until(lambda node=node: self._agrees(node))
+            until(lambda node=node: self._agrees(node))
+
+    def _replicate(self) -> None:
+        """Make each of the last three nodes the replica of one of the first, and wait until it has what that has."""
+        for number in range(N_MASTERS):
+            self.nodes[number + N_MASTERS].execute_command("CLUSTER", "REPLICATE", self._id(number))
+        for number in range(N_MASTERS):
+            self.await_replica(number + N_MASTERS)
+
+    def await_replica(self, number: int) -> None:
+        """Wait until node *number* replicates, and its master knows it."""
+        until(lambda: b"master_link_status:up" in self.nodes[number].execute_command("INFO", "replication"))
+
+    def await_agreement(self, gone: int) -> None:
+        """Wait until all nodes beyond *gone* agree that the cluster works."""
+        for node in self.nodes[gone + 1 :]:
+            until(lambda node=node: b"cluster_state:ok" in node.execute_command("CLUSTER", "INFO"))
+
+    def process(self, number: int) -> subprocess.Popen[bytes]:
+        """The server of node *number*."""
+        return self._processes[number]
+
+    def kill(self, number: int) -> None:
+        """Kill node *number* for good."""
+        self._processes[number].kill()
+        self._processes[number].wait()
+
+    def start_again(self, number: int) -> None:
+        """Start node *number* again, with what it has on disk."""
+        self._processes[number] = self._launch(self.ports[number])
+
+    def await_promotion(self, number: int) -> None:
+        """Wait until node *number* is a master, and a node that lives knows it."""
+        until(lambda: self.is_master(number))
+
+    def is_master(self, number: int) -> bool:
+        """Whether node *number* answers, and says that it is a master."""
+        try:
+            return b"role:master" in self.nodes[number].execute_command("INFO", "replication")
+        except redis.RedisError:
+            return False
 
     def _agrees(self, node: Any) -> bool:
         state = node.execute_command("CLUSTER", "INFO")
-        return b"cluster_state:ok" in state and b"cluster_known_nodes:3" in state
+        return b"cluster_state:ok" in state and f"cluster_known_nodes:{len(self.ports)}".encode() in state
 
     def flush(self) -> None:
         """Empty all nodes."""
@@ -102,7 +158,7 @@ class ClusterOfThree:
         self._processes[number].wait()
         self._processes[number] = self._launch(self.ports[number])
         for node in self.nodes:
-            _until(lambda node=node: _answers(node) and self._agrees(node))
+            until(lambda node=node: answers(node) and self._agrees(node))
 
     def owner_of(self, slot: int) -> int:
         """The number of the node that has *slot*."""
@@ -137,21 +193,21 @@ def slots_of(number: int) -> range:
     return range(number * N_SLOTS // 3, (number + 1) * N_SLOTS // 3)
 
 
-def _answers(node: Any) -> bool:
+def answers(node: Any) -> bool:
     try:
         return bool(node.ping())
     except redis.ConnectionError:
         return False
 
 
-def _until(condition: Any) -> None:
+def until(condition: Any) -> None:
     deadline = time.monotonic() + _TIMEOUT_S
     while not condition():
         assert time.monotonic() < deadline, "the cluster did not come up"
         time.sleep(0.02)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that are free now together with the one that the cluster bus takes, below the range of outgoing ones."""
     ports: list[int] = []
     while len(ports) < count:

@@ -1,9 +1,8 @@
-"""A master, its replica and a Sentinel on loopback."""
+"""A master and its replica on loopback, with a Sentinel or without."""
 
 import shutil
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -11,51 +10,82 @@ from typing import Any, Self
 import redis
 
 from devbucket.embedded_redis import find_redis_server
-from tests.support.redis_cluster import _answers, _free_ports, _until
+from tests.support.redis_cluster import answers, free_ports, until
 
 SERVICE = "main"
+DOWN_AFTER_MS = 1000
+"""How long a master may be silent before the Sentinel has its replica take its place."""
 
 
-class SentinelAndMaster:
-    """`url` leads to the master that the Sentinel names. Use as a context manager."""
+class MasterAndReplica:
+    """Server number 0 is the master at the start. Use as a context manager."""
 
     def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="channelindex-sentinel-"))
-        self._ports = _free_ports(3)
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self.url = f"redis+sentinel://127.0.0.1:{self._ports[2]}/{SERVICE}/0"
+        self._folder = Path(tempfile.mkdtemp(prefix="channelindex-replicated-"))
+        self.ports = free_ports(3)
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        self._master = 0
         try:
-            for port in self._ports[:2]:
-                self._start(port, 'save ""')
-            self._start(self._ports[2], f"sentinel monitor {SERVICE} 127.0.0.1 {self._ports[0]} 1", "--sentinel")
-            self._client(1).execute_command("REPLICAOF", "127.0.0.1", self._ports[0])
-            _until(lambda: self._client(1).info()["master_link_status"] == "up")
+            self.start(0)
+            self.start(1, f"replicaof 127.0.0.1 {self.ports[0]}")
+            self._start_more()
         except BaseException:
             self.close()
             raise
 
-    def _start(self, port: int, configuration: str, *arguments: str) -> None:
-        file = self._folder / f"{port}.conf"
-        file.write_text(f"port {port}\nbind 127.0.0.1\ndir {self._folder}\n{configuration}\n")
+    def _start_more(self) -> None:
+        """Start what else belongs to it."""
+
+    @property
+    def master(self) -> int:
+        """The number of the master."""
+        return self._master
+
+    def start(self, number: int, lines: str = "", *arguments: str) -> None:
+        """Start server *number*, and wait until it answers and, if it is a replica, has what its master has."""
+        port, folder = self.ports[number], self._folder / str(number)
+        folder.mkdir(exist_ok=True)
+        file = folder / "redis.conf"
+        common = "" if arguments else 'save ""\nrepl-diskless-sync yes\nrepl-diskless-sync-delay 0\n'
+        file.write_text(f"port {port}\nbind 127.0.0.1\ndir {folder}\nlogfile {folder}/log\n{common}{lines}\n")
         command = [find_redis_server(), file, *arguments]
-        self._processes.append(subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL))
-        _until(lambda: _answers(redis.Redis(port=port)))
+        self._processes[number] = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
+        until(lambda: answers(self.client(number)))
+        if "replicaof" in lines:
+            until(lambda: self.client(number).info("replication")["master_link_status"] == "up")
 
-    def _client(self, number: int) -> Any:
-        return redis.Redis(port=self._ports[number])
+    def client(self, number: int) -> Any:
+        """A client of server *number*."""
+        return redis.Redis(port=self.ports[number], socket_timeout=5.0)
 
-    def fail_over(self) -> None:
-        """The master dies, and the replica is the master from now on."""
-        time.sleep(0.1)  # what was acknowledged is on its way to the replica
-        self._client(1).execute_command("REPLICAOF", "NO", "ONE")
-        self._processes[0].kill()
-        self._processes[0].wait()
-        self._client(2).execute_command("SENTINEL", "REMOVE", SERVICE)
-        self._client(2).execute_command("SENTINEL", "MONITOR", SERVICE, "127.0.0.1", self._ports[1], 1)
+    def process(self, number: int) -> subprocess.Popen[bytes]:
+        """Server *number*."""
+        return self._processes[number]
+
+    def hand_over(self) -> None:
+        """Have the other server be the master, and the master its replica: planned, and nothing is lost."""
+        old, new = self._master, 1 - self._master
+        self.client(old).execute_command("CLIENT", "PAUSE", 60_000, "WRITE")
+        offset = self.client(old).info("replication")["master_repl_offset"]
+        until(lambda: self.client(new).info("replication")["slave_repl_offset"] >= offset)
+        self.client(new).execute_command("REPLICAOF", "NO", "ONE")
+        self.client(old).execute_command("REPLICAOF", "127.0.0.1", self.ports[new])
+        self.client(old).execute_command("CLIENT", "UNPAUSE")
+        self._master = new
+
+    def promote(self) -> None:
+        """Have the replica be a master of its own. The old master lives on as such, and nobody tells it."""
+        self._master = 1 - self._master
+        self.client(self._master).execute_command("REPLICAOF", "NO", "ONE")
+
+    def kill(self, number: int) -> None:
+        """Kill server *number*."""
+        self._processes[number].kill()
+        self._processes[number].wait()
 
     def close(self) -> None:
         """Stop the servers and remove their folder."""
-        for process in self._processes:
+        for process in self._processes.values():
             process.kill()
             process.wait()
         shutil.rmtree(self._folder, ignore_errors=True)
@@ -67,3 +97,33 @@ class SentinelAndMaster:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class SentinelAndMaster(MasterAndReplica):
+    """`url` leads to the master that the Sentinel names; it makes the replica one by itself when the master is gone."""
+
+    @property
+    def url(self) -> str:
+        """Where nodes are to look."""
+        return f"redis+sentinel://127.0.0.1:{self.ports[2]}/{SERVICE}/0"
+
+    def _start_more(self) -> None:
+        lines = (
+            f"sentinel monitor {SERVICE} 127.0.0.1 {self.ports[0]} 1",
+            f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}",
+            f"sentinel failover-timeout {SERVICE} 3000",
+        )
+        self.start(2, "\n".join(lines), "--sentinel")
+        until(lambda: self.client(2).execute_command("SENTINEL", "REPLICAS", SERVICE))
+
+    @property
+    def master(self) -> int:
+        """The number of the server that the Sentinel names."""
+        _, port = self.client(2).execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
+        return self.ports.index(int(port))
+
+    def fail_over(self) -> None:
+        """Kill the master for good, and wait until the Sentinel names its replica."""
+        old = self.master
+        self.kill(old)
+        until(lambda: self.master != old)

@@ -1,0 +1,154 @@
+"""The store moves to another server, and everybody who was connected finds it again, in the process that it was."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import pytest
+
+from channelindex.errors import OwnershipLost, Transient
+from tests.chaos.proxy import Link, Proxy
+from tests.support.redis_cluster import N_MASTERS, ClusterOfThree
+from tests.support.redis_sentinel import MasterAndReplica, SentinelAndMaster
+from tests.support.stores import META, Backend, all_entries, append, checkpoints, entry
+
+DEADLINE_S = 40.0
+CHANNELS = [f"channel-{number}" for number in range(40)]
+
+
+def eventually(act: Callable[[], Any]) -> Any:
+    """What *act* returns once the store can be reached again; nothing but errors that pass may come before."""
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        try:
+            return act()
+        except Transient:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+class Users:
+    """One of each who uses a store, connected, with a first entry in every channel and the stable clock on it."""
+
+    def __init__(self, url: str) -> None:
+        self.backend = Backend(url)
+        self.owner, self.writer, self.reader = self.backend.owner(), self.backend.writer(), self.backend.reader()
+        self.owner.create_or_check(META)
+        self.epoch = self.owner.next_epoch()
+        self.owner.begin(0, self.epoch, "n1")
+        self.seqno = 0
+        self.write()
+        self.advance()
+        assert self.reader.stable_counter() == 1
+
+    def write(self) -> None:
+        """One more entry in every channel."""
+        batch = [append(channel, self.epoch, entry(0, self.seqno + 1)) for channel in CHANNELS]
+        eventually(lambda: self.writer.write(batch))
+        self.seqno += 1
+
+    def advance(self) -> None:
+        """Move the stable clock over what was written."""
+        eventually(lambda: self.owner.advance(self.epoch, checkpoints({0: self.seqno})))
+
+    def find_the_store_again(self) -> None:
+        """Write, begin a new epoch, advance and wait for it: all that a running node and its readers do."""
+        self.write()
+        counter = eventually(self.reader.stable_counter)
+        with suppress(OwnershipLost):  # it is another server, and may have forgotten
+            self.advance()
+        eventually(self.owner.next_epoch)  # also of one that has lost its partitions: it may be the supervisor's
+        self.owner = self.backend.owner()
+        before, self.epoch = self.epoch, eventually(self.owner.next_epoch)
+        assert self.epoch > before
+        eventually(lambda: self.owner.begin(0, self.epoch, "n1"))
+        self.write()
+        self.advance()
+        assert eventually(lambda: self.reader.wait_stable(counter, timeout_s=1)) > counter
+        for channel in CHANNELS:
+            found = {each.seqno for _, each in eventually(partial(all_entries, self.reader, channel))}
+            assert found == set(range(1, self.seqno + 1))
+
+
+@pytest.fixture
+def users() -> Iterator[Callable[[str], Users]]:
+    opened: list[Users] = []
+
+    def connected(url: str) -> Users:
+        opened.append(Users(url))
+        return opened[-1]
+
+    yield connected
+    for each in opened:
+        each.backend.close()
+
+
+@pytest.fixture
+def address() -> Iterator[Callable[[int], Link]]:
+    """An address that leads to a port, and can be moved to another one."""
+    with Proxy() as proxy:
+        yield proxy.link
+
+
+def test_masters_that_die_for_good_are_found_again_at_their_replicas(users):
+    """Row 1: the promoted replica has another port, and nobody ever answers at the old one."""
+    with ClusterOfThree(replicas=True) as cluster:
+        connected = users(cluster.url)
+        for number in range(N_MASTERS):
+            cluster.kill(number)
+            connected.find_the_store_again()
+            assert cluster.is_master(number + N_MASTERS)
+            cluster.await_agreement(gone=number)
+
+
+def test_a_master_that_hangs_is_found_again_at_its_replica(users):
+    """It accepts connections and answers nothing; when it wakes up it is a replica, and is not taken for the master."""
+    with ClusterOfThree(replicas=True) as cluster:
+        connected = users(cluster.url)
+        cluster.process(0).send_signal(signal.SIGSTOP)
+        try:
+            connected.find_the_store_again()
+        finally:
+            cluster.process(0).send_signal(signal.SIGCONT)
+        connected.write()
+        connected.advance()
+
+
+def test_a_master_that_the_sentinel_replaces_is_found_again(users):
+    with SentinelAndMaster() as servers:
+        connected = users(servers.url)
+        servers.fail_over()
+        connected.find_the_store_again()
+
+
+def test_planned_failover_of_one_redis_is_found_again_at_its_address(users, address):
+    """Row 5: the demoted master keeps its clients, and answers READONLY to them for ever."""
+    with MasterAndReplica() as servers:
+        link = address(servers.ports[0])
+        connected = users(link.url)
+        servers.hand_over()
+        link.upstream = servers.ports[1]
+        connected.find_the_store_again()
+
+
+def test_readers_find_the_new_master_though_the_old_one_lives_and_keeps_them(users, address, monkeypatch):
+    """The address moved, and nothing tells those who are connected: a follower has to ask anew by itself."""
+    monkeypatch.setattr("channelindex.redis.link.MAX_AGE_S", 0.5)
+    with MasterAndReplica() as servers:
+        link = address(servers.ports[0])
+        connected = users(link.url)
+        servers.promote()
+        link.upstream = servers.ports[1]
+        elsewhere = Backend(link.url)
+        owner = elsewhere.owner()
+        epoch = owner.next_epoch()
+        owner.begin(0, epoch, "n2")
+        owner.advance(epoch, checkpoints({0: 2}))
+        deadline = time.monotonic() + DEADLINE_S
+        while connected.reader.wait_stable(1, timeout_s=0.1) == 1:
+            assert time.monotonic() < deadline
+        assert connected.reader.partition_records()[0].epoch == epoch
+        elsewhere.close()
