@@ -152,6 +152,7 @@ class ClusterLink(Link):
                 self.purpose,
                 f"{self.where} ({node[0]}:{node[1]})",
                 reconnects=self._reconnects,
+                is_suspect=True,  # where one hangs, others can be asked
                 on_trouble=partial(self._distrust, node),
             )
         return link

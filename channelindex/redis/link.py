@@ -134,8 +134,9 @@ class ServerLink(Link):
     """A connection to one server, made when it is first needed and again after it broke.
 
     Without *reconnects*, a connection that was closed while nobody used it is an error too, once: for one whose
-    knowledge of the store is worth nothing after a restart or failover, in which Redis may forget. *on_trouble* is
-    called after each failure that may mean that the server moved.
+    knowledge of the store is worth nothing after a restart or failover, in which Redis may forget. A server that
+    *is_suspect* has to prove within SUSPECT_TIMEOUT_S that it answers. *on_trouble* is called after each failure that
+    may mean that the server moved.
     """
 
     spans_slots = True
@@ -147,6 +148,7 @@ class ServerLink(Link):
         where: str,
         *,
         reconnects: bool = True,
+        is_suspect: bool = False,
         on_trouble: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(purpose, where)
@@ -155,7 +157,7 @@ class ServerLink(Link):
         self._on_trouble = on_trouble
         self._connection: Any = None
         self._connected_at = 0.0
-        self._is_suspect = False
+        self._is_suspect = is_suspect
         self._session = 0
 
     @property

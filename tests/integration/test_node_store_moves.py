@@ -1,0 +1,109 @@
+"""A whole node goes on while its store moves to another server, and its index stays exact."""
+
+import signal
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from devbucket import DevBucket, DevBucketConfig
+from devbucket.sync_gateway.layouts import InlineLayout
+from devbucket.sync_gateway.loader import Loader
+from devbucket.sync_gateway.revisions import Revision
+from tests.chaos.proxy import Proxy
+from tests.support.node import Node
+from tests.support.redis_cluster import N_MASTERS, ClusterOfThree
+from tests.support.redis_sentinel import MasterAndReplica, SentinelAndMaster
+from tests.support.running import assert_verified, await_stable, connect
+
+N_DOCUMENTS = 300
+N_CHANNELS = 40
+
+
+class Site:
+    """A bucket, and a node that indexes it in the store at *url*."""
+
+    def __init__(self, folder: Path, bucket: DevBucket, url: str) -> None:
+        self._bucket = bucket
+        self._url = url
+        self._generation = 0
+        settings = {"index__partitions": 4, "workers__feed_workers": 2, "workers__batch_writers": 2}
+        self.node = Node("n1", folder, url, bucket, coordination__redis=url, **settings).start()
+        self.save()
+        await_stable(url, bucket)
+
+    def save(self) -> None:
+        """One more revision of every document, each in a channel that it was not in before."""
+        self._generation += 1
+        revisions = (
+            Revision(f"doc-{n:03}", f"{self._generation}-{n:032x}", ("all", f"c{(n + self._generation) % N_CHANNELS}"))
+            for n in range(N_DOCUMENTS)
+        )
+        with connect(self._bucket) as client:
+            Loader(client, InlineLayout()).load(revisions)
+
+    def suffer(self, move: Callable[[], object], seen: Callable[[], object] = lambda: None) -> None:
+        """Save, have the store *move* meanwhile, save again: the index gets there. Prints how long it took.
+
+        *seen* returns when the new master is there.
+        """
+        self.save()
+        move()
+        self.save()
+        began = time.monotonic()
+        seen()
+        there = time.monotonic()
+        await_stable(self._url, self._bucket)
+        print(f"new master after {there - began:.2f} s, index complete {time.monotonic() - there:.2f} s later")
+        assert_verified(self.node.config)
+        assert self.node.running
+
+
+@pytest.fixture
+def bucket():
+    with DevBucket(DevBucketConfig(n_vbuckets=16)) as bucket:
+        yield bucket
+
+
+def test_a_node_outlives_every_master_of_its_cluster(tmp_path, bucket):
+    with ClusterOfThree(replicas=True) as cluster:
+        site = Site(tmp_path, bucket, cluster.url)
+        with site.node:
+            for number in range(N_MASTERS):
+                site.suffer(partial(cluster.kill, number), partial(cluster.await_promotion, number + N_MASTERS))
+                cluster.await_agreement(gone=number)
+
+
+@pytest.mark.parametrize("number", [1])
+def test_a_node_outlives_a_master_that_hangs(tmp_path, bucket, number):
+    with ClusterOfThree(replicas=True) as cluster:
+        site = Site(tmp_path, bucket, cluster.url)
+        with site.node:
+            site.suffer(
+                lambda: cluster.process(number).send_signal(signal.SIGSTOP),
+                lambda: cluster.await_promotion(number + N_MASTERS),
+            )
+            cluster.process(number).send_signal(signal.SIGCONT)
+            site.suffer(lambda: None)
+
+
+def test_a_node_follows_its_sentinel(tmp_path, bucket):
+    with SentinelAndMaster() as servers:
+        site = Site(tmp_path, bucket, servers.url)
+        with site.node:
+            site.suffer(servers.fail_over)
+
+
+def test_a_node_follows_an_address_that_was_handed_over(tmp_path, bucket):
+    with MasterAndReplica() as servers, Proxy() as proxy:
+        address = proxy.link(servers.ports[0])
+        site = Site(tmp_path, bucket, address.url)
+
+        def move() -> None:
+            servers.hand_over()
+            address.upstream = servers.ports[1]
+
+        with site.node:
+            site.suffer(move)
