@@ -1,13 +1,11 @@
 """The lease keeper: the one process of a node that talks to the Redis of the leases (docs/design/002-leases.md)."""
 
-import math
-import select
 import time
-from collections.abc import Iterable
 
 from channelindex import exits
 from channelindex.backoff import Backoff
 from channelindex.errors import AuthenticationFailed, CoordinationUnavailable
+from channelindex.polling import wait_readable
 from coordinator.connection import connect
 from coordinator.keys import Keys
 from coordinator.lease import LeaseTiming
@@ -114,7 +112,8 @@ class LeaseKeeper:
             wait_s = self._next_tick_at - time.monotonic()
             if urgent or wait_s <= 0 or self._link.closed:
                 return
-            _wait_readable([self._link.fileno(), self._wake.fileno()], wait_s)
+            wake = self._wake.fileno()
+            wait_readable([self._link, *(() if wake is None else (wake,))], wait_s)
 
     def _obey(self) -> bool:
         """Take over the supervisor's orders; whether they call for a tick at once."""
@@ -126,11 +125,3 @@ class LeaseKeeper:
             self._last_order = order.number
             urgent |= bool(order.release) or order.drain
         return urgent
-
-
-def _wait_readable(descriptors: Iterable[int | None], timeout_s: float) -> None:
-    poller = select.poll()
-    for descriptor in descriptors:
-        if descriptor is not None:
-            poller.register(descriptor, select.POLLIN)
-    poller.poll(math.ceil(timeout_s * 1000))

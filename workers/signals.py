@@ -1,10 +1,11 @@
 """Queues signals: a handler only enqueues, the main loop takes them out when it polls."""
 
 import os
-import select
 import signal
 from contextlib import suppress
 from types import FrameType
+
+from channelindex.polling import wait_readable
 
 _QUEUE_READ_BYTES = 4096
 
@@ -66,7 +67,7 @@ class StopFlag:
     def wait(self, timeout_s: float) -> bool:
         """Sleep until one of the signals comes, at most *timeout_s* seconds; return true if one has come."""
         if not self.is_set():
-            select.select([self._queue], [], [], max(0.0, timeout_s))
+            wait_readable([self._queue], timeout_s)
         return self.is_set()
 
 

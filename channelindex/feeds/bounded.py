@@ -1,12 +1,12 @@
 """Feeds that end, and loops over what a feed brings."""
 
-import select
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from channelindex.errors import SourceUnavailable
 from channelindex.feeds.base import Event, EventSource
+from channelindex.polling import wait_readable
 
 SILENCE_TIMEOUT_S = 60.0
 """A feed that brings nothing for so long is given up. Longer than a source takes to prepare a large backfill."""
@@ -45,8 +45,6 @@ def events(feed: EventSource, done: Callable[[], bool] = lambda: False) -> Itera
 
 
 def _read_until(feed: EventSource, done: Callable[[], bool], silence_timeout_s: float) -> Iterator[Sequence[Event]]:
-    poll = select.poll()
-    poll.register(feed.fileno(), select.POLLIN)
     heard_at = time.monotonic()
     while not done():
         due = feed.tick(time.monotonic())
@@ -60,4 +58,4 @@ def _read_until(feed: EventSource, done: Callable[[], bool], silence_timeout_s: 
             raise SourceUnavailable(f"the source brought nothing for {silence_timeout_s:g} s, and is not at its end")
         elif not done():
             wait_s = min(due, heard_at + silence_timeout_s, now + _LONGEST_WAIT_S) - now
-            poll.poll(max(0.0, wait_s) * 1000)
+            wait_readable([feed], wait_s)

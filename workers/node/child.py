@@ -17,10 +17,10 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
 
 from channelindex import exits, logs
 from channelindex.errors import ChannelIndexError
+from channelindex.polling import HasFileno
 from workers.signals import StopFlag
 
 _PR_SET_PDEATHSIG = 1
@@ -29,14 +29,6 @@ _NAME_BYTES = 15
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _log = logs.get("child")
-
-
-class HasFileno(Protocol):
-    """Something with a descriptor."""
-
-    def fileno(self) -> int:
-        """The descriptor."""
-        ...
 
 
 class Child:

@@ -3,13 +3,13 @@
 The SDK of a bucket is why: it starts threads, and keeps descriptors that a forked child would close under it.
 """
 
-import select
 from collections.abc import Callable
 from multiprocessing import Pipe
 from typing import TypeVar
 
 from channelindex import exits
 from channelindex.errors import ChannelIndexError, InvariantBroken
+from channelindex.polling import wait_readable
 from workers.node.child import spawn
 
 _T = TypeVar("_T")
@@ -34,7 +34,7 @@ def run_in_child(role: str, function: Callable[[], _T]) -> _T:
             answer = ours.recv()
         except EOFError:
             answer = None
-        select.select([child], [], [])  # its end, which the pipe's end comes just before
+        wait_readable([child])  # its end, which the pipe's end comes just before
         code = child.reap()
     if isinstance(answer, ChannelIndexError):
         raise answer

@@ -8,7 +8,6 @@ changed it: so a turn that comes late, or after a pause of the whole machine, do
 Stop order follows the data: feed workers drain through the rings into the index, then batch writers, then leases.
 """
 
-import select
 import signal
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import msgspec
 from channelindex import exits, logs
 from channelindex.config import Config, check_reload
 from channelindex.errors import ConfigInvalid
+from channelindex.polling import wait_readable
 from coordinator.link import Held, KeeperLink
 from workers.node.child_slot import ChildSlot
 from workers.node.notify import Notifier
@@ -124,15 +124,9 @@ class Supervisor:
         self._turned_at = now
 
     def _sleep(self) -> None:
-        poll = select.poll()
-        poll.register(self._signals.fileno(), select.POLLIN)
-        for slot in self._slots:
-            if slot.child:
-                poll.register(slot.child.fileno(), select.POLLIN)
-        for link in (self._link, *(slot.link for slot in self._feeds)):
-            if link and not link.closed:
-                poll.register(link.fileno(), select.POLLIN)
-        poll.poll(TURN_S * 1000)
+        children = [slot.child for slot in self._slots if slot.child]
+        links = [link for link in (self._link, *(slot.link for slot in self._feeds)) if link and not link.closed]
+        wait_readable([self._signals, *children, *links], TURN_S)
 
     def _hear_signal(self, signum: signal.Signals, now: float) -> None:
         if signum == signal.SIGHUP:

@@ -6,7 +6,6 @@ backoff, the batch kept: nothing is ever dropped to go on. A writer that dies is
 committed positions and may write part of a batch twice; readers keep one of each entry.
 """
 
-import select
 import time
 from collections.abc import Sequence
 
@@ -14,6 +13,7 @@ from channelindex import exits
 from channelindex.backoff import Backoff
 from channelindex.errors import Transient
 from channelindex.logs import EventLog
+from channelindex.polling import wait_readable
 from channelindex.stores.base import ChannelAppend, IndexWriter
 from workers.pipeline.frames import decode_frame, merge
 from workers.pipeline.ring import Bell, Ring, TornFrame
@@ -130,7 +130,4 @@ class BatchWriter:
             delay_s -= MAX_WAIT_S
 
     def _wait(self) -> None:
-        poll = select.poll()
-        poll.register(self._data_bell.fileno(), select.POLLIN)
-        poll.register(self._stop.fileno(), select.POLLIN)
-        poll.poll(MAX_WAIT_S * 1000)
+        wait_readable([self._data_bell, self._stop], MAX_WAIT_S)

@@ -11,7 +11,6 @@ Then all have to come into it where everything that was read is stable, so that 
 back. Nothing is read meanwhile, for as long as it takes a round to get into the index; no stream is reopened.
 """
 
-import select
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +23,7 @@ from channelindex.feeds.base import Feed
 from channelindex.hashing import group_of
 from channelindex.logs import EventLog
 from channelindex.model import Checkpoint, IndexMeta
+from channelindex.polling import wait_readable
 from channelindex.stores.base import OwnerStore, Quarantined
 from workers.pipeline.assignment import WorkerLink
 from workers.pipeline.direct import DirectOutbox
@@ -324,10 +324,8 @@ class FeedWorker:
             wake_at = min(wake_at, self._advance_at)
         if self._joiner.retry_at > now:
             wake_at = min(wake_at, self._joiner.retry_at)
-        poll = select.poll()
-        for source in (self._space_bell, self._stop, self._link, *(() if self._pauses else (self._feed,))):
-            poll.register(source.fileno(), select.POLLIN)
-        poll.poll(max(0.0, wake_at - time.monotonic()) * 1000)
+        sources = [self._space_bell, self._stop, self._link, *(() if self._pauses else (self._feed,))]
+        wait_readable(sources, wake_at - time.monotonic())
         self._space_bell.clear()
 
     def _rollback_due(self) -> bool:
@@ -360,9 +358,7 @@ class FeedWorker:
             self._advance(now)
             if self._outbox.empty and not self._unadvanced and not self._quarantined:
                 break
-            poll = select.poll()
-            poll.register(self._space_bell.fileno(), select.POLLIN)
-            poll.poll(1000 * min(MAX_WAIT_S, max(0.001, self._advance_at - now)))
+            wait_readable([self._space_bell], min(MAX_WAIT_S, max(0.001, self._advance_at - now)))
             self._space_bell.clear()
         self._log.info("feed.drained", epoch=self._epoch)
 

@@ -5,7 +5,6 @@ It reads only the board. `/metrics` is for Prometheus, `/healthz` and `/readyz` 
 """
 
 import http.server
-import select
 import socket
 import sys
 import threading
@@ -16,6 +15,7 @@ from http import HTTPStatus
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from channelindex import exits, logs
+from channelindex.polling import wait_readable
 from channelindex.settings import MetricsSettings
 from workers.signals import StopFlag
 from workers.telemetry.board import Board, ProcessStats
@@ -63,12 +63,9 @@ class Monitor:
             return NOT_LISTENING
         with server:
             _log.info("monitor.listening", host=self._address[0], port=server.server_port)
-            poll = select.poll()
-            poll.register(server.fileno(), select.POLLIN)
-            poll.register(stop.fileno(), select.POLLIN)
             while not stop.is_set():
                 self._stats.beat()
-                if poll.poll(BEAT_S * 1000):
+                if wait_readable([server, stop], BEAT_S):
                     server.handle_request()
                 server.cut_late(time.monotonic())
         return exits.OK

@@ -8,6 +8,7 @@ from channelindex.feeds.dcp.connstr import Endpoint
 from channelindex.feeds.dcp.resolver import Resolver
 from channelindex.feeds.dcp.session import Session
 from channelindex.feeds.dcp.tls import TlsLayer, TlsOptions
+from channelindex.polling import wait_readable
 
 NOOP_INTERVAL_S = 20
 """The shortest that servers of every version take."""
@@ -158,9 +159,7 @@ class Connection:
 
     def _unread(self) -> bool:
         """Whether our process, stopped or busy elsewhere, is what has not read: the connection itself is alive."""
-        poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
-        return bool(poll.poll(0))
+        return wait_readable([self._socket], 0.0)
 
     def _unavailable(self, error: OSError | UnicodeError) -> SourceUnavailable:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
