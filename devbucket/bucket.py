@@ -9,7 +9,7 @@ from channelindex.errors import ConfigInvalid
 from channelindex.mcbp import pack_leb128
 from devbucket.manifest import DEFAULT, CollectionManifest
 from devbucket.placement import Placement
-from devbucket.vbucket import VBucket, VBucketState
+from devbucket.vbucket import COMPRESSION_MODES, VBucket, VBucketState
 
 MAX_VBUCKETS = 1024
 """What a real bucket has; clients compute a vbucket with 15 bits of a hash, but refuse maps that are longer."""
@@ -58,6 +58,17 @@ class Bucket:
         for event in self.manifest.create(path):
             for vbucket in self.vbuckets:
                 vbucket.note_event(event)
+
+    def set_compression(self, mode: str) -> None:
+        """Set the bucket's compression mode.
+
+        Raises:
+            ConfigInvalid: there is none of that name.
+        """
+        if mode not in COMPRESSION_MODES:
+            raise ConfigInvalid(f"there is no compression mode {mode!r}: {', '.join(COMPRESSION_MODES)}")
+        for vbucket in self.vbuckets:
+            vbucket.set_compression(mode)
 
     def absolute_expiry(self, expiry: int) -> int:
         """Return the Unix time that an expiry from the wire means; 0 stays 0, which is never."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from channelindex.errors import ConfigInvalid
 from devbucket.accounts import Account
 from devbucket.bucket import MAX_VBUCKETS
+from devbucket.vbucket import COMPRESSION_MODES
 
 IDLE_TIMEOUT_S = 360.0
 """A real server's: how long a DCP client may say nothing while no-ops are on."""
@@ -46,6 +47,7 @@ class DevBucketConfig:
 
     `port` and `tls_port` are those of the first node, the other nodes have the following ones; 0 takes free ones.
     `admin` is where operators are listened to: a path with a slash, or a loopback port; nowhere if it is empty.
+    `alternate_host` is what each node says is its address from outside, for `?network=external`: "localhost" works.
     `n_replicas` of each vbucket are in the map; they follow at once, see `Controls.stall_replicas`.
     With a `file` the bucket outlives its process. With `collections` (`scope.collection`) it has these besides the
     default one, and offers the feature; without any it is a bucket of a server that knows none.
@@ -63,9 +65,11 @@ class DevBucketConfig:
     n_replicas: int = 0
     tls: TlsFiles | None = None
     tls_port: int = 0
+    alternate_host: str = ""
     admin: str = ""
     file: Path | None = None
     collections: tuple[str, ...] = ()
+    compression_mode: str = COMPRESSION_MODES[0]
 
     def __post_init__(self) -> None:
         """Refuse what cannot be served, and what would put a server without protection on a network.
@@ -77,6 +81,8 @@ class DevBucketConfig:
             raise ConfigInvalid(f"the dev bucket listens on loopback only: host {self.host!r}, use 127.0.0.1")
         if not 1 <= self.n_vbuckets <= MAX_VBUCKETS:
             raise ConfigInvalid(f"a bucket has 1 to {MAX_VBUCKETS} vbuckets, not {self.n_vbuckets}")
+        if self.compression_mode not in COMPRESSION_MODES:
+            raise ConfigInvalid(f"compression mode {self.compression_mode!r} is none of {', '.join(COMPRESSION_MODES)}")
         if not 1 <= self.n_nodes <= MAX_NODES:
             raise ConfigInvalid(f"a dev bucket has 1 to {MAX_NODES} nodes, not {self.n_nodes}")
         if not 0 <= self.n_replicas < self.n_nodes:

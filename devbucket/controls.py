@@ -52,6 +52,24 @@ class Controls:
         """Let a vbucket be as after a clean restart: what it holds is streamed from disk."""
         self._vbucket(vb).settle()
 
+    def evict(self, vb: int | None = None, every: int = 1) -> int:
+        """Let documents' values, or every N-th one's, be on disk only until somebody reads them; tells how many.
+
+        Streams that begin afterwards read the vbucket from disk.
+        """
+        if every < 1:
+            raise ConfigInvalid(f"every={every} is no number of documents: at least 1")
+        vbuckets = self._server.bucket.vbuckets if vb is None else [self._vbucket(vb)]
+        return sum(vbucket.evict(every) for vbucket in vbuckets)
+
+    def set_compression(self, mode: str) -> None:
+        """Hold values compressed in memory: off, passive (what clients compressed) or active (all)."""
+        self._server.bucket.set_compression(mode)
+
+    def purge_seqnos(self) -> list[int]:
+        """Tell the purge seqno of each vbucket."""
+        return [vbucket.purge_seqno for vbucket in self._server.bucket.vbuckets]
+
     def new_checkpoint(self, vb: int) -> None:
         """Close the open source checkpoint of a vbucket."""
         self._vbucket(vb).new_checkpoint()
@@ -88,6 +106,17 @@ class Controls:
         for vb in vbs:
             self._vbucket(vb)
         self._cluster.move([(vb, node) for vb in vbs])
+
+    async def add_node(self) -> int:
+        """Let a node join: it has no vbucket before `rebalance`, no alternate address; tells its number."""
+        return await self._server.add_node()
+
+    def set_alternate(self, node: int, host: str = "", kv: bool = True) -> None:
+        """Give a node an alternate address, with or without its kv ports, or none; the map has a new revision."""
+        self._node(node)
+        member = self._cluster.placement.members[node]
+        member.alternate_host, member.alternate_kv = host, kv
+        self._cluster.placement.changed()
 
     def rebalance(self) -> None:
         """Spread the vbuckets evenly over the running nodes, and let these be the cluster."""

@@ -5,6 +5,8 @@ Source: couchbase/kv_engine docs/dcp/documentation/commands, and recordings of a
 
 import struct
 
+import orjson
+
 from channelindex.mcbp import Feature, Frame, Op, Status
 from devbucket.client_session import ClientSession, Command
 from devbucket.items import BARE_KEYS, NO_VALUE, NO_VALUE_KEEP_DATATYPE, TAKES_SNAPPY
@@ -75,7 +77,9 @@ def _stream_req(session: ClientSession, request: Frame) -> Reply:
         raise Refused(Status.ERANGE)
     if producer.has_stream(vbucket.vb):
         raise Refused(Status.KEY_EEXISTS)
-    rollback = vbucket.rollback_for(vbuuid, start, snap_start, snap_end, strict=bool(flags & STRICT_VBUUID))
+    strict = bool(flags & STRICT_VBUUID)
+    purge_seen = _purge_seen(request.value) if producer.knows_purges else 0
+    rollback = vbucket.rollback_for(vbuuid, start, snap_start, snap_end, strict=strict, purge_seen=purge_seen)
     if rollback is not None:
         raise Refused(Status.ROLLBACK, rollback.to_bytes(8, "big"))
     wanted = Range(start, _end_of(vbucket, flags, end), snap_start)
@@ -90,6 +94,20 @@ def _wanted_keys(session: ClientSession, request: Frame) -> KeyFilter | None:
     if manifest is None:
         return None
     return manifest.filter_of(request.value) if session.knows_collections else default_only
+
+
+def _purge_seen(value: bytes) -> int:
+    """Return the newest purge seqno that a client says it was told of: who has seen a purge need not roll back for it.
+
+    Source: couchbase/kv_engine master, dcp/documentation/commands/stream-request-value.md (read).
+    """
+    try:
+        seen = orjson.loads(value or b"{}").get("purge_seqno", "0")
+    except (orjson.JSONDecodeError, AttributeError) as error:
+        raise Malformed from error
+    if not isinstance(seen, str) or not seen.isdecimal():
+        raise Refused(Status.EINVAL)
+    return int(seen)
 
 
 def _end_of(vbucket: VBucket, flags: int, end: int) -> int:

@@ -71,8 +71,8 @@ def _run(session: ClientSession, frame: Frame) -> Reply | Sequence[Reply] | None
 
 
 def _decompressed(session: ClientSession, frame: Frame) -> Frame:
-    """Return the request with its value decompressed; what it stores is sent as each client can take it."""
+    """Return the request with its value decompressed; the datatype tells that it came compressed."""
     value = decompressed(frame.value, mcbp.MAX_BODY_BYTES) if Feature.SNAPPY in session.features else None
     if value is None:
         raise Malformed
-    return frame._replace(value=value, datatype=frame.datatype & ~SNAPPY)
+    return frame._replace(value=value)

@@ -23,6 +23,7 @@ EXPIRY_OPCODE = 0x10000
 TAKES_SNAPPY = 0x20000
 COMPRESS = 0x40000
 BARE_KEYS = 0x80000  # of a bucket with collections, to a client that knows none
+FROM_DISK = 0x100000  # of one snapshot: what is not in memory is read as it lies on disk
 
 _HEAD = struct.Struct(">BBHBBHI")  # the frame header up to the opaque
 _MUTATION = struct.Struct(">QQQIIIHB")  # CAS, by-seqno, rev seqno, flags, expiry, lock time, nmeta, nru
@@ -32,6 +33,7 @@ _EXPIRATION = struct.Struct(">QQQI")  # CAS, by-seqno, rev seqno, delete time
 _EVENT = struct.Struct(">QIB")  # by-seqno, kind, version of the format
 _CAS_BYTES = 8
 _NRU = 2  # what a real server sends for a document that nobody read
+_NRU_EVICTED = 3
 
 MAX_VALUE_BYTES = 20 * 1024 * 1024
 """Of a body and the xattrs of users."""
@@ -45,14 +47,16 @@ SYSTEM_EVENT = 3  # a collection or scope begins: its value is what is sent
 
 
 class Item:
-    """One version of a document. Immutable but for `superseded_by` and the cached message.
+    """One version of a document. Immutable but for `superseded_by`, where and how it is stored, the cached message.
 
-    `value` is the xattr section, if the datatype says so, and the body. `changed_at` is Unix seconds.
+    `value` is the xattr section, if the datatype says so, and the body, never compressed, though `compressed` says that
+    memory holds it so, as disk always does. `resident`: memory holds the value too. `changed_at` is Unix seconds.
     """
 
     __slots__ = (
         "cas",
         "changed_at",
+        "compressed",
         "datatype",
         "expiry",
         "fate",
@@ -62,6 +66,7 @@ class Item:
         "middle",
         "mode",
         "payload",
+        "resident",
         "rev",
         "seqno",
         "size",
@@ -84,6 +89,7 @@ class Item:
         expiry: int = 0,
         fate: int = ALIVE,
         changed_at: int = 0,
+        compressed: bool = False,
     ) -> None:
         self.vb = vb
         self.key = key
@@ -96,6 +102,8 @@ class Item:
         self.expiry = expiry
         self.fate = fate
         self.changed_at = changed_at
+        self.compressed = compressed
+        self.resident = True
         self.superseded_by = 0  # the seqno of the next version of this key; 0: this is the newest
         self.mode = -1  # the feed mode that the four fields below are encoded for
         self.head = self.middle = self.payload = b""
@@ -114,6 +122,12 @@ class Item:
         """Return the value without its xattrs."""
         return mcbp.split_xattrs(self.value)[1] if self.datatype & XATTR else self.value
 
+    def store(self, *, compressed: bool | None = None, resident: bool | None = None) -> None:
+        """Let memory hold the value in another form, or no longer, or again."""
+        self.compressed = self.compressed if compressed is None else compressed
+        self.resident = self.resident if resident is None else resident
+        self.mode = -1
+
     def encode_for(self, mode: int) -> None:
         """Fill `head`, `middle`, `payload` and `size` for a stream of that feed mode."""
         if self.fate == SYSTEM_EVENT:
@@ -121,8 +135,6 @@ class Item:
             return
         opcode, extras = self._opcode_and_extras(mode)
         datatype, self.payload = self._datatype_and_payload(mode)
-        if mode & (TAKES_SNAPPY if self.deleted else COMPRESS) and self.payload:
-            datatype, self.payload = self._compressed(datatype, self.payload)
         key = self.key[1:] if mode & BARE_KEYS else self.key
         self._put_together(mode, opcode, datatype, extras, key)
 
@@ -143,7 +155,8 @@ class Item:
     def _opcode_and_extras(self, mode: int) -> tuple[int, bytes]:
         """Return the opcode, and the extras preceded by the CAS, which lies before them in a frame."""
         if not self.deleted:
-            extras = _MUTATION.pack(self.cas, self.seqno, self.rev, self.flags, self.expiry, 0, 0, _NRU)
+            nru = _NRU if self.resident else _NRU_EVICTED
+            extras = _MUTATION.pack(self.cas, self.seqno, self.rev, self.flags, self.expiry, 0, 0, nru)
             return Op.DCP_MUTATION, extras
         if not mode & DELETE_TIMES:
             return Op.DCP_DELETION, _DELETION.pack(self.cas, self.seqno, self.rev, 0)
@@ -152,25 +165,51 @@ class Item:
         return Op.DCP_DELETION, _DELETION_V2.pack(self.cas, self.seqno, self.rev, self.changed_at, 0)
 
     def _datatype_and_payload(self, mode: int) -> tuple[int, bytes]:
-        """Return what a mode leaves of the value. Without xattrs and value, a document keeps a datatype that lies."""
-        if not mode & INCLUDE_XATTRS:
-            if not mode & (NO_VALUE | NO_VALUE_KEEP_DATATYPE):
-                return self.datatype & ~XATTR, self.body()
-            return (0 if self.deleted else self.datatype), b""
-        if not mode & (NO_VALUE | NO_VALUE_KEEP_DATATYPE):
-            return self.datatype, self.value
-        payload = mcbp.join_xattrs(self.xattrs().items(), b"") if self.datatype & XATTR else b""
-        return (self.datatype if mode & NO_VALUE_KEEP_DATATYPE else self.datatype & XATTR), payload
+        """Return what a stream of *mode* sends of the value. Without its body, a document's datatype may lie."""
+        comes_compressed = self._comes_compressed(mode)
+        whole = not mode & (NO_VALUE | NO_VALUE_KEEP_DATATYPE)
+        if not whole:
+            datatype, payload = self._without_body(mode, comes_compressed=comes_compressed)
+        elif mode & INCLUDE_XATTRS or not self.datatype & XATTR:
+            datatype, payload = self.datatype, self.value
+        else:  # the value was inflated to cut the xattrs off
+            datatype, payload, comes_compressed = self.datatype & ~XATTR, self.body(), False
+        if not payload or not mode & TAKES_SNAPPY:
+            return datatype, payload
+        if mode & COMPRESS:  # what gets longer by it is compressed all the same if it came so
+            packed = compressed(payload)
+            worthwhile = self.deleted or comes_compressed or len(packed) < len(payload)
+            return (datatype | SNAPPY, packed) if worthwhile else (datatype, payload)
+        return (datatype | SNAPPY, compressed(payload)) if whole and comes_compressed else (datatype, payload)
 
-    def _compressed(self, datatype: int, value: bytes) -> tuple[int, bytes]:
-        """Datatype and value compressed: of a document only if it gets shorter.
+    def _comes_compressed(self, mode: int) -> bool:
+        """Whether the stream is given a compressed value to send.
 
-        Tombstones lie on a real server's disk compressed, and are sent so to whoever can take it.
+        Disk holds all values compressed and gives them so to a client that takes Snappy; tombstones are only there.
         """
-        compressed = bytes(cramjam.snappy.compress_raw(value))
-        if self.deleted or len(compressed) < len(value):
-            return datatype | SNAPPY, compressed
-        return datatype, value
+        on_disk = bool(mode & FROM_DISK) and (self.deleted or not self.resident)
+        return bool(self.value) and (self.compressed or (on_disk and bool(mode & TAKES_SNAPPY)))
+
+    def _without_body(self, mode: int, *, comes_compressed: bool) -> tuple[int, bytes]:
+        """Return datatype and xattr section. Of a compressed value, which has to be inflated for it, it says Snappy.
+
+        Recorded of a server of 6.0; couchbase/kv_engine engines/ep/src/item.cc does so up to master (read).
+        """
+        kept = self.datatype | (SNAPPY if comes_compressed else 0)
+        if not mode & INCLUDE_XATTRS:
+            return (0 if self.deleted else self.datatype | (SNAPPY if self.compressed else 0)), b""
+        payload = mcbp.join_xattrs(self.xattrs().items(), b"") if self.datatype & XATTR else b""
+        return (kept if mode & NO_VALUE_KEEP_DATATYPE else self.datatype & XATTR), payload
+
+
+def compressed(value: bytes) -> bytes:
+    """Return *value* in Snappy's raw format."""
+    return bytes(cramjam.snappy.compress_raw(value))
+
+
+def is_compressible(value: bytes) -> bool:
+    """Tell whether *value* gets shorter: else no server holds it compressed."""
+    return len(compressed(value)) < len(value)
 
 
 def decompressed(value: bytes, most_bytes: int) -> bytes | None:

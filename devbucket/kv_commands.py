@@ -5,11 +5,11 @@ Source: couchbase/kv_engine docs/BinaryProtocol.md. A client that has selected t
 
 import struct
 
-from channelindex.feeds.base import JSON
-from channelindex.mcbp import Frame, Op, Status
+from channelindex.feeds.base import JSON, SNAPPY, XATTR
+from channelindex.mcbp import Feature, Frame, Op, Status
 from devbucket import framing
 from devbucket.client_session import ClientSession, Command
-from devbucket.items import DELETED, Item, is_too_large, join_value
+from devbucket.items import DELETED, Item, compressed, is_too_large, join_value
 from devbucket.replies import Malformed, Refused, Reply
 from devbucket.vbucket import VBucket, VBucketState
 
@@ -65,7 +65,10 @@ def _get(session: ClientSession, request: Frame) -> Reply:
 
 def document_reply(session: ClientSession, item: Item, *, cas: int) -> Reply:
     """Return a document's body, as this client can read it."""
-    return Reply(item.body(), item.flags.to_bytes(4, "big"), cas=cas, datatype=item.datatype & session.json_datatype)
+    body, datatype = item.body(), item.datatype & session.json_datatype
+    if item.compressed and Feature.SNAPPY in session.features and not item.datatype & XATTR:
+        body, datatype = compressed(body), datatype | SNAPPY
+    return Reply(body, item.flags.to_bytes(4, "big"), cas=cas, datatype=datatype)
 
 
 def _get_meta(session: ClientSession, request: Frame) -> Reply:
@@ -101,7 +104,7 @@ def _replace(session: ClientSession, request: Frame) -> Reply:
 
 def _store(session: ClientSession, request: Frame, vbucket: VBucket, old: Item | None) -> Reply:
     """Store a request's value; the xattrs of a live document stay."""
-    if len(request.extras) != _SET_EXTRAS.size or request.datatype & ~JSON:
+    if len(request.extras) != _SET_EXTRAS.size or request.datatype & ~(JSON | SNAPPY):
         raise Malformed
     xattrs = old.xattrs() if old else {}
     if is_too_large(xattrs, request.value):
@@ -109,7 +112,9 @@ def _store(session: ClientSession, request: Frame, vbucket: VBucket, old: Item |
     flags, expiry = _SET_EXTRAS.unpack(request.extras)
     value, datatype = join_value(xattrs, request.value)
     expiry = old.expiry if old and framing.keeps_expiry(request) else session.bucket.absolute_expiry(expiry)
-    return session.mutated(vbucket, vbucket.write(request.key, value, datatype, flags=flags, expiry=expiry))
+    came_compressed = bool(request.datatype & SNAPPY) and not xattrs  # to add the xattrs, it was inflated
+    item = vbucket.write(request.key, value, datatype, flags=flags, expiry=expiry, compressed=came_compressed)
+    return session.mutated(vbucket, item)
 
 
 def _delete(session: ClientSession, request: Frame) -> Reply:
@@ -136,7 +141,9 @@ def _touched(session: ClientSession, request: Frame) -> Item:
     if item is None:
         raise Refused(Status.KEY_ENOENT)
     expiry = session.bucket.absolute_expiry(int.from_bytes(request.extras, "big"))
-    touched = vbucket.write(request.key, item.value, item.datatype, flags=item.flags, expiry=expiry)
+    touched = vbucket.write(
+        request.key, item.value, item.datatype, flags=item.flags, expiry=expiry, compressed=item.compressed
+    )
     session.bucket.note_expiry(vbucket.vb, item.key, expiry)
     return touched
 

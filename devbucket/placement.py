@@ -16,17 +16,32 @@ def address_of(host: str, port: int) -> str:
 
 @dataclass
 class ClusterMember:
-    """A node as the map names it. One that is out of the cluster is in no map; a TLS port of 0 is none."""
+    """A node as the map names it. One that is out of the cluster is in no map; a TLS port of 0 is none.
+
+    `alternate_host` is where it is reached from outside, if it has such an address; whether its kv ports are in the map
+    too is `alternate_kv`: an operator may map none, or forget it.
+    """
 
     host: str = "127.0.0.1"
     port: int = 0
     tls_port: int = 0
     in_cluster: bool = True
+    alternate_host: str = ""
+    alternate_kv: bool = True
 
     def services(self) -> dict[str, int]:
         """Return its services' ports."""
         ports = {"kv": self.port, "mgmt": 8091}
         return ports | {"kvSSL": self.tls_port} if self.tls_port else ports
+
+
+    def as_json(self) -> dict[str, Any]:
+        """Return its entry in a map's `nodesExt`."""
+        entry: dict[str, Any] = {"services": self.services(), "hostname": self.host}
+        if self.alternate_host:
+            ports = {name: port for name, port in self.services().items() if self.alternate_kv or name == "mgmt"}
+            entry["alternateAddresses"] = {"external": {"hostname": self.alternate_host, "ports": ports}}
+        return entry
 
 
 class Placement:
@@ -46,6 +61,11 @@ class Placement:
         """There is a new revision; who wants to hear of it does."""
         self.revision += 1
         self.on_change()
+
+    def add(self, member: ClusterMember) -> int:
+        """Take a node into the cluster, without a vbucket; returns its number."""
+        self.members.append(member)
+        return len(self.members) - 1
 
     def owned_by(self, member: int) -> list[int]:
         """Return the vbuckets of a member."""
@@ -76,7 +96,7 @@ class Placement:
     def nodes_ext(self, this: int) -> list[dict[str, Any]]:
         """Return the members in the cluster with all their ports; the one that is asked says so."""
         return [
-            {"services": member.services(), "hostname": member.host} | ({"thisNode": True} if number == this else {})
+            member.as_json() | ({"thisNode": True} if number == this else {})
             for number, member in enumerate(self.members)
             if member.in_cluster
         ]

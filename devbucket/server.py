@@ -9,9 +9,9 @@ from devbucket.accounts import Account, Accounts
 from devbucket.bucket import Bucket
 from devbucket.bucket_cluster import BucketCluster
 from devbucket.client_connection import ClientConnection
-from devbucket.config import DevBucketConfig
+from devbucket.config import MAX_NODES, DevBucketConfig
 from devbucket.node_server import NodeServer
-from devbucket.placement import Placement, address_of
+from devbucket.placement import ClusterMember, Placement, address_of
 from devbucket.storage import Storage
 
 EXPIRY_PAGER_S = 1.0
@@ -29,7 +29,7 @@ class DevBucketServer:
         self.config = config
         placement = Placement(config.n_vbuckets, config.n_nodes, config.n_replicas)
         for number, member in enumerate(placement.members):
-            member.host = config.host
+            member.host, member.alternate_host = config.host, config.alternate_host
             member.port = config.port and config.port + number
             member.tls_port = config.tls_port and config.tls_port + number
         placement.on_change = self._push_map
@@ -39,8 +39,8 @@ class DevBucketServer:
         self.cluster = BucketCluster(bucket, accounts, config.idle_timeout_s, asyncio.get_running_loop().time)
         if self.storage is not None:
             self.cluster.flush = self.storage.flush
-        tls = config.tls.context() if config.tls else None
-        self.nodes = [NodeServer(self.cluster, number, tls) for number in range(config.n_nodes)]
+        self._tls = config.tls.context() if config.tls else None
+        self.nodes = [NodeServer(self.cluster, number, self._tls) for number in range(config.n_nodes)]
         self.disk_stalled = False
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
@@ -51,7 +51,9 @@ class DevBucketServer:
 
     def _new_bucket(self, placement: Placement) -> Bucket:
         config = self.config
-        return Bucket(config.bucket, config.n_vbuckets, placement=placement, collections=config.collections)
+        bucket = Bucket(config.bucket, config.n_vbuckets, placement=placement, collections=config.collections)
+        bucket.set_compression(config.compression_mode)
+        return bucket
 
     @property
     def bucket(self) -> Bucket:
@@ -97,6 +99,20 @@ class DevBucketServer:
         if self.storage is not None:
             self.storage.close(self.cluster.bucket)
             self.storage = None
+
+    async def add_node(self) -> int:
+        """Let a node join the cluster, on ports that are free; returns its number.
+
+        Raises:
+            ConfigInvalid: there are as many nodes as there can be.
+        """
+        if len(self.nodes) == MAX_NODES:
+            raise ConfigInvalid(f"a dev bucket has at most {MAX_NODES} nodes")
+        number = self.cluster.placement.add(ClusterMember(host=self.config.host))
+        self.nodes.append(NodeServer(self.cluster, number, self._tls))
+        await self.nodes[number].start()
+        self.cluster.placement.changed()
+        return number
 
     def drop_bucket(self) -> None:
         """Delete the bucket with all its data, also in the file, and hang up on everybody."""

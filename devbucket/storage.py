@@ -19,7 +19,7 @@ from devbucket.bucket import Bucket
 from devbucket.items import Item
 from devbucket.vbucket import Saved, VBucket
 
-FORMAT = 1
+FORMAT = 2
 _FILE_MODE = 0o600
 _APPLICATION_ID = 0x43494456  # "CIDV"
 
@@ -30,7 +30,7 @@ CREATE TABLE vbuckets (
     max_cas INTEGER, max_deleted_rev INTEGER, failover_log BLOB);
 CREATE TABLE items (
     vb INTEGER, seqno INTEGER, key BLOB, rev INTEGER, cas INTEGER, value BLOB, datatype INTEGER, flags INTEGER,
-    expiry INTEGER, fate INTEGER, changed_at INTEGER, PRIMARY KEY (vb, seqno)) WITHOUT ROWID;
+    expiry INTEGER, fate INTEGER, changed_at INTEGER, compressed INTEGER, PRIMARY KEY (vb, seqno)) WITHOUT ROWID;
 """
 
 
@@ -151,7 +151,7 @@ class Storage:
         if vbucket.rewritten:
             self._link.execute("DELETE FROM items WHERE vb = ?", (vbucket.vb,))
         self._link.executemany(
-            "INSERT INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", map(_row_of, vbucket.unsaved_items())
+            "INSERT INTO items VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", map(_row_of, vbucket.unsaved_items())
         )
         row = (vbucket.vb, *vbucket.saved())
         self._link.execute("INSERT OR REPLACE INTO vbuckets VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
@@ -183,11 +183,12 @@ def _row_of(item: Item) -> tuple[Any, ...]:
         item.expiry,
         item.fate,
         item.changed_at,
+        item.compressed,
     )
 
 
 def _item_of(row: tuple[Any, ...]) -> Item:
-    vb, seqno, key, rev, cas, value, datatype, flags, expiry, fate, changed_at = row
+    vb, seqno, key, rev, cas, value, datatype, flags, expiry, fate, changed_at, compressed = row
     return Item(
         vb,
         key,
@@ -200,6 +201,7 @@ def _item_of(row: tuple[Any, ...]) -> Item:
         expiry=expiry,
         fate=fate,
         changed_at=changed_at,
+        compressed=bool(compressed),
     )
 
 

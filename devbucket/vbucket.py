@@ -20,6 +20,7 @@ from devbucket.items import (
     SYSTEM_EVENT,
     Item,
     datatype_of,
+    is_compressible,
     join_value,
     system_xattrs,
 )
@@ -28,6 +29,9 @@ from devbucket.manifest import CollectionEvent
 
 MAX_LOSS = 1000
 """Seqnos that a failover can lose at most; bounds the superseded versions that we keep."""
+
+COMPRESSION_MODES = ("off", "passive", "active")
+"""What memory holds compressed: nothing; what came compressed, but for xattrs; all that gets shorter by it."""
 
 _seqno_of = attrgetter("seqno")
 
@@ -86,19 +90,46 @@ class VBucket:
         self.unsaved = True  # whether a file lacks something
         self.rewritten = False  # whether a file has items that are gone here
         self.persisted_seqno = 0
+        self.compression_mode = COMPRESSION_MODES[0]
 
     def find(self, key: bytes) -> Item | None:
         """Return the newest version of *key*, alive or a tombstone. A document that is due expires now."""
         item = self._newest.get(key)
-        if item is not None and item.expiry and not item.deleted and item.expiry <= self._clock():
+        if item is None or item.deleted:
+            return item
+        if item.expiry and item.expiry <= self._clock():
             return self.delete(key, fate=EXPIRED)
+        if not item.resident:
+            item.store(resident=True)
         return item
 
     def write(
-        self, key: bytes, value: bytes, datatype: int, *, cas: int | None = None, flags: int = 0, expiry: int = 0
+        self,
+        key: bytes,
+        value: bytes,
+        datatype: int,
+        *,
+        cas: int | None = None,
+        flags: int = 0,
+        expiry: int = 0,
+        compressed: bool = False,
     ) -> Item:
-        """Store a new version of *key*; *value* and *datatype* include the xattrs, *expiry* is absolute."""
-        return self._append(self._next_item(key, cas or self.next_cas(), value, datatype, flags=flags, expiry=expiry))
+        """Store a new version of *key*; *value* and *datatype* include the xattrs, *expiry* is absolute.
+
+        *compressed*: the client sent it so.
+        """
+        item = self._next_item(key, cas or self.next_cas(), value, datatype, flags=flags, expiry=expiry)
+        item.compressed = compressed if self.compression_mode == "passive" else self._is_compressed_here(item)
+        return self._append(item)
+
+    def _is_compressed_here(self, item: Item) -> bool:
+        return self.compression_mode == "active" and not item.deleted and is_compressible(item.value)
+
+    def set_compression(self, mode: str) -> None:
+        """Set how memory holds values: "active" compresses those that are there, the others leave them as they are."""
+        self.compression_mode = mode
+        for item in self._newest.values() if mode == "active" else ():
+            item.store(compressed=self._is_compressed_here(item))
 
     def delete(
         self, key: bytes, *, cas: int | None = None, fate: int = DELETED, xattrs: dict[str, bytes] | None = None
@@ -131,10 +162,24 @@ class VBucket:
         self._store(self._next_item(key, self.next_cas(), value, datatype_of(value)))
 
     def settle(self) -> None:
-        """Let what is here now be on disk only, as after a clean restart; new seqnos begin a source checkpoint."""
+        """Be as after a clean restart: streams begin from disk, new seqnos begin a source checkpoint.
+
+        Documents, not tombstones, were read back into memory.
+        """
         self.memory_from = self.high_seqno + 1
         self._checkpoints.begin_at(self.memory_from)
+        for item in self._newest.values():
+            if not item.resident:
+                item.store(resident=True)
         self._tell_changed()
+
+    def evict(self, every: int) -> int:
+        """Let the value of each *every*th document be on disk only, whence streams read it; returns how many."""
+        self.settle()
+        evicted = [item for item in self._newest.values() if item.fate == ALIVE][::every]
+        for item in evicted:
+            item.store(resident=False)
+        return len(evicted)
 
     def new_checkpoint(self) -> None:
         """Close the open source checkpoint: what comes is sent as a snapshot of its own."""
@@ -155,7 +200,7 @@ class VBucket:
         return [item for item in self._log[first:last] if not 0 < item.superseded_by <= end]
 
     def rollback_for(
-        self, vbuuid: int, start: int, snap_start: int, snap_end: int, *, strict: bool = False
+        self, vbuuid: int, start: int, snap_start: int, snap_end: int, *, strict: bool = False, purge_seen: int = 0
     ) -> int | None:
         """Return the seqno to which a client with this resume position must roll back; None if it may resume."""
         return rollback_seqno(
@@ -165,7 +210,7 @@ class VBucket:
             snap_start,
             snap_end,
             high_seqno=self.high_seqno,
-            purge_seqno=self.purge_seqno,
+            purge_seqno=self.purge_seqno if purge_seen < self.purge_seqno else 0,
             strict=strict,
         )
 

@@ -174,7 +174,7 @@ def test_file_in_use_or_of_another_kind_is_refused(path, tmp_path):
     other = tmp_path / "other.db"
     with closing(sqlite3.connect(other)) as link:
         link.executescript("CREATE TABLE t (x);")
-    with pytest.raises(ConfigInvalid, match="it is no file of a dev bucket of format 1"):
+    with pytest.raises(ConfigInvalid, match="it is no file of a dev bucket of format 2"):
         Storage(other)
 
 

@@ -9,13 +9,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import cramjam
 import pytest
 
 from channelindex import mcbp
-from channelindex.mcbp import Op
+from channelindex.feeds.base import JSON, SNAPPY
+from channelindex.feeds.base import XATTR as HAS_XATTRS
+from channelindex.mcbp import Frame, Op
 from devbucket.bucket import Bucket
 from devbucket.vbucket import VBucketState
-from tests.support.devbucket_replay import Line, Replay, Step
+from tests.support.devbucket_replay import Line, Replay, Step, read_recording
 from tests.support.mcbp_client import Writer, local_writer
 from tests.support.shared import shared_path
 
@@ -176,6 +179,42 @@ def test_variety_from_disk():
 def test_variety_with_other_open_flags(name):
     path = shared_path(f"golden/b_variety_disk_{name}")
     Replay(path, load=loading(fill_variety_restarted), compare_rev=False).run()
+
+
+COMPRESSED = "golden/compressed/s_snappy_nobody_disk_{}.jsonl"
+
+
+def as_recorded(path: Path) -> Callable[[Bucket], None]:
+    """Fill a bucket with the documents and tombstones of a recording, evicted where the recorded server had done so."""
+    frames: dict[bytes, Frame] = {}
+    for line in read_recording(path):
+        if line.frame is not None and line.frame.opcode in (Op.DCP_MUTATION, Op.DCP_DELETION):
+            frames[line.frame.key] = line.frame  # of two connections, the later one has the body
+
+    def load(bucket: Bucket) -> None:
+        for frame in sorted(frames.values(), key=lambda frame: frame.extras):
+            vbucket = bucket.vbuckets[frame.vbucket]
+            vbucket.high_seqno = int.from_bytes(frame.extras[:8], "big") - 1
+            is_plain = frame.datatype & HAS_XATTRS or not frame.datatype & SNAPPY
+            value = frame.value if is_plain or not frame.value else cramjam.snappy.decompress_raw(frame.value)
+            if frame.opcode == Op.DCP_DELETION:
+                vbucket.delete(frame.key, xattrs=mcbp.split_xattrs(frame.value)[0])
+            elif frame.datatype & HAS_XATTRS:
+                vbucket.write(frame.key, frame.value + b'{"t":1}', JSON | HAS_XATTRS)
+            else:
+                vbucket.write(frame.key, bytes(value) or b'{"t":1}', frame.datatype & JSON)
+        for vbucket in bucket.vbuckets:
+            vbucket.evict(1)
+            vbucket.find(b"_sync:seq")
+
+    return load
+
+
+@pytest.mark.parametrize("name", ["auto", "xattrmode", "xattrmode-nocompression"])
+def test_values_that_disk_holds_compressed(name):
+    path = shared_path(COMPRESSED.format(name))
+    load = as_recorded(path)
+    Replay(path, n_vbuckets=16, load=load, compare_rev=False, bucket="orders", has_logins=False).run()
 
 
 def test_live_tail():

@@ -131,6 +131,69 @@ def test_purged_tombstones_are_gone_and_older_positions_roll_back(bucket, connec
     assert next_of(feed, Op.DCP_MUTATION).key == b"b"
 
 
+def test_who_has_seen_a_purge_need_not_roll_back_for_it(bucket, connect):
+    """Read in couchbase/kv_engine master, docs/dcp/documentation/commands/{stream-request-value,control}.md."""
+    writer = Writer(connect().call)
+    for key in (b"a", b"b", b"c"):
+        writer.set(0, key, b"{}")
+    writer.delete(0, b"a")
+    writer.set(0, b"d", b"{}")
+    bucket.purge(0)
+    bucket.settle(0)
+    feed = connect().open_dcp(max_marker_version="2.2")
+    vbuuid = int.from_bytes(feed.request_stream(0).value[:8], "big")
+    marker = next_of(feed, Op.DCP_SNAPSHOT_MARKER)
+    assert (marker.extras, struct.unpack(">QQIQQQQ", marker.value)) == (b"\x02", (0, 5, 2, 5, 0, 0, 4))
+    bucket.drop_connections()
+    for seen, status in ((None, Status.ROLLBACK), ("3", Status.ROLLBACK), ("4", Status.SUCCESS)):
+        feed = connect().open_dcp(max_marker_version="2.2")
+        value = b"" if seen is None else b'{"purge_seqno":"%s"}' % seen.encode()
+        assert feed.request_stream(0, start=3, vbuuid=vbuuid, value=value).status == status
+    older = connect().open_dcp("older")
+    refused = older.request_stream(0, start=3, vbuuid=vbuuid, value=b'{"purge_seqno":"4"}')
+    assert refused.status == Status.ROLLBACK, "it is for connections that know marker 2.2"
+
+
+@pytest.mark.parametrize("value", [b'{"purge_seqno":4}', b'{"purge_seqno":"x"}', b"[]", b"{"])
+def test_purge_seqno_that_makes_no_sense_is_refused(connect, value):
+    feed = connect().open_dcp(max_marker_version="2.2")
+    assert feed.request_stream(0, value=value).status == Status.EINVAL
+
+
+def test_only_known_marker_versions_are_accepted(connect):
+    feed = connect().open_dcp()
+    assert feed.call(Op.DCP_CONTROL, key=b"max_marker_version", value=b"2.1").status == Status.EINVAL
+
+
+def test_evicted_documents_come_from_disk_and_memory_holds_what_the_mode_says(bucket, connect):
+    body = b'{"text":"' + b"x" * 200 + b'"}'
+    Writer(connect().call).set(0, b"k", body)
+    assert bucket.evict(0) == 1
+    feed = connect(Feature.SNAPPY).open_dcp(flags=0x45)
+    feed.request_stream(0)
+    mutation = next_of(feed, Op.DCP_MUTATION)
+    assert (mutation.datatype, mutation.value) == (JSON | SNAPPY, b"")
+    plain, packed = connect(), connect(Feature.SNAPPY)
+    assert packed.call(Op.GET, key=b"k").datatype == JSON
+    bucket.set_compression("active")
+    assert plain.call(Op.GET, key=b"k").value == body
+    compressed = packed.call(Op.GET, key=b"k")
+    assert (compressed.datatype, bytes(cramjam.snappy.decompress_raw(compressed.value))) == (JSON | SNAPPY, body)
+
+
+@pytest.mark.parametrize(("arguments", "error"), [({"every": 0}, "at least 1"), ({"vb": 8}, "no vbucket 8")])
+def test_eviction_that_makes_no_sense_is_refused(bucket, arguments, error):
+    with pytest.raises(ConfigInvalid, match=error):
+        bucket.evict(**arguments)
+
+
+def test_compression_mode_is_one_of_three(bucket):
+    with pytest.raises(ConfigInvalid, match="no compression mode 'on': off, passive, active"):
+        bucket.set_compression("on")
+    with pytest.raises(ConfigInvalid, match="is none of off, passive, active"):
+        DevBucketConfig(compression_mode="on")
+
+
 def test_moved_vbucket_is_not_ours_and_its_map_is_pushed(bucket, connect):
     client = connect(Feature.DUPLEX, Feature.CLUSTERMAP_NOTIFICATION)
     bucket.set_state(5, "dead")
@@ -147,10 +210,13 @@ def test_moved_vbucket_is_not_ours_and_its_map_is_pushed(bucket, connect):
         (1, "false", Op.DCP_DELETION, 18),
         (1 | DELETE_TIMES, "false", Op.DCP_DELETION, 21),
         (1 | DELETE_TIMES, "true", Op.DCP_EXPIRATION, 20),
-        (1, "true", Op.DCP_EXPIRATION, 20),
+        (1, "true", Op.DCP_DELETION, 18),
     ],
 )
-def test_expiry_is_a_deletion_unless_its_opcode_was_negotiated(connect, flags, control, opcode, extras_bytes):
+def test_expiry_is_a_deletion_unless_opcode_and_delete_times_were_asked_for(
+    connect, flags, control, opcode, extras_bytes
+):
+    """Read in couchbase/kv_engine 6.5 to master, engines/ep/src/dcp/producer.cc: both, or neither has an effect."""
     writer = Writer(connect().call)
     writer.set(0, b"k", b"{}", expiry=int(time.time()) - 1)
     writer.get(0, b"k")

@@ -94,10 +94,11 @@ class RawClient:
         vbuuid: int = 0,
         snapshot: tuple[int, int] | None = None,
         flags: int = 0,
+        value: bytes = b"",
     ) -> Frame:
         snap_start, snap_end = snapshot or (start, start)
         extras = struct.pack(">IIQQQQQ", flags, 0, start, end, vbuuid, snap_start, snap_end)
-        return self.call(Op.DCP_STREAM_REQ, vbucket=vb, opaque=vb, extras=extras)
+        return self.call(Op.DCP_STREAM_REQ, vbucket=vb, opaque=vb, extras=extras, value=value)
 
 
 class Writer:

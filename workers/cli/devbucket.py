@@ -10,6 +10,7 @@ from channelindex.errors import ConfigInvalid
 from devbucket import admin, ctl
 from devbucket.config import DevBucketConfig, TlsFiles
 from devbucket.process import serve
+from devbucket.vbucket import COMPRESSION_MODES
 from workers.cli import options, output
 
 _DEFAULTS = DevBucketConfig(port=11210)
@@ -65,6 +66,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=_DEFAULTS.n_replicas,
         help="replicas of each vbucket, in name only (default: %(default)s)",
     )
+    parser.add_argument(
+        "--alternate-host", default="", metavar="HOST", help="the nodes' alternate address, for ?network=external"
+    )
     parser.add_argument("--file", type=Path, help="SQLite file that keeps the bucket (default: in memory only)")
     parser.add_argument(
         "--collection",
@@ -72,6 +76,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="SCOPE.COLLECTION",
         help="a collection besides the default one; may be repeated",
+    )
+    parser.add_argument(
+        "--compression-mode",
+        choices=COMPRESSION_MODES,
+        default=_DEFAULTS.compression_mode,
+        help="what memory holds compressed: nothing, what clients compressed, or all (default: %(default)s)",
     )
     _add_tls(parser)
     parser.add_argument("--admin", default="", metavar="ADDRESS", help="socket path or loopback port for `ctl`")
@@ -147,9 +157,11 @@ def _serve(args: argparse.Namespace) -> int:
         n_replicas=args.replicas,
         tls=_tls_of(args),
         tls_port=args.tls_port,
+        alternate_host=args.alternate_host,
         admin=args.admin,
         file=args.file,
         collections=tuple(args.collection),
+        compression_mode=args.compression_mode,
     )
     serve(config, ready=output.line)
     return exits.OK
