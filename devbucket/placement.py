@@ -34,7 +34,6 @@ class ClusterMember:
         ports = {"kv": self.port, "mgmt": 8091}
         return ports | {"kvSSL": self.tls_port} if self.tls_port else ports
 
-
     def as_json(self) -> dict[str, Any]:
         """Return its entry in a map's `nodesExt`."""
         entry: dict[str, Any] = {"services": self.services(), "hostname": self.host}

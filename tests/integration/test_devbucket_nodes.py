@@ -271,3 +271,42 @@ def test_tls_files_that_cannot_be_read_are_a_configuration_error(tmp_path):
     files = TlsFiles(tmp_path / "none.pem", tmp_path / "none.key")
     with pytest.raises(ConfigInvalid, match="TLS files"), DevBucket(DevBucketConfig(n_vbuckets=1, tls=files)):
         pass
+
+
+def nodes_ext(client: RawClient) -> list[dict[str, Any]]:
+    return list(json.loads(client.call(Op.GET_CLUSTER_CONFIG).value)["nodesExt"])
+
+
+def test_node_joins_without_vbuckets_and_without_an_alternate_address():
+    """As during a rebalance of a cluster whose nodes got their alternate addresses one by one."""
+    with DevBucket(DevBucketConfig(n_vbuckets=4, alternate_host="localhost")) as bucket:
+        client = RawClient(bucket.port).log_in((0x06, 0x07, 0x08, 0x0B, *PUSHED))
+        assert bucket.add_node() == 1
+        pushed = client.read()
+        assert pushed is not None
+        assert map_of(pushed.value) == [0, 0, 0, 0]
+        old, joined = nodes_ext(client)
+        assert old["alternateAddresses"]["external"]["ports"] == {"kv": bucket.port, "mgmt": 8091}
+        assert "alternateAddresses" not in joined
+        with contextlib.closing(RawClient(joined["services"]["kv"]).log_in()) as there:
+            assert Writer(there.call).set(0, b"k", b"{}").status == Status.NOT_MY_VBUCKET
+            bucket.rebalance()
+            assert Writer(there.call).set(3, b"k", b"{}").status == Status.SUCCESS
+        bucket.set_alternate(1, "localhost", kv=False)
+        client.close()
+        client = RawClient(bucket.port).log_in()
+        assert nodes_ext(client)[1]["alternateAddresses"]["external"] == {
+            "hostname": "localhost",
+            "ports": {"mgmt": 8091},
+        }
+        bucket.set_alternate(1)
+        assert "alternateAddresses" not in nodes_ext(client)[1]
+        client.close()
+
+
+def test_there_is_a_most_of_nodes():
+    with DevBucket(DevBucketConfig(n_vbuckets=1, n_nodes=16)) as bucket:
+        with pytest.raises(ConfigInvalid, match="at most 16 nodes"):
+            bucket.add_node()
+        with pytest.raises(ConfigInvalid, match="there is no node 16"):
+            bucket.set_alternate(16, "localhost")
