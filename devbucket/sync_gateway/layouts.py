@@ -57,6 +57,13 @@ class Layout(Protocol):
         """Return what the bucket has after a write that was given *cas*."""
         ...
 
+    def rewrite(self, key: bytes, sync: Mapping[str, Any], answer: Frame) -> list[Request]:
+        """Write *sync* alone over the living document that *answer* to `read` told of, each request after the other.
+
+        Each is meant for the version that the one before made, the first for the one that was read.
+        """
+        ...
+
 
 class InlineLayout:
     """`_sync` is a property of the body. A deleted document stays, with a body that says so."""
@@ -83,6 +90,11 @@ class InlineLayout:
         """See `Layout.written`."""
         return StoredDocument(sync, cas, alive=True)
 
+    def rewrite(self, key: bytes, sync: Mapping[str, Any], answer: Frame) -> list[Request]:
+        """See `Layout.rewrite`."""
+        body = {**(_object(answer.value) or {}), "_sync": sync}
+        return [operations.store(key, msgspec.json.encode(body))]
+
 
 class XattrLayout:
     """`_sync` is an extended attribute. A deleted document is a tombstone that keeps it."""
@@ -100,9 +112,7 @@ class XattrLayout:
 
     def write(self, revision: Revision, sync: Mapping[str, Any], stored: StoredDocument) -> Request:
         """See `Layout.write`. The CAS of a tombstone is not compared: servers let nobody change one under its CAS."""
-        changes = _change(Op.SUBDOC_DICT_UPSERT, _XATTR_PATH, b"_sync", msgspec.json.encode(sync))
-        for path, macro in _MACROS:
-            changes += _change(Op.SUBDOC_DICT_UPSERT, _XATTR_PATH | _EXPAND_MACROS, path, macro)
+        changes = self._sync_changes(sync)
         if not revision.deleted:
             changes += _change(Op.SET, 0, b"", msgspec.json.encode(revision.body))
         elif stored.alive:
@@ -118,6 +128,24 @@ class XattrLayout:
     def written(self, revision: Revision, sync: Mapping[str, Any], cas: int) -> StoredDocument:
         """See `Layout.written`."""
         return StoredDocument(sync, cas, alive=not revision.deleted)
+
+    def rewrite(self, key: bytes, sync: Mapping[str, Any], answer: Frame) -> list[Request]:
+        """See `Layout.rewrite`. `_mou` says that only metadata was written, from which version on.
+
+        Sync Gateway writes both xattrs at once, which servers before 7.6 and the dev bucket refuse.
+        """
+        about = {"cas": "", "pCas": f"0x{answer.cas.to_bytes(8, 'little').hex()}"}
+        noted = _change(Op.SUBDOC_DICT_UPSERT, _XATTR_PATH, b"_mou", msgspec.json.encode(about))
+        noted += _change(Op.SUBDOC_DICT_UPSERT, _XATTR_PATH | _EXPAND_MACROS, b"_mou.cas", _MACROS[0][1])
+        changes = self._sync_changes(sync)
+        mutation = Op.SUBDOC_MULTI_MUTATION
+        return [Request(mutation, key, b"", noted), Request(mutation, key, b"", changes)]
+
+    def _sync_changes(self, sync: Mapping[str, Any]) -> bytes:
+        changes = _change(Op.SUBDOC_DICT_UPSERT, _XATTR_PATH, b"_sync", msgspec.json.encode(sync))
+        for path, macro in _MACROS:
+            changes += _change(Op.SUBDOC_DICT_UPSERT, _XATTR_PATH | _EXPAND_MACROS, path, macro)
+        return changes
 
 
 def _document_flags(revision: Revision, stored: StoredDocument) -> bytes:

@@ -27,7 +27,7 @@ CACHED_DOCUMENTS = 10_000
 MAX_ATTEMPTS = 10
 _BACKOFF_S = 0.01
 
-_BUSY = frozenset((Status.ETMPFAIL, Status.ENOMEM, Status.EBUSY, Status.LOCKED))
+BUSY = frozenset((Status.ETMPFAIL, Status.ENOMEM, Status.EBUSY, Status.LOCKED))
 """Nothing was written, and soon it can be."""
 
 
@@ -130,7 +130,7 @@ class Loader:
             requests.append(self._layout.write(revision, sync, stored))
         refused: list[Revision] = []
         for (revision, sync), answer in zip(writes, self._kv.pipeline(requests) if requests else (), strict=True):
-            cas = None if answer.status in _BUSY else operations.stored(answer)
+            cas = None if answer.status in BUSY else operations.stored(answer)
             if cas is None:
                 refused.append(revision)
             else:

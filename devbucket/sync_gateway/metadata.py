@@ -4,7 +4,7 @@ Source: couchbase/sync_gateway db/document.go (channels, flags, sequences) and d
 histories are kept: of a document with branches, the branches are forgotten.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -39,7 +39,8 @@ def apply_revision(
         sync["flags"] = flags
     sync["sequence"] = sequence
     sync["recent_sequences"] = [*previous.get("recent_sequences", ()), sequence][-MAX_RECENT_SEQUENCES:]
-    channels = _channels(previous.get("channels") or {}, revision, assigned, sequence)
+    removal = {"seq": sequence, "rev": revision.rev} | ({"del": True} if revision.deleted else {})
+    channels = _channels(previous.get("channels") or {}, removal, assigned)
     if channels:
         sync["channels"] = channels
     sync["time_saved"] = now.isoformat()
@@ -47,13 +48,19 @@ def apply_revision(
     return sync
 
 
-def _channels(
-    previous: Mapping[str, Any], revision: Revision, assigned: tuple[str, ...], sequence: int
-) -> dict[str, Any]:
+def apply_resync(previous: Mapping[str, Any], channels: Iterable[str]) -> dict[str, Any]:
+    """Return a document's `_sync` after a resync, by a new sync function, put its current revision into *channels*.
+
+    **Sequence and revision stay**: what the document leaves by it, it leaves under a sequence that is long past.
+    Source: couchbase/sync_gateway db/database.go (resync) and db/document.go `updateChannels` (read).
+    """
+    assigned = tuple(channels)
+    removal = {"seq": previous["sequence"], "rev": current_rev(previous)}
+    return {**previous, "channels": _channels(previous.get("channels") or {}, removal, assigned)}
+
+
+def _channels(previous: Mapping[str, Any], removal: Mapping[str, Any], assigned: tuple[str, ...]) -> dict[str, Any]:
     """Null for each channel the document is in, and for each it ever left when that was: a return forgets it."""
-    removal: dict[str, Any] = {"seq": sequence, "rev": revision.rev}
-    if revision.deleted:
-        removal["del"] = True
     left = {name: removal if earlier is None else earlier for name, earlier in previous.items()}
     return left | dict.fromkeys(assigned)
 

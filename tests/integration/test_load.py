@@ -2,22 +2,25 @@
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any
 
 import pytest
 
 from channelindex.decode.sync_gateway import SyncGatewayDecoder
+from channelindex.errors import SourceUnavailable
 from channelindex.feeds.base import JSON, MUTATION, XATTR
 from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.connstr import parse_source_url
+from channelindex.feeds.dcp.exchange import Request
 from channelindex.feeds.dcp.kv import KvClient
-from channelindex.mcbp import join_xattrs
+from channelindex.mcbp import Frame, join_xattrs
 from channelindex.model import DELETED, Route
 from devbucket import DevBucket, DevBucketConfig
 from devbucket.sync_gateway.layouts import InlineLayout, Layout, XattrLayout
 from devbucket.sync_gateway.loader import Loader
+from devbucket.sync_gateway.resync import resync
 from devbucket.sync_gateway.revisions import Revision, read_revisions
 from devbucket.sync_gateway.synthetic import synthetic_revisions
 from tests.support.shared import shared_path
@@ -113,6 +116,47 @@ def test_deletion_of_a_document_that_never_was_and_of_one_that_is_gone(kv: KvCli
     removal = route.channels["A"]
     assert removal is not None
     assert (removal.rev, removal.deleted) == ("4-x", True)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_resync_moves_a_document_under_the_sequence_it_has(kv: KvClient, layout: Layout):
+    loader = Loader(kv, layout)
+    loader.load([revision(1, "A", "B")])
+    before, stored = route_of(kv, "doc"), kv.lookup(b"doc", "_mou")
+    assert stored is not None
+    assert resync(kv, layout, {"doc": ("C", "B"), "never": ("A",)}) == 1
+    assert resync(kv, layout, {"doc": ("B", "C")}) == 0, "it is in these channels now"
+    after, noted = route_of(kv, "doc"), kv.lookup(b"doc", "_mou")
+    assert noted is not None
+    assert (after.rev, after.sequence) == (before.rev, before.sequence)
+    assert channels_in(after) == {"B", "C"}
+    removal = after.channels["A"]
+    assert removal is not None
+    assert (removal.sequence, removal.rev) == (before.sequence, before.rev)
+    if isinstance(layout, XattrLayout):
+        assert noted.body == stored.body
+        assert noted.xattr is not None
+        assert json.loads(noted.xattr)["pCas"] == f"0x{stored.cas.to_bytes(8, 'little').hex()}"
+    assert loader.load([revision(2, "D")]) == 1, "a loader that knows the version before reads it again"
+    assert channels_in(route_of(kv, "doc")) == {"D"}
+
+
+def test_resync_leaves_tombstones_alone(kv: KvClient):
+    Loader(kv, XattrLayout()).load([revision(1, "A"), revision(2, deleted=True)])
+    assert resync(kv, XattrLayout(), {"doc": ["B"]}) == 0
+
+
+def test_resync_gives_up_on_a_document_that_others_keep_writing(kv: KvClient):
+    Loader(kv, InlineLayout()).load([revision(1, "A")])
+
+    class Outpaced(InlineLayout):
+        def rewrite(self, key: bytes, sync: Mapping[str, Any], answer: Frame) -> list[Request]:
+            kv.store(key, answer.value)
+            return super().rewrite(key, sync, answer)
+
+    with pytest.raises(SourceUnavailable, match="others keep writing it"):
+        resync(kv, Outpaced(), {"doc": ["B"]})
+    assert channels_in(route_of(kv, "doc")) == {"A"}
 
 
 def test_deleted_document_is_a_tombstone_with_its_metadata(kv: KvClient):

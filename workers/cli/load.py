@@ -11,6 +11,7 @@ from channelindex import exits
 from channelindex.feeds.dcp.kv import KvClient
 from devbucket.sync_gateway.layouts import InlineLayout, Layout, XattrLayout
 from devbucket.sync_gateway.loader import Loader
+from devbucket.sync_gateway.resync import resync
 from devbucket.sync_gateway.revisions import read_revisions
 from workers.cli import options, output
 from workers.pipeline.source import address_of
@@ -28,9 +29,11 @@ example:
 Each line of the file is a revision, in the order in which they were made:
   {"id": "a", "rev": "1-ab12", "channels": ["orders"], "body": {"total": 12}}
 "body" is optional; "deleted": true marks a deletion. Revisions that the bucket
-already has are skipped, so an interrupted load can be repeated. A file is
-checked as a whole before anything is saved; a pipe can be read only once, so
-the lines before a malformed one are saved.
+        if args.resync:
+            lines = list(read_revisions(file))
+            n_revisions, n_saved = len(lines), resync(client, layout, {line.id: line.channels for line in lines})
+        else:
+            n_revisions, n_saved = _load(Loader(client, layout), file, total)
 """
 
 
@@ -47,6 +50,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="inline",
         help="where Sync Gateway's metadata goes: into the body or an extended attribute (default: %(default)s)",
     )
+    parser.add_argument(
+        "--resync", action="store_true", help="only put existing documents into the channels of their last line"
+    )
     options.add_json(parser)
     options.add_config(parser)
 
@@ -58,13 +64,19 @@ def run(args: argparse.Namespace) -> int:
     file = _STANDARD_INPUT if args.file == Path("-") else args.file
     total = sum(1 for _ in read_revisions(file)) if file.is_file() or not file.exists() else None  # a pipe: once
     started = time.monotonic()
+    layout = _LAYOUTS[args.metadata]()
     with KvClient(*address_of(config.source)) as client:
-        n_revisions, n_saved = _load(Loader(client, _LAYOUTS[args.metadata]()), file, total)
+        if args.resync:
+            lines = list(read_revisions(file))
+            n_revisions, n_saved = len(lines), resync(client, layout, {line.id: line.channels for line in lines})
+        else:
+            n_revisions, n_saved = _load(Loader(client, layout), file, total)
     seconds = time.monotonic() - started
     if args.json:
         output.json_line({"revisions": n_revisions, "saved": n_saved, "seconds": round(seconds, 3)})
     else:
-        output.line(f"{n_saved} revisions saved in {seconds:.1f} s, {n_revisions - n_saved} existed already")
+        saved = "documents moved to other channels" if args.resync else "revisions saved"
+        output.line(f"{n_saved} {saved} in {seconds:.1f} s; {n_revisions - n_saved} lines changed nothing")
     return exits.OK
 
 
