@@ -28,8 +28,9 @@ from channelindex.stores.base import OwnerStore, Quarantined
 from workers.pipeline.assignment import WorkerLink
 from workers.pipeline.direct import DirectOutbox
 from workers.pipeline.join_epoch import PartitionJoin, no_rollbacks
-from workers.pipeline.lag import LagMeter
+from workers.pipeline.lag import LagReport
 from workers.pipeline.outbox import Outbox
+from workers.pipeline.ownership import Ownership
 from workers.pipeline.quarantine_log import QuarantineLog
 from workers.pipeline.ring import Bell
 from workers.pipeline.round import RoundBuilder
@@ -82,12 +83,9 @@ class FeedWorker:
         log: EventLog,
     ) -> None:
         self._owner = owner
-        self._partitions = frozenset(partitions)
-        self._wanted = self._partitions
-        self._leaving: frozenset[int] = frozenset()
-        self._joiner = PartitionJoin(store, owner, stats, log)
+        self._ownership = Ownership(partitions)
+        self._joiner = PartitionJoin(self._ownership, store, owner, stats, log)
         self._link = link
-        self._is_told = True
         self._meta = meta
         self._store = store
         self._feed = feed
@@ -95,12 +93,11 @@ class FeedWorker:
         self._outbox = outbox
         self._space_bell = space_bell
         self._stats = stats
-        self._rows = rows
-        self._lag = LagMeter(meta.partition_width)
+        self._width = meta.partition_width
+        self._lag = LagReport(rows, self._width)
         self._stop = stop
         self._log = log
         self._group = group_of(sorted(partitions), meta.n_partitions)
-        self._epoch = 0
         self._unadvanced: dict[int, Checkpoint] = {}
         self._quarantined: list[Quarantined] = []
         self._quarantine_log = QuarantineLog(log)
@@ -123,7 +120,7 @@ class FeedWorker:
                     return self._roll_back()
             self._drain()
         except OwnershipLost as error:
-            self._log.warning("feed.ownership_lost", epoch=self._epoch, msg=str(error))
+            self._log.warning("feed.ownership_lost", epoch=self._ownership.epoch, msg=str(error))
             return STALE
         finally:
             self._feed.close()
@@ -134,8 +131,8 @@ class FeedWorker:
         while not self._stop.is_set():
             self._stats.beat()
             try:
-                self._epoch = self._store.next_epoch()
-                records = self._store.begin_all(no_rollbacks(self._partitions), self._epoch, self._owner)
+                self._ownership.epoch = self._store.next_epoch()
+                records = self._store.begin_all(no_rollbacks(self._ownership.owned), self._ownership.epoch, self._owner)
             except Transient as error:
                 self._log.warning("feed.begin_failed", msg=str(error))
                 self._stop.wait(self._backoff.next_delay_s())
@@ -144,68 +141,67 @@ class FeedWorker:
         return None
 
     def _start(self, checkpoints: Mapping[int, Checkpoint]) -> None:
+        epoch = self._ownership.epoch
         self._backoff.reset()
         self._stable = {vb: checkpoint.seqno for vb, checkpoint in checkpoints.items()}
         self._builder = self._new_builder(checkpoints)
-        self._outbox.begin(self._epoch)
-        self._stats.set(epoch=self._epoch)
+        self._outbox.begin(epoch)
+        self._stats.set(epoch=epoch)
         self._feed.start(checkpoints)
-        self._log.info("feed.started", epoch=self._epoch, group=self._group, partitions=len(self._partitions))
+        self._log.info("feed.started", epoch=epoch, group=self._group, partitions=len(self._ownership.owned))
 
     def _turn(self) -> None:
         now = time.monotonic()
         self._stats.beat()
         wake_at = self._feed.tick(now)
-        self._hear_assignment()
-        if self._builder.rollback_since is None:  # after a rollback, a new life takes over anyway
-            self._joiner.begin(self._wanted - self._partitions, now)
-        paused = self._pauses
-        events = () if paused else self._feed.read(READ_BYTES)
-        self._builder.add(events)
-        self._hand_over()
-        self._advance(now)
+        self._take_assignment(now)
+        is_paused = self._ownership.is_paused
+        has_read = self._move_changes(now)
         self._follow_assignment(now)
         self._report(now)
-        reads_on = paused and not self._pauses
-        if not events and not reads_on:
+        resumes = is_paused and not self._ownership.is_paused
+        if not has_read and not resumes:
             self._wait(now, wake_at)
 
-    @property
-    def _pauses(self) -> bool:
-        """Whether nothing is read, because our partitions are to join the epoch of those that come."""
-        return bool(self._joiner.partitions)
-
-    def _hear_assignment(self) -> None:
-        """Take over what the supervisor wants, and stop reading what it does not."""
-        wanted = self._link.wanted()
-        if wanted is not None:
-            self._wanted = wanted
-            self._is_told = False
-        leaving = self._partitions - self._wanted - self._leaving
-        if leaving and self._builder.rollback_since is None:  # after a rollback, a new life takes over anyway
-            self._feed.drop(self._vbuckets_of(leaving))
-            self._leaving |= leaving
-
-    def _follow_assignment(self, now: float) -> None:
-        """Let go of what is all stable; join what comes, once everything is; tell the supervisor.
+    def _move_changes(self, now: float) -> bool:
+        """Move changes on by one step each: from the source into a round, rings, the stable clock; False if none came.
 
         Raises:
             StaleEpoch: somebody else owns one of the partitions.
         """
-        unsettled = self._outbox.vbuckets().union(self._unadvanced) if self._leaving else set()
-        gone = {p for p in self._leaving if self._is_settled(self._vbuckets_of([p]), unsettled)}
-        if gone:
-            self._forget(gone)
-        if self._pauses and self._is_idle:
+        events = () if self._ownership.is_paused else self._feed.read(READ_BYTES)
+        self._builder.add(events)
+        self._hand_over()
+        self._advance(now)
+        return bool(events)
+
+    def _take_assignment(self, now: float) -> None:
+        """Take over what the supervisor wants: stop reading what it does not, begin what it wants besides."""
+        wanted = self._link.wanted()
+        if wanted is not None:
+            self._ownership.want(wanted)
+        if self._builder.rollback_since is not None:  # a new life takes over anyway
+            return
+        leaving = self._ownership.leave_unwanted()
+        if leaving:
+            self._feed.drop(self._vbuckets_of(leaving))
+        self._joiner.begin(now)
+
+    def _follow_assignment(self, now: float) -> None:
+        """Let go of what is all stable; join what comes, once everything is; report to the supervisor.
+
+        Raises:
+            StaleEpoch: somebody else owns one of the partitions.
+        """
+        if self._ownership.leaving:
+            self._let_go()
+        if self._ownership.is_paused and self._is_idle:
             self._join(now)
-        if not self._is_told:
-            self._is_told = self._link.report(self._partitions | self._wanted | self._joiner.partitions)
+        if self._ownership.report_due and self._link.report(self._ownership.working):
+            self._ownership.report_due = False
 
     def _vbuckets_of(self, partitions: Iterable[int]) -> set[int]:
         return {vb for partition in partitions for vb in self._meta.vbuckets_of(partition)}
-
-    def _is_settled(self, vbuckets: set[int], unsettled: set[int]) -> bool:
-        return vbuckets.isdisjoint(unsettled) and not self._builder.holds_any(vbuckets)
 
     @property
     def _is_idle(self) -> bool:
@@ -213,32 +209,36 @@ class FeedWorker:
         nothing_read = self._builder.n_events == 0
         return nothing_read and self._outbox.empty and not self._unadvanced and not self._quarantined
 
-    def _forget(self, gone: set[int]) -> None:
-        vbuckets = self._vbuckets_of(gone)
-        self._builder.forget(vbuckets)
-        self._stable = {vb: seqno for vb, seqno in self._stable.items() if vb not in vbuckets}
-        self._partitions -= gone
-        self._leaving -= gone
-        self._is_told = False
-        self._log.info("feed.released", epoch=self._epoch, partitions=sorted(gone))
+    def _let_go(self) -> None:
+        """Forget the leaving partitions of which nothing is in flight any more: read, in the rings, or not stable."""
+        unsettled = self._outbox.vbuckets().union(self._unadvanced)
+
+        def is_settled(partition: int) -> bool:
+            vbuckets = self._vbuckets_of([partition])
+            return vbuckets.isdisjoint(unsettled) and not self._builder.holds_any(vbuckets)
+
+        gone = self._ownership.settle(is_settled)
+        if gone:
+            vbuckets = self._vbuckets_of(gone)
+            self._builder.forget(vbuckets)
+            self._stable = {vb: seqno for vb, seqno in self._stable.items() if vb not in vbuckets}
+            self._log.info("feed.released", epoch=self._ownership.epoch, partitions=sorted(gone))
 
     def _join(self, now: float) -> None:
         """Have all that we have join the epoch of what comes, and work on both. Nothing of ours is in flight."""
-        records = self._joiner.join(self._partitions, self._epoch, now)
+        records = self._joiner.join(now)
         if records is None:
             return
-        checkpoints = _checkpoints(records.values())
-        self._partitions |= records.keys()
+        epoch, checkpoints = self._ownership.epoch, _checkpoints(records)
         # The group is named anew: whoever may use the same name elsewhere must own all that we write to it.
-        self._group = group_of(sorted(self._partitions), self._meta.n_partitions)
-        self._epoch = self._joiner.epoch
+        self._group = group_of(sorted(self._ownership.owned), self._meta.n_partitions)
         self._stable.update((vb, checkpoint.seqno) for vb, checkpoint in checkpoints.items())
         self._builder.begin(checkpoints)
-        self._outbox.begin(self._epoch)
-        self._stats.set(epoch=self._epoch)
+        self._outbox.begin(epoch)
+        self._stats.set(epoch=epoch)
         self._feed.add(checkpoints)
-        self._is_told = False
-        self._log.info("feed.joined", epoch=self._epoch, group=self._group, partitions=sorted(records))
+        partitions = sorted(record.first_vb // self._width for record in records)
+        self._log.info("feed.joined", epoch=epoch, group=self._group, partitions=partitions)
 
     def _hand_over(self) -> None:
         """Get the last round into the rings, then the next one; acknowledge when nothing read is left outside them."""
@@ -252,7 +252,7 @@ class FeedWorker:
             self._quarantined = [*self._quarantined, *taken.quarantined][-MAX_QUARANTINED:]
             self._quarantine_log.note(taken.quarantined)
             self._stats.add(events=taken.n_events, entries=taken.n_entries, quarantined=len(taken.quarantined))
-            self._outbox.put(taken, self._epoch, self._group)
+            self._outbox.put(taken, self._ownership.epoch, self._group)
         if self._outbox.flush():
             self._feed.acknowledge()
 
@@ -265,23 +265,25 @@ class FeedWorker:
         self._unadvanced.update(self._outbox.pop_committed())
         for vb in self._builder.rollbacks:
             self._unadvanced.pop(vb, None)  # known to be of a history that is no more
-        checks = now >= self._check_at and not self._joiner.joining
+        checks = now >= self._check_at and not self._ownership.is_joining
         if now < self._advance_at or not (self._unadvanced or self._quarantined or checks):
             return
-        by_partition: dict[int, dict[int, Checkpoint]] = {p: {} for p in self._partitions} if checks else {}
+        by_partition: dict[int, dict[int, Checkpoint]] = {p: {} for p in self._ownership.owned} if checks else {}
         for vb, checkpoint in self._unadvanced.items():
-            by_partition.setdefault(vb // self._meta.partition_width, {})[vb] = checkpoint
+            by_partition.setdefault(vb // self._width, {})[vb] = checkpoint
         try:
             if self._quarantined:
                 self._store.quarantine(self._quarantined)
                 self._quarantined = []
             if by_partition:
-                self._store.advance(self._epoch, by_partition)
+                self._store.advance(self._ownership.epoch, by_partition)
         except Transient as error:
             delay_s = self._backoff.next_delay_s()
             self._advance_at = now + delay_s
             self._stats.add(store_errors=1)
-            self._log.warning("feed.advance_failed", epoch=self._epoch, msg=str(error), retry_s=round(delay_s, 2))
+            self._log.warning(
+                "feed.advance_failed", epoch=self._ownership.epoch, msg=str(error), retry_s=round(delay_s, 2)
+            )
             return
         self._backoff.reset()
         self._advance_at = now + ADVANCE_INTERVAL_S
@@ -305,17 +307,11 @@ class FeedWorker:
         )
 
     def _report_lag(self, connected: int) -> int:
-        """Tell how far each partition is behind; all their seqnos together."""
+        """Publish how far each partition is behind; all their seqnos together."""
         highs = dict(self._feed.high_seqnos())
         for vb, seqno in self._builder.seqnos().items():  # the source tells once a second, and not while we pause
             highs[vb] = max(seqno, highs.get(vb, 0))
-        inherited = {partition: self._rows[partition].get("behind_ns") for partition in self._partitions}
-        behind_by_partition = self._lag.measure(time.monotonic_ns(), highs, self._stable, inherited)
-        for partition in self._partitions:
-            self._rows[partition].set(streaming=connected)
-        for partition, behind in behind_by_partition.items():
-            self._rows[partition].set(lag=behind.seqnos, behind_ns=behind.since_ns)
-        return sum(behind.seqnos for behind in behind_by_partition.values())
+        return self._lag.publish(time.monotonic_ns(), self._ownership.owned, highs, self._stable, connected)
 
     def _wait(self, now: float, wake_at: float) -> None:
         """Sleep until there is something to read, room or a commit in the rings, an order, or something to do."""
@@ -324,7 +320,7 @@ class FeedWorker:
             wake_at = min(wake_at, self._advance_at)
         if self._joiner.retry_at > now:
             wake_at = min(wake_at, self._joiner.retry_at)
-        sources = [self._space_bell, self._stop, self._link, *(() if self._pauses else (self._feed,))]
+        sources = [self._space_bell, self._stop, self._link, *(() if self._ownership.is_paused else (self._feed,))]
         wait_readable(sources, wake_at - time.monotonic())
         self._space_bell.clear()
 
@@ -340,12 +336,12 @@ class FeedWorker:
         """
         by_partition: defaultdict[int, dict[int, Checkpoint]] = defaultdict(dict)
         for vb, checkpoint in self._builder.rollbacks.items():
-            by_partition[vb // self._meta.partition_width][vb] = checkpoint
+            by_partition[vb // self._width][vb] = checkpoint
             self._log.warning(
-                "feed.rolled_back", epoch=self._epoch, vb=vb, seqno=checkpoint.seqno, stable=self._stable[vb]
+                "feed.rolled_back", epoch=self._ownership.epoch, vb=vb, seqno=checkpoint.seqno, stable=self._stable[vb]
             )
         epoch = self._store.next_epoch()
-        self._store.begin_all(by_partition, epoch, self._owner, only_if=self._epoch)
+        self._store.begin_all(by_partition, epoch, self._owner, only_if=self._ownership.epoch)
         return ROLLED_BACK
 
     def _drain(self) -> None:
@@ -360,7 +356,7 @@ class FeedWorker:
                 break
             wait_readable([self._space_bell], min(MAX_WAIT_S, max(0.001, self._advance_at - now)))
             self._space_bell.clear()
-        self._log.info("feed.drained", epoch=self._epoch)
+        self._log.info("feed.drained", epoch=self._ownership.epoch)
 
 
 def _checkpoints(records: Iterable[PartitionRecord]) -> dict[int, Checkpoint]:

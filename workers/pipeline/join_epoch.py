@@ -2,11 +2,10 @@
 
 Those that come are begun in the next epoch, while the others go on in theirs. Then the others join it, which they may
 where nothing of theirs is in flight. A join that fails half-way leaves some in the one epoch and some in the other: it
-has to be gone through with before anything else.
+has to be gone through with before anything else. What may follow what is said in `workers.pipeline.ownership`.
 """
 
-from collections.abc import Iterable
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterable, Sequence
 
 from channelindex.backoff import Backoff
 from channelindex.epochs import PartitionRecord
@@ -14,76 +13,69 @@ from channelindex.errors import ChannelIndexError, StaleEpoch, Transient
 from channelindex.logs import EventLog
 from channelindex.model import Checkpoint
 from channelindex.stores.base import OwnerStore
+from workers.pipeline.ownership import Ownership
 from workers.telemetry.board import ProcessStats
 
 
 class PartitionJoin:
     """Adds partitions to a running feed worker: begins them in a new epoch, then moves those it owns into that epoch.
 
-    A store that is away is asked again, from `retry_at` on.
+    A store that is away is asked again, from `retry_at` on (monotonic seconds).
     """
 
-    def __init__(self, store: OwnerStore, owner: str, stats: ProcessStats, log: EventLog) -> None:
+    def __init__(self, ownership: Ownership, store: OwnerStore, owner: str, stats: ProcessStats, log: EventLog) -> None:
+        self._ownership = ownership
         self._store = store
         self._owner = owner
         self._stats = stats
         self._log = log
         self._backoff = Backoff(0.05, 2.0)
-        self._begun: dict[int, PartitionRecord] = {}
-        self.epoch = 0
-        """The epoch that they are in."""
-        self.joining = False
-        """Whether some of the others may have left their epoch and some not."""
+        self._records: Sequence[PartitionRecord] = ()
         self.retry_at = 0.0
 
-    @property
-    def partitions(self) -> AbstractSet[int]:
-        """What has been begun and is not yet taken."""
-        return self._begun.keys()
+    def begin(self, now: float) -> None:
+        """Have exactly the partitions that come begun, all in one epoch.
 
-    def begin(self, partitions: AbstractSet[int], now: float) -> None:
-        """Have *partitions* begun, no more and no less; all of them in another epoch if they were others before.
-
-        For what went and came again may have had other owners meanwhile. Where a former owner that does not know yet
-        that it is none gets in between, we begin once more.
+        Where a former owner that does not know yet that it is none gets in between, we begin once more.
         """
-        if self.joining or partitions == self._begun.keys() or now < self.retry_at:
+        coming = self._ownership.to_begin()
+        if coming is None or now < self.retry_at:
             return
-        self._begun = {}
-        if not partitions:
+        self._ownership.withdraw()
+        if not coming:
             return
         try:
-            self.epoch = self._store.next_epoch()
-            records = self._store.begin_all(no_rollbacks(partitions), self.epoch, self._owner)
+            epoch = self._store.next_epoch()
+            self._records = self._store.begin_all(no_rollbacks(coming), epoch, self._owner)
         except (Transient, StaleEpoch) as error:
             self._retry_later(now, error)
         else:
             self._backoff.reset()
-            self._begun = dict(zip(sorted(partitions), records, strict=True))
+            self._ownership.begin(coming, epoch)
 
-    def join(self, others: Iterable[int], former: int, now: float) -> dict[int, PartitionRecord] | None:
-        """Bring *others* out of their *former* epoch into ours; what they have joined, None if it is to be repeated.
+    def join(self, now: float) -> Sequence[PartitionRecord] | None:
+        """Bring what we own into the epoch of what comes; the records of what has come, None if it is to be repeated.
 
         Raises:
-            StaleEpoch: one of them is somebody else's.
+            StaleEpoch: one of ours is somebody else's.
         """
         if now < self.retry_at:
             return None
-        self.joining = True
+        ownership = self._ownership
+        ours = ownership.join()
         try:
-            self._store.begin_all(no_rollbacks(others), self.epoch, self._owner, only_if=former)
+            self._store.begin_all(no_rollbacks(ours), ownership.next_epoch, self._owner, only_if=ownership.epoch)
         except Transient as error:
             self._retry_later(now, error)
             return None
         self._backoff.reset()
-        self.joining = False
-        begun, self._begun = self._begun, {}
-        return begun
+        ownership.joined()
+        return self._records
 
     def _retry_later(self, now: float, error: ChannelIndexError) -> None:
         self.retry_at = now + self._backoff.next_delay_s()
         self._stats.add(store_errors=1)
-        self._log.warning("feed.begin_failed", epoch=self.epoch, msg=str(error))
+        self._log.warning("feed.begin_failed", epoch=self._ownership.epoch, msg=str(error))
 
 
 def no_rollbacks(partitions: Iterable[int]) -> dict[int, dict[int, Checkpoint]]:

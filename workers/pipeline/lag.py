@@ -6,8 +6,10 @@ marks as it may have, the last one stands for all that is newer, so the answer t
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
+
+from workers.telemetry.board import Row
 
 MAX_MARKS = 8
 """Per vbucket. At two looks a second, four seconds of lag are told to half a second; more need no such detail."""
@@ -63,3 +65,28 @@ class LagMeter:
                 seen_ns, _ = marks.pop()
             marks.append((seen_ns, high))
         return marks[0][0] if marks else 0
+
+
+class LagReport:
+    """Publishes the lag of one feed worker's partitions in their *rows* of the board."""
+
+    def __init__(self, rows: Sequence[Row], partition_width: int) -> None:
+        self._rows = rows
+        self._meter = LagMeter(partition_width)
+
+    def publish(
+        self,
+        now_ns: int,
+        partitions: Iterable[int],
+        highs: Mapping[int, int],
+        stable: Mapping[int, int],
+        connected: int,
+    ) -> int:
+        """Publish how far *partitions* are behind, see `LagMeter.measure`; all their seqnos together."""
+        inherited = {partition: self._rows[partition].get("behind_ns") for partition in partitions}
+        behind_by_partition = self._meter.measure(now_ns, highs, stable, inherited)
+        for partition in inherited:
+            self._rows[partition].set(streaming=connected)
+        for partition, behind in behind_by_partition.items():
+            self._rows[partition].set(lag=behind.seqnos, behind_ns=behind.since_ns)
+        return sum(behind.seqnos for behind in behind_by_partition.values())
