@@ -11,7 +11,7 @@ from channelindex import exits
 from channelindex.settings import SETTINGS, WorkerSettings
 from tests.support import house
 from workers.cli import COMMANDS, build_parser, reference
-from workers.node.supervisor import FATAL_CODES, RELEASE_TIMEOUT_S
+from workers.node.decide import FATAL_CODES, RELEASE_TIMEOUT_S
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

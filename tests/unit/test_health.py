@@ -5,7 +5,7 @@ import pytest
 from channelindex.settings import SETTINGS, MetricsSettings
 from coordinator.link import Held, Trouble
 from workers.node.report import NodeReport, Rate
-from workers.telemetry.board import Board, NodeState
+from workers.telemetry.board import Board, NodePhase
 from workers.telemetry.health import ALIVE_S, liveness, readiness
 from workers.telemetry.monitor import listen_address
 
@@ -19,7 +19,7 @@ def board() -> Board:
     board = Board(4)
     report = NodeReport(board)
     held = Held({0: 2000.0, 1: 2000.0}, [], n_members=2)
-    report.tell(NodeState.RUNNING, held, 999.0, {0, 1})
+    report.publish(NodePhase.RUNNING, held, 999.0, {0, 1})
     board.supervisor.set(beat_ns=LATER_NS)
     for row in board.partitions[:2]:
         row.set(streaming=1)
@@ -54,7 +54,7 @@ def test_unsettled_leases_are_named(board, held, problem):
     for row in board.partitions:
         row.set(leased_ns=0)
     report = NodeReport(board)
-    report.tell(NodeState.RUNNING, held, 999.0, {0, 1})
+    report.publish(NodePhase.RUNNING, held, 999.0, {0, 1})
     board.supervisor.set(beat_ns=LATER_NS)
     assert problem in problems(board)
 
@@ -78,7 +78,7 @@ def test_documents_in_quarantine_above_the_limit_are_named(board, limit, quarant
 
 def test_a_node_that_drains_is_not_ready(board):
     report = NodeReport(board)
-    report.tell(NodeState.DRAINING, None, 0.0, set())
+    report.publish(NodePhase.DRAINING, None, 0.0, set())
     board.supervisor.set(beat_ns=LATER_NS)
     assert "reloading or draining" in problems(board)
 
@@ -93,9 +93,9 @@ def test_a_node_that_has_heard_nothing_of_leases_is_not_ready():
 def test_moves_are_counted_and_rows_of_lost_partitions_are_empty():
     board = Board(4)
     report = NodeReport(board)
-    report.tell(NodeState.RUNNING, Held({0: 9.0, 1: 9.0}, []), 1.0, set())
+    report.publish(NodePhase.RUNNING, Held({0: 9.0, 1: 9.0}, []), 1.0, set())
     board.partitions[1].set(lag=5, behind_ns=3, streaming=1)
-    report.tell(NodeState.RUNNING, Held({0: 9.0, 2: 9.0}, []), 2.0, set())
+    report.publish(NodePhase.RUNNING, Held({0: 9.0, 2: 9.0}, []), 2.0, set())
     assert (board.supervisor.get("gained"), board.supervisor.get("lost")) == (3, 1)
     assert board.partitions[1].get("lag") == board.partitions[1].get("leased_ns") == 0
     assert board.partitions[2].get("deadline_ns") == 9 * S
@@ -104,10 +104,10 @@ def test_moves_are_counted_and_rows_of_lost_partitions_are_empty():
 def test_a_partition_without_a_worker_does_not_stream():
     board = Board(2)
     report = NodeReport(board)
-    report.tell(NodeState.RUNNING, Held({0: 9.0, 1: 9.0}, []), 1.0, {0, 1})
+    report.publish(NodePhase.RUNNING, Held({0: 9.0, 1: 9.0}, []), 1.0, {0, 1})
     for row in board.partitions:
         row.set(streaming=1)
-    report.tell(NodeState.RUNNING, Held({0: 9.0, 1: 9.0}, []), 1.0, {1})
+    report.publish(NodePhase.RUNNING, Held({0: 9.0, 1: 9.0}, []), 1.0, {1})
     assert [row.get("streaming") for row in board.partitions] == [0, 1]
 
 

@@ -37,16 +37,16 @@ def test_scale_replaces_both_counts_and_nothing_else():
 
 def test_alarm_waits_for_a_take_over_to_be_over(told):
     alarm = UnownedAlarm(ttl_s=10.0)
-    alarm.hear(_held(p3=12.0), 100.0)
+    alarm.check(_held(p3=12.0), 100.0)
     assert told == []
-    alarm.hear(_held(p3=12.1, p4=1.0), 101.0)
+    alarm.check(_held(p3=12.1, p4=1.0), 101.0)
     assert told == [("partitions.unowned", [3])]
 
 
 def test_alarm_is_repeated_now_and_then_and_its_end_is_told(told):
     alarm = UnownedAlarm(ttl_s=10.0)
     for now in (100.0, 101.0, 100.0 + ALARM_INTERVAL_S):
-        alarm.hear(_held(p3=50.0), now)
-    alarm.hear(_held(), 120.0)
-    alarm.hear(_held(), 121.0)
+        alarm.check(_held(p3=50.0), now)
+    alarm.check(_held(), 120.0)
+    alarm.check(_held(), 121.0)
     assert [event for event, _ in told] == ["partitions.unowned", "partitions.unowned", "partitions.owned"]

@@ -3,10 +3,12 @@
 import signal
 import time
 
-from channelindex import logs
+from channelindex import exits, logs
 from channelindex.backoff import Backoff
 from workers.node.child import Child
+from workers.node.decide import ChildView, Name
 from workers.pipeline.assignment import AssignmentLink
+from workers.pipeline.feed_worker import ROLLED_BACK
 from workers.telemetry.board import ProcessStats
 
 RESTART_FIRST_S = 0.1
@@ -15,15 +17,18 @@ RESTART_MAX_S = 10.0
 SETTLED_S = 10.0
 """A child that lived this long ends the backoff: its death has nothing to do with those before."""
 
+AT_ONCE_CODES = (exits.OK, ROLLED_BACK)
+"""A child that ends so has done its work: the next one starts without delay."""
+
 _log = logs.get("supervisor")
 
 
 class ChildSlot:
     """Holds the children of one role and number, one after the other."""
 
-    def __init__(self, role: str, number: int, stats: ProcessStats) -> None:
-        self.role = role
-        self.number = number
+    def __init__(self, name: Name, stats: ProcessStats) -> None:
+        self.name = name
+        self.role, self.number = name
         self.stats = stats
         self.child: Child | None = None
         self.link: AssignmentLink | None = None
@@ -49,12 +54,20 @@ class ChildSlot:
         """Whether the child was told to stop."""
         return self._kill_at is not None
 
-    def may_start(self, now: float) -> bool:
-        """Whether the slot is empty and its backoff is over."""
-        return self.child is None and now >= self._start_at
+    def view(self, now: float) -> ChildView:
+        """Return all that decisions are made from."""
+        return ChildView(
+            self.name,
+            is_alive=self.child is not None,
+            is_stopping=self.stopping,
+            is_overdue=self._kill_at is not None and now >= self._kill_at,
+            may_start=self.child is None and now >= self._start_at,
+            silent_s=self.stats.silent_s(time.monotonic_ns()) if self.child else 0.0,
+            working=self.partitions,
+        )
 
     def attach(self, child: Child, now: float, link: AssignmentLink | None = None) -> None:
-        """*child* lives here from now on. *link*: to tell it what to work on."""
+        """Take *child* in. *link*: to assign partitions to it."""
         self.stats.beat()  # what the one before it left there is no sign of death
         self.child = child
         self.link = link
@@ -64,7 +77,7 @@ class ChildSlot:
         _log.info("child.started", child=self.role, number=self.number, child_pid=child.pid)
 
     def failed_to_start(self, error: OSError, now: float) -> None:
-        """No process is to be had (or no descriptor for it): try again later."""
+        """Note that no process is to be had, or no descriptor for it: try again later."""
         self._start_at = now + self._backoff.next_delay_s()
         _log.error("child.not_started", child=self.role, number=self.number, msg=str(error))
 
@@ -81,28 +94,22 @@ class ChildSlot:
             _log.warning("child.killed", child=self.role, number=self.number, child_pid=self.child.pid, msg=why)
             self.child.signal(signal.SIGKILL)
 
-    def kill_if_overdue(self, now: float) -> bool:
-        """Kill a child that was told to stop and did not in its time; whether there was one."""
-        overdue = self._kill_at is not None and now >= self._kill_at
-        if overdue:
-            self.kill("still running after workers.drain_timeout_s")
-        return overdue
+    def assign(self, partitions: frozenset[int]) -> None:
+        """Have the child work on *partitions*, no more and no less."""
+        if self.link:
+            self.link.want(partitions)
 
-    def silent_s(self) -> float:
-        """Seconds since the child last said that it is alive; 0 where none lives."""
-        return self.stats.silent_s(time.monotonic_ns()) if self.child else 0.0
-
-    def reap(self, now: float, *, at_once: tuple[int, ...] = (0,)) -> int | None:
-        """The exit code if the child has ended: the slot is empty then. Codes in *at_once* need no backoff."""
+    def reap(self, now: float) -> int | None:
+        """Return the exit code if the child has ended, and empty the slot; None while it lives, or where none does."""
         if self.child is None:
             return None
         code = self.child.reap()
         if code is None:
             return None
         asked = self.stopping
-        if now - self._born_at >= SETTLED_S or code in at_once:
+        if now - self._born_at >= SETTLED_S or code in AT_ONCE_CODES:
             self._backoff.reset()
-        self._start_at = now if asked or code in at_once else now + self._backoff.next_delay_s()
+        self._start_at = now if asked or code in AT_ONCE_CODES else now + self._backoff.next_delay_s()
         level = _log.info if code == 0 else _log.warning
         level("child.ended", child=self.role, number=self.number, child_pid=self.child.pid, code=code)
         if self.link:

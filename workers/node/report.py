@@ -1,4 +1,4 @@
-"""What the supervisor writes into the board: the node's own slot, and the leases in the rows of the partitions.
+"""What the supervisor writes into the board: the node's own words, and the leases in the rows of the partitions.
 
 Beside it the rate of events, which the board's counters do not tell by themselves.
 """
@@ -9,14 +9,14 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 
 from coordinator.link import Held
-from workers.telemetry.board import Board, NodeState
+from workers.telemetry.board import Board, NodePhase
 
 WINDOW_S = 5.0
 """Over which a rate is taken: shorter, and it jumps with every batch; longer, and it lags behind what one looks for."""
 
 
 class NodeReport:
-    """The supervisor's words of *board*. Made and used in the supervisor alone."""
+    """Publishes the supervisor's words of *board*. Made and used in the supervisor alone."""
 
     def __init__(self, board: Board) -> None:
         self._board = board
@@ -25,16 +25,19 @@ class NodeReport:
         self._leased: frozenset[int] = frozenset()
 
     def beat(self) -> None:
-        """The loop turned once more."""
+        """Note that the loop turned once more."""
         self._node.beat()
 
     def reload_ended(self, *, taken: bool) -> None:
-        """A configuration was taken, or refused."""
+        """Count a configuration that was taken, or refused."""
         self._node.add(**{"reloads" if taken else "refused_reloads": 1})
 
-    def tell(self, state: NodeState, held: Held | None, heard_at: float, worked_on: AbstractSet[int]) -> None:
-        """How the node is now. *heard_at*: when the keeper told *held*; *worked_on*: what live feed workers have."""
-        self._node.set(state=list(NodeState).index(state))
+    def publish(self, state: NodePhase, held: Held | None, heard_at: float, worked_on: AbstractSet[int]) -> None:
+        """Publish how the node is now.
+
+        *heard_at*: when the keeper reported *held*; *worked_on*: what live feed workers have.
+        """
+        self._node.set(state=list(NodePhase).index(state))
         if held is None:
             return
         self._node.set(
@@ -44,11 +47,11 @@ class NodeReport:
             to_move=held.n_to_move,
             unowned=len(held.unowned),
         )
-        self._tell_leases(held)
+        self._publish_leases(held)
         for partition in self._leased - worked_on:
             self._board.partitions[partition].set(streaming=0)
 
-    def _tell_leases(self, held: Held) -> None:
+    def _publish_leases(self, held: Held) -> None:
         now_ns = time.monotonic_ns()
         leased = frozenset(held.leases)
         gained, lost = leased - self._leased, self._leased - leased
@@ -63,14 +66,14 @@ class NodeReport:
 
 
 class Rate:
-    """The rate of a sum of counters, each with a key that is new when the counter is (a process id)."""
+    """Measures the rate of a sum of counters, each with a key that is new when the counter is (a process id)."""
 
     def __init__(self) -> None:
         self._last: Mapping[int, int] = {}
         self._steps: deque[tuple[float, int]] = deque()
 
     def per_s(self, now: float, counters: Mapping[int, int]) -> float:
-        """Take over the *counters* as of *now*; what they rose by per second in the last window."""
+        """Take over the *counters* as of *now*; return what they rose by per second in the last window."""
         rise = sum(max(0, value - self._last.get(key, 0)) for key, value in counters.items())
         self._steps.append((now, rise if self._last or not self._steps else 0))
         self._last = dict(counters)

@@ -31,7 +31,7 @@ _COMMON = ("pid", "started_ns", "beat_ns", "store_errors", "restarts")
 """Times (`_ns`) are of the monotonic clock, which is the same in all processes of a machine; 0 for never."""
 
 
-class NodeState(Enum):
+class NodePhase(Enum):
     """State of a node. The board holds its position in this order."""
 
     RUNNING = "running"
@@ -88,7 +88,7 @@ FIELDS_BY_ROLE: dict[str, tuple[str, ...]] = {
     MONITOR: _COMMON,
     SUPERVISOR: (
         *_COMMON,
-        "state",  # index in `NodeState`, in its order
+        "state",  # index in `NodePhase`, in its order
         "heard_ns",  # time of the lease keeper's last report
         "trouble",  # 1 while the leases cannot be renewed
         "members",  # live nodes, this one among them

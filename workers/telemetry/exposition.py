@@ -18,7 +18,7 @@ from workers.telemetry.board import (
     SUPERVISOR,
     Board,
     Histogram,
-    NodeState,
+    NodePhase,
     ProcessStats,
 )
 from workers.telemetry.health import lag_s_of, readiness
@@ -80,7 +80,7 @@ class BoardCollector(Collector):
         node = self._board.supervisor
         current = node.get("state")
         yield _family("node_info", [(tuple(self._info.values()), 1)])
-        yield _family("node_state", [((state.value,), int(index == current)) for index, state in enumerate(NodeState)])
+        yield _family("node_state", [((state.value,), int(index == current)) for index, state in enumerate(NodePhase)])
         yield _single("node_ready", int(readiness(self._board, now_ns, self._limits).is_ok))
         outcomes = (("taken", "reloads"), ("refused", "refused_reloads"))
         yield _family("node_reloads", [((outcome,), node.get(word)) for outcome, word in outcomes])
