@@ -39,6 +39,7 @@ def test_a_node_opens_its_run_directory_to_nobody(tmp_path: Path, redis_url: str
     run_dir = tmp_path / "run"
     settings = {"node__run_dir": str(run_dir), "index__partitions": 8}
     with Node("n1", tmp_path, redis_url, bucket, **settings).start():
+        until((run_dir / "n1.incarnation").exists, "the node to run")
         await_stable(redis_url, bucket)
         assert {path.suffix for path in run_dir.iterdir()} == {".incarnation"}
         assert open_to_others(run_dir) == []

@@ -1,171 +1,20 @@
 """A feed worker lets go of partitions and takes more while it works, by the epoch rule."""
 
 from contextlib import closing
-from typing import cast
 
 import pytest
 
-from channelindex import blocks
-from channelindex.errors import OutcomeUnknown, StaleEpoch, StoreUnavailable
-from channelindex.feeds.base import MUTATION, ROLLBACK, SNAPSHOT
+from channelindex.errors import OutcomeUnknown, StaleEpoch
+from channelindex.feeds.base import ROLLBACK
 from channelindex.hashing import group_of
-from channelindex.logs import get
-from channelindex.model import ORIGIN, IndexMeta, Route
-from channelindex.stores.memory import MemoryIndex, MemoryOwner
-from workers.pipeline.assignment import assignment_link
-from workers.pipeline.feed_worker import ROLLED_BACK, FeedWorker
-from workers.pipeline.frames import decode_frame
-from workers.pipeline.outbox import Outbox
-from workers.pipeline.ring import Bell, Ring
-from workers.pipeline.round import RoundBuilder
-from workers.signals import StopFlag
-from workers.telemetry.board import Board
-
-META = IndexMeta(blocks.FORMAT_VERSION, n_vbuckets=8, n_partitions=4, source_uuid="s", index_uuid="i")
-
-
-class FakeFeed:
-    """Gives the events that the test puts into it; knows which vbuckets it is to stream, and from where."""
-
-    def __init__(self):
-        self.events = []
-        self.streams = {}
-        self.n_reads = 0
-        self._bell = Bell()
-
-    def start(self, checkpoints):
-        self.streams = {vb: checkpoint.seqno for vb, checkpoint in checkpoints.items()}
-
-    def add(self, checkpoints):
-        assert not self.streams.keys() & checkpoints.keys()
-        self.streams |= {vb: checkpoint.seqno for vb, checkpoint in checkpoints.items()}
-
-    def drop(self, vbuckets):
-        for vb in vbuckets:
-            del self.streams[vb]
-
-    def read(self, max_bytes):
-        self.n_reads += 1
-        taken, self.events = self.events, []
-        return taken
-
-    def fileno(self):
-        return self._bell.fileno()
-
-    def tick(self, now):
-        return now
-
-    def high_seqnos(self):
-        return {}
-
-    def connected(self):
-        return True
-
-    def acknowledge(self):
-        pass
-
-    def close(self):
-        self._bell.close()
-
-
-class Everything:
-    """A decoder that puts every document into one channel."""
-
-    def decode(self, kind, key, datatype, value):
-        return Route("1-a", 0, 0, {"A": None})
-
-
-class NeverStop(Bell):
-    """Nobody tells this worker to stop."""
-
-    def is_set(self):
-        return False
-
-
-class UnwillingOwner(MemoryOwner):
-    """Begins no epoch of the partitions in `refused`, but of those that are asked for before them."""
-
-    def __init__(self, index, index_name):
-        super().__init__(index, index_name)
-        self.refused = set()
-        self.error = StoreUnavailable("away")
-
-    def begin(self, partition, epoch, owner, rollback=None, only_if=None):
-        if partition in self.refused:
-            raise self.error
-        return super().begin(partition, epoch, owner, rollback, only_if)
-
-
-class Rig:
-    """A worker with a ring to a writer that the test plays."""
-
-    def __init__(self, partitions):
-        self.index = MemoryIndex()
-        self.owner = UnwillingOwner(self.index, "test")
-        self.owner.create_or_check(META)
-        self.feed = FakeFeed()
-        self.ring = Ring(1 << 16)
-        self.bells = Bell(), Bell()
-        self.ours, self.its = assignment_link(frozenset(partitions))
-        board = Board(META.n_partitions)
-        self.worker = FeedWorker(
-            owner="n1",
-            partitions=partitions,
-            meta=META,
-            store=self.owner,
-            feed=self.feed,
-            new_builder=lambda checkpoints: RoundBuilder(Everything(), 1, 0, checkpoints),
-            outbox=Outbox([self.ring], [self.bells[0]]),
-            space_bell=self.bells[1],
-            stats=board.feeds[0],
-            rows=board.partitions,
-            stop=cast("StopFlag", NeverStop()),
-            link=self.its,
-            log=get("test"),
-        )
-        checkpoints = self.worker._begin_epochs()
-        assert checkpoints is not None
-        self.worker._start(checkpoints)
-
-    def brings(self, vb, seqno):
-        self.feed.events += [(SNAPSHOT, vb, seqno, seqno), (MUTATION, vb, seqno, b"k%d" % seqno, 1, b"{}")]
-
-    def turn(self, n=1):
-        for _ in range(n):
-            self.worker._advance_at = self.worker._joiner.retry_at = 0.0
-            self.worker._turn()
-            self.ours.poll()
-
-    def indexes(self, vb, seqno):
-        """Whether what comes now is stable once it is written."""
-        self.brings(vb, seqno)
-        self.turn()
-        self.write()
-        self.turn()
-        partition = vb // META.partition_width
-        return self.record(partition).stable[vb % META.partition_width] == seqno
-
-    def write(self):
-        """The writer writes and commits all that is in the ring; the frames."""
-        frames = [decode_frame(payload) for payload in self.ring.take(1 << 20)]
-        if frames:
-            self.ring.commit()
-        return frames
-
-    def record(self, partition):
-        return self.index.records[partition]
-
-    def close(self):
-        self.feed.close()
-        self.ours.close()
-        self.its.close()
-        for bell in self.bells:
-            bell.close()
+from channelindex.model import ORIGIN
+from tests.support.feed_rig import META, FeedRig
+from workers.pipeline.feed_worker import ROLLED_BACK
 
 
 @pytest.fixture
 def rig():
-    with closing(Rig([0, 1])) as made:
+    with closing(FeedRig([0, 1])) as made:
         yield made
 
 

@@ -179,3 +179,19 @@ def test_the_reason_of_a_quarantine_is_short_and_text(key, error, reason):
     taken = it.take()
     assert taken is not None
     assert taken.quarantined[0].reason == reason
+
+
+def test_a_snapshot_that_ends_before_its_end_is_left_by_a_marker_beyond_it():
+    """What its marker promised was taken up by later snapshots: it is as complete as it will ever be."""
+    it = builder({b"doc": route({"a": None}, sequence=900)})
+    it.add([(SNAPSHOT, 5, 0, 10), mutation(6), (SNAPSHOT, 5, 11, 20), mutation(15)])
+    assert it.take().checkpoints[5] == Checkpoint(0, 15, 6, 20, 900)
+    it.add([(ROLLBACK, 5, Checkpoint(9, 8, 0, 0, 0))])
+    assert it.rollbacks[5].seqno == 6
+
+
+@pytest.mark.parametrize(("taken_back_to", "resumed_at"), [(9, 5), (8, 5), (5, 5), (4, 0)])
+def test_a_rollback_within_the_snapshot_that_was_resumed_goes_to_its_start(taken_back_to, resumed_at):
+    it = builder({b"doc": None}, Checkpoint(1, 8, 5, 20, 0))
+    it.add([(SNAPSHOT, 5, 5, 20), mutation(10), (ROLLBACK, 5, Checkpoint(9, taken_back_to, 0, 0, 0))])
+    assert it.rollbacks[5].seqno == resumed_at

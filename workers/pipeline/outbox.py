@@ -91,6 +91,7 @@ class Outbox:
     def put(self, taken: Round, epoch: int, group: str) -> None:
         """Take a round over. Only when the one before is in the rings (`flush` returned True)."""
         assert self._round is None, "the round before is not in the rings yet"
+        assert all(ring.epoch == epoch for ring in self._rings), "the writers would skip it, or take more than it"
         for writer, ring in enumerate(self._rings):
             sections, principals = taken.sections[writer], taken.principals[writer]
             if sections or principals:

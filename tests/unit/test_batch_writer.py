@@ -1,0 +1,154 @@
+"""A batch is in the index before its ring is committed, whatever the store does in between."""
+
+from contextlib import closing
+
+import pytest
+
+from channelindex import exits
+from channelindex.errors import OutcomeUnknown, StoreUnavailable
+from channelindex.logs import get
+from workers.pipeline import ring as ring_module
+from workers.pipeline.batch_writer import TORN, BatchWriter
+from workers.pipeline.frames import pack_frames
+from workers.pipeline.ring import Bell, Ring
+from workers.telemetry.board import Board
+from workers.telemetry.hot_channels import HotChannels, SharedNote
+
+
+class Store:
+    """Remembers what it is asked to write, and what was committed then; fails first with *errors*."""
+
+    n_touches = n_lookups = 0
+
+    def __init__(self, rings, *errors, stale=()):
+        self._rings = rings
+        self._errors = list(errors)
+        self._stale = set(stale)
+        self.writes = []
+        self.committed_at_writes = []
+
+    def write(self, appends, principals=()):
+        self.committed_at_writes.append([ring.committed for ring in self._rings])
+        self.writes.append(([(append.channel, append.epoch) for append in appends], list(principals)))
+        if self._errors:
+            raise self._errors.pop(0)
+        return self._stale
+
+
+class Stopped(Bell):
+    """The node ends."""
+
+    def is_set(self):
+        return True
+
+
+@pytest.fixture
+def bells():
+    with closing(Bell()) as space, closing(Bell()) as other, closing(Bell()) as data, closing(Stopped()) as stop:
+        yield [space, other, data, stop]
+
+
+@pytest.fixture
+def rings():
+    made = [Ring(1 << 14), Ring(1 << 14)]
+    for ring in made:
+        ring.epoch = 5
+    return made
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+
+
+def writer_of(store, rings, bells, batch_bytes=1 << 20):
+    return BatchWriter(
+        store=store,
+        rings=rings,
+        space_bells=bells[:2],
+        data_bell=bells[2],
+        batch_bytes=batch_bytes,
+        stats=Board(1).writers[0],
+        hot_channels=HotChannels(SharedNote()),
+        stop=bells[3],
+        log=get("test"),
+    )
+
+
+def publish(ring, epoch, channel, seqno=1, principals=()):
+    entry = b"\0\1" + seqno.to_bytes(8, "big") + b"entry"
+    (frame,) = pack_frames(epoch, "g", {channel: ([entry], {1: entry[:10]})}, principals, ring.max_payload)
+    assert ring.try_publish(frame)
+
+
+def test_ring_is_committed_after_the_write_and_not_before(rings, bells):
+    store = Store(rings)
+    publish(rings[0], 5, "a")
+    publish(rings[1], 5, "b")
+    assert writer_of(store, rings, bells)._write_batch()
+    assert store.committed_at_writes == [[0, 0]]
+    assert [ring.fill for ring in rings] == [0, 0]
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("away"), OutcomeUnknown("no reply")])
+def test_batch_that_the_store_did_not_take_is_written_again_whole_and_not_committed_before(rings, bells, error):
+    store = Store(rings, error, error)
+    publish(rings[0], 5, "a", principals=["_sync:user:u"])
+    writer_of(store, rings, bells)._write_batch()
+    assert store.writes == [([("a", 5)], ["_sync:user:u"])] * 3
+    assert store.committed_at_writes == [[0, 0]] * 3
+    assert rings[0].fill == 0
+
+
+def test_error_that_no_repetition_helps_ends_the_writer_with_nothing_committed(rings, bells):
+    publish(rings[0], 5, "a")
+    with pytest.raises(ZeroDivisionError):
+        writer_of(Store(rings, ZeroDivisionError()), rings, bells)._write_batch()
+    assert rings[0].committed == 0
+
+
+def test_what_an_earlier_epoch_left_in_the_ring_is_not_written_but_committed(rings, bells):
+    store = Store(rings)
+    publish(rings[0], 4, "old")
+    publish(rings[0], 5, "new")
+    publish(rings[0], 6, "newer")
+    writer_of(store, rings, bells)._write_batch()
+    assert store.writes[0][0] == [("new", 5), ("newer", 6)]
+    assert rings[0].fill == 0
+
+
+def test_epoch_that_the_store_refused_is_not_written_again(rings, bells):
+    store = Store(rings, stale={5})
+    writer = writer_of(store, rings, bells)
+    publish(rings[0], 5, "a")
+    writer._write_batch()
+    publish(rings[0], 5, "b", seqno=2)
+    publish(rings[1], 6, "c")
+    writer._write_batch()
+    assert [channels for channels, _ in store.writes] == [[("a", 5)], [("c", 6)]]
+
+
+def test_writer_that_is_told_to_stop_writes_all_that_the_rings_hold_first(rings, bells):
+    store = Store(rings)
+    for seqno in range(1, 20):
+        publish(rings[seqno % 2], 5, "a", seqno)
+    assert writer_of(store, rings, bells, batch_bytes=1).run() == exits.OK
+    assert len(store.writes) > 5
+    assert [ring.fill for ring in rings] == [0, 0]
+
+
+def test_writer_that_begins_takes_again_what_was_not_committed(rings, bells):
+    store = Store(rings)
+    publish(rings[0], 5, "a")
+    rings[0].take(1 << 20)
+    assert writer_of(store, rings, bells).run() == exits.OK
+    assert store.writes[0][0] == [("a", 5)]
+
+
+def test_damaged_ring_ends_the_writer_with_its_own_code(rings, bells, monkeypatch):
+    monkeypatch.setattr(ring_module, "_LOOK_AGAIN_S", 0.0)
+    publish(rings[0], 5, "a")
+    rings[0]._frames[10] ^= 1
+    store = Store(rings)
+    assert writer_of(store, rings, bells).run() == TORN
+    assert store.writes == []

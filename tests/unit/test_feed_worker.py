@@ -1,0 +1,143 @@
+"""What a feed worker read is in the index before anything counts on it, whatever happens in between."""
+
+from contextlib import closing
+
+import pytest
+
+from channelindex.errors import OutcomeUnknown, StoreUnavailable
+from channelindex.feeds.base import ROLLBACK
+from channelindex.model import ORIGIN
+from tests.support.feed_rig import FeedRig
+from workers.pipeline.feed_worker import BUSY_ROUNDS
+
+
+@pytest.fixture
+def rig():
+    with closing(FeedRig([0, 1])) as made:
+        yield made
+
+
+def test_stable_clock_moves_when_the_writer_has_committed_and_no_sooner(rig):
+    rig.brings(0, 5)
+    rig.turn(2)
+    assert rig.record(0).stable == (0, 0)
+    rig.write()
+    rig.turn()
+    assert rig.record(0).stable == (5, 0)
+
+
+def test_what_is_committed_but_not_stable_yet_holds_a_join_back(rig):
+    """Else the next epoch would start below it, and the entry be dead though the clock moves over it."""
+    before = rig.record(0).epoch
+    rig.brings(0, 5)
+    rig.turn(advances=False)
+    rig.write()
+    rig.ours.want(frozenset({0, 1, 3}))
+    rig.turn(2, advances=False)
+    assert rig.record(0).epoch == before
+    rig.turn()
+    assert rig.record(0).epoch > before
+    assert rig.record(0).history[-1].starts == (5, 0)
+
+
+def test_document_in_quarantine_that_the_store_does_not_have_yet_holds_a_join_back(rig):
+    before = rig.record(0).epoch
+    rig.brings(0, 5, key=b"k" * 300)
+    rig.turn(advances=False)
+    assert rig.worker._quarantined
+    rig.ours.want(frozenset({0, 1, 3}))
+    rig.turn(2, advances=False)
+    assert rig.record(0).epoch == before
+    rig.turn(2)
+    assert rig.record(0).epoch > before
+
+
+def test_what_was_committed_of_a_history_that_is_no_more_does_not_move_the_stable_clock(rig):
+    rig.brings(0, 5)
+    rig.brings(2, 7)
+    rig.turn(advances=False)
+    rig.write()
+    rig.turn(advances=False)
+    rig.feed.events += [(ROLLBACK, 0, ORIGIN)]
+    rig.turn()
+    assert rig.record(0).stable == (0, 0)
+    assert rig.record(1).stable == (7, 0), "other vbuckets go on"
+
+
+def test_partition_is_not_let_go_while_the_round_that_is_built_has_a_change_of_it(rig):
+    for seqno in range(1, BUSY_ROUNDS + 1):
+        rig.brings(2, seqno)
+        rig.turn()
+    rig.brings(0, 1)
+    rig.turn()
+    assert rig.worker._builder.n_events == 1, "the writer is busy, so the next round grows"
+    rig.ours.want(frozenset({1}))
+    rig.turn(2)
+    assert rig.ours.working == {0, 1}
+    for _ in range(2):
+        rig.write()
+        rig.turn(2)
+    assert rig.ours.working == {1}
+    assert rig.record(0).stable == (1, 0)
+
+
+@pytest.mark.parametrize("error", [StoreUnavailable("away"), OutcomeUnknown("no reply")])
+def test_stable_clock_that_the_store_refused_to_move_is_moved_later(rig, monkeypatch, error):
+    def refuse(*_arguments):
+        raise error
+
+    rig.brings(0, 5)
+    rig.turn()
+    rig.write()
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.owner, "advance", refuse)
+        rig.turn()
+    assert rig.record(0).stable == (0, 0)
+    rig.brings(0, 6)
+    rig.turn()
+    rig.write()
+    rig.turn()
+    assert rig.record(0).stable == (6, 0)
+
+
+def test_nothing_is_acknowledged_while_a_ring_has_no_room(rig, monkeypatch):
+    acknowledged = []
+    monkeypatch.setattr(rig.feed, "acknowledge", lambda: acknowledged.append(True))
+    while rig.ring.try_publish(bytes(1000)):
+        pass
+    rig.brings(0, 1)
+    rig.turn(2)
+    assert not acknowledged
+    assert rig.worker._stats.get("stalls") > 0
+    rig.ring.take(1 << 20)
+    rig.ring.commit()
+    rig.turn()
+    assert acknowledged
+
+
+def test_drain_waits_until_all_that_was_read_is_stable(rig):
+    rig.brings(0, 5)
+    rig.turn()
+    beats = []
+
+    def beat():
+        beats.append(rig.record(0).stable)
+        if len(beats) == 3:
+            rig.write()
+            rig.worker._space_bell.ring()
+
+    rig.worker._stats = _Beating(rig.worker._stats, beat)
+    rig.worker._drain()
+    assert beats[:3] == [(0, 0)] * 3
+    assert rig.record(0).stable == (5, 0)
+
+
+class _Beating:
+    """The worker's words, with something that happens at each beat."""
+
+    def __init__(self, stats, beat):
+        self._stats = stats
+        self.beat = beat
+
+    def __getattr__(self, name):
+        return getattr(self._stats, name)
