@@ -255,6 +255,11 @@ class IndexSettings:
         at_least=1024,
         at_most=2**24,
     )
+    allow_eviction: bool = _setting(
+        False,
+        "Accept a Redis store whose maxmemory-policy evicts keys. When its memory is full, channels are lost: an error "
+        "to whoever reads or writes them, until they are repaired.",
+    )
     memory_max_entries: int = _setting(
         500,
         "Newest entries of a channel that a memory:// store retains; 0 for all.",

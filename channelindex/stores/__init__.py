@@ -7,10 +7,10 @@ longer to import than all of ours.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from urllib.parse import urlsplit
 
-from channelindex.errors import ConfigInvalid, ExtraMissing
+from channelindex.errors import ConfigInvalid, ExtraMissing, IndexMissing
 from channelindex.redis_url import SCHEMES as REDIS_SCHEMES
 from channelindex.settings import MEMORY_URL, IndexSettings
 from channelindex.stores.base import IndexReader, IndexWriter, OwnerStore
@@ -22,9 +22,10 @@ from channelindex.stores.memory_wire import socket_path
 from channelindex.stores.redis.owner import RedisOwner
 from channelindex.stores.redis.reader import RedisReader
 from channelindex.stores.redis.removal import remove_index as remove_redis_index
+from channelindex.stores.redis.servers import describe_servers
 from channelindex.stores.redis.writer import RedisBlocks
 
-__all__ = ["SCHEMES", "memory_index", "open_owner", "open_reader", "open_writer", "remove_index"]
+__all__ = ["SCHEMES", "describe_store", "memory_index", "open_owner", "open_reader", "open_writer", "remove_index"]
 
 _COUCHBASE = ("couchbase", "couchbases")
 SCHEMES = (*REDIS_SCHEMES, *_COUCHBASE, "memory")
@@ -51,7 +52,7 @@ def open_writer(settings: IndexSettings) -> IndexWriter:
 def open_owner(settings: IndexSettings) -> OwnerStore:
     """The owner's half of an index; as `open_writer`."""
     if _scheme(settings) in REDIS_SCHEMES:
-        return RedisOwner(settings.store, settings.name)
+        return RedisOwner(settings.store, settings.name, allow_eviction=settings.allow_eviction)
     if _scheme(settings) in _COUCHBASE:
         with _couchbase_sdk():
             from channelindex.stores.couchbase.owner import CouchbaseOwner  # noqa: PLC0415 see above
@@ -70,6 +71,19 @@ def open_reader(settings: IndexSettings, run_dir: str | None = None) -> IndexRea
     if run_dir is not None:
         return MemoryClient(socket_path(run_dir, settings.name))
     return MemoryReader(memory_index(settings), settings.name)
+
+
+def describe_store(settings: IndexSettings) -> list[str]:
+    """A line for each server of the store that tells of itself, once it was found to be usable.
+
+    Raises:
+        ConfigInvalid, AuthenticationFailed, StoreUnavailable: it is not.
+    """
+    if _scheme(settings) in REDIS_SCHEMES:
+        return describe_servers(settings.store, allow_eviction=settings.allow_eviction)
+    with closing(open_reader(settings)) as reader, suppress(IndexMissing):
+        reader.meta()
+    return []
 
 
 def remove_index(settings: IndexSettings) -> bool:

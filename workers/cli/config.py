@@ -3,16 +3,22 @@
 import argparse
 
 from channelindex import exits
-from channelindex.config import REQUIRED_TO_RUN, ConfigProblems
+from channelindex.config import REQUIRED_TO_RUN, Config, ConfigProblems
 from channelindex.config_text import config_rows
-from channelindex.errors import ConfigInvalid
+from channelindex.errors import ChannelIndexError, ConfigInvalid
+from channelindex.settings import MEMORY_URL
+from channelindex.stores import describe_store
+from coordinator.connection import connect
 from workers.cli import options, output, reference
 
 _EPILOG = """\
 example:
   channelindex config show --config /etc/channelindex/n1.toml
   channelindex config check --set workers.feed_workers=4
+  channelindex config check --connect --config /etc/channelindex/n1.toml
 """
+
+_TIMEOUT_S = 5.0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -27,6 +33,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--no-passwords",
         action="store_true",
         help="with check: do not read password files, for users who may not",
+    )
+    parser.add_argument(
+        "--connect", action="store_true", help="with check: also ask the index store and the Redis of the leases"
     )
     options.add_config(parser)
     options.add_json(parser)
@@ -52,17 +61,41 @@ def _show(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    servers: tuple[str, ...] = ()
     try:
-        warnings = options.config_of(args, REQUIRED_TO_RUN, read_passwords=not args.no_passwords).warnings
+        config = options.config_of(args, REQUIRED_TO_RUN, read_passwords=not args.no_passwords)
+        warnings = config.warnings
+        if args.connect:
+            servers, problems = _ask_servers(config)
     except ConfigProblems as found:
         problems = found.problems
     if args.json:
-        output.json_line({"ok": not problems, "problems": problems, "warnings": warnings})
+        output.json_line({"ok": not problems, "problems": problems, "warnings": warnings, "servers": servers})
     else:
         for warning in warnings:
             output.warn(warning)
+        for server in servers:
+            output.line(server)
         for problem in problems or ("the configuration is valid",):
             output.line(problem)
     if problems:
         raise ConfigInvalid(f"{len(problems)} problem{'s'[: len(problems) > 1]} in the configuration")
     return exits.OK
+
+
+def _ask_servers(config: Config) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What the servers of the index store say of themselves, and every problem with them or those of the leases."""
+    servers: list[str] = []
+    problems: list[str] = []
+    try:
+        servers += describe_store(config.index)
+    except ChannelIndexError as error:
+        problems.append(str(error))
+    if config.index.store != MEMORY_URL:
+        try:
+            with connect(config.coordination.redis, _TIMEOUT_S) as redis:
+                for server in redis.servers():
+                    server.execute("PING")
+        except ChannelIndexError as error:
+            problems.append(str(error))
+    return tuple(servers), tuple(problems)

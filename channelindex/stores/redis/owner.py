@@ -14,6 +14,7 @@ from channelindex.stores.meta import check_meta, decode_meta, encode_meta
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.opening import open_link
 from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record
+from channelindex.stores.redis.servers import ask_servers, refuse_eviction
 
 _BEGIN_ATTEMPTS = 20
 """Lost comparisons before `begin` gives up: each means that another owner changed the record within a round trip."""
@@ -34,18 +35,19 @@ class RedisOwner:
     written, among them. So the stable clock moves only as long as the Redis that we met first goes on.
     """
 
-    def __init__(self, url: str, index_name: str) -> None:
+    def __init__(self, url: str, index_name: str, *, allow_eviction: bool = False) -> None:
         self._index_name = index_name
         self._keys = Keys(index_name)
         self._link = open_link(url, OutcomeUnknown, reconnects=False)
         self._known_meta: IndexMeta | None = None
-        self._first_server: tuple[bytes, ...] = ()
-        self._server: tuple[bytes, ...] = ()
-        self._judged_session = -1
+        self._allow_eviction = allow_eviction
+        self._first_identity: tuple[tuple[str, str], ...] = ()
+        self._identity: tuple[tuple[str, str], ...] = ()
+        self._identified_session = -1
 
     def create_or_check(self, wanted: IndexMeta) -> IndexMeta:
         """See `OwnerStore.create_or_check`."""
-        self._meet_server()
+        self._identify_server()
         checkpoints = records.pack_checkpoints(epochs.new_record(0, wanted.partition_width).checkpoints)
         partitions = [self._keys.partition(partition) for partition in range(wanted.n_partitions)]
         found = self._link.run("create", (self._keys.meta, *partitions), encode_meta(wanted), checkpoints)
@@ -56,7 +58,7 @@ class RedisOwner:
 
     def next_epoch(self) -> int:
         """See `OwnerStore.next_epoch`. A number whose reply was lost is never used."""
-        self._meet_server()
+        self._identify_server()
         return int(self._link.run("epoch", (self._keys.epoch,)))
 
     def begin(
@@ -79,7 +81,7 @@ class RedisOwner:
         only_if: int | None = None,
     ) -> list[PartitionRecord]:
         """See `OwnerStore.begin_all`. Two round trips, as long as nobody else changes one of the records."""
-        self._meet_server()
+        self._identify_server()
         begun: dict[int, PartitionRecord] = {}
         for _ in range(_BEGIN_ATTEMPTS):
             waiting = [partition for partition in rollbacks if partition not in begun]
@@ -105,7 +107,8 @@ class RedisOwner:
         Raises:
             OwnershipLost: Redis restarted or failed over since this instance began; a new epoch has to.
         """
-        if not self._meet_server():
+        self._identify_server()
+        if not self._is_first_server:
             raise OwnershipLost(
                 f"epoch {epoch}: the Redis of index.store restarted or failed over, and may have lost what was written"
             )
@@ -141,21 +144,27 @@ class RedisOwner:
         """See `OwnerStore.close`."""
         self._link.close()
 
-    def _meet_server(self) -> bool:
-        """Whether we are connected to the same Redis, with the same history, as at first.
+    def _identify_server(self) -> None:
+        """Find out whom we are connected to, where that may have changed.
 
-        The link does not reconnect unasked, so what follows runs on the connection that was judged here, or fails.
+        The link does not reconnect unasked, so what follows runs on the connection that was asked here, or fails.
+
+        Raises:
+            ConfigInvalid: it may evict keys, and that is not allowed.
         """
-        if self._link.session != self._judged_session:
-            self._server = tuple(
-                line
-                for server in self._link.servers()
-                for info in server.pipeline([("INFO", "server"), ("INFO", "replication")])
-                for line in _identity(info)
-            )
-            self._first_server = self._first_server or self._server
-            self._judged_session = self._link.session
-        return self._server == self._first_server
+        if self._link.session == self._identified_session:
+            return
+        servers = ask_servers(self._link)
+        if not self._allow_eviction:
+            refuse_eviction(servers)
+        self._identity = tuple((server.run_id, server.replication_id) for server in servers)
+        self._first_identity = self._first_identity or self._identity
+        self._identified_session = self._link.session
+
+    @property
+    def _is_first_server(self) -> bool:
+        """Whether we are connected to the same Redis, with the same history, as at first."""
+        return self._identity == self._first_identity
 
     def _meta(self) -> IndexMeta:
         if self._known_meta is None:
@@ -184,8 +193,3 @@ class RedisOwner:
             calls.append((keys, (version, *fields, records.pack_history(old))))
         replies = self._link.run_all("begin", calls)
         return {partition for partition, reply in zip(successors, replies, strict=True) if not reply}
-
-
-def _identity(info: bytes) -> tuple[bytes, ...]:
-    """What changes with a restart (run_id) and with a failover (master_replid)."""
-    return tuple(line for line in info.split(b"\r\n") if line.startswith((b"run_id:", b"master_replid:")))

@@ -1,0 +1,69 @@
+"""What the servers of a store say of themselves: who they are, and whether they keep what they are given."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from channelindex.errors import ConfigInvalid, StoreUnavailable
+from channelindex.redis.link import Link
+from channelindex.stores.redis.keys import SETTING
+from channelindex.stores.redis.opening import open_link
+
+_EVICTS_ANY_KEY = "allkeys-"
+"""What the policies begin with that evict keys without a time to live; an index has no others."""
+
+
+class Server(NamedTuple):
+    """One server. `run_id` is new after each restart, `replication_id` after each failover, of which it knows."""
+
+    where: str
+    run_id: str
+    replication_id: str
+    version: str
+    maxmemory_policy: str
+
+
+def ask_servers(link: Link) -> Sequence[Server]:
+    """All servers that hold a part of the index, in a fixed order. One round trip to each."""
+    return [_server(server.where, server.pipeline(_QUESTIONS)) for server in link.servers()]
+
+
+_QUESTIONS = [("INFO", section) for section in ("server", "replication", "memory")]
+
+
+def refuse_eviction(servers: Sequence[Server]) -> None:
+    """Accept *servers* only if none of them may evict the index's keys when its memory is full.
+
+    Raises:
+        ConfigInvalid: one may.
+    """
+    for server in servers:
+        if server.maxmemory_policy.startswith(_EVICTS_ANY_KEY):
+            raise ConfigInvalid(
+                f"{SETTING} {server.where} has maxmemory-policy {server.maxmemory_policy}: when its memory is full, it "
+                "deletes parts of the index. Set it to noeviction, or index.allow_eviction = true to lose channels then"
+            )
+
+
+def describe_servers(url: str, *, allow_eviction: bool) -> list[str]:
+    """A line for each server of the store at *url*: its version and its maxmemory-policy.
+
+    Raises:
+        ConfigInvalid: one may evict keys, and that is not allowed.
+        AuthenticationFailed, StoreUnavailable: see `Link`.
+    """
+    with open_link(url, StoreUnavailable) as link:
+        servers = ask_servers(link)
+    if not allow_eviction:
+        refuse_eviction(servers)
+    return [
+        f"{SETTING} {server.where}: version {server.version}, maxmemory-policy {server.maxmemory_policy or 'unknown'}"
+        for server in servers
+    ]
+
+
+def _server(where: str, sections: Sequence[bytes]) -> Server:
+    lines = (line.partition(":") for info in sections for line in info.decode(errors="replace").splitlines())
+    found = {name: value for name, _, value in lines}
+    version = found.get("valkey_version") or found.get("redis_version", "")
+    policy = found.get("maxmemory_policy", "")  # a hosted one may not tell
+    return Server(where, found.get("run_id", ""), found.get("master_replid", ""), version, policy)
