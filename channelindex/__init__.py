@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         IndexMismatch,
         IndexMissing,
         StoreUnavailable,
+        TokenAhead,
         TokenInvalid,
         Transient,
     )
@@ -42,6 +43,7 @@ __all__ = [
     "IndexMismatch",
     "IndexMissing",
     "StoreUnavailable",
+    "TokenAhead",
     "TokenInvalid",
     "Transient",
     "open_index",

@@ -100,6 +100,12 @@ class TokenInvalid(ChannelIndexError):
     """A `since` token is garbled, of another index, or from a future this index has not reached."""
 
 
+class TokenAhead(TokenInvalid):
+    """A `since` token is ahead of this index: of another one, or of a store that lost its newest writes and is caught
+    up by its nodes within moments.
+    """
+
+
 class NotConfirmed(ChannelIndexError):
     """A person declined, or could not be asked for confirmation; nothing was changed."""
 

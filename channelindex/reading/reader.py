@@ -7,7 +7,7 @@ from typing import Self
 
 from channelindex.backoff import Backoff
 from channelindex.blocks import OnCorrupt, refuse
-from channelindex.errors import Transient
+from channelindex.errors import TokenAhead, Transient
 from channelindex.reading import token
 from channelindex.reading.block_walk import walk
 from channelindex.reading.paging import Changes, Pager
@@ -16,6 +16,8 @@ from channelindex.reading.snapshot import Archives, IndexSnapshot
 from channelindex.stores.base import IndexReader
 
 FIRST_RETRY_S = 0.1
+BEHIND_S = 60.0
+"""How long a follower waits for an index that went back: a store fails over, and its nodes write again what it lost."""
 LONGEST_RETRY_S = 5.0  # a follower notices within this that the store is back
 
 
@@ -76,16 +78,22 @@ class ChangesReader:
         *,
         stop: Callable[[], bool] = lambda: False,
         wait_s: float = 1.0,
+        behind_s: float = BEHIND_S,
         sleep: Callable[[float], None] = time.sleep,
     ) -> Iterator[Changes]:
         """The answers of `changes` that have an entry, as the stable clock moves on, until *stop* returns true.
 
         *stop* is called at least every *wait_s* seconds, or LONGEST_RETRY_S while the store cannot be reached. A store
-        that is away is retried with jittered pauses that double from FIRST_RETRY_S; every other error is raised.
+        that is away is retried with jittered pauses that double from FIRST_RETRY_S; so is, for
+        *behind_s* seconds, one that lost its newest writes and is behind *since*. Every other error is raised.
+
+        Raises:
+            TokenAhead: the index has been behind *since* for longer than *behind_s*.
         """
         names = tuple(channels)
         counter: int | None = None
         backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
+        behind_since: float | None = None
         while not stop():
             try:
                 now = self._store.stable_counter() if counter is None else self._store.wait_stable(counter, wait_s)
@@ -96,7 +104,14 @@ class ChangesReader:
                 counter = None  # what the counter promised has not been read
                 sleep(backoff.next_delay_s())
                 continue
-            counter = now
+            except TokenAhead:
+                behind_since = time.monotonic() if behind_since is None else behind_since
+                if time.monotonic() - behind_since >= behind_s:
+                    raise
+                counter = None
+                sleep(backoff.next_delay_s())
+                continue
+            counter, behind_since = now, None
             backoff.reset()
             for page in pages:
                 since = page.since

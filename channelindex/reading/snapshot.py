@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self
 
 from channelindex.epochs import Bounds, EpochStart, PartitionRecord, whole_record
-from channelindex.errors import IndexCorrupt, TokenInvalid
+from channelindex.errors import IndexCorrupt, TokenAhead
 from channelindex.reading.token import Token
 from channelindex.stores.base import IndexReader
 
@@ -118,7 +118,7 @@ class IndexSnapshot:
         there was a newer one, or that it takes for replaced by one that no longer exists.
 
         Raises:
-            TokenInvalid: the token has an epoch or a seqno that the index has not reached.
+            TokenAhead: the token has an epoch or a seqno that the index has not reached.
         """
         seqnos: list[int] = []
         horizons: list[int] = []
@@ -139,5 +139,5 @@ class IndexSnapshot:
         return token._replace(epochs=self.epochs, seqnos=tuple(seqnos), horizons=tuple(horizons))
 
 
-def _from_the_future(what: str, ours: int, theirs: int) -> TokenInvalid:
-    return TokenInvalid(f"since token is from the future: {what} {ours}, the token at {theirs}")
+def _from_the_future(what: str, ours: int, theirs: int) -> TokenAhead:
+    return TokenAhead(f"since token is from the future: {what} {ours}, the token at {theirs}")

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from channelindex import blocks, epochs
-from channelindex.errors import IndexCorrupt, StoreUnavailable, TokenInvalid
+from channelindex.errors import IndexCorrupt, StoreUnavailable, TokenAhead, TokenInvalid
 from channelindex.model import DELETED, HIDDEN, REMOVED
 from channelindex.reading import token
 from channelindex.reading.reader import LONGEST_RETRY_S, ChangesReader
@@ -616,6 +616,38 @@ def test_a_follower_outlives_a_store_that_is_away_and_misses_nothing(index):
     assert 0.05 <= pauses[0] <= 0.1
     assert max(pauses) <= LONGEST_RETRY_S
     assert pauses[9] <= 0.1, "a success starts the pauses anew"
+
+
+def _went_back(index) -> str:
+    """A token that is three seqnos ahead of the index; its partition 0 is stable at 10."""
+    epoch = filled(index)
+    since = ChangesReader(index.reader).changes(["A"]).since
+    position = token.decode(since, index.meta)
+    ahead = tuple(seqno + 3 if vb == 0 else seqno for vb, seqno in enumerate(position.seqnos))
+    index.write(epoch, [Row("A", 0, seqno, f"news{seqno}") for seqno in range(11, 15)])
+    return token.encode(position._replace(seqnos=ahead, horizons=ahead), index.meta)
+
+
+def test_a_follower_waits_for_a_store_that_lost_its_newest_writes_and_misses_nothing(index):
+    since = _went_back(index)
+    pauses: list[float] = []
+
+    def catch_up(pause_s):
+        pauses.append(pause_s)
+        if len(pauses) == 3:
+            index.advance(index.reader.partition_records()[0].epoch, {0: 14})
+
+    follower = ChangesReader(index.reader)
+    batch = next(follower.follow(["A"], since=since, behind_s=1000, sleep=catch_up))
+    assert [entry.id for entry in batch.entries] == ["news14"]
+    assert len(pauses) == 3
+
+
+def test_a_follower_of_an_index_that_stays_behind_is_told_so(index):
+    since = _went_back(index)
+    pauses: list[float] = []
+    with pytest.raises(TokenAhead, match="vbucket 0 is at seqno 10, the token at 13"):
+        next(ChangesReader(index.reader).follow(["A"], since=since, behind_s=0.01, sleep=pauses.append))
 
 
 def test_a_follower_does_not_hide_other_errors(index, reader):

@@ -9,7 +9,7 @@ from channelindex.blocks import refuse
 from channelindex.config import REQUIRED_TO_READ
 from channelindex.errors import IndexCorrupt
 from channelindex.reading.paging import Change, Changes
-from channelindex.reading.reader import ChangesReader
+from channelindex.reading.reader import BEHIND_S, ChangesReader
 from channelindex.stores import open_reader
 from workers.cli import options, output
 
@@ -40,6 +40,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--since", metavar="TOKEN", help="continue where an earlier answer ended (default: the beginning)"
     )
     parser.add_argument("--follow", action="store_true", help="wait for further changes until interrupted")
+    parser.add_argument(
+        "--max-behind",
+        type=options.seconds,
+        default=BEHIND_S,
+        metavar="SECONDS",
+        help="with --follow: end once the index has been behind TOKEN for so long; for a moment it is after its store "
+        f"lost its newest writes (default: {BEHIND_S:.0f})",
+    )
     parser.add_argument("--limit", type=options.positive, metavar="N", help="end after N documents")
     parser.add_argument("--skip-corrupt", action="store_true", help="continue beyond damaged or missing blocks")
     options.add_json(parser)
@@ -82,11 +90,11 @@ def _present(reader: ChangesReader, args: argparse.Namespace) -> Iterator[Change
 
 def _followed(reader: ChangesReader, args: argparse.Namespace) -> Iterator[Changes]:
     if args.limit is None:
-        yield from reader.follow(args.channels, args.since, PAGE)
+        yield from reader.follow(args.channels, args.since, PAGE, behind_s=args.max_behind)
         return
     since, left = args.since, args.limit
     while left:
-        page = next(reader.follow(args.channels, since, left))  # ends only when stopped
+        page = next(reader.follow(args.channels, since, left, behind_s=args.max_behind))  # ends only when stopped
         yield page
         since, left = page.since, left - len(page.entries)
 
