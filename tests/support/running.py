@@ -39,9 +39,9 @@ def await_stable(store_url: str, bucket: DevBucket) -> None:
     until(reached, "the stable clock to reach the bucket's high seqnos")
 
 
-def indexed_channels(store_url: str) -> Membership:
+def indexed_channels(store_url: str, index_name: str = "channels") -> Membership:
     """All channels as a reader is told of them from the beginning."""
-    with closing(open_reader(settings_of(store_url, "channels"))) as store:
+    with closing(open_reader(settings_of(store_url, index_name))) as store:
         reader = ChangesReader(store)
         return {
             channel: {(e.id, e.rev, e.removed, e.deleted) for e in reader.changes([channel]).entries}
