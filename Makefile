@@ -30,7 +30,7 @@ INSTALL := $(PY) .ci/preflight.py && $(PY) systemd/install.py --prefix '$(PREFIX
 PYTEST = $(BIN)/pytest -n $(JOBS) $(if $(SEED),--randomly-seed=$(SEED)) $(if $(K),-k '$(K)') $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test-unit test test-nightly test-servers cov lint fmt type arch audit check test-chaos chaos test-couchbase fuzz bench docs package install rollback uninstall tour clean
+.PHONY: help dev demo test-unit test test-nightly test-servers mutants cov lint fmt type arch audit check test-chaos chaos test-couchbase fuzz bench docs package install rollback uninstall tour clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -48,6 +48,9 @@ test: $(STAMP) ## five minutes: all that a change must pass; K=expression picks 
 
 test-nightly: $(STAMP) ## hours: every property with 5,000 examples, every cut of every recording, every seed of kills
 	HYPOTHESIS_PROFILE=nightly $(PYTEST) --timeout 7200 -m 'nightly or hypothesis or chaos'
+
+mutants: $(STAMP) ## six minutes: a hundred small mistakes in the data path, each of which the fast tests must notice; K=text picks
+	$(BIN)/python -m tests.mutants $(if $(K),--only '$(K)')
 
 lint: $(STAMP) ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -35,16 +35,23 @@ class Store:
         return self._stale
 
 
-class Stopped(Bell):
-    """The node ends."""
+class Stop(Bell):
+    """The node ends, after what is to come before."""
+
+    def __init__(self):
+        super().__init__()
+        self.before = []
 
     def is_set(self):
+        if self.before:
+            self.before.pop(0)()
+            return False
         return True
 
 
 @pytest.fixture
 def bells():
-    with closing(Bell()) as space, closing(Bell()) as other, closing(Bell()) as data, closing(Stopped()) as stop:
+    with closing(Bell()) as space, closing(Bell()) as other, closing(Bell()) as data, closing(Stop()) as stop:
         yield [space, other, data, stop]
 
 
@@ -135,6 +142,22 @@ def test_writer_that_is_told_to_stop_writes_all_that_the_rings_hold_first(rings,
     assert writer_of(store, rings, bells, batch_bytes=1).run() == exits.OK
     assert len(store.writes) > 5
     assert [ring.fill for ring in rings] == [0, 0]
+
+
+def test_writer_waits_for_what_comes_until_it_is_told_to_stop(rings, bells):
+    store = Store(rings)
+    for seqno in (1, 2):
+        bells[3].before.append(lambda seqno=seqno: (publish(rings[0], 5, "a", seqno), bells[2].ring()))
+    assert writer_of(store, rings, bells).run() == exits.OK
+    assert len(store.writes) == 2
+
+
+def test_principals_are_counted_without_any_entry_beside_them(rings, bells):
+    store = Store(rings)
+    (frame,) = pack_frames(5, "g", {}, ["_sync:user:u"], rings[0].max_payload)
+    rings[0].try_publish(frame)
+    writer_of(store, rings, bells)._write_batch()
+    assert store.writes == [([], ["_sync:user:u"])]
 
 
 def test_writer_that_begins_takes_again_what_was_not_committed(rings, bells):

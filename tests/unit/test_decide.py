@@ -103,6 +103,13 @@ def test_partition_that_another_feed_worker_still_works_on_is_not_assigned(state
     assert actions == [Assign(FEEDS[0], frozenset({0})), Start(FEEDS[1], frozenset({1}))]
 
 
+def test_live_feed_worker_does_not_get_what_another_one_still_works_on(state):
+    holds(state, 0, 1)
+    both_live = children([alive(FEEDS[0], 0, 1), alive(FEEDS[1])])
+    actions = node.decide(state, both_live, 100.0)
+    assert actions == [Assign(FEEDS[0], frozenset({0})), Assign(FEEDS[1], frozenset())]
+
+
 def test_worker_without_a_lease_is_killed_also_after_a_pause_of_ours(state):
     holds(state, 0, 1, until=150.0)
     state.targets = [frozenset({0, 1}), frozenset()]

@@ -97,6 +97,15 @@ def test_name_that_is_somebody_elses_holds_nothing(ticker):
     assert node.refused_s == 4.0
 
 
+def test_leases_are_lost_at_once_when_another_life_takes_over_our_name(ticker):
+    node = member(ticker)
+    node.tick()
+    ticker.accepted = False
+    node.tick()
+    assert ticker.held == {0, 1}, "they are held under our name"
+    assert node.book.held(ticker.now) == {}
+
+
 def test_leaving_node_takes_nothing_and_has_left_when_it_holds_nothing(ticker):
     node = member(ticker)
     node.tick()

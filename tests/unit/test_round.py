@@ -1,5 +1,7 @@
 """Events become rounds: what each writer has to append, and where each vbucket can be resumed."""
 
+from typing import Any
+
 import pytest
 
 from channelindex import blocks
@@ -195,3 +197,17 @@ def test_a_rollback_within_the_snapshot_that_was_resumed_goes_to_its_start(taken
     it = builder({b"doc": None}, Checkpoint(1, 8, 5, 20, 0))
     it.add([(SNAPSHOT, 5, 5, 20), mutation(10), (ROLLBACK, 5, Checkpoint(9, taken_back_to, 0, 0, 0))])
     assert it.rollbacks[5].seqno == resumed_at
+
+
+def test_a_seqno_without_a_document_moves_the_checkpoint_by_itself():
+    it = builder()
+    it.add([(ADVANCED, 5, 8)])
+    assert it.take().checkpoints == {5: Checkpoint(0, 8, 8, 8, 0)}
+
+
+def test_a_round_has_checkpoints_of_the_vbuckets_that_moved_and_of_no_other():
+    it: Any = RoundBuilder(Scripted({b"doc": None}), 2, SLACK, {4: ORIGIN, 5: ORIGIN})
+    it.add([mutation(1)])
+    assert it.take().checkpoints.keys() == {5}
+    it.add([(ADVANCED, 4, 3)])
+    assert it.take().checkpoints.keys() == {4}

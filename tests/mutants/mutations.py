@@ -1,0 +1,272 @@
+"""The mistakes: one line of the data path each, as somebody could make it who means well.
+
+All tests survived some of them once; the others are of their kinds: a bound that is off by one, a condition left
+out, a step that is skipped or comes too early, an epoch that is ignored, one clock taken for another.
+"""
+
+from typing import NamedTuple
+
+
+class Mutation(NamedTuple):
+    """Replaces `old` by `new` in `file`, where it stands exactly once; `tests` have to notice."""
+
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """How it is named to people: the file, and the first line that changes."""
+        pairs = zip(self.old.splitlines(), [*self.new.splitlines(), *[""] * 9], strict=False)
+        before, after = next((pair for pair in pairs if pair[0] != pair[1]), (self.old, self.new))
+        return f"{self.file}: {before.strip()} -> {after.strip() or '(nothing)'}"
+
+
+def _of(file: str, tests: str, *changes: tuple[str, str]) -> list[Mutation]:
+    """The *changes* of one file, which the unit tests *tests* (names without `test_` and `.py`) have to notice."""
+    paths = tuple(f"tests/unit/test_{name}.py" for name in tests.split())
+    return [Mutation(file, old, new, paths) for old, new in changes]
+
+
+_ROUND = _of(
+    "workers/pipeline/round.py",
+    "round",
+    ("if self._complete() or snap_start > self.seqno:", "if self._complete():"),
+    ("deque([checkpoint.snap_start], MAX_COMPLETE)", "deque([checkpoint.seqno], MAX_COMPLETE)"),
+    ("deque([checkpoint.snap_start], MAX_COMPLETE)", "deque([0], MAX_COMPLETE)"),
+    ("if seqno <= to.seqno), default=0)", "if seqno < to.seqno), default=0)"),
+    ("safe = max((seqno for", "safe = min((seqno for"),
+    ("self.seqno >= self.snap_end or self.seqno == self.snap_start", "self.seqno >= self.snap_end"),
+    ("self.seqno >= self.snap_end or", "self.seqno > self.snap_end or"),
+    ("self.known_sequence = self.sequence\n            self.snap_start", "self.snap_start"),
+    ("self.snap_start = self.seqno\n", "self.snap_start = snap_start\n"),
+    ("self._complete_at.append(self.seqno)", "pass"),
+    ("vbuuid_at(self.failover_log, self.snap_end)", "vbuuid_at(self.failover_log, self.seqno)"),
+    ("self.snap_start, self.snap_end, self.known_sequence)", "self.seqno, self.seqno, self.known_sequence)"),
+    ("self.snap_end, self.known_sequence)", "self.snap_end, self.sequence)"),
+    (
+        "            position.seqno = event[2]\n            self._touched.add(vb)\n",
+        "            position.seqno = event[2]\n",
+    ),
+    (" <= HIGHEST_CREDIBLE:", ":"),
+    ("route, position.known_sequence, self", "route, position.sequence, self"),
+    ("section.pair_by_vb[vb] = pair", "section.pair_by_vb.setdefault(vb, pair)"),
+    ("flags = REMOVED | (DELETED if removal.deleted else 0)", "flags = REMOVED"),
+    ("for vb in self._touched}", "for vb in self._positions}"),
+)
+
+_FEED_WORKER = _of(
+    "workers/pipeline/feed_worker.py",
+    "feed_worker feed_reassign",
+    ("self._unadvanced.pop(vb, None)", "pass"),
+    (
+        "self._outbox.empty and not self._unadvanced and not self._quarantined\n",
+        "self._outbox.empty and not self._quarantined\n",
+    ),
+    (" and not self._builder.holds_any(vbuckets)", ""),
+    ("self._outbox.vbuckets().union(self._unadvanced)", "set(self._unadvanced)"),
+    ("self._outbox.vbuckets().union(self._unadvanced)", "self._outbox.vbuckets()"),
+    (
+        "        if self._outbox.flush():\n            self._feed.acknowledge()",
+        "        self._outbox.flush()\n        self._feed.acknowledge()",
+    ),
+    ("self._builder.begin(checkpoints)\n        self._outbox.begin(epoch)", "self._builder.begin(checkpoints)"),
+    (", self._owner, only_if=self._ownership.epoch)", ", self._owner)"),
+    ("if self._outbox.empty and not self._unadvanced and not self._quarantined:", "if self._outbox.empty:"),
+    (
+        "            delay_s = self._backoff.next_delay_s()\n            self._advance_at",
+        "            self._unadvanced, delay_s = {}, 0.1\n            self._advance_at",
+    ),
+    ("self._feed.drop(self._vbuckets_of(leaving))", "pass"),
+    (" and not self._ownership.is_joining", ""),
+    ("if self._builder.rollback_since is not None:  # a new", "if False:  # a new"),
+    ("if self._ownership.is_paused and self._is_idle:", "if self._ownership.is_paused:"),
+    ("() if self._ownership.is_paused else self._feed.read(READ_BYTES)", "self._feed.read(READ_BYTES)"),
+    ("self._group = group_of(sorted(self._ownership.owned), self._meta.n_partitions)", "pass"),
+)
+
+_JOIN = _of(
+    "workers/pipeline/join_epoch.py",
+    "feed_reassign",
+    (", self._owner, only_if=ownership.epoch)", ", self._owner)"),
+    ("ownership.next_epoch, self._owner", "self._store.next_epoch(), self._owner"),
+    ("except (Transient, StaleEpoch) as error:", "except Transient as error:"),
+)
+
+_OWNERSHIP = _of(
+    "workers/pipeline/ownership.py",
+    "ownership feed_reassign",
+    ("(Phase.BEGUN, Step.WITHDRAW): None", "(Phase.BEGUN, Step.WITHDRAW): Phase.ACTIVE"),
+    (
+        "return None if self.is_joining or coming == self.begun else coming",
+        "return None if coming == self.begun else coming",
+    ),
+    ("self.owned | self.begun | self.wanted", "self.owned | self.wanted"),
+    ("self.owned - self.wanted - self.leaving", "self.owned - self.wanted"),
+    ("self.epoch = self.next_epoch\n", "pass\n"),
+    ("if is_settled(partition)}", "}"),
+    ("        self.is_joining = True\n", ""),
+)
+
+_OUTBOX = _of(
+    "workers/pipeline/outbox.py",
+    "outbox stable_queue",
+    ("ring.epoch = epoch\n", "pass\n"),
+    ("bell.ring()  # an earlier life", "pass  # an earlier life"),
+    ("position <= done for", "position < done for"),
+    ("while self._queue and all(", "while self._queue and any("),
+    ("checkpoints={**last.checkpoints, **checkpoints}", "checkpoints={**checkpoints, **last.checkpoints}"),
+    ("positions = [ring.written for", "positions = [ring.committed for"),
+    ("return self._round is None and len(self._in_flight) == 0", "return len(self._in_flight) == 0"),
+    ("newest.update(item.checkpoints)", "newest = {**item.checkpoints, **newest}"),
+    ("return self._in_flight.vbuckets().union(waiting)", "return self._in_flight.vbuckets()"),
+    ("if sections or principals:", "if sections:"),
+)
+
+_FRAMES = _of(
+    "workers/pipeline/frames.py",
+    "frames",
+    ("known.append(section)", "known.insert(0, section)"),
+    (
+        "sections_by_channel.setdefault((frame.epoch, frame.group), {})",
+        'sections_by_channel.setdefault((frame.epoch, ""), {})',
+    ),
+    ('b"".join(part), pairs_of(part)', 'b"".join(part), b"".join(pair_by_vb.values())'),
+    ("yield part\n            part, n_bytes = [], 0\n", "yield part\n            part, n_bytes = part[-1:], 0\n"),
+)
+
+_RING = _of(
+    "workers/pipeline/ring.py",
+    "ring",
+    ("self._words[_COMMITTED] = self._words[_READ]", "self._words[_COMMITTED] = self._words[_WRITTEN]"),
+    ("self._words[_READ] = self._words[_COMMITTED]", "pass"),
+    ("start + size - self._words[_COMMITTED] > self.capacity", "start + size - self._words[_READ] > self.capacity"),
+    (
+        "start + size - self._words[_COMMITTED] > self.capacity",
+        "start + size - self._words[_COMMITTED] >= self.capacity",
+    ),
+    ("return position >> 3 & 0xFFFFFFFF", "return 0"),
+    ("if payloads and n_bytes > max_bytes:", "if payloads and n_bytes >= max_bytes:"),
+    ("self.capacity // 2 - _FRAME_HEAD.size", "self.capacity // 2"),
+    ("elif length <= written - position - _FRAME_HEAD.size:", "else:"),
+)
+
+_BATCH_WRITER = _of(
+    "workers/pipeline/batch_writer.py",
+    "batch_writer",
+    (
+        "        appends = merge(frames)\n",
+        "        [ring.commit() for ring in self._rings]\n        appends = merge(frames)\n",
+    ),
+    ("if frame.epoch >= ring.epoch and", "if"),
+    ("if frame.epoch >= ring.epoch and", "if frame.epoch == ring.epoch and"),
+    (" and frame.epoch not in self._stale_epochs", ""),
+    ("            ring.reset_consumer()\n", ""),
+    ("                self._sleep(delay_s)\n                continue\n", "                return\n"),
+    ("while appends or principals:", "while appends:"),
+    (
+        "            if self._stop.is_set():\n                return exits.OK\n            self._wait()",
+        "            return exits.OK",
+    ),
+)
+
+_ASSIGNMENT = _of(
+    "workers/pipeline/assignment.py",
+    "assignment",
+    ("            self.working |= partitions\n", ""),
+    ("if told.number == self._wanted.number:", "if told.number >= 0:"),
+)
+
+_DECIDE = _of(
+    "workers/node/decide.py",
+    "decide",
+    ("if not child.working <= leased:", "if False:"),
+    ("yield Assign(child.name, target - others)", "yield Assign(child.name, target)"),
+    ("drained = wanted - _worked_on(children.feeds)", "drained = wanted"),
+    ("yield Start(child.name, target - worked_on)", "yield Start(child.name, target)"),
+    (" - set(state.held.wanted_releases), state.targets)", ", state.targets)"),
+    (
+        "if state.phase is NodePhase.RUNNING or any(child.is_alive for child in children.feeds):",
+        "if state.phase is NodePhase.RUNNING:",
+    ),
+    ("if now < deadline}", "if now <= deadline}"),
+    ("if not we_were_paused and child.silent_s > timeout_s:", "if child.silent_s > timeout_s:"),
+    ("if not children.keeper.is_alive or not state.held:", "if not state.held:"),
+    ("        state.held = _without(state.held, drained)\n", ""),
+    ("state.held.leases if state.is_draining else state.held.wanted_releases", "state.held.wanted_releases"),
+    (
+        "    if state.phase is not NodePhase.RUNNING:\n        return\n    for child in children.writers:",
+        "    for child in children.writers:",
+    ),
+    (" and name != MONITORING and not state.is_draining:", " and not state.is_draining:"),
+)
+
+_CHILD_SLOT = _of(
+    "workers/node/child_slot.py",
+    "child_slot",
+    ("        self.stats.beat()  # what", "        # what"),
+    ("self.child, self.link, self._kill_at = None, None, None", "self.child, self.link = None, None"),
+    ("may_start=self.child is None and now >= self._start_at", "may_start=self.child is None"),
+)
+
+_COORDINATOR = [
+    *_of(
+        "coordinator/membership.py",
+        "membership",
+        ("self.book.renew(held, sent_at)", "self.book.renew(held, self._clock())"),
+        ("        self.book.give_up(given)\n", ""),
+        (
+            "self._view.held_by(self._identity.node) if answer.accepted else ()",
+            "self._view.held_by(self._identity.node)",
+        ),
+        ("take=self.book.held(self._clock())", "take=()"),
+    ),
+    *_of(
+        "coordinator/lease.py",
+        "lease membership",
+        ("self._timing.ttl_s - self._timing.margin_s", "self._timing.ttl_s"),
+        ("deadline_by_partition.items() if now < at}", "deadline_by_partition.items() if now <= at}"),
+    ),
+    *_of(
+        "coordinator/keeper.py",
+        "lease_keeper",
+        ("leases = membership.book.held(now)", "leases = membership.book.held(0.0)"),
+        ("urgent |= bool(order.release) or order.drain", "urgent |= order.drain"),
+    ),
+]
+
+_EPOCHS = _of(
+    "channelindex/epochs.py",
+    "epochs",
+    ("    if epoch != record.epoch:\n", "    if epoch < record.epoch:\n"),
+    ("if checkpoint.seqno >= moved[index].seqno:", "if True:"),
+    ("if checkpoint.seqno < lowered[index].seqno:", "if True:"),
+    ("map(min, suffix_minima[-1], start.starts)", "start.starts"),
+    ("while kept and all(new <= old", "while kept and any(new <= old"),
+    ("if epoch <= record.epoch or (only_if", "if epoch < record.epoch or (only_if"),
+    ("return tuple(map(min, seqnos, self._minima[later]))", "return tuple(seqnos)"),
+)
+
+_BLOCK_WRITER = _of(
+    "channelindex/stores/block_writer.py",
+    "block_writer",
+    ("self._active.clear()", "pass"),
+)
+
+MUTATIONS: list[Mutation] = [
+    *_ROUND,
+    *_FEED_WORKER,
+    *_JOIN,
+    *_OWNERSHIP,
+    *_OUTBOX,
+    *_FRAMES,
+    *_RING,
+    *_BATCH_WRITER,
+    *_ASSIGNMENT,
+    *_DECIDE,
+    *_CHILD_SLOT,
+    *_COORDINATOR,
+    *_EPOCHS,
+    *_BLOCK_WRITER,
+]
