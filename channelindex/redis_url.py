@@ -11,7 +11,9 @@ Sentinels' own are `?sentinel_username=…&sentinel_password=…`. Every other p
 
 from collections.abc import Mapping
 from typing import NamedTuple
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
+
+from channelindex.urls import split_url
 
 SCHEMES = (
     "redis",
@@ -67,7 +69,7 @@ def parse_redis_url(url: str) -> RedisAddress:
         ValueError: it is none of the forms above; the message says what is wrong, without the password.
     """
     try:
-        parts = urlsplit(url)
+        parts = split_url(url)
     except ValueError:  # its message may hold the password
         raise ValueError(f"must be {FORMS}") from None
     if parts.scheme not in SCHEMES:

@@ -1,6 +1,21 @@
-"""Masks passwords in URLs before a URL is logged or printed."""
+"""Takes URLs apart that name several hosts, and masks passwords before a URL is logged or printed."""
 
 import re
+from urllib.parse import SplitResult, urlsplit
+
+
+def split_url(url: str) -> SplitResult:
+    """Split *url* as `urlsplit` does, whatever hosts it lists: `h1,[::1]:2` is a netloc that Python 3.14 refuses.
+
+    Raises:
+        ValueError: it is no URL.
+    """
+    scheme, mark, rest = url.partition("://")
+    netloc = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    credentials, at, hosts = netloc.rpartition("@")
+    before, behind = f"{scheme}{mark}{credentials}{at}", rest.removeprefix(netloc)
+    first, *others = [urlsplit(f"{before}{host}{behind}") for host in hosts.split(",")]
+    return first._replace(netloc=",".join([first.netloc, *(each.netloc.rpartition("@")[2] for each in others)]))
 
 
 def mask_url(text: str) -> str:

@@ -8,7 +8,6 @@ longer to import than all of ours.
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from urllib.parse import urlsplit
 
 from channelindex.errors import ConfigInvalid, ExtraMissing, IndexMissing
 from channelindex.redis_url import SCHEMES as REDIS_SCHEMES
@@ -117,7 +116,7 @@ def _couchbase_sdk() -> Iterator[None]:
 
 
 def _scheme(settings: IndexSettings) -> str:
-    scheme = urlsplit(settings.store).scheme
+    scheme = settings.store.partition("://")[0]
     if scheme not in SCHEMES:
         known = ", ".join(f"{known}://" for known in SCHEMES)
         raise ConfigInvalid(f"index.store has the unknown scheme {scheme!r}: it must be one of {known}")

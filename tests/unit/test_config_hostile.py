@@ -93,7 +93,7 @@ def _file(folder: Path, content: bytes) -> Path:
         (b"source = 1", "must be a table, [source]"),
         (b"[[source]]\nurl = 'x'", "must be a table, [source]"),
         (b"[source.url]\na = 1", "must be text"),
-        (b"[source.url" + b".a" * 3_000 + b"]\nx = 1", "must be text"),
+        (b"[source.url" + b".a" * 900 + b"]\nx = 1", "must be text"),
         (b'[source]\n"\\u001b[2J\\n" = 1', "unknown key"),
         (b'[source]\n"' + b"k" * 100_000 + b'" = 1', "unknown key"),
         (b'[log]\nlevel = "\\u001b[2J\\n"', "control characters"),

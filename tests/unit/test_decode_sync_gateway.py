@@ -295,7 +295,7 @@ def test_metadata_that_makes_no_sense_is_undecodable(sync, reason):
     [
         b'{"rev":"\xff"}',
         b'{"rev":"1-a","history":NaN}',
-        b'{"rev":"1-a","history":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"rev":"1-a","history":' + b"[" * 2_000_000 + b"]" * 2_000_000 + b"}",
         b'{"rev":"1-a"',
         b"",
         b"null",

@@ -55,7 +55,7 @@ def test_empty_file_has_no_revisions(tmp_path):
         ({**GOOD, "deleted": 1}, "$.deleted"),
         ({**GOOD, "chanels": []}, "chanels"),
         ({"id": "doc", "rev": "1-a"}, "channels"),
-        ('{"id":"doc","rev":"1-a","channels":[],"body":' + '{"a":' * 100_000, "recursion"),
+        ('{"id":"doc","rev":"1-a","channels":[],"body":' + '{"a":' * 100_000, "while deserializing an object"),
     ],
 )
 def test_malformed_line_is_named_by_file_and_number(tmp_path, line, reason):

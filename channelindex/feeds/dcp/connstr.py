@@ -3,10 +3,11 @@
 import re
 from dataclasses import dataclass
 from typing import NamedTuple
-from urllib.parse import parse_qsl, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote
 
 from channelindex.errors import ConfigInvalid
 from channelindex.feeds.dcp.tls import TlsOptions
+from channelindex.urls import split_url
 
 DEFAULT_PORT = 11210
 DEFAULT_TLS_PORT = 11207
@@ -58,7 +59,7 @@ def parse_source_url(url: str, tls: TlsOptions | None = None) -> SourceAddress:
     if "@" in url:
         raise ConfigInvalid("source.url holds credentials; put them into source.user and source.password")
     try:
-        parts = urlsplit(url)
+        parts = split_url(url)
     except ValueError as error:
         raise _wrong(url, str(error)) from error
     if parts.scheme not in {"couchbase", "couchbases"}:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from couchbase import exceptions as sdk
 from couchbase.auth import PasswordAuthenticator
@@ -32,6 +32,7 @@ from couchbase.transcoder import Transcoder
 
 from channelindex.settings import IndexSettings
 from channelindex.stores.couchbase.errors import translate_connect_error, translate_error, worst
+from channelindex.urls import split_url
 
 CONNECT_TIMEOUT_S = 10.0
 """For finding the cluster, encryption and login included."""
@@ -65,7 +66,7 @@ class Link:
     """A connection that is made when it is first needed. Each process has its own, made after its fork."""
 
     def __init__(self, settings: IndexSettings) -> None:
-        parts = urlsplit(settings.store)
+        parts = split_url(settings.store)
         keyspace = f"{settings.scope}.{settings.collection}"
         self.where = f"{parts.scheme}://{parts.netloc}{parts.path}"
         if keyspace != "_default._default":
@@ -182,7 +183,7 @@ class Link:
         return self._collection
 
     def _open(self) -> None:
-        settings, parts = self._settings, urlsplit(self._settings.store)
+        settings, parts = self._settings, split_url(self._settings.store)
         timeout, connect = timedelta(seconds=settings.timeout_s), timedelta(seconds=CONNECT_TIMEOUT_S)
         options = ClusterOptions(
             PasswordAuthenticator(settings.user, settings.password, cert_path=settings.ca_file or None),
