@@ -30,7 +30,7 @@ INSTALL := $(PY) .ci/preflight.py && $(PY) systemd/install.py --prefix '$(PREFIX
 PYTEST = $(BIN)/pytest -n $(JOBS) $(if $(SEED),--randomly-seed=$(SEED)) $(if $(K),-k '$(K)') $(PYTEST_ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test-unit test test-nightly test-servers mutants cov lint fmt type arch audit check test-chaos chaos test-couchbase fuzz bench docs picture package install rollback uninstall tour clean
+.PHONY: help dev demo test-unit test test-nightly test-servers mutants cov lint fmt type arch audit check test-chaos chaos test-couchbase fuzz bench docs package install rollback uninstall tour clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -89,9 +89,6 @@ fuzz: $(STAMP) ## mutated frames and documents, minutes; SEED=number repeats a r
 
 bench: $(STAMP) ## measure, and write the figures to benchmarks/results
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
-
-picture: $(STAMP) ## draw docs/images/top.svg, the picture of the README, from two running nodes
-	$(BIN)/python -m benchmarks.picture
 
 docs: $(STAMP) ## write docs/configuration.md and docs/commands.md anew from the code
 	$(BIN)/python -m workers.cli.reference docs

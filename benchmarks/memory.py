@@ -80,7 +80,6 @@ class _Filling:
 
     def _write(self, names: list[str]) -> None:
         entries: defaultdict[tuple[str, str], list[bytes]] = defaultdict(list)
-        pairs: defaultdict[tuple[str, str], dict[int, int]] = defaultdict(dict)
         for name in names:
             vb = self._random.randrange(N_VBUCKETS)
             self._seqnos[vb] += 1
@@ -89,13 +88,7 @@ class _Filling:
             rev = f"3-{digest}" if self._packed else f"3-{digest[:31]}g"  # g is no hexadecimal digit: not packed
             key = b"document-%08d" % self._random.randrange(10**8)
             entries[chain].append(blocks.pack_entry(Entry(vb, self._seqnos[vb], key, rev, 0)))
-            pairs[chain][vb] = self._seqnos[vb]
-        self._writer.write(
-            [
-                ChannelAppend(*chain, self._epoch, b"".join(packed), blocks.pack_pairs(pairs[chain]))
-                for chain, packed in entries.items()
-            ]
-        )
+        self._writer.write([ChannelAppend(*chain, self._epoch, b"".join(packed)) for chain, packed in entries.items()])
 
     def close(self) -> None:
         self._writer.close()

@@ -13,8 +13,8 @@ All integers are big-endian and unsigned. A **block** is a string of frames; it 
             revision length 255: packed, generation u32 and the digest's 16 bytes, for "N-<32 hex digits>"
     pair:   vb u16, seqno u64
 
-A **clock log** is a string of records: epoch u64, number of pairs u32, pairs. Appending a record can only raise the
-clock that `fold_clock` makes of the log, whatever order or epoch the record comes in.
+The **clock** of a channel is what `fold_clock` makes of such frames: those of all its blocks, or a header that sums up
+the first of them and those that follow. A further frame can only raise it, whatever order or epoch it comes in.
 """
 
 import struct
@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from channelindex.errors import IndexCorrupt
 from channelindex.model import Entry
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Version of everything in this module and of the stores' keys. An index with another one is refused."""
 
 HEADER = 0x48
@@ -38,7 +38,6 @@ PACKED = 255
 
 _FRAME = struct.Struct(">BIIQ")
 _EPOCH_OFFSET = 9
-_RECORD = struct.Struct(">QI")
 _ENTRY = struct.Struct(">HQHBB")
 _PACKED_REV = struct.Struct(">I16s")
 PACKED_REV_BYTES = _PACKED_REV.size
@@ -181,6 +180,16 @@ def _frame_at(block: bytes, offset: int) -> Frame:
     return kind, epoch, body
 
 
+def split_header(block: bytes) -> tuple[bytes, bytes]:
+    """The header frame with which *block* begins, and the rest; nothing, and all of it, where there is no header."""
+    try:
+        kind, _, body = _frame_at(block, 0)
+    except IndexCorrupt:
+        return b"", block
+    size = _FRAME.size + len(body)
+    return (block[:size], block[size:]) if kind == HEADER else (b"", block)
+
+
 def _next_frame(block: bytes, damaged: int) -> int:
     """Where to go on after the frame at *damaged*: the next whole frame, or the end of the block.
 
@@ -214,43 +223,45 @@ def unpack_pairs(pairs: bytes) -> dict[int, int]:
     Raises:
         IndexCorrupt: the length is no multiple of PAIR_BYTES.
     """
-    clock: dict[int, int] = {}
-    _raise_clock(clock, pairs, None)
-    return clock
-
-
-def pack_clock_record(epoch: int, pairs: bytes) -> bytes:
-    """What is appended to a channel's clock log with a frame of *epoch* whose entries have these *pairs*."""
-    return _RECORD.pack(epoch, len(pairs) // PAIR_BYTES) + pairs
-
-
-def fold_clock(log: bytes, limit: Callable[[int, int], int] | None = None) -> dict[int, int]:
-    """The clock that a clock log says: per vbucket the highest seqno, each lowered to `limit(epoch, vb)` first.
-
-    *limit* must not say 0 of an epoch that began after the partition record was read (as `Bounds.visible_limit` does,
-    rightly, of entries): a folded record bears its writer's epoch and sums up all epochs before it.
-
-    Raises:
-        IndexCorrupt: a record is cut off.
-    """
-    clock: dict[int, int] = {}
-    offset, end = 0, len(log)
-    while offset < end:
-        if offset + _RECORD.size > end:
-            raise IndexCorrupt(f"clock record at byte {offset} of {end} is cut off")
-        epoch, n_pairs = _RECORD.unpack_from(log, offset)
-        start = offset + _RECORD.size
-        offset = start + n_pairs * PAIR_BYTES
-        if offset > end:
-            raise IndexCorrupt(f"clock record at byte {start - _RECORD.size} of {end} is cut off")
-        _raise_clock(clock, log[start:offset], limit and (lambda vb, epoch=epoch: limit(epoch, vb)))
-    return clock
-
-
-def _raise_clock(clock: dict[int, int], pairs: bytes, limit: Callable[[int], int] | None) -> None:
     if len(pairs) % PAIR_BYTES:
         raise IndexCorrupt(f"clock pairs of {len(pairs)} bytes, no multiple of {PAIR_BYTES}")
+    clock: dict[int, int] = {}
     for vb, seqno in _PAIR.iter_unpack(pairs):
-        lowered = seqno if limit is None else min(seqno, limit(vb))
-        if lowered > clock.get(vb, -1):
-            clock[vb] = lowered
+        if seqno > clock.get(vb, -1):
+            clock[vb] = seqno
+    return clock
+
+
+def fold_clock(frames: bytes, limit: Callable[[int, int], int] | None = None) -> dict[int, int]:
+    """The clock that *frames* say: per vbucket the highest seqno, each lowered to `limit(epoch, vb)` first.
+
+    *limit* must not say 0 of an epoch that began after the partition record was read (as `Bounds.visible_limit` does,
+    rightly, of entries): a header bears its writer's epoch and sums up all epochs before it.
+
+    Raises:
+        IndexCorrupt: a frame is damaged, or ends within an entry or a pair.
+    """
+    clock: dict[int, int] = {}
+    for kind, epoch, body in iter_frames(frames):
+        of_frame = unpack_pairs(body) if kind == HEADER else _clock_of_entries(body)
+        for vb, seqno in of_frame.items():
+            lowered = seqno if limit is None else min(seqno, limit(epoch, vb))
+            if lowered > clock.get(vb, -1):
+                clock[vb] = lowered
+    return clock
+
+
+def _clock_of_entries(body: bytes) -> dict[int, int]:
+    clock: dict[int, int] = {}
+    offset, end = 0, len(body)
+    try:
+        while offset < end:
+            vb, seqno, _, key_size, rev_size = _ENTRY.unpack_from(body, offset)
+            offset += _ENTRY.size + key_size + (PACKED_REV_BYTES if rev_size == PACKED else rev_size)
+            if seqno > clock.get(vb, -1):
+                clock[vb] = seqno
+    except struct.error as error:
+        raise IndexCorrupt(f"entry at byte {offset} of {end} is cut off") from error
+    if offset > end:
+        raise IndexCorrupt(f"the last entry ends {offset - end} bytes after its frame")
+    return clock

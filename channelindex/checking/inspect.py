@@ -35,11 +35,15 @@ class BlockReport(NamedTuple):
 
 
 class ClockReport(NamedTuple):
-    """A channel's clock in one vbucket group, from a log of `n_bytes`; `active_block` is the newest block's key."""
+    """A channel's clock in one vbucket group; `active_block` is the newest block's key.
+
+    `n_bytes` were written to the group's blocks in all, the last `n_tail_bytes` of them since its clock was last moved.
+    """
 
     group: str
     active_block: str
     n_bytes: int
+    n_tail_bytes: int
     clock: dict[int, int]
     damage: tuple[str, ...]
 
@@ -114,15 +118,15 @@ def inspect_clock(store: IndexReader, channel: str) -> ChannelReport:
     if state is None:
         raise KeyMissing(f"there is no channel {channel!r} in the index")
     groups = []
-    for group, active in sorted(state.active_by_group.items()):
-        log = state.clock_log_by_group.get(group, b"")
+    for name, group in sorted(state.groups.items()):
         clock: dict[int, int] = {}
-        damage: tuple[str, ...] = ()
+        damage: tuple[str, ...] = () if group.tail is not None else ("the active block is missing or too short",)
         try:
-            clock = blocks.fold_clock(log)
+            clock = blocks.fold_clock(group.frames)
         except IndexCorrupt as error:
-            damage = (str(error),)
-        groups.append(ClockReport(group, BlockRef(channel, group, active).key, len(log), clock, damage))
+            damage = (*damage, str(error))
+        active = BlockRef(channel, name, group.directory.number).key
+        groups.append(ClockReport(name, active, group.n_bytes, len(group.tail or b""), clock, damage))
     return ChannelReport(channel, state.counter, tuple(groups))
 
 

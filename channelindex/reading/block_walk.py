@@ -7,13 +7,13 @@ from channelindex.blocks import OnCorrupt, fold_clock, refuse
 from channelindex.errors import ChangesForgotten, IndexCorrupt
 from channelindex.reading.scan import Scan
 from channelindex.reading.snapshot import IndexSnapshot
-from channelindex.stores.base import BlockRef, IndexReader
+from channelindex.stores.base import BlockRef, GroupState, IndexReader
 
 _BLOCKS_PER_READ = 64  # a reader that has a long way to go must not hold all the blocks at once
 
 
 class ReadStats(NamedTuple):
-    """Counts the blocks that one answer fetched from the store, and their bytes."""
+    """Counts the blocks that one answer fetched from the store, and the bytes of all that it read of blocks."""
 
     n_blocks: int
     n_bytes: int
@@ -26,6 +26,10 @@ class _Step(NamedTuple):
     ref: BlockRef
     planned: bool
 
+    def before(self) -> "_Step":
+        """The block before this one."""
+        return self._replace(ref=self.ref._replace(number=self.ref.number - 1))
+
 
 def walk(store: IndexReader, channels: Sequence[str], scan: Scan, on_corrupt: OnCorrupt = refuse) -> ReadStats:
     """Add to *scan* all blocks of *channels* that reach into its window; return what was fetched.
@@ -37,23 +41,11 @@ def walk(store: IndexReader, channels: Sequence[str], scan: Scan, on_corrupt: On
         IndexCorrupt: if *on_corrupt* does.
         ChangesForgotten, StoreUnavailable: see `IndexReader`.
     """
-    n_blocks = n_bytes = 0
-    steps = list(_first_steps(store, channels, scan, on_corrupt))
+    walking = _Walk(store, scan, on_corrupt)
+    steps = walking.begin(channels)
     while steps:
-        following: list[_Step] = []
-        for step, block in _fetched(store, steps):
-            report = _with_location(f"block {step.ref.key}", on_corrupt)
-            if block is None:
-                report(IndexCorrupt("it is missing"))
-                reaches_back = True
-            else:
-                n_blocks += 1
-                n_bytes += len(block)
-                reaches_back = scan.add_block(block, step.position, report)
-            if reaches_back and step.ref.number and not step.planned:
-                following.append(step._replace(ref=step.ref._replace(number=step.ref.number - 1)))
-        steps = following
-    return ReadStats(n_blocks, n_bytes)
+        steps = walking.read(steps)
+    return ReadStats(walking.n_blocks, walking.n_bytes)
 
 
 def read_retained(store: IndexReader, channel: str, snapshot: IndexSnapshot) -> tuple[Scan, Mapping[int, int]]:
@@ -75,27 +67,67 @@ def read_retained(store: IndexReader, channel: str, snapshot: IndexSnapshot) -> 
             return scan, floor
 
 
-def _first_steps(store: IndexReader, channels: Sequence[str], scan: Scan, on_corrupt: OnCorrupt) -> Iterator[_Step]:
-    """The active block of each group with news; all its blocks at once if the reader has seen nothing of the group."""
-    for position, state in enumerate(store.channel_states(channels)):
-        if state is None:
-            continue
-        for group, active in sorted(state.active_by_group.items()):
-            ref = BlockRef(channels[position], group, active)
-            clock: dict[int, int] = {}
-            try:
-                clock = fold_clock(state.clock_log_by_group.get(group, b""), scan.snapshot.clock_limit)
-            except IndexCorrupt as error:
-                _with_location(f"clock of channel {channels[position]!r}, group {group}", on_corrupt)(error)
-            if not clock:  # not written yet, damaged, or lost by the store: the block headers decide
-                yield _Step(position, ref, planned=False)
-            elif scan.covered(clock):
-                continue
-            elif any(scan.since[vb] for vb in clock):
-                yield _Step(position, ref, planned=False)
-            else:
-                for number in range(active, -1, -1):
-                    yield _Step(position, ref._replace(number=number), planned=True)
+class _Walk:
+    """One walk. What the state of a group brings of its active block is enough for who has seen all before it."""
+
+    def __init__(self, store: IndexReader, scan: Scan, on_corrupt: OnCorrupt) -> None:
+        self._store = store
+        self._scan = scan
+        self._on_corrupt = on_corrupt
+        self.n_blocks = 0
+        self.n_bytes = 0
+
+    def begin(self, channels: Sequence[str]) -> list[_Step]:
+        """Add what the states of *channels* bring; the blocks to read besides."""
+        return [
+            step
+            for position, (channel, state) in enumerate(
+                zip(channels, self._store.channel_states(channels), strict=True)
+            )
+            if state is not None
+            for group, of_group in sorted(state.groups.items())
+            for step in self._begin_group(position, BlockRef(channel, group, of_group.directory.number), of_group)
+        ]
+
+    def read(self, steps: Sequence[_Step]) -> list[_Step]:
+        """Add the blocks of *steps*; those before them that are to be read next."""
+        following: list[_Step] = []
+        for step, block in _fetched(self._store, steps):
+            self.n_blocks += block is not None
+            reaches_back = self._add_block(step.position, step.ref, block)
+            if reaches_back and step.ref.number and not step.planned:
+                following.append(step.before())
+        return following
+
+    def _begin_group(self, position: int, active: BlockRef, state: GroupState) -> list[_Step]:
+        """All blocks at once if the reader has seen nothing of the group."""
+        step = _Step(position, active, planned=False)
+        if not state.directory.upto or state.tail is None:  # all of the block, or nothing
+            reaches_back = self._add_block(position, active, state.tail)
+            return [step.before()] if reaches_back and active.number else []
+        try:
+            clock = fold_clock(state.clock, self._scan.snapshot.clock_limit)
+        except IndexCorrupt as error:
+            _with_location(f"clock of channel {active.channel!r}, group {active.group}", self._on_corrupt)(error)
+            return [step]  # the block headers decide
+        if self._scan.covered(clock):
+            self.n_bytes += len(state.tail)
+            self._scan.add_tail(state.tail, position, _with_location(f"block {active.key}", self._on_corrupt))
+            return []
+        if any(self._scan.since[vb] for vb in clock):
+            return [step]
+        return [
+            _Step(position, active._replace(number=number), planned=True) for number in range(active.number, -1, -1)
+        ]
+
+    def _add_block(self, position: int, ref: BlockRef, block: bytes | None) -> bool:
+        """Add a block; whether blocks before it may hold something, too."""
+        report = _with_location(f"block {ref.key}", self._on_corrupt)
+        if block is None:
+            report(IndexCorrupt("it is missing"))
+            return True
+        self.n_bytes += len(block)
+        return self._scan.add_block(block, position, report)
 
 
 def _fetched(store: IndexReader, steps: Sequence[_Step]) -> Iterator[tuple[_Step, bytes | None]]:

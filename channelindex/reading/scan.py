@@ -46,10 +46,18 @@ class Scan:
         Raises:
             IndexCorrupt: if *on_corrupt* does; part of the block may have been taken.
         """
-        reaches_back = True
         if not block.startswith(_HEADER_KIND):
             on_corrupt(IndexCorrupt("it does not begin with a header"))
-        for kind, epoch, body in blocks.iter_frames(block, on_corrupt):
+        return self._add_frames(block, channel, on_corrupt)
+
+    def add_tail(self, tail: bytes, channel: int, on_corrupt: OnCorrupt = refuse) -> None:
+        """Take the end of a block of the channel at position *channel*; see `add_block`."""
+        self._add_frames(tail, channel, on_corrupt)
+
+    def _add_frames(self, frames: bytes, channel: int, on_corrupt: OnCorrupt) -> bool:
+        """Take the entries in *frames*; whether there is no header among them, or one that reaches into the window."""
+        reaches_back = True
+        for kind, epoch, body in blocks.iter_frames(frames, on_corrupt):
             try:
                 if kind == blocks.ENTRIES:
                     self._add_entries(body, self.snapshot.limits(epoch).visible, 1 << channel)

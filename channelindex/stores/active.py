@@ -5,17 +5,18 @@ Key = tuple[str, str]
 
 
 class Active:
-    """The active block of one (channel, group), as its writer knows it.
+    """The active block of one (channel, group), as its writer knows it: its size, and `Directory.upto`.
 
     Knowing it is good for one epoch only: between two epochs of ours, another owner may have rotated the block.
     """
 
-    __slots__ = ("epoch", "number", "size")
+    __slots__ = ("epoch", "number", "size", "upto")
 
-    def __init__(self, epoch: int, number: int, size: int) -> None:
+    def __init__(self, epoch: int, number: int, size: int, upto: int) -> None:
         self.epoch = epoch
         self.number = number
         self.size = size
+        self.upto = upto
 
 
 class ActiveBlocks:

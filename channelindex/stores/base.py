@@ -22,15 +22,13 @@ from channelindex.model import Checkpoint, IndexMeta
 class ChannelAppend(NamedTuple):
     """What one batch adds to one channel from one vbucket group under one epoch.
 
-    `entries` are packed entries and `pairs` their clock pairs (`channelindex.blocks`), both in the order of the feed;
-    per (epoch, vb) the seqnos rise. `pairs` may hold a vbucket once, at its highest seqno.
+    `entries` are packed (`channelindex.blocks`), in the order of the feed; per (epoch, vb) the seqnos rise.
     """
 
     channel: str
     group: str
     epoch: int
     entries: bytes
-    pairs: bytes
 
 
 class BlockRef(NamedTuple):
@@ -46,12 +44,56 @@ class BlockRef(NamedTuple):
         return f"{self.group}:{self.number}:{self.channel}"
 
 
-class ChannelState(NamedTuple):
-    """A channel's counter and, per vbucket group that ever wrote to it, the active (newest) block and the clock log."""
+class Directory(NamedTuple):
+    """What a channel's directory says of one group. Sizes are in bytes.
 
-    counter: int
-    active_by_group: Mapping[str, int]
-    clock_log_by_group: Mapping[str, bytes]
+    `number` is the active (newest) block, `epoch` the one that located it last, `before` the size of all blocks before
+    it. `upto` is a byte of the active block: what lies before it, in this block and all earlier ones, is summed up by
+    the group's clock frame. 0 for the first block until its clock is moved: nothing is summed up.
+    """
+
+    number: int
+    epoch: int
+    before: int = 0
+    upto: int = 0
+
+
+class GroupState(NamedTuple):
+    """A (channel, group): its directory, its clock frame, empty where nothing is summed up, and the rest of the block.
+
+    `tail` is the active block from `directory.upto` on, so the whole block if that is 0. None: the block is missing, or
+    shorter than its directory says.
+    """
+
+    directory: Directory
+    clock: bytes
+    tail: bytes | None
+
+    @property
+    def n_bytes(self) -> int:
+        """How many bytes were ever written to the group's blocks."""
+        return self.directory.before + self.directory.upto + len(self.tail or b"")
+
+    @property
+    def frames(self) -> bytes:
+        """Frames of which `blocks.fold_clock` makes the channel's clock in this group."""
+        return self.clock + (self.tail or b"")
+
+
+class ChannelState(NamedTuple):
+    """The state of each vbucket group that ever wrote to a channel. Each group is consistent in itself."""
+
+    groups: Mapping[str, GroupState]
+
+    @property
+    def counter(self) -> int:
+        """The channel's counter: rises with every append."""
+        return sum(group.n_bytes for group in self.groups.values())
+
+    @property
+    def active_by_group(self) -> dict[str, int]:
+        """The number of the active block of each group."""
+        return {name: group.directory.number for name, group in self.groups.items()}
 
 
 class Quarantined(NamedTuple):
@@ -67,11 +109,11 @@ class Quarantined(NamedTuple):
 class IndexWriter(Protocol):
     """The write half. One live instance per (index, batch writer)."""
 
-    n_touches: int
+    n_block_lookups: int
     """Appends to a channel whose active block was not known, so that the store had to look for it first."""
 
     def write(self, appends: Sequence[ChannelAppend], principals: Iterable[str] = ()) -> set[int]:
-        """Append a batch: per channel its blocks, then its clock, then its counter; raise the principals' counters.
+        """Append a batch; raise the principals' counters. An append moves a channel's block, clock and counter at once.
 
         At most one `ChannelAppend` per (channel, group, epoch). When this returns, all of it is stored, except the
         appends of the returned epochs: they were refused because a newer epoch of the same group writes the channel.

@@ -1,44 +1,48 @@
 """The write half that all stores share: which appends are blind, which must ask first, and when a block is full.
 
-A store brings four atomic operations (`BlockOperations`); the rules are here, once:
+A store brings the operations (`BlockOperations`); the rules are here, once:
 
 * **Append**, blind, to the active block that this writer learnt for this very epoch.
-* **Touch** where it knows none: the store looks into the channel's directory, refuses if a newer epoch of the group is
-  there, else notes our epoch, appends to the active block and tells which it is.
-* **Rotate** a full block: the next one begins with the channel's clock, and the clock log is folded. It happens
-  only if the directory still names our epoch and that block, and the log has not grown since we read it. A rotation
-  that does not happen is no error: the append becomes a touch.
+* **Append and locate** where it knows none: the store looks into the channel's directory, refuses if a newer epoch of
+  the group is there, else notes our epoch, appends to the active block and tells which it is.
+* **Move** a directory: its clock, when the tail that readers fetch has become long; to the next block, which begins
+  with the channel's clock, when the active one is full. It happens only if the directory is as we read it and, for a
+  full block, nothing was appended since. A move that does not happen is no error: the append locates the block anew.
 
 A request whose reply was lost may still arrive, even after its repetition. It must not rotate a block under our blind
 appends: readers would miss what lies behind the active block, beyond its header clock. So after any error the writer
-forgets all blocks. It has to touch before it appends blindly again, the touch makes the log grow, and the late
-rotation does not happen. All that such a request can do is append what its repetition appends too.
+forgets all blocks. It has to locate a block before it appends blindly again, that append makes the block grow, and the
+late rotation does not happen. All that such a request can do is append what its repetition appends too.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
-from channelindex.blocks import ENTRIES, HEADER, fold_clock, pack_clock_record, pack_frame, pack_pairs
+from channelindex.blocks import ENTRIES, HEADER, fold_clock, pack_frame, pack_pairs
+from channelindex.errors import IndexCorrupt
 from channelindex.stores.active import Active, ActiveBlocks
-from channelindex.stores.base import ChannelAppend
+from channelindex.stores.base import BlockRef, ChannelAppend, Directory, GroupState
 
 REMEMBERED_BLOCKS = 200_000
-"""Active blocks that one writer remembers (about 250 bytes each); beyond, the longest unused ones are touched anew."""
+"""Active blocks that one writer remembers (about 250 bytes each); the longest unused ones beyond are located anew."""
+
+TAIL_BYTES = 16 << 10
+"""Longest tail that the next append leaves alone. Each reader of the channel fetches and parses it, about 0.1 ms."""
 
 MAX_CALL_CHANNELS = 500
-"""Channels in one call of the store: Redis runs nothing else meanwhile, about 4 ms."""
+"""Channels in one call of the store: Redis runs nothing else meanwhile, about 2 ms."""
 
 MAX_CALL_BYTES = 2 << 20
 """Bytes in one call of the store: a larger one would stall Redis and grow its buffers."""
 
-MAX_CALL_ROTATIONS = 50
-"""Rotations in one call of the store: each copies a whole block, about 40 µs at 64 KB."""
+MAX_CALL_MOVES = 50
+"""Moves in one call of the store: a rotation copies a whole block, about 40 µs at 64 KB."""
 
-BlindAppend = tuple[str, int, bytes, bytes]
-"""(group, block number, frame, clock record). A plain tuple: there is one per channel and batch."""
+BlindAppend = tuple[str, str, int, bytes]
+"""(channel, group, block number, frame). A plain tuple: there is one per channel and batch."""
 
 
-class Touch(NamedTuple):
+class LocatingAppend(NamedTuple):
     """An append to a block that we do not know; `header` begins block 0 if the channel has none."""
 
     channel: str
@@ -46,38 +50,68 @@ class Touch(NamedTuple):
     epoch: int
     header: bytes
     frame: bytes
-    record: bytes
 
 
-class Rotation(NamedTuple):
-    """Starts block `number + 1` with `header` and replaces the clock log of `log_bytes` bytes by `folded`."""
+class Location(NamedTuple):
+    """The active block that was appended to: its number, its size since, and `Directory.upto`."""
+
+    number: int
+    size: int
+    upto: int
+
+
+class Move(NamedTuple):
+    """Replaces the directory `known` by `new`, and the clock frame by `clock`.
+
+    Where `rotates`, block `new.number` begins with `clock`; `size` is then what the block before must have, in bytes,
+    else what it must have at least.
+    """
 
     channel: str
     group: str
-    epoch: int
-    number: int
-    header: bytes
-    log_bytes: int
-    folded: bytes
+    known: Directory
+    new: Directory
+    clock: bytes
+
+    @property
+    def rotates(self) -> bool:
+        """Whether the active block becomes another one."""
+        return self.new.number != self.known.number
+
+    @property
+    def size(self) -> int:
+        """How many bytes of the block `known.number` the clock sums up."""
+        return self.new.before - self.known.before if self.rotates else self.new.upto
 
 
 class BlockOperations(Protocol):
-    """What a store does atomically, per channel. Errors are those of `IndexWriter.write`."""
+    """What a store does for one (channel, group) at a time. Errors are those of `IndexWriter.write`."""
 
-    def append(self, by_channel: Mapping[str, Sequence[BlindAppend]]) -> None:
-        """Per channel: the frames to their blocks, then the records to the clock logs, then the counter, once."""
+    tail_bytes: int
+    """See TAIL_BYTES; more where readers get whole blocks anyway."""
+
+    def append(self, appends: Sequence[BlindAppend]) -> None:
+        """Append each frame to its block. A (channel, group, number) may be there more than once.
+
+        Raises:
+            IndexCorrupt: a block does not exist; nothing was appended to it.
+        """
         ...
 
-    def touch(self, touches: Sequence[Touch]) -> Sequence[tuple[int, int] | None]:
-        """Per touch, in order: (number, size in bytes) of the block appended to, or None where it was refused."""
+    def append_and_locate(self, appends: Sequence[LocatingAppend]) -> Sequence[Location | None]:
+        """Per append, in order: the block appended to, or None where it was refused.
+
+        Raises:
+            IndexCorrupt: a block does not exist though the directory names it.
+        """
         ...
 
-    def clock_logs(self, keys: Sequence[tuple[str, str]]) -> Sequence[bytes]:
-        """The clock log of each (channel, group)."""
+    def groups(self, keys: Sequence[tuple[str, str]]) -> Sequence[GroupState | None]:
+        """The state of each (channel, group); None for one that was never written."""
         ...
 
-    def rotate(self, rotations: Sequence[Rotation]) -> Sequence[bool]:
-        """Per rotation, in order, whether it happened."""
+    def move(self, moves: Sequence[Move]) -> Sequence[bool]:
+        """Per move, in order, whether it happened."""
         ...
 
     def count_principals(self, keys: Sequence[str]) -> None:
@@ -93,7 +127,7 @@ _Known = tuple[ChannelAppend, Active]
 
 
 class BlockWriter:
-    """`IndexWriter` over the atomic operations of a store."""
+    """`IndexWriter` over the operations of a store."""
 
     def __init__(
         self, operations: BlockOperations, block_bytes: int, remembered_blocks: int = REMEMBERED_BLOCKS
@@ -101,17 +135,17 @@ class BlockWriter:
         self._operations = operations
         self._block_bytes = block_bytes
         self._active = ActiveBlocks(remembered_blocks)
-        self.n_touches = 0
+        self.n_block_lookups = 0
 
     def write(self, appends: Sequence[ChannelAppend], principals: Iterable[str] = ()) -> set[int]:
         """See `IndexWriter.write`."""
         try:
-            known, full, unknown = self._classify(appends)
-            if full:
-                self._rotate(full, known, unknown)
+            known, due, unknown = self._classify(appends)
+            if due:
+                self._move(due, known, unknown)
             if known:
                 self._append(known)
-            stale = self._touch(unknown) if unknown else set()
+            stale = self._append_and_locate(unknown) if unknown else set()
             keys = list(principals)
             if keys:
                 self._operations.count_principals(keys)
@@ -125,100 +159,108 @@ class BlockWriter:
         self._operations.close()
 
     def _classify(self, appends: Sequence[ChannelAppend]) -> tuple[list[_Known], list[_Known], list[ChannelAppend]]:
-        """Of *appends*, those to a block that we know, to one that we know to be full, to one that we do not know."""
+        """Of *appends*, those to a block that we know, to one whose directory is due to move, to one unknown to us."""
         known: list[_Known] = []
-        full: list[_Known] = []
+        due: list[_Known] = []
         unknown: list[ChannelAppend] = []
-        get, limit = self._active.get, self._block_bytes
+        get, limit, tail_limit = self._active.get, self._block_bytes, self._operations.tail_bytes
         for append in appends:
             active = get((append[0], append[1]))
             if active is None or active.epoch != append[2]:
                 unknown.append(append)
-            elif active.size < limit:
+            elif active.size < limit and active.size - active.upto < tail_limit:
                 known.append((append, active))
             else:
-                full.append((append, active))
-        return known, full, unknown
+                due.append((append, active))
+        return known, due, unknown
 
-    def _rotate(self, full: Sequence[_Known], known: list[_Known], unknown: list[ChannelAppend]) -> None:
-        """Start the next block of *full*; each goes on to *known*, or to *unknown* where it was not to be."""
-        for chunk in _chunks(full, MAX_CALL_ROTATIONS):
-            logs = self._operations.clock_logs([(append.channel, append.group) for append, _ in chunk])
-            rotations = [_rotation(append, active, log) for (append, active), log in zip(chunk, logs, strict=True)]
-            rotated = self._operations.rotate(rotations)
-            for (append, active), rotation, happened in zip(chunk, rotations, rotated, strict=True):
-                if happened:
-                    active.number += 1
-                    active.size = len(rotation.header)
+    def _move(self, due: Sequence[_Known], known: list[_Known], unknown: list[ChannelAppend]) -> None:
+        """Move the directories of *due*; each goes on to *known*, or to *unknown* where it was not to be."""
+        for chunk in _chunks(due, MAX_CALL_MOVES):
+            states = self._operations.groups([(append.channel, append.group) for append, _ in chunk])
+            moves: list[Move] = []
+            moving: list[_Known] = []
+            for (append, active), state in zip(chunk, states, strict=True):
+                if state is None or state.directory[:2] != (active.number, append.epoch):
+                    unknown.append(append)
+                else:
+                    moves.append(_move(append, state, self._block_bytes))
+                    moving.append((append, active))
+            happened = self._operations.move(moves) if moves else ()
+            for (append, active), move, moved in zip(moving, moves, happened, strict=True):
+                if moved:
+                    active.number, active.upto = move.new.number, move.new.upto
+                    active.size = active.upto
                     known.append((append, active))
                 else:
                     unknown.append(append)
 
     def _append(self, known: Sequence[_Known]) -> None:
-        by_channel: dict[str, list[BlindAppend]] = {}
+        appends: list[BlindAppend] = []
         n_bytes = 0
-        for (channel, group, epoch, entries, pairs), active in known:
+        for (channel, group, epoch, entries), active in known:
             frame = pack_frame(ENTRIES, epoch, entries)
-            item = (group, active.number, frame, pack_clock_record(epoch, pairs))
-            items = by_channel.get(channel)
-            if items is None:
-                by_channel[channel] = [item]
-            else:
-                items.append(item)
-            active.size += len(frame)
-            n_bytes += len(frame)
-            if len(by_channel) >= MAX_CALL_CHANNELS or n_bytes >= MAX_CALL_BYTES:
-                self._operations.append(by_channel)
-                by_channel, n_bytes = {}, 0
-        if by_channel:
-            self._operations.append(by_channel)
+            appends.append((channel, group, active.number, frame))
+            size = len(frame)
+            active.size += size
+            n_bytes += size
+            if len(appends) >= MAX_CALL_CHANNELS or n_bytes >= MAX_CALL_BYTES:
+                self._operations.append(appends)
+                appends, n_bytes = [], 0
+        if appends:
+            self._operations.append(appends)
 
-    def _touch(self, unknown: Sequence[ChannelAppend]) -> set[int]:
+    def _append_and_locate(self, unknown: Sequence[ChannelAppend]) -> set[int]:
         """Append *unknown* and learn their blocks; the epochs that were refused."""
         stale: set[int] = set()
-        touches: list[ChannelAppend] = []
+        appends: list[ChannelAppend] = []
         n_bytes = 0
         for append in unknown:
-            touches.append(append)
+            appends.append(append)
             n_bytes += len(append.entries)
-            if len(touches) >= MAX_CALL_CHANNELS or n_bytes >= MAX_CALL_BYTES:
-                stale |= self._touch_at_once(touches)
-                touches, n_bytes = [], 0
-        if touches:
-            stale |= self._touch_at_once(touches)
+            if len(appends) >= MAX_CALL_CHANNELS or n_bytes >= MAX_CALL_BYTES:
+                stale |= self._locate_at_once(appends)
+                appends, n_bytes = [], 0
+        if appends:
+            stale |= self._locate_at_once(appends)
         return stale
 
-    def _touch_at_once(self, appends: Sequence[ChannelAppend]) -> set[int]:
+    def _locate_at_once(self, appends: Sequence[ChannelAppend]) -> set[int]:
         stale: set[int] = set()
-        found = self._operations.touch([_touch(append) for append in appends])
-        self.n_touches += len(appends)
-        for append, block in zip(appends, found, strict=True):
-            if block is None:
+        found = self._operations.append_and_locate([_locating(append) for append in appends])
+        self.n_block_lookups += len(appends)
+        for append, location in zip(appends, found, strict=True):
+            if location is None:
                 stale.add(append.epoch)
             else:
-                number, size = block
-                self._active.put((append.channel, append.group), Active(append.epoch, number, size))
+                self._active.put((append.channel, append.group), Active(append.epoch, *location))
         return stale
 
 
-def _touch(append: ChannelAppend) -> Touch:
-    channel, group, epoch, entries, pairs = append
+def lost_block(key: str) -> IndexCorrupt:
+    """The error of whoever appends to the block with *key* that should be there and is not."""
+    return IndexCorrupt(f"{key} is gone: the store has lost data, the index has to be rebuilt")
+
+
+def _locating(append: ChannelAppend) -> LocatingAppend:
+    channel, group, epoch, entries = append
     header = pack_frame(HEADER, epoch, b"")
-    return Touch(channel, group, epoch, header, pack_frame(ENTRIES, epoch, entries), pack_clock_record(epoch, pairs))
+    return LocatingAppend(channel, group, epoch, header, pack_frame(ENTRIES, epoch, entries))
 
 
-def _rotation(append: ChannelAppend, active: Active, log: bytes) -> Rotation:
-    """The folded log carries our epoch for older ones' seqnos too: it may say too much, never too little."""
-    pairs = pack_pairs(fold_clock(log))
-    return Rotation(
-        append.channel,
-        append.group,
-        append.epoch,
-        active.number,
-        pack_frame(HEADER, append.epoch, pairs),
-        len(log),
-        pack_clock_record(append.epoch, pairs),
-    )
+def _move(append: ChannelAppend, state: GroupState, block_bytes: int) -> Move:
+    """The clock frame bears our epoch for older ones' seqnos too: it may say too much, never too little."""
+    channel, group, epoch, _ = append
+    known, tail = state.directory, state.tail
+    if tail is None:
+        raise lost_block(f"block {BlockRef(channel, group, known.number).key}")
+    size = known.upto + len(tail)
+    clock = pack_frame(HEADER, epoch, pack_pairs(fold_clock(state.frames)))
+    if size >= block_bytes:
+        new = Directory(known.number + 1, epoch, known.before + size, len(clock))
+    else:
+        new = known._replace(upto=size)
+    return Move(channel, group, known, new, clock)
 
 
 def _chunks(items: Sequence[_Known], size: int) -> Iterator[Sequence[_Known]]:

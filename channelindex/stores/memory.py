@@ -9,24 +9,23 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import NamedTuple
 
 from channelindex import blocks, epochs
 from channelindex.epochs import EpochStart, PartitionRecord, new_record
 from channelindex.errors import ChangesForgotten, IndexMissing, StaleEpoch
 from channelindex.model import Checkpoint, IndexMeta
-from channelindex.stores.base import BlockRef, ChannelState, Quarantined
-from channelindex.stores.block_writer import BlindAppend, BlockWriter, Rotation, Touch
+from channelindex.stores.base import BlockRef, ChannelState, Directory, GroupState, Quarantined
+from channelindex.stores.block_writer import (
+    TAIL_BYTES,
+    BlindAppend,
+    BlockWriter,
+    LocatingAppend,
+    Location,
+    Move,
+)
 from channelindex.stores.memory_limits import HeldBlocks, MemoryLimits
 from channelindex.stores.meta import check_format, check_meta
 from channelindex.stores.records import QUARANTINE_DOCUMENTS
-
-
-class _Directory(NamedTuple):
-    """The active block of a (channel, group), and the epoch that touched it last."""
-
-    number: int
-    epoch: int
 
 
 class MemoryIndex:
@@ -42,10 +41,9 @@ class MemoryIndex:
         self.records: list[PartitionRecord] = []
         self.archives: dict[int, tuple[EpochStart, ...]] = defaultdict(tuple)
         self.stable_counter = 0
-        self.counter_by_channel: dict[str, int] = defaultdict(int)
-        self.directories: dict[str, dict[str, _Directory]] = defaultdict(dict)
-        self.blocks: dict[BlockRef, bytearray] = defaultdict(bytearray)
-        self.clock_logs: dict[tuple[str, str], bytearray] = defaultdict(bytearray)
+        self.directories: dict[str, dict[str, Directory]] = defaultdict(dict)
+        self.blocks: dict[BlockRef, bytearray] = {}
+        self.clocks: dict[tuple[str, str], bytes] = {}
         self.counter_by_principal: dict[str, int] = defaultdict(int)
         self.quarantine: deque[Quarantined] = deque(maxlen=QUARANTINE_DOCUMENTS)
         self.n_quarantined = 0
@@ -57,6 +55,14 @@ class MemoryIndex:
         n_entries = blocks.count_entries(bytes(self.blocks[BlockRef(channel, group, number)]))
         for forgotten in self.held.seal((channel, group), number, n_entries, self.monotonic()):
             del self.blocks[BlockRef(channel, group, forgotten)]
+
+    def group_state(self, channel: str, group: str) -> GroupState | None:
+        """The state of a (channel, group); None if nobody wrote it."""
+        directory = self.directories.get(channel, {}).get(group)
+        if directory is None:
+            return None
+        block = self.blocks[BlockRef(channel, group, directory.number)]
+        return GroupState(directory, self.clocks.get((channel, group), b""), bytes(block[directory.upto :]))
 
     def forget_old(self) -> None:
         """Forget what has become too old; to be called now and then."""
@@ -85,58 +91,58 @@ class MemoryIndex:
 class MemoryBlocks:
     """`BlockOperations` in memory."""
 
+    tail_bytes = TAIL_BYTES
+
     def __init__(self, index: MemoryIndex) -> None:
         self._index = index
 
-    def append(self, by_channel: Mapping[str, Sequence[BlindAppend]]) -> None:
-        """See `BlockOperations.append`."""
+    def append(self, appends: Sequence[BlindAppend]) -> None:
+        """See `BlockOperations.append`. A block that is not there was forgotten; what comes late was there before."""
         with self._index.changed:
-            for channel, appends in by_channel.items():
-                for group, number, frame, _ in appends:
-                    ref = BlockRef(channel, group, number)
-                    if ref in self._index.blocks:  # else it is forgotten, and what comes late was there before
-                        self._index.blocks[ref] += frame
-                for group, _, _, record in appends:
-                    self._index.clock_logs[channel, group] += record
-                self._index.counter_by_channel[channel] += 1
+            for channel, group, number, frame in appends:
+                block = self._index.blocks.get(BlockRef(channel, group, number))
+                if block is not None:
+                    block += frame
 
-    def touch(self, touches: Sequence[Touch]) -> Sequence[tuple[int, int] | None]:
-        """See `BlockOperations.touch`."""
+    def append_and_locate(self, appends: Sequence[LocatingAppend]) -> Sequence[Location | None]:
+        """See `BlockOperations.append_and_locate`."""
         with self._index.changed:
-            return [self._touch(touch) for touch in touches]
+            return [self._append_and_locate(append) for append in appends]
 
-    def _touch(self, touch: Touch) -> tuple[int, int] | None:
-        directory = self._index.directories[touch.channel].get(touch.group)
-        if directory and directory.epoch > touch.epoch:
+    def _append_and_locate(self, append: LocatingAppend) -> Location | None:
+        channel, group, epoch, header, frame = append
+        directory = self._index.directories[channel].get(group)
+        if directory is None:
+            directory = Directory(0, epoch)
+            self._index.blocks[BlockRef(channel, group, 0)] = bytearray(header)
+        elif directory.epoch > epoch:
             return None
-        number = directory.number if directory else 0
-        block = self._index.blocks[BlockRef(touch.channel, touch.group, number)]
-        block += touch.frame if directory else touch.header + touch.frame
-        self._index.clock_logs[touch.channel, touch.group] += touch.record
-        self._index.directories[touch.channel][touch.group] = _Directory(number, touch.epoch)
-        self._index.counter_by_channel[touch.channel] += 1
-        return number, len(block)
+        block = self._index.blocks[BlockRef(channel, group, directory.number)]
+        block += frame
+        self._index.directories[channel][group] = directory._replace(epoch=epoch)
+        return Location(directory.number, len(block), directory.upto)
 
-    def clock_logs(self, keys: Sequence[tuple[str, str]]) -> Sequence[bytes]:
-        """See `BlockOperations.clock_logs`."""
+    def groups(self, keys: Sequence[tuple[str, str]]) -> Sequence[GroupState | None]:
+        """See `BlockOperations.groups`."""
         with self._index.changed:
-            return [bytes(self._index.clock_logs[key]) for key in keys]
+            return [self._index.group_state(*key) for key in keys]
 
-    def rotate(self, rotations: Sequence[Rotation]) -> Sequence[bool]:
-        """See `BlockOperations.rotate`."""
+    def move(self, moves: Sequence[Move]) -> Sequence[bool]:
+        """See `BlockOperations.move`."""
         with self._index.changed:
-            return [self._rotate(rotation) for rotation in rotations]
+            return [self._move(move) for move in moves]
 
-    def _rotate(self, rotation: Rotation) -> bool:
-        channel, group, epoch, number, header, log_bytes, folded = rotation
-        if self._index.directories[channel].get(group) != (number, epoch):
+    def _move(self, move: Move) -> bool:
+        channel, group, known, new, clock = move
+        if self._index.directories[channel].get(group) != known:
             return False
-        if len(self._index.clock_logs[channel, group]) != log_bytes:
-            return False
-        self._index.blocks[BlockRef(channel, group, number + 1)] = bytearray(header)
-        self._index.clock_logs[channel, group] = bytearray(folded)
-        self._index.directories[channel][group] = _Directory(number + 1, epoch)
-        self._index.seal(channel, group, number)
+        if move.rotates:
+            if len(self._index.blocks[BlockRef(channel, group, known.number)]) != move.size:
+                return False
+            self._index.blocks[BlockRef(channel, group, new.number)] = bytearray(clock)
+            self._index.seal(channel, group, known.number)
+        self._index.clocks[channel, group] = clock
+        self._index.directories[channel][group] = new
         return True
 
     def count_principals(self, keys: Sequence[str]) -> None:
@@ -212,6 +218,7 @@ class MemoryOwner:
     def advance(self, epoch: int, checkpoints: Mapping[int, Mapping[int, Checkpoint]]) -> None:
         """See `OwnerStore.advance`."""
         refused: list[StaleEpoch] = []
+        moved_any = False
         with self._index.changed:
             self._index.required_meta(self._index_name)
             for partition, moved in checkpoints.items():
@@ -221,7 +228,8 @@ class MemoryOwner:
                     refused.append(error)
                 else:
                     self._index.records[partition] = record
-            if any(checkpoints.values()):
+                    moved_any = moved_any or bool(moved)
+            if moved_any:
                 self._index.stable_counter += 1
                 self._index.changed.notify_all()
         if refused:
@@ -285,14 +293,8 @@ class MemoryReader:
             return [self._channel_state(channel) for channel in channels]
 
     def _channel_state(self, channel: str) -> ChannelState | None:
-        directories = self._index.directories.get(channel)
-        if not directories:
-            return None
-        return ChannelState(
-            self._index.counter_by_channel[channel],
-            {group: directory.number for group, directory in directories.items()},
-            {group: bytes(self._index.clock_logs[channel, group]) for group in directories},
-        )
+        groups = {group: self._index.group_state(channel, group) for group in self._index.directories.get(channel, ())}
+        return ChannelState({group: state for group, state in groups.items() if state}) if groups else None
 
     def blocks(self, refs: Sequence[BlockRef]) -> Sequence[bytes | None]:
         """See `IndexReader.blocks`."""

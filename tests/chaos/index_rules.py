@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from zlib import crc32
 
 from tests.chaos.finding import Finding
-from tests.chaos.raw_index import Entry, RawIndex
+from tests.chaos.raw_index import ChannelClock, Entry, RawIndex
 from tests.chaos.record import Record
 from tests.support.history import Line, expected_channels
 
@@ -120,26 +120,37 @@ def _disorder(entries: Sequence[Entry]) -> Iterator[Finding]:
             newest[stream] = entry
 
 
+_Place = tuple[int, bool]
+"""A block, and whether it is the part of the active one that no clock frame counts."""
+
+
+def _place(entry: Entry, split: ChannelClock | None) -> _Place:
+    if split is None or split.position is None:
+        return entry.block, False
+    return entry.block, entry.block == split.before and entry.position >= split.position
+
+
 def _low_clocks(index: RawIndex) -> Iterator[Finding]:
-    """Headers and clock logs that say less than a live entry before them: a reader who believes them stops too early.
+    """Headers and clock frames that say less than a live entry before them: a reader who believes them stops too early.
 
     An entry that is there a second time behind the header is found there; a dead one need not be found. A clock may say
     too much: it also counts what died.
     """
-    last_block: dict[tuple[str, str, int, int, str, str, int], int] = {}
+    splits = {(clock.channel, clock.group): clock for clock in index.clocks if clock.position is not None}
+    last_place: dict[tuple[str, str, int, int, str, str, int], _Place] = {}
     for entry in index.entries:
         if index.is_live(entry):
-            last_block[entry.channel, entry.group, *entry[5:]] = entry.block
-    heights: defaultdict[tuple[str, str], dict[int, dict[int, int]]] = defaultdict(lambda: defaultdict(dict))
-    for (channel, group, vb, seqno, *_), block in last_block.items():
-        height = heights[channel, group][block]
+            last_place[entry.channel, entry.group, *entry[5:]] = _place(entry, splits.get((entry.channel, entry.group)))
+    heights: defaultdict[tuple[str, str], dict[_Place, dict[int, int]]] = defaultdict(lambda: defaultdict(dict))
+    for (channel, group, vb, seqno, *_), place in last_place.items():
+        height = heights[channel, group][place]
         height[vb] = max(seqno, height.get(vb, 0))
     for clock in index.clocks:
         said = dict(clock.pairs)
-        for block, height in heights[clock.channel, clock.group].items():
+        for place, height in heights[clock.channel, clock.group].items():
             for vb, seqno in height.items():
-                if block < clock.before and said.get(vb, 0) < seqno:
-                    missing = f"vbucket {vb} at {said.get(vb, 0)}, and block {block} has {seqno}"
+                if place < (clock.before, clock.position is not None) and said.get(vb, 0) < seqno:
+                    missing = f"vbucket {vb} at {said.get(vb, 0)}, and block {place[0]} has {seqno}"
                     yield Finding(
                         "clock", f"{clock.channel}, group {clock.group}, before block {clock.before}: {missing}"
                     )

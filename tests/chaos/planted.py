@@ -22,7 +22,7 @@ from channelindex.reading.paging import Changes
 from channelindex.reading.reader import ChangesReader
 from channelindex.stores import block_writer
 from channelindex.stores.base import ChannelAppend, IndexReader
-from channelindex.stores.block_writer import Rotation
+from channelindex.stores.block_writer import Move
 from channelindex.stores.redis.owner import RedisOwner
 from tests.support.node import Node
 from workers.cli import main
@@ -151,14 +151,17 @@ def revive_a_dead_epoch(bug: Bug) -> None:
 def forget_headers(bug: Bug) -> None:
     """A block begins with an empty header, whatever is in those before it."""
 
-    def make(rotation: Any) -> Any:
-        def planted(*arguments: Any) -> Rotation:
-            made: Rotation = rotation(*arguments)
-            return made._replace(header=pack_frame(HEADER, made.epoch, b"")) if bug else made
+    def make(move: Any) -> Any:
+        def planted(*arguments: Any) -> Move:
+            made: Move = move(*arguments)
+            header = pack_frame(HEADER, made.new.epoch, b"")
+            if not bug or not made.rotates:
+                return made
+            return made._replace(clock=header, new=made.new._replace(upto=len(header)))
 
         return planted
 
-    replace(block_writer, "_rotation", make)
+    replace(block_writer, "_move", make)
 
 
 # -- the feed worker

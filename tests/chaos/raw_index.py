@@ -32,7 +32,6 @@ _FRAME = struct.Struct(">BIIQ")
 _ENTRY = struct.Struct(">HQHBB")
 _PACKED_REV = struct.Struct(">I16s")
 _PAIR = struct.Struct(">HQ")
-_RECORD = struct.Struct(">QI")
 _CHECKPOINT_SEQNO = struct.Struct(">8xQ24x")
 _CHANNEL_KEY = re.compile(rb"\{(\d+)\}:c:(.*)", re.DOTALL)
 
@@ -64,14 +63,16 @@ class Partition(NamedTuple):
 class ChannelClock(NamedTuple):
     """What the index says of a channel in a group: the newest (vbucket, seqno) of all that is before block `before`.
 
-    That is the header of that block, or for the block behind the active one the clock log. Each pair is lowered to what
-    is live under the epoch that wrote it, as readers do.
+    That is the header of that block; for the block behind the active one, the channel's clock frame and the rest of the
+    active block. The clock frame alone is of all before the `position`-th entry of the active block. Each pair is
+    lowered to what is live under the epoch that wrote it, as readers do.
     """
 
     channel: str
     group: str
     before: int
     pairs: tuple[tuple[int, int], ...]
+    position: int | None = None
 
 
 @dataclass
@@ -139,8 +140,8 @@ class RawIndex:
             ],
             [Entry(*item) for item in lines("entries")],
             [
-                ChannelClock(channel, group, before, tuple((vb, seqno) for vb, seqno in pairs))
-                for channel, group, before, pairs in lines("clocks")
+                ChannelClock(channel, group, before, tuple((vb, seqno) for vb, seqno in pairs), position)
+                for channel, group, before, pairs, position in lines("clocks")
             ],
             [str(item) for item in lines("damage")],
         )
@@ -168,9 +169,9 @@ class _Reading:
         """All that is there."""
         self._index.partitions = self._partitions()
         for channel, slot_prefix in self._channels():
-            for group, active in self._directory(channel, slot_prefix):
+            for group, directory, clock in self._directory(channel, slot_prefix):
                 try:
-                    self._read_group(channel, slot_prefix, group, active)
+                    self._read_group(channel, slot_prefix, group, directory, clock)
                 except (Damaged, struct.error) as error:
                     self._index.damage.append(f"channel {channel!r}, group {group}: {error}")
         return self._index
@@ -198,22 +199,33 @@ class _Reading:
             if found and int(found[1]) == zlib.crc32(found[2]) % N_SLOTS:
                 yield found[2].decode(), self._prefix + b"{%s}:" % found[1]
 
-    def _directory(self, channel: str, slot_prefix: bytes) -> Iterator[tuple[str, int]]:
-        """Each group that wrote a channel, and its active block."""
-        for name, value in sorted(self._client.hgetall(slot_prefix + b"c:" + channel.encode()).items()):
+    def _directory(self, channel: str, slot_prefix: bytes) -> Iterator[tuple[str, bytes, bytes]]:
+        """Each group that wrote a channel, its directory and its clock frame."""
+        fields = self._client.hgetall(slot_prefix + b"c:" + channel.encode())
+        for name, value in sorted(fields.items()):
             if name.startswith(b"g"):
-                yield name[1:].decode(), int(value.partition(b":")[0])
+                yield name[1:].decode(), value, fields.get(b"k" + name[1:], b"")
 
-    def _read_group(self, channel: str, slot_prefix: bytes, group: str, active: int) -> None:
+    def _read_group(self, channel: str, slot_prefix: bytes, group: str, directory: bytes, clock: bytes) -> None:
+        named, _, *sizes = directory.split(b":")
+        active, (before, upto) = int(named), map(int, sizes)
         tail = group.encode(), channel.encode()
-        log = self._client.get(slot_prefix + b"k:%s:%s" % tail) or b""
-        self._add_clock(channel, group, active + 1, _clock_records(log))
+        n_bytes = 0
         for number, block in enumerate(
             self._values(slot_prefix + b"b:%s:%d:%s" % (tail[0], n, tail[1]) for n in range(active + 1))
         ):
             if block is None:
                 raise Damaged(f"block {number} of {active + 1} is missing")
             self._read_block(channel, group, number, block)
+            if number < active:
+                n_bytes += len(block)
+                continue
+            if len(block) < upto or n_bytes < before:
+                raise Damaged(f"directory {directory!r}: {n_bytes} bytes before the active block of {len(block)}")
+            summed_up = list(map(_said_by, _frames(clock)))
+            n_entries = sum(len(list(_entries(body))) for kind, _, body in _frames(block[:upto]) if kind == ENTRIES)
+            self._add_clock(channel, group, active + 1, [*summed_up, *map(_said_by, _frames(block[upto:]))])
+            self._add_clock(channel, group, active, summed_up, n_entries)
 
     def _values(self, keys: Iterator[bytes]) -> Iterator[bytes | None]:
         while chunk := list(islice(keys, AT_ONCE)):
@@ -234,12 +246,14 @@ class _Reading:
                 self._index.entries.append(entry)
                 position += 1
 
-    def _add_clock(self, channel: str, group: str, before: int, records: PairsByEpoch) -> None:
+    def _add_clock(
+        self, channel: str, group: str, before: int, records: PairsByEpoch, position: int | None = None
+    ) -> None:
         clock: dict[int, int] = {}
         for epoch, pairs in records:
             for vb, seqno in pairs:
                 clock[vb] = max(clock.get(vb, 0), min(seqno, self._index.bound(epoch, vb)))
-        self._index.clocks.append(ChannelClock(channel, group, before, tuple(sorted(clock.items()))))
+        self._index.clocks.append(ChannelClock(channel, group, before, tuple(sorted(clock.items())), position))
 
 
 def _starts(history: bytes, width: int) -> list[tuple[int, tuple[int, ...]]]:
@@ -247,14 +261,12 @@ def _starts(history: bytes, width: int) -> list[tuple[int, tuple[int, ...]]]:
     return [(epoch, tuple(seqnos)) for epoch, *seqnos in struct.iter_unpack(f">Q{width}Q", history)]
 
 
-def _clock_records(log: bytes) -> PairsByEpoch:
-    """(epoch, pairs) of each record of a clock log."""
-    offset = 0
-    while offset < len(log):
-        epoch, n_pairs = _RECORD.unpack_from(log, offset)
-        start = offset + _RECORD.size
-        offset = start + n_pairs * _PAIR.size
-        yield epoch, list(_PAIR.iter_unpack(log[start:offset]))
+def _said_by(frame: tuple[int, int, bytes]) -> tuple[int, list[tuple[int, int]]]:
+    """(epoch, pairs) of a frame: what a header says, or of what a frame of entries brings."""
+    kind, epoch, body = frame
+    if kind == HEADER:
+        return epoch, list(_PAIR.iter_unpack(body))
+    return epoch, [(vb, seqno) for vb, seqno, *_ in _entries(body)]
 
 
 def _frames(block: bytes) -> Iterator[tuple[int, int, bytes]]:

@@ -24,6 +24,7 @@ from hypothesis.stateful import (
 )
 
 from channelindex import epochs
+from channelindex.blocks import FORMAT_VERSION
 from channelindex.checking.rewind import rewind_partitions
 from channelindex.errors import StaleEpoch, Transient
 from channelindex.model import Checkpoint, Entry, IndexMeta
@@ -37,7 +38,7 @@ from tests.support.stores import GROUP, Backend, FaultyOperations, append, check
 VBUCKETS = range(2)
 CHANNELS = ("A", "B")
 GROUPS = (GROUP, "ffeeddcc99887766")
-META = IndexMeta(1, n_vbuckets=2, n_partitions=1, source_uuid="s", index_uuid="i")
+META = IndexMeta(FORMAT_VERSION, n_vbuckets=2, n_partitions=1, source_uuid="s", index_uuid="i")
 FAULTS = st.lists(st.sampled_from(["none", "none", "before", "after", "late", "twice"]), max_size=3)
 CHANGES = st.lists(
     st.tuples(st.sampled_from(VBUCKETS), st.sampled_from(CHANNELS), st.integers(0, 3)), min_size=1, max_size=6

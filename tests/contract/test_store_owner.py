@@ -221,6 +221,21 @@ def test_an_owner_without_news_is_told_that_it_is_none_and_wakes_nobody(backend,
     assert reader.partition_records()[0] == before[0]
 
 
+def test_an_advance_that_is_refused_wakes_nobody(backend, owner):
+    """A worker that has lost its partitions and does not know it yet must not wake every reader time and again."""
+    reader = backend.reader()
+    owner.begin(0, 1, "n1")
+    owner.begin(0, 2, "n2")
+    for moved in (checkpoints({0: 7}), {**checkpoints({0: 7}), 1: {}}):
+        with pytest.raises(StaleEpoch):
+            owner.advance(1, moved)
+    assert reader.stable_counter() == 0
+    owner.begin(1, 1, "n1")
+    with pytest.raises(StaleEpoch):
+        owner.advance(1, checkpoints({0: 7, 4: 7}))
+    assert reader.stable_counter() == 1
+
+
 def test_concurrent_begins_have_one_owner_each_and_lose_no_epoch(backend, owner):
     handed_out: list[int] = []
 

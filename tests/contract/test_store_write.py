@@ -1,10 +1,16 @@
 """The write half of every index store: appends, rotation, refusal, and what may happen twice or late."""
 
+import itertools
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
-from channelindex.blocks import fold_clock
+from channelindex.blocks import HEADER, fold_clock, pack_frame
 from channelindex.epochs import new_record
 from channelindex.errors import OutcomeUnknown, Transient
+from channelindex.stores.base import BlockRef
 from channelindex.stores.couchbase.directories import Directories
 from channelindex.stores.couchbase.keys import Keys as CouchbaseKeys
 from channelindex.stores.redis.keys import Keys
@@ -36,16 +42,47 @@ def test_unknown_channel_gets_block_zero_with_an_empty_header(backend):
     assert [each for _, each in block.entries] == [entry(0, 5), entry(3, 9)]
 
 
-def test_state_has_counter_active_block_and_clock(backend):
+def test_state_has_active_block_and_clock_and_the_counter_rises(backend):
     writer = backend.writer()
     writer.write([append("A", 1, entry(0, 5)), append("B", 1, entry(1, 1))])
+    (before,) = backend.reader().channel_states(["A"])
     writer.write([append("A", 1, entry(0, 7), entry(2, 3))])
     state, absent = backend.reader().channel_states(["A", "nobody's"])
     assert absent is None
     assert state is not None
-    assert state.counter == 2
+    assert state.counter > before.counter > 0
     assert state.active_by_group == {GROUP: 0}
-    assert fold_clock(state.clock_log_by_group[GROUP]) == {0: 7, 2: 3}
+    assert fold_clock(state.groups[GROUP].frames) == {0: 7, 2: 3}
+
+
+def test_one_append_moves_block_clock_and_counter_together(backend):
+    """Block, clock and counter, in this order, and none without the others: each is made of the same bytes."""
+    writer, reader = backend.writer(block_bytes=400), backend.reader()
+    told: list[tuple[int, int, int]] = []
+    done = threading.Event()
+
+    def look():
+        while not done.is_set():
+            (state,) = reader.channel_states(["A"])
+            if state is None:
+                continue
+            clock = fold_clock(state.groups[GROUP].frames).get(0, 0)
+            newest = max((each.seqno for _, each in all_entries(reader, "A")), default=0)  # read later, so not older
+            told.append((newest, clock, state.counter))
+
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look)
+        for seqno in itertools.count(1):
+            writer.write([append("A", 1, entry(0, seqno))])
+            if looking.done() or (seqno >= 150 and len(told) >= 20):
+                break
+        done.set()
+        looking.result()
+    assert told
+    assert all(newest >= clock for newest, clock, _ in told)
+    assert any(clock for _, clock, _ in told)
+    assert all(before <= after for before, after in itertools.pairwise(counter for _, _, counter in told))
+    assert all(b[2] > a[2] for a, b in itertools.pairwise(told) if b[1] > a[1])
 
 
 @pytest.mark.parametrize("seqno", SEQNOS)
@@ -75,6 +112,7 @@ def _set_active_block(backend: Backend, channel: str, number: int) -> None:
     if backend.memory:
         directory = backend.memory.directories[channel]
         directory[GROUP] = directory[GROUP]._replace(number=number)
+        backend.memory.blocks[BlockRef(channel, GROUP, number)] = bytearray(pack_frame(HEADER, 1, b""))
         return
     if backend.url.startswith("couchbase"):
         link, keys = backend.link(), CouchbaseKeys(backend.index_name)
@@ -82,12 +120,13 @@ def _set_active_block(backend: Backend, channel: str, number: int) -> None:
         found = directories.read([channel])
         found[channel].active_by_group[GROUP] = found[channel].active_by_group[GROUP]._replace(number=number)
         directories.write(found)
-        link.insert({keys.block(channel, GROUP, number): b""})
+        link.insert({keys.block(channel, GROUP, number): pack_frame(HEADER, 1, b"")})
         return
     key = Keys(backend.index_name).channel(channel)
     with open_link(backend.url, OutcomeUnknown) as redis:
         _, _, rest = redis.execute("HGET", key, "g" + GROUP).partition(b":")
         redis.execute("HSET", key, "g" + GROUP, b"%d:%s" % (number, rest))
+        redis.execute("SET", Keys(backend.index_name).block(channel, GROUP, number), pack_frame(HEADER, 1, b""))
 
 
 def test_groups_of_a_channel_have_blocks_of_their_own_and_one_counter(backend):
@@ -98,7 +137,7 @@ def test_groups_of_a_channel_have_blocks_of_their_own_and_one_counter(backend):
     writer.write(both)
     (state,) = backend.reader().channel_states(["A"])
     assert state.active_by_group == {GROUP: 0, OTHER_GROUP: 0}
-    assert state.counter == before + 1
+    assert state.counter > before
     assert {group: len(blocks[0].entries) for group, blocks in stored_blocks(backend.reader(), "A").items()} == {
         GROUP: 2,
         OTHER_GROUP: 2,
@@ -116,8 +155,8 @@ def test_full_block_is_followed_by_one_that_begins_with_the_channel_clock(backen
         assert block.header == clock
         clock |= {each.vb: each.seqno for _, each in block.entries}
     (state,) = backend.reader().channel_states(["A"])
-    assert fold_clock(state.clock_log_by_group[GROUP]) == clock
-    assert len(state.clock_log_by_group[GROUP]) < 300
+    assert fold_clock(state.groups[GROUP].frames) == clock
+    assert len(state.groups[GROUP].frames) < 300
 
 
 def test_many_channels_go_in_several_calls(backend, monkeypatch):
@@ -127,7 +166,7 @@ def test_many_channels_go_in_several_calls(backend, monkeypatch):
     names = [f"channel-{number}" for number in range(40)]
     for seqno in (1, 2):
         writer.write([append(name, 1, entry(0, seqno)) for name in names])
-    assert operations.calls == ["touch"] * 6 + ["append"] * 6
+    assert operations.calls == ["append_and_locate"] * 6 + ["append"] * 6
     assert sorted(backend.reader().channels()) == sorted(names)
     assert all(_stored(backend, name) == [(1, 0, 1), (1, 0, 2)] for name in names)
 
@@ -139,7 +178,7 @@ def test_large_appends_go_in_several_calls(backend, monkeypatch):
     batch = [append(name, 1, *(entry(0, seqno) for seqno in range(1, 10))) for name in "ABC"]
     writer.write(batch)
     writer.write(batch)
-    assert operations.calls == ["touch"] * 3 + ["append"] * 3
+    assert operations.calls == ["append_and_locate"] * 3 + ["append"] * 3
 
 
 def test_known_channels_are_appended_blindly(backend):
@@ -147,7 +186,7 @@ def test_known_channels_are_appended_blindly(backend):
     writer = backend.writer(operations=operations)
     for seqno in range(1, 5):
         writer.write([append("A", 1, entry(0, seqno))])
-    assert operations.calls == ["touch", "append", "append", "append"]
+    assert operations.calls == ["append_and_locate", "append", "append", "append"]
 
 
 def test_next_epoch_of_the_same_writer_asks_again(backend):
@@ -171,7 +210,7 @@ def test_restarted_writer_goes_on_in_the_active_block(backend):
     assert [seqno for _, _, seqno in _stored(backend)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_forgotten_channels_are_touched_again(backend):
+def test_forgotten_channels_are_located_again(backend):
     operations = FaultyOperations(backend.operations())
     writer = backend.writer(remembered_blocks=8, operations=operations)
     names = [f"channel-{number}" for number in range(20)]
@@ -182,7 +221,7 @@ def test_forgotten_channels_are_touched_again(backend):
     assert all(_stored(backend, name) == [(1, 0, 1), (1, 0, 2), (1, 0, 3)] for name in names)
 
 
-def test_touch_of_an_older_epoch_is_refused(backend):
+def test_an_append_to_an_unknown_block_by_an_older_epoch_is_refused(backend):
     backend.writer().write([append("A", 5, entry(0, 1))])
     stale = backend.writer().write([append("A", 4, entry(0, 2)), append("B", 4, entry(0, 2))], ["_sync:user:u"])
     assert stale == {4}
@@ -203,7 +242,7 @@ def test_two_epochs_in_one_batch(backend):
     assert _stored(backend) == [(1, 0, 1), (2, 0, 2), (2, 0, 4)]
 
 
-def test_zombie_cannot_rotate_once_a_newer_epoch_touched_the_channel(backend):
+def test_zombie_cannot_rotate_once_a_newer_epoch_has_located_the_block(backend):
     zombie, owner = backend.writer(block_bytes=1), backend.writer(block_bytes=10_000)
     zombie.write([append("A", 1, entry(0, 1))])
     owner.write([append("A", 2, entry(0, 2))])
@@ -222,17 +261,17 @@ def test_zombies_blind_append_lands_where_it_knows_and_moves_no_block(backend):
     assert [[each.seqno for _, each in block.entries] for block in blocks] == [[1, 2, 9], [3]]
 
 
-def test_late_clock_record_never_lowers_the_clock(backend):
+def test_late_append_never_lowers_the_clock(backend):
     zombie, owner = backend.writer(), backend.writer()
     zombie.write([append("A", 1, entry(0, 1))])
     owner.write([append("A", 2, entry(0, 20))])
     zombie.write([append("A", 1, entry(0, 2))])
     (state,) = backend.reader().channel_states(["A"])
-    assert fold_clock(state.clock_log_by_group[GROUP]) == {0: 20}
+    assert fold_clock(state.groups[GROUP].frames) == {0: 20}
 
 
 def test_rotation_waits_while_somebody_else_appends(backend):
-    """The header is made from the log as read; what came to the log since must not be lost from it."""
+    """The header is made from the block as read; what came to the block since must not be missing in it."""
     operations = _AppendsBetween(backend.operations(), backend.writer())
     writer = backend.writer(block_bytes=1, operations=operations)
     operations.zombie.write([append("A", 1, entry(0, 1))])
@@ -246,19 +285,61 @@ def test_rotation_waits_while_somebody_else_appends(backend):
 
 
 class _AppendsBetween(FaultyOperations):
-    """Lets a zombie append after the clock log was read and before the rotation."""
+    """Lets a zombie append after the block was read and before the rotation."""
 
     def __init__(self, operations, zombie):
         super().__init__(operations)
         self.zombie = zombie
         self.late_append = None
 
-    def clock_logs(self, keys):
-        logs = self._operations.clock_logs(keys)
+    def groups(self, keys):
+        states = self._operations.groups(keys)
         if self.late_append:
             self.zombie.write([self.late_append])
             self.late_append = None
-        return logs
+        return states
+
+
+def test_a_long_tail_moves_the_clock(backend):
+    """Readers fetch no more than a part of the active block, and a clock that sums up all before it."""
+    operations = _short_tails(backend, 200)
+    moves_clocks = operations.tail_bytes == 200
+    writer = backend.writer(operations=operations)
+    for seqno in range(1, 41):
+        writer.write([append("A", 1, entry(seqno % 3, seqno))])
+        (state,) = backend.reader().channel_states(["A"])
+        group = state.groups[GROUP]
+        assert len(group.tail) < 300 or not moves_clocks
+        assert fold_clock(group.frames) == {n % 3: n for n in range(1, seqno + 1)}
+    assert group.directory.number == 0
+    assert [seqno for _, _, seqno in _stored(backend)] == list(range(1, 41))
+    assert (operations.calls.count("move") > 5) is moves_clocks
+
+
+def _short_tails(backend: Backend, tail_bytes: int) -> FaultyOperations:
+    """A store whose clocks move early. A bucket's never do: it gives out whole blocks only."""
+    operations = FaultyOperations(backend.operations())
+    if operations.tail_bytes < sys.maxsize:
+        operations.tail_bytes = tail_bytes
+    return operations
+
+
+@pytest.mark.parametrize("fault", ["before", "after", "late", "twice"])
+def test_a_move_of_the_clock_that_fails_or_is_late_changes_nothing(backend, fault):
+    operations = _short_tails(backend, 100)
+    writer = backend.writer(operations=operations)
+    for seqno in (1, 2, 3):
+        writer.write([append("A", 1, entry(0, seqno))])
+    operations.next_faults = ["none", fault] if operations.tail_bytes == 100 else [fault]
+    write_until_done(writer, [append("A", 1, entry(1, 4))])
+    for late in operations.late:
+        late()
+    (state,) = backend.reader().channel_states(["A"])
+    assert fold_clock(state.groups[GROUP].frames) == {0: 3, 1: 4}
+    writer.write([append("A", 1, entry(2, 5))])
+    (state,) = backend.reader().channel_states(["A"])
+    assert fold_clock(state.groups[GROUP].frames) == {0: 3, 1: 4, 2: 5}
+    assert state.counter == sum(len(block) for block in backend.reader().blocks([BlockRef("A", GROUP, 0)]))
 
 
 def test_late_rotation_does_not_happen(backend):
@@ -266,7 +347,7 @@ def test_late_rotation_does_not_happen(backend):
     operations = FaultyOperations(backend.operations())
     writer = backend.writer(block_bytes=1, operations=operations)
     writer.write([append("A", 1, entry(0, 1))])
-    operations.next_faults = ["none", "late"]  # the clock logs are read, the rotation is late
+    operations.next_faults = ["none", "late"]  # the block is read, the rotation is late
     with pytest.raises(Transient):
         writer.write([append("A", 1, entry(0, 2))])
     writer._block_bytes = 10_000
@@ -279,7 +360,7 @@ def test_late_rotation_does_not_happen(backend):
     check_headers(reader, "A", _no_records(), partition_width=4)
 
 
-def test_late_touch_appends_once_more_and_moves_no_block(backend):
+def test_late_append_to_an_unknown_block_is_there_once_more_and_moves_no_block(backend):
     operations = FaultyOperations(backend.operations())
     writer = backend.writer(block_bytes=1, operations=operations)
     operations.next_faults = ["late"]
@@ -301,7 +382,7 @@ def _no_records():
 @pytest.mark.parametrize("fault", ["before", "after"])
 @pytest.mark.parametrize("position", range(6))
 def test_failed_batch_is_complete_once_it_is_repeated(backend, fault, position):
-    """Each call of a batch with blind appends, touches, a rotation and principals fails in turn."""
+    """Each call of a batch with blind appends, unknown blocks, a rotation and principals fails in turn."""
     operations = FaultyOperations(backend.operations())
     writer = backend.writer(block_bytes=60, operations=operations)
     writer.write([append("full", 1, entry(0, 1)), append("full", 1, entry(0, 1), group=OTHER_GROUP)])

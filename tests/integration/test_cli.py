@@ -82,7 +82,7 @@ def index_url(redis_url: str) -> str:
         flags = (0, 0, 0, 0, REMOVED)
         entries = (Entry(1, number + 1, b"doc%d" % number, "1-abc", flags[number]) for number in range(5))
         packed = b"".join(map(blocks.pack_entry, entries))
-        writer.write([ChannelAppend("A", "group", epoch, packed, blocks.pack_pairs({1: 5}))])
+        writer.write([ChannelAppend("A", "group", epoch, packed)])
         owner.advance(epoch, {0: {1: Checkpoint(1, 5, 5, 5)}})
     return redis_url
 
@@ -234,7 +234,7 @@ def test_a_reader_that_has_seen_enough_gets_no_complaint(tmp_path: Path, index_u
             epoch = owner.next_epoch()
             owner.begin(0, epoch, "n1")
             entry = blocks.pack_entry(Entry(1, 6, b"doc6", "1-abc", 0))
-            writer.write([ChannelAppend("A", "group", epoch, entry, blocks.pack_pairs({1: 6}))])
+            writer.write([ChannelAppend("A", "group", epoch, entry)])
             owner.advance(epoch, {0: {1: Checkpoint(1, 6, 6, 6)}})
         assert follower.wait(timeout=30) == exits.OK
         assert follower.stderr.read() == ""

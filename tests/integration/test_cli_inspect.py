@@ -147,7 +147,7 @@ def test_damage_is_named_by_inspect_and_changes_and_skipped_only_if_asked(
 
 def test_a_damaged_clock_is_named(index: SmallIndex, cli: Cli, redis_url: str) -> None:
     with redis.Redis.from_url(redis_url) as client:
-        client.append(Keys(index.name).clock("A", newest_block(index).group), b"\0")
+        client.hset(Keys(index.name).channel("A"), f"k{newest_block(index).group}", bytes(17))
     code, out, _ = cli("inspect", "clock", "A")
     assert code == exits.CORRUPT
-    assert "damaged: clock record at byte" in out
+    assert "damaged: frame at byte" in out

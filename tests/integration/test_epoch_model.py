@@ -25,7 +25,7 @@ from typing import NamedTuple
 import pytest
 
 from channelindex import epochs
-from channelindex.blocks import ENTRIES, iter_entries, iter_frames
+from channelindex.blocks import ENTRIES, FORMAT_VERSION, iter_entries, iter_frames
 from channelindex.epochs import Bounds, EpochStart, PartitionRecord, whole_record
 from channelindex.errors import StaleEpoch
 from channelindex.model import Checkpoint, Entry, IndexMeta
@@ -43,7 +43,7 @@ N_CHANGES = 2
 
 N_OWNERS = 2
 WHOLE_BLOCK = 65536
-META = IndexMeta(1, n_vbuckets=1, n_partitions=1, source_uuid="s", index_uuid="i")
+META = IndexMeta(FORMAT_VERSION, n_vbuckets=1, n_partitions=1, source_uuid="s", index_uuid="i")
 FAULTS = ("rollback without a new epoch", "reader without bounds", "token without clamp")
 
 Step = tuple[str, int]
@@ -253,7 +253,7 @@ class World:
                 raise PromiseBroken(f"the reader missed {visible[seqno]} at seqno {seqno}")
 
     def save(self) -> State:
-        """This moment. In memory, and as long as no block is full: what the clock logs say matters to nobody then."""
+        """This moment. In memory, and as long as no block is full: what the clock frames say matters to nobody then."""
         index = self._memory
         known = [writer._active.get(("A", GROUP)) for writer in self.writers]
         block = bytes(index.blocks.get(BlockRef("A", GROUP, 0), b""))
@@ -277,11 +277,11 @@ class World:
         index.blocks.clear()
         if state.directory:
             index.directories["A"].update(state.directory)  # type: ignore[arg-type]
-            index.blocks[BlockRef("A", GROUP, 0)] += state.block
+            index.blocks[BlockRef("A", GROUP, 0)] = bytearray(state.block)
         for writer, known in zip(self.writers, state.known, strict=True):
             writer._active.clear()
             if known:
-                writer._active.put(("A", GROUP), Active(*known, size=0))
+                writer._active.put(("A", GROUP), Active(*known, size=0, upto=0))
 
     @property
     def _memory(self) -> MemoryIndex:

@@ -142,7 +142,7 @@ def test_a_reader_changes_nothing(accounts: Accounts) -> None:
         make_index(accounts, "ci-reader")
     settings = IndexSettings(INDEX, accounts.url("ci-reader"))
     with closing(open_writer(settings)) as writer, pytest.raises(AuthenticationFailed):
-        writer.write([ChannelAppend("a", "g", 1, b"", b"")])
+        writer.write([ChannelAppend("a", "g", 1, b"")])
     with closing(open_owner(settings)) as owner, pytest.raises(AuthenticationFailed):
         owner.quarantine([Quarantined(0, 1, b"k", "why", 1.0)])
     code, text = as_user(accounts, "ci-reader", "rebuild", "--yes")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from couchbase import exceptions as sdk
 
-from channelindex.blocks import HEADER, fold_clock, pack_frame
+from channelindex.blocks import HEADER, pack_frame
 from channelindex.epochs import new_record
 from channelindex.errors import (
     AuthenticationFailed,
@@ -28,10 +28,11 @@ from channelindex.errors import (
     Transient,
 )
 from channelindex.model import IndexMeta
+from channelindex.reading.reader import ChangesReader
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_owner, open_reader, open_writer
-from channelindex.stores.base import Quarantined
-from channelindex.stores.block_writer import BlockWriter, Rotation
+from channelindex.stores.base import Directory, Quarantined
+from channelindex.stores.block_writer import BlockWriter, Move
 from channelindex.stores.couchbase import link as link_module
 from channelindex.stores.couchbase.directories import Active, Directories
 from channelindex.stores.couchbase.errors import translate_error, worst
@@ -216,20 +217,20 @@ def test_a_late_request_to_start_a_block_cannot_empty_the_active_one(backend, li
     assert [seqno for _, (_, seqno, *_) in all_entries(backend.reader(), "A")] == [1, 2]
 
 
-def test_a_touch_makes_every_earlier_version_of_the_directory_worthless(backend, link, keys):
+def test_locating_a_block_makes_every_earlier_version_of_the_directory_worthless(backend, link, keys):
     """It says the same as before; a late request to move the active block must not happen all the same."""
     backend.writer().write([append("A", 1, entry(0, 1))])
     directories = Directories(link, keys)
     before = directories.read(["A"])
     backend.writer().write([append("A", 1, entry(0, 2))])
     assert directories.read(["A"])["A"].active_by_group == before["A"].active_by_group
-    before["A"].active_by_group[GROUP] = Active(1, 1)
+    before["A"].active_by_group[GROUP] = Active(1, 1, 0)
     assert directories.write(before) == {"A"}
 
 
-@pytest.mark.parametrize("step", ["next block", "clock log", "directory"])
+@pytest.mark.parametrize("step", ["next block", "directory"])
 def test_a_rotation_does_not_happen_if_somebody_was_faster_at_any_step(backend, step):
-    """Somebody touches the channel under a newer epoch and rotates, while we are between two requests."""
+    """Somebody locates the block under a newer epoch and rotates, while we are between two requests."""
     faster = backend.writer(block_bytes=1)
 
     def be_faster():
@@ -251,9 +252,10 @@ def test_a_stale_rotation_does_not_touch_a_block_that_has_become_the_active_one(
     writer = backend.writer(block_bytes=1)
     for seqno in (1, 2):
         writer.write([append("A", 1, entry(0, seqno))])
-    (log,) = link.get([keys.clock("A", GROUP)])
-    stale = Rotation("A", GROUP, 1, 0, pack_frame(HEADER, 1, b""), len(log.value), b"")
-    assert backend.operations().rotate([stale]) == [False]
+    (full,) = link.get([keys.block("A", GROUP, 0)])
+    known, header = Directory(0, 1, 0, 17), pack_frame(HEADER, 1, b"")
+    stale = Move("A", GROUP, known, Directory(1, 1, len(full.value), len(header)), header)
+    assert backend.operations().move([stale]) == [False]
     assert [seqno for _, (_, seqno, *_) in all_entries(backend.reader(), "A")] == [1, 2]
 
 
@@ -269,17 +271,27 @@ def test_a_header_that_comes_late_while_we_rotate_is_not_taken_for_ours(backend,
     check_headers(backend.reader(), "A", NO_RECORDS, partition_width=4)
 
 
-def test_a_clock_record_that_comes_while_we_rotate_is_kept(backend):
-    zombie = backend.writer()
-    zombie.write([append("A", 1, entry(1, 1))])
-    paused = _Paused(backend.link(), ("replace", 1), lambda: zombie.write([append("A", 1, entry(1, 7))]))
+def test_what_a_zombie_appends_while_we_rotate_is_there_already_or_dead(backend):
+    """It comes too late for the header. A reader needs none of it."""
+    owner = backend.owner()
+    owner.create_or_check(META)
+    owner.begin(0, 1, "n1")
+    zombie, reader = backend.writer(), ChangesReader(backend.reader())
+    zombie.write([append("A", 1, entry(1, 1, "live"))])
+    owner.advance(1, checkpoints({1: 1}))
+    owner.begin(0, 2, "n2")
+    late = append("A", 1, entry(1, 1, "live"), entry(1, 7, "dead"))
+    paused = _Paused(backend.link(), ("insert", 1), lambda: zombie.write([late]))
     writer = BlockWriter(CouchbaseBlocks(backend.settings, paused), block_bytes=1)
     writer.write([append("A", 2, entry(0, 2))])
+    since = reader.changes(["A"]).since
     paused.armed = True
-    writer.write([append("A", 2, entry(0, 3))])
-    (state,) = backend.reader().channel_states(["A"])
-    assert state.active_by_group == {GROUP: 0}
-    assert fold_clock(state.clock_log_by_group[GROUP]) == {0: 3, 1: 7}
+    writer.write([append("A", 2, entry(0, 3), entry(1, 7, "new"))])
+    owner.advance(2, checkpoints({0: 3, 1: 7}))
+    assert backend.reader().channel_states(["A"])[0].active_by_group == {GROUP: 1}
+    assert {each.seqno for _, each in all_entries(backend.reader(), "A")} == {1, 2, 3, 7}
+    check_headers(backend.reader(), "A", backend.reader().partition_records(), partition_width=4)
+    assert [change.id for change in reader.changes(["A"], since).entries] == ["doc-0-2", "doc-0-3", "new"]
 
 
 def test_an_owner_that_begins_while_we_do_is_not_overwritten(backend):
@@ -303,7 +315,7 @@ def test_an_owner_that_is_replaced_while_it_advances_does_not_move_the_clock(bac
     assert (record.epoch, record.stable) == (9, (0, 0, 0, 0))
 
 
-_STEPS = {"next block": ("insert", 1), "clock log": ("replace", 1), "directory": ("replace", 2)}
+_STEPS = {"next block": ("insert", 1), "directory": ("replace", 1)}
 """Before which request of a rotation, counted by name."""
 
 
@@ -331,7 +343,7 @@ class _Paused(FaultyLink):
                 self._act()
 
 
-def test_groups_of_a_channel_that_are_touched_at_the_same_time_are_all_there(backend):
+def test_groups_of_a_channel_that_begin_at_the_same_time_are_all_there(backend):
     """They share a directory, and each has to find the others' changes."""
     groups = [f"{number:016x}" for number in range(6)]
     writers = [backend.writer(block_bytes=120) for _ in groups]
@@ -352,13 +364,13 @@ def test_groups_of_a_channel_that_are_touched_at_the_same_time_are_all_there(bac
 
 
 def test_a_directory_that_somebody_else_has_made_meanwhile_is_completed(backend):
-    """Both groups saw a channel that nobody had written; the fourth insert of a first touch is the directory."""
+    """Both groups saw a channel that nobody had written; the third insert of a first append is the directory."""
     other = "ffeeddcc99887766"
 
     def be_faster():
         backend.writer().write([append("A", 1, entry(9, 1), group=other)])
 
-    paused = _Paused(backend.link(), ("insert", 4), be_faster)
+    paused = _Paused(backend.link(), ("insert", 3), be_faster)
     paused.armed = True
     BlockWriter(CouchbaseBlocks(backend.settings, paused), block_bytes=100).write([append("A", 1, entry(0, 1))])
     reader = backend.reader()
@@ -413,7 +425,7 @@ def test_a_block_that_is_gone_stops_the_writer_with_its_key(backend, link, keys)
             each.write([append("A", 1, entry(0, 2))])
 
 
-@pytest.mark.parametrize("what", ["partition", "clock", "directory", "list", "counter", "quarantine"])
+@pytest.mark.parametrize("what", ["partition", "directory", "list", "quarantine"])
 def test_what_is_damaged_is_named(backend, link, keys, what):
     backend.owner().create_or_check(META)
     backend.owner().quarantine([Quarantined(1, 2, b"k", "r", 3.0)])
@@ -421,13 +433,11 @@ def test_what_is_damaged_is_named(backend, link, keys, what):
     reader = backend.reader()
     key, read = {
         "partition": (keys.partition(META, 2), reader.partition_records),
-        "clock": (keys.clock("A", GROUP), lambda: reader.channel_states(["A"])),
         "directory": (keys.directory("A"), lambda: reader.channel_states(["A"])),
         "list": (keys.list_of("A"), lambda: list(reader.channels())),
-        "counter": (keys.counter("A"), lambda: reader.channel_states(["A"])),
         "quarantine": (keys.quarantine, reader.quarantined),
     }[what]
-    if what in {"partition", "clock"}:
+    if what == "partition":
         link._opened().remove(key)
     else:
         (stored,) = link.get([key])
@@ -449,7 +459,7 @@ def test_names_are_listed_once_however_often_they_are_added(link, keys):
 @pytest.mark.parametrize("name", ["x" * 100, "x" * 101, "日" * 500, "=", "#" + "0" * 64])
 def test_keys_are_short_enough_for_a_collection(name):
     keys = Keys("n" * 64)
-    made = [keys.directory(name), keys.counter(name), keys.clock(name, GROUP), keys.block(name, GROUP, 2**64 - 1)]
+    made = [keys.directory(name), keys.block(name, GROUP, 2**64 - 1)]
     made += [keys.principal(name), keys.partition(META, 1023), keys.archive(1023), *keys.lists]
     assert max(len(key.encode()) for key in made) <= 246
     assert len(set(made)) == len(made)
@@ -587,6 +597,7 @@ def test_many_documents_go_in_several_calls(backend, link, monkeypatch):
 def test_a_closed_connection_leaves_no_thread_and_is_made_anew(private_bucket):
     code = """
 import os, sys
+from channelindex.reading.reader import ChangesReader
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_owner
 owner = open_owner(IndexSettings("test", sys.argv[1], user=sys.argv[2], password=sys.argv[3]))
@@ -606,6 +617,7 @@ def test_users_of_redis_do_not_pay_for_the_sdk():
     code = """
 import sys
 import workers.cli
+from channelindex.reading.reader import ChangesReader
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_owner, open_reader, open_writer
 for opener in (open_owner, open_reader, open_writer):

@@ -59,7 +59,7 @@ class Matrix:
 
     def pause_at(self, step: str) -> None:
         """One round: the zombie stops at *step*, loses everything, goes on, and shares again."""
-        fresh = step.endswith(("begin", "touch"))  # steps of a worker's first moments
+        fresh = step.endswith(("begin", "append_and_locate"))  # steps of a worker's first moments
         if fresh:
             self.zombie.ask(step)
             self.zombie.start()

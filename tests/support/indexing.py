@@ -70,8 +70,7 @@ class SmallIndex:
         for row in rows:
             rows_by_channel.setdefault(row.channel, []).append(row)
         appends = [
-            ChannelAppend(channel, group, epoch, *_packed(of_channel))
-            for channel, of_channel in rows_by_channel.items()
+            ChannelAppend(channel, group, epoch, _packed(of_channel)) for channel, of_channel in rows_by_channel.items()
         ]
         return (writer or self.writer).write(appends)
 
@@ -84,10 +83,5 @@ class SmallIndex:
         self.owner.advance(epoch, by_partition)
 
 
-def _packed(rows: Iterable[Row]) -> tuple[bytes, bytes]:
-    entries = b""
-    clock: dict[int, int] = {}
-    for row in rows:
-        entries += blocks.pack_entry(Entry(row.vb, row.seqno, row.key.encode(), row.rev, row.flags))
-        clock[row.vb] = max(row.seqno, clock.get(row.vb, 0))
-    return entries, blocks.pack_pairs(clock)
+def _packed(rows: Iterable[Row]) -> bytes:
+    return b"".join(blocks.pack_entry(Entry(row.vb, row.seqno, row.key.encode(), row.rev, row.flags)) for row in rows)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from channelindex.blocks import ENTRIES, HEADER, iter_entries, iter_frames, pack_entry, pack_pairs, unpack_pairs
+from channelindex.blocks import ENTRIES, FORMAT_VERSION, HEADER, iter_entries, iter_frames, pack_entry, unpack_pairs
 from channelindex.epochs import Bounds, PartitionRecord, whole_record
 from channelindex.errors import OutcomeUnknown, StoreUnavailable
 from channelindex.model import Checkpoint, Entry, IndexMeta
@@ -19,7 +19,9 @@ from channelindex.stores.redis.writer import RedisBlocks
 from devbucket.config import DevBucketConfig
 
 GROUP = "00112233aabbccdd"
-META = IndexMeta(format=1, n_vbuckets=16, n_partitions=4, source_uuid="bucket-uuid", index_uuid="index-uuid")
+META = IndexMeta(
+    format=FORMAT_VERSION, n_vbuckets=16, n_partitions=4, source_uuid="bucket-uuid", index_uuid="index-uuid"
+)
 
 
 def _told(variable: str, default: str) -> str:
@@ -106,8 +108,7 @@ def entry(vb: int, seqno: int, key: str = "", rev: str = "1-a", flags: int = 0) 
 
 def append(channel: str, epoch: int, *entries: Entry, group: str = GROUP) -> ChannelAppend:
     """What a batch adds to *channel*."""
-    clock = {each.vb: each.seqno for each in entries}
-    return ChannelAppend(channel, group, epoch, b"".join(map(pack_entry, entries)), pack_pairs(clock))
+    return ChannelAppend(channel, group, epoch, b"".join(map(pack_entry, entries)))
 
 
 def checkpoints(seqno_by_vb: Mapping[int, int], vbuuid: int = 1) -> dict[int, dict[int, Checkpoint]]:
@@ -198,6 +199,7 @@ class FaultyOperations:
 
     def __init__(self, operations: BlockOperations) -> None:
         self._operations = operations
+        self.tail_bytes = operations.tail_bytes
         self.next_faults: list[str] = []
         self.late: list[Callable[[], Any]] = []
         self.calls: list[str] = []

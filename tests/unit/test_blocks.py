@@ -139,54 +139,79 @@ def test_pairs_that_are_cut_off_are_corrupt():
         blocks.unpack_pairs(blocks.pack_pairs({1: 5, 2: 6})[:-1])
 
 
-def _log(records) -> bytes:
-    return b"".join(blocks.pack_clock_record(epoch, blocks.pack_pairs(clock)) for epoch, clock in records)
+def _frames(records) -> bytes:
+    """A frame for each (epoch, clock): of entries where the epoch is odd, else a header."""
+    return b"".join(
+        blocks.pack_frame(blocks.ENTRIES, epoch, b"".join(map(_entry, clock.items())))
+        if epoch % 2
+        else blocks.pack_frame(blocks.HEADER, epoch, blocks.pack_pairs(clock))
+        for epoch, clock in records
+    )
+
+
+def _entry(pair: tuple[int, int]) -> bytes:
+    vb, seqno = pair
+    return blocks.pack_entry(Entry(vb, seqno, b"key" * (vb % 5), f"1-{'ab' * 16}" if vb % 2 else "1-x", 0))
 
 
 @given(RECORDS)
-def test_clock_log_says_the_maximum(records):
+def test_the_clock_is_the_maximum_over_all_frames(records):
     expected: dict[int, int] = {}
     for _, clock in records:
         for vb, seqno in clock.items():
             expected[vb] = max(expected.get(vb, 0), seqno)
-    assert blocks.fold_clock(_log(records)) == expected
+    assert blocks.fold_clock(_frames(records)) == expected
 
 
 @given(RECORDS, st.randoms())
-def test_order_of_clock_records_does_not_matter(records, random):
+def test_order_of_frames_does_not_matter_to_the_clock(records, random):
     shuffled = records[:]
     random.shuffle(shuffled)
-    assert blocks.fold_clock(_log(records)) == blocks.fold_clock(_log(shuffled))
+    assert blocks.fold_clock(_frames(records)) == blocks.fold_clock(_frames(shuffled))
 
 
 @given(RECORDS, RECORDS)
-def test_clock_log_only_rises(records, more):
-    before, after = blocks.fold_clock(_log(records)), blocks.fold_clock(_log(records + more))
+def test_the_clock_only_rises(records, more):
+    before, after = blocks.fold_clock(_frames(records)), blocks.fold_clock(_frames(records + more))
     assert all(after[vb] >= seqno for vb, seqno in before.items())
 
 
 @given(RECORDS, RECORDS)
-def test_folding_a_log_in_between_changes_nothing(records, more):
-    folded = blocks.pack_clock_record(9, blocks.pack_pairs(blocks.fold_clock(_log(records))))
-    assert blocks.fold_clock(folded + _log(more)) == blocks.fold_clock(_log(records + more))
+def test_a_header_that_sums_up_the_first_frames_changes_nothing(records, more):
+    header = blocks.pack_frame(blocks.HEADER, 9, blocks.pack_pairs(blocks.fold_clock(_frames(records))))
+    assert blocks.fold_clock(header + _frames(more)) == blocks.fold_clock(_frames(records + more))
 
 
 @given(RECORDS, st.dictionaries(st.integers(1, 9), st.integers(0, 2**64 - 1)))
-def test_limit_lowers_each_record_by_its_own_epoch(records, limit_by_epoch):
+def test_limit_lowers_each_frame_by_its_own_epoch(records, limit_by_epoch):
     def limit(epoch: int, vb: int) -> int:
         return limit_by_epoch.get(epoch, 2**64 - 1) if vb % 2 else 2**64 - 1
 
     lowered = [(epoch, {vb: min(seqno, limit(epoch, vb)) for vb, seqno in clock.items()}) for epoch, clock in records]
-    assert blocks.fold_clock(_log(records), limit) == blocks.fold_clock(_log(lowered))
+    assert blocks.fold_clock(_frames(records), limit) == blocks.fold_clock(_frames(lowered))
 
 
-@given(RECORDS.filter(lambda records: any(clock for _, clock in records)), st.data())
-def test_clock_log_that_is_cut_off_is_corrupt(records, data):
-    log = _log(records)
-    last = len(_log(records[-1:]))
-    cut = data.draw(st.integers(1, last - 1))
-    with pytest.raises(IndexCorrupt, match="cut off"):
-        blocks.fold_clock(log[:-cut])
+@given(RECORDS.filter(bool), st.data())
+def test_frames_that_are_cut_off_have_no_clock(records, data):
+    frames = _frames(records)
+    cut = data.draw(st.integers(1, len(_frames(records[-1:])) - 1))
+    with pytest.raises(IndexCorrupt, match=r"cut off|announced"):
+        blocks.fold_clock(frames[:-cut])
+
+
+@pytest.mark.parametrize("n_cut", [1, 20, 33])
+def test_entries_that_end_after_their_frame_have_no_clock(n_cut):
+    body = _entry((1, 5)) + _entry((3, 7))
+    with pytest.raises(IndexCorrupt, match=r"cut off|after its frame"):
+        blocks.fold_clock(blocks.pack_frame(blocks.ENTRIES, 1, body[:-n_cut]))
+
+
+@given(CLOCKS, st.binary(max_size=40))
+def test_a_block_is_split_behind_its_header(clock, rest):
+    header = blocks.pack_frame(blocks.HEADER, 3, blocks.pack_pairs(clock))
+    assert blocks.split_header(header + rest) == (header, rest)
+    for damaged in (header[:-1], header[1:] + rest, b""):
+        assert blocks.split_header(damaged) == (b"", damaged)
 
 
 def test_a_frame_of_one_kind_does_not_pass_for_the_other():

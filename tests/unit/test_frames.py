@@ -14,13 +14,8 @@ GROUP = "0123456789abcdef"
 EPOCH = (1 << 63) + 5
 
 
-def section_of(entries: list[Entry]) -> tuple[list[bytes], dict[int, bytes]]:
-    packed = [blocks.pack_entry(entry) for entry in entries]
-    return packed, {entry.vb: raw[: blocks.PAIR_BYTES] for entry, raw in zip(entries, packed, strict=True)}
-
-
-def clock_of(entries: list[Entry]) -> dict[int, int]:
-    return {entry.vb: entry.seqno for entry in entries}
+def section_of(entries: list[Entry]) -> list[bytes]:
+    return [blocks.pack_entry(entry) for entry in entries]
 
 
 @st.composite
@@ -39,12 +34,9 @@ ROUNDS = st.dictionaries(st.text(min_size=1, max_size=12), entry_lists(), max_si
 PRINCIPALS = st.lists(st.text(min_size=1, max_size=20), max_size=6)
 
 
-def appends_by_channel(appends: list[ChannelAppend]) -> Mapping[str, tuple[list[Entry], dict[int, int]]]:
+def entries_by_channel(appends: list[ChannelAppend]) -> Mapping[str, list[Entry]]:
     assert len({append.channel for append in appends}) == len(appends)
-    return {
-        append.channel: (list(blocks.iter_entries(append.entries)), blocks.unpack_pairs(append.pairs))
-        for append in appends
-    }
+    return {append.channel: list(blocks.iter_entries(append.entries)) for append in appends}
 
 
 @given(round_=ROUNDS, principals=PRINCIPALS, max_bytes=st.integers(300, 2000))
@@ -57,17 +49,7 @@ def test_packing_and_merging_gives_back_the_round(round_, principals, max_bytes)
     assert [key for frame in decoded for key in frame.principals] == principals
     appends = merge(decoded)
     assert [append.channel for append in appends] == list(round_)
-    assert appends_by_channel(appends) == {channel: (entries, clock_of(entries)) for channel, entries in round_.items()}
-    assert all(len(append.pairs) == 10 * len(clock_of(round_[append.channel])) for append in appends)
-
-
-@given(round_=ROUNDS, max_bytes=st.integers(300, 600))
-def test_every_frame_claims_exactly_the_entries_that_it_brings(round_, max_bytes):
-    sections = {channel: section_of(entries) for channel, entries in round_.items()}
-    for payload in pack_frames(EPOCH, GROUP, sections, [], max_bytes):
-        frame = decode_frame(payload)
-        for _, entries, pairs in frame.channels:
-            assert blocks.unpack_pairs(pairs) == clock_of(list(blocks.iter_entries(entries)))
+    assert entries_by_channel(appends) == round_
 
 
 def test_a_round_that_fits_is_one_frame():
@@ -75,7 +57,7 @@ def test_a_round_that_fits_is_one_frame():
     payloads = pack_frames(1, GROUP, sections, ["_sync:user:u"], 1000)
     assert len(payloads) == 1
     frame = decode_frame(payloads[0])
-    assert [channel for channel, _, _ in frame.channels] == ["a", "b"]
+    assert [channel for channel, _ in frame.channels] == ["a", "b"]
     assert frame.principals == ["_sync:user:u"]
 
 
@@ -102,16 +84,16 @@ def test_a_principal_that_does_not_fit_is_refused():
 
 def test_the_bound_of_the_encoded_size_is_one_for_large_heads_and_not_wasteful():
     channel, entries = "c" * 300, b"e" * 70_000
-    sections = {channel: ([entries], {1: b"p" * 10})}
+    sections = {channel: [entries]}
     size = len(pack_frames(EPOCH, GROUP, sections, [], 1 << 20)[0])
-    bound = frames._HEAD_BYTES + len(GROUP) + frames._SECTION_BYTES + len(channel) + len(entries) + 10
+    bound = frames._HEAD_BYTES + len(GROUP) + frames._SECTION_BYTES + len(channel) + len(entries)
     assert bound - 32 < size <= bound
     assert len(pack_frames(EPOCH, GROUP, sections, [], bound)) == 1
 
 
 def frame_with(epoch: int, group: str, seqno: int) -> RingFrame:
     entry = blocks.pack_entry(Entry(1, seqno, b"doc", "1-a", 0))
-    return RingFrame(epoch, group, [("a", entry, entry[:10])], [])
+    return RingFrame(epoch, group, [("a", entry)], [])
 
 
 def test_groups_and_epochs_are_not_mixed():
@@ -122,8 +104,3 @@ def test_groups_and_epochs_are_not_mixed():
     }
     assert seqnos == {("g", 1): [5], ("g", 2): [6, 8], ("h", 2): [7]}
     assert len(appends) == 3
-
-
-def test_a_vbucket_is_claimed_once_at_its_highest_seqno():
-    (append,) = merge([frame_with(1, "g", 5), frame_with(1, "g", 6)])
-    assert append.pairs == blocks.pack_pairs({1: 6})

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from channelindex.blocks import FORMAT_VERSION
 from channelindex.errors import ChangesForgotten
 from channelindex.hashing import group_of
 from channelindex.model import Checkpoint, IndexMeta
@@ -14,7 +15,7 @@ from channelindex.stores.memory import MemoryIndex, MemoryOwner, MemoryReader, m
 from channelindex.stores.memory_limits import HeldBlocks, MemoryLimits
 from tests.support.stores import append, entry
 
-META = IndexMeta(1, n_vbuckets=2, n_partitions=1, source_uuid="s", index_uuid="i")
+META = IndexMeta(FORMAT_VERSION, n_vbuckets=2, n_partitions=1, source_uuid="s", index_uuid="i")
 GROUP = group_of([0], 1)
 CHAIN = ("A", "g")
 

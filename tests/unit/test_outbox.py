@@ -9,13 +9,13 @@ from channelindex.model import Checkpoint
 from workers.pipeline.frames import decode_frame
 from workers.pipeline.outbox import Outbox
 from workers.pipeline.ring import Bell, Ring
-from workers.pipeline.round import Round, Section
+from workers.pipeline.round import Round
 
 
 def a_round(seqno, *channels_by_writer, principals=()):
     """A round of vbucket 1 up to *seqno* with an entry in each of the channels."""
     entry = b"\0\1" + seqno.to_bytes(8, "big") + b"entry"
-    sections = [{channel: Section([entry], {1: entry[:10]}) for channel in channels} for channels in channels_by_writer]
+    sections = [{channel: [entry] for channel in channels} for channels in channels_by_writer]
     names = [list(principals), *([] for _ in channels_by_writer[1:])]
     return Round(sections, names, {1: Checkpoint(7, seqno, seqno, seqno)}, [], 1, sum(map(len, channels_by_writer)))
 
@@ -45,7 +45,7 @@ def outbox(rings, bells):
 
 
 def channels_of(ring):
-    return [channel for payload in ring.take(1 << 20) for channel, _, _ in decode_frame(payload).channels]
+    return [channel for payload in ring.take(1 << 20) for channel, _ in decode_frame(payload).channels]
 
 
 def test_an_epoch_that_begins_is_in_every_ring_and_wakes_every_writer(rings, bells):

@@ -24,8 +24,7 @@ def used_memory(url: str) -> int:
 def append(channel: str, group: str, epoch: int, n_entries: int, first: int) -> ChannelAppend:
     size, rev = blocks.pack_rev("7-" + "a1" * 16)
     heads = [blocks.pack_entry_head(n % 1024, n, 0, len(KEY), size) for n in range(first, first + n_entries)]
-    pairs = b"".join(head[: blocks.PAIR_BYTES] for head in heads)
-    return ChannelAppend(channel, group, epoch, b"".join(head + KEY + rev for head in heads), pairs)
+    return ChannelAppend(channel, group, epoch, b"".join(head + KEY + rev for head in heads))
 
 
 @pytest.mark.parametrize(("channels", "per_append", "n_entries"), [(200, 10, 60_000), (5_000, 2, 60_000)])

@@ -88,7 +88,9 @@ def _print_clock(report: ChannelReport) -> None:
     output.line(f"channel {report.channel}: counter {report.counter}, {len(report.groups)} groups")
     for group in report.groups:
         output.line("")
-        output.line(f"newest block {group.active_block}, clock log of {group.n_bytes} bytes")
+        output.line(
+            f"newest block {group.active_block}, {group.n_bytes} bytes, {group.n_tail_bytes} since its clock moved"
+        )
         for damage in group.damage:
             output.line(f"damaged: {damage}")
         output.line(f"clock {_clock_text(group.clock)}")

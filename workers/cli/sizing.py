@@ -11,13 +11,12 @@ from channelindex import blocks
 
 PACKED_REV_BYTES = 20
 FRAME_BYTES = 17
-CLOCK_RECORD_BYTES = 12
 GROWTH = 1.4
 """Memory that Redis reserves per byte appended: up to 2, on the average of many 1.4."""
-GROUP_BYTES = 285
-"""Two keys, their objects and their places in the key table, per channel and vbucket group."""
-CHANNEL_BYTES = 200
-"""The directory of a channel with its counter."""
+GROUP_BYTES = 160
+"""A key, its object and its place in the key table, and the fields of the directory, per channel and vbucket group."""
+CHANNEL_BYTES = 150
+"""The directory of a channel."""
 FEED_US = 10.0
 WRITER_US_PER_ENTRY = 3.0
 STORE_US_PER_ENTRY = 4.0
@@ -71,7 +70,7 @@ def size_of(load: Load) -> Size:
     writers = _workers(node_entry_rate * WRITER_US_PER_ENTRY)
     ring_bytes = _ring_bytes(node_entry_rate * entry_bytes * RING_S / (feeds * writers))
     groups = load.channels * min(load.nodes * feeds, max(1.0, entries / max(1, load.channels)))
-    stored = entries * (entry_bytes + blocks.PAIR_BYTES + (FRAME_BYTES + CLOCK_RECORD_BYTES) / load.entries_per_append)
+    stored = entries * (entry_bytes + FRAME_BYTES / load.entries_per_append)
     redis_bytes = round(stored * GROWTH + groups * GROUP_BYTES + load.channels * CHANNEL_BYTES)
     return Size(
         entries=entries,

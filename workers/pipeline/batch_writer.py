@@ -100,7 +100,7 @@ class BatchWriter:
             if payloads:
                 ring.commit()
                 bell.ring()
-        self._stats.set(ring_fill=sum(ring.fill for ring in self._rings), touches=self._store.n_touches)
+        self._stats.set(ring_fill=sum(ring.fill for ring in self._rings), block_lookups=self._store.n_block_lookups)
         return True
 
     def _write(self, appends: Sequence[ChannelAppend], principals: Sequence[str]) -> None:

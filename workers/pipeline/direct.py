@@ -6,7 +6,6 @@ from itertools import count
 
 from channelindex.model import Checkpoint
 from channelindex.stores.base import ChannelAppend, IndexWriter
-from workers.pipeline.frames import pairs_of
 from workers.pipeline.round import Round
 
 
@@ -28,7 +27,7 @@ class DirectOutbox:
 
     def put(self, taken: Round, epoch: int, group: str) -> None:
         """Write a round."""
-        left = {channel: section.entries for channel, section in taken.sections[0].items()}
+        left: dict[str, list[bytes]] = dict(taken.sections[0])
         for start in count(0, self._part_entries):
             left = {channel: entries for channel, entries in left.items() if len(entries) > start}
             if not left:
@@ -53,4 +52,4 @@ class DirectOutbox:
 
 
 def _append(channel: str, group: str, epoch: int, entries: Sequence[bytes]) -> ChannelAppend:
-    return ChannelAppend(channel, group, epoch, b"".join(entries), pairs_of(entries))
+    return ChannelAppend(channel, group, epoch, b"".join(entries))

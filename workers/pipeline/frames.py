@@ -1,41 +1,34 @@
 """What travels in the rings: packing a round into frames that fit, and merging frames into a batch.
 
-A ring frame is complete in itself: its clock pairs never claim an entry that a later frame brings. So a batch may end
-after any frame, and nothing has to wait for a rest that the ring has no room for.
+A ring frame is complete in itself. So a batch may end after any frame, and nothing has to wait for a rest that the ring
+has no room for.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain
-from struct import Struct
 
 import msgspec
 
-from channelindex.blocks import PAIR_BYTES
 from channelindex.stores.base import ChannelAppend
 
 _HEAD_BYTES = 32
 """Bound of what a frame takes besides group, channels and principals: its head, the epoch, three heads of at most 5."""
-_SECTION_BYTES = 16
-"""Bound of what one channel takes besides name, entries and pairs: one head of a byte, three of at most 5."""
+_SECTION_BYTES = 11
+"""Bound of what one channel takes besides name and entries: one head of a byte, two of at most 5."""
 _PRINCIPAL_BYTES = 5
 
-_SPLIT_PAIR = Struct(">2s8s")
-_VB_BYTES = 2
-
-Sections = Mapping[str, tuple[Sequence[bytes], Mapping[int, bytes]]]
-"""By channel: its packed entries in the order of the feed, and the newest clock pair of each vbucket in them."""
+Sections = Mapping[str, Sequence[bytes]]
+"""By channel: its packed entries in the order of the feed."""
 
 
 class RingFrame(msgspec.Struct, array_like=True):
     """A part of one round for one batch writer.
 
-    `channels` are (channel, packed entries, clock pairs of just these entries), `principals` the keys of user and role
-    documents that changed.
+    `channels` are (channel, packed entries), `principals` the keys of user and role documents that changed.
     """
 
     epoch: int
     group: str
-    channels: list[tuple[str, bytes, bytes]]
+    channels: list[tuple[str, bytes]]
     principals: list[str]
 
 
@@ -68,20 +61,18 @@ def pack_frames(epoch: int, group: str, sections: Sections, principals: Sequence
     return payloads
 
 
-def _items(
-    sections: Sections, principals: Sequence[str], room: int
-) -> Iterator[tuple[tuple[str, bytes, bytes] | str, int]]:
+def _items(sections: Sections, principals: Sequence[str], room: int) -> Iterator[tuple[tuple[str, bytes] | str, int]]:
     """What the frames have to carry, in order, each with a bound of its encoded size, at most *room*."""
-    for channel, (entries, pair_by_vb) in sections.items():
+    for channel, entries in sections.items():
         overhead = len(channel.encode()) + _SECTION_BYTES
-        joined, pairs = b"".join(entries), b"".join(pair_by_vb.values())
-        size = overhead + len(joined) + len(pairs)
+        joined = b"".join(entries)
+        size = overhead + len(joined)
         if size <= room:
-            yield (channel, joined, pairs), size
+            yield (channel, joined), size
             continue
         for part in _split(entries, room - overhead):
-            joined, pairs = b"".join(part), pairs_of(part)
-            yield (channel, joined, pairs), overhead + len(joined) + len(pairs)
+            joined = b"".join(part)
+            yield (channel, joined), overhead + len(joined)
     for principal in principals:
         size = len(principal.encode()) + _PRINCIPAL_BYTES
         if size > room:
@@ -90,11 +81,11 @@ def _items(
 
 
 def _split(entries: Sequence[bytes], room: int) -> Iterator[list[bytes]]:
-    """*entries* in runs, each of which fits into *room* together with one clock pair per entry."""
+    """*entries* in runs, each of which fits into *room*."""
     part: list[bytes] = []
     n_bytes = 0
     for entry in entries:
-        size = len(entry) + PAIR_BYTES
+        size = len(entry)
         if size > room:
             raise ValueError(_too_large("entry", size, room))
         if n_bytes + size > room:
@@ -103,11 +94,6 @@ def _split(entries: Sequence[bytes], room: int) -> Iterator[list[bytes]]:
         part.append(entry)
         n_bytes += size
     yield part
-
-
-def pairs_of(entries: Iterable[bytes]) -> bytes:
-    """The clock pairs of packed entries: an entry begins with its pair, and the last one of a vbucket is its newest."""
-    return b"".join({entry[:_VB_BYTES]: entry[:PAIR_BYTES] for entry in entries}.values())
 
 
 def _too_large(what: str, size: int, room: int) -> str:
@@ -124,25 +110,17 @@ def merge(frames: Iterable[RingFrame]) -> list[ChannelAppend]:
 
     Frames of one epoch must come in the order in which they were published; then their entries keep it.
     """
-    sections_by_channel: dict[tuple[int, str], dict[str, list[tuple[str, bytes, bytes]]]] = {}
+    sections_by_channel: dict[tuple[int, str], dict[str, list[bytes]]] = {}
     for frame in frames:
         by_channel = sections_by_channel.setdefault((frame.epoch, frame.group), {})
-        for section in frame.channels:
-            known = by_channel.get(section[0])
+        for channel, entries in frame.channels:
+            known = by_channel.get(channel)
             if known is None:
-                by_channel[section[0]] = [section]
+                by_channel[channel] = [entries]
             else:
-                known.append(section)
+                known.append(entries)
     return [
-        _append(channel, group, epoch, sections)
+        ChannelAppend(channel, group, epoch, b"".join(sections))
         for (epoch, group), by_channel in sections_by_channel.items()
         for channel, sections in by_channel.items()
     ]
-
-
-def _append(channel: str, group: str, epoch: int, sections: list[tuple[str, bytes, bytes]]) -> ChannelAppend:
-    if len(sections) == 1:
-        return ChannelAppend(channel, group, epoch, sections[0][1], sections[0][2])
-    entries = b"".join([section[1] for section in sections])
-    seqno_by_vb = dict(_SPLIT_PAIR.iter_unpack(b"".join([section[2] for section in sections])))
-    return ChannelAppend(channel, group, epoch, entries, b"".join(chain.from_iterable(seqno_by_vb.items())))

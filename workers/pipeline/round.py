@@ -35,17 +35,13 @@ _SHARD_CACHE_CHANNELS = 500_000
 """Above this the channel -> writer cache starts anew: it saves a hash per channel and round, and must stay bounded."""
 
 
-class Section(NamedTuple):
-    """What one round adds to one channel: packed entries in feed order, and per vbucket the newest clock pair."""
-
-    entries: list[bytes]
-    pair_by_vb: dict[int, bytes]
-
-
 class Round(NamedTuple):
-    """What was made of some events. `sections` and `principals` are by batch writer."""
+    """What was made of some events. `sections` and `principals` are by batch writer.
 
-    sections: list[dict[str, Section]]
+    A section is what the round adds to one channel: packed entries in the order of the feed.
+    """
+
+    sections: list[dict[str, list[bytes]]]
     principals: list[list[str]]
     checkpoints: dict[int, Checkpoint]
     quarantined: list[Quarantined]
@@ -137,7 +133,7 @@ class RoundBuilder:
         return not self._touched.isdisjoint(vbuckets)
 
     def _start_round(self) -> None:
-        self._sections: dict[str, Section] = {}
+        self._sections: dict[str, list[bytes]] = {}
         self._principals: list[list[str]] = [[] for _ in range(self._n_writers)]
         self._touched: set[int] = set()
         self._quarantined: list[Quarantined] = []
@@ -168,7 +164,6 @@ class RoundBuilder:
     def _add_route(self, position: Position, vb: int, seqno: int, key: bytes, route: Route) -> None:
         size, rev = blocks.pack_rev(route.rev)
         head = blocks.pack_entry_head(vb, seqno, route.flags, len(key), size)
-        pair = head[: blocks.PAIR_BYTES]
         entry = head + key + rev
         if position.sequence < route.sequence <= HIGHEST_CREDIBLE:
             position.sequence = route.sequence
@@ -184,9 +179,9 @@ class RoundBuilder:
                 continue
             section = sections.get(channel)
             if section is None:
-                section = sections[channel] = Section([], {})
-            section.entries.append(packed)
-            section.pair_by_vb[vb] = pair
+                sections[channel] = [packed]
+            else:
+                section.append(packed)
 
     def _add_principal(self, principal: Principal) -> None:
         self._principals[shard_of(principal.key, self._n_writers)].append(principal.key)
@@ -214,7 +209,7 @@ class RoundBuilder:
         """The round of all events added since the last call; None if no seqno moved."""
         if not self._touched:
             return None
-        by_writer: list[dict[str, Section]] = [{} for _ in range(self._n_writers)]
+        by_writer: list[dict[str, list[bytes]]] = [{} for _ in range(self._n_writers)]
         for channel, section in self._sections.items():
             by_writer[self._shard(channel)][channel] = section
         taken = Round(
@@ -223,7 +218,7 @@ class RoundBuilder:
             {vb: self._positions[vb].checkpoint() for vb in self._touched},
             self._quarantined,
             self.n_events,
-            sum(len(section.entries) for section in self._sections.values()),
+            sum(len(section) for section in self._sections.values()),
         )
         self._start_round()
         return taken

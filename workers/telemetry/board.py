@@ -80,7 +80,7 @@ FIELDS_BY_ROLE: dict[str, tuple[str, ...]] = {
         "batches",
         "frames",
         "channels",  # appends, one per channel and batch
-        "touches",  # those whose block had to be looked for
+        "block_lookups",  # those whose block had to be looked for
         "entry_bytes",
         "ring_fill",  # bytes that wait in all its rings
     ),

@@ -42,7 +42,7 @@ _WORD_BY_METRIC = {
     BATCH_WRITER: {
         "writer_frames": "frames",
         "writer_appends": "channels",
-        "writer_touches": "touches",
+        "writer_block_lookups": "block_lookups",
         "writer_store_errors": "store_errors",
     },
 }

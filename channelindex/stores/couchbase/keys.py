@@ -48,14 +48,6 @@ class Keys:
         """A channel's active block in each group."""
         return f"{self._prefix}c:{_short(channel)}"
 
-    def counter(self, channel: str) -> str:
-        """A channel's counter."""
-        return f"{self._prefix}n:{_short(channel)}"
-
-    def clock(self, channel: str, group: str) -> str:
-        """A channel's clock log in a group."""
-        return f"{self._prefix}k:{group}:{_short(channel)}"
-
     def block(self, channel: str, group: str, number: int) -> str:
         """One block of a channel in a group."""
         return f"{self._prefix}b:{group}:{number}:{_short(channel)}"

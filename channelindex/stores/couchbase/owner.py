@@ -93,6 +93,7 @@ class CouchbaseOwner:
     def advance(self, epoch: int, checkpoints: Mapping[int, Mapping[int, Checkpoint]]) -> None:
         """See `OwnerStore.advance`."""
         refused: list[StaleEpoch] = []
+        moved_any = False
         pending: Collection[int] = list(checkpoints)
         for _ in range(MAX_ATTEMPTS):
             advanced: dict[int, tuple[PartitionRecord, int]] = {}
@@ -105,11 +106,12 @@ class CouchbaseOwner:
                     if checkpoints[partition]:
                         advanced[partition] = moved, cas
             pending = self._replace(advanced)
+            moved_any = moved_any or len(advanced) > len(pending)
             if not pending:
                 break
         else:
             raise Transient(f"partition {min(pending)}: its record changed {MAX_ATTEMPTS} times while it was advanced")
-        if any(checkpoints.values()):
+        if moved_any:
             self._link.increment({self._keys.stable: 1})
         if refused:
             raise refused[0]

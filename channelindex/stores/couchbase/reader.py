@@ -8,7 +8,7 @@ from channelindex.errors import IndexCorrupt
 from channelindex.model import IndexMeta
 from channelindex.settings import IndexSettings
 from channelindex.stores.base import BlockRef, ChannelState, Quarantined
-from channelindex.stores.couchbase.directories import decode_directory
+from channelindex.stores.couchbase.directories import decode_directory, read_groups
 from channelindex.stores.couchbase.keys import Keys
 from channelindex.stores.couchbase.link import Link, Stored
 from channelindex.stores.couchbase.names import iter_names
@@ -61,32 +61,14 @@ class CouchbaseReader:
         return iter_names(self._link, self._keys)
 
     def channel_states(self, channels: Sequence[str]) -> Sequence[ChannelState | None]:
-        """See `IndexReader.channel_states`.
-
-        Counters and directories are read before the clock logs, so a state never says less than its counter.
-        """
-        counters = self._counters([self._keys.counter(channel) for channel in channels])
-        directory_keys = [self._keys.directory(channel) for channel in channels]
-        directories = [
-            decode_directory(stored, key).active_by_group
-            for key, stored in zip(directory_keys, self._link.get(directory_keys), strict=True)
-        ]
-        log_keys = [
-            self._keys.clock(channel, group)
-            for channel, directory in zip(channels, directories, strict=True)
-            for group in directory
-        ]
-        logs = iter([_present(key, stored) for key, stored in zip(log_keys, self._link.get(log_keys), strict=True)])
-        return [
-            ChannelState(
-                counter,
-                {group: active.number for group, active in directory.items()},
-                {group: next(logs) for group in directory},
-            )
-            if directory
-            else None
-            for counter, directory in zip(counters, directories, strict=True)
-        ]
+        """See `IndexReader.channel_states`."""
+        keys = [self._keys.directory(channel) for channel in channels]
+        directories = {
+            channel: decode_directory(stored, key).active_by_group
+            for channel, key, stored in zip(channels, keys, self._link.get(keys), strict=True)
+        }
+        states = read_groups(self._link, self._keys, directories)
+        return [ChannelState(states[channel]) if states[channel] else None for channel in channels]
 
     def blocks(self, refs: Sequence[BlockRef]) -> Sequence[bytes | None]:
         """See `IndexReader.blocks`."""
@@ -130,9 +112,3 @@ def _number(key: str, stored: Stored | None) -> int:
     if not stored.value.isdigit():
         raise IndexCorrupt(f"{key}: it is no counter")
     return int(stored.value)
-
-
-def _present(key: str, stored: Stored | None) -> bytes:
-    if stored is None:
-        raise IndexCorrupt(f"{key}: the clock log is missing though the channel's directory names its group")
-    return stored.value

@@ -1,24 +1,27 @@
 """The operations of the write half in a bucket, which changes one document at a time.
 
-What `BlockOperations` wants done at once is done in an order in which it may stop anywhere:
+An append is one request for each block: it moves a channel's block, clock and counter at once. What else
+`BlockOperations` wants done at once is done in an order in which it may stop anywhere:
 
-* A directory names a block and a clock log only after these exist. An entry goes first into its block, then into the
-  clock log, then the counter rises.
-* A touch writes the directory, even if that says the same as before: its version changes, and with it all that somebody
-  made of the older version, a late rotation among it, comes to nothing.
-* A rotation writes the next block, then the folded clock log, then the directory; each only if it is as it was read. As
-  long as the directory does not name the next block, nobody appends to it: one that a rotation left behind half-way
-  holds a header alone and is replaced. It is read *before* the directory: if somebody has made it the active one since,
-  its version has changed.
+* A directory names a block only after it exists.
+* To locate a block is to write the directory, even if that says the same as before: its version changes, and with it
+  all that somebody made of the older version, a late rotation among it, comes to nothing.
+* A rotation writes the next block, then the directory, if it is as it was read. As long as the directory does not name
+  the next block, nobody appends to it: one that a rotation left behind half-way holds a header alone and is replaced.
+  It is read *before* the directory: if somebody has made it the active one since, its version has changed.
+* What a former owner appends to the full block between our look at it and the change of the directory is dead, or there
+  already (docs/design/001-epochs.md). So the header need not count it.
 """
 
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from channelindex.errors import IndexCorrupt, Transient
+from channelindex.errors import Transient
 from channelindex.settings import IndexSettings
-from channelindex.stores.block_writer import BlindAppend, Rotation, Touch
-from channelindex.stores.couchbase.directories import Active, Directories, Directory
+from channelindex.stores.base import GroupState
+from channelindex.stores.block_writer import BlindAppend, LocatingAppend, Location, Move, lost_block
+from channelindex.stores.couchbase.directories import Active, ChannelDirectory, Directories, read_groups
 from channelindex.stores.couchbase.keys import Keys
 from channelindex.stores.couchbase.link import Link, Stored
 from channelindex.stores.couchbase.names import add_names
@@ -29,11 +32,17 @@ MAX_ATTEMPTS = 50
 _MAX_READ_BYTES = 16 << 20
 """About how much is read at once to learn the sizes of blocks."""
 
-_Item = TypeVar("_Item", Touch, Rotation)
+_Item = TypeVar("_Item", LocatingAppend, Move)
+
+_Block = tuple[str, str, int]
+"""(channel, group, number)."""
 
 
 class CouchbaseBlocks:
     """`BlockOperations` in a bucket."""
+
+    tail_bytes = sys.maxsize
+    """A bucket gives out whole documents only, so nothing is gained by a clock that counts more of the block."""
 
     def __init__(self, settings: IndexSettings, link: Link | None = None) -> None:
         self._keys = Keys(settings.name)
@@ -41,46 +50,40 @@ class CouchbaseBlocks:
         self._directories = Directories(self._link, self._keys)
         self._blocks_per_read = max(1, _MAX_READ_BYTES // settings.block_bytes)
 
-    def append(self, by_channel: Mapping[str, Sequence[BlindAppend]]) -> None:
+    def append(self, appends: Sequence[BlindAppend]) -> None:
         """See `BlockOperations.append`."""
-        frames: dict[str, bytes] = {}
-        records: dict[str, bytes] = {}
-        for channel, appends in by_channel.items():
-            for group, number, frame, record in appends:
-                frames[self._keys.block(channel, group, number)] = frame
-                records[self._keys.clock(channel, group)] = record
-        self._append(frames, records, by_channel)
+        frames: dict[_Block, bytes] = {}
+        for channel, group, number, frame in appends:
+            block = channel, group, number
+            frames[block] = frames.get(block, b"") + frame
+        self._append(frames)
 
-    def touch(self, touches: Sequence[Touch]) -> Sequence[tuple[int, int] | None]:
-        """See `BlockOperations.touch`."""
-        new_blocks: dict[str, int] = {}
-        numbers = self._enter(touches, new_blocks)
-        frames: dict[str, bytes] = {}
-        records: dict[str, bytes] = {}
-        accepted = [(touch, number) for touch, number in zip(touches, numbers, strict=True) if number is not None]
-        for touch, number in accepted:  # two epochs of a group may touch the same block
-            block, clock = (
-                self._keys.block(touch.channel, touch.group, number),
-                self._keys.clock(touch.channel, touch.group),
-            )
-            frames[block] = frames.get(block, b"") + touch.frame
-            records[clock] = records.get(clock, b"") + touch.record
-        self._append(frames, records, {touch.channel for touch, _ in accepted})
+    def append_and_locate(self, appends: Sequence[LocatingAppend]) -> Sequence[Location | None]:
+        """See `BlockOperations.append_and_locate`."""
+        new_blocks: dict[_Block, int] = {}
+        numbers = self._enter(appends, new_blocks)
+        frames: dict[_Block, bytes] = {}
+        for append, number in zip(appends, numbers, strict=True):
+            if number is not None:
+                block = append.channel, append.group, number
+                frames[block] = frames.get(block, b"") + append.frame  # of two epochs of a group
+        self._append(frames)
         sizes = self._sizes(frames, new_blocks)
         return [
-            None if number is None else (number, sizes[self._keys.block(touch.channel, touch.group, number)])
-            for touch, number in zip(touches, numbers, strict=True)
+            None if number is None else Location(number, sizes[append.channel, append.group, number], 0)
+            for append, number in zip(appends, numbers, strict=True)
         ]
 
-    def clock_logs(self, keys: Sequence[tuple[str, str]]) -> Sequence[bytes]:
-        """See `BlockOperations.clock_logs`."""
-        stored = self._link.get([self._keys.clock(channel, group) for channel, group in keys])
-        return [log.value if log else b"" for log in stored]
+    def groups(self, keys: Sequence[tuple[str, str]]) -> Sequence[GroupState | None]:
+        """See `BlockOperations.groups`."""
+        directories = self._directories.read({channel for channel, _ in keys})
+        states = read_groups(self._link, self._keys, {channel: d.active_by_group for channel, d in directories.items()})
+        return [states[channel].get(group) for channel, group in keys]
 
-    def rotate(self, rotations: Sequence[Rotation]) -> Sequence[bool]:
-        """See `BlockOperations.rotate`."""
-        moved = self._move(self._fold_logs(self._begin_blocks(rotations)))
-        return [rotation in moved for rotation in rotations]
+    def move(self, moves: Sequence[Move]) -> Sequence[bool]:
+        """See `BlockOperations.move`. All of them rotate."""
+        moved = self._change_directories(self._begin_blocks(moves))
+        return [move in moved for move in moves]
 
     def count_principals(self, keys: Sequence[str]) -> None:
         """See `BlockOperations.count_principals`. The sum rises last."""
@@ -95,106 +98,93 @@ class CouchbaseBlocks:
         """See `BlockOperations.close`."""
         self._link.close()
 
-    def _append(self, frames: Mapping[str, bytes], records: Mapping[str, bytes], channels: Iterable[str]) -> None:
-        self._append_to_existing(frames)
-        self._append_to_existing(records)
-        self._link.increment({self._keys.counter(channel): 1 for channel in channels})
-
-    def _append_to_existing(self, values: Mapping[str, bytes]) -> None:
-        missing = self._link.append(values)
+    def _append(self, frames: Mapping[_Block, bytes]) -> None:
+        missing = self._link.append({self._keys.block(*block): frame for block, frame in frames.items()})
         if missing:
-            raise IndexCorrupt(f"{min(missing)} is gone: the bucket has lost data, the index has to be rebuilt")
+            raise lost_block(min(missing))
 
-    def _enter(self, touches: Sequence[Touch], new_blocks: dict[str, int]) -> list[int | None]:
-        """Note the touches in the directories; the number of each one's block, None where it was refused.
+    def _enter(self, appends: Sequence[LocatingAppend], new_blocks: dict[_Block, int]) -> list[int | None]:
+        """Note the appends in the directories; the number of each one's block, None where it was refused.
 
         *new_blocks* is told the blocks that this call began, and their sizes.
         """
-        numbers: dict[Touch, int | None] = {}
-        pending = _by_channel(touches)
+        numbers: dict[LocatingAppend, int | None] = {}
+        pending = _by_channel(appends)
         for _ in range(MAX_ATTEMPTS):
             directories = self._directories.read(pending)
-            entered: dict[str, Directory] = {}
-            firsts: list[Touch] = []
+            entered: dict[str, ChannelDirectory] = {}
+            firsts: list[LocatingAppend] = []
             for channel, of_channel in pending.items():
                 active_by_group = directories[channel].active_by_group
-                for touch in of_channel:
-                    if touch.group not in active_by_group:
-                        firsts.append(touch)
-                    numbers[touch] = _entered(active_by_group, touch)
-                if any(numbers[touch] is not None for touch in of_channel):
+                for append in of_channel:
+                    if append.group not in active_by_group:
+                        firsts.append(append)
+                    numbers[append] = _entered(active_by_group, append)
+                if any(numbers[append] is not None for append in of_channel):
                     entered[channel] = directories[channel]
             add_names(self._link, self._keys, [channel for channel in entered if directories[channel].cas is None])
             self._begin_groups(firsts, new_blocks)
             changed = self._directories.write(entered)
             if not changed:
-                return [numbers[touch] for touch in touches]
+                return [numbers[append] for append in appends]
             pending = {channel: pending[channel] for channel in changed}
-        raise Transient(f"{self._keys.directory(min(pending))} changed {MAX_ATTEMPTS} times while it was touched")
+        raise Transient(f"{self._keys.directory(min(pending))} changed {MAX_ATTEMPTS} times while it was written")
 
-    def _begin_groups(self, touches: Iterable[Touch], new_blocks: dict[str, int]) -> None:
-        """Let there be block 0 and a clock log; they may be left over from somebody who stopped half-way."""
-        headers = {self._keys.block(touch.channel, touch.group, 0): touch.header for touch in touches}
-        existing = self._link.insert(headers)
-        new_blocks |= {key: len(header) for key, header in headers.items() if key not in existing}
-        self._link.insert({self._keys.clock(touch.channel, touch.group): b"" for touch in touches})
+    def _begin_groups(self, appends: Iterable[LocatingAppend], new_blocks: dict[_Block, int]) -> None:
+        """Let there be block 0; it may be left over from somebody who stopped half-way."""
+        append_by_key = {self._keys.block(append.channel, append.group, 0): append for append in appends}
+        existing = self._link.insert({key: append.header for key, append in append_by_key.items()})
+        for key, append in append_by_key.items():
+            if key not in existing:
+                new_blocks[append.channel, append.group, 0] = len(append.header)
 
-    def _sizes(self, frames: Mapping[str, bytes], new_blocks: Mapping[str, int]) -> dict[str, int]:
+    def _sizes(self, frames: Mapping[_Block, bytes], new_blocks: Mapping[_Block, int]) -> dict[_Block, int]:
         """The sizes of the blocks to which *frames* were appended. The SDK tells the size of no document but by it."""
-        sizes = {key: new_blocks[key] + len(frame) for key, frame in frames.items() if key in new_blocks}
-        unknown = [key for key in frames if key not in sizes]
+        sizes = {block: new_blocks[block] + len(frame) for block, frame in frames.items() if block in new_blocks}
+        unknown = [block for block in frames if block not in sizes]
         for start in range(0, len(unknown), self._blocks_per_read):
-            keys = unknown[start : start + self._blocks_per_read]
-            sizes |= {key: len(stored.value) for key, stored in zip(keys, self._link.get(keys), strict=True) if stored}
+            chunk = unknown[start : start + self._blocks_per_read]
+            found = self._link.get([self._keys.block(*block) for block in chunk])
+            sizes |= {block: len(stored.value) for block, stored in zip(chunk, found, strict=True) if stored}
         return sizes
 
-    def _begin_blocks(self, rotations: Sequence[Rotation]) -> dict[Rotation, Stored]:
-        """Write the next blocks, where directory and clock log are as the rotation was made from them; these logs."""
-        keys = [self._keys.block(rotation.channel, rotation.group, rotation.number + 1) for rotation in rotations]
+    def _begin_blocks(self, moves: Sequence[Move]) -> list[Move]:
+        """Write the next blocks, where directory and full block are as the rotation was made from them."""
+        keys = [self._keys.block(move.channel, move.group, move.new.number) for move in moves]
         next_blocks = self._link.get(keys)
-        directories = self._directories.read({rotation.channel for rotation in rotations})
-        logs = self._link.get([self._keys.clock(rotation.channel, rotation.group) for rotation in rotations])
-        begun: dict[str, tuple[Rotation, Stored]] = {}
+        directories = self._directories.read({move.channel for move in moves})
+        full_blocks = self._link.get([self._keys.block(move.channel, move.group, move.known.number) for move in moves])
+        begun: dict[str, Move] = {}
         new: dict[str, bytes] = {}
         left_over: dict[str, Stored] = {}
-        for key, rotation, next_block, log in zip(keys, rotations, next_blocks, logs, strict=True):
-            is_active = _names(directories[rotation.channel], rotation)
-            if log is None or len(log.value) != rotation.log_bytes or not is_active:
+        for key, move, next_block, full in zip(keys, moves, next_blocks, full_blocks, strict=True):
+            if full is None or len(full.value) != move.size or not _names(directories[move.channel], move):
                 continue
-            begun[key] = rotation, log
+            begun[key] = move
             if next_block is None:
-                new[key] = rotation.header
+                new[key] = move.clock
             else:
-                left_over[key] = Stored(rotation.header, next_block.cas)
+                left_over[key] = Stored(move.clock, next_block.cas)
         lost = self._link.insert(new) | self._link.replace(left_over)
-        return dict(begun[key] for key in begun if key not in lost)
+        return [begun[key] for key in begun if key not in lost]
 
-    def _fold_logs(self, logs: Mapping[Rotation, Stored]) -> list[Rotation]:
-        """Replace the clock logs by their sums, where nothing was appended since; what is folded says the same."""
-        rotation_by_key = {self._keys.clock(rotation.channel, rotation.group): rotation for rotation in logs}
-        lost = self._link.replace(
-            {key: Stored(rotation.folded, logs[rotation].cas) for key, rotation in rotation_by_key.items()}
-        )
-        return [rotation for key, rotation in rotation_by_key.items() if key not in lost]
-
-    def _move(self, rotations: Sequence[Rotation]) -> set[Rotation]:
-        """Let the directories name the next blocks; the rotations for which that happened."""
-        moved: set[Rotation] = set()
-        pending = _by_channel(rotations)
+    def _change_directories(self, moves: Sequence[Move]) -> set[Move]:
+        """Let the directories name the next blocks; the moves for which that happened."""
+        moved: set[Move] = set()
+        pending = _by_channel(moves)
         for _ in range(MAX_ATTEMPTS):
             if not pending:
                 return moved
             directories = self._directories.read(pending)
             moving = {
-                channel: [rotation for rotation in of_channel if _names(directories[channel], rotation)]
+                channel: [move for move in of_channel if _names(directories[channel], move)]
                 for channel, of_channel in pending.items()
             }
             for channel, of_channel in moving.items():
-                for rotation in of_channel:
-                    active = Active(rotation.number + 1, rotation.epoch)
-                    directories[channel].active_by_group[rotation.group] = active
+                for move in of_channel:
+                    directories[channel].active_by_group[move.group] = Active(*move.new[:3])
             changed = self._directories.write({channel: directories[channel] for channel in moving if moving[channel]})
-            moved.update(rotation for channel in moving if channel not in changed for rotation in moving[channel])
+            moved.update(move for channel in moving if channel not in changed for move in moving[channel])
             pending = {channel: pending[channel] for channel in changed}
         raise Transient(f"{self._keys.directory(min(pending))} changed {MAX_ATTEMPTS} times while a block was rotated")
 
@@ -206,14 +196,14 @@ def _by_channel(items: Collection[_Item]) -> dict[str, list[_Item]]:
     return by_channel
 
 
-def _entered(active_by_group: dict[str, Active], touch: Touch) -> int | None:
+def _entered(active_by_group: dict[str, Active], append: LocatingAppend) -> int | None:
     """The group's block, with our epoch noted; None, and nothing noted, if a newer epoch is there."""
-    active = active_by_group.get(touch.group, Active(0, touch.epoch))
-    if active.epoch > touch.epoch:
+    active = active_by_group.get(append.group, Active(0, append.epoch, 0))
+    if active.epoch > append.epoch:
         return None
-    active_by_group[touch.group] = Active(active.number, touch.epoch)
+    active_by_group[append.group] = active._replace(epoch=append.epoch)
     return active.number
 
 
-def _names(directory: Directory, rotation: Rotation) -> bool:
-    return directory.active_by_group.get(rotation.group) == (rotation.number, rotation.epoch)
+def _names(directory: ChannelDirectory, move: Move) -> bool:
+    return directory.active_by_group.get(move.group) == move.known[:3]

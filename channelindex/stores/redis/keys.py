@@ -31,12 +31,8 @@ class Keys:
         return f"{self.prefix}{{i}}:h:{partition}"
 
     def channel(self, channel: str) -> str:
-        """A channel's counter and its directory of groups."""
+        """A channel's directory of groups."""
         return f"{self._slot(channel)}c:{channel}"
-
-    def clock(self, channel: str, group: str) -> str:
-        """A channel's clock log in a group."""
-        return f"{self._slot(channel)}k:{group}:{channel}"
 
     def block(self, channel: str, group: str, number: int) -> str:
         """One block of a channel in a group."""

@@ -2,15 +2,15 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from channelindex.epochs import EpochStart, PartitionRecord
-from channelindex.errors import IndexCorrupt, StoreUnavailable
+from channelindex.errors import StoreUnavailable
 from channelindex.model import IndexMeta
 from channelindex.redis.link import ServerLink
 from channelindex.stores import records
 from channelindex.stores.base import BlockRef, ChannelState, Quarantined
 from channelindex.stores.meta import decode_meta
+from channelindex.stores.redis.directories import read_channels
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.opening import open_link
 from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record
@@ -67,25 +67,9 @@ class RedisReader:
                 return
 
     def channel_states(self, channels: Sequence[str]) -> Sequence[ChannelState | None]:
-        """See `IndexReader.channel_states`.
-
-        Counter and directory are read before the clock logs, so a state never says less than its counter.
-        """
-        hashes = self._link.pipeline([("HGETALL", self._keys.channel(channel)) for channel in channels])
-        fields_by_channel = [dict(zip(flat[::2], flat[1::2], strict=True)) for flat in hashes]
-        groups_by_channel = [
-            [field[1:].decode() for field in fields if field.startswith(b"g")] for fields in fields_by_channel
-        ]
-        keys = [
-            self._keys.clock(channel, group)
-            for channel, groups in zip(channels, groups_by_channel, strict=True)
-            for group in groups
-        ]
-        logs = iter(zip(keys, self._link.pipeline([("GET", key) for key in keys]), strict=True))
-        return [
-            _channel_state(fields, {group: _present(*next(logs)) for group in groups}) if groups else None
-            for fields, groups in zip(fields_by_channel, groups_by_channel, strict=True)
-        ]
+        """See `IndexReader.channel_states`."""
+        groups_by_channel = read_channels(self._link, self._keys, channels)
+        return [ChannelState(groups) if groups else None for groups in groups_by_channel]
 
     def blocks(self, refs: Sequence[BlockRef]) -> Sequence[bytes | None]:
         """See `IndexReader.blocks`."""
@@ -128,15 +112,3 @@ class RedisReader:
         """See `IndexReader.close`."""
         self._link.close()
         self._subscription.close()
-
-
-def _channel_state(fields: dict[bytes, bytes], clock_log_by_group: dict[str, bytes]) -> ChannelState:
-    active_by_group = {group: int(fields[b"g" + group.encode()].partition(b":")[0]) for group in clock_log_by_group}
-    return ChannelState(int(fields.get(b"n", 0)), active_by_group, clock_log_by_group)
-
-
-def _present(key: str, value: Any) -> bytes:
-    if value is None:
-        raise IndexCorrupt(f"{key}: the clock log is missing though the channel's directory names its group")
-    log: bytes = value
-    return log

@@ -6,20 +6,24 @@ script costs to run.
 Items are grouped by slot. One Redis takes all slots in one call; a cluster takes a call per slot, all of them together.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from channelindex.errors import OutcomeUnknown
+from channelindex.errors import IndexCorrupt, OutcomeUnknown
 from channelindex.hashing import slot_of
 from channelindex.redis.link import ScriptCall
-from channelindex.stores.block_writer import BlindAppend, Rotation, Touch
+from channelindex.stores.base import GroupState
+from channelindex.stores.block_writer import TAIL_BYTES, BlindAppend, LocatingAppend, Location, Move, lost_block
+from channelindex.stores.redis.directories import encode_directory, read_groups
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.opening import open_link
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
+
+_NONE_LOST = _encode([])
 
 _Sections = dict[int, tuple[list[Any], list[bytes]]]
 """By slot: the items of its channels, flat, and the bytes whose lengths are among them."""
@@ -28,60 +32,64 @@ _Sections = dict[int, tuple[list[Any], list[bytes]]]
 class RedisBlocks:
     """`BlockOperations` in Redis."""
 
+    tail_bytes = TAIL_BYTES
+
     def __init__(self, url: str, index_name: str) -> None:
         self._keys = Keys(index_name)
         self._link = open_link(url, OutcomeUnknown, reconnects=False)
 
-    def append(self, by_channel: Mapping[str, Sequence[BlindAppend]]) -> None:
+    def append(self, appends: Sequence[BlindAppend]) -> None:
         """See `BlockOperations.append`."""
         sections: _Sections = {}
-        for channel, appends in by_channel.items():
+        for channel, group, number, frame in appends:
             slot = slot_of(channel)
-            if slot not in sections:
-                sections[slot] = [], []
-            items, parts = sections[slot]
-            items += (channel, len(appends))
-            for group, number, frame, record in appends:
-                items += (group, str(number), len(frame), len(record))
-                parts.append(frame)
-            parts += [append[3] for append in appends]
-        self._link.run_all("append", self._calls(sections))
+            section = sections.get(slot)
+            if section is None:
+                section = sections[slot] = [], []
+            section[0].append(f"{group}:{number}:{channel}")
+            section[0].append(len(frame))
+            section[1].append(frame)
+        for packed in self._link.run_all("append", self._calls(sections)):
+            if packed != _NONE_LOST:
+                group, number, channel = _decode(packed)[0].split(":", 2)
+                raise lost_block(self._keys.block(channel, group, int(number)))
 
-    def touch(self, touches: Sequence[Touch]) -> Sequence[tuple[int, int] | None]:
-        """See `BlockOperations.touch`."""
-        flat = [
-            (touch.channel, touch.group, f"{touch.epoch:016x}", touch.header, touch.frame, touch.record)
-            for touch in touches
-        ]
-        reply, order = self._run_by_slot("touch", flat)
-        blocks: list[tuple[int, int] | None] = [None] * len(touches)
-        for index, number, size in zip(order, reply[::2], reply[1::2], strict=True):
+    def append_and_locate(self, appends: Sequence[LocatingAppend]) -> Sequence[Location | None]:
+        """See `BlockOperations.append_and_locate`."""
+        flat = [(channel, group, f"{epoch:016x}", header, frame) for channel, group, epoch, header, frame in appends]
+        reply, order = self._run_by_slot("append_and_locate", flat)
+        locations: list[Location | None] = [None] * len(appends)
+        for index, number, size, upto in zip(order, reply[::3], reply[1::3], reply[2::3], strict=True):
+            if number == "lost":
+                raise IndexCorrupt(
+                    f"{self._keys.channel(appends[index].channel)}: the directory of group {appends[index].group} and "
+                    "its active block are not both there: the store has lost data, the index has to be rebuilt"
+                )
             if number:
-                blocks[index] = int(number), size
-        return blocks
+                locations[index] = Location(int(number), size, int(upto))
+        return locations
 
-    def clock_logs(self, keys: Sequence[tuple[str, str]]) -> Sequence[bytes]:
-        """See `BlockOperations.clock_logs`."""
-        logs = self._link.pipeline([("GET", self._keys.clock(channel, group)) for channel, group in keys])
-        return [log or b"" for log in logs]
+    def groups(self, keys: Sequence[tuple[str, str]]) -> Sequence[GroupState | None]:
+        """See `BlockOperations.groups`."""
+        return read_groups(self._link, self._keys, keys)
 
-    def rotate(self, rotations: Sequence[Rotation]) -> Sequence[bool]:
-        """See `BlockOperations.rotate`."""
+    def move(self, moves: Sequence[Move]) -> Sequence[bool]:
+        """See `BlockOperations.move`."""
         flat = [
             (
-                rotation.channel,
-                rotation.group,
-                f"{rotation.epoch:016x}",
-                str(rotation.number),
-                str(rotation.number + 1),
-                rotation.log_bytes,
-                rotation.header,
-                rotation.folded,
+                move.channel,
+                move.group,
+                encode_directory(move.known),
+                encode_directory(move.new),
+                str(move.known.number),
+                str(move.new.number) if move.rotates else "",
+                move.size,
+                move.clock,
             )
-            for rotation in rotations
+            for move in moves
         ]
-        reply, order = self._run_by_slot("rotate", flat)
-        happened = [False] * len(rotations)
+        reply, order = self._run_by_slot("move", flat)
+        happened = [False] * len(moves)
         for index, result in zip(order, reply, strict=True):
             happened[index] = result == 1
         return happened
