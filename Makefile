@@ -29,6 +29,9 @@ INSTALL := $(PY) .ci/preflight.py && $(PY) systemd/install.py --prefix '$(PREFIX
 	--sysconfdir '$(SYSCONFDIR)' --destdir '$(DESTDIR)' --from '$(FROM)' --extras '$(EXTRAS)'
 PYTEST = $(BIN)/pytest -n $(JOBS) $(if $(SEED),--randomly-seed=$(SEED)) $(if $(K),-k '$(K)') $(PYTEST_ARGS)
 
+ON_EACH_SERVER = -k 'not couchbase' tests/contract $(wildcard tests/integration/test_store_redis*.py) tests/unit/test_embedded.py \
+	$(addprefix tests/integration/test_,coordinator.py coordination_trouble.py membership.py least_privilege.py)
+
 .DEFAULT_GOAL := help
 .PHONY: help dev demo test-unit test test-nightly test-servers mutants cov lint fmt type arch audit check test-chaos chaos test-couchbase fuzz bench docs package install rollback uninstall tour clean
 
@@ -46,15 +49,20 @@ test-unit: $(STAMP) ## a minute: rules, codecs, state machines, and the contract
 test: $(STAMP) ## five minutes: all that a change must pass; K=expression picks some, SEED=number repeats an order
 	$(PYTEST)
 
+test-servers: $(STAMP) ## the Redis store, leases and accounts on the other versions of Redis and Valkey at hand, oldest first
+	@for server in $$($(BIN)/python -m tests.support.redis_servers); do \
+		echo "== $$server" && REDIS_SERVER=$$server $(PYTEST) --quiet $(ON_EACH_SERVER) || exit 1; done
+
 test-nightly: $(STAMP) ## hours: every property with 5,000 examples, every cut of every recording, every seed of kills
 	HYPOTHESIS_PROFILE=nightly $(PYTEST) --timeout 7200 -m 'nightly or hypothesis or chaos'
 
 mutants: $(STAMP) ## six minutes: a hundred small mistakes in the data path, each of which the fast tests must notice; K=text picks
 	$(BIN)/python -m tests.mutants $(if $(K),--only '$(K)')
 
-lint: $(STAMP) ## ruff: rules and format
+lint: $(STAMP) ## ruff: rules and format; luacheck: the scripts as they are sent
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python .ci/lint_lua.py
 
 fmt: $(STAMP) ## bring the code into ruff's format
 	$(BIN)/ruff format .

@@ -18,6 +18,7 @@ from channelindex.redis.scripts import Scripts
 
 _NOT_NOW = re.compile(r"\b(OOM|MISCONF|READONLY|NOREPLICAS|LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|BUSY|UNKILLABLE)\b")
 _ELSEWHERE = re.compile(r"\b(READONLY|NOREPLICAS|LOADING|MASTERDOWN|CLUSTERDOWN)\b")
+_REFUSED_IN_SCRIPT = re.compile(r"user executing the script|ACL failure in script")  # before Redis 7, and since
 NOT_NOW_ERRORS = (
     redis.exceptions.BusyLoadingError,
     redis.exceptions.OutOfMemoryError,
@@ -59,7 +60,7 @@ def translate_error(purpose: Purpose, where: str, command: Sequence[Any], error:
     """Our error for the one that the server at *where* answered *command* with."""
     message = str(error)
     what = f"{purpose.setting} {where}: {_name(command)}"
-    if isinstance(error, REFUSED_ERRORS) or "user executing the script" in message:
+    if isinstance(error, REFUSED_ERRORS) or _REFUSED_IN_SCRIPT.search(message):
         return _refused(purpose, where, error)
     if isinstance(error, redis.exceptions.AskError):
         return purpose.unavailable(f"{what}: its slot is being moved to another node of the cluster")

@@ -21,6 +21,7 @@ if not now then
 end
 
 local state = redis.call('HMGET', KEYS[5], 'version', 'clock', 'view_version')
+-- luacheck: push ignore 211 231 (not every script that includes this uses all of it)
 local version, changed = tonumber(state[1] or 0), false
 
 local function note(kind, name, reason, partitions)
@@ -34,3 +35,4 @@ local function next_version()
   version = math.max(version + 1, now * 1000)
   redis.call('HSET', KEYS[5], 'version', string.format('%.0f', version))
 end
+-- luacheck: pop

