@@ -29,15 +29,6 @@ pytestmark = [  # one process, so that what is built is built once
 ]
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dist")
-    command: list[str | Path] = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", folder, ROOT]
-    subprocess.run(command, check=True, capture_output=True)
-    (made,) = folder.glob("*.whl")
-    return made
-
-
 class Installation:
     """An environment with nothing in it but the wheel, with *extras*, and what it asks for."""
 

@@ -50,7 +50,7 @@ INSTANCE = "tour"
 
 pytestmark = [
     pytest.mark.timeout(300),  # it builds and installs, with all that the program needs
-    pytest.mark.xdist_group("service"),  # once
+    pytest.mark.xdist_group("service"),
     pytest.mark.slow,
 ]
 
@@ -72,16 +72,6 @@ def run(*command: object) -> str:
 def make(target: str, root: Path, *variables: str) -> str:
     """`make TARGET`, installing below *root*, on this Python."""
     return run("make", "--no-print-directory", target, f"DESTDIR={root}", f"PY={sys.executable}", *variables)
-
-
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, made from the source distribution."""
-    folder = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--outdir", folder, ".")
-    show(*sorted(path.name for path in folder.iterdir()))
-    (wheel,) = folder.glob("*.whl")
-    return wheel
 
 
 @pytest.fixture(scope="module")
