@@ -124,8 +124,7 @@ def test_a_file_of_nothing_but_unknown_keys_is_told_in_part(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("variable", "value", "problem"),
     [
-        ("CHANNELINDEX_", "1", "unknown key"),
-        ("CHANNELINDEX_\udcff\n", "1", "unknown key"),
+        ("CHANNELINDEX_INDEX_STOR\udcff\n", "1", "unknown key"),
         ("CHANNELINDEX_NODE_NAME", "\udc80", "control characters"),
         ("CHANNELINDEX_SOURCE_USER", "\udc80", "control characters"),
         ("CHANNELINDEX_WORKERS_FEED_WORKERS", "9" * 5_000, "must be a whole number"),
@@ -138,3 +137,12 @@ def test_a_file_of_nothing_but_unknown_keys_is_told_in_part(tmp_path: Path) -> N
 )
 def test_garbage_in_the_environment_is_a_problem(variable: str, value: str, problem: str) -> None:
     assert any(problem in told for told in problems_of(None, {variable: value}))
+
+
+@pytest.mark.parametrize("variable", ["CHANNELINDEX_", "CHANNELINDEX_\udcff\n"])
+def test_garbage_that_may_be_of_somebody_else_is_a_warning_on_one_line(variable: str) -> None:
+    (warning,) = load_config(
+        None, {variable: "1"}, {"source.url": "couchbase://h/b", "index.store": "memory://"}
+    ).warnings
+    assert "sets no key" in warning
+    assert warning.isprintable()
