@@ -33,7 +33,7 @@ ON_EACH_SERVER = -k 'not couchbase' tests/contract $(wildcard tests/integration/
 	$(addprefix tests/integration/test_,coordinator.py coordination_trouble.py membership.py least_privilege.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test-unit test test-nightly test-servers mutants cov lint fmt type arch audit check test-chaos chaos test-couchbase fuzz bench docs package install rollback uninstall tour clean
+.PHONY: help dev demo test-unit test test-nightly test-servers mutants cov lint fmt type arch audit check test-chaos chaos test-couchbase fuzz bench docs package release-check install rollback uninstall tour clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -104,6 +104,9 @@ docs: $(STAMP) ## write docs/configuration.md and docs/commands.md anew from the
 package: $(STAMP) ## source distribution, and the wheel made from it, in dist/
 	$(BIN)/python -m build --outdir dist .
 
+release-check: $(VENV)/.installed-for-release ## whether this tree can be released: builds, and looks at what came out; RELEASING.md
+	@$(BIN)/python .ci/release_check.py dist
+
 install: ## program, units, documents below DESTDIR; PREFIX, BINDIR, LIBDIR, SYSCONFDIR, FROM=wheel, EXTRAS=node,couchbase say where and what
 	@$(INSTALL) install
 
@@ -122,6 +125,9 @@ clean: ## remove what these targets made
 
 $(STAMP): pyproject.toml
 	@$(SET_UP) dev && touch $@
+
+$(VENV)/.installed-for-release: $(STAMP)
+	@$(SET_UP) release && touch $@
 
 $(VENV)/.installed-for-demo: pyproject.toml
 	@$(SET_UP) node,dev-bucket,embedded && touch $@
