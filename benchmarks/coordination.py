@@ -19,7 +19,7 @@ from rich.table import Table
 
 from benchmarks.simulation import ZONES, Cost, World
 from channelindex.redis.link import Link
-from coordinator.connection import connect
+from coordinator.lease_redis import connect
 from devbucket.embedded_redis import EmbeddedRedis
 
 QUIET_S = 60.0

@@ -16,7 +16,7 @@ import redis
 from channelindex.redis.link import Link
 from coordinator.membership import Membership
 from coordinator.plan import Target
-from coordinator.tick import Answer, Identity, Ticker, TickRequest, View
+from coordinator.tick import Identity, TickAnswer, Ticker, TickRequest, View
 
 INDEX = "simulation"
 START_MS = 1_700_000_000_000
@@ -60,7 +60,7 @@ class SimulatedTicker(Ticker):
         super().__init__(world.link, INDEX, identity, world.clock_ms)
         self._world = world
 
-    def tick(self, request: TickRequest) -> tuple[Answer, Any]:
+    def tick(self, request: TickRequest) -> tuple[TickAnswer, Any]:
         self._world.n_ticks += 1
         answer, view = super().tick(request)
         return answer, None if view is None else self._world.shared_view(answer.version, view)

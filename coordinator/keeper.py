@@ -6,10 +6,9 @@ from channelindex import exits
 from channelindex.backoff import Backoff
 from channelindex.errors import AuthenticationFailed, CoordinationUnavailable
 from channelindex.polling import wait_readable
-from coordinator.connection import connect
-from coordinator.keys import Keys
+from coordinator.keeper_link import KeeperReport, SupervisorLink, Trouble
 from coordinator.lease import LeaseTiming
-from coordinator.link import Held, SupervisorLink, Trouble
+from coordinator.lease_redis import CoordinationKeys, connect
 from coordinator.membership import Membership
 from coordinator.tick import Identity, Ticker
 from coordinator.wake import WakeSubscription
@@ -20,11 +19,11 @@ moment costs no lease, one that is down for long is not hammered."""
 
 
 class LeaseKeeper:
-    """Holds as many leases as this node should have and tells the supervisor which, tick by tick.
+    """Takes and renews the leases that this node is due for, and reports them to the supervisor at each tick.
 
-    To be run in a child process of the supervisor that ignores SIGTERM and SIGINT: it ends when it has given everything
-    back after `drain`, or when the supervisor is gone. A keeper that takes the place of one that died goes on under
-    the same identity, with the leases that this still has. *max_moves*: how many partitions to hand over at once.
+    To be run in a child process of the supervisor that ignores SIGTERM and SIGINT: it ends when it has released
+    everything after `drain`, or when the supervisor is gone. A keeper that replaces one that died continues with the
+    same identity and the leases that this still has. *max_moves*: partitions to hand over at once.
     """
 
     def __init__(
@@ -36,7 +35,7 @@ class LeaseKeeper:
         self._redis = connect(url, timeout_s)
         ticker = Ticker(self._redis, index, identity)
         self._membership = Membership(ticker, identity, n_partitions, max_moves)
-        self._wake = WakeSubscription(connect(url, timeout_s), Keys(index).wake(identity.node))
+        self._wake = WakeSubscription(connect(url, timeout_s), CoordinationKeys(index).wake(identity.node))
         self._last_order = 0
         self._trouble: Trouble | None = None
         self._backoff = Backoff(_FIRST_RETRY_S, self._membership.timing.period_s / 2)
@@ -58,7 +57,7 @@ class LeaseKeeper:
             self._link.close()
 
     def _tick(self) -> None:
-        """One round; never raises because of Redis."""
+        """Run one tick; never raises because of Redis."""
         self._wake.ensure_open()  # before the tick, so that nothing happens between what we see and what we hear
         try:
             wait_s = self._membership.tick()
@@ -72,8 +71,8 @@ class LeaseKeeper:
 
     def _after_failure(self, error: AuthenticationFailed | CoordinationUnavailable) -> None:
         n_expired = len(self._membership.book.expired(time.monotonic()))
-        message = f"{error}; {n_expired} leases have run out meanwhile" if n_expired else str(error)
-        # Rights that were taken away from a running node may come back; those of one that starts are a wrong setting.
+        message = f"{error}; {n_expired} leases have expired meanwhile" if n_expired else str(error)
+        # Rights that a running node lost may come back; those that a starting node lacks are a wrong setting.
         code = exits.COORDINATION if self._has_ticked else exits.code_for(error)
         self._trouble = Trouble(code, message)
         self._next_tick_at = time.monotonic() + self._backoff.next_delay_s()
@@ -84,15 +83,15 @@ class LeaseKeeper:
             return None
         return Trouble(
             exits.COORDINATION,
-            f"node.name {self._identity.node!r} belongs to another process for {remaining_s:.1f} s yet: one that died "
-            "a moment ago, or a second node with the same name, which then has to be renamed",
+            f"node.name {self._identity.node!r} belongs to another process for {remaining_s:.1f} s more: one that died "
+            "a moment ago, or a second node with the same name, which needs another one",
         )
 
     def _report(self) -> None:
         now, membership = time.monotonic(), self._membership
         leases = membership.book.held(now)
         self._link.report(
-            Held(
+            KeeperReport(
                 leases=leases,
                 wanted_releases=[partition for partition in membership.wanted_releases if partition in leases],
                 n_members=membership.n_members,
@@ -105,7 +104,7 @@ class LeaseKeeper:
         )
 
     def _wait(self) -> None:
-        """Until the next tick is due, an order cannot wait for it, or a peer says that there is something to do."""
+        """Sleep until the next tick is due, an urgent order comes, or a peer wakes us."""
         while True:
             urgent = self._obey()
             urgent |= self._wake.heard()
@@ -116,7 +115,7 @@ class LeaseKeeper:
             wait_readable([self._link, *(() if wake is None else (wake,))], wait_s)
 
     def _obey(self) -> bool:
-        """Take over the supervisor's orders; whether they call for a tick at once."""
+        """Apply the supervisor's orders; return true if they need a tick at once."""
         urgent = False
         for order in self._link.orders():
             self._membership.release(order.release)

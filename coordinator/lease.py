@@ -1,10 +1,10 @@
-"""What this node may believe of its own leases: counted by its own clock, whether Redis can be reached or not."""
+"""Counts the leases of this node by its own clock, whether Redis can be reached or not."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
 
 ATTEMPTS = 2
-"""How many renewals in a row a lease has time for; the budget in `LeaseTiming` counts with it."""
+"""Renewals in a row that fit into a lease; part of the budget in `LeaseTiming`."""
 
 
 class LeaseTiming(NamedTuple):
@@ -14,8 +14,8 @@ class LeaseTiming(NamedTuple):
 
         ATTEMPTS x period + request timeout + margin < TTL
 
-    says that the last of ATTEMPTS renewals after a good one still arrives in time, even if its answer takes as long
-    as it may: one renewal may be lost completely. After a failure the next attempt comes sooner than a period.
+    means that the last of ATTEMPTS renewals after a good one still arrives in time, even if its answer takes the whole
+    timeout: one renewal may be lost completely. After a failure the next attempt comes sooner than a period.
 
     The margin is what a supervisor needs to notice the deadline and stop its workers before a peer may own the
     partition. It also covers the rates of two machines' clocks, which differ by far less than a thousandth.
@@ -30,12 +30,12 @@ class LeaseTiming(NamedTuple):
 
     @property
     def request_timeout_s(self) -> float:
-        """How long one round trip to Redis may take."""
+        """Longest round trip to Redis."""
         return self.ttl_s / 6
 
     @property
     def margin_s(self) -> float:
-        """How long before the true end of a lease we stop."""
+        """Time before the true end of a lease at which we stop."""
         return self.ttl_s / 12
 
 

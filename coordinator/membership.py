@@ -1,4 +1,4 @@
-"""One node's part in sharing out the partitions: what it asks for at each tick, and what it makes of the answer.
+"""Plays one node's part in sharing out the partitions: decides its request at each tick, and applies the answer.
 
 No processes, no waiting: the lease keeper drives it, and so does the simulation of a thousand nodes.
 """
@@ -7,17 +7,17 @@ import random
 import time
 from collections.abc import Callable, Collection, Iterable
 
+from coordinator.keeper_link import Scale
 from coordinator.lease import LeaseBook, LeaseTiming
-from coordinator.link import Scale
 from coordinator.plan import Target
-from coordinator.tick import Answer, Identity, Ticker, TickRequest, View
+from coordinator.tick import Identity, TickAnswer, Ticker, TickRequest, View
 
 JITTER = 0.2
-"""The part of a wait that is left to chance, so that nodes that were started together do not tick together for ever."""
+"""Random part of a wait, so that nodes that were started together do not tick together for ever."""
 EXPIRY_SPREAD_S_PER_NODE = 0.002
 EXPIRY_SPREAD_S = 1.0
-"""When a peer's time runs out, each node looks at a moment of its own within so long: the first to see it wakes those
-who have something to take, and a thousand nodes do not all ask in the same millisecond."""
+"""After a peer's lease expires, each node ticks at a random moment within this time: the first to see the expiry wakes
+those who can take something, and a thousand nodes do not all ask in the same millisecond."""
 
 _NOBODY = View((), (), ())
 
@@ -42,17 +42,17 @@ class Membership:
         self.book = LeaseBook(self.timing)
 
         self.leaving = False
-        """Set to take nothing from now on, and to give everything back."""
+        """Set to take nothing more and to release everything."""
         self.status = ""
         """JSON to show to others from the next tick on."""
         self.wanted_releases: tuple[int, ...] = ()
-        """What to drain and then to release."""
+        """Partitions to drain and then to release."""
         self.refused_s: float | None = None
-        """For how long our name belongs to another process yet, where it does."""
+        """Seconds for which our name still belongs to another process; None where it is ours."""
         self.scale: Scale | None = None
         """The worker counts that an operator ordered."""
         self.free_since: dict[int, float] = {}
-        """The partitions that nobody owns, and since when we know that."""
+        """The partitions without an owner, with the time at which we first saw that."""
 
         self._to_release: set[int] = set()
         self._view = _NOBODY
@@ -64,33 +64,33 @@ class Membership:
 
     @property
     def n_members(self) -> int:
-        """How many nodes live, as far as we know."""
+        """Number of live nodes in the newest view."""
         return len(self._view.live)
 
     @property
     def n_to_move(self) -> int:
-        """How many partitions the whole cluster has yet to move, as far as we know."""
+        """Moves that the whole cluster has yet to make, by the newest view."""
         return self._target.n_moves()
 
     @property
     def has_left(self) -> bool:
-        """Whether, after `leaving`, nothing is ours any more by the last answer."""
+        """True when, after `leaving`, the last answer has no lease of ours any more."""
         return self.leaving and self._holds_nothing
 
     def release(self, partitions: Iterable[int]) -> None:
-        """Give *partitions*, which were drained, back with the next tick."""
+        """Release *partitions*, which were drained, with the next tick."""
         given = set(partitions)
         self._to_release |= given
         self.book.give_up(given)
 
     def tick(self) -> float:
-        """Renew and see, then take what the plan says; how many seconds the next tick may wait.
+        """Renew, read the view, then take what the plan says; return the seconds until the next tick.
 
         Raises:
             AuthenticationFailed, CoordinationUnavailable: see `connection.connect`. What was to be released still is.
         """
         before, released = self._view, set(self._to_release)
-        # Asking for what we hold anyway brings it back at once if Redis has lost its data.
+        # Asking for our own leases, too, restores them at once if Redis has lost its data.
         answer = self._ask(take=self.book.held(self._clock()))
         if answer.joined and before.live:
             # Redis forgot us, so probably everybody: what looks free now is a peer's who comes back in a moment.
@@ -105,7 +105,7 @@ class Membership:
         self._wake_others(freed, joined)
         return self._until_next(answer)
 
-    def _ask(self, take: Iterable[int]) -> Answer:
+    def _ask(self, take: Iterable[int]) -> TickAnswer:
         sent_at = self._clock()
         answer, view = self._ticker.tick(
             TickRequest(
@@ -142,7 +142,7 @@ class Membership:
         return "drained" if drained else "rebalance"
 
     def _plan(self) -> tuple[int, ...]:
-        """Decide what to give up; what to take now."""
+        """Decide what to release; return what to take now."""
         todo = self._target.plan_of(self._identity.node)
         held = set(self._view.held_by(self._identity.node))
         wanted = held.intersection((*todo.release, *self._view.asked))
@@ -155,9 +155,9 @@ class Membership:
         return todo.take
 
     def _wake_others(self, freed: Collection[int], joined: bool) -> None:
-        """Tell those for whom our tick made something to do, rather than have them find out at their next tick.
+        """Wake the nodes for which our tick made something to do, instead of leaving it to their next tick.
 
-        Those are the takers of what is free now and, if we have just joined, the holders of what is meant for us.
+        Those are the takers of what is free now and, if we have just joined, the owners of what is meant for us.
         """
         if not freed and not joined:
             return
@@ -172,8 +172,8 @@ class Membership:
         if names:
             self._ticker.wake(names)
 
-    def _until_next(self, answer: Answer) -> float:
-        """A period; less where a peer has missed its renewal, to be there when its partitions become free."""
+    def _until_next(self, answer: TickAnswer) -> float:
+        """Seconds until the next tick: a period, or less where a peer has missed its renewal and its leases expire."""
         wait_s = self.timing.period_s * (1 - JITTER * random.random())
         if answer.next_end_ms < 0:
             return wait_s

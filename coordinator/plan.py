@@ -1,4 +1,4 @@
-"""Who should own which partition: a pure function that every node computes for itself from the same view.
+"""Plans which node should own which partition. Pure; every node computes it for itself from the same view.
 
 All members compute one common `Target` from (members, leases, homes). Each carries out its own part of it, in pieces
 and at its own pace, so that a view may show any part of it done. What holds nevertheless:
@@ -31,16 +31,16 @@ class Member(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What one node should do now: take these free partitions, drain and release those of its own. Both ascending."""
+    """One node's part of the target: free partitions to take, own ones to drain and release. Both ascending."""
 
     take: tuple[int, ...] = ()
     release: tuple[int, ...] = ()
 
 
 class Target(NamedTuple):
-    """What has to happen until the shares are fair: who is to take what moves, and who has to give it up first.
+    """All moves until the shares are fair: by node, the partitions to take, and those to release first.
 
-    `taken_by` has all that moves, `released_by` the part of it that somebody still holds. Both by node, ascending.
+    `taken_by` has everything that moves, `released_by` the part of it that still has an owner. Both ascending.
     """
 
     taken_by: Mapping[str, Sequence[int]]
@@ -53,7 +53,7 @@ class Target(NamedTuple):
         return Plan(tuple(take), tuple(self.released_by.get(node, ())))
 
     def n_moves(self) -> int:
-        """How many partitions change their owner or get one."""
+        """Number of partitions that change their owner or get one."""
         return sum(map(len, self.taken_by.values()))
 
     def takers(self) -> Iterator[tuple[int, str]]:
@@ -64,7 +64,7 @@ class Target(NamedTuple):
 def target(
     members: Iterable[Member], leases: Mapping[int, str], n_partitions: int, homes: Mapping[int, str] | None = None
 ) -> Target:
-    """How every partition gets an owner and the shares become fair.
+    """Compute the moves that give every partition an owner and make the shares fair.
 
     *leases* maps a partition to the node that holds it; one that is absent, or held by no member, is free. *homes* maps
     a partition to the node that had it before that node went, for as long as this is remembered.
@@ -89,7 +89,7 @@ def target(
 
 
 def _shares(sharing: Sequence[Member], held_by_node: Mapping[str, list[int]], n_partitions: int) -> dict[str, int]:
-    """How many partitions each node is meant to own; they add up to *n_partitions* where there is any node."""
+    """Number of partitions that each node should own; the sum is *n_partitions* where there is any node."""
     total_weight = sum(member.weight for member in sharing)
     fair = {member.node: divmod(n_partitions * member.weight, total_weight) for member in sharing}
     n_larger = n_partitions - sum(share for share, _ in fair.values()) if fair else 0
@@ -100,14 +100,14 @@ def _shares(sharing: Sequence[Member], held_by_node: Mapping[str, list[int]], n_
 
 
 def _excess(node: str, held: Sequence[int], n: int, home_of: Mapping[int, str]) -> list[int]:
-    """Which *n* of the partitions that *node* holds it gives up: those at home elsewhere first, then the last."""
+    """The *n* partitions of *node* to release: those at home elsewhere first, then the last."""
     guests = [partition for partition in held if home_of.get(partition, node) != node][:n]
     others = [partition for partition in held if partition not in set(guests)] if guests else held
     return sorted(guests + list(others[len(others) - (n - len(guests)) :]))
 
 
 def _takers(moving: Sequence[int], missing: dict[str, int], home_of: Mapping[int, str]) -> dict[str, list[int]]:
-    """Who takes what of *moving*, where *missing* is how many each node needs: homecomers first, then runs."""
+    """Distribute *moving* by node, where *missing* is the number that each needs: homecomers first, then runs."""
     taken_by: dict[str, list[int]] = {}
     homeless = []
     for partition in moving:

@@ -1,22 +1,22 @@
-"""One tick of a node in Redis: the request, the view that comes back, and the script that does it (`lua/tick.lua`)."""
+"""Runs one tick of a node in Redis (`lua/tick.lua`): defines the request, the answer, and the view that it carries."""
 
 from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
 from channelindex.redis.link import Link
-from coordinator.keys import Keys, run_script
-from coordinator.link import Scale
+from coordinator.keeper_link import Scale
+from coordinator.lease_redis import CoordinationKeys, run_script
 from coordinator.plan import Member, Target, target
 
 FORGET_AFTER_S = 3600.0
-"""How long a dead node stays listed, so that `channelindex nodes` can say whom it misses."""
+"""Time for which a dead node stays listed, so that `channelindex nodes` can show it."""
 GRACE_S = 600.0
-"""How long a node that went is remembered as the home of its partitions, unless it says otherwise."""
+"""Default time for which a node that went is remembered as the home of its partitions."""
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """Who asks for leases. `incarnation` is unique to one life of a node: a restart under the same name is another.
+    """Identifies a node to Redis. `incarnation` is unique to one run of it: a restart under the same name is another.
 
     `predecessor` is the incarnation before, where this one knows that it is dead: it gets its leases at once.
     """
@@ -31,9 +31,9 @@ class Identity(msgspec.Struct, frozen=True):
 
 
 class TickRequest(msgspec.Struct, frozen=True):
-    """What a node wants beyond staying alive. `take` names partitions to have if they are free.
+    """A node's requests beyond the renewal. `take`: partitions to take if they are free.
 
-    `reason` says why it releases: rebalance, left or drained. `known_version` is of the view that it has.
+    `reason` of the releases: rebalance, left or drained. `known_version` is that of the newest view the node has.
     """
 
     release: Sequence[int] = ()
@@ -45,7 +45,7 @@ class TickRequest(msgspec.Struct, frozen=True):
 
 
 class LiveMember(msgspec.Struct, frozen=True, array_like=True):
-    """A node whose time has not run out, and the partitions it holds."""
+    """A node whose membership has not expired, and the partitions that it owns."""
 
     node: str
     weight: int
@@ -55,7 +55,7 @@ class LiveMember(msgspec.Struct, frozen=True, array_like=True):
 
 class View(msgspec.Struct, frozen=True, array_like=True):
     """The whole coordination as of one change. `homes` are partitions away from the live node that had them before;
-    `asked` those that an operator wants to be released.
+    `asked` those whose release an operator ordered.
     """
 
     live: tuple[LiveMember, ...]
@@ -64,25 +64,25 @@ class View(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def leases(self) -> dict[int, str]:
-        """The node that holds each partition. A partition that is absent is free."""
+        """The owner of each partition. A partition that is absent is free."""
         return {partition: member.node for member in self.live for partition in member.partitions}
 
     def target(self, n_partitions: int) -> Target:
-        """What has to move so that every partition has an owner and the shares are fair."""
+        """The moves that give every partition an owner and make the shares fair."""
         members = [Member(member.node, member.draining, member.weight) for member in self.live]
         return target(members, self.leases, n_partitions, dict(self.homes))
 
     def held_by(self, node: str) -> tuple[int, ...]:
-        """The partitions that *node* holds."""
+        """The partitions that *node* owns."""
         return next((member.partitions for member in self.live if member.node == node), ())
 
 
-class Answer(msgspec.Struct, frozen=True, array_like=True):
-    """What a tick did.
+class TickAnswer(msgspec.Struct, frozen=True, array_like=True):
+    """The answer to a tick.
 
-    `accepted` is false where another incarnation lives under our name: we hold nothing then, and `own_remaining_ms` is
-    how long it lives yet. `joined`: we were no member before. `n_freed`: how many leases this tick ended, ours and
-    others'. `next_end_ms`: how long the next other member lives unless it renews; -1: there is none.
+    `accepted` is false where another incarnation is alive under our name: we own nothing then, and `own_remaining_ms`
+    is its remaining time. `joined`: we were no member before. `n_freed`: leases that this tick ended, ours and others'.
+    `next_end_ms`: time until the next other member expires unless it renews; -1 where there is none.
     """
 
     accepted: bool
@@ -96,11 +96,11 @@ class Answer(msgspec.Struct, frozen=True, array_like=True):
 
     @property
     def scale(self) -> Scale | None:
-        """The worker counts that an operator ordered for this life of the node."""
+        """The worker counts that an operator ordered for this run of the node."""
         return Scale(self.feed_workers, self.batch_writers) if self.feed_workers else None
 
 
-_decode_answer = msgspec.msgpack.Decoder(Answer).decode
+_decode_answer = msgspec.msgpack.Decoder(TickAnswer).decode
 _decode_view = msgspec.msgpack.Decoder(View).decode
 
 
@@ -118,12 +118,12 @@ class Ticker:
         clock: Callable[[], int] | None = None,
     ) -> None:
         self._redis = redis
-        self._keys = Keys(index)
+        self._keys = CoordinationKeys(index)
         self._identity = identity
         self._clock = clock
 
-    def tick(self, request: TickRequest) -> tuple[Answer, View | None]:
-        """Do everything that a node has to do at once (see `lua/tick.lua`). No view: that of `known_version` holds.
+    def tick(self, request: TickRequest) -> tuple[TickAnswer, View | None]:
+        """Renew, release and take in one call (see `lua/tick.lua`). The view is None where `known_version` is current.
 
         Safe to repeat.
 
@@ -134,7 +134,7 @@ class Ticker:
         return _decode_answer(reply), _decode_view(view) if view else None
 
     def wake(self, nodes: Iterable[str]) -> None:
-        """Tell *nodes* that they have something to do; one that does not hear it finds out at its next tick.
+        """Wake *nodes*, which have something to do; one that misses it finds out at its next tick.
 
         Raises:
             AuthenticationFailed, CoordinationUnavailable: see `connection.connect`.
@@ -167,11 +167,11 @@ class Ticker:
 
 
 def order(redis: Link, index: str, what: str, arguments: Sequence[object], wake: Iterable[str]) -> int:
-    """Give an operator's order (`lua/order.lua`) and wake the nodes *wake*; how much of it was not so before.
+    """Send an operator's order (`lua/order.lua`) and wake the nodes *wake*; return how many *arguments* it changed.
 
     Raises:
         AuthenticationFailed, CoordinationUnavailable: see `connection.connect`.
     """
-    keys = Keys(index)
+    keys = CoordinationKeys(index)
     n_changed: int = run_script(redis, "order", keys, (what, arguments, keys.wake_prefix, sorted(wake)))
     return n_changed

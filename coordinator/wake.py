@@ -7,7 +7,7 @@ _MESSAGE = b"message"
 
 
 class WakeSubscription:
-    """A subscription to the channel on which this node is told that there is something to take or to release.
+    """A subscription to the channel on which peers wake this node, when it has something to take or to release.
 
     *redis* is for this alone. A message that gets lost costs a node no more than the wait for its next tick.
     """
@@ -20,8 +20,8 @@ class WakeSubscription:
     def ensure_open(self) -> None:
         """Subscribe where we are not subscribed. Blocks for some round trips.
 
-        A failure is not reported: the tick, which needs the same Redis, will say what is the matter, and where it
-        succeeds it must not suffer from this.
+        A failure is not reported: the tick, which needs the same Redis, reports it, and where the tick succeeds it must
+        not suffer from this.
         """
         if self._server is not None:
             return
@@ -38,7 +38,7 @@ class WakeSubscription:
         return self._server.fileno() if self._server else None
 
     def heard(self) -> bool:
-        """Whether somebody said something since the last call. Does not block; closes a broken subscription."""
+        """Return true if a peer has woken us since the last call. Does not block; closes a broken subscription."""
         heard = False
         try:
             while self._server is not None and (message := self._server.listen(0)):

@@ -1,4 +1,4 @@
-"""What a bucket itself says about its channels: its documents, gathered from a feed that began at 0. No I/O.
+"""Gathers the documents of a bucket, with their channels, from a feed that began at 0. No I/O.
 
 One entry per document, however many channels it is in: about 500 bytes, so a million documents fit into memory.
 """
@@ -15,15 +15,15 @@ from channelindex.model import DELETED, Removal, Route
 _PROBLEM_CHARS = 200
 
 
-class Membership(NamedTuple):
-    """How a document stands in a channel as of its newest version: in it, or removed by a revision (maybe an older)."""
+class ChannelMembership(NamedTuple):
+    """A document's state in a channel as of its newest version: in it, or removed by this or an older revision."""
 
     rev: str
     deleted: bool
     removed: bool
 
 
-class Document(NamedTuple):
+class DocumentVersion(NamedTuple):
     """The newest version of one document. Not `decoded`: it says nothing of channels, or cannot be understood.
 
     `problem` says why it cannot: the index has it in quarantine, if at all.
@@ -45,13 +45,13 @@ class Document(NamedTuple):
         for channel, _ in self.removals:
             yield channel
 
-    def membership(self, channel: str) -> Membership | None:
-        """How it stands in *channel*; None if it says nothing of it."""
+    def membership(self, channel: str) -> ChannelMembership | None:
+        """Its membership in *channel*; None if it was never in it."""
         if channel in self.members:
-            return Membership(self.rev, self.deleted, removed=False)
+            return ChannelMembership(self.rev, self.deleted, removed=False)
         for name, removal in self.removals:
             if name == channel:
-                return Membership(removal.rev, removal.deleted, removed=True)
+                return ChannelMembership(removal.rev, removal.deleted, removed=True)
         return None
 
 
@@ -60,7 +60,7 @@ class BucketState:
 
     def __init__(self, decoder: Decoder, n_vbuckets: int) -> None:
         self._decode = decoder.decode
-        self._document_by_key: list[dict[bytes, Document]] = [{} for _ in range(n_vbuckets)]
+        self._document_by_key: list[dict[bytes, DocumentVersion]] = [{} for _ in range(n_vbuckets)]
         self._members: dict[tuple[str, ...], tuple[str, ...]] = {}
         self.high_seqnos = [0] * n_vbuckets
         """The highest seqno that the feed brought, by vbucket."""
@@ -82,29 +82,29 @@ class BucketState:
             elif kind == ROLLBACK:
                 raise SourceUnavailable(f"the source rolled vbucket {vb} back while it was read; verify again")
 
-    def find(self, vb: int, key: bytes) -> Document | None:
+    def find(self, vb: int, key: bytes) -> DocumentVersion | None:
         """The document under *key*; None if the bucket has none."""
         return self._document_by_key[vb].get(key)
 
-    def documents(self) -> Iterator[Document]:
+    def documents(self) -> Iterator[DocumentVersion]:
         """All documents, also those that are not decoded."""
         for by_key in self._document_by_key:
             yield from by_key.values()
 
-    def _document(self, kind: int, vb: int, seqno: int, key: bytes, datatype: int, value: bytes) -> Document:
+    def _document(self, kind: int, vb: int, seqno: int, key: bytes, datatype: int, value: bytes) -> DocumentVersion:
         try:
             decoded = self._decode(kind, key, datatype, value)
             route = decoded if isinstance(decoded, Route) else None
             if route is not None:
                 _check_size(key, route)
         except Exception as error:  # noqa: BLE001 an operator's own decoder may raise anything: the feed quarantines
-            return Document(vb, key, seqno, problem=f"{type(error).__name__}: {error}"[:_PROBLEM_CHARS])
+            return DocumentVersion(vb, key, seqno, problem=f"{type(error).__name__}: {error}"[:_PROBLEM_CHARS])
         if route is None:
-            return Document(vb, key, seqno)
+            return DocumentVersion(vb, key, seqno)
         members = tuple(channel for channel, removal in route.channels.items() if removal is None)
         members = self._members.setdefault(members, members)  # most documents share theirs with many others
         removals = tuple((channel, removal) for channel, removal in route.channels.items() if removal is not None)
-        return Document(vb, key, seqno, route.rev, bool(route.flags & DELETED), members, removals, decoded=True)
+        return DocumentVersion(vb, key, seqno, route.rev, bool(route.flags & DELETED), members, removals, decoded=True)
 
 
 def _check_size(key: bytes, route: Route) -> None:

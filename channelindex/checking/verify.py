@@ -1,11 +1,11 @@
-"""Is the index what the bucket says? Rebuilds the channels in memory from a feed of the bucket, and compares."""
+"""Verifies an index: rebuilds the channels in memory from a feed of the bucket, and compares."""
 
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from channelindex.checking.bucket_state import BucketState, Document, Membership
+from channelindex.checking.bucket_state import BucketState, ChannelMembership, DocumentVersion
 from channelindex.decode.base import Decoder
 from channelindex.errors import SourceUnavailable
 from channelindex.feeds.bounded import SILENCE_TIMEOUT_S, BoundedFeed, read_to_end
@@ -20,11 +20,11 @@ MAX_DETAILS = 100
 """Differences that a report describes; all are counted. A broken index has as many as it has entries."""
 
 STABLE_TIMEOUT_S = 30.0
-"""How long to wait for the index to catch up with what the feed brought: a node that starts needs some seconds."""
+"""Time for the index to catch up with what the feed sent: a node that starts needs some seconds."""
 
 
 @dataclass(frozen=True)
-class Difference:
+class WrongEntry:
     """One entry that is not as it should be. `kind` is "missing", "extra", "different" or "undecodable".
 
     The last is of a document that the index lacks whatever channels it is in: `channel` is empty then.
@@ -39,11 +39,11 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What was compared and found; `dataclasses.asdict` of it is JSON.
+class VerifyReport:
+    """The counts and differences of one verification; `dataclasses.asdict` of it is JSON.
 
-    `entries` of `channels` in the index were compared with `documents` of the bucket. `missing`: the bucket says that a
-    document is in a channel, or left it, and the index does not. `extra`: the index has one in a channel in which it is
+    `entries` of `channels` in the index were compared with `documents` of the bucket. `missing`: by the bucket, a
+    document is in a channel, or left it, and the index lacks it. `extra`: the index has one in a channel in which it is
     not. `different`: not the same revision, seqno, deletion or removal. `undecodable`: documents whose newest version
     cannot be decoded, so that the index lacks it; all of the bucket, not only those of some channels. `in_flux`:
     entries of documents that changed meanwhile. `undecoded`: entries of documents whose newest version says nothing of
@@ -67,11 +67,11 @@ class Report:
     forgotten: int = 0
     behind: int = 0
     ahead: int = 0
-    details: tuple[Difference, ...] = ()
+    details: tuple[WrongEntry, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Whether the index is what the bucket says, all of it."""
+        """True if the whole index agrees with the bucket."""
         wrong = self.missing or self.extra or self.different or self.undecodable
         return not (wrong or self.behind or self.ahead)
 
@@ -85,11 +85,11 @@ def verify(
     *,
     stable_timeout_s: float = STABLE_TIMEOUT_S,
     silence_timeout_s: float = SILENCE_TIMEOUT_S,
-) -> Report:
+) -> VerifyReport:
     """Compare *channels*, or all, of the index with the bucket behind *feed*, which has not been started yet.
 
-    *high_seqnos* asks the bucket for its highest seqnos, by vbucket. Writers and nodes may go on meanwhile: a document
-    that changes is counted as in flux instead of compared. The caller closes *feed*.
+    *high_seqnos* asks the bucket for its highest seqnos, by vbucket. Writers and nodes may continue meanwhile: what
+    changes is counted as in flux instead of compared. The caller closes *feed*.
 
     Raises:
         SourceUnavailable: the feed brought nothing for *silence_timeout_s*, or the source rolled back meanwhile.
@@ -102,9 +102,9 @@ def verify(
     before = IndexSnapshot.take(store).stable
     highs = dict(high_seqnos())
     snapshot = _caught_up(store, highs, stable_timeout_s)
-    comparison = _Comparison(bucket, snapshot, before, highs)
-    wanted = set(channels) if channels is not None else {*store.channels(), *comparison.documents_by_channel}
-    for channel in sorted(wanted):
+    comparison = _Verification(bucket, snapshot, before, highs)
+    names = set(channels) if channels is not None else {*store.channels(), *comparison.documents_by_channel}
+    for channel in sorted(names):
         scan, floor = read_retained(store, channel, snapshot)
         comparison.compare(channel, scan.entries(), floor)
     _check_history(store, snapshot)
@@ -134,11 +134,11 @@ def _check_history(store: IndexReader, snapshot: IndexSnapshot) -> None:
         raise SourceUnavailable("the source rolled back while the index was read; verify again")
 
 
-class _Comparison:
+class _Verification:
     """Compares channel by channel.
 
-    An index entry above what the feed brought is of a document that changed meanwhile; a document above the stable
-    clock is one of which the index need not know yet. Neither says anything, unless the index is ahead of the bucket.
+    An index entry above what the feed sent is of a document that changed meanwhile; a document above the stable clock
+    need not be in the index yet. Neither counts, unless the index is ahead of the bucket.
     """
 
     def __init__(
@@ -149,14 +149,14 @@ class _Comparison:
         self._behind = _behind(snapshot, highs)
         self._ahead = {vb for vb, high in highs.items() if stable_before[vb] > high}
         self._counts: Counter[str] = Counter()
-        self._details: list[Difference] = []
-        self.documents_by_channel: dict[str, list[Document]] = defaultdict(list)
+        self._details: list[WrongEntry] = []
+        self.documents_by_channel: dict[str, list[DocumentVersion]] = defaultdict(list)
         for document in bucket.documents():
             self._count(document)
             for channel in document.channels():
                 self.documents_by_channel[channel].append(document)
 
-    def _count(self, document: Document) -> None:
+    def _count(self, document: DocumentVersion) -> None:
         self._counts["documents"] += 1
         if document.problem:
             self._add("undecodable", "", document, "a document that can be decoded", document.problem)
@@ -178,9 +178,11 @@ class _Comparison:
             if (document.vb, document.key) not in indexed:
                 self._judge_absence(channel, document, floor.get(document.vb, 0))
 
-    def report(self) -> Report:
-        """What came of it."""
-        return Report(**self._counts, behind=len(self._behind), ahead=len(self._ahead), details=tuple(self._details))
+    def report(self) -> VerifyReport:
+        """The result for all channels compared so far."""
+        return VerifyReport(
+            **self._counts, behind=len(self._behind), ahead=len(self._ahead), details=tuple(self._details)
+        )
 
     def _judge(self, channel: str, entry: Entry) -> None:
         document = self._bucket.find(entry.vb, entry.key)
@@ -203,7 +205,7 @@ class _Comparison:
                 _described(_membership(entry), entry.seqno),
             )
 
-    def _judge_absence(self, channel: str, document: Document, floor: int) -> None:
+    def _judge_absence(self, channel: str, document: DocumentVersion, floor: int) -> None:
         expected = document.membership(channel)
         if self._not_due(document.vb, document):
             self._counts["in_flux"] += 1
@@ -215,25 +217,25 @@ class _Comparison:
     def _changed_since(self, entry: Entry) -> bool:
         return entry.seqno > self._bucket.high_seqnos[entry.vb] and entry.vb not in self._ahead
 
-    def _not_due(self, vb: int, document: Document | None) -> bool:
+    def _not_due(self, vb: int, document: DocumentVersion | None) -> bool:
         return vb in self._behind if document is None else document.seqno > self._stable[vb]
 
-    def _add(self, kind: str, channel: str, at: Entry | Document, expected: str, found: str) -> None:
+    def _add(self, kind: str, channel: str, at: Entry | DocumentVersion, expected: str, found: str) -> None:
         self._counts[kind] += 1
         if len(self._details) < MAX_DETAILS:
-            self._details.append(Difference(kind, channel, document_id(at.key), at.vb, expected, found))
+            self._details.append(WrongEntry(kind, channel, document_id(at.key), at.vb, expected, found))
 
 
-def _agrees(entry: Entry, document: Document, expected: Membership) -> bool:
+def _agrees(entry: Entry, document: DocumentVersion, expected: ChannelMembership) -> bool:
     """A removal may have been indexed with an older version of the document than its newest, membership never."""
     seqno_agrees = entry.seqno <= document.seqno if expected.removed else entry.seqno == document.seqno
     return seqno_agrees and _membership(entry) == expected
 
 
-def _membership(entry: Entry) -> Membership:
-    return Membership(entry.rev, bool(entry.flags & DELETED), bool(entry.flags & REMOVED))
+def _membership(entry: Entry) -> ChannelMembership:
+    return ChannelMembership(entry.rev, bool(entry.flags & DELETED), bool(entry.flags & REMOVED))
 
 
-def _described(membership: Membership, seqno: int) -> str:
+def _described(membership: ChannelMembership, seqno: int) -> str:
     what = "removed by" if membership.removed else "in it with"
     return f"{what} revision {membership.rev}{', deleted' if membership.deleted else ''}, seqno {seqno}"

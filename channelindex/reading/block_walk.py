@@ -19,14 +19,14 @@ class ReadStats(NamedTuple):
     n_bytes: int
 
 
-class _Step(NamedTuple):
+class _BlockStep(NamedTuple):
     """A block to read. `planned`: the blocks before it are read in any case, whatever its header holds."""
 
     position: int
     ref: BlockRef
     planned: bool
 
-    def before(self) -> "_Step":
+    def before(self) -> "_BlockStep":
         """The block before this one."""
         return self._replace(ref=self.ref._replace(number=self.ref.number - 1))
 
@@ -77,7 +77,7 @@ class _Walk:
         self.n_blocks = 0
         self.n_bytes = 0
 
-    def begin(self, channels: Sequence[str]) -> list[_Step]:
+    def begin(self, channels: Sequence[str]) -> list[_BlockStep]:
         """Add what the states of *channels* bring; the blocks to read besides."""
         return [
             step
@@ -89,9 +89,9 @@ class _Walk:
             for step in self._begin_group(position, BlockRef(channel, group, of_group.directory.number), of_group)
         ]
 
-    def read(self, steps: Sequence[_Step]) -> list[_Step]:
+    def read(self, steps: Sequence[_BlockStep]) -> list[_BlockStep]:
         """Add the blocks of *steps*; those before them that are to be read next."""
-        following: list[_Step] = []
+        following: list[_BlockStep] = []
         for step, block in _fetched(self._store, steps):
             self.n_blocks += block is not None
             reaches_back = self._add_block(step.position, step.ref, block)
@@ -99,9 +99,9 @@ class _Walk:
                 following.append(step.before())
         return following
 
-    def _begin_group(self, position: int, active: BlockRef, state: GroupState) -> list[_Step]:
+    def _begin_group(self, position: int, active: BlockRef, state: GroupState) -> list[_BlockStep]:
         """All blocks at once if the reader has seen nothing of the group."""
-        step = _Step(position, active, planned=False)
+        step = _BlockStep(position, active, planned=False)
         if not state.directory.upto or state.tail is None:  # all of the block, or nothing
             reaches_back = self._add_block(position, active, state.tail)
             return [step.before()] if reaches_back and active.number else []
@@ -117,7 +117,8 @@ class _Walk:
         if any(self._scan.since[vb] for vb in clock):
             return [step]
         return [
-            _Step(position, active._replace(number=number), planned=True) for number in range(active.number, -1, -1)
+            _BlockStep(position, active._replace(number=number), planned=True)
+            for number in range(active.number, -1, -1)
         ]
 
     def _add_block(self, position: int, ref: BlockRef, block: bytes | None) -> bool:
@@ -130,7 +131,7 @@ class _Walk:
         return self._scan.add_block(block, position, report)
 
 
-def _fetched(store: IndexReader, steps: Sequence[_Step]) -> Iterator[tuple[_Step, bytes | None]]:
+def _fetched(store: IndexReader, steps: Sequence[_BlockStep]) -> Iterator[tuple[_BlockStep, bytes | None]]:
     for start in range(0, len(steps), _BLOCKS_PER_READ):
         chunk = steps[start : start + _BLOCKS_PER_READ]
         yield from zip(chunk, store.blocks([step.ref for step in chunk]), strict=True)

@@ -8,9 +8,8 @@ import redis
 
 from channelindex.errors import AuthenticationFailed, CoordinationUnavailable
 from channelindex.redis.link import Link
-from coordinator.cluster import read_cluster
-from coordinator.connection import connect
-from coordinator.keys import Keys
+from coordinator.cluster_state import read_cluster
+from coordinator.lease_redis import CoordinationKeys, connect
 from coordinator.lock import job_lock
 from coordinator.membership import Membership
 from coordinator.tick import Identity, Ticker
@@ -159,7 +158,7 @@ def test_wrong_type_under_a_key_is_reported_and_cured_by_its_removal(databases, 
     client, _ = databases
     cluster = Cluster(links[0])
     cluster.share("a")
-    name = getattr(Keys(INDEX), key)
+    name = getattr(CoordinationKeys(INDEX), key)
     client.delete(name)
     client.set(name, "foreign")
     with pytest.raises(CoordinationUnavailable, match="WRONGTYPE"):
@@ -197,7 +196,7 @@ def test_leases_follow_their_slot_through_a_redis_cluster(cluster_of_three, clus
     with connect(cluster_url, 5.0) as link:
         cluster = Cluster(link)
         held = cluster.share("a", "b")
-        slot = cluster_of_three.nodes[0].execute_command("CLUSTER", "KEYSLOT", Keys(INDEX).leases)
+        slot = cluster_of_three.nodes[0].execute_command("CLUSTER", "KEYSLOT", CoordinationKeys(INDEX).leases)
         home = cluster_of_three.owner_of(slot)
         cluster_of_three.move("coordination", (home + 1) % 3)
         try:
@@ -219,7 +218,7 @@ def test_leases_survive_the_loss_of_their_master_in_a_redis_cluster():
     with ClusterOfThree(replicas=True) as servers, connect(servers.url, 2.0) as link:
         cluster = Cluster(link)
         held = cluster.share("a", "b")
-        slot = servers.nodes[0].execute_command("CLUSTER", "KEYSLOT", Keys(INDEX).leases)
+        slot = servers.nodes[0].execute_command("CLUSTER", "KEYSLOT", CoordinationKeys(INDEX).leases)
         servers.kill(servers.owner_of(slot))
         _assert_shared_again(cluster, held)
         _assert_wakes(servers.url, cluster)
@@ -251,7 +250,7 @@ def _assert_shared_again(cluster: Cluster, held: dict[str, set[int]]) -> None:
 
 
 def _assert_wakes(url: str, cluster: Cluster) -> None:
-    wake = WakeSubscription(connect(url, 5.0), Keys(INDEX).wake("a"))
+    wake = WakeSubscription(connect(url, 5.0), CoordinationKeys(INDEX).wake("a"))
     wake.ensure_open()
     assert wake.fileno() is not None
     deadline = time.monotonic() + 5.0
@@ -264,7 +263,7 @@ def _assert_wakes(url: str, cluster: Cluster) -> None:
 
 def test_job_is_done_by_one_at_a_time(redis_url):
     with job_lock(redis_url, INDEX, "rebuild"):
-        with pytest.raises(CoordinationUnavailable, match="somebody else"), job_lock(redis_url, INDEX, "rebuild"):
+        with pytest.raises(CoordinationUnavailable, match="another"), job_lock(redis_url, INDEX, "rebuild"):
             pass
         with job_lock(redis_url, INDEX, "rewind"), job_lock(redis_url, "another", "rebuild"):
             pass
@@ -274,7 +273,7 @@ def test_job_is_done_by_one_at_a_time(redis_url):
 
 def test_lock_that_ran_out_is_no_error_and_takes_nothing_from_the_next(databases, redis_url):
     client, _ = databases
-    key = Keys(INDEX).lock("rebuild")
+    key = CoordinationKeys(INDEX).lock("rebuild")
     with ExitStack() as stack:
         stack.enter_context(job_lock(redis_url, INDEX, "rebuild"))
         client.delete(key)

@@ -15,12 +15,11 @@ import pytest
 import redis
 
 from channelindex import exits
-from coordinator.cluster import read_cluster
-from coordinator.connection import connect
+from coordinator.cluster_state import read_cluster
 from coordinator.keeper import LeaseKeeper
-from coordinator.keys import Keys
+from coordinator.keeper_link import KeeperLink, KeeperReport, SupervisorLink, keeper_link
 from coordinator.lease import LeaseTiming
-from coordinator.link import Held, KeeperLink, SupervisorLink, keeper_link
+from coordinator.lease_redis import CoordinationKeys, connect
 from coordinator.tick import Identity
 from coordinator.wake import WakeSubscription
 from devbucket.embedded_redis import EmbeddedRedis
@@ -32,7 +31,7 @@ SHORT_TTL_S = 1.0
 MEDIUM_TTL_S = 3.0
 LONG_TTL_S = 150.0  # renewed so rarely that within a test's patience only messages can move anything
 PATIENCE_S = 20.0
-NOTHING_YET = Held(leases={}, wanted_releases=[])
+NOTHING_YET = KeeperReport(leases={}, wanted_releases=[])
 
 
 class Node:
@@ -187,10 +186,10 @@ def test_partition_released_without_need_comes_back_for_good(cluster):
     with redis.Redis.from_url(cluster.url) as client:
         node.release([3])
         cluster.until(lambda: node.working_on == ALL)
-        lease = client.hget(Keys(INDEX).leases, "3")
+        lease = client.hget(CoordinationKeys(INDEX).leases, "3")
         node.release([5])
         cluster.until(lambda: node.working_on == ALL)
-        assert client.hget(Keys(INDEX).leases, "3") == lease
+        assert client.hget(CoordinationKeys(INDEX).leases, "3") == lease
 
 
 def test_partitions_of_a_killed_node_are_taken_after_its_ttl(cluster):
@@ -310,7 +309,7 @@ def test_keepers_survive_a_restart_of_redis(own_server, own_cluster):
     own_cluster.until(lambda: first.last.trouble is not None and not first.last.leases)
     assert first.last.trouble.exit_code == exits.COORDINATION
     assert f"coordination.redis unix://{own_server.socket}" in first.last.trouble.message
-    assert "32 leases have run out" in first.last.trouble.message
+    assert "32 leases have expired" in first.last.trouble.message
     with EmbeddedRedis(own_server.folder):
         own_cluster.until(lambda: _shares(first, second) == [32, 32])
         assert first.last.trouble is None

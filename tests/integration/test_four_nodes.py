@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from coordinator.cluster import ClusterState
+from coordinator.cluster_state import ClusterState
 from devbucket.embedded_redis import EmbeddedRedis
 from tests.support.cluster import NodeCluster, SteadyLoad, node_cluster, settle
 from tests.support.gaps import Gap, GapWatch, lengths, percentile

@@ -5,7 +5,7 @@ import redis
 
 from benchmarks.coordination import Run
 from benchmarks.simulation import World
-from coordinator.connection import connect
+from coordinator.lease_redis import connect
 
 N_NODES = 40
 N_PARTITIONS = 128

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 
 from channelindex.redis.link import Link
-from coordinator.connection import connect
-from coordinator.keys import Keys
+from coordinator.lease_redis import CoordinationKeys, connect
 from coordinator.membership import Membership
 from coordinator.tick import Identity, Ticker, order
 
@@ -159,7 +158,7 @@ def test_asked_partition_is_given_up_and_taken_again(rig):
     rig.give_back(a)
     assert a.wanted_releases == ()
     assert _held(rig, a) == set(range(N_PARTITIONS))
-    assert rig.link.execute("HLEN", Keys(INDEX).asked) == 0
+    assert rig.link.execute("HLEN", CoordinationKeys(INDEX).asked) == 0
 
 
 def test_partitions_that_nobody_owns_are_known_with_their_age(rig):

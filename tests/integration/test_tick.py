@@ -9,9 +9,8 @@ import redis
 
 from channelindex.errors import AuthenticationFailed, ConfigInvalid, CoordinationUnavailable
 from channelindex.redis.link import Link
-from coordinator.cluster import MAX_EVENTS, PartitionState, read_cluster
-from coordinator.connection import connect
-from coordinator.keys import Keys
+from coordinator.cluster_state import MAX_EVENTS, PartitionState, read_cluster
+from coordinator.lease_redis import CoordinationKeys, connect
 from coordinator.tick import FORGET_AFTER_S, Identity, Ticker, TickRequest, View, order
 
 INDEX = "test"
@@ -140,7 +139,7 @@ def test_next_incarnation_has_the_name_but_not_the_leases_of_one_that_ended(node
 
 def test_lease_does_not_pass_on_with_a_name_whose_membership_was_lost(node, client):
     node("a").tick(_take(1), START_MS)
-    client.hdel(Keys(INDEX).members, "a")
+    client.hdel(CoordinationKeys(INDEX).members, "a")
     view = node("a", "second").tick(NOTHING, START_MS)
     assert view.accepted
     assert view.leases == {}
@@ -166,7 +165,7 @@ def test_tick_without_a_clock_of_ours_uses_that_of_redis(node, link):
 
 def test_who_is_woken_hears_it_and_nobody_else(node, link, client):
     with client.pubsub(ignore_subscribe_messages=True) as subscription:
-        subscription.subscribe(Keys(INDEX).wake("a"))
+        subscription.subscribe(CoordinationKeys(INDEX).wake("a"))
         subscription.get_message(timeout=5.0)
         order(link, INDEX, "wake", (), ["b"])
         order(link, INDEX, "wake", (), ["a"])
@@ -308,7 +307,7 @@ def test_events_say_what_moved_and_why_and_are_bounded(node, link, client):
     for _ in range(MAX_EVENTS):
         node("a").tick(_take(0), now_ms)
         node("a").tick(TickRequest(release=[0]), now_ms)
-    assert client.llen(Keys(INDEX).events) == MAX_EVENTS
+    assert client.llen(CoordinationKeys(INDEX).events) == MAX_EVENTS
 
 
 def test_cluster_state_names_owners_and_what_is_missing_since_when(node, link, client):
@@ -343,7 +342,7 @@ def test_looking_says_the_same_before_and_after_a_tick_judged_the_leases(node, l
 
 def test_since_when_a_partition_is_free_is_unknown_if_the_membership_of_its_owner_was_lost(node, link, client):
     node("a").tick(_take(0))
-    client.delete(Keys(INDEX).members)
+    client.delete(CoordinationKeys(INDEX).members)
     assert read_cluster(link, INDEX, 1).partitions == (PartitionState("", None, "a", "died"),)
 
 
@@ -354,7 +353,7 @@ def test_node_that_died_long_ago_is_forgotten(node, link, client):
     assert [member.node for member in read_cluster(link, INDEX, 1).members] == ["a", "dead"]
     node("b").tick(TickRequest(status="{}"), end_ms)
     assert [member.node for member in read_cluster(link, INDEX, 1).members] == ["a", "b"]
-    assert client.hkeys(Keys(INDEX).status) == [b"b"]
+    assert client.hkeys(CoordinationKeys(INDEX).status) == [b"b"]
 
 
 def test_indexes_in_one_redis_do_not_meet(node, link):
@@ -417,7 +416,7 @@ def test_unusable_url_is_a_configuration_error(url):
 
 
 def test_foreign_data_under_our_keys_is_reported_not_raised_raw(node, client):
-    client.set(Keys(INDEX).members, "not a hash")
+    client.set(CoordinationKeys(INDEX).members, "not a hash")
     with pytest.raises(CoordinationUnavailable, match="WRONGTYPE"):
         node("a").tick(NOTHING)
 

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from coordinator.cluster import read_cluster
-from coordinator.connection import connect as connect_redis
+from coordinator.cluster_state import read_cluster
+from coordinator.lease_redis import connect as connect_redis
 from devbucket.config import DevBucketConfig
 from devbucket.process import DevBucket
 from devbucket.sync_gateway.layouts import InlineLayout

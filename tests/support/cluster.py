@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
-from coordinator.cluster import ClusterState, read_cluster
-from coordinator.connection import connect as connect_redis
+from coordinator.cluster_state import ClusterState, read_cluster
+from coordinator.lease_redis import connect as connect_redis
 from devbucket.config import DevBucketConfig
 from devbucket.process import DevBucket
 from devbucket.sync_gateway.layouts import InlineLayout

@@ -10,7 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from channelindex import exits
 from channelindex.config import Config
-from coordinator.link import Held, Scale, Trouble
+from coordinator.keeper_link import KeeperReport, Scale, Trouble
 from workers.node import decide as node
 from workers.node.decide import (
     KEEPER,
@@ -73,7 +73,7 @@ def state():
 
 
 def holds(state, *partitions, until=1000.0, **held):
-    node.heard(state, Held(dict.fromkeys(partitions, until), **{"wanted_releases": [], **held}), state.heard_at)
+    node.heard(state, KeeperReport(dict.fromkeys(partitions, until), **{"wanted_releases": [], **held}), state.heard_at)
     return state
 
 
@@ -255,16 +255,16 @@ def test_draining_node_does_not_reload(state):
 
 
 def test_ordered_worker_counts_are_gone_over_to_once(state):
-    assert node.heard(state, Held({}, [], scale=Scale(3, 2)), 100.0) == [Rescale(Scale(3, 2))]
-    assert node.heard(state, Held({}, [], scale=Scale(3, 2)), 100.0) == []
+    assert node.heard(state, KeeperReport({}, [], scale=Scale(3, 2)), 100.0) == [Rescale(Scale(3, 2))]
+    assert node.heard(state, KeeperReport({}, [], scale=Scale(3, 2)), 100.0) == []
     node.reloaded(state, dataclasses.replace(config(), workers=dataclasses.replace(config().workers, feed_workers=3)))
-    assert node.heard(state, Held({}, [], scale=Scale(3, 2)), 100.0) == []
+    assert node.heard(state, KeeperReport({}, [], scale=Scale(3, 2)), 100.0) == []
     assert len(state.targets) == 3
 
 
 def test_trouble_that_a_restart_does_not_help_ends_the_node(state):
-    assert node.heard(state, Held({}, [], trouble=Trouble(exits.COORDINATION, "away")), 100.0) == []
-    assert node.heard(state, Held({}, [], trouble=Trouble(exits.AUTH, "refused")), 100.0) == [Drain("refused")]
+    assert node.heard(state, KeeperReport({}, [], trouble=Trouble(exits.COORDINATION, "away")), 100.0) == []
+    assert node.heard(state, KeeperReport({}, [], trouble=Trouble(exits.AUTH, "refused")), 100.0) == [Drain("refused")]
     assert state.exit_code == exits.AUTH
 
 
@@ -296,7 +296,7 @@ class NodeModel(RuleBasedStateMachine):
     @rule(leases=st.frozensets(st.integers(0, 5)), releases=st.frozensets(st.integers(0, 5)), ttl_s=st.integers(1, 40))
     def keeper_reports(self, leases: frozenset[int], releases: frozenset[int], ttl_s: int) -> None:
         if self.views.keeper.is_alive:
-            held = Held(dict.fromkeys(leases, self.now + ttl_s), sorted(leases & releases))
+            held = KeeperReport(dict.fromkeys(leases, self.now + ttl_s), sorted(leases & releases))
             node.heard(self.state, held, self.now)
 
     @rule(seconds=st.sampled_from([0.2, 0.2, 1.0, 20.0]))

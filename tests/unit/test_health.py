@@ -3,7 +3,7 @@
 import pytest
 
 from channelindex.settings import SETTINGS, MetricsSettings
-from coordinator.link import Held, Trouble
+from coordinator.keeper_link import KeeperReport, Trouble
 from workers.node.report import NodeReport, Rate
 from workers.telemetry.board import Board, NodePhase
 from workers.telemetry.health import ALIVE_S, liveness, readiness
@@ -18,7 +18,7 @@ def board() -> Board:
     """The board of a node that is ready at LATER_NS, with partitions 0 and 1 of 4."""
     board = Board(4)
     report = NodeReport(board)
-    held = Held({0: 2000.0, 1: 2000.0}, [], n_members=2)
+    held = KeeperReport({0: 2000.0, 1: 2000.0}, [], n_members=2)
     report.publish(NodePhase.RUNNING, held, 999.0, {0, 1})
     board.supervisor.set(beat_ns=LATER_NS)
     for row in board.partitions[:2]:
@@ -44,10 +44,10 @@ def test_a_supervisor_that_stands_still_is_neither_alive_nor_ready(board):
 @pytest.mark.parametrize(
     ("held", "problem"),
     [
-        (Held({0: 2000.0, 1: 2000.0}, [], trouble=Trouble(71, "gone")), "cannot be renewed"),
-        (Held({0: 2000.0, 1: 2000.0}, [], n_to_move=3), "3 partitions have to move"),
-        (Held({0: 2000.0, 1: 2000.0}, [], unowned={2: 1.0}), "1 partitions have no owner"),
-        (Held({0: 2000.0, 3: 2000.0}, []), "1 of 2 partitions are not streaming"),
+        (KeeperReport({0: 2000.0, 1: 2000.0}, [], trouble=Trouble(71, "gone")), "cannot be renewed"),
+        (KeeperReport({0: 2000.0, 1: 2000.0}, [], n_to_move=3), "3 partitions have to move"),
+        (KeeperReport({0: 2000.0, 1: 2000.0}, [], unowned={2: 1.0}), "1 partitions have no owner"),
+        (KeeperReport({0: 2000.0, 3: 2000.0}, []), "1 of 2 partitions are not streaming"),
     ],
 )
 def test_unsettled_leases_are_named(board, held, problem):
@@ -93,9 +93,9 @@ def test_a_node_that_has_heard_nothing_of_leases_is_not_ready():
 def test_moves_are_counted_and_rows_of_lost_partitions_are_empty():
     board = Board(4)
     report = NodeReport(board)
-    report.publish(NodePhase.RUNNING, Held({0: 9.0, 1: 9.0}, []), 1.0, set())
+    report.publish(NodePhase.RUNNING, KeeperReport({0: 9.0, 1: 9.0}, []), 1.0, set())
     board.partitions[1].set(lag=5, behind_ns=3, streaming=1)
-    report.publish(NodePhase.RUNNING, Held({0: 9.0, 2: 9.0}, []), 2.0, set())
+    report.publish(NodePhase.RUNNING, KeeperReport({0: 9.0, 2: 9.0}, []), 2.0, set())
     assert (board.supervisor.get("gained"), board.supervisor.get("lost")) == (3, 1)
     assert board.partitions[1].get("lag") == board.partitions[1].get("leased_ns") == 0
     assert board.partitions[2].get("deadline_ns") == 9 * S
@@ -104,10 +104,10 @@ def test_moves_are_counted_and_rows_of_lost_partitions_are_empty():
 def test_a_partition_without_a_worker_does_not_stream():
     board = Board(2)
     report = NodeReport(board)
-    report.publish(NodePhase.RUNNING, Held({0: 9.0, 1: 9.0}, []), 1.0, {0, 1})
+    report.publish(NodePhase.RUNNING, KeeperReport({0: 9.0, 1: 9.0}, []), 1.0, {0, 1})
     for row in board.partitions:
         row.set(streaming=1)
-    report.publish(NodePhase.RUNNING, Held({0: 9.0, 1: 9.0}, []), 1.0, {1})
+    report.publish(NodePhase.RUNNING, KeeperReport({0: 9.0, 1: 9.0}, []), 1.0, {1})
     assert [row.get("streaming") for row in board.partitions] == [0, 1]
 
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from channelindex.errors import InvariantBroken
-from coordinator.link import Held, KeeperLink, Orders, SupervisorLink, keeper_link
+from coordinator.keeper_link import KeeperLink, KeeperReport, Orders, SupervisorLink, keeper_link
 
 
 @pytest.fixture
@@ -17,8 +17,8 @@ def ends():
     keeper.close()
 
 
-def _held(*partitions: int, wanted: list[int] | None = None, last_order: int = 0) -> Held:
-    return Held(dict.fromkeys(partitions, 1.5), wanted or [], last_order=last_order)
+def _held(*partitions: int, wanted: list[int] | None = None, last_order: int = 0) -> KeeperReport:
+    return KeeperReport(dict.fromkeys(partitions, 1.5), wanted or [], last_order=last_order)
 
 
 def test_newest_report_wins(ends: tuple[KeeperLink, SupervisorLink]):

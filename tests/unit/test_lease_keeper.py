@@ -8,7 +8,7 @@ import pytest
 from channelindex import exits
 from channelindex.errors import AuthenticationFailed, CoordinationUnavailable
 from coordinator.keeper import LeaseKeeper
-from coordinator.link import keeper_link
+from coordinator.keeper_link import keeper_link
 from coordinator.tick import Identity
 
 NOBODY = "redis://127.0.0.1:1"

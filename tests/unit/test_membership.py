@@ -4,7 +4,7 @@ import pytest
 
 from channelindex.errors import CoordinationUnavailable
 from coordinator.membership import Membership
-from coordinator.tick import Answer, Identity, LiveMember, View
+from coordinator.tick import Identity, LiveMember, TickAnswer, View
 
 TTL_S = 12.0
 ROUND_TRIP_S = 1.5
@@ -30,7 +30,7 @@ class ScriptedTicker:
         if self.accepted:
             self.held = (self.held | set(request.take)) - set(request.release)
         me = LiveMember("n1", 1, request.leaving, tuple(sorted(self.held)))
-        answer = Answer(self.accepted, False, len(request.release), len(self.requests), 4000, -1, 0, 0)
+        answer = TickAnswer(self.accepted, False, len(request.release), len(self.requests), 4000, -1, 0, 0)
         return answer, View((me, *self.others), (), ())
 
     def wake(self, nodes):

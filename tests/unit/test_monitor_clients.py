@@ -39,7 +39,7 @@ class Stop:
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Where a monitor answers that leaves a request after a third of a second."""
     monkeypatch.setattr(monitor, "REQUEST_TIMEOUT_S", 0.3)
-    monkeypatch.setattr(monitor._Handler, "timeout", 0.3)
+    monkeypatch.setattr(monitor._HttpHandler, "timeout", 0.3)
     monkeypatch.setattr(monitor, "BEAT_S", 0.05)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

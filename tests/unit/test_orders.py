@@ -3,7 +3,7 @@
 import pytest
 
 from channelindex.config import Config
-from coordinator.link import Held, Scale
+from coordinator.keeper_link import KeeperReport, Scale
 from workers.node import orders
 from workers.node.orders import ALARM_INTERVAL_S, UnownedAlarm, scaled
 
@@ -24,8 +24,8 @@ def told(monkeypatch):
     return events
 
 
-def _held(**ages: float) -> Held:
-    return Held({}, [], unowned={int(name[1:]): age_s for name, age_s in ages.items()})
+def _held(**ages: float) -> KeeperReport:
+    return KeeperReport({}, [], unowned={int(name[1:]): age_s for name, age_s in ages.items()})
 
 
 def test_scale_replaces_both_counts_and_nothing_else():

@@ -7,7 +7,7 @@ import orjson
 import pytest
 
 from channelindex.checking import verify as verifying
-from channelindex.checking.verify import Difference, verify
+from channelindex.checking.verify import WrongEntry, verify
 from channelindex.decode.base import Undecodable
 from channelindex.errors import SourceUnavailable
 from channelindex.feeds.base import ADVANCED, DELETION, HISTORY, MUTATION, ROLLBACK, SNAPSHOT
@@ -253,7 +253,7 @@ def test_missing_entries_are_found(site):
     ]
     assert not report.ok
     assert report.channels == 4
-    assert report.details[0] == Difference(
+    assert report.details[0] == WrongEntry(
         "missing", "A", "unindexed", 2, "in it with revision 1-aa, seqno 1", "no entry"
     )
 

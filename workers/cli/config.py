@@ -8,7 +8,7 @@ from channelindex.config_text import config_rows
 from channelindex.errors import ChannelIndexError, ConfigInvalid
 from channelindex.settings import MEMORY_URL
 from channelindex.stores import describe_store
-from coordinator.connection import connect
+from coordinator.lease_redis import connect
 from workers.cli import options, output, reference
 
 _EPILOG = """\

@@ -28,8 +28,8 @@ from channelindex.feeds.dcp.kv import KvClient
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_reader
 from channelindex.stores.base import IndexReader
-from coordinator.cluster import read_cluster
-from coordinator.connection import connect
+from coordinator.cluster_state import read_cluster
+from coordinator.lease_redis import connect
 from devbucket.embedded_redis import EmbeddedRedis, end_with_parent
 from devbucket.process import DevBucket
 from devbucket.sync_gateway.layouts import InlineLayout

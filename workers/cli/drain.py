@@ -3,8 +3,8 @@
 import argparse
 
 from channelindex import exits
-from coordinator.cluster import ClusterState
-from workers.cli import cluster, options, output
+from coordinator.cluster_state import ClusterState
+from workers.cli import node_orders, options, output
 
 _EPILOG = """\
 example:
@@ -20,14 +20,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     parser.epilog = _EPILOG
     parser.add_argument("node", nargs="+", metavar="NODE", help="a node's name")
-    cluster.add_waiting(parser)
+    node_orders.add_waiting(parser)
     options.add_json(parser)
     options.add_config(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Drain the nodes, and wait until they own no partition."""
-    with cluster.open_coordination(args) as coordination:
+    with node_orders.open_coordination(args) as coordination:
         before = [coordination.member(node) for node in args.node]
         coordination.order("drain", args.node, args.node)
 
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
             left = {m.node: m.n_partitions for m in state.members if m.node in args.node and m.n_partitions}
             return ", ".join(f"{node} has {n} partitions to give up" for node, n in left.items())
 
-        outcome = cluster.wait(args, coordination, describe_pending)
+        outcome = node_orders.wait(args, coordination, describe_pending)
         n_unowned = len(coordination.state().missing)
     if args.json:
         nodes = [{"node": member.node, "had": member.n_partitions} for member in before]

@@ -26,7 +26,7 @@ def feed_both(
     """
     origins = dict.fromkeys(range(meta.n_vbuckets), ORIGIN)
     builder = RoundBuilder(decoder, 1, removal_slack, origins)
-    written = [_Target(settings, meta) for settings in targets]
+    written = [_IndexTarget(settings, meta) for settings in targets]
     try:
         feed.start(origins)
         for taken in _rounds(feed, builder):
@@ -39,7 +39,7 @@ def feed_both(
             target.close()
 
 
-class _Target:
+class _IndexTarget:
     """Writes one of the two indexes."""
 
     def __init__(self, settings: IndexSettings, meta: IndexMeta) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import msgspec
 
 from channelindex import exits
-from coordinator.cluster import MAX_EVENTS, Event, Moved
+from coordinator.cluster_state import MAX_EVENTS, Event, Moved
 from workers.cli import options, output
-from workers.cli.cluster import open_coordination
+from workers.cli.node_orders import open_coordination
 from workers.cli.status import ranges
 
 _EPILOG = """\

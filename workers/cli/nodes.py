@@ -6,9 +6,9 @@ from typing import Any
 import msgspec
 
 from channelindex import exits
-from coordinator.cluster import MemberState
+from coordinator.cluster_state import MemberState
 from workers.cli import options, output
-from workers.cli.cluster import open_coordination
+from workers.cli.node_orders import open_coordination
 
 _EPILOG = """\
 example:

@@ -4,9 +4,9 @@ import argparse
 from typing import Any
 
 from channelindex import exits
-from coordinator.cluster import PartitionState
+from coordinator.cluster_state import PartitionState
 from workers.cli import options, output
-from workers.cli.cluster import open_coordination
+from workers.cli.node_orders import open_coordination
 
 _EPILOG = """\
 example:

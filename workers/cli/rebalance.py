@@ -3,7 +3,7 @@
 import argparse
 
 from channelindex import exits
-from workers.cli import cluster, options, output
+from workers.cli import node_orders, options, output
 
 _EPILOG = """\
 example:
@@ -19,14 +19,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     parser.epilog = _EPILOG
     parser.add_argument("--dry-run", action="store_true", help="only print what has to move")
-    cluster.add_waiting(parser)
+    node_orders.add_waiting(parser)
     options.add_json(parser)
     options.add_config(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the moves that are due, wake the nodes in question, and wait."""
-    with cluster.open_coordination(args) as coordination:
+    with node_orders.open_coordination(args) as coordination:
         state = coordination.state()
         target = state.target()
         moves = [
@@ -34,10 +34,10 @@ def run(args: argparse.Namespace) -> int:
             for node, partitions in sorted(target.taken_by.items())
             for partition in partitions
         ]
-        outcome = cluster.Outcome(done=True, seconds=0.0, waited=False)
+        outcome = node_orders.Outcome(done=True, seconds=0.0, waited=False)
         if moves and not args.dry_run:
             coordination.order("wake", (), target.taken_by.keys() | target.released_by.keys())
-            outcome = cluster.wait(args, coordination, cluster.describe_moves)
+            outcome = node_orders.wait(args, coordination, node_orders.describe_moves)
     if args.json:
         output.json_line({**outcome.as_json(), "moves": moves})
     elif moves:
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     return exits.OK if outcome.done else exits.DIFFERENCES
 
 
-def _describe(outcome: cluster.Outcome, n_moves: int) -> str:
+def _describe(outcome: node_orders.Outcome, n_moves: int) -> str:
     if not outcome.waited:
         return f"{n_moves} partitions have to move"
     return f"{n_moves} partitions: {'moved' if outcome.done else 'NOT ALL MOVED'} after {outcome.seconds:.1f} s"

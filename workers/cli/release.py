@@ -4,8 +4,8 @@ import argparse
 
 from channelindex import exits
 from channelindex.errors import InputInvalid
-from coordinator.cluster import ClusterState
-from workers.cli import cluster, options, output
+from coordinator.cluster_state import ClusterState
+from workers.cli import node_orders, options, output
 
 _EPILOG = """\
 example:
@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     parser.epilog = _EPILOG
     parser.add_argument("partition", type=int, nargs="+", metavar="P", help="a partition's number")
-    cluster.add_waiting(parser)
+    node_orders.add_waiting(parser)
     options.add_json(parser)
     options.add_config(parser)
 
@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Release the partitions, and wait until they have an owner again."""
     numbers = sorted(set(args.partition))
-    with cluster.open_coordination(args) as coordination:
+    with node_orders.open_coordination(args) as coordination:
         if not 0 <= numbers[0] <= numbers[-1] < coordination.n_partitions:
             raise InputInvalid(f"partitions have the numbers 0 to {coordination.n_partitions - 1}")
         before = coordination.state()
@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
             waiting = [p for p in numbers if state.partitions[p].asked or not state.partitions[p].owner]
             return f"{len(waiting)} of {len(numbers)} partitions to go" if waiting else ""
 
-        outcome = cluster.wait(args, coordination, describe_pending)
+        outcome = node_orders.wait(args, coordination, describe_pending)
         after = coordination.state()
     moved = [
         {"partition": p, "before": before.partitions[p].owner or None, "owner": after.partitions[p].owner or None}

@@ -8,8 +8,8 @@ import msgspec
 from channelindex import exits
 from channelindex.errors import InputInvalid
 from channelindex.settings import SETTINGS
-from coordinator.cluster import ClusterState, MemberState
-from workers.cli import cluster, options, output
+from coordinator.cluster_state import ClusterState, MemberState
+from workers.cli import node_orders, options, output
 from workers.telemetry.board import BATCH_WRITER, FEED_WORKER
 
 _EPILOG = """\
@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--node", metavar="NODE", action="append", help="which node; may be repeated (default: all)")
     parser.add_argument("--feed-workers", type=options.positive, metavar="N", help="processes that stream and decode")
     parser.add_argument("--batch-writers", type=options.positive, metavar="M", help="processes that write")
-    cluster.add_waiting(parser)
+    node_orders.add_waiting(parser)
     options.add_json(parser)
     options.add_config(parser)
 
@@ -37,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Order the numbers, and wait until the nodes report them."""
     _check(args)
-    with cluster.open_coordination(args) as coordination:
+    with node_orders.open_coordination(args) as coordination:
         if args.node:
             members = [coordination.member(node) for node in args.node]
         else:
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
             late = [m.node for m in state.members if m.node in ordered and counts(m) != ordered[m.node]]
             return f"{len(late)} of {len(ordered)} nodes to go: {', '.join(late)}" if late else ""
 
-        outcome = cluster.wait(args, coordination, describe_pending)
+        outcome = node_orders.wait(args, coordination, describe_pending)
     if args.json:
         nodes = [{"node": node, "feed_workers": n, "batch_writers": m} for node, (n, m) in ordered.items()]
         output.json_line({**outcome.as_json(), "nodes": nodes})

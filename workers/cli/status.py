@@ -14,8 +14,8 @@ from channelindex.epochs import PartitionRecord
 from channelindex.settings import MEMORY_URL
 from channelindex.stores import open_reader
 from channelindex.stores.records import QUARANTINE_DOCUMENTS
-from coordinator.cluster import ClusterState, MemberState, PartitionState, read_cluster
-from coordinator.connection import connect
+from coordinator.cluster_state import ClusterState, MemberState, PartitionState, read_cluster
+from coordinator.lease_redis import connect
 from workers.cli import options, output
 
 _TIMEOUT_S = 5.0

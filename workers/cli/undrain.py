@@ -3,7 +3,7 @@
 import argparse
 
 from channelindex import exits
-from workers.cli import cluster, options, output
+from workers.cli import node_orders, options, output
 
 _EPILOG = """\
 example:
@@ -15,19 +15,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     parser.epilog = _EPILOG
     parser.add_argument("node", nargs="+", metavar="NODE", help="a node's name")
-    cluster.add_waiting(parser)
+    node_orders.add_waiting(parser)
     options.add_json(parser)
     options.add_config(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Undrain the nodes, and wait until every node has its share."""
-    with cluster.open_coordination(args) as coordination:
+    with node_orders.open_coordination(args) as coordination:
         for node in args.node:
             coordination.member(node)
         live = {member.node for member in coordination.state().members if member.alive}
         n_changed = coordination.order("undrain", args.node, live)
-        outcome = cluster.wait(args, coordination, cluster.describe_moves)
+        outcome = node_orders.wait(args, coordination, node_orders.describe_moves)
         members = coordination.state().members
     n_by_node = {member.node: member.n_partitions for member in members if member.node in args.node}
     if args.json:

@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import asdict
 
 from channelindex import exits
-from channelindex.checking.verify import STABLE_TIMEOUT_S, Report, verify
+from channelindex.checking.verify import STABLE_TIMEOUT_S, VerifyReport, verify
 from channelindex.config import REQUIRED_TO_VERIFY, Config
 from channelindex.decode.registry import make_decoder
 from channelindex.stores import open_reader
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     return exits.OK if report.ok else exits.DIFFERENCES
 
 
-def _verify(config: Config, args: argparse.Namespace) -> Report:
+def _verify(config: Config, args: argparse.Namespace) -> VerifyReport:
     def highs() -> Mapping[int, int]:
         return high_seqnos(config.source)
 
@@ -63,7 +63,7 @@ def _verify(config: Config, args: argparse.Namespace) -> Report:
             return verify(store, feed, decoder, highs, args.channel, stable_timeout_s=args.timeout)
 
 
-def _print(report: Report) -> None:
+def _print(report: VerifyReport) -> None:
     if report.details:
         header = ("problem", "channel", "document", "vbucket", "expected", "found")
         rows = [(row.kind, row.channel, row.id, row.vb, row.expected, row.found) for row in report.details]

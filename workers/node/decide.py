@@ -19,7 +19,7 @@ import msgspec
 
 from channelindex import exits
 from channelindex.config import Config
-from coordinator.link import Held, Scale
+from coordinator.keeper_link import KeeperReport, Scale
 from workers.node.spread import spread
 from workers.pipeline.batch_writer import TORN
 from workers.telemetry.board import BATCH_WRITER, FEED_WORKER, LEASE_KEEPER, MONITOR, NodePhase
@@ -147,7 +147,7 @@ class NodeState:
     kill_at: float | None = None
     """When all workers of a draining node have to have ended."""
     end_at: float | None = None
-    held: Held | None = None
+    held: KeeperReport | None = None
     """What the keeper last reported, less what was given back since."""
     targets: list[frozenset[int]] = dataclasses.field(init=False)
     """By feed worker: what it should work on."""
@@ -221,7 +221,7 @@ def _note_failed_drain(state: NodeState) -> None:
         state.exit_code = exits.DRAIN_TIMEOUT
 
 
-def heard(state: NodeState, held: Held, now: float) -> list[Action]:
+def heard(state: NodeState, held: KeeperReport, now: float) -> list[Action]:
     """The keeper reported: leases, trouble, orders."""
     state.held = held
     state.heard_at = now
@@ -342,7 +342,7 @@ def _release(state: NodeState, children: Children) -> Iterable[Action]:
         yield Release(sorted(drained))
 
 
-def _without(held: Held, released: set[int]) -> Held:
+def _without(held: KeeperReport, released: set[int]) -> KeeperReport:
     return msgspec.structs.replace(
         held,
         leases={p: deadline for p, deadline in held.leases.items() if p not in released},

@@ -4,7 +4,7 @@ import dataclasses
 
 from channelindex import logs
 from channelindex.config import Config
-from coordinator.link import Held, Scale
+from coordinator.keeper_link import KeeperReport, Scale
 
 UNOWNED_SLACK_S = 2.0
 """How much longer than the TTL a partition may be without an owner before that is worth an alarm."""
@@ -28,7 +28,7 @@ class UnownedAlarm:
         self._next_at = 0.0
         self._raised = False
 
-    def check(self, held: Held, now: float) -> None:
+    def check(self, held: KeeperReport, now: float) -> None:
         """Log what the keeper's newest report is worth an alarm for."""
         overdue = {partition: age_s for partition, age_s in held.unowned.items() if age_s > self._after_s}
         if overdue and now >= self._next_at:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 
-from coordinator.link import Held
+from coordinator.keeper_link import KeeperReport
 from workers.telemetry.board import Board, NodePhase
 
 WINDOW_S = 5.0
@@ -32,7 +32,9 @@ class NodeReport:
         """Count a configuration that was taken, or refused."""
         self._node.add(**{"reloads" if taken else "refused_reloads": 1})
 
-    def publish(self, state: NodePhase, held: Held | None, heard_at: float, worked_on: AbstractSet[int]) -> None:
+    def publish(
+        self, state: NodePhase, held: KeeperReport | None, heard_at: float, worked_on: AbstractSet[int]
+    ) -> None:
         """Publish how the node is now.
 
         *heard_at*: when the keeper reported *held*; *worked_on*: what live feed workers have.
@@ -51,7 +53,7 @@ class NodeReport:
         for partition in self._leased - worked_on:
             self._board.partitions[partition].set(streaming=0)
 
-    def _publish_leases(self, held: Held) -> None:
+    def _publish_leases(self, held: KeeperReport) -> None:
         now_ns = time.monotonic_ns()
         leased = frozenset(held.leases)
         gained, lost = leased - self._leased, self._leased - leased

@@ -7,7 +7,7 @@ from channelindex.logs import get
 from channelindex.model import IndexMeta
 from channelindex.stores import open_owner, open_writer
 from coordinator.keeper import LeaseKeeper
-from coordinator.link import KeeperLink, keeper_link
+from coordinator.keeper_link import KeeperLink, keeper_link
 from coordinator.tick import Identity
 from workers.node.child import spawn
 from workers.node.child_slot import ChildSlot

@@ -15,7 +15,7 @@ from channelindex.errors import ConfigInvalid
 from channelindex.model import IndexMeta
 from channelindex.settings import MEMORY_URL, IndexSettings
 from channelindex.stores import open_owner
-from coordinator.connection import connect
+from coordinator.lease_redis import connect
 from workers.node.incarnation import NodeIncarnation
 from workers.node.memory_node import run_memory_node
 from workers.node.notify import Notifier

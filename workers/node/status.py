@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from coordinator.link import Held
+from coordinator.keeper_link import KeeperReport
 from workers.node.child_slot import ChildSlot
 from workers.telemetry.board import BATCH_WRITER, FEED_WORKER, Board, Row
 from workers.telemetry.health import lag_s_of
@@ -16,7 +16,9 @@ WORST = 5
 """How many of the partitions that are furthest behind are named."""
 
 
-def node_status(state: str, slots: Sequence[ChildSlot], held: Held | None, board: Board, rate: float) -> dict[str, Any]:
+def node_status(
+    state: str, slots: Sequence[ChildSlot], held: KeeperReport | None, board: Board, rate: float
+) -> dict[str, Any]:
     """The node now: its state, its processes with their counters, its partitions and its trouble.
 
     *rate* is events per second.

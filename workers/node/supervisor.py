@@ -13,7 +13,7 @@ from channelindex import logs
 from channelindex.config import Config, check_reload
 from channelindex.errors import ConfigInvalid
 from channelindex.polling import wait_readable
-from coordinator.link import KeeperLink
+from coordinator.keeper_link import KeeperLink
 from workers.node import decide
 from workers.node.child_slot import ChildSlot
 from workers.node.decide import KEEPER, MONITORING, Action, Children, Name, NodeState

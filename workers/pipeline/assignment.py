@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from coordinator.link import End
+from coordinator.keeper_link import SocketEnd
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -27,7 +27,7 @@ class Working(msgspec.Struct, frozen=True):
     partitions: frozenset[int]
 
 
-class AssignmentLink(End):
+class AssignmentLink(SocketEnd):
     """The supervisor's end. `working` is what the worker may be working on."""
 
     _decode = msgspec.msgpack.Decoder(Working).decode
@@ -54,7 +54,7 @@ class AssignmentLink(End):
                 self.working = told.partitions
 
 
-class WorkerLink(End):
+class WorkerLink(SocketEnd):
     """The worker's end."""
 
     _decode = msgspec.msgpack.Decoder(Wanted).decode

@@ -56,7 +56,7 @@ class Monitor:
     def run(self, stop: StopFlag) -> int:
         """Serve until *stop* is set; return the exit code of the process."""
         try:
-            server = _Server(self._address, self)
+            server = _HttpServer(self._address, self)
         except OSError as error:
             host, port = self._address
             _log.error("monitor.not_listening", msg=f"metrics.listen = {host}:{port}: {error.strerror}; no metrics")
@@ -88,7 +88,7 @@ def _verdict(health: Health) -> tuple[HTTPStatus, str, bytes]:
     return status, _TEXT, ("".join(f"{problem}\n" for problem in health.problems) or "ok\n").encode()
 
 
-class _Server(http.server.ThreadingHTTPServer):
+class _HttpServer(http.server.ThreadingHTTPServer):
     """Answers each request in a thread of its own, a bounded number at a time."""
 
     timeout = 0  # of handle_request: the caller has polled
@@ -100,7 +100,7 @@ class _Server(http.server.ThreadingHTTPServer):
         self._slots = threading.BoundedSemaphore(MAX_REQUESTS)
         self._deadline_by_request: dict[socket.socket, float] = {}
         self._lock = threading.Lock()
-        super().__init__(address, _Handler)
+        super().__init__(address, _HttpHandler)
 
     def cut_late(self, now: float) -> None:
         """Close the connections of requests that take too long. Their threads see it as the client's end."""
@@ -139,8 +139,8 @@ class _Server(http.server.ThreadingHTTPServer):
         _log.exception("monitor.request_failed", client=str(client_address))
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
-    server: _Server
+class _HttpHandler(http.server.BaseHTTPRequestHandler):
+    server: _HttpServer
     timeout = REQUEST_TIMEOUT_S
 
     def do_GET(self) -> None:

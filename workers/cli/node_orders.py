@@ -13,8 +13,8 @@ from channelindex.errors import InputInvalid
 from channelindex.redis.link import Link
 from channelindex.stores import open_reader
 from channelindex.terminal import escaped
-from coordinator.cluster import ClusterState, MemberState, read_cluster
-from coordinator.connection import connect
+from coordinator.cluster_state import ClusterState, MemberState, read_cluster
+from coordinator.lease_redis import connect
 from coordinator.tick import order
 from workers.cli import options
 

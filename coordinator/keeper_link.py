@@ -1,8 +1,8 @@
-"""The two ends of the socket between the supervisor and its lease keeper, and what travels over it.
+"""Connects the supervisor and its lease keeper by a socket, and defines the messages on it.
 
-Both directions carry state rather than events: the newest `Held` says everything, and orders that could not be sent
-yet are merged into one. So nothing here can grow, whichever side stands still, and neither side ever waits for the
-other. The socket keeps message boundaries (SOCK_SEQPACKET) and ends when either process does.
+Both directions carry state rather than events: the newest `KeeperReport` is complete, and orders that could not be sent
+yet are merged into one. So nothing here can grow, whichever side stalls, and neither side ever waits for the other. The
+socket keeps message boundaries (SOCK_SEQPACKET) and ends when either process does.
 """
 
 import socket
@@ -14,31 +14,31 @@ import msgspec
 from channelindex.errors import InvariantBroken
 
 MAX_MESSAGE_BYTES = 1 << 17
-"""Below what the kernel takes as one message by default (208 KiB); a `Held` of 1024 partitions has some 16 KiB."""
+"""Below the kernel's default limit of one message (208 KiB); a report of 1024 partitions has some 16 KiB."""
 
 
 class Trouble(msgspec.Struct, frozen=True):
-    """Why the leases cannot be looked after at present: one line for a person, and the exit code of its kind."""
+    """The reason for which the leases cannot be renewed now: one line for a person, and the exit code of its kind."""
 
     exit_code: int
     message: str
 
 
 class Scale(NamedTuple):
-    """How many workers a node is ordered to have."""
+    """The numbers of workers that an operator ordered."""
 
     feed_workers: int
     batch_writers: int
 
 
-class Held(msgspec.Struct, frozen=True):
-    """What this node may work on, and what else the keeper knows.
+class KeeperReport(msgspec.Struct, frozen=True):
+    """The keeper's report to the supervisor: the node's leases, and the state of the cluster.
 
-    `leases` maps each partition held to the monotonic time (of this machine, any process) at which work on it must have
-    stopped; the supervisor has to watch these itself, since a keeper that hangs cannot say that they passed.
-    `wanted_releases` are partitions of `leases` to drain and then to release: a peer is to have them.
-    `n_to_move` is what the whole cluster has yet to move; `unowned` maps the partitions that nobody owns to the seconds
-    that this keeper has known it. `scale` is what an operator ordered.
+    `leases` maps each partition of ours to the monotonic time (of this machine, any process) at which work on it must
+    have stopped; the supervisor watches these itself, since a keeper that hangs cannot report that they passed.
+    `wanted_releases` are partitions of `leases` to drain and then to release, because a peer is due for them.
+    `n_to_move`: moves that the whole cluster has yet to make. `unowned` maps the partitions without an owner to the
+    seconds for which this keeper has known it. `scale`: the worker counts that an operator ordered.
     `trouble` is None where the last tick went well; else the rest is from the last one that did.
     """
 
@@ -53,7 +53,7 @@ class Held(msgspec.Struct, frozen=True):
 
 
 class Orders(msgspec.Struct, frozen=True):
-    """What the supervisor tells the keeper: `release` were drained, `drain` gives everything back for good."""
+    """The supervisor's orders to the keeper: `release` were drained, `drain` releases everything for good."""
 
     number: int
     release: list[int]
@@ -61,7 +61,7 @@ class Orders(msgspec.Struct, frozen=True):
     status: str
 
 
-class End:
+class SocketEnd:
     """One end of a socket between two processes of a node, non-blocking."""
 
     def __init__(self, end: socket.socket) -> None:
@@ -74,7 +74,7 @@ class End:
         return self._socket.fileno()
 
     def close(self) -> None:
-        """Let go of the socket. May be called twice."""
+        """Close the socket. May be called twice."""
         self.closed = True
         self._socket.close()
 
@@ -92,7 +92,7 @@ class End:
         return message
 
     def send(self, message: bytes) -> bool:
-        """Whether *message* was sent; false where the socket is full or the other end is gone."""
+        """Send *message*; return false where the socket is full or the other end is gone."""
         if len(message) > MAX_MESSAGE_BYTES:
             raise InvariantBroken(f"a message between two processes of a node has {len(message)} bytes")
         if self.closed:
@@ -107,17 +107,17 @@ class End:
         return True
 
 
-class KeeperLink(End):
+class KeeperLink(SocketEnd):
     """The supervisor's end. No call blocks.
 
-    A partition that was released is not in `Held.leases` again before the keeper has given it back: a message that
+    A partition that was released is not in `KeeperReport.leases` again before the keeper has released it: a report that
     the keeper sent before it read the order must not make the supervisor start over.
 
-    A new keeper gets a new link, and then has to be told again what the old one had not yet carried out: the status,
-    `drain`, and whatever it still reports as held but is drained already.
+    A new keeper gets a new link, and needs all orders again that the old one had not carried out: the status, `drain`,
+    and the release of whatever it still reports as leased but is drained already.
     """
 
-    _decode = msgspec.msgpack.Decoder(Held).decode
+    _decode = msgspec.msgpack.Decoder(KeeperReport).decode
 
     def __init__(self, end: socket.socket) -> None:
         super().__init__(end)
@@ -126,18 +126,18 @@ class KeeperLink(End):
         self._unsent: Orders | None = None
 
     def release(self, partitions: Iterable[int]) -> None:
-        """Give *partitions* back: they were drained, nobody here writes to them any more."""
+        """Have the keeper release *partitions*: they were drained, no worker here writes to them any more."""
         self._order(release=list(partitions))
 
     def drain(self) -> None:
-        """Take nothing from now on and want everything released; the keeper ends when it holds nothing more."""
+        """Have the keeper take nothing more and release everything; it ends when it has no lease left."""
         self._order(drain=True)
 
     def publish_status(self, status: str) -> None:
-        """Let `channelindex status` show *status* (JSON, below 64 KiB) for this node from the next tick on."""
+        """Publish *status* (JSON, below 64 KiB) for `channelindex status` from the next tick on."""
         self._order(status=status)
 
-    def poll(self) -> Held | None:
+    def poll(self) -> KeeperReport | None:
         """The newest message of the keeper, None where there is no new one. Sends what could not be sent before."""
         newest = None
         while message := self.receive():
@@ -161,7 +161,7 @@ class KeeperLink(End):
             self._n_sent = self._unsent.number
             self._unsent = None
 
-    def _without_released(self, held: Held) -> Held:
+    def _without_released(self, held: KeeperReport) -> KeeperReport:
         self._order_by_released = {
             partition: order for partition, order in self._order_by_released.items() if order > held.last_order
         }
@@ -173,7 +173,7 @@ class KeeperLink(End):
         )
 
 
-class SupervisorLink(End):
+class SupervisorLink(SocketEnd):
     """The keeper's end."""
 
     _decode = msgspec.msgpack.Decoder(Orders).decode
@@ -185,12 +185,12 @@ class SupervisorLink(End):
             arrived.append(self._decode(message))
         return arrived
 
-    def report(self, held: Held) -> None:
-        """Tell the supervisor; dropped where it does not read, since the next tick says it anew."""
-        self.send(msgspec.msgpack.encode(held))
+    def report(self, report: KeeperReport) -> None:
+        """Send a report to the supervisor; dropped where it does not read, since the next tick sends another."""
+        self.send(msgspec.msgpack.encode(report))
 
 
 def keeper_link() -> tuple[KeeperLink, SupervisorLink]:
-    """Both ends, to be made before the fork. Each process closes the other's, and every other child both."""
+    """Make both ends, before the fork. Each process closes the other's, and every other child both."""
     supervisor_end, keeper_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     return KeeperLink(supervisor_end), SupervisorLink(keeper_end)

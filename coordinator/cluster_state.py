@@ -1,4 +1,4 @@
-"""A read-only look at the whole coordination, for people: who lives, who owns what, what nobody owns, what happened."""
+"""Reads the whole coordination for people: live nodes, owners, partitions without one, events. Changes nothing."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -7,17 +7,17 @@ from typing import Any, NamedTuple
 import msgspec
 
 from channelindex.redis.link import Link
-from coordinator.keys import Keys, run_script
+from coordinator.lease_redis import CoordinationKeys, run_script
 from coordinator.plan import Member, Target, target
 
 MAX_EVENTS = 500
-"""How many events Redis keeps (`lua/shared.lua`)."""
+"""Events that Redis keeps (`lua/shared.lua`)."""
 
 
 class MemberState(NamedTuple):
-    """A node that lives, or that died less than an hour ago. `status` is the JSON it told last, "" for none.
+    """A node that is alive, or that died less than an hour ago. `status` is the JSON that it reported last, or "".
 
-    `draining`: it is to own nothing, because it stops or because an operator said so (`drained`).
+    `draining`: it releases its partitions and takes none, because it stops or an operator ordered it (`drained`).
     """
 
     node: str
@@ -34,10 +34,10 @@ class MemberState(NamedTuple):
 
 
 class PartitionState(NamedTuple):
-    """Who holds a partition, "" for nobody, and for how many seconds that has been so; None where that is not known.
+    """The owner of a partition, "" for none, and the seconds since then; None where they are not known.
 
-    `last` had it before, and lost it for `reason`: rebalance, left, drained, died or asked. `asked`: an operator wants
-    it to be released.
+    `last` owned it before, and lost it for `reason`: rebalance, left, drained, died or asked. `asked`: an operator
+    ordered its release.
     """
 
     owner: str
@@ -49,7 +49,7 @@ class PartitionState(NamedTuple):
 
 
 class Moved(msgspec.Struct, frozen=True, array_like=True):
-    """A partition that was released or taken: whose it was before, and why it is not any more; "" where unknown."""
+    """A partition that was released or taken, its owner before, and the reason of its loss; "" where unknown."""
 
     partition: int
     before: str
@@ -57,7 +57,7 @@ class Moved(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Event(msgspec.Struct, frozen=True, array_like=True):
-    """Something that happened. `at_ms` is Redis' time, in ms since 1970.
+    """An event in the cluster. `at_ms` is Redis' time, in ms since 1970.
 
     `kind` is one of node.joined, node.restarted, node.changed, node.leaving, node.left, node.died, node.drained,
     node.undrained, node.scaled, lease.taken, lease.released.
@@ -79,18 +79,18 @@ class ClusterState(NamedTuple):
 
     @property
     def missing(self) -> tuple[int, ...]:
-        """The partitions that nobody owns."""
+        """The partitions without an owner."""
         return tuple(number for number, partition in enumerate(self.partitions) if not partition.owner)
 
     def target(self) -> Target:
-        """What has to move until the shares are fair."""
+        """The moves that make the shares fair."""
         members = [Member(member.node, member.draining, member.weight) for member in self.members if member.alive]
         leases = {number: state.owner for number, state in enumerate(self.partitions) if state.owner}
         homes = {number: state.home for number, state in enumerate(self.partitions) if state.home}
         return target(members, leases, len(self.partitions), homes)
 
 
-class _Member(msgspec.Struct, array_like=True):
+class _StoredMember(msgspec.Struct, array_like=True):
     incarnation: str
     ttl_ms: int
     leaving: bool
@@ -100,7 +100,7 @@ class _Member(msgspec.Struct, array_like=True):
     ended_ms: int
 
 
-class _Lease(msgspec.Struct, array_like=True):
+class _StoredLease(msgspec.Struct, array_like=True):
     node: str
     since_ms: int
     last: str
@@ -109,18 +109,18 @@ class _Lease(msgspec.Struct, array_like=True):
     home_until_ms: int
 
 
-_decode_member = msgspec.msgpack.Decoder(_Member).decode
-_decode_lease = msgspec.msgpack.Decoder(_Lease).decode
+_decode_member = msgspec.msgpack.Decoder(_StoredMember).decode
+_decode_lease = msgspec.msgpack.Decoder(_StoredLease).decode
 _decode_event = msgspec.msgpack.Decoder(Event).decode
 
 
 def read_cluster(redis: Link, index: str, n_partitions: int, n_events: int = 0) -> ClusterState:
-    """The coordination of *index* at one moment, with the newest *n_events*. Changes nothing, also not what ran out.
+    """Read the coordination of *index* at one moment, with the newest *n_events*. Changes nothing, not even expiries.
 
     Raises:
         AuthenticationFailed, CoordinationUnavailable: see `connection.connect`.
     """
-    reply = run_script(redis, "look", Keys(index), (n_events,))
+    reply = run_script(redis, "look", CoordinationKeys(index), (n_events,))
     now_ms = int(reply[0])
     raw_members, raw_ends, raw_leases, raw_status = (_pairs(fields) for fields in reply[1:5])
     drained = {name.decode() for name in reply[5]}
@@ -148,7 +148,7 @@ def read_cluster(redis: Link, index: str, n_partitions: int, n_events: int = 0) 
     partitions = tuple(partition_state(number) for number in range(n_partitions))
     n_owned = Counter(partition.owner for partition in partitions)
 
-    def member_state(name: str, member: _Member) -> MemberState:
+    def member_state(name: str, member: _StoredMember) -> MemberState:
         renewed_ms = (end_of(name) or now_ms) - member.ttl_ms
         return MemberState(
             node=name,
@@ -172,5 +172,5 @@ def read_cluster(redis: Link, index: str, n_partitions: int, n_events: int = 0) 
 
 
 def _pairs(fields: Sequence[Any]) -> Mapping[bytes, bytes]:
-    """What a Redis hash or sorted set is in the reply of a script: each field followed by its value."""
+    """A Redis hash or sorted set from the reply of a script, in which each field is followed by its value."""
     return dict(zip(fields[::2], fields[1::2], strict=True))
