@@ -15,11 +15,15 @@ from typing import NamedTuple
 import psutil
 import redis
 
+from devbucket.vbucket import COMPRESSION_MODES
 from tests.chaos.proxy import Link
 from tests.chaos.world import N_BUCKET_NODES, N_VBUCKETS, NODES, RedisPart, World, descendants, send
 
 FEED = "channelindex"
 """What the names of the nodes' connections to the bucket begin with: the writers' have none."""
+
+
+MOST_BUCKET_NODES = 8
 
 
 class Missed(Exception):
@@ -474,6 +478,46 @@ def fail_over_bucket_node(world: World, rnd: random.Random) -> Iterator[None]:
 
 def _owned_by(world: World, node: int) -> list[int]:
     return [vb for vb, owner in enumerate(world.bucket.owners()) if owner == node]
+
+
+# -- how the bucket holds what it has
+
+
+@kind()
+def evict_documents(world: World, rnd: random.Random) -> Iterator[None]:
+    """Memory is short: values are on disk only, compressed, and whoever resumes is sent them from there."""
+    for vb in _some_vbs(rnd):
+        world.bucket.evict(vb, rnd.choice((1, 2, 5)))
+    _hit(world.bucket.drop_connections(FEED))
+    yield
+
+
+@kind()
+def change_compression(world: World, rnd: random.Random) -> Iterator[None]:
+    world.bucket.set_compression(rnd.choice(COMPRESSION_MODES))
+    yield
+
+
+@kind(longest_s=2.0, alone=True)
+def restart_bucket_from_disk(world: World, rnd: random.Random) -> Iterator[None]:
+    """All nodes of the bucket end and begin again: tombstones are on disk only."""
+    nodes = [node["node"] for node in world.bucket.nodes() if node["running"]]
+    rnd.shuffle(nodes)
+    for node in nodes:
+        world.bucket.stop_node(node)
+    yield
+    for node in nodes:
+        world.bucket.start_node(node)
+
+
+@kind(longest_s=3.0)
+def join_bucket_node(world: World, rnd: random.Random) -> Iterator[None]:
+    """A node joins the bucket without a vbucket, and gets some after a while."""
+    if len(world.bucket.nodes()) >= MOST_BUCKET_NODES:
+        raise Missed
+    joined = world.bucket.add_node()
+    yield
+    world.bucket.move(_some_vbs(rnd), joined)
 
 
 # -- what operators do

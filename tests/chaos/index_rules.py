@@ -16,8 +16,9 @@ from tests.support.history import Line, expected_channels
 DELETED = 1
 REMOVED = 2
 
-States = dict[tuple[str, str, str], int]
-"""(channel, document, revision) -> the flags that an entry of them must have."""
+States = dict[tuple[str, str, str], set[int]]
+"""(channel, document, revision) -> the flags that an entry of them may have: one, unless a resync moved the document
+without a new revision."""
 
 
 def judge_index(record: Record, index: RawIndex) -> Iterator[Finding]:
@@ -42,46 +43,50 @@ def _lost(written: list[Line], visible: Sequence[Entry]) -> Iterator[Finding]:
         key = entry.channel, entry.doc
         if key not in newest or newest[key].seqno < entry.seqno:
             newest[key] = entry
+    states_of = _all_states(written)
     for channel, states in sorted(expected_channels(written).items()):
-        for doc, rev, *_ in sorted(states):
+        for doc, rev, removed, deleted in sorted(states):
             found = newest.get((channel, doc))
+            flags = (REMOVED if removed else 0) | (DELETED if deleted else 0)
             if found is None:
                 yield Finding("lost", f"{doc} {rev} in {channel}: there is no visible entry of the document")
             elif found.rev != rev:
                 yield Finding("lost", f"{doc} {rev} in {channel}: the newest visible entry is {found}")
+            elif found.flags != flags and found.flags in states_of[channel, doc, rev]:  # before a resync it was so
+                yield Finding("lost", f"{doc} {rev} in {channel} after a resync: the newest visible entry is {found}")
 
 
 def _untrue(record: Record, visible: Sequence[Entry], n_vbuckets: int) -> Iterator[Finding]:
     """Visible entries that no written revision accounts for, and such that say of one what it was not.
 
-    Each revision has one state in each channel: what it was taken out of follows from the revision before it. That a
-    revision was taken back is no excuse: what is visible is of the history that is left.
+    Each revision has one state in each channel, until a resync: what it was taken out of follows from the revision
+    before it. That a revision was taken back is no excuse: what is visible is of the history that is left.
     """
     states = _all_states(record.written)
     taken_back = {(line["id"], line["rev"]) for line in record.taken_back}
     for entry in visible:
         flags = states.get((entry.channel, entry.doc, entry.rev))
-        if flags is None:
+        if not flags:
             was = "taken back" if (entry.doc, entry.rev) in taken_back else "never written, or not in this channel"
             yield Finding("phantom", f"{entry}: that was {was}")
-        elif flags != entry.flags:
-            yield Finding("wrong flag", f"{entry}: its flags must be {flags}")
+        elif entry.flags not in flags:
+            yield Finding("wrong flag", f"{entry}: its flags must be {' or '.join(map(str, sorted(flags)))}")
         elif entry.vb != (vb := _vbucket_of(entry.doc, n_vbuckets)):
             yield Finding("phantom", f"{entry}: the document is of vbucket {vb}")
 
 
 def _all_states(written: Iterable[Line]) -> States:
     """As `expected_channels`, but of every revision and not of the newest alone."""
-    states: States = {}
+    states: States = defaultdict(set)
     current: dict[str, set[str]] = {}
     for line in written:
         doc, rev, deletion = line["id"], line["rev"], DELETED if line.get("deleted") else 0
         assigned = set() if deletion else set(line["channels"])
         for channel in current.get(doc, set()) - assigned:
-            states[channel, doc, rev] = REMOVED | deletion
+            states[channel, doc, rev].add(REMOVED | deletion)
         for channel in assigned:
-            states[channel, doc, rev] = 0
-        states["*", doc, rev] = deletion
+            states[channel, doc, rev].add(0)
+        states["*", doc, rev].add(deletion)
         current[doc] = assigned
     return states
 
