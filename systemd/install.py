@@ -205,7 +205,8 @@ def _nodes_run() -> bool:
 
 def _requirement(source: str, extras: str) -> str:
     """Return what pip is told to install: *source*, a folder, a wheel or a name with a version, with *extras*."""
-    if Path(source).exists():
+    is_path = source in {".", ".."} or "/" in source or source.endswith((".whl", ".tar.gz"))
+    if is_path:  # what a name names may be a folder here, too
         return f"{Path(source).resolve()}[{extras}]"
     return re.sub(r"^[\w.-]+", rf"\g<0>[{extras}]", source)
 
