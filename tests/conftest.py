@@ -3,14 +3,19 @@
 import os
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import redis
+from xdist.scheduler import LoadScopeScheduling
 
 from devbucket import DevBucket, DevBucketConfig
 from devbucket.embedded_redis import EmbeddedRedis
 from tests.support.profiles import load_profile
 from tests.support.redis_cluster import ClusterOfThree
+
+WHOLE_FILES = ("test_installed.py", "test_service.py")
+"""Those whose tests share what takes long to set up, so that one process runs all of them."""
 
 load_profile()
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -22,6 +27,19 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest: where tests run side by side, nobody then waits for one that began last."""
     items.sort(key=lambda item: "slow" not in item.keywords)
+
+
+class Schedule(LoadScopeScheduling):  # type: ignore[misc]  # xdist carries no types
+    """Hands the next test to whoever is free, and those of one of `WHOLE_FILES` together."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return file if file.endswith(WHOLE_FILES) else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Schedule:
+    """Return what decides which process runs which test."""
+    return Schedule(config, log)
 
 
 @pytest.fixture(scope="session")

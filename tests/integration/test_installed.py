@@ -21,11 +21,10 @@ from tests.support.running import await_stable, connect
 ROOT = Path(__file__).resolve().parents[2]
 PARTS_OF_THE_PROGRAM = ("coordinator", "devbucket", "workers")
 
-pytestmark = [  # one process, so that what is built is built once
+pytestmark = [
     pytest.mark.packaging,
     pytest.mark.slow,
     pytest.mark.timeout(300),
-    pytest.mark.xdist_group("installed"),
 ]
 
 

@@ -50,7 +50,6 @@ INSTANCE = "tour"
 
 pytestmark = [
     pytest.mark.timeout(300),  # it builds and installs, with all that the program needs
-    pytest.mark.xdist_group("service"),
     pytest.mark.slow,
 ]
 
