@@ -54,7 +54,7 @@ _MODULES = {
     "ChangesReader": "reading.reader",
     "open_index": "opening",
 }
-"""Where a public name is defined; the others are errors."""
+"""Modules that define the public names; the others are errors."""
 
 
 def __getattr__(name: str) -> Any:

@@ -51,7 +51,7 @@ _SERVICE_VARIABLE = re.compile(
 """The variables that Kubernetes puts into every pod for each Service of the namespace, one called
 `channelindex` or `channelindex-metrics` too (kubernetes.io, "Environment variables" of Services)."""
 _NEAR = 0.75
-"""How alike a variable has to be to a key to be taken for a misspelt one (`difflib`, 0 to 1)."""
+"""Similarity from which a variable counts as a misspelt key (`difflib`, 0 to 1)."""
 _CREDENTIALS_DIRECTORY = "CREDENTIALS_DIRECTORY"
 """systemd's variable: the folder of what a unit gives with LoadCredential=source.password:/path, or index.password."""
 

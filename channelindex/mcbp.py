@@ -144,7 +144,7 @@ class Status(IntEnum):
 
 
 class Feature(IntEnum):
-    """What HELLO can negotiate."""
+    """Features that HELLO can negotiate."""
 
     TLS = 0x02
     TCP_NODELAY = 0x03
@@ -169,7 +169,7 @@ CLUSTERMAP_CHANGED = 0x01
 
 
 class _Parts(TypedDict, total=False):
-    """What requests and responses have in common."""
+    """The fields that requests and responses share."""
 
     opaque: int
     cas: int

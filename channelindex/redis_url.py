@@ -1,4 +1,4 @@
-"""What a URL of Redis says: one server, a master that Sentinels know, or a cluster. Pure; opens nothing.
+"""Parses URLs of Redis: one server, a master that Sentinels know, or a cluster. Pure; opens nothing.
 
     redis://user:password@host:port/db                          one server; rediss:// with TLS
     unix:///path/redis.sock?db=1                                one server of this machine
@@ -28,7 +28,7 @@ FORMS = (
     "redis://host:port/db, rediss://host:port/db, unix:///path/redis.sock, "
     "redis+sentinel://host:port,host:port/service/db or redis+cluster://host:port,host:port"
 )
-"""What a URL may look like, for messages."""
+"""The forms of a URL, for messages."""
 
 REDIS_PORT = 6379
 SENTINEL_PORT = 26379
@@ -48,17 +48,17 @@ class RedisAddress(NamedTuple):
 
     @property
     def tls(self) -> bool:
-        """Whether connections are encrypted."""
+        """True if connections are encrypted."""
         return self.scheme.startswith("rediss")
 
     @property
     def is_sentinel(self) -> bool:
-        """Whether `nodes` are Sentinels."""
+        """True if `nodes` are Sentinels."""
         return self.scheme.endswith("+sentinel")
 
     @property
     def is_cluster(self) -> bool:
-        """Whether `nodes` are those of a cluster."""
+        """True if `nodes` are those of a cluster."""
         return self.scheme.endswith("+cluster")
 
 

@@ -1,4 +1,4 @@
-"""What a decoder is: it turns a mutation into the channels that its revision means."""
+"""Defines the contract of a decoder, which turns a mutation into the channels of its revision."""
 
 from typing import Protocol
 
@@ -24,9 +24,9 @@ class Decoder(Protocol):
     """
 
     def decode(self, kind: int, key: bytes, datatype: int, value: bytes) -> Route | Principal | None:
-        """What the mutation, deletion or expiration (kinds of `channelindex.feeds.base`) means for the index.
+        """Decode a mutation, deletion or expiration (kinds of `channelindex.feeds.base`) for the index.
 
-        None: it means nothing (internal key, binary, foreign document); its seqno moves the clock all the same.
+        None: it gives no entry (internal key, binary, foreign document); its seqno advances the clock all the same.
 
         Raises:
             Undecodable: why the document cannot be understood, without quoting its body.

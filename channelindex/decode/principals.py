@@ -16,7 +16,7 @@ _HASHED_FROM_BYTES = 40
 
 
 def is_internal(key: bytes) -> bool:
-    """Whether *key* belongs to Sync Gateway, an index, a transaction or a connector rather than to an application."""
+    """True if *key* belongs to Sync Gateway, an index, a transaction or a connector rather than to an application."""
     return key.startswith(_INTERNAL_PREFIXES)
 
 

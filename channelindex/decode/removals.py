@@ -13,7 +13,7 @@ brought everything below it would lose every removal from then on."""
 
 
 def removal_is_due(removal: Removal, route: Route, known_sequence: int, slack: int) -> bool:
-    """Whether *removal*, found in the revision *route*, must be indexed with it.
+    """Decide if *removal*, found in the revision *route*, must be indexed with it.
 
     It must where it belongs to this very revision, and where the feed cannot be relied on to have brought the revision
     it belongs to. *known_sequence* is the highest `_sync.sequence` that the vbucket's feed had brought before the

@@ -33,8 +33,8 @@ class _Version(msgspec.Struct, gc=False):
     rev: str = ""
 
 
-class _Removal(msgspec.Struct, gc=False):
-    """What the `channels` map holds for a channel that the document left."""
+class _StoredRemoval(msgspec.Struct, gc=False):
+    """The value in the `channels` map for a channel that the document left."""
 
     seq: _Natural = 0
     rev: str | _Version = ""
@@ -47,16 +47,16 @@ class _Sync(msgspec.Struct, gc=False):
     rev: str | _Version = ""
     flags: _Natural = 0
     sequence: _Natural = 0
-    channels: dict[str, _Removal | None] | None = None
+    channels: dict[str, _StoredRemoval | None] | None = None
     deleted: bool = False
 
 
-class _Document(msgspec.Struct, gc=False):
+class _InlineDocument(msgspec.Struct, gc=False):
     sync: _Sync | None = msgspec.field(name="_sync", default=None)
 
 
 _decode_sync = msgspec.json.Decoder(_Sync).decode
-_decode_document = msgspec.json.Decoder(_Document).decode
+_decode_document = msgspec.json.Decoder(_InlineDocument).decode
 _read_u32 = struct.Struct(">I").unpack_from
 
 
@@ -85,7 +85,7 @@ class SyncGatewayDecoder:
         return Route(_rev_of(sync.rev), flags | DELETED if sync.deleted else flags, sync.sequence, channels)
 
     def needs_body(self, key: bytes, datatype: int, value: bytes) -> bool:
-        """Whether a JSON document's body may matter, of which only the xattrs came.
+        """Decide if the body of a JSON document matters, of which only the xattrs came.
 
         Not that of an internal document, whose key says all, and not where `_sync` is among the xattrs.
         """
@@ -155,7 +155,7 @@ def _channels_of(sync: _Sync, value_size: int) -> dict[str, Removal | None]:
     return sync.channels  # type: ignore[return-value]  # all values are None, and nobody else holds the map
 
 
-def _check_sizes(channels: dict[str, _Removal | None]) -> None:
+def _check_sizes(channels: dict[str, _StoredRemoval | None]) -> None:
     if len(channels) > MAX_CHANNELS:
         raise Undecodable(f"{len(channels)} channels, at most {MAX_CHANNELS} can be indexed")
     longest = max(len(name.encode()) for name in channels)
@@ -163,7 +163,7 @@ def _check_sizes(channels: dict[str, _Removal | None]) -> None:
         raise Undecodable(f"channel name of {longest} bytes, at most {MAX_CHANNEL_BYTES} can be indexed")
 
 
-def _removal(removal: _Removal) -> Removal:
+def _removal(removal: _StoredRemoval) -> Removal:
     if removal.seq > _MAX_SEQUENCE:
         raise Undecodable("the sequence of a removal exceeds 64 bits")
     return Removal(removal.seq, _text_of(removal.rev), removal.deleted)
@@ -184,7 +184,7 @@ def _text_of(rev: str | _Version) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """What went wrong, without a byte of the document: the parser's messages name types, fields and offsets only."""
+    """Describe *error* without a byte of the document: the parser's messages name types, fields and offsets only."""
     if isinstance(error, UnicodeDecodeError):
         return "a string is not UTF-8"
     if isinstance(error, RecursionError):

@@ -1,4 +1,4 @@
-"""What a feed is: where mutations come from, as the feed worker drives it.
+"""Defines the contract of a feed, the source of mutations that a feed worker drives.
 
 A feed never blocks: the worker polls `fileno()` together with its own descriptors, calls `read` when it is readable
 and `tick` when its deadline comes. Events are plain tuples, because there are a hundred thousand of them a second; the
@@ -34,7 +34,7 @@ FailoverLog = tuple[tuple[int, int], ...]
 
 
 class SourceInfo(NamedTuple):
-    """What a bucket says of itself."""
+    """A bucket's identity and shape."""
 
     uuid: str
     n_vbuckets: int
@@ -74,7 +74,7 @@ class EventSource(Protocol):
 
 
 class Feed(EventSource, Protocol):
-    """What a feed worker needs: streams without an end, which may join and leave while the others go on."""
+    """A feed for a feed worker: streams without an end, which may be added and removed while the others continue."""
 
     def add(self, checkpoints: Mapping[int, Checkpoint]) -> None:
         """Stream these vbuckets too, each from its checkpoint, beside those that go on. None of them is streamed yet.
@@ -92,7 +92,7 @@ class Feed(EventSource, Protocol):
         ...
 
     def connected(self) -> bool:
-        """Whether every stream that should run is running (open or being opened on a live connection)."""
+        """True if every stream that should run is running (open or being opened on a live connection)."""
         ...
 
 

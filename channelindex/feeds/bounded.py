@@ -19,7 +19,7 @@ class BoundedFeed(EventSource, Protocol):
     """A feed whose streams end, at seqnos that were the bucket's highest when it was made."""
 
     def ended(self) -> bool:
-        """Whether every stream has brought all up to its end."""
+        """True if every stream has sent everything up to its end."""
         ...
 
 

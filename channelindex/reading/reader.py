@@ -17,7 +17,7 @@ from channelindex.stores.base import IndexReader
 
 FIRST_RETRY_S = 0.1
 BEHIND_S = 60.0
-"""How long a follower waits for an index that went back: a store fails over, and its nodes write again what it lost."""
+"""Wait of a follower for an index that went back: a store failed over, and the nodes write again what it lost."""
 LONGEST_RETRY_S = 5.0  # a follower notices within this that the store is back
 
 

@@ -1,4 +1,4 @@
-"""How to reach the servers that a URL names: what redis-py has to be told for a connection to one of them."""
+"""Makes the options of redis-py for connections to the servers that a URL names."""
 
 from collections.abc import Callable
 from typing import Any
@@ -66,7 +66,7 @@ def node_of(address: RedisAddress, host: str, port: int, timeout_s: float | None
 
 
 def _open_sentinel(address: RedisAddress, timeout_s: float | None) -> Sentinel:
-    """What asks the Sentinels of *address* for the master. Nothing is connected yet."""
+    """Make a client that asks the Sentinels of *address* for the master. Nothing is connected yet."""
     ours = {"username": "sentinel_username", "password": "sentinel_password"}
     credentials = {name: address.options[key] for name, key in ours.items() if key in address.options}
     rest = {key: value for key, value in address.options.items() if key not in ours.values()}

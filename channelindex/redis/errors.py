@@ -1,4 +1,4 @@
-"""What the errors that Redis answers with mean to whom it serves. Pure."""
+"""Translates Redis' errors into ours, by the purpose that the Redis serves. Pure."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -42,7 +42,7 @@ REFUSED_ERRORS = (
 
 
 class Purpose(NamedTuple):
-    """What a Redis is there for: the setting that names it, the scripts that run in it, and what its failures mean.
+    """The purpose of a Redis: the setting that names it, the scripts that run in it, and the errors of its failures.
 
     `unavailable`: nothing happened. `lost`: a request was sent whose reply did not come, which for one who only reads
     is no different. `corrupt`: a key holds another type than it should. `broken`: Redis calls the request wrong.
@@ -81,7 +81,7 @@ def translate_connect_error(purpose: Purpose, where: str, error: Exception) -> C
 
 
 def may_have_moved(error: Exception) -> bool:
-    """Whether *error*, a reply, may mean that another server has taken the place of the one that gave it.
+    """True if *error*, a reply, may mean that another server has replaced the one that gave it.
 
     A master that was demoted answers READONLY for ever, and keeps the connections that it has.
     """

@@ -51,7 +51,7 @@ class Link(ABC):
     """
 
     spans_slots: bool
-    """Whether one script may touch the keys of several slots."""
+    """True if one script may touch the keys of several slots."""
 
     def __init__(self, purpose: Purpose, where: str) -> None:
         self.purpose = purpose
@@ -289,7 +289,7 @@ class ServerLink(Link):
         self._on_trouble()
 
     def _has_hung_up(self) -> bool:
-        """Whether there is input on a connection that owes us none: its end, in most cases."""
+        """True if there is input on a connection that owes us none: its end, in most cases."""
         try:
             return bool(self._connection.can_read(0))
         except redis.ConnectionError:

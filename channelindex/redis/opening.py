@@ -1,6 +1,6 @@
 """Opens the link that a URL asks for."""
 
-from channelindex.redis.cluster import ClusterLink
+from channelindex.redis.cluster_link import ClusterLink
 from channelindex.redis.endpoints import checked_address, server_of
 from channelindex.redis.errors import Purpose
 from channelindex.redis.link import Link, ServerLink

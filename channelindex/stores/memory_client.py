@@ -17,9 +17,9 @@ from channelindex.stores.memory_wire import (
     MAX_WAIT_S,
     METHODS,
     WIRE_VERSION,
-    Answer,
     Failure,
-    Request,
+    WireAnswer,
+    WireRequest,
     receive_message,
     send_message,
 )
@@ -34,7 +34,7 @@ _STATES_PER_REQUEST = 1000
 _BLOCKS_PER_REQUEST = 16
 
 _encode = msgspec.msgpack.Encoder().encode
-_decode_answer = msgspec.msgpack.Decoder(Answer).decode
+_decode_answer = msgspec.msgpack.Decoder(WireAnswer).decode
 _result_decoders = {name: msgspec.msgpack.Decoder(method.result) for name, method in METHODS.items()}
 
 
@@ -110,7 +110,7 @@ class MemoryClient:
         return results
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        request = _encode(Request(WIRE_VERSION, method, msgspec.Raw(_encode(arguments))))
+        request = _encode(WireRequest(WIRE_VERSION, method, msgspec.Raw(_encode(arguments))))
         try:
             answer = _decode_answer(self._exchange(request))
             if answer.failure is not None:

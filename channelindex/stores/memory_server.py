@@ -15,9 +15,9 @@ from channelindex.stores.memory_wire import (
     MAX_WAIT_S,
     METHODS,
     WIRE_VERSION,
-    Answer,
     Failure,
-    Request,
+    WireAnswer,
+    WireRequest,
     receive_message,
     send_message,
 )
@@ -26,7 +26,7 @@ MAX_CONNECTIONS = 64
 """Each takes a thread. Readers keep one or two; a reader that leaks them must not take the node's memory."""
 
 _encode = msgspec.msgpack.Encoder().encode
-_request = msgspec.msgpack.Decoder(Request).decode
+_request = msgspec.msgpack.Decoder(WireRequest).decode
 _log = logs.get("memory_server")
 
 
@@ -94,14 +94,14 @@ class MemoryServer:
                 self._peers.discard(peer)
             peer.close()
 
-    def _answer(self, message: bytes) -> Answer:
+    def _answer(self, message: bytes) -> WireAnswer:
         try:
             request = _request(message)
             if request.version != WIRE_VERSION:
                 raise IndexMismatch(
                     f"the node speaks version {WIRE_VERSION}, the reader {request.version}: upgrade both"
                 )
-            return Answer(None, msgspec.Raw(_encode(self._call(request))))
+            return WireAnswer(None, msgspec.Raw(_encode(self._call(request))))
         except ChangesForgotten as error:
             return _failed(Failure("ChangesForgotten", str(error), error.channel, error.floor))
         except ChannelIndexError as error:
@@ -109,7 +109,7 @@ class MemoryServer:
         except (msgspec.MsgspecError, KeyError) as error:
             return _failed(Failure("ProtocolError", f"a request that is none: {error}"))
 
-    def _call(self, request: Request) -> Any:
+    def _call(self, request: WireRequest) -> Any:
         arguments = msgspec.msgpack.decode(request.arguments, type=METHODS[request.method].arguments)
         if request.method == "wait_stable":
             counter, timeout_s = arguments
@@ -117,5 +117,5 @@ class MemoryServer:
         return getattr(self._reader, request.method)(*arguments)
 
 
-def _failed(failure: Failure) -> Answer:
-    return Answer(failure, msgspec.Raw(b"\xc0"))
+def _failed(failure: Failure) -> WireAnswer:
+    return WireAnswer(failure, msgspec.Raw(b"\xc0"))

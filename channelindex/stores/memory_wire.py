@@ -49,7 +49,7 @@ METHODS: Mapping[str, Method] = {
 }
 
 
-class Request(msgspec.Struct, array_like=True):
+class WireRequest(msgspec.Struct, array_like=True):
     """One call."""
 
     version: int
@@ -66,7 +66,7 @@ class Failure(msgspec.Struct, array_like=True):
     floor: dict[int, int] = {}
 
 
-class Answer(msgspec.Struct, array_like=True):
+class WireAnswer(msgspec.Struct, array_like=True):
     """What came of a call: `failure`, or the result."""
 
     failure: Failure | None

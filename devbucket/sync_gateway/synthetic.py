@@ -12,7 +12,7 @@ _MOVE = 0.25
 
 
 @dataclass
-class _Document:
+class _SyntheticDocument:
     generation: int = 0
     channels: tuple[str, ...] = ()
     deleted: bool = False
@@ -28,7 +28,7 @@ def synthetic_revisions(
     """
     rnd = random.Random(seed)
     channels = [f"ch-{number:03}" for number in range(n_channels)]
-    documents = [_Document() for _ in range(n_documents)]
+    documents = [_SyntheticDocument() for _ in range(n_documents)]
     while True:
         index = rnd.randrange(n_documents)
         document = documents[index]
@@ -42,7 +42,7 @@ def synthetic_revisions(
         )
 
 
-def _change(document: _Document, rnd: random.Random, channels: Sequence[str], max_channels: int) -> None:
+def _change(document: _SyntheticDocument, rnd: random.Random, channels: Sequence[str], max_channels: int) -> None:
     absent = document.generation == 0 or document.deleted
     chance = rnd.random()
     document.generation += 1

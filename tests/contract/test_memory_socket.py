@@ -16,7 +16,7 @@ from channelindex.stores.base import IndexReader
 from channelindex.stores.memory import MemoryReader
 from channelindex.stores.memory_client import MemoryClient
 from channelindex.stores.memory_server import MAX_CONNECTIONS, MemoryServer
-from channelindex.stores.memory_wire import Answer, Request, receive_message, send_message
+from channelindex.stores.memory_wire import WireAnswer, WireRequest, receive_message, send_message
 from tests.contract.test_store_read import *  # noqa: F403 each of its tests, with the backend below
 from tests.support.stores import META, Backend, append, entry
 
@@ -68,13 +68,13 @@ def test_reader_connects_again_to_a_node_that_was_restarted(backend):
     assert reader.meta() == META
 
 
-def _ask(path: Path, message: bytes) -> Answer | None:
+def _ask(path: Path, message: bytes) -> WireAnswer | None:
     with socket.socket(socket.AF_UNIX) as peer:
         peer.settimeout(10)
         peer.connect(str(path))
         send_message(peer, message)
         answer = receive_message(peer)
-    return msgspec.msgpack.decode(answer, type=Answer) if answer is not None else None
+    return msgspec.msgpack.decode(answer, type=WireAnswer) if answer is not None else None
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def _ask(path: Path, message: bytes) -> Answer | None:
     ],
 )
 def test_request_that_cannot_be_answered_is_answered_with_an_error(backend, version, method, arguments, kind):
-    request = Request(version, method, msgspec.Raw(msgspec.msgpack.encode(arguments)))
+    request = WireRequest(version, method, msgspec.Raw(msgspec.msgpack.encode(arguments)))
     answer = _ask(backend.path, msgspec.msgpack.encode(request))
     assert answer is not None
     assert answer.failure is not None

@@ -142,7 +142,7 @@ def imports_of(package: str, root: Path = ROOT) -> Mapping[str, frozenset[str]]:
 
 def _imported(module: Module, known: Iterable[str]) -> Iterator[str]:
     names = set(known)
-    for node in ast.walk(module.tree):
+    for node in _walk_runtime(module.tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -151,6 +151,14 @@ def _imported(module: Module, known: Iterable[str]) -> Iterator[str]:
             yield from found
             if len(found) < len(submodules) and node.module in names:
                 yield node.module
+
+
+def _walk_runtime(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes below *node* but those under `if TYPE_CHECKING`, which no program runs."""
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and getattr(child.test, "id", "") == "TYPE_CHECKING"):
+            yield child
+            yield from _walk_runtime(child)
 
 
 def n_floors(imports: Mapping[str, frozenset[str]]) -> int:

@@ -72,7 +72,7 @@ def test_leases_that_ran_out_meanwhile_are_named_and_not_reported_as_held(keeper
     fails(keeper, monkeypatch, CoordinationUnavailable("away"))
     held = report(keeper, ends)
     assert held.leases == {}
-    assert "2 leases have run out meanwhile" in held.trouble.message
+    assert "2 leases have expired meanwhile" in held.trouble.message
 
 
 def test_orders_are_taken_over_and_a_release_cannot_wait(keeper, ends):

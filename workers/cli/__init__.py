@@ -62,7 +62,7 @@ _EXTRAS_BY_COMMAND = {
     "load": "dev-bucket",
     "devbucket": "dev-bucket",
 }
-"""What a command needs as a whole, where that is more than the extra of the first package that it misses."""
+"""Extras that a command needs as a whole, where one missing package does not name them all."""
 
 _SUMMARY = "The channel index of a Couchbase bucket: what changed in these channels since I last looked?"
 
@@ -132,7 +132,7 @@ def _command_in(argv: Sequence[str]) -> str | None:
 
 
 def is_installed(command: str) -> bool:
-    """Whether *command* has all the packages that its arguments need to be known."""
+    """True if all packages are installed that the arguments of *command* need."""
     try:
         importlib.import_module(f"workers.cli.{command}")
     except ModuleNotFoundError as error:

@@ -84,7 +84,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _ask_servers(config: Config) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What the servers of the index store say of themselves, and every problem with them or those of the leases."""
+    """Facts about the servers of the index store, and every problem with them or those of the leases."""
     servers: list[str] = []
     problems: list[str] = []
     try:

@@ -17,12 +17,12 @@ from coordinator.keeper_link import KeeperLink
 from workers.node import decide
 from workers.node.child_slot import ChildSlot
 from workers.node.decide import KEEPER, MONITORING, Action, Children, Name, NodeState
+from workers.node.node_status import encode, node_status, status_line
 from workers.node.notify import Notifier
 from workers.node.orders import UnownedAlarm, scaled
 from workers.node.report import NodeReport, Rate
 from workers.node.roles import Roles
 from workers.node.shared import Shared
-from workers.node.status import encode, node_status, status_line
 from workers.signals import SignalQueue
 from workers.telemetry.board import BATCH_WRITER, FEED_WORKER, LEASE_KEEPER, MONITOR, Board
 

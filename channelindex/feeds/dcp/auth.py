@@ -12,7 +12,7 @@ _HASH_BY_MECHANISM = {"SCRAM-SHA512": "sha512", "SCRAM-SHA256": "sha256", "SCRAM
 _PLAIN = "PLAIN"
 
 
-class _Refused(AuthenticationFailed):
+class _LoginRefused(AuthenticationFailed):
     """The server says that user and password do not match."""
 
 
@@ -47,7 +47,7 @@ def authenticate(credentials: Credentials, *, encrypted: bool = False) -> Conver
         return
     try:
         yield from _scram(mechanism, credentials)
-    except _Refused:
+    except _LoginRefused:
         if not encrypted or _PLAIN not in offered:
             raise
         yield from _plain(credentials)
@@ -93,7 +93,7 @@ def _accepted(outcome: Frame, credentials: Credentials) -> None:
 
 def _refused(outcome: Frame, credentials: Credentials) -> Exception:
     if outcome.status == Status.AUTH_ERROR:
-        return _Refused(
+        return _LoginRefused(
             f"the server does not accept source.user = {credentials.user!r} with source.password: {error_text(outcome)}"
         )
     return refusal(outcome)

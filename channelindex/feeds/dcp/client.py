@@ -32,14 +32,14 @@ from channelindex.mcbp import Frame, Status
 from channelindex.model import Checkpoint
 
 DEFAULT_BUFFER_BYTES = 10 * 1024 * 1024
-"""What the servers may send unacknowledged: enough to keep them busy, and the bound of what a feed worker holds."""
+"""Bytes that the servers may send unacknowledged: keeps them busy, and bounds a feed worker's memory."""
 _LEAST_BUFFER_BYTES = 512 * 1024
 """Of one connection, however many there are: less would make a node wait for each acknowledgement."""
 _LEAST_READ_BYTES = 64 * 1024
 AUTHENTICATION_GRACE_S = 60.0
-"""How long a feed that has streamed bears being refused: a node that joins learns of users later than of vbuckets."""
+"""Time for which a feed that has streamed tolerates refusals: a node that joins learns of users after vbuckets."""
 _OBSERVE_S = 0.25
-"""How often to ask what is persisted, while something waits for it."""
+"""Interval of requests for what is persisted, while a change waits for it."""
 _NAME_CHARS = 100
 """Of the caller's part of a connection's name; servers take 200 bytes altogether."""
 
@@ -47,7 +47,7 @@ _log = logs.get("feed")
 
 
 class FeedOptions(NamedTuple):
-    """How to stream. With *bodies* False documents come without body; *needs_body* says of which that cannot be judged.
+    """Options of a feed. With *bodies* False documents come without body; *needs_body* picks those that need theirs.
 
     Then the feed goes over to bodies, from such a document on. Without *needs_body* it never does. *snappy*: whether
     the servers may send values compressed, as they keep them. *replicated_only*: hold back what is not on the disks
@@ -250,11 +250,11 @@ class DcpFeed:
         return self._high_seqnos
 
     def connected(self) -> bool:
-        """Whether every stream that should run is running (open or being opened on a live connection)."""
+        """True if every stream that should run is running (open or being opened on a live connection)."""
         return self._started and self._cluster.running
 
     def ended(self) -> bool:
-        """Whether every stream has brought all up to its end seqno; live ones never have. Ask after `start`."""
+        """True if every stream has sent everything up to its end seqno; never for live ones. Valid after `start`."""
         return self._cluster.ended and not self._gate
 
     def close(self) -> None:

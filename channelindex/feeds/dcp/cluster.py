@@ -80,17 +80,17 @@ class Cluster:
 
     @property
     def n_nodes(self) -> int:
-        """How many nodes have streams of ours."""
+        """Number of nodes with streams of ours."""
         return len(self._nodes)
 
     @property
     def running(self) -> bool:
-        """Whether every stream that should run is running."""
+        """True if every stream that should run is running."""
         return self._homeless.all_running and all(node.running for node in self._nodes.values())
 
     @property
     def ended(self) -> bool:
-        """Whether every stream has come to its end."""
+        """True if every stream has come to its end."""
         return self._homeless.all_ended and all(node.streams.all_ended for node in self._nodes.values())
 
     @property

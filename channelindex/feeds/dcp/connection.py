@@ -17,7 +17,7 @@ SILENCE_S = 2.0 * NOOP_INTERVAL_S + 10.0
 HANDSHAKE_SILENCE_S = 10.0
 """The same before there are noops; it bounds connecting too."""
 FRAME_S = 20.0
-"""How long a frame that has begun may grow by less than `FRAME_BYTES`. A frame with a damaged length swallows all that
+"""Time in which a frame that has begun must grow by `FRAME_BYTES`. A frame with a damaged length swallows all that
 comes, up to 22 MB of it, and answers to our own requests come once a second: without this bound it would look alive."""
 FRAME_BYTES = 1 << 20
 """In `FRAME_S` that is 0.4 Mbit/s: a 20 MB document may take almost seven minutes. The answers of a quiet node with all
@@ -158,7 +158,7 @@ class Connection:
         return now >= self._grown_at + FRAME_S
 
     def _unread(self) -> bool:
-        """Whether our process, stopped or busy elsewhere, is what has not read: the connection itself is alive."""
+        """True if input waits: our process, stopped or busy elsewhere, has not read, and the connection is alive."""
         return wait_readable([self._socket], 0.0)
 
     def _unavailable(self, error: OSError | UnicodeError) -> SourceUnavailable:

@@ -1,4 +1,4 @@
-"""Where the bucket is: the connection string, parsed once."""
+"""Parses the connection string that names a bucket and its nodes."""
 
 import re
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ class Endpoint(NamedTuple):
 
 @dataclass(frozen=True)
 class SourceAddress:
-    """Where to begin to look for the bucket, how to talk to its nodes, and what of it is wanted.
+    """The addresses at which to look for the bucket, the options of its connections, and the collections to stream.
 
     *network* names which of the addresses that the nodes announce is for us: "default", "external", another that the
     cluster knows, or "auto": the one that the seeds belong to. *tls* None: no encryption. *collections* are names

@@ -52,7 +52,7 @@ class _ErrorBody(msgspec.Struct):
 
 
 def error_text(frame: Frame) -> str:
-    """What a response with an error status says, for a person."""
+    """The message of a response with an error status, for a person."""
     try:
         status = Status(frame.status).name
     except ValueError:

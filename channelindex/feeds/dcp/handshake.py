@@ -1,4 +1,4 @@
-"""What is said on a new connection before the first document: who we are, which bucket, and how to stream it."""
+"""Runs the handshake of a new connection: features, login, bucket, options of the stream."""
 
 import struct
 from collections.abc import Collection
@@ -25,7 +25,7 @@ _NO_VALUE_BUT_DATATYPE = 0x40
 
 
 class ProducerOptions(NamedTuple):
-    """How the server shall stream. *buffer_bytes* bounds what it sends unacknowledged."""
+    """Options that the server streams by. *buffer_bytes* bounds what it sends unacknowledged."""
 
     name: str
     buffer_bytes: int
@@ -35,7 +35,7 @@ class ProducerOptions(NamedTuple):
 
 
 class Greeting(NamedTuple):
-    """What a node said: the features that it granted, and the cluster's configuration."""
+    """A node's answers: the features that it granted, and the cluster's configuration."""
 
     features: frozenset[int]
     config: bytes

@@ -48,7 +48,7 @@ class Keyspace:
         self.only_id = None if self.several else next(iter(name_by_id), None)
         """The number of the only collection, if there is one."""
         self.prefix = b"" if self.only_id is None else pack_leb128(self.only_id)
-        """What stands before each key where there is only one collection."""
+        """The prefix of each key where there is only one collection."""
 
     @property
     def stream_filter(self) -> bytes:

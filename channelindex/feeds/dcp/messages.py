@@ -1,4 +1,4 @@
-"""What the frames and answers of a stream say. No I/O, no state.
+"""Parses the frames and answers of a stream. No I/O, no state.
 
 Source: couchbase/kv_engine docs/dcp/documentation/commands and docs/BinaryProtocol.md (OBSERVE_SEQNO).
 """
@@ -146,7 +146,7 @@ def stream_refusal(vb: int, at: Checkpoint, answer: Frame) -> Exception:
 
 
 class Observed(NamedTuple):
-    """What a node has of one history of a vbucket on its disk."""
+    """The part of one history of a vbucket that a node has on its disk."""
 
     vbuuid: int
     persisted_seqno: int
@@ -158,7 +158,7 @@ def observe(vb: int, vbuuid: int) -> Request:
 
 
 def observed(answer: Frame) -> Observed:
-    """What `observe` found. After a failover the node names its new history, and how much of ours that one has."""
+    """Parse the answer to `observe`. After a failover it names the new history, and how much of ours that one has."""
     if len(answer.value) < _OBSERVED.size:
         raise ProtocolError(f"observed seqno of {len(answer.value)} bytes")
     form, _, vbuuid, persisted, _ = _OBSERVED.unpack_from(answer.value)

@@ -30,9 +30,9 @@ class Node:
         self.last_error: ChannelIndexError | None = None
         """Why the last connection was lost or could not be made; None once another one streams."""
         self.refused_since: float | None = None
-        """When the node began to refuse us, if it has opened no stream since."""
+        """Time at which the node began to refuse us, if it has opened no stream since."""
         self.connect_at = 0.0
-        """When the next connection may be made, while there is none."""
+        """Earliest time of the next connection, while there is none."""
         self._connect = connect
         self._attempt = attempt
         self._connected_at = 0.0
@@ -41,12 +41,12 @@ class Node:
 
     @property
     def live(self) -> bool:
-        """Whether there is a connection whose handshake is over."""
+        """True if there is a connection whose handshake is over."""
         return self.connection is not None and self.connection.session.streaming
 
     @property
     def running(self) -> bool:
-        """Whether all streams that should run here are running."""
+        """True if all streams that should run here are running."""
         return self.streams.all_running and (self.live or not len(self.streams))
 
     def tick(self, now: float) -> float:

@@ -81,7 +81,7 @@ def _upsert(xattr: str, text: bytes) -> bytes:
 
 
 def document(answer: Frame) -> Document | None:
-    """What `get` found; None for no document.
+    """Parse the answer to `get`; None for no document.
 
     Raises:
         SourceUnavailable: there is no answer now.
@@ -104,7 +104,7 @@ _DELETED = frozenset((Status.SUBDOC_SUCCESS_DELETED, Status.SUBDOC_MULTI_PATH_FA
 
 
 def looked_up(answer: Frame) -> Document | None:
-    """What `lookup` found; None for no document, not even a deleted one.
+    """Parse the answer to `lookup`; None for no document, not even a deleted one.
 
     Raises:
         SourceUnavailable: there is no answer now.

@@ -67,12 +67,12 @@ class FrameParser:
         self._held_bytes = 0
         self._wanted_bytes = 0
         self.events: list[Event] = []
-        """Where documents are appended, and whatever else *on_frame* makes of its frames."""
+        """Events so far: documents, and those that *on_frame* appends."""
         self.counted_bytes = 0
         """Bytes so far that flow control counts: whole frames, of every request except noops."""
 
     def expect(self, prefix_bytes: int, needs_body: NeedsBody | None) -> None:
-        """What the handshake settled: every key begins with *prefix_bytes* to be taken off; bodies may be left out."""
+        """Apply what the handshake settled: every key begins with *prefix_bytes* to cut off; bodies may be left out."""
         self._prefix_bytes = prefix_bytes
         self._needs_body = needs_body
         self._unusual = _UNKNOWN_DATATYPES | (SNAPPY if needs_body is None else SNAPPY | JSON)
@@ -128,7 +128,7 @@ class FrameParser:
             self._on_frame(frame)
 
     def _take_back_last(self) -> None:
-        """What follows a document is no frame: it may be the document's length that is wrong. It will come again."""
+        """Drop the last document, since what follows is no frame: its length may be wrong. It will come again."""
         if self._last is not None:
             stream, seqno = self._last
             self.events.pop()

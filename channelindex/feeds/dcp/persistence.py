@@ -30,7 +30,7 @@ class PersistenceGate:
         self.held_bytes = 0
         """About how much memory the held events take."""
         self.unseen_rollbacks: dict[int, Checkpoint] = {}
-        """Where to ask again for vbuckets of which the source took back what was held; for the feed to take."""
+        """Positions to resume vbuckets at, of which the source took back what was held back; for the feed to take."""
 
     def begin(self, checkpoints: Mapping[int, Checkpoint]) -> None:
         """The events of these vbuckets will be those behind their checkpoints."""
@@ -68,7 +68,7 @@ class PersistenceGate:
         return any(event[0] <= ADVANCED for event in held)
 
     def _begin_history(self, vb: int, vbuuid: int) -> None:
-        """What was observed of an earlier history says nothing of this one."""
+        """Forget what was observed of an earlier history; it does not hold for this one."""
         if self._vbuuid_by_vb.get(vb) != vbuuid:
             self._vbuuid_by_vb[vb] = vbuuid
             for key in [key for key in self._persisted if key[0] == vb]:

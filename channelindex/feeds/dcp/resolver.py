@@ -8,7 +8,7 @@ from contextlib import suppress
 from channelindex.feeds.dcp.connstr import Endpoint
 
 WAIT_S = 1.0
-"""How long to wait for a lookup that has just begun: nearly all of them end in time, and no retry is needed."""
+"""Wait for a lookup that has just begun: nearly all of them end in time, and no retry is needed."""
 
 AddressInfo = tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[str, int] | tuple[str, int, int, int]]
 

@@ -36,7 +36,7 @@ _log = logs.get("feed")
 
 @dataclass(frozen=True)
 class SessionOptions:
-    """What all sessions of a feed have in common. *needs_body* of a feed that takes no bodies, see `bodies`."""
+    """Options that all sessions of a feed share. *needs_body* is for a feed without bodies."""
 
     address: SourceAddress
     credentials: Credentials
@@ -69,9 +69,9 @@ class Session:
         self._ask_seqnos_at = 0.0
         self.outgoing = bytearray()
         self.streaming = False
-        """Whether the handshake is over."""
+        """True when the handshake is over."""
         self.map_doubtful = False
-        """Whether the node has shown that the map is not what it was; for the feed to see and to clear."""
+        """True if the node has shown that our cluster map is outdated; the feed clears it."""
         self.high_seqnos: dict[int, int] = {}
         self.ignored_frames = 0
         """Whole frames that nothing was made of: unknown opcodes, and what belongs to streams that are no more."""

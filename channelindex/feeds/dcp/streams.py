@@ -82,7 +82,7 @@ class Stream:
         return Request(Op.DCP_STREAM_REQ, extras=extras, value=stream_filter, vb=self.vb)
 
     def position(self, seqno: int) -> Checkpoint:
-        """Where to resume when *seqno* is the newest received."""
+        """The position to resume at when *seqno* is the newest received."""
         if self.snap_start <= seqno < self.snap_end:
             return Checkpoint(self.vbuuid, seqno, self.snap_start, self.snap_end)
         # Between snapshots: the one received is complete, and of one announced beyond *seqno* nothing has come.
@@ -160,7 +160,7 @@ class Streams:
         return stream
 
     def next_retry(self) -> float:
-        """When the next waiting stream may be requested; infinity while none waits, or an answer must come first."""
+        """Time of the next request for a waiting stream; infinity while none waits, or an answer must come first."""
         if not self._waiting or self._n_requested >= _MOST_REQUESTED:
             return float("inf")
         return min((stream.retry_at for stream in self._waiting.values()), default=float("inf"))

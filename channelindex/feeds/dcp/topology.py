@@ -23,7 +23,7 @@ class _Alternate(msgspec.Struct):
     ports: dict[str, Any] = {}
 
 
-class _Node(msgspec.Struct, rename="camel"):
+class _ConfigNode(msgspec.Struct, rename="camel"):
     services: dict[str, Any] = {}
     hostname: str = ""
     this_node: bool = False
@@ -35,12 +35,12 @@ class _ServerMap(msgspec.Struct, rename="camel"):
     server_list: list[str] = []
 
 
-class _Config(msgspec.Struct, rename="camel"):
+class _ClusterConfig(msgspec.Struct, rename="camel"):
     uuid: str
     v_bucket_server_map: _ServerMap
     rev: int = 0
     rev_epoch: int = 0
-    nodes_ext: list[_Node] = []
+    nodes_ext: list[_ConfigNode] = []
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def parse_cluster_map(text: bytes, via: Endpoint, address: SourceAddress) -> Clu
         ConfigInvalid: no node is reachable in the way that source.url asks for.
     """
     try:
-        config = msgspec.json.decode(text, type=_Config)
+        config = msgspec.json.decode(text, type=_ClusterConfig)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProtocolError(f"the cluster configuration cannot be read: {error}") from error
     chains = tuple(map(tuple, config.v_bucket_server_map.v_bucket_map))
@@ -95,7 +95,7 @@ def parse_cluster_map(text: bytes, via: Endpoint, address: SourceAddress) -> Clu
     )
 
 
-def _data_nodes(config: _Config, via: Endpoint, address: SourceAddress) -> Iterator[tuple[Endpoint, bool]]:
+def _data_nodes(config: _ClusterConfig, via: Endpoint, address: SourceAddress) -> Iterator[tuple[Endpoint, bool]]:
     """The nodes in the order in which `vBucketMap` numbers them, and whether each is the one that answered.
 
     `nodesExt` has them in the order of `serverList`, with those that have no data service in between or behind.
@@ -110,7 +110,7 @@ def _data_nodes(config: _Config, via: Endpoint, address: SourceAddress) -> Itera
             yield _listed(listed, via, address), False
 
 
-def _endpoint(node: _Node, via: Endpoint, address: SourceAddress, network: str) -> Endpoint:
+def _endpoint(node: _ConfigNode, via: Endpoint, address: SourceAddress, network: str) -> Endpoint:
     service = "kv" if address.tls is None else "kvSSL"
     alternate = node.alternate_addresses.get(network)
     if alternate is not None:
@@ -141,7 +141,7 @@ def _listed(listed: str, via: Endpoint, address: SourceAddress) -> Endpoint:
     return _checked(host, port if address.tls is None else DEFAULT_TLS_PORT, address)
 
 
-def _network(nodes: Sequence[_Node], via: Endpoint, address: SourceAddress) -> str:
+def _network(nodes: Sequence[_ConfigNode], via: Endpoint, address: SourceAddress) -> str:
     """Which of the nodes' addresses to use: as source.url says, else those among which one of its seeds is."""
     if address.network != AUTO:
         return address.network

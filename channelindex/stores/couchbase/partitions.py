@@ -8,7 +8,7 @@ from channelindex.stores.couchbase.link import Stored
 from channelindex.stores.records import pack_checkpoints, pack_history, unpack_checkpoints, unpack_history
 
 
-class _Document(msgspec.Struct, array_like=True):
+class _PartitionDocument(msgspec.Struct, array_like=True):
     """The fields of docs/format.md, as a MessagePack array."""
 
     epoch: int
@@ -19,13 +19,13 @@ class _Document(msgspec.Struct, array_like=True):
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decoder = msgspec.msgpack.Decoder(_Document)
+_decoder = msgspec.msgpack.Decoder(_PartitionDocument)
 
 
 def encode_record(record: PartitionRecord) -> bytes:
     """The document of *record*."""
     checkpoints, history = pack_checkpoints(record.checkpoints), pack_history(record.history)
-    return _encode(_Document(record.epoch, record.owner, checkpoints, history, record.archived))
+    return _encode(_PartitionDocument(record.epoch, record.owner, checkpoints, history, record.archived))
 
 
 def decode_record(stored: Stored | None, vbuckets: range, key: str) -> PartitionRecord:

@@ -26,13 +26,13 @@ from channelindex.redis.link import Link, ServerLink
 from channelindex.redis_url import RedisAddress
 
 MAX_REDIRECTIONS = 5
-"""How often a request follows MOVED: each time the layout is new, so more than two means that nodes disagree."""
+"""Most times that a request follows MOVED: the layout is new each time, so more than two means that nodes disagree."""
 
 Node = tuple[str, int]
 """(host, port)."""
 
 
-class _Layout(NamedTuple):
+class _SlotLayout(NamedTuple):
     """Which master has which slots: `nodes[i]` those from `firsts[i]` on; None where nobody has them.
 
     `replicas` answer no requests of ours, but know the layout when their master is gone.
@@ -70,7 +70,7 @@ class ClusterLink(Link):
         self._address = address
         self._reconnects = reconnects
         self._timeout_s = timeout_s
-        self._layout: _Layout | None = None
+        self._layout: _SlotLayout | None = None
         self._known_nodes: tuple[Node, ...] = ()
         self._failed_at: dict[Node, float] = {}
         self._link_by_node: dict[Node, ServerLink] = {}
@@ -162,7 +162,7 @@ class ClusterLink(Link):
         self._failed_at[node] = time.monotonic()
         self._layout = None
 
-    def _known_layout(self) -> _Layout:
+    def _known_layout(self) -> _SlotLayout:
         if self._layout is None:
             layout = self._ask_layout()
             self._known_nodes = (*layout.masters, *layout.replicas)
@@ -175,7 +175,7 @@ class ClusterLink(Link):
             self._layout = layout
         return self._layout
 
-    def _ask_layout(self) -> _Layout:
+    def _ask_layout(self) -> _SlotLayout:
         """The layout as the first node that answers knows it: those that we know, then those of the URL.
 
         Nodes that failed are asked last, the latest of them at the end: one that hangs takes its time to be given up.
@@ -196,7 +196,7 @@ class ClusterLink(Link):
         return self.purpose.unavailable(f"{self.purpose.setting} {self.where}: {why}")
 
 
-def _layout(ranges: Sequence[Any], asked: Node) -> _Layout:
+def _layout(ranges: Sequence[Any], asked: Node) -> _SlotLayout:
     """The layout that CLUSTER SLOTS says. A node that does not know its own name leaves it empty."""
     firsts: list[int] = [0]
     nodes: list[Node | None] = [None]
@@ -211,7 +211,7 @@ def _layout(ranges: Sequence[Any], asked: Node) -> _Layout:
             nodes.append(node)
         firsts.append(last + 1)
         nodes.append(None)
-    return _Layout(firsts, nodes, list(replicas))
+    return _SlotLayout(firsts, nodes, list(replicas))
 
 
 def _node(described: Sequence[Any], asked: Node) -> Node:
