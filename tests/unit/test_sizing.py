@@ -11,6 +11,7 @@ from channelindex.model import IndexMeta
 from channelindex.settings import IndexSettings, WorkerSettings
 from channelindex.stores import open_owner, open_writer
 from channelindex.stores.base import ChannelAppend
+from tests.support.node import until
 from workers.cli.sizing import Load, size_of
 
 KEY = b"document::0000042xyz"
@@ -19,6 +20,12 @@ KEY = b"document::0000042xyz"
 def used_memory(url: str) -> int:
     with closing(redis.Redis.from_url(url)) as client:
         return int(client.info("memory")["used_memory"])
+
+
+def free_memory(url: str) -> None:
+    """Wait until the memory of what was flushed before is free: Valkey and newer Redis take their time for that."""
+    with closing(redis.Redis.from_url(url)) as client:
+        until(lambda: not client.info("memory")["lazyfree_pending_objects"], "what was flushed to be freed")
 
 
 def append(channel: str, group: str, epoch: int, n_entries: int, first: int) -> ChannelAppend:
@@ -34,6 +41,7 @@ def test_the_memory_of_a_real_redis_is_what_was_calculated(redis_url, channels, 
     with closing(open_owner(settings)) as owner, closing(open_writer(settings)) as writer:
         owner.create_or_check(IndexMeta(blocks.FORMAT_VERSION, 1024, 64, "bucket", "index"))
         epoch = owner.next_epoch()
+        free_memory(redis_url)
         before = used_memory(redis_url)
         seqno = 1
         while seqno <= n_entries:
