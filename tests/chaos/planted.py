@@ -97,8 +97,8 @@ def skip_an_append(bug: Bug) -> None:
     """One batch, once, is written without one of its channels."""
 
     def make(write: Any) -> Any:
-        def planted(self: Any, appends: Sequence[ChannelAppend], principals: Any) -> None:
-            write(self, appends[1:] if appends and bug.once() else appends, principals)
+        def planted(self: Any, appends: Sequence[ChannelAppend], principals: Any) -> Any:
+            return write(self, appends[1:] if appends and bug.once() else appends, principals)
 
         return planted
 
@@ -110,8 +110,8 @@ def reverse_batches(bug: Bug) -> None:
     """The entries of a channel are written newest first."""
 
     def make(write: Any) -> Any:
-        def planted(self: Any, appends: Sequence[ChannelAppend], principals: Any) -> None:
-            write(self, list(map(_reversed, appends)) if bug else appends, principals)
+        def planted(self: Any, appends: Sequence[ChannelAppend], principals: Any) -> Any:
+            return write(self, list(map(_reversed, appends)) if bug else appends, principals)
 
         return planted
 

@@ -139,7 +139,9 @@ def test_only_the_first_batch_of_a_channel_looks_for_its_block(bells):
         assert taken is not None
         outbox.put(taken, 1, "group")
         assert outbox.flush()
-        writer._write_batch()
+        batch = writer._write_batch()
+        assert batch is not None
+        writer._count(batch)
     assert store.n_block_lookups == len(list(backend.reader().channels())) == 11
     assert writer._stats.get("block_lookups") == 11
     assert writer._stats.get("channels") > 400

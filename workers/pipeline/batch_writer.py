@@ -8,6 +8,7 @@ committed positions and may write part of a batch twice; readers keep one of eac
 
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from channelindex import exits
 from channelindex.backoff import Backoff
@@ -26,6 +27,15 @@ TORN = 12
 
 MAX_WAIT_S = 0.25
 """Longest sleep: the heartbeat must not look dead while there is nothing to write."""
+
+
+class Batch(NamedTuple):
+    """What was written and committed at once: *took_s* with all repetitions, *store_us* the one that succeeded."""
+
+    appends: Sequence[ChannelAppend]
+    n_frames: int
+    took_s: float
+    store_us: int | None
 
 
 class BatchWriter:
@@ -69,20 +79,22 @@ class BatchWriter:
             self._hot_channels.publish_if_due(time.monotonic())
             self._data_bell.clear()  # before looking: what comes after this rings it again
             try:
-                if self._write_batch():
-                    continue
+                batch = self._write_batch()
             except TornFrame as error:
                 self._log.error("batch.ring_torn", msg=str(error))
                 return TORN
+            if batch is not None:
+                self._count(batch)
+                continue
             if self._stop.is_set():
                 return exits.OK
             self._wait()
 
-    def _write_batch(self) -> bool:
-        """Write and commit all that the rings hold now, within the batch limit; False if they hold nothing."""
+    def _write_batch(self) -> Batch | None:
+        """Write and commit all that the rings hold now, within the batch limit; None if they hold nothing."""
         taken = [ring.take(self._ring_budget) for ring in self._rings]
         if not any(taken):
-            return False
+            return None
         frames = [
             frame
             for ring, payloads in zip(self._rings, taken, strict=True)
@@ -90,21 +102,30 @@ class BatchWriter:
             if frame.epoch >= ring.epoch and frame.epoch not in self._stale_epochs
         ]
         appends = merge(frames)
-        n_bytes = sum(len(append.entries) for append in appends)
         began = time.monotonic()
-        self._write(appends, [key for frame in frames for key in frame.principals])
-        self._stats.observe(BATCH_BYTES, n_bytes)
-        self._hot_channels.add(appends, n_bytes, time.monotonic() - began)
-        self._stats.add(batches=1, frames=len(frames), channels=len(appends), entry_bytes=n_bytes)
+        store_us = self._write(appends, [key for frame in frames for key in frame.principals])
+        took_s = time.monotonic() - began
         for ring, payloads, bell in zip(self._rings, taken, self._space_bells, strict=True):
             if payloads:
                 ring.commit()
                 bell.ring()
-        self._stats.set(ring_fill=sum(ring.fill for ring in self._rings), block_lookups=self._store.n_block_lookups)
-        return True
+        return Batch(appends, len(frames), took_s, store_us)
 
-    def _write(self, appends: Sequence[ChannelAppend], principals: Sequence[str]) -> None:
-        """Ask the store until it has everything. A batch that is half written when we are killed is written again."""
+    def _count(self, batch: Batch) -> None:
+        """Publish what was written."""
+        n_bytes = sum(len(append.entries) for append in batch.appends)
+        if batch.store_us is not None:
+            self._stats.observe(STORE_US, batch.store_us)
+        self._stats.observe(BATCH_BYTES, n_bytes)
+        self._hot_channels.add(batch.appends, n_bytes, batch.took_s)
+        self._stats.add(batches=1, frames=batch.n_frames, channels=len(batch.appends), entry_bytes=n_bytes)
+        self._stats.set(ring_fill=sum(ring.fill for ring in self._rings), block_lookups=self._store.n_block_lookups)
+
+    def _write(self, appends: Sequence[ChannelAppend], principals: Sequence[str]) -> int | None:
+        """Ask the store until it has everything; how long it took in µs the last time, None where there was nothing.
+
+        A batch that is half written when we are killed is written again.
+        """
         while appends or principals:
             began_ns = time.monotonic_ns()
             try:
@@ -115,12 +136,14 @@ class BatchWriter:
                 self._log.warning("batch.write_failed", appends=len(appends), msg=str(error), retry_s=round(delay_s, 2))
                 self._sleep(delay_s)
                 continue
-            self._stats.observe(STORE_US, (time.monotonic_ns() - began_ns) // 1000)
+            took_us = (time.monotonic_ns() - began_ns) // 1000
             if stale:
                 self._stale_epochs |= stale
                 self._log.warning("batch.stale_epochs", epochs=sorted(stale))
-            self._backoff.reset()
-            return
+            if self._backoff.failures:
+                self._backoff.reset()
+            return took_us
+        return None
 
     def _sleep(self, delay_s: float) -> None:
         """Wait for the store to recover, alive to whoever watches the heartbeat."""

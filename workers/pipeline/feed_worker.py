@@ -33,7 +33,7 @@ from workers.pipeline.outbox import Outbox
 from workers.pipeline.ownership import Ownership
 from workers.pipeline.quarantine_log import QuarantineLog
 from workers.pipeline.ring import Bell
-from workers.pipeline.round import RoundBuilder
+from workers.pipeline.round import Round, RoundBuilder
 from workers.signals import StopFlag
 from workers.telemetry.board import ProcessStats, Row
 
@@ -156,24 +156,34 @@ class FeedWorker:
         wake_at = self._feed.tick(now)
         self._take_assignment(now)
         is_paused = self._ownership.is_paused
-        has_read = self._move_changes(now)
+        has_read, taken = self._move_changes(now, reads=not is_paused)
+        if taken is not None:
+            self._count(taken)
         self._follow_assignment(now)
         self._report(now)
         resumes = is_paused and not self._ownership.is_paused
         if not has_read and not resumes:
             self._wait(now, wake_at)
 
-    def _move_changes(self, now: float) -> bool:
-        """Move changes on by one step each: from the source into a round, rings, the stable clock; False if none came.
+    def _move_changes(self, now: float, *, reads: bool) -> tuple[bool, Round | None]:
+        """Move changes on by one step each: from the source into a round, into the rings, under the stable clock.
+
+        Returns:
+            Whether something was read, and the round that went to the rings, if one did.
 
         Raises:
             StaleEpoch: somebody else owns one of the partitions.
         """
-        events = () if self._ownership.is_paused else self._feed.read(READ_BYTES)
+        events = self._feed.read(READ_BYTES) if reads else ()
         self._builder.add(events)
-        self._hand_over()
+        taken = self._hand_over()
         self._advance(now)
-        return bool(events)
+        return bool(events), taken
+
+    def _count(self, taken: Round) -> None:
+        """Publish that a round went to the rings."""
+        self._stats.add(events=taken.n_events, entries=taken.n_entries, quarantined=len(taken.quarantined))
+        self._quarantine_log.note(taken.quarantined)
 
     def _take_assignment(self, now: float) -> None:
         """Take over what the supervisor wants: stop reading what it does not, begin what it wants besides."""
@@ -240,21 +250,23 @@ class FeedWorker:
         partitions = sorted(record.first_vb // self._width for record in records)
         self._log.info("feed.joined", epoch=epoch, group=self._group, partitions=partitions)
 
-    def _hand_over(self) -> None:
-        """Get the last round into the rings, then the next one; acknowledge when nothing read is left outside them."""
+    def _hand_over(self) -> Round | None:
+        """Get the last round into the rings, then the next one, which is returned.
+
+        Acknowledge when nothing that was read is left outside the rings.
+        """
         if not self._outbox.flush():
             self._stats.add(stalls=1)
-            return
+            return None
         if self._outbox.n_rounds >= BUSY_ROUNDS and self._builder.n_events < ROUND_EVENTS:
-            return
+            return None
         taken = self._builder.take()
         if taken is not None:
             self._quarantined = [*self._quarantined, *taken.quarantined][-MAX_QUARANTINED:]
-            self._quarantine_log.note(taken.quarantined)
-            self._stats.add(events=taken.n_events, entries=taken.n_entries, quarantined=len(taken.quarantined))
             self._outbox.put(taken, self._ownership.epoch, self._group)
         if self._outbox.flush():
             self._feed.acknowledge()
+        return taken
 
     def _advance(self, now: float) -> None:
         """Move the stable clock to all that is committed; from time to time, only see that we may.
@@ -285,7 +297,8 @@ class FeedWorker:
                 "feed.advance_failed", epoch=self._ownership.epoch, msg=str(error), retry_s=round(delay_s, 2)
             )
             return
-        self._backoff.reset()
+        if self._backoff.failures:
+            self._backoff.reset()
         self._advance_at = now + ADVANCE_INTERVAL_S
         self._check_at = now + EPOCH_CHECK_S if checks else self._check_at
         self._stable.update((vb, checkpoint.seqno) for vb, checkpoint in self._unadvanced.items())
@@ -350,7 +363,9 @@ class FeedWorker:
         while True:
             now = time.monotonic()
             self._stats.beat()
-            self._hand_over()
+            taken = self._hand_over()
+            if taken is not None:
+                self._count(taken)
             self._advance(now)
             if self._outbox.empty and not self._unadvanced and not self._quarantined:
                 break

@@ -100,6 +100,8 @@ class DcpFeed:
         self._started = False
         self._has_streamed = False
         self._high_seqnos: dict[int, int] = {}
+        self._connected: list[Node] = []
+        """The nodes to which there is a connection, or was when the last one was made."""
 
     def start(self, checkpoints: Mapping[int, Checkpoint]) -> None:
         """Begin to stream each vbucket from its checkpoint; `read` and `tick` connect and reconnect."""
@@ -142,7 +144,7 @@ class DcpFeed:
         if not self._started:
             return ()
         ready = {fd for fd, _ in self._epoll.poll(0)}
-        nodes = [node for node in self._cluster.all_nodes() if node.connection and node.connection.fileno() in ready]
+        nodes = [node for node in self._connected if node.connection and node.connection.fileno() in ready]
         events: list[Event] = []
         for node in nodes:
             self._receive(node, max(_LEAST_READ_BYTES, max_bytes // len(nodes)), events)
@@ -160,7 +162,8 @@ class DcpFeed:
             return
         try:
             connection.receive(max_bytes, now)
-            node.note_progress()
+            if not node.is_settled:
+                node.note_progress()
             self._note(node, connection.session, now)
         except BodiesNeeded as needed:
             events += connection.session.take_events()
@@ -199,7 +202,7 @@ class DcpFeed:
         """Tell the source that all events returned so far have been taken over (flow control)."""
         if self._gate is not None and self._gate.held_bytes > self._options.buffer_bytes:
             return  # the bytes that are held back must stay bounded too
-        for node in self._cluster.all_nodes():
+        for node in self._connected:
             if node.connection is not None:
                 node.connection.session.acknowledge()
                 try:
@@ -243,6 +246,10 @@ class DcpFeed:
         session = Session(
             options, node.streams, self._opaques, lambda text: self._cluster.learn(node, text, self._clock())
         )
+        self._connected = [
+            node,
+            *(each for each in self._connected if each.connection is not None and each is not node),
+        ]
         return Connection(node.endpoint, self._address.tls, attempt, session, self._resolver, self._epoll, now)
 
     def high_seqnos(self) -> Mapping[int, int]:

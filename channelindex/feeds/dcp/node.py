@@ -38,6 +38,8 @@ class Node:
         self._connected_at = 0.0
         self._backoff = Backoff(_FIRST_RETRY_S, LONGEST_RETRY_S)
         self._told_connected = False
+        self.is_settled = False
+        """Whether what the connection brings changes nothing here: it streams, and was reported to."""
 
     @property
     def live(self) -> bool:
@@ -68,6 +70,7 @@ class Node:
         """Tell once per connection that it streams; and forget that we were refused, once we are not any more."""
         if self.live and (self.streams.open_by_opaque or not len(self.streams)):
             self.refused_since = None
+            self.is_settled = True
         if self.live and not self._told_connected:
             self._told_connected = True
             self.last_error = None
@@ -94,5 +97,5 @@ class Node:
             self.connection.close()
             self.connection = None
         self.streams.disconnect()
-        self._told_connected = False
+        self._told_connected = self.is_settled = False
         self.connect_at = 0.0
