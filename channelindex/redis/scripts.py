@@ -15,22 +15,20 @@ class Script(NamedTuple):
     sha: str
 
 
-class Scripts:
+class Scripts(dict[str, Script]):
     """The scripts in the `<name>.lua` of a folder, one atomic operation each. Read when first used.
 
     A line `-- include other.lua` is replaced by that file.
     """
 
     def __init__(self, folder: Traversable) -> None:
+        super().__init__()
         self._folder = folder
-        self._script_by_name: dict[str, Script] = {}
 
-    def __getitem__(self, name: str) -> Script:
-        script = self._script_by_name.get(name)
-        if script is None:
-            source = _INCLUDE.sub(lambda match: self._read(match[1]), self._read(f"{name}.lua"))
-            sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
-            script = self._script_by_name[name] = Script(source, sha)
+    def __missing__(self, name: str) -> Script:
+        source = _INCLUDE.sub(lambda match: self._read(match[1]), self._read(f"{name}.lua"))
+        sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+        script = self[name] = Script(source, sha)
         return script
 
     def _read(self, file: str) -> str:

@@ -28,15 +28,16 @@ class ActiveBlocks:
 
     def __init__(self, limit: int) -> None:
         self._half = max(1, limit // 2)
-        self._young: dict[Key, Active] = {}
+        self.young: dict[Key, Active] = {}
+        """What was used last, to look into before `get` is called: there is one look per channel and batch."""
         self._old: dict[Key, Active] = {}
 
     def __len__(self) -> int:
-        return len(self._young) + len(self._old)
+        return len(self.young) + len(self._old)
 
     def get(self, key: Key) -> Active | None:
         """The active block of *key*, None if it is not remembered."""
-        active = self._young.get(key)
+        active = self.young.get(key)
         if active is None:
             active = self._old.pop(key, None)
             if active is not None:
@@ -46,16 +47,16 @@ class ActiveBlocks:
     def put(self, key: Key, active: Active) -> None:
         """Remember *active*, instead of what *key* had."""
         self._old.pop(key, None)
-        self._young[key] = active
-        if len(self._young) >= self._half:
-            self._old, self._young = self._young, {}
+        self.young[key] = active
+        if len(self.young) >= self._half:
+            self._old, self.young = self.young, {}
 
     def drop(self, key: Key) -> None:
         """Forget *key*."""
-        self._young.pop(key, None)
+        self.young.pop(key, None)
         self._old.pop(key, None)
 
     def clear(self) -> None:
         """Forget everything."""
-        self._young.clear()
+        self.young.clear()
         self._old.clear()

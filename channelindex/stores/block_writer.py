@@ -163,9 +163,10 @@ class BlockWriter:
         known: list[_Known] = []
         due: list[_Known] = []
         unknown: list[ChannelAppend] = []
-        get, limit, tail_limit = self._active.get, self._block_bytes, self._operations.tail_bytes
+        young, limit, tail_limit = self._active.young, self._block_bytes, self._operations.tail_bytes
         for append in appends:
-            active = get((append[0], append[1]))
+            key = append[0], append[1]
+            active = young.get(key) or self._active.get(key)
             if active is None or active.epoch != append[2]:
                 unknown.append(append)
             elif active.size < limit and active.size - active.upto < tail_limit:

@@ -6,7 +6,6 @@ per vbucket.
 """
 
 import struct
-from collections.abc import Mapping
 
 import msgspec
 
@@ -21,7 +20,6 @@ QUARANTINE_DOCUMENTS = 1000
 """How many quarantined documents an index remembers: enough to see a pattern, too few to fill a store."""
 
 _CHECKPOINT = struct.Struct(">5Q")
-_CHANGE = struct.Struct(">H5Q")
 
 
 def pack_checkpoints(checkpoints: tuple[Checkpoint, ...]) -> bytes:
@@ -38,11 +36,6 @@ def unpack_checkpoints(blob: bytes, n_vbuckets: int, where: str) -> tuple[Checkp
     if len(blob) != n_vbuckets * CHECKPOINT_BYTES:
         raise IndexCorrupt(f"{where}: {len(blob)} bytes of checkpoints, expected {n_vbuckets * CHECKPOINT_BYTES}")
     return tuple(map(Checkpoint._make, _CHECKPOINT.iter_unpack(blob)))
-
-
-def pack_changes(first_vb: int, checkpoints: Mapping[int, Checkpoint]) -> bytes:
-    """Some checkpoints of a partition that begins at *first_vb*: each the vbucket's index in it (u16), then its own."""
-    return b"".join(_CHANGE.pack(vb - first_vb, *checkpoint) for vb, checkpoint in checkpoints.items())
 
 
 def pack_history(history: tuple[EpochStart, ...]) -> bytes:

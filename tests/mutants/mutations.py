@@ -42,7 +42,7 @@ _ROUND = _of(
     ("self.known_sequence = self.sequence\n            self.snap_start", "self.snap_start"),
     ("self.snap_start = self.seqno\n", "self.snap_start = snap_start\n"),
     ("self._complete_at.append(self.seqno)", "pass"),
-    ("vbuuid_at(self.failover_log, self.snap_end)", "vbuuid_at(self.failover_log, self.seqno)"),
+    ("self._vbuuid_at(self.snap_end)", "self._vbuuid_at(self.seqno)"),
     ("self.snap_start, self.snap_end, self.known_sequence)", "self.seqno, self.seqno, self.known_sequence)"),
     ("self.snap_end, self.known_sequence)", "self.snap_end, self.sequence)"),
     (

@@ -83,9 +83,9 @@ class Position:
         that ended inside the snapshot, the server would roll back to the snapshot's start.
         """
         if self._complete():
-            vbuuid = vbuuid_at(self.failover_log, self.seqno)
+            vbuuid = self._vbuuid_at(self.seqno)
             return Checkpoint(vbuuid, self.seqno, self.seqno, self.seqno, self.sequence)
-        vbuuid = vbuuid_at(self.failover_log, self.snap_end)
+        vbuuid = self._vbuuid_at(self.snap_end)
         return Checkpoint(vbuuid, self.seqno, self.snap_start, self.snap_end, self.known_sequence)
 
     def rolled_back(self, to: Checkpoint) -> Checkpoint:
@@ -97,6 +97,11 @@ class Position:
         complete_at = [*self._complete_at, self.seqno] if self._complete() else self._complete_at
         safe = max((seqno for seqno in complete_at if seqno <= to.seqno), default=0)
         return Checkpoint(to.vbuuid, safe, safe, safe, 0) if safe else ORIGIN
+
+    def _vbuuid_at(self, seqno: int) -> int:
+        """The branch of history that *seqno* lies on. With hardly an exception that is the newest one."""
+        vbuuid, branched_at = self.failover_log[0]
+        return vbuuid if branched_at <= seqno else vbuuid_at(self.failover_log, seqno)
 
     def _complete(self) -> bool:
         return self.seqno >= self.snap_end or self.seqno == self.snap_start

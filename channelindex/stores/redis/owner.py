@@ -1,5 +1,6 @@
 """The owner's half in Redis: partition records are hashes, each changed by a script that compares before it writes."""
 
+import struct
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -28,6 +29,17 @@ class _Successor(NamedTuple):
     old: tuple[EpochStart, ...]
 
 
+class _Known(NamedTuple):
+    """What the meta record says: of how many vbuckets a partition is, and the key of each partition's record."""
+
+    meta: IndexMeta
+    width: int
+    partition_keys: Sequence[str]
+
+
+_CHANGE = struct.Struct(">H5Q")
+
+
 class RedisOwner:
     """`OwnerStore` in Redis.
 
@@ -39,7 +51,7 @@ class RedisOwner:
         self._index_name = index_name
         self._keys = Keys(index_name)
         self._link = open_link(url, OutcomeUnknown, reconnects=False)
-        self._known_meta: IndexMeta | None = None
+        self._known: _Known | None = None
         self._allow_eviction = allow_eviction
         self._first_identity: tuple[tuple[str, str], ...] = ()
         self._identity: tuple[tuple[str, str], ...] = ()
@@ -53,7 +65,7 @@ class RedisOwner:
         found = self._link.run("create", (self._keys.meta, *partitions), encode_meta(wanted), checkpoints)
         meta = decode_meta(found, self._keys.meta, self._index_name)
         check_meta(meta, wanted, self._index_name)
-        self._known_meta = meta
+        self._know(meta)
         return meta
 
     def next_epoch(self) -> int:
@@ -112,13 +124,13 @@ class RedisOwner:
             raise OwnershipLost(
                 f"epoch {epoch}: the Redis of index.store restarted or failed over, and may have lost what was written"
             )
-        width = self._meta().partition_width
-        partitions = [self._keys.partition(partition) for partition in checkpoints]
-        changes = [records.pack_changes(partition * width, changed) for partition, changed in checkpoints.items()]
-        found = self._link.run("advance", (self._keys.stable, *partitions), epoch, *changes)
-        for partition, current in zip(checkpoints, found, strict=True):
+        known = self._known or self._read_meta()
+        keys = [known.partition_keys[partition] for partition in checkpoints]
+        changes = [_pack_changes(partition * known.width, changed) for partition, changed in checkpoints.items()]
+        found = self._link.run("advance", (self._keys.stable, *keys), epoch, *changes)
+        for partition, key, current in zip(checkpoints, keys, found, strict=True):
             if not current:
-                raise IndexMissing(f"{self._keys.partition(partition)} is gone: the index has to be rebuilt")
+                raise IndexMissing(f"{key} is gone: the index has to be rebuilt")
             if int(current) != epoch:
                 raise StaleEpoch(partition, epoch, int(current))
 
@@ -166,19 +178,23 @@ class RedisOwner:
         """Whether we are connected to the same Redis, with the same history, as at first."""
         return self._identity == self._first_identity
 
-    def _meta(self) -> IndexMeta:
-        if self._known_meta is None:
-            found = self._link.execute("GET", self._keys.meta)
-            self._known_meta = decode_meta(found, self._keys.meta, self._index_name)
-        return self._known_meta
+    def _read_meta(self) -> _Known:
+        found = self._link.execute("GET", self._keys.meta)
+        return self._know(decode_meta(found, self._keys.meta, self._index_name))
+
+    def _know(self, meta: IndexMeta) -> _Known:
+        """Keep what every advance needs of *meta*, which never changes."""
+        keys = [self._keys.partition(partition) for partition in range(meta.n_partitions)]
+        self._known = _Known(meta, meta.partition_width, keys)
+        return self._known
 
     def _records(self, partitions: Sequence[int]) -> list[tuple[bytes, PartitionRecord]]:
         """The version of each partition's record, and the record."""
-        meta = self._meta()
-        keys = [self._keys.partition(partition) for partition in partitions]
+        known = self._known or self._read_meta()
+        keys = [known.partition_keys[partition] for partition in partitions]
         replies = self._link.pipeline([("HMGET", key, "v", *RECORD_FIELDS) for key in keys])
         return [
-            (version, decode_record(fields, meta.vbuckets_of(partition), key))
+            (version, decode_record(fields, known.meta.vbuckets_of(partition), key))
             for partition, key, (version, *fields) in zip(partitions, keys, replies, strict=True)
         ]
 
@@ -193,3 +209,8 @@ class RedisOwner:
             calls.append((keys, (version, *fields, records.pack_history(old))))
         replies = self._link.run_all("begin", calls)
         return {partition for partition, reply in zip(successors, replies, strict=True) if not reply}
+
+
+def _pack_changes(first_vb: int, checkpoints: Mapping[int, Checkpoint]) -> bytes:
+    """Some checkpoints of a partition that begins at *first_vb*: each the vbucket's index in it (u16), then its own."""
+    return b"".join(_CHANGE.pack(vb - first_vb, *checkpoint) for vb, checkpoint in checkpoints.items())
