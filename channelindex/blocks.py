@@ -122,7 +122,7 @@ def iter_entries(body: bytes) -> Iterator[Entry]:
 
 
 def count_entries(block: bytes) -> int:
-    """How many entries are in a block.
+    """Count the entries in a block.
 
     Raises:
         IndexCorrupt: see `iter_frames`.
@@ -191,7 +191,7 @@ def split_header(block: bytes) -> tuple[bytes, bytes]:
 
 
 def _next_frame(block: bytes, damaged: int) -> int:
-    """Where to go on after the frame at *damaged*: the next whole frame, or the end of the block.
+    """The offset at which to continue after the frame at *damaged*: the next whole frame, or the end of the block.
 
     First where the frame itself says that it ends. Only if its head is damaged too, the next place is searched that
     passes for a frame: a document's key can be made to look like one.

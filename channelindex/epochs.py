@@ -18,7 +18,7 @@ HISTORY_BYTES = 8192
 
 
 class EpochStart(NamedTuple):
-    """Where one epoch began: `starts[i]` is the seqno of the partition's i-th vbucket above which it writes."""
+    """The start of one epoch: `starts[i]` is the seqno of the partition's i-th vbucket above which it writes."""
 
     epoch: int
     starts: tuple[int, ...]
@@ -122,7 +122,7 @@ def whole_record(record: PartitionRecord, archive: Iterable[EpochStart]) -> Part
 def has_begun(
     record: PartitionRecord, epoch: int, owner: str, rollback: Mapping[int, Checkpoint] | None = None
 ) -> bool:
-    """Whether *record* is what `begin` with these arguments made of an earlier one: a repeated call finds it so.
+    """True if *record* is the result of `begin` with these arguments: a repeated call finds it so.
 
     A call that wants to go back further than the epoch did is not a repetition: going back takes a new epoch.
     """

@@ -33,7 +33,7 @@ class Account:
 
 
 class LoginStep(NamedTuple):
-    """Where a login stands: `text` is our message; `account` is who logged in, None while more must come."""
+    """The state of a login: `text` is our message; `account` has logged in, None while more must come."""
 
     text: bytes
     account: Account | None

@@ -19,7 +19,7 @@ from devbucket.controls import Controls
 from devbucket.ctl import carry_out
 
 TIMEOUT_S = 30.0
-"""How long a client waits for an answer: some operations touch every vbucket."""
+"""Time for an answer to a client: some operations touch every vbucket."""
 
 MAX_LINE_BYTES = 1024 * 1024
 

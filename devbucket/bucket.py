@@ -12,7 +12,7 @@ from devbucket.placement import Placement
 from devbucket.vbucket import COMPRESSION_MODES, VBucket, VBucketState
 
 MAX_VBUCKETS = 1024
-"""What a real bucket has; clients compute a vbucket with 15 bits of a hash, but refuse maps that are longer."""
+"""The number of a real bucket; clients compute a vbucket with 15 bits of a hash, but refuse maps that are longer."""
 
 RELATIVE_EXPIRY_S = 30 * 24 * 3600
 """An expiry up to 30 days counts from now, a larger one is Unix time (docs/BinaryProtocol.md)."""

@@ -1,4 +1,4 @@
-"""What the nodes of the dev bucket share: the bucket, the map, the accounts. No I/O."""
+"""Holds what the nodes of the dev bucket share: the bucket, the map, the accounts. No I/O."""
 
 from collections.abc import Callable, Iterable, Sequence
 

@@ -15,7 +15,7 @@ CHUNK_BYTES = 256 * 1024
 """Stream messages per write: enough that the cost of a system call is spread, little enough that others get a turn."""
 
 MAX_UNSENT_BYTES = 1024 * 1024
-"""What a connection may hold that the kernel does not take; beyond it streams stop until the client reads."""
+"""Bytes that a connection may hold beyond the kernel's; then streams pause until the client reads."""
 
 CLUSTER_MAP_CHANGED = 0x01
 """A server's requests have opcodes of their own (docs/Duplex.md)."""

@@ -1,4 +1,4 @@
-"""What the server knows of one connection, and the commands that set it up. No I/O.
+"""Keeps the state of one connection, and runs the commands that set it up. No I/O.
 
 Every command is a function (session, request) -> reply; `Refused` and `HangUp` are the other outcomes.
 """
@@ -46,7 +46,7 @@ Command = Callable[["ClientSession", Frame], Reply | Sequence[Reply] | None]
 
 
 class NodeContext:
-    """What all connections of a node share: the cluster, the node's number in it, the names of the DCP connections."""
+    """The state that all connections of a node share: the cluster, the node's number, the names of DCP connections."""
 
     def __init__(self, cluster: BucketCluster, number: int = 0) -> None:
         self.cluster = cluster
@@ -277,4 +277,4 @@ COMMANDS: dict[int, Command] = {
     Op.QUIT: acknowledge,
     Op.VERSION: version,
 }
-"""What a client may send before it has selected a bucket."""
+"""Commands that a client may send before it has selected a bucket."""

@@ -1,4 +1,4 @@
-"""How a dev bucket is set up. Checked when it is made."""
+"""Defines the configuration of a dev bucket, and checks it."""
 
 import ipaddress
 import ssl
@@ -43,7 +43,7 @@ class TlsFiles:
 
 @dataclass(frozen=True)
 class DevBucketConfig:
-    """How to set up a dev bucket. `more_accounts` are for tests of access control.
+    """The configuration of a dev bucket. `more_accounts` are for tests of access control.
 
     `port` and `tls_port` are those of the first node, the other nodes have the following ones; 0 takes free ones.
     `admin` is where operators are listened to: a path with a slash, or a loopback port; nowhere if it is empty.

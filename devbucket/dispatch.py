@@ -21,7 +21,7 @@ from devbucket.replies import HangUp, Malformed, Refused, Reply
 _COMMANDS = client_session.COMMANDS | dcp_commands.COMMANDS
 _DOCUMENT_COMMANDS = kv_commands.COMMANDS | lock_commands.COMMANDS | subdoc_commands.COMMANDS
 _READS = frozenset({Op.GET, kv_commands.GET_META, Op.SUBDOC_MULTI_LOOKUP})
-"""What an account may do that must not write."""
+"""Commands for an account that must not write."""
 
 
 def answer(session: ClientSession, frame: Frame, replies: list[bytes]) -> None:

@@ -106,7 +106,7 @@ class EmbeddedRedis:
 
     @property
     def running(self) -> bool:
-        """Whether the server has not ended."""
+        """True if the server has not ended."""
         return self._process.poll() is None
 
     def kill(self) -> None:

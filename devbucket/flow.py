@@ -18,7 +18,7 @@ _FIRST_OPAQUE = 10_000_001
 
 
 class FlowWindow:
-    """How many bytes of stream messages the client lets us send before it acknowledges some.
+    """Counts the bytes of stream messages that the client lets us send before it acknowledges some.
 
     Counted are whole frames of markers, documents and stream ends. One message may overshoot.
     """

@@ -1,4 +1,4 @@
-"""What a request's framing extras ask for: durability, to keep the expiry. No I/O.
+"""Parses a request's framing extras: durability, preserved expiry. No I/O.
 
 Source: couchbase/kv_engine docs/BinaryProtocol.md, request header with flexible framing extras.
 """

@@ -1,4 +1,4 @@
-"""How the seqnos of a vbucket are cut: into histories, which make a client roll back, and source checkpoints. No I/O.
+"""Cuts the seqnos of a vbucket into histories, which make a client roll back, and source checkpoints. No I/O.
 
 Rules: couchbase/kv_engine docs/dcp/documentation/rollback.md and failure-scenarios.md.
 """
@@ -50,7 +50,7 @@ class FailoverLog:
 
 
 class SourceCheckpoints:
-    """Where what is in memory is cut into snapshots: the first seqnos of the checkpoints, rising.
+    """The cuts of what is in memory into snapshots: the first seqnos of the checkpoints, rising.
 
     The last checkpoint is open: what comes is in it.
     """

@@ -183,7 +183,7 @@ class Item:
         return (datatype | SNAPPY, compressed(payload)) if whole and comes_compressed else (datatype, payload)
 
     def _comes_compressed(self, mode: int) -> bool:
-        """Whether the stream is given a compressed value to send.
+        """True if the stream gets a compressed value to send.
 
         Disk holds all values compressed and gives them so to a client that takes Snappy; tombstones are only there.
         """

@@ -262,7 +262,7 @@ _ARRAY_COMMANDS: dict[int, Callable[[list[Any], list[Any]], None]] = {
     Op.SUBDOC_ARRAY_ADD_UNIQUE: _add_unique,
 }
 _INDEX_COMMANDS = frozenset({Op.SUBDOC_ARRAY_INSERT, Op.SUBDOC_COUNTER, Op.SUBDOC_DELETE, Op.SUBDOC_REPLACE})
-"""What may be done to a member of an array."""
+"""Operations on a member of an array."""
 
 CHANGES = frozenset(
     {

@@ -15,7 +15,7 @@ from devbucket.vbucket import VBucket, VBucketState
 
 GET_META = 0xA0
 CAS_OF_LOCKED = 0xFFFFFFFFFFFFFFFF
-"""What a read shows of a locked document: nobody else can use its CAS."""
+"""The CAS that a read shows of a locked document: nobody else can use its own."""
 NEVER_CREATE = 0xFFFFFFFF
 """Expiry of INCREMENT and DECREMENT that means: do not create the document."""
 

@@ -49,7 +49,7 @@ def event_of(key: bytes) -> tuple[int, int, bytes]:
 
 
 KeyFilter = Callable[[bytes], bool]
-"""Whether a stream wants what is under a key."""
+"""Decides if a stream has what is under a key."""
 
 
 class CollectionManifest:

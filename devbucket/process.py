@@ -25,7 +25,7 @@ from devbucket.placement import address_of
 from devbucket.server import DevBucketServer
 
 STOP_TIMEOUT_S = 5.0
-"""How long a child may take to stop before it is killed: it only has to close sockets."""
+"""Time for a child to stop before it is killed: it only has to close sockets."""
 
 STOP = "stop"
 

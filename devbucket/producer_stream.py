@@ -23,7 +23,7 @@ DISK = 0x02
 CHECKPOINT = 0x04
 
 TURN_BYTES = 16 * 1024
-"""What a stream sends before the next one has its turn. Larger turns make smaller vbuckets wait behind big ones."""
+"""Bytes that a stream sends before the next one has its turn. With larger turns small vbuckets wait for big ones."""
 
 _MARKER_EXTRAS = struct.Struct(">QQI")
 _MARKER_V2_2 = b"\x02"
@@ -33,7 +33,7 @@ _END_BYTES = mcbp.HEADER_BYTES + 4
 
 
 class Range(NamedTuple):
-    """What a client asks for: everything after `start`, up to the snapshot that holds `end`."""
+    """A client's request: everything after `start`, up to the snapshot that holds `end`."""
 
     start: int
     end: int

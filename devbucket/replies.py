@@ -1,4 +1,4 @@
-"""What a command answers: a reply, a refusal, or nothing but a closed connection. No I/O."""
+"""Makes the answers of commands: a reply, a refusal, or nothing but a closed connection. No I/O."""
 
 import uuid
 from typing import NamedTuple

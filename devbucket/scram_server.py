@@ -22,7 +22,7 @@ class ScramRefused(Exception):
 
 
 class Verifier(NamedTuple):
-    """What a server keeps of a password."""
+    """The part of a password that a server keeps."""
 
     salt: bytes
     stored_key: bytes

@@ -15,9 +15,9 @@ from devbucket.placement import ClusterMember, Placement, address_of
 from devbucket.storage import Storage
 
 EXPIRY_PAGER_S = 1.0
-"""How often documents are looked for that expired and that nobody reads."""
+"""Interval of the search for expired documents that nobody reads."""
 FLUSH_S = 0.1
-"""How often changes are written to the file: what kill -9 may lose."""
+"""Interval of writes to the file: the changes that kill -9 may lose."""
 
 _log = logs.get("devbucket")
 

@@ -37,7 +37,7 @@ class Spec(NamedTuple):
 
 
 class Macros(NamedTuple):
-    """What the change will get, for macros."""
+    """The seqno and CAS of the change, for macros."""
 
     cas: int
     seqno: int

@@ -31,7 +31,7 @@ MAX_LOSS = 1000
 """Seqnos that a failover can lose at most; bounds the superseded versions that we keep."""
 
 COMPRESSION_MODES = ("off", "passive", "active")
-"""What memory holds compressed: nothing; what came compressed, but for xattrs; all that gets shorter by it."""
+"""Values that memory holds compressed: none; those that came compressed, without xattrs; all that get shorter."""
 
 _seqno_of = attrgetter("seqno")
 
@@ -46,7 +46,7 @@ class VBucketState(IntEnum):
 
 
 class Saved(NamedTuple):
-    """What a file keeps of a vbucket besides its items."""
+    """The part of a vbucket that a file keeps besides its items."""
 
     state: int
     high_seqno: int

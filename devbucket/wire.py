@@ -1,4 +1,4 @@
-"""What a connection sends, on its way to the client: here it can be delayed, cut, changed, or lost.
+"""Carries what a connection sends to the client: here it can be delayed, cut, changed, or lost.
 
 Without a fault, bytes go straight to the transport.
 """

@@ -1,4 +1,4 @@
-"""What a writer remembers of the blocks it appends to: a bounded map, cheap to ask once per channel and batch."""
+"""Remembers the active blocks of a writer in a bounded map, cheap to ask once per channel and batch."""
 
 Key = tuple[str, str]
 """(channel, group)."""

@@ -1,4 +1,4 @@
-"""What an index store is: the contract that every store keeps and `tests/contract` checks.
+"""Defines the contract of an index store, which `tests/contract` checks for every store.
 
 A store has three halves, used by different processes. Each process opens its own; none may be shared over a fork.
 
@@ -20,7 +20,7 @@ from channelindex.model import Checkpoint, IndexMeta
 
 
 class ChannelAppend(NamedTuple):
-    """What one batch adds to one channel from one vbucket group under one epoch.
+    """The entries that one batch adds to one channel from one vbucket group under one epoch.
 
     `entries` are packed (`channelindex.blocks`), in the order of the feed; per (epoch, vb) the seqnos rise.
     """
@@ -40,12 +40,12 @@ class BlockRef(NamedTuple):
 
     @property
     def key(self) -> str:
-        """How the block is named to people, whatever the store: GROUP:NUMBER:CHANNEL."""
+        """The block's name for people, whatever the store: GROUP:NUMBER:CHANNEL."""
         return f"{self.group}:{self.number}:{self.channel}"
 
 
 class Directory(NamedTuple):
-    """What a channel's directory says of one group. Sizes are in bytes.
+    """One group's part of a channel's directory. Sizes are in bytes.
 
     `number` is the active (newest) block, `epoch` the one that located it last, `before` the size of all blocks before
     it. `upto` is a byte of the active block: what lies before it, in this block and all earlier ones, is summed up by
@@ -71,7 +71,7 @@ class GroupState(NamedTuple):
 
     @property
     def n_bytes(self) -> int:
-        """How many bytes were ever written to the group's blocks."""
+        """Number of bytes ever written to the group's blocks."""
         return self.directory.before + self.directory.upto + len(self.tail or b"")
 
     @property
@@ -244,7 +244,7 @@ class IndexReader(Protocol):
         ...
 
     def principal_counter(self, key: str) -> int:
-        """How often the user or role document *key* changed, 0 for never. "" asks for the sum over all principals."""
+        """Number of changes of the user or role document *key*; "" for the sum over all principals."""
         ...
 
     def stable_counter(self) -> int:
@@ -256,7 +256,7 @@ class IndexReader(Protocol):
         ...
 
     def quarantined(self, limit: int = 100) -> tuple[int, Sequence[Quarantined]]:
-        """How many documents were ever quarantined, and the newest of them."""
+        """The number of records ever written to the quarantine, and the newest of them."""
         ...
 
     def close(self) -> None:

@@ -75,17 +75,17 @@ class Move(NamedTuple):
 
     @property
     def rotates(self) -> bool:
-        """Whether the active block becomes another one."""
+        """True if the active block becomes another one."""
         return self.new.number != self.known.number
 
     @property
     def size(self) -> int:
-        """How many bytes of the block `known.number` the clock sums up."""
+        """Number of bytes of the block `known.number` that the clock sums up."""
         return self.new.before - self.known.before if self.rotates else self.new.upto
 
 
 class BlockOperations(Protocol):
-    """What a store does for one (channel, group) at a time. Errors are those of `IndexWriter.write`."""
+    """The operations of a store on one (channel, group) at a time. Errors are those of `IndexWriter.write`."""
 
     tail_bytes: int
     """See TAIL_BYTES; more where readers get whole blocks anyway."""

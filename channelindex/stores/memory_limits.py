@@ -1,4 +1,4 @@
-"""What an index in memory holds of each channel, and what it forgets: bounded by entries and by age. Pure.
+"""Bounds an index in memory: retains each channel's newest entries by number and by age. Pure.
 
 It forgets whole blocks, the oldest first. The header of the oldest block that is left says, as every header does, the
 clock of what was before it: up to there a reader can no longer be answered.
@@ -28,7 +28,7 @@ class MemoryLimits(NamedTuple):
 
     @property
     def part_entries(self) -> int:
-        """How many entries of a channel may be appended at once, so that blocks stay small; 0 for any number."""
+        """Most entries of a channel to append at once, so that blocks stay small; 0 for any number."""
         return -(-self.max_entries // _PARTS)
 
     max_entries: int = 0

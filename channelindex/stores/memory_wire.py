@@ -1,4 +1,4 @@
-"""What a reader and the node that holds an index in memory say to each other on a unix socket.
+"""Defines the messages between a reader and the node with an index in memory, on a unix socket.
 
 Each message is its length (u32, big-endian) and as many bytes of MessagePack. A request is [version, method,
 arguments], the answer [failure or nil, result]. Methods are those of `IndexReader`, and `channel_page`.
@@ -67,14 +67,14 @@ class Failure(msgspec.Struct, array_like=True):
 
 
 class WireAnswer(msgspec.Struct, array_like=True):
-    """What came of a call: `failure`, or the result."""
+    """The answer to a call: `failure`, or the result."""
 
     failure: Failure | None
     result: msgspec.Raw
 
 
 def socket_path(run_dir: str, index_name: str) -> Path:
-    """Where the node that holds the index *index_name* in memory listens."""
+    """The socket on which the node with the index *index_name* in memory listens."""
     return Path(run_dir) / f"{index_name}.sock"
 
 

@@ -8,7 +8,7 @@ from channelindex.model import IndexMeta
 
 
 class _Versioned(msgspec.Struct):
-    """What a meta record of any format version has."""
+    """The part of a meta record that every format version has."""
 
     format: int
 
@@ -36,7 +36,7 @@ def decode_meta(stored: bytes | None, where: str, index_name: str) -> IndexMeta:
 
 
 def check_format(found: int, index_name: str) -> None:
-    """Whether this program reads and writes an index of format version *found*.
+    """Check that this program reads and writes an index of format version *found*.
 
     Raises:
         IndexMismatch: it does not; the message says whether to upgrade the program or to build another index.

@@ -17,7 +17,7 @@ from channelindex.stores.base import Quarantined
 CHECKPOINT_BYTES = 40
 
 QUARANTINE_DOCUMENTS = 1000
-"""How many quarantined documents an index remembers: enough to see a pattern, too few to fill a store."""
+"""Records in the quarantine of an index: enough to see a pattern, too few to fill a store."""
 
 _CHECKPOINT = struct.Struct(">5Q")
 

@@ -1,4 +1,4 @@
-"""Where a document's `_sync` lies in the bucket: inline in its body, or in an extended attribute. No I/O.
+"""Places a document's `_sync` in the bucket: inline in its body, or in an extended attribute. No I/O.
 
 Source: couchbase/sync_gateway 1.x (inline) and from 1.5 on (attributes); couchbase/kv_engine docs/SubDocument.md.
 """
@@ -24,7 +24,7 @@ _MACROS = ((b"_sync.cas", b'"${Mutation.CAS}"'), (b"_sync.value_crc32c", b'"${Mu
 
 
 class StoredDocument(NamedTuple):
-    """What the bucket has of a document: its `_sync`, its CAS, and whether it lives or is a tombstone (or nothing)."""
+    """A document in the bucket: its `_sync`, its CAS, and whether it lives or is a tombstone (or nothing)."""
 
     sync: Mapping[str, Any] | None
     cas: int
@@ -35,7 +35,7 @@ NOTHING = StoredDocument(None, 0, alive=False)
 
 
 class Layout(Protocol):
-    """How documents are read and written. What a write answers, `operations.stored` tells."""
+    """Makes the requests that read and write documents. `operations.stored` parses the answer to a write."""
 
     def read(self, key: bytes) -> Request:
         """Ask for a document."""

@@ -1,4 +1,4 @@
-"""What Sync Gateway writes into `_sync` when a revision is saved. Pure.
+"""Makes the `_sync` that Sync Gateway writes when a revision is saved. Pure.
 
 Source: couchbase/sync_gateway db/document.go (channels, flags, sequences) and db/revtree.go (history). Only linear
 histories are kept: of a document with branches, the branches are forgotten.

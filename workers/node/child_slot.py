@@ -41,17 +41,17 @@ class ChildSlot:
 
     @property
     def partitions(self) -> frozenset[int]:
-        """What the present child may be working on; empty for other roles and where no child lives."""
+        """The partitions that the present child may be working on; empty for other roles and without a child."""
         return self.link.working if self.link else frozenset()
 
     @property
     def restarts(self) -> int:
-        """How often a child ended unasked. Kept in the slot, where it outlives children and reloads."""
+        """Number of children that ended unexpectedly. Kept in the slot, where it outlives children and reloads."""
         return self.stats.get("restarts")
 
     @property
     def stopping(self) -> bool:
-        """Whether the child was told to stop."""
+        """True if the child was ordered to stop."""
         return self._kill_at is not None
 
     def view(self, now: float) -> ChildView:

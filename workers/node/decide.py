@@ -1,4 +1,4 @@
-"""What a node should do, given what it knows: pure, so that every case can be walked without a process.
+"""Decides the actions of a node from its state. Pure, so that tests walk every case without a process.
 
 `NodeState` is what the supervisor knows and has decided. `signalled`, `child_ended`, `heard` and `reload` take in news;
 `decide` says once a turn what to do, from the state and from a view of the children. They return actions, which the
@@ -29,7 +29,7 @@ FATAL_CODES = (exits.CONFIG, exits.AUTH, exits.MISMATCH)
 ENDING_CODES = (*FATAL_CODES, exits.MISSING)
 """A child's codes that end the node. An index that is gone is made anew when the node is restarted."""
 RELEASE_TIMEOUT_S = 3.0
-"""How long a stopping node waits for Redis to take the leases back; then they run out by themselves."""
+"""Time for a stopping node to release its leases; then they expire by themselves."""
 
 
 class Name(NamedTuple):
@@ -135,20 +135,20 @@ Action = Kill | Stop | Assign | Start | Release | Drain | EndNow | ReadConfig | 
 
 @dataclasses.dataclass
 class NodeState:
-    """What the supervisor of one node knows. Times are monotonic seconds."""
+    """The state of one node's supervisor. Times are monotonic seconds."""
 
     config: Config
     heard_at: float
-    """When the keeper last reported, or was started."""
+    """Time of the keeper's last report, or of its start."""
     turned_at: float
-    """When the last turn was: a longer gap than usual means that we were paused, and our children with us."""
+    """Time of the last turn: a longer gap than usual means that we were paused, and our children with us."""
     phase: NodePhase = NodePhase.RUNNING
     exit_code: int = exits.OK
     kill_at: float | None = None
-    """When all workers of a draining node have to have ended."""
+    """Time by which all workers of a draining node must have ended."""
     end_at: float | None = None
     held: KeeperReport | None = None
-    """What the keeper last reported, less what was given back since."""
+    """The keeper's last report, without what was released since."""
     targets: list[frozenset[int]] = dataclasses.field(init=False)
     """By feed worker: what it should work on."""
 
@@ -157,7 +157,7 @@ class NodeState:
 
     @property
     def is_draining(self) -> bool:
-        """Whether the node is about to end."""
+        """True if the node is about to end."""
         return self.phase is NodePhase.DRAINING
 
     def leases(self, now: float) -> dict[int, float]:
@@ -216,7 +216,7 @@ def _renew_rings(state: NodeState) -> list[Action]:
 
 
 def _note_failed_drain(state: NodeState) -> None:
-    """What was read may not be in the index when a draining node ends."""
+    """Set DRAIN_TIMEOUT: what a draining node has read may not be in the index when it ends."""
     if state.is_draining and state.exit_code == exits.OK:
         state.exit_code = exits.DRAIN_TIMEOUT
 
@@ -248,7 +248,7 @@ def reloaded(state: NodeState, config: Config) -> None:
 
 
 def decide(state: NodeState, children: Children, now: float) -> list[Action]:
-    """What to do now with *children*, in this order: kill, stop, assign, start, release."""
+    """The actions on *children* that are due, in this order: kill, stop, assign, start, release."""
     actions = [*_judge(state, children, now)]
     state.targets = _targets(state, now)
     actions += _assign(state, children, now)
@@ -281,7 +281,7 @@ def _judge(state: NodeState, children: Children, now: float) -> Iterable[Action]
 
 
 def _targets(state: NodeState, now: float) -> list[frozenset[int]]:
-    """What each feed worker should work on: what is leased and not to be given up, spread evenly."""
+    """The target of each feed worker: partitions that are leased and not to be released, spread evenly."""
     if state.phase is NodePhase.RUNNING and state.held:
         return spread(state.leases(now).keys() - set(state.held.wanted_releases), state.targets)
     return [frozenset()] * len(state.targets)
@@ -351,7 +351,7 @@ def _without(held: KeeperReport, released: set[int]) -> KeeperReport:
 
 
 def is_over(state: NodeState, children: Children, now: float) -> bool:
-    """Whether the drain is over: everything has ended, or its time has."""
+    """True if the drain is over: everything has ended, or its time has."""
     if state.end_at is None:
         return False
     everybody = (*children.feeds, *children.writers, children.keeper, children.monitor)

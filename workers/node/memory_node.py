@@ -33,7 +33,7 @@ from workers.signals import StopFlag
 from workers.telemetry.board import FEED_WORKER, Board, ProcessStats
 
 ATTEND_S = 0.5
-"""How often old entries are forgotten and the service manager is told that we live."""
+"""Interval at which old entries are dropped and the service manager is notified."""
 
 _log = logs.get("memory_node")
 

@@ -1,4 +1,4 @@
-"""What a node says of itself: the JSON that `channelindex status` shows, and the one line for systemd."""
+"""Makes a node's status: the JSON that `channelindex status` shows, and the one line for systemd."""
 
 import os
 import time
@@ -13,7 +13,7 @@ from workers.telemetry.board import BATCH_WRITER, FEED_WORKER, Board, Row
 from workers.telemetry.health import lag_s_of
 
 WORST = 5
-"""How many of the partitions that are furthest behind are named."""
+"""Partitions with the largest lag that are named."""
 
 
 def node_status(

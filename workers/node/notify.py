@@ -1,4 +1,4 @@
-"""What the service manager is told: readiness, status, liveness (sd_notify). Silent where there is no manager.
+"""Notifies the service manager of readiness, status and liveness (sd_notify). Silent where there is no manager.
 
 The messages and the variables are those of sd_notify(3) and sd_watchdog_enabled(3).
 """
@@ -26,7 +26,7 @@ class Notifier:
             raise ConfigInvalid(f"NOTIFY_SOCKET={address}: expected a path, or @ and an abstract name")
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
         self.watchdog_interval_s = _watchdog_interval_s(environ)
-        """How often to call `watchdog`: half of the time after which the manager kills us. None: not asked for."""
+        """Interval of calls of `watchdog`: half of the time after which the manager kills us. None: no watchdog."""
 
     def ready(self, status: str) -> None:
         """Start-up, or a reload, is done."""

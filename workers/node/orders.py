@@ -1,4 +1,4 @@
-"""What the supervisor makes of the keeper's news beyond the leases: worker counts that were ordered, and an alarm."""
+"""Applies the keeper's reports beyond the leases: worker counts that were ordered, and an alarm for free partitions."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ from channelindex.config import Config
 from coordinator.keeper_link import KeeperReport, Scale
 
 UNOWNED_SLACK_S = 2.0
-"""How much longer than the TTL a partition may be without an owner before that is worth an alarm."""
+"""Time beyond the TTL that a partition may be without an owner before the alarm."""
 ALARM_INTERVAL_S = 10.0
 
 _log = logs.get("supervisor")

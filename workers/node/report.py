@@ -1,4 +1,4 @@
-"""What the supervisor writes into the board: the node's own words, and the leases in the rows of the partitions.
+"""Writes the supervisor's part of the board: the node's own words, and the leases in the rows of the partitions.
 
 Beside it the rate of events, which the board's counters do not tell by themselves.
 """

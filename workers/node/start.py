@@ -26,7 +26,7 @@ from workers.pipeline.source import describe
 from workers.telemetry.board import Board
 
 COORDINATION_TIMEOUT_S = 5.0
-"""How long a starting node waits for an answer of the leases' Redis. Later ones are the lease keeper's affair."""
+"""Time for the first answer of the leases' Redis at a node's start. Later ones are the lease keeper's concern."""
 
 _log = logs.get("node")
 

@@ -14,14 +14,14 @@ from coordinator.keeper_link import SocketEnd
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """What the supervisor wants the worker to work on. `number` rises with each change."""
+    """The partitions that the supervisor assigns to a worker. `number` rises with each change."""
 
     number: int
     partitions: frozenset[int]
 
 
 class Working(msgspec.Struct, frozen=True):
-    """What the worker works on, and the number of the newest `Wanted` that it had read when it said so."""
+    """The partitions that a worker works on, and the number of the newest assignment that it had read."""
 
     number: int
     partitions: frozenset[int]

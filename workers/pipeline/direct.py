@@ -38,7 +38,7 @@ class DirectOutbox:
         self._written.update(taken.checkpoints)
 
     def flush(self) -> bool:
-        """Whether nothing is left to be handed over."""
+        """True if nothing is left to be handed over."""
         return True
 
     def vbuckets(self) -> set[int]:

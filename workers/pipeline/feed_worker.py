@@ -51,8 +51,8 @@ round, and a writer that is busy gains nothing from getting its work in crumbs."
 ADVANCE_INTERVAL_S = 0.02
 """Least time between two moves of the stable clock: without it a fast feed would spend its time on them."""
 EPOCH_CHECK_S = 1.0
-"""How often to ask whether our epochs are still the present ones. A feed that has nothing to advance would not notice
-that somebody rewound its partitions, or that the store may have forgotten what we wrote: it would stay so."""
+"""Interval of the check that our epochs are still current. A feed that has nothing to advance would not notice that an
+operator rewound its partitions, or that the store may have lost what we wrote."""
 ROLLBACK_GATHER_S = 0.3
 """After a first rollback, how long to wait for those of other vbuckets: a failover takes back many at once."""
 MAX_QUARANTINED = 1_000
@@ -215,7 +215,7 @@ class FeedWorker:
 
     @property
     def _is_idle(self) -> bool:
-        """Whether everything that was read is in the index and stable."""
+        """True if everything that was read is in the index and stable."""
         nothing_read = self._builder.n_events == 0
         return nothing_read and self._outbox.empty and not self._unadvanced and not self._quarantined
 
@@ -375,7 +375,7 @@ class FeedWorker:
 
 
 def _checkpoints(records: Iterable[PartitionRecord]) -> dict[int, Checkpoint]:
-    """Where to resume each vbucket of *records*."""
+    """The checkpoints of all vbuckets of *records*."""
     return {
         vb: checkpoint for record in records for vb, checkpoint in zip(record.vbuckets, record.checkpoints, strict=True)
     }

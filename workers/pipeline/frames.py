@@ -1,4 +1,4 @@
-"""What travels in the rings: packing a round into frames that fit, and merging frames into a batch.
+"""Packs a round into frames that fit a ring, and merges frames into a batch.
 
 A ring frame is complete in itself. So a batch may end after any frame, and nothing has to wait for a rest that the ring
 has no room for.
@@ -62,7 +62,7 @@ def pack_frames(epoch: int, group: str, sections: Sections, principals: Sequence
 
 
 def _items(sections: Sections, principals: Sequence[str], room: int) -> Iterator[tuple[tuple[str, bytes] | str, int]]:
-    """What the frames have to carry, in order, each with a bound of its encoded size, at most *room*."""
+    """The parts that frames carry, in order, each with a bound of its encoded size, at most *room*."""
     for channel, entries in sections.items():
         overhead = len(channel.encode()) + _SECTION_BYTES
         joined = b"".join(entries)

@@ -1,4 +1,4 @@
-"""How long a change of the source has been waiting to become stable, by partition: pure, and bounded in memory.
+"""Measures by partition how long a change of the source has waited to become stable. Pure, bounded in memory.
 
 Per vbucket a few *marks* (when it was seen, how far the source was then), the oldest first. The stable clock strikes
 out the marks that it has reached; the first that is left tells since when something waits. When a vbucket has as many
@@ -16,7 +16,7 @@ MAX_MARKS = 8
 
 
 class Behind(NamedTuple):
-    """What a partition lacks: seqnos, and since when (0: nothing)."""
+    """The lag of a partition: seqnos, and the time since when (0: none)."""
 
     seqnos: int
     since_ns: int
@@ -32,7 +32,7 @@ class LagMeter:
     def measure(
         self, now_ns: int, highs: Mapping[int, int], stable: Mapping[int, int], inherited: Mapping[int, int]
     ) -> dict[int, Behind]:
-        """How far each partition of the vbuckets in *highs* is behind, given the source's and the stable seqnos.
+        """The lag of each partition of the vbuckets in *highs*, from the source's and the stable seqnos.
 
         *inherited* says of partitions since when they were behind under the worker before us: what a vbucket lacks at
         our first look has been waiting since then. So a worker that dies again and again does not hide its lag.

@@ -64,7 +64,7 @@ class StableQueue:
 
     @property
     def oldest_ns(self) -> int | None:
-        """When the first round in the queue was made; None for an empty queue."""
+        """Time at which the first round in the queue was made; None for an empty queue."""
         return self._queue[0].put_ns if self._queue else None
 
     def __len__(self) -> int:
@@ -127,7 +127,7 @@ class Outbox:
 
     @property
     def empty(self) -> bool:
-        """Whether everything that was put has been committed by every writer."""
+        """True if every writer has committed everything that was put."""
         return self._round is None and len(self._in_flight) == 0
 
     def vbuckets(self) -> set[int]:

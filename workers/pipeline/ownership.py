@@ -25,7 +25,7 @@ from channelindex.errors import InvariantBroken
 
 
 class Phase(Enum):
-    """How far a partition has come in or gone out."""
+    """The state of a partition on its way into or out of a worker."""
 
     BEGUN = "begun"
     JOINING = "joining"
@@ -34,7 +34,7 @@ class Phase(Enum):
 
 
 class Step(Enum):
-    """What happens to a partition."""
+    """An event in the life of a partition."""
 
     BEGIN = "begin"
     WITHDRAW = "withdraw"
@@ -65,24 +65,24 @@ class Ownership:
         self._phase_by_partition = dict.fromkeys(partitions, Phase.ACTIVE)
         self._regroup()
         self.wanted = self.owned
-        """What the supervisor wants us to work on."""
+        """The partitions that the supervisor assigned to us."""
         self.epoch = 0
         """The epoch of what is active or leaving; 0 before it has begun."""
         self.next_epoch = 0
         """The epoch of what is begun, where something is."""
         self.is_joining = False
-        """Whether a join has begun and not yet been gone through with."""
+        """True if a join has begun and is not finished."""
         self.report_due = False
-        """Whether the supervisor does not know yet what we work on."""
+        """True if the supervisor has no report of our present partitions yet."""
 
     @property
     def working(self) -> frozenset[int]:
-        """What we may be working on, or are about to: as the supervisor has to know it."""
+        """The partitions that we work on, or are about to, for the supervisor's report."""
         return self.owned | self.begun | self.wanted
 
     @property
     def is_paused(self) -> bool:
-        """Whether nothing is to be read, because what we own is to join the epoch of what comes."""
+        """True if reading pauses, because our partitions have to join the epoch of those that come."""
         return bool(self.begun)
 
     def want(self, partitions: frozenset[int]) -> None:
@@ -98,7 +98,7 @@ class Ownership:
         return unwanted
 
     def to_begin(self) -> AbstractSet[int] | None:
-        """What to begin in one new epoch, instead of all that is begun now; None where that is as it should be."""
+        """The partitions to begin in one new epoch, instead of all that are begun now; None if nothing changes."""
         coming = self.wanted - self.owned
         return None if self.is_joining or coming == self.begun else coming
 

@@ -231,5 +231,5 @@ def _frame_bytes(length: int) -> int:
 
 
 def _seed(position: int) -> int:
-    """Where the checksum of a frame at *position* starts: another value on every lap over the same place."""
+    """The initial value of the checksum of a frame at *position*: different on every lap over the same place."""
     return position >> 3 & 0xFFFFFFFF

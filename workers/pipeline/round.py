@@ -30,13 +30,13 @@ from channelindex.stores.base import Quarantined
 MAX_COMPLETE = 32
 """Ends of snapshots that a vbucket remembers, to roll back to. Beyond them it is indexed from its start."""
 _REASON_CHARACTERS = 500
-"""What is kept of the reason for a quarantine: an operator's own decoder may quote a whole document."""
+"""Characters kept of the reason for a quarantine: an operator's own decoder may quote a whole document."""
 _SHARD_CACHE_CHANNELS = 500_000
 """Above this the channel -> writer cache starts anew: it saves a hash per channel and round, and must stay bounded."""
 
 
 class Round(NamedTuple):
-    """What was made of some events. `sections` and `principals` are by batch writer.
+    """The entries of some events. `sections` and `principals` are by batch writer.
 
     A section is what the round adds to one channel: packed entries in the order of the feed.
     """
@@ -50,7 +50,7 @@ class Round(NamedTuple):
 
 
 class Position:
-    """How far the feed of one vbucket is, and what its next checkpoint has to say.
+    """The position of the feed in one vbucket, and the content of its next checkpoint.
 
     `sequence` is the highest `_sync.sequence` brought so far, `known_sequence` the highest before the present
     snapshot. Deduplication happens within a snapshot: until its end, any earlier revision of it may still be missing.
@@ -77,7 +77,7 @@ class Position:
         self.snap_end = snap_end
 
     def checkpoint(self) -> Checkpoint:
-        """Where to resume after everything up to `seqno` is in the index.
+        """The checkpoint to resume at once everything up to `seqno` is in the index.
 
         Within a snapshot, the branch of history is that of the snapshot's end: under the name of an older branch
         that ended inside the snapshot, the server would roll back to the snapshot's start.
@@ -89,7 +89,7 @@ class Position:
         return Checkpoint(vbuuid, self.seqno, self.snap_start, self.snap_end, self.known_sequence)
 
     def rolled_back(self, to: Checkpoint) -> Checkpoint:
-        """Where to resume when the source has taken back everything above the seqno of *to*.
+        """The checkpoint to resume at when the source has taken back everything above the seqno of *to*.
 
         That is the last point at or below it at which we were complete. To go on right at it could lose a document: a
         snapshot that reached beyond it may have brought only a version that is gone now, in place of one that is back.
@@ -119,9 +119,9 @@ class RoundBuilder:
         self._positions = {vb: Position(checkpoint) for vb, checkpoint in checkpoints.items()}
         self._shard_by_channel: dict[str, int] = {}
         self.rollbacks: dict[int, Checkpoint] = {}
-        """What the source took back: per vbucket where to resume in a new epoch. It gives no more events of those."""
+        """Rollbacks of the source: by vbucket the checkpoint to resume at in a new epoch. Their events end with it."""
         self.rollback_since: float | None = None
-        """When the first of them came, in monotonic seconds."""
+        """Time of the first of them, in monotonic seconds."""
         self._start_round()
 
     def begin(self, checkpoints: Mapping[int, Checkpoint]) -> None:
@@ -134,7 +134,7 @@ class RoundBuilder:
             del self._positions[vb]
 
     def holds_any(self, vbuckets: Iterable[int]) -> bool:
-        """Whether the present round has events of any of *vbuckets*."""
+        """True if the present round has events of any of *vbuckets*."""
         return not self._touched.isdisjoint(vbuckets)
 
     def _start_round(self) -> None:
@@ -207,7 +207,7 @@ class RoundBuilder:
             self.rollback_since = self.rollback_since or time.monotonic()
 
     def seqnos(self) -> dict[int, int]:
-        """How far each vbucket has been read."""
+        """The newest seqno read of each vbucket."""
         return {vb: position.seqno for vb, position in self._positions.items()}
 
     def take(self) -> Round | None:

@@ -15,11 +15,11 @@ from channelindex.feeds.dcp.tls import TlsOptions
 from channelindex.settings import SourceSettings
 
 INFO_TIMEOUT_S = 10.0
-"""How long a starting node waits for the bucket: a bucket that warms up answers within seconds."""
+"""Time for a starting node to reach the bucket: a bucket that warms up answers within seconds."""
 
 
 def address_of(source: SourceSettings) -> tuple[SourceAddress, Credentials]:
-    """Where the bucket is, what of it is wanted, and who we are there."""
+    """The bucket's address and collections, and our credentials."""
     tls = TlsOptions(source.tls_ca_file, source.tls_cert_file, source.tls_key_file, source.tls_verify_host)
     collections = tuple(source.collections.split(",")) if source.collections else ()
     address = replace(parse_source_url(source.url, tls), collections=collections)
@@ -27,7 +27,7 @@ def address_of(source: SourceSettings) -> tuple[SourceAddress, Credentials]:
 
 
 def describe(source: SourceSettings) -> SourceInfo:
-    """What the bucket says of itself. Blocks, at most `INFO_TIMEOUT_S`.
+    """Ask the bucket for its identity and shape. Blocks, at most `INFO_TIMEOUT_S`.
 
     Raises:
         SourceUnavailable: the node cannot be reached, or the bucket is not there.

@@ -25,7 +25,7 @@ class Active(NamedTuple):
 
 
 class ChannelDirectory(NamedTuple):
-    """What a channel's directory says, to be changed and written back; `cas` is None if it is not stored yet."""
+    """A channel's directory, to be changed and written back; `cas` is None if it is not stored yet."""
 
     active_by_group: dict[str, Active]
     cas: int | None

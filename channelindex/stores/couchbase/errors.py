@@ -1,4 +1,4 @@
-"""What the failures of the SDK mean to us."""
+"""Translates the SDK's errors into ours."""
 
 from collections.abc import Collection
 
@@ -35,7 +35,7 @@ _CANNOT_WORK = (
 
 
 def translate_error(where: str, key: str, error: Exception, *, changes: bool) -> ChannelIndexError:
-    """What *error* of one operation means; *changes* tells whether the operation changes anything.
+    """Translate *error* of one operation; *changes* is true if the operation changes anything.
 
     What is not known for certain is taken as an unknown outcome, because repeating is always safe.
     """
@@ -70,7 +70,7 @@ def worst(errors: Collection[ChannelIndexError], n_done: int) -> ChannelIndexErr
 
 
 def translate_connect_error(where: str, error: Exception) -> ChannelIndexError:
-    """What *error* while connecting means."""
+    """Translate *error* of a connection attempt."""
     if isinstance(error, sdk.AuthenticationException):
         return AuthenticationFailed(
             f"{SETTING} {where} refuses us: check index.user, index.password and the user's right to the bucket"

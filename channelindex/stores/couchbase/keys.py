@@ -53,7 +53,7 @@ class Keys:
         return f"{self._prefix}b:{group}:{number}:{_short(channel)}"
 
     def principal(self, key: str) -> str:
-        """How often the document of a user or role changed; "" asks for the sum over all."""
+        """The key of the counter of a user or role document; "" for the sum over all."""
         return f"{self._prefix}u:{_short(key)}" if key else self.all_principals
 
 

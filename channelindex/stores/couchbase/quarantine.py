@@ -11,7 +11,7 @@ from channelindex.stores.records import QUARANTINE_DOCUMENTS
 
 
 class Quarantine(msgspec.Struct, array_like=True):
-    """How many there were, and the newest, newest first."""
+    """The number of all records, and the newest of them, newest first."""
 
     total: int
     documents: list[Quarantined]
@@ -32,7 +32,7 @@ encode_quarantine = msgspec.msgpack.Encoder().encode
 
 
 def decode_quarantine(stored: Stored | None, key: str) -> Quarantine:
-    """What a document says, an empty quarantine if there is none.
+    """Decode the quarantine's document; an empty quarantine if there is none.
 
     Raises:
         IndexCorrupt: it is something else.

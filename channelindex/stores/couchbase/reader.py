@@ -18,8 +18,8 @@ from channelindex.stores.meta import decode_meta
 from channelindex.stores.records import unpack_history
 
 POLL_S = 0.02
-"""How often one who waits reads the stable counter: a bucket tells nobody of a change. A fiftieth of a second is below
-what the way of a change through a node takes, and fifty reads a second are nothing to a bucket."""
+"""Interval at which a waiting reader reads the stable counter, since a bucket notifies nobody. A fiftieth of a second
+is shorter than a change takes through a node, and fifty reads a second are nothing to a bucket."""
 
 
 class CouchbaseReader:

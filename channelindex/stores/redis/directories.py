@@ -9,7 +9,7 @@ from channelindex.stores.redis.keys import Keys
 
 DIRECTORY = "g"
 CLOCK = "k"
-"""What the fields of a group begin with; its name follows."""
+"""Prefix of the fields of a group; its name follows."""
 
 
 def encode_directory(directory: Directory) -> str:

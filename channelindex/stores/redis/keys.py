@@ -55,7 +55,7 @@ class Keys:
         return channel if self.channel(channel).encode() == key else None
 
     def slot(self, slot: int) -> str:
-        """What all keys of the channels of *slot* begin with. No key is named so: it says where a script runs."""
+        """The prefix of all keys of the channels of *slot*. No key is named so: it routes a script."""
         return f"{self.prefix}{{{slot}}}:"
 
     def _slot(self, channel: str) -> str:

@@ -175,7 +175,7 @@ class RedisOwner:
 
     @property
     def _is_first_server(self) -> bool:
-        """Whether we are connected to the same Redis, with the same history, as at first."""
+        """True if we are connected to the same Redis, with the same history, as at first."""
         return self._identity == self._first_identity
 
     def _read_meta(self) -> _Known:

@@ -1,4 +1,4 @@
-"""What the servers of a store say of themselves: who they are, and whether they keep what they are given."""
+"""Reads facts about the servers of a store: identity, persistence, eviction."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ from channelindex.stores.redis.keys import SETTING
 from channelindex.stores.redis.opening import open_link
 
 _EVICTS_ANY_KEY = "allkeys-"
-"""What the policies begin with that evict keys without a time to live; an index has no others."""
+"""Prefix of the policies that evict keys without a time to live; an index has no others."""
 
 
 class Server(NamedTuple):
