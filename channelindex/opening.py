@@ -1,4 +1,4 @@
-"""Opens an index for reading by its URL: what a program that only reads has to know."""
+"""Opens an index for reading by its URL, for programs that only read."""
 
 from channelindex.blocks import OnCorrupt, refuse
 from channelindex.reading.reader import ChangesReader

@@ -10,9 +10,9 @@ from typing import Any
 import msgspec
 
 from channelindex.errors import CoordinationUnavailable
+from channelindex.redis.connect import open_redis
 from channelindex.redis.errors import Purpose
 from channelindex.redis.link import Link
-from channelindex.redis.opening import open_redis
 from channelindex.redis.scripts import Scripts
 
 SETTING = "coordination.redis"

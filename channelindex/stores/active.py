@@ -4,7 +4,7 @@ Key = tuple[str, str]
 """(channel, group)."""
 
 
-class Active:
+class ActiveBlock:
     """The active block of one (channel, group), as its writer knows it: its size, and `Directory.upto`.
 
     Knowing it is good for one epoch only: between two epochs of ours, another owner may have rotated the block.
@@ -28,14 +28,14 @@ class ActiveBlocks:
 
     def __init__(self, limit: int) -> None:
         self._half = max(1, limit // 2)
-        self.young: dict[Key, Active] = {}
-        """What was used last, to look into before `get` is called: there is one look per channel and batch."""
-        self._old: dict[Key, Active] = {}
+        self.young: dict[Key, ActiveBlock] = {}
+        """The blocks used last, to be looked up before `get` is called: one lookup per channel and batch."""
+        self._old: dict[Key, ActiveBlock] = {}
 
     def __len__(self) -> int:
         return len(self.young) + len(self._old)
 
-    def get(self, key: Key) -> Active | None:
+    def get(self, key: Key) -> ActiveBlock | None:
         """The active block of *key*, None if it is not remembered."""
         active = self.young.get(key)
         if active is None:
@@ -44,7 +44,7 @@ class ActiveBlocks:
                 self.put(key, active)
         return active
 
-    def put(self, key: Key, active: Active) -> None:
+    def put(self, key: Key, active: ActiveBlock) -> None:
         """Remember *active*, instead of what *key* had."""
         self._old.pop(key, None)
         self.young[key] = active

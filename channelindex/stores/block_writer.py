@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol
 
 from channelindex.blocks import ENTRIES, HEADER, fold_clock, pack_frame, pack_pairs
 from channelindex.errors import IndexCorrupt
-from channelindex.stores.active import Active, ActiveBlocks
+from channelindex.stores.active import ActiveBlock, ActiveBlocks
 from channelindex.stores.base import BlockRef, ChannelAppend, Directory, GroupState
 
 REMEMBERED_BLOCKS = 200_000
@@ -123,7 +123,7 @@ class BlockOperations(Protocol):
         ...
 
 
-_Known = tuple[ChannelAppend, Active]
+_Known = tuple[ChannelAppend, ActiveBlock]
 
 
 class BlockWriter:
@@ -234,7 +234,7 @@ class BlockWriter:
             if location is None:
                 stale.add(append.epoch)
             else:
-                self._active.put((append.channel, append.group), Active(append.epoch, *location))
+                self._active.put((append.channel, append.group), ActiveBlock(append.epoch, *location))
         return stale
 
 

@@ -14,7 +14,7 @@ from channelindex.stores.base import BlockRef
 from channelindex.stores.couchbase.directories import Directories
 from channelindex.stores.couchbase.keys import Keys as CouchbaseKeys
 from channelindex.stores.redis.keys import Keys
-from channelindex.stores.redis.opening import open_link
+from channelindex.stores.redis.store_link import open_link
 from tests.support.stores import (
     GROUP,
     Backend,

@@ -30,7 +30,7 @@ from channelindex.epochs import Bounds, EpochStart, PartitionRecord, whole_recor
 from channelindex.errors import StaleEpoch
 from channelindex.model import Checkpoint, Entry, IndexMeta
 from channelindex.stores import memory
-from channelindex.stores.active import Active
+from channelindex.stores.active import ActiveBlock
 from channelindex.stores.base import BlockRef
 from channelindex.stores.memory import MemoryIndex
 from tests.support.stores import GROUP, Backend, append, entry, stored_blocks
@@ -281,7 +281,7 @@ class World:
         for writer, known in zip(self.writers, state.known, strict=True):
             writer._active.clear()
             if known:
-                writer._active.put(("A", GROUP), Active(*known, size=0, upto=0))
+                writer._active.put(("A", GROUP), ActiveBlock(*known, size=0, upto=0))
 
     @property
     def _memory(self) -> MemoryIndex:

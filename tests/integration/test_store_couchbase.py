@@ -34,7 +34,7 @@ from channelindex.stores import open_owner, open_reader, open_writer
 from channelindex.stores.base import Directory, Quarantined
 from channelindex.stores.block_writer import BlockWriter, Move
 from channelindex.stores.couchbase import link as link_module
-from channelindex.stores.couchbase.directories import Active, Directories
+from channelindex.stores.couchbase.directories import Directories, DirectoryEntry
 from channelindex.stores.couchbase.errors import translate_error, worst
 from channelindex.stores.couchbase.keys import Keys
 from channelindex.stores.couchbase.link import Link, Stored
@@ -224,7 +224,7 @@ def test_locating_a_block_makes_every_earlier_version_of_the_directory_worthless
     before = directories.read(["A"])
     backend.writer().write([append("A", 1, entry(0, 2))])
     assert directories.read(["A"])["A"].active_by_group == before["A"].active_by_group
-    before["A"].active_by_group[GROUP] = Active(1, 1, 0)
+    before["A"].active_by_group[GROUP] = DirectoryEntry(1, 1, 0)
     assert directories.write(before) == {"A"}
 
 

@@ -26,7 +26,7 @@ from channelindex.settings import IndexSettings
 from channelindex.stores import open_owner, open_reader, open_writer
 from channelindex.stores.base import BlockRef, Quarantined
 from channelindex.stores.redis.keys import Keys
-from channelindex.stores.redis.opening import open_link
+from channelindex.stores.redis.store_link import open_link
 from tests.support.stores import GROUP, META, Backend, all_entries, append, checkpoints, entry
 
 OTHER_GROUP = "ffeeddcc99887766"

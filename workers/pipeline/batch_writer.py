@@ -30,7 +30,7 @@ MAX_WAIT_S = 0.25
 
 
 class Batch(NamedTuple):
-    """What was written and committed at once: *took_s* with all repetitions, *store_us* the one that succeeded."""
+    """A batch that was written and committed: *took_s* with all repetitions, *store_us* the one that succeeded."""
 
     appends: Sequence[ChannelAppend]
     n_frames: int

@@ -56,7 +56,7 @@ class KvClient:
 
     @property
     def source(self) -> SourceInfo:
-        """What the bucket says of itself."""
+        """The bucket's identity and shape."""
         return self._map.source
 
     def pipeline(self, requests: Sequence[Request]) -> list[Frame]:

@@ -39,7 +39,7 @@ class Node:
         self._backoff = Backoff(_FIRST_RETRY_S, LONGEST_RETRY_S)
         self._told_connected = False
         self.is_settled = False
-        """Whether what the connection brings changes nothing here: it streams, and was reported to."""
+        """True if further input changes nothing here: the node streams, and that was reported."""
 
     @property
     def live(self) -> bool:

@@ -56,7 +56,7 @@ class ClusterMap:
 
     @property
     def source(self) -> SourceInfo:
-        """What the bucket says of itself."""
+        """The bucket's identity and shape."""
         return SourceInfo(self.uuid, len(self.chains))
 
     def owner(self, vb: int) -> Endpoint | None:

@@ -16,7 +16,7 @@ from channelindex.stores.couchbase.keys import Keys
 from channelindex.stores.couchbase.link import Link, Stored
 
 
-class Active(NamedTuple):
+class DirectoryEntry(NamedTuple):
     """A group's active block, the epoch that located it last, and the bytes of all blocks before it."""
 
     number: int
@@ -27,12 +27,12 @@ class Active(NamedTuple):
 class ChannelDirectory(NamedTuple):
     """A channel's directory, to be changed and written back; `cas` is None if it is not stored yet."""
 
-    active_by_group: dict[str, Active]
+    active_by_group: dict[str, DirectoryEntry]
     cas: int | None
 
 
 _encode = msgspec.msgpack.Encoder().encode
-_decoder = msgspec.msgpack.Decoder(dict[str, Active])
+_decoder = msgspec.msgpack.Decoder(dict[str, DirectoryEntry])
 
 
 def decode_directory(stored: Stored | None, key: str) -> ChannelDirectory:
@@ -79,7 +79,7 @@ class Directories:
 
 
 def read_groups(
-    link: Link, keys: Keys, active_by_channel: Mapping[str, Mapping[str, Active]]
+    link: Link, keys: Keys, active_by_channel: Mapping[str, Mapping[str, DirectoryEntry]]
 ) -> dict[str, dict[str, GroupState]]:
     """The states of all groups of channels whose directories say *active_by_channel*.
 

@@ -21,7 +21,7 @@ from channelindex.errors import Transient
 from channelindex.settings import IndexSettings
 from channelindex.stores.base import GroupState
 from channelindex.stores.block_writer import BlindAppend, LocatingAppend, Location, Move, lost_block
-from channelindex.stores.couchbase.directories import Active, ChannelDirectory, Directories, read_groups
+from channelindex.stores.couchbase.directories import ChannelDirectory, Directories, DirectoryEntry, read_groups
 from channelindex.stores.couchbase.keys import Keys
 from channelindex.stores.couchbase.link import Link, Stored
 from channelindex.stores.couchbase.names import add_names
@@ -182,7 +182,7 @@ class CouchbaseBlocks:
             }
             for channel, of_channel in moving.items():
                 for move in of_channel:
-                    directories[channel].active_by_group[move.group] = Active(*move.new[:3])
+                    directories[channel].active_by_group[move.group] = DirectoryEntry(*move.new[:3])
             changed = self._directories.write({channel: directories[channel] for channel in moving if moving[channel]})
             moved.update(move for channel in moving if channel not in changed for move in moving[channel])
             pending = {channel: pending[channel] for channel in changed}
@@ -196,9 +196,9 @@ def _by_channel(items: Collection[_Item]) -> dict[str, list[_Item]]:
     return by_channel
 
 
-def _entered(active_by_group: dict[str, Active], append: LocatingAppend) -> int | None:
+def _entered(active_by_group: dict[str, DirectoryEntry], append: LocatingAppend) -> int | None:
     """The group's block, with our epoch noted; None, and nothing noted, if a newer epoch is there."""
-    active = active_by_group.get(append.group, Active(0, append.epoch, 0))
+    active = active_by_group.get(append.group, DirectoryEntry(0, append.epoch, 0))
     if active.epoch > append.epoch:
         return None
     active_by_group[append.group] = active._replace(epoch=append.epoch)

@@ -13,9 +13,9 @@ from channelindex.stores import records
 from channelindex.stores.base import Quarantined
 from channelindex.stores.meta import check_meta, decode_meta, encode_meta
 from channelindex.stores.redis.keys import Keys
-from channelindex.stores.redis.opening import open_link
 from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record
 from channelindex.stores.redis.servers import ask_servers, refuse_eviction
+from channelindex.stores.redis.store_link import open_link
 
 _BEGIN_ATTEMPTS = 20
 """Lost comparisons before `begin` gives up: each means that another owner changed the record within a round trip."""
@@ -30,7 +30,7 @@ class _Successor(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """What the meta record says: of how many vbuckets a partition is, and the key of each partition's record."""
+    """The shape from the meta record: vbuckets per partition, and the key of each partition's record."""
 
     meta: IndexMeta
     width: int

@@ -12,8 +12,8 @@ from channelindex.stores.base import BlockRef, ChannelState, Quarantined
 from channelindex.stores.meta import decode_meta
 from channelindex.stores.redis.directories import read_channels
 from channelindex.stores.redis.keys import Keys
-from channelindex.stores.redis.opening import open_link
 from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record
+from channelindex.stores.redis.store_link import open_link
 
 _SCAN_COUNT = 1000
 

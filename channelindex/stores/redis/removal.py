@@ -2,7 +2,7 @@
 
 from channelindex.errors import OutcomeUnknown
 from channelindex.stores.redis.keys import Keys
-from channelindex.stores.redis.opening import open_link
+from channelindex.stores.redis.store_link import open_link
 
 _SCAN_COUNT = 1000
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from channelindex.errors import ConfigInvalid, StoreUnavailable
 from channelindex.redis.link import Link
 from channelindex.stores.redis.keys import SETTING
-from channelindex.stores.redis.opening import open_link
+from channelindex.stores.redis.store_link import open_link
 
 _EVICTS_ANY_KEY = "allkeys-"
 """Prefix of the policies that evict keys without a time to live; an index has no others."""

@@ -18,7 +18,7 @@ from channelindex.stores.base import GroupState
 from channelindex.stores.block_writer import TAIL_BYTES, BlindAppend, LocatingAppend, Location, Move, lost_block
 from channelindex.stores.redis.directories import encode_directory, read_groups
 from channelindex.stores.redis.keys import Keys
-from channelindex.stores.redis.opening import open_link
+from channelindex.stores.redis.store_link import open_link
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode

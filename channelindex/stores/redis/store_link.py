@@ -3,9 +3,9 @@
 from importlib.resources import files
 
 from channelindex.errors import StoreUnavailable, Transient
+from channelindex.redis.connect import open_redis
 from channelindex.redis.errors import Purpose
 from channelindex.redis.link import Link
-from channelindex.redis.opening import open_redis
 from channelindex.redis.scripts import Scripts
 from channelindex.stores.redis.keys import SETTING
 

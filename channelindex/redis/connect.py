@@ -1,4 +1,4 @@
-"""Opens the link that a URL asks for."""
+"""Opens a link to the Redis that a URL names."""
 
 from channelindex.redis.cluster_link import ClusterLink
 from channelindex.redis.endpoints import checked_address, server_of
@@ -8,7 +8,7 @@ from channelindex.redis_url import without_password
 
 
 def open_redis(url: str, purpose: Purpose, *, reconnects: bool = True, timeout_s: float | None = None) -> Link:
-    """A link to the Redis at *url*, or to all of a cluster. It connects when it is first used.
+    """Make a link to the Redis at *url*, or to all of a cluster. It connects when it is first used.
 
     *timeout_s*: for connecting and for each reply, where the URL says nothing else.
 
