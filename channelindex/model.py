@@ -19,16 +19,16 @@ class Checkpoint(NamedTuple):
     """A position of one vbucket from which its feed can be resumed without loss.
 
     `vbuuid`, `seqno`, `snap_start`, `snap_end` are what a DCP stream request needs (snap_start <= seqno <= snap_end).
-    `sequence` is the highest `_sync.sequence` that the feed had sent before the snapshot the position lies in;
-    0 where that is unknown. It decides which removals have to be indexed again (design section 7, "Removals").
-    All are unsigned 64-bit.
+    `purge_seqno` is up to where the source had purged tombstones when it built the last snapshot from disk that led
+    here, 0 where that is unknown: while it has purged no more, a position below it can be resumed. All are unsigned
+    64-bit.
     """
 
     vbuuid: int = 0
     seqno: int = 0
     snap_start: int = 0
     snap_end: int = 0
-    sequence: int = 0
+    purge_seqno: int = 0
 
 
 ORIGIN = Checkpoint()

@@ -22,15 +22,6 @@ DEFAULT_ORIGIN = "default"
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 """No name, path, address or password has these: controls, and bytes of the environment that are not UTF-8."""
 
-DEFAULT_SLACK = 10_000
-"""Sequences by which a write may arrive behind a newer one of its vbucket and still be expected.
-
-Sync Gateway takes a sequence, in small batches per node, before it writes the document with it; a slow write reaches
-the bucket after others that took theirs later. Ten thousand sequences are several seconds of a busy database. Too large
-a slack repeats removals that were indexed, which costs some bytes; too small a one can miss a removal, and then a
-client keeps a document that it may no longer see.
-"""
-
 Value = str | int | float | bool
 
 
@@ -219,13 +210,6 @@ class SourceSettings:
         rule=_decoder,
     )
     star_channel: bool = _setting(True, "Index every document in the channel `*`, too.")
-    removal_slack: int = _setting(
-        DEFAULT_SLACK,
-        "Removals this far below the highest sequence of a vbucket are indexed again, because writes may be reordered.",
-        unit="sequences",
-        at_least=0,
-        at_most=10**9,
-    )
     allow_plain: bool = _setting(False, "Allow the password in clear text without TLS where a server offers no SCRAM.")
 
 

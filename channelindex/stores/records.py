@@ -1,6 +1,6 @@
 """The stored bytes of partition records and quarantined documents, the same in every store (docs/format.md).
 
-A checkpoint is five unsigned 64-bit integers, big-endian: vbuuid, seqno, snap_start, snap_end, sequence. The
+A checkpoint is five unsigned 64-bit integers, big-endian: vbuuid, seqno, snap_start, snap_end, purge_seqno. The
 checkpoints of a partition follow each other by vbucket. A history is a string of epoch starts: epoch, then one seqno
 per vbucket.
 """

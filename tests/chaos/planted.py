@@ -15,6 +15,7 @@ import msgspec
 
 from channelindex import epochs
 from channelindex.blocks import HEADER, iter_entries, pack_entry, pack_frame
+from channelindex.decode.removals import RemovalMemory
 from channelindex.epochs import EpochStart, PartitionRecord
 from channelindex.errors import StoreUnavailable
 from channelindex.model import DELETED, ORIGIN, Checkpoint, Route
@@ -27,7 +28,6 @@ from channelindex.stores.redis.owner import RedisOwner
 from tests.support.node import Node
 from workers.cli import main
 from workers.pipeline import batch_writer
-from workers.pipeline import round as rounds
 from workers.pipeline.batch_writer import BatchWriter
 from workers.pipeline.feed_worker import FeedWorker
 from workers.pipeline.frames import RingFrame
@@ -216,7 +216,7 @@ def resume_too_late(bug: Bug) -> None:
 @bug
 def drop_removals(bug: Bug) -> None:
     """That a document has left a channel is never indexed."""
-    replace(rounds, "removal_is_due", lambda is_due: lambda *arguments: not bug and is_due(*arguments))
+    replace(RemovalMemory, "due", lambda due: lambda *arguments: {} if bug else due(*arguments))
 
 
 @bug
@@ -244,8 +244,8 @@ def mistake_a_channel(bug: Bug) -> None:
 
 def _change_routes(bug: Bug, change: Callable[[Route], Route]) -> None:
     def make(add_route: Any) -> Any:
-        def planted(self: Any, position: Any, vb: int, seqno: int, key: bytes, route: Route) -> None:
-            add_route(self, position, vb, seqno, key, change(route) if bug else route)
+        def planted(self: Any, vb: int, seqno: int, key: bytes, route: Route) -> None:
+            add_route(self, vb, seqno, key, change(route) if bug else route)
 
         return planted
 

@@ -179,7 +179,6 @@ class World:
             self.bucket,
             coordination__redis=self.leases_links[name].url,
             coordination__ttl_s=2.0,
-            source__removal_slack=500,  # with a larger one removals are told again so often that a lost one hides
             index__partitions=8,
             index__block_bytes=4096,
             workers__feed_workers=1 + number % 2,

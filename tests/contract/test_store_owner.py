@@ -152,7 +152,7 @@ def test_begin_repeated_after_a_lost_reply_finds_its_own_epoch(backend, owner):
 def test_rollback_lowers_the_checkpoint_and_starts_the_epoch_there(backend, owner):
     owner.begin(0, 1, "n1")
     owner.advance(1, checkpoints({0: 100, 1: 50}))
-    back = Checkpoint(vbuuid=77, seqno=40, snap_start=40, snap_end=40, sequence=0)
+    back = Checkpoint(vbuuid=77, seqno=40, snap_start=40, snap_end=40, purge_seqno=0)
     record = owner.begin(0, 2, "n1", {0: back, 1: back._replace(seqno=60)}, only_if=1)
     assert record.checkpoints[0] == back
     assert record.stable == (40, 50, 0, 0)
@@ -191,7 +191,7 @@ def test_checkpoint_at_the_same_seqno_is_replaced(backend, owner):
     """The seqno of a snapshot's end comes again with the next snapshot's range and vbuuid."""
     owner.begin(0, 1, "n1")
     owner.advance(1, checkpoints({1: 10}))
-    newer = Checkpoint(vbuuid=2, seqno=10, snap_start=10, snap_end=20, sequence=2**64 - 1)
+    newer = Checkpoint(vbuuid=2, seqno=10, snap_start=10, snap_end=20, purge_seqno=2**64 - 1)
     owner.advance(1, {0: {1: newer}})
     assert backend.reader().partition_records()[0].checkpoints == (ORIGIN, newer, ORIGIN, ORIGIN)
 

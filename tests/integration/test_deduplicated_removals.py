@@ -4,6 +4,7 @@ Whoever follows a channel must learn of every document that left it, though nobo
 took it out. What must be in the index is what the documents in the bucket say.
 """
 
+import json
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -31,9 +32,7 @@ N_VBUCKETS = 4
 MISSED = (1, MAX_RECENT_SEQUENCES - 1, MAX_RECENT_SEQUENCES + 1, 500)
 """Revisions that a document gets while nobody looks. Sync Gateway lists the last 20 sequences of each document."""
 CHANNELS = tuple(f"ch-{number}" for number in range(12))
-SLACK = 2 * SEQUENCE_BATCH
-SETTINGS = {"coordination__ttl_s": 1.0, "index__partitions": 4, "source__removal_slack": SLACK}
-"""A slack that hides nothing: far less than the sequences that are written."""
+SETTINGS = {"coordination__ttl_s": 1.0, "index__partitions": 4}
 
 
 class AcceleratorLayout(InlineLayout):
@@ -223,4 +222,30 @@ def test_removals_of_a_writer_that_others_have_overtaken_are_indexed(tmp_path, r
         seen = {channel: members["slow"] for channel, members in scene.reader.seen.items() if "slow" in members}
         assert {channel for channel, (_, removed, _) in seen.items() if not removed} == {"ch-4", "*"}
         assert {channel for channel, (_, removed, _) in seen.items() if removed} == {"ch-0", "ch-2", "ch-3"}
+        assert_verified(node.config)
+
+
+def document(sequence: int, rev: str, **channels: dict[str, object] | None) -> bytes:
+    return json.dumps({"_sync": {"rev": rev, "sequence": sequence, "channels": channels}}).encode()
+
+
+def test_a_removal_that_a_resync_wrote_under_an_old_sequence_is_indexed(tmp_path, redis_url):
+    """A resync rewrites `channels` under the sequence of a document; then comes an update, and the node sees one."""
+    with (
+        DevBucket(DevBucketConfig(n_vbuckets=1)) as bucket,
+        connect(bucket) as client,
+        Node("n1", tmp_path, redis_url, bucket, **{**SETTINGS, "index__partitions": 1}).start() as node,
+    ):
+        client.store(b"doc", document(10, "1-a", A=None, B=None))
+        for sequence in (11, 60_000, 60_001):  # the feed has been brought far higher ones
+            client.store(b"other", document(sequence, f"{sequence}-b", A=None))
+            await_stable(redis_url, bucket)
+        assert node.drain() == 0
+        resynced = {"A": None, "B": {"seq": 10, "rev": "1-a"}}
+        client.store(b"doc", document(10, "1-a", **resynced))
+        client.store(b"doc", document(60_002, "2-b", **resynced))
+        node.start()
+        await_stable(redis_url, bucket)
+        assert ("doc", "1-a", True, False) in indexed_channels(redis_url)["B"]
+        assert ("doc", "2-b", False, False) in indexed_channels(redis_url)["A"]
         assert_verified(node.config)

@@ -156,7 +156,7 @@ def indexed(bucket: DevBucket, metadata: str, compression: bool) -> Membership:
     meta = IndexMeta(blocks.FORMAT_VERSION, N_VBUCKETS, 4, found.uuid, name)
     decoder = SyncGatewayDecoder()
     with closing(open_feed(source, "matrix", found.uuid, high_seqnos(source), decoder)) as feed:
-        feed_both(feed, decoder, source.removal_slack, meta, [index])
+        feed_both(feed, decoder, meta, [index])
     return indexed_channels("memory://", name)
 
 

@@ -101,7 +101,7 @@ def test_the_stable_clock_moves_only_over_writes_that_were_acknowledged_whicheve
     backend = Backend(redis_url)
     operations = EveryNthFails(backend.operations(), n)
     ring = Ring(1 << 16)
-    builder = RoundBuilder(Everywhere(), 1, 0, {0: ORIGIN})
+    builder = RoundBuilder(Everywhere(), 1, {0: ORIGIN})
     outbox = Outbox([ring], [bells[-1]])
     writer = new_writer(backend.writer(200, operations=operations), [ring], bells[1:], batch_bytes=1_000)
     outbox.begin(1)
@@ -129,7 +129,7 @@ def test_only_the_first_batch_of_a_channel_looks_for_its_block(bells):
     backend = Backend("memory://")
     store = backend.writer(block_bytes=500)  # blocks rotate meanwhile
     ring = Ring(1 << 16)
-    builder = RoundBuilder(Everywhere(), 1, 0, {0: ORIGIN})
+    builder = RoundBuilder(Everywhere(), 1, {0: ORIGIN})
     outbox = Outbox([ring], [bells[-1]])
     writer = new_writer(store, [ring], bells[1:], batch_bytes=1 << 16)
     outbox.begin(1)
@@ -151,7 +151,7 @@ def test_a_full_ring_of_one_group_does_not_delay_the_next_batch_of_another(bells
     backend = Backend("memory://")
     hot, cold = Ring(1 << 16), Ring(1 << 16)
     for ring, bell, vb, n_events in ((hot, bells[0], 0, 10_000), (cold, bells[1], 1, 1)):
-        builder = RoundBuilder(Everywhere(), 1, 0, {vb: ORIGIN})
+        builder = RoundBuilder(Everywhere(), 1, {vb: ORIGIN})
         builder.add([(MUTATION, vb, seqno, b"%d" % seqno, 1, b"{}") for seqno in range(1, n_events + 1)])
         outbox = Outbox([ring], [bell])
         outbox.begin(1)

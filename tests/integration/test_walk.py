@@ -71,7 +71,7 @@ class Pipeline:
             meta=meta,
             store=owner,
             feed=opened.enter_context(closing(open_feed(source, "walk", info.uuid, decoder=decoder))),
-            new_builder=lambda checkpoints: RoundBuilder(decoder, 1, 0, checkpoints),
+            new_builder=lambda checkpoints: RoundBuilder(decoder, 1, checkpoints),
             outbox=Outbox(shared.rings[0], shared.data_bells),
             space_bell=shared.space_bells[0],
             stats=board.feeds[0],

@@ -39,21 +39,29 @@ _ROUND = _of(
     ("safe = max((seqno for", "safe = min((seqno for"),
     ("self.seqno >= self.snap_end or self.seqno == self.snap_start", "self.seqno >= self.snap_end"),
     ("self.seqno >= self.snap_end or", "self.seqno > self.snap_end or"),
-    ("self.known_sequence = self.sequence\n            self.snap_start", "self.snap_start"),
     ("self.snap_start = self.seqno\n", "self.snap_start = snap_start\n"),
     ("self._complete_at.append(self.seqno)", "pass"),
     ("self._vbuuid_at(self.snap_end)", "self._vbuuid_at(self.seqno)"),
-    ("self.snap_start, self.snap_end, self.known_sequence)", "self.seqno, self.seqno, self.known_sequence)"),
-    ("self.snap_end, self.known_sequence)", "self.snap_end, self.sequence)"),
+    ("self.seqno, self.snap_start, self.snap_end)", "self.seqno, self.seqno, self.seqno)"),
+    ("            self._removals.clear()\n", ""),
+    ("        self._removals.clear()  #", "        #"),
     (
         "            position.seqno = event[2]\n            self._touched.add(vb)\n",
         "            position.seqno = event[2]\n",
     ),
-    (" <= HIGHEST_CREDIBLE:", ":"),
-    ("route, position.known_sequence, self", "route, position.sequence, self"),
     ("section.pair_by_vb[vb] = pair", "section.pair_by_vb.setdefault(vb, pair)"),
     ("flags = REMOVED | (DELETED if removal.deleted else 0)", "flags = REMOVED"),
     ("for vb in self._touched}", "for vb in self._positions}"),
+)
+
+_REMOVALS = _of(
+    "channelindex/decode/removals.py",
+    "decode_removals",
+    ("            if before:\n                words[at] = 0\n", ""),
+    ("if words[at] == name else []", "if words[at] else []"),
+    ("removal.sequence, removal.rev, removal.deleted", "removal.rev, removal.deleted"),
+    ("return own if before[1] == _digest(older) else hashes", "return own"),
+    ("if before[1] == _digest(hashes):", "if before[1]:"),
 )
 
 _FEED_WORKER = _of(
@@ -256,6 +264,7 @@ _BLOCK_WRITER = _of(
 
 MUTATIONS: list[Mutation] = [
     *_ROUND,
+    *_REMOVALS,
     *_FEED_WORKER,
     *_JOIN,
     *_OWNERSHIP,

@@ -110,7 +110,7 @@ class FeedRig:
             meta=META,
             store=self.owner,
             feed=self.feed,
-            new_builder=lambda checkpoints: RoundBuilder(Everything(), 1, 0, checkpoints),
+            new_builder=lambda checkpoints: RoundBuilder(Everything(), 1, checkpoints),
             outbox=Outbox([self.ring], [self.bells[0]]),
             space_bell=self.bells[1],
             stats=board.feeds[0],

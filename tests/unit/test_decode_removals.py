@@ -1,84 +1,159 @@
-"""Which removals are indexed, and that a deduplicating feed loses none."""
+"""Which removals are indexed: none is lost, whatever the feed leaves out and whoever wrote the document."""
 
-import pytest
+from dataclasses import dataclass, field
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channelindex.decode.removals import removal_is_due
+from channelindex.decode.removals import RemovalMemory
 from channelindex.model import Removal, Route
-from channelindex.settings import DEFAULT_SLACK
 
-SLACK = 10
-
-
-def due(
-    removal_sequence: int, known: int, *, sequence: int = 500, rev: str = "5-now", removal_rev: str = "3-old"
-) -> bool:
-    route = Route(rev, 0, sequence, {})
-    return removal_is_due(Removal(removal_sequence, removal_rev, False), route, known, SLACK)
+A_OUT = Removal(100, "3-c", False)
 
 
-def test_removal_of_this_revision_is_due_however_far_the_feed_is():
-    assert due(500, known=10_000)
-    assert due(300, known=10_000, sequence=0, removal_rev="5-now")
+def route(sequence: int = 0, rev: str = "9-z", **channels: Removal | None) -> Route:
+    return Route(rev, 0, sequence, channels)
 
 
-def test_sequences_decide_over_revisions_where_both_are_known():
-    assert not due(400, known=10_000, removal_rev="5-now")
+def due(memory: RemovalMemory, route: Route, key: bytes = b"doc") -> set[str]:
+    owed = memory.due(7, key, route)
+    return {channel for channel in route.channels if channel in owed}
 
 
-def test_older_removal_is_not_due_once_the_feed_has_passed_it():
-    assert not due(400, known=410)
-    assert not due(400, known=10_000, sequence=0)
+def test_a_document_that_was_never_brought_has_all_its_removals_indexed() -> None:
+    memory = RemovalMemory(16)
+    assert due(memory, route(500, a=A_OUT, b=Removal(0, "", False), c=None)) == {"a", "b"}
 
 
-def test_older_removal_within_the_slack_is_due():
-    assert due(400, known=409)
-    assert due(400, known=300)
+def test_a_removal_is_indexed_once_however_often_the_document_changes_then() -> None:
+    memory = RemovalMemory(16)
+    assert due(memory, route(100, "3-c", a=A_OUT)) == {"a"}
+    assert due(memory, route(100, "3-c", a=A_OUT)) == set()
+    assert due(memory, route(101, "4-d", a=A_OUT, b=None)) == set()
+    assert due(memory, route(102, "5-e", a=A_OUT, b=Removal(102, "5-e", False))) == {"b"}
+    assert due(memory, route(103, "6-f", a=A_OUT, b=Removal(102, "5-e", False))) == set()
 
 
-@pytest.mark.parametrize(("removal_sequence", "known"), [(0, 10_000), (0, 0), (400, 0)])
-def test_removal_is_due_where_the_feed_cannot_tell(removal_sequence, known):
-    assert due(removal_sequence, known)
+def test_a_removal_under_an_old_sequence_is_indexed() -> None:
+    """A resync rewrites `channels` under the document's sequence; the feed sees the next update only."""
+    memory = RemovalMemory(16)
+    assert due(memory, route(100, "3-c", a=None, b=None)) == set()
+    assert due(memory, route(60_000, "4-d", a=A_OUT, b=None)) == {"a"}
 
 
-def test_a_write_late_by_less_than_the_slack_is_due():
-    route = Route("5-now", 0, 50_000, {})
-    assert removal_is_due(Removal(30_001, "3-old", False), route, 30_000 + DEFAULT_SLACK, DEFAULT_SLACK)
-    assert not removal_is_due(Removal(30_000, "3-old", False), route, 30_000 + DEFAULT_SLACK, DEFAULT_SLACK)
+def test_a_removal_under_an_old_sequence_beside_one_that_was_indexed_is_indexed() -> None:
+    memory = RemovalMemory(16)
+    assert due(memory, route(200, "4-d", a=A_OUT, b=None)) == {"a"}
+    assert due(memory, route(60_000, "5-e", a=A_OUT, b=Removal(200, "4-d", False))) == {"b"}
 
 
-@st.composite
-def histories(draw) -> tuple[list[int], list[int]]:
-    """Documents that change one after the other, and where the snapshots of the feed end."""
-    documents = draw(st.lists(st.integers(0, 3), min_size=1, max_size=30))
-    ends = draw(st.sets(st.integers(1, len(documents)), max_size=8)) | {len(documents)}
-    return documents, sorted(ends)
+def test_a_channel_that_is_entered_again_has_no_other_removal_indexed_again() -> None:
+    memory = RemovalMemory(16)
+    both = route(100, "3-c", a=A_OUT, b=Removal(100, "3-c", False))
+    assert due(memory, both) == {"a", "b"}
+    assert due(memory, route(101, "4-d", a=A_OUT, b=None)) == set()
+    assert due(memory, route(102, "5-e", a=A_OUT, b=Removal(102, "5-e", False))) == {"b"}
 
 
-@given(histories(), st.integers(1, 5))
-def test_every_removal_is_indexed_though_snapshots_hold_each_document_once(history, spread):
-    """Every revision removes its document from a channel of its own, so nothing may ever be lost.
+def test_a_document_that_left_very_many_channels_has_the_new_one_indexed_only() -> None:
+    memory = RemovalMemory(16)
+    left: dict[str, Removal | None] = {}
+    for number in range(1, 101):
+        left[f"stage-{number}"] = Removal(number, f"{number}-x", False)
+        assert due(memory, Route(f"{number}-x", 0, number, dict(left))) == {f"stage-{number}"}
+    resynced = {**left, "stage-0": Removal(50, "50-x", False)}
+    assert due(memory, Route("101-x", 0, 101, resynced)) == set(resynced)
 
-    Writers overtake each other by up to `spread` sequences, which the slack covers.
-    """
-    documents, ends = history
-    sequences = [10 * (i + 1) + 10 * ((i % spread) if spread > 1 else 0) for i in range(len(documents))]
-    last_of_document: dict[int, int] = {}
-    for i, document in enumerate(documents):  # one document's sequences do rise
-        sequences[i] = max(sequences[i], last_of_document.get(document, 0) + 1)
-        last_of_document[document] = sequences[i]
-    removals: dict[int, list[Removal]] = {}
-    indexed: set[int] = set()
-    known = highest = start = 0
-    for end in ends:
-        newest = {documents[i]: i for i in range(start, end)}
-        for i in range(start, end):
-            removals.setdefault(documents[i], []).append(Removal(sequences[i], f"{i}-x", False))
-        for i in sorted(newest.values()):
-            route = Route(f"{i}-x", 0, sequences[i], {})
-            due_now = [r for r in removals[documents[i]] if removal_is_due(r, route, known, slack=10 * spread)]
-            indexed.update(r.sequence for r in due_now if r.sequence <= sequences[i])
-            highest = max(highest, sequences[i])
-        known, start = highest, end
-    assert indexed == set(sequences)
+
+def test_a_channel_that_was_left_twice_under_one_sequence_is_told_twice() -> None:
+    memory = RemovalMemory(16)
+    for _ in range(2):
+        assert due(memory, route(100, "3-c", a=A_OUT)) == {"a"}
+        assert due(memory, route(100, "3-c", a=None)) == set()
+
+
+def test_sequences_of_another_database_hide_nothing() -> None:
+    memory = RemovalMemory(16)
+    assert due(memory, route(9_000_000, "2-x", a=None), key=b"copied") == set()
+    assert due(memory, route(5_001, "4-d", a=A_OUT, b=Removal(4_000, "2-b", False))) == {"a", "b"}
+
+
+def test_documents_that_share_a_slot_are_told_apart() -> None:
+    memory = RemovalMemory(1)
+    for _ in range(2):
+        for key in (b"one", b"two"):
+            assert due(memory, route(500, a=A_OUT), key) == {"a"}
+    assert due(memory, route(500, a=A_OUT), b"two") == set()
+
+
+def test_what_was_cleared_is_indexed_again() -> None:
+    memory = RemovalMemory(16)
+    assert due(memory, route(500, a=A_OUT)) == {"a"}
+    memory.clear()
+    assert due(memory, route(500, a=A_OUT)) == {"a"}
+
+
+# -- against an oracle that sees every write
+
+CHANNELS = ("a", "b", "c", *(f"d{number}" for number in range(40)))
+
+
+@dataclass
+class Written:
+    """A document as its writers leave it."""
+
+    sequence: int = 0
+    generation: int = 0
+    channels: dict[str, Removal | None] = field(default_factory=dict)
+
+    def assign(self, members: frozenset[str], *, sequence: int, generation: int) -> None:
+        """Write as Sync Gateway does; with the sequence and generation that it has, as a resync does."""
+        self.sequence, self.generation = sequence, generation
+        for channel, removal in list(self.channels.items()):
+            if removal is None and channel not in members:
+                self.channels[channel] = Removal(sequence, f"{generation}-x", False)
+        self.channels.update(dict.fromkeys(members))
+
+    def route(self) -> Route:
+        return Route(f"{self.generation}-x", 0, self.sequence, dict(self.channels))
+
+
+WRITES = st.lists(
+    st.tuples(
+        st.integers(0, 2),  # the document
+        st.frozensets(st.sampled_from(CHANNELS)),
+        st.sampled_from(["update", "resync", "unsequenced", "copied"]),
+        st.booleans(),  # whether the feed sees it before the next write
+        st.integers(0, 12).map(lambda number: number == 0),  # whether the feed begins anew behind it
+    ),
+    max_size=30,
+)
+
+
+@given(WRITES, st.sampled_from([1, 2, 64]))
+def test_a_reader_of_any_channel_knows_who_is_in_it(writes, n_slots: int) -> None:
+    """Whatever a bucket leaves out: the last entry of each channel says what the document says."""
+    memory = RemovalMemory(n_slots)
+    documents = [Written() for _ in range(3)]
+    index: dict[tuple[int, str], bool] = {}
+
+    def feed(number: int) -> None:
+        shown = documents[number].route()
+        owed = memory.due(0, b"%d" % number, shown)
+        for channel, removal in shown.channels.items():
+            if removal is None or channel in owed:
+                index[number, channel] = removal is None
+
+    for count, (number, members, kind, is_seen, begins_anew) in enumerate(writes, 1):
+        document = documents[number]
+        resync = kind == "resync" and document.generation
+        sequence = document.sequence if resync else {"unsequenced": 0, "copied": 10**6 - count}.get(kind, count)
+        document.assign(members, sequence=sequence, generation=document.generation + (not resync))
+        if is_seen:
+            feed(number)
+        if begins_anew:
+            memory.clear()
+    for number in range(3):
+        feed(number)
+        for channel, removal in documents[number].channels.items():
+            assert index[number, channel] is (removal is None)

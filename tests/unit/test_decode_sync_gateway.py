@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channelindex.decode.base import MAX_CHANNEL_BYTES, Undecodable
-from channelindex.decode.removals import removal_is_due
+from channelindex.decode.removals import RemovalMemory
 from channelindex.decode.sync_gateway import SyncGatewayDecoder, _find_attribute
 from channelindex.errors import ProtocolError
 from channelindex.feeds.base import DELETION, EXPIRATION, JSON, MUTATION, SNAPPY, XATTR
@@ -69,17 +69,17 @@ def test_golden_document_decodes_as_expected(name):
     assert route.flags == expected["flags"]
     sync = document["xattrs"]["_sync"] if "xattrs" in document else document["value"]["_sync"]
     assert route.sequence == sync.get("sequence", 0)
-    known = max(route.sequence - 2, 0)
-    found = {
-        channel: "in"
-        if removal is None
-        else "removed"
-        if removal_is_due(removal, route, known, slack=10)
-        else "ignored"
-        for channel, removal in route.channels.items()
-    }
     wanted = {channel: text.partition(" ")[0].rstrip(",") for channel, text in expected["channels"].items()}
-    assert found == wanted | dict.fromkeys(expected.get("ignored", ()), "ignored")
+    assert {channel for channel, removal in route.channels.items() if removal is None} == {
+        channel for channel, what in wanted.items() if what == "in"
+    }
+    memory = RemovalMemory()
+    due = memory.due(0, b"doc", route)
+    assert {channel for channel in route.channels if channel in due} - set(expected.get("ignored", ())) == {
+        channel for channel, what in wanted.items() if what == "removed"
+    }
+    again = memory.due(0, b"doc", route)
+    assert not any(channel in again for channel in route.channels)  # older ones were told again once
 
 
 def test_golden_removals_carry_sequence_revision_and_deletion():

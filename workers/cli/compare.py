@@ -89,7 +89,7 @@ def _feed(config: Config, sides: list[IndexSettings]) -> None:
     meta = IndexMeta(FORMAT_VERSION, source.n_vbuckets, config.index.partitions, source.uuid, secrets.token_hex(16))
     decoder = make_decoder(config.source.decoder, star_channel=config.source.star_channel)
     with closing(open_feed(config.source, "compare", source.uuid, high_seqnos(config.source))) as feed:
-        feed_both(feed, decoder, config.source.removal_slack, meta, sides)
+        feed_both(feed, decoder, meta, sides)
 
 
 def _print(found: Comparison) -> None:

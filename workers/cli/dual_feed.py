@@ -15,9 +15,7 @@ from workers.pipeline.direct import DirectOutbox
 from workers.pipeline.round import Round, RoundBuilder
 
 
-def feed_both(
-    feed: BoundedFeed, decoder: Decoder, removal_slack: int, meta: IndexMeta, targets: Sequence[IndexSettings]
-) -> None:
+def feed_both(feed: BoundedFeed, decoder: Decoder, meta: IndexMeta, targets: Sequence[IndexSettings]) -> None:
     """Write all changes of *feed*, up to its end, to the new indexes *targets* of *meta*. The caller closes *feed*.
 
     Raises:
@@ -25,7 +23,7 @@ def feed_both(
         StoreUnavailable, OutcomeUnknown: a store failed; the indexes are incomplete.
     """
     origins = dict.fromkeys(range(meta.n_vbuckets), ORIGIN)
-    builder = RoundBuilder(decoder, 1, removal_slack, origins)
+    builder = RoundBuilder(decoder, 1, origins)
     written = [_IndexTarget(settings, meta) for settings in targets]
     try:
         feed.start(origins)

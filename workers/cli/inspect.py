@@ -113,9 +113,9 @@ def _print_partition(report: PartitionReport) -> None:
     owner = f"epoch {report.epoch} of {report.owner}" if report.epoch else "never owned"
     output.line(f"partition {report.partition}: {owner}")
     output.line("")
-    header = ("vbucket", "vbuuid", "stable seqno", "snapshot", "sequence")
+    header = ("vbucket", "vbuuid", "stable seqno", "snapshot", "purge seqno")
     rows = [
-        (vb, f"{each.vbuuid:016x}", each.seqno, f"{each.snap_start}-{each.snap_end}", each.sequence)
+        (vb, f"{each.vbuuid:016x}", each.seqno, f"{each.snap_start}-{each.snap_end}", each.purge_seqno)
         for vb, each in enumerate(report.checkpoints, report.first_vb)
     ]
     output.table(header, rows)

@@ -74,7 +74,7 @@ def _worker(config: Config, meta: IndexMeta, board: Board, stop: StopFlag, link:
     board.feeds[0].start()
 
     def new_builder(checkpoints: Mapping[int, Checkpoint]) -> RoundBuilder:
-        return RoundBuilder(decoder, 1, source.removal_slack, checkpoints)
+        return RoundBuilder(decoder, 1, checkpoints)
 
     return FeedWorker(
         owner=config.node.name,

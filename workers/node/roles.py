@@ -122,7 +122,7 @@ class Roles:
             meta=self._meta,
             store=open_owner(config.index),
             feed=open_feed(source, feed_name, self._meta.source_uuid, decoder=decoder),
-            new_builder=lambda checkpoints: RoundBuilder(decoder, shared.n_writers, source.removal_slack, checkpoints),
+            new_builder=lambda checkpoints: RoundBuilder(decoder, shared.n_writers, checkpoints),
             outbox=Outbox(shared.rings[number], shared.data_bells),
             space_bell=shared.space_bells[number],
             stats=slot.stats,

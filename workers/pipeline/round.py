@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from channelindex import blocks
 from channelindex.decode.base import Decoder
-from channelindex.decode.removals import HIGHEST_CREDIBLE, removal_is_due
+from channelindex.decode.removals import RemovalMemory
 from channelindex.feeds.base import (
     ADVANCED,
     EXPIRATION,
@@ -52,26 +52,23 @@ class Round(NamedTuple):
 class Position:
     """The position of the feed in one vbucket, and the content of its next checkpoint.
 
-    `sequence` is the highest `_sync.sequence` brought so far, `known_sequence` the highest before the present
-    snapshot. Deduplication happens within a snapshot: until its end, any earlier revision of it may still be missing.
+    Deduplication happens within a snapshot: until its end, any earlier revision of it may still be missing.
     So a feed is complete at the ends of snapshots only, and `snap_start` is the last of these, not what the marker
     said: a marker in memory begins at the next seqno, one from disk at the seqno asked for.
     """
 
-    __slots__ = ("_complete_at", "failover_log", "known_sequence", "seqno", "sequence", "snap_end", "snap_start")
+    __slots__ = ("_complete_at", "failover_log", "seqno", "snap_end", "snap_start")
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.failover_log: FailoverLog = ((checkpoint.vbuuid, 0),)
         self.seqno = checkpoint.seqno
         self.snap_start = checkpoint.snap_start
         self.snap_end = checkpoint.snap_end
-        self.sequence = self.known_sequence = checkpoint.sequence
         self._complete_at = deque([checkpoint.snap_start], MAX_COMPLETE)
 
     def enter_snapshot(self, snap_start: int, snap_end: int) -> None:
         """A snapshot marker came. One that reaches back to what we have goes on with the snapshot we are in."""
         if self._complete() or snap_start > self.seqno:
-            self.known_sequence = self.sequence
             self.snap_start = self.seqno
             self._complete_at.append(self.seqno)
         self.snap_end = snap_end
@@ -84,9 +81,9 @@ class Position:
         """
         if self._complete():
             vbuuid = self._vbuuid_at(self.seqno)
-            return Checkpoint(vbuuid, self.seqno, self.seqno, self.seqno, self.sequence)
+            return Checkpoint(vbuuid, self.seqno, self.seqno, self.seqno)
         vbuuid = self._vbuuid_at(self.snap_end)
-        return Checkpoint(vbuuid, self.seqno, self.snap_start, self.snap_end, self.known_sequence)
+        return Checkpoint(vbuuid, self.seqno, self.snap_start, self.snap_end)
 
     def rolled_back(self, to: Checkpoint) -> Checkpoint:
         """The checkpoint to resume at when the source has taken back everything above the seqno of *to*.
@@ -96,7 +93,7 @@ class Position:
         """
         complete_at = [*self._complete_at, self.seqno] if self._complete() else self._complete_at
         safe = max((seqno for seqno in complete_at if seqno <= to.seqno), default=0)
-        return Checkpoint(to.vbuuid, safe, safe, safe, 0) if safe else ORIGIN
+        return Checkpoint(to.vbuuid, safe, safe, safe) if safe else ORIGIN
 
     def _vbuuid_at(self, seqno: int) -> int:
         """The branch of history that *seqno* lies on. With hardly an exception that is the newest one."""
@@ -110,12 +107,10 @@ class Position:
 class RoundBuilder:
     """Takes events in, gives rounds out. Keeps the position of every vbucket across rounds."""
 
-    def __init__(
-        self, decoder: Decoder, n_writers: int, removal_slack: int, checkpoints: Mapping[int, Checkpoint]
-    ) -> None:
+    def __init__(self, decoder: Decoder, n_writers: int, checkpoints: Mapping[int, Checkpoint]) -> None:
         self._decode = decoder.decode
         self._n_writers = n_writers
-        self._removal_slack = removal_slack
+        self._removals = RemovalMemory()
         self._positions = {vb: Position(checkpoint) for vb, checkpoint in checkpoints.items()}
         self._shard_by_channel: dict[str, int] = {}
         self.rollbacks: dict[int, Checkpoint] = {}
@@ -127,6 +122,7 @@ class RoundBuilder:
     def begin(self, checkpoints: Mapping[int, Checkpoint]) -> None:
         """Take events of these vbuckets too, from their checkpoints on."""
         self._positions.update({vb: Position(checkpoint) for vb, checkpoint in checkpoints.items()})
+        self._removals.clear()  # others may have indexed newer versions of these vbuckets' documents since
 
     def forget(self, vbuckets: Iterable[int]) -> None:
         """No event of these vbuckets comes any more, and none of the present round is theirs."""
@@ -160,23 +156,22 @@ class RoundBuilder:
             try:
                 decoded = decode(kind, key, datatype, value)
                 if isinstance(decoded, Route):
-                    self._add_route(position, vb, seqno, key, decoded)
+                    self._add_route(vb, seqno, key, decoded)
                 elif decoded is not None:
                     self._add_principal(decoded)
             except Exception as error:  # noqa: BLE001 one document, or the operator's own decoder, must not stop a feed
                 self._quarantined.append(Quarantined(vb, seqno, key, _reason(key, error), time.time()))
 
-    def _add_route(self, position: Position, vb: int, seqno: int, key: bytes, route: Route) -> None:
+    def _add_route(self, vb: int, seqno: int, key: bytes, route: Route) -> None:
         size, rev = blocks.pack_rev(route.rev)
         head = blocks.pack_entry_head(vb, seqno, route.flags, len(key), size)
         entry = head + key + rev
-        if position.sequence < route.sequence <= HIGHEST_CREDIBLE:
-            position.sequence = route.sequence
         sections = self._sections
+        due = self._removals.due(vb, key, route)
         for channel, removal in route.channels.items():
             if removal is None:
                 packed = entry
-            elif removal_is_due(removal, route, position.known_sequence, self._removal_slack):
+            elif channel in due:
                 flags = REMOVED | (DELETED if removal.deleted else 0)
                 size, rev = blocks.pack_rev(removal.rev)
                 packed = blocks.pack_entry_head(vb, seqno, flags, len(key), size) + key + rev
@@ -204,6 +199,7 @@ class RoundBuilder:
             position.failover_log = event[2]
         elif kind == ROLLBACK:
             self.rollbacks[vb] = position.rolled_back(event[2])
+            self._removals.clear()
             self.rollback_since = self.rollback_since or time.monotonic()
 
     def seqnos(self) -> dict[int, int]:
