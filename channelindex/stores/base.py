@@ -12,7 +12,7 @@ is safe for every operation of this module). A store never retries by itself bey
 whether waiting makes sense.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from channelindex.epochs import EpochStart, PartitionRecord
@@ -106,6 +106,14 @@ class Quarantined(NamedTuple):
     at: float
 
 
+class Restored(NamedTuple):
+    """The meta record that is there now, whether it was written anew, and the partitions whose records were."""
+
+    meta: IndexMeta
+    wrote_meta: bool
+    partitions: tuple[int, ...]
+
+
 class IndexWriter(Protocol):
     """The write half. One live instance per (index, batch writer)."""
 
@@ -132,6 +140,20 @@ class OwnerStore(Protocol):
 
     def create_or_check(self, wanted: IndexMeta) -> IndexMeta:
         """The index's meta record, created as *wanted* if there is none. `index_uuid` is not compared.
+
+        Raises:
+            IndexMismatch: there is an index of another format, shape or source bucket; nothing was changed.
+            IndexCorrupt: the meta record is missing though partition records are there; nothing was changed.
+        """
+        ...
+
+    def restore(self, wanted: IndexMeta, partitions: Collection[int] = ()) -> Restored:
+        """Write what is missing or cannot be read of the meta record and the partition records, and *partitions* anew.
+
+        The meta record becomes *wanted*, with the `index_uuid` that it had, if that is still known somewhere: with
+        another one, no `since` token is accepted any more. A record that is written anew is that of a partition that
+        nobody has owned yet: its next epoch starts at 0, so all that was ever written of it is dead, and is indexed
+        again. What is whole is not changed. May be repeated, while nodes run.
 
         Raises:
             IndexMismatch: there is an index of another format, shape or source bucket; nothing was changed.
@@ -188,6 +210,8 @@ class OwnerStore(Protocol):
 
         Raises:
             StaleEpoch: of the first partition that refused.
+            IndexMissing: the whole index is gone.
+            IndexCorrupt: its meta record is gone, or a partition record.
         """
         ...
 

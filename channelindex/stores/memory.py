@@ -7,14 +7,14 @@ Nothing of it is left when the process ends. How much it holds of each channel: 
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import islice
 
 from channelindex import blocks, epochs
 from channelindex.epochs import EpochStart, PartitionRecord, new_record
 from channelindex.errors import ChangesForgotten, IndexMissing, StaleEpoch
 from channelindex.model import Checkpoint, IndexMeta
-from channelindex.stores.base import BlockRef, ChannelState, Directory, GroupState, Quarantined
+from channelindex.stores.base import BlockRef, ChannelState, Directory, GroupState, Quarantined, Restored
 from channelindex.stores.block_writer import (
     TAIL_BYTES,
     BlindAppend,
@@ -180,6 +180,17 @@ class MemoryOwner:
             meta = self._index.required_meta(self._index_name)
             check_meta(meta, wanted, self._index_name)
             return meta
+
+    def restore(self, wanted: IndexMeta, partitions: Collection[int] = ()) -> Restored:
+        """See `OwnerStore.restore`. Memory loses nothing by itself."""
+        with self._index.changed:
+            wrote_meta = self._index.meta is None
+            meta = self.create_or_check(wanted)
+            for partition in partitions:
+                vbuckets = meta.vbuckets_of(partition)
+                self._index.records[partition] = new_record(vbuckets.start, len(vbuckets))
+                self._index.archives[partition] = ()
+            return Restored(meta, wrote_meta, tuple(sorted(partitions)))
 
     def next_epoch(self) -> int:
         """See `OwnerStore.next_epoch`."""

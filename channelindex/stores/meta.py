@@ -73,3 +73,16 @@ def _mismatch(index_name: str, what: str, found: object, wanted: object) -> str:
         f"index {index_name!r} has {what} {found}, expected {wanted}: "
         "set index.name to a new name to build another index, or point source.url and index.* at what it was built for"
     )
+
+
+def lost_meta(key: str) -> IndexCorrupt:
+    """The error of whoever finds partition records of an index and no meta record."""
+    return IndexCorrupt(f"{key}: the meta record is missing though the index is there: {_REPAIR}")
+
+
+def lost_record(key: str, why: str = "is missing") -> IndexCorrupt:
+    """The error of whoever finds the partition record *key* missing or garbled."""
+    return IndexCorrupt(f"{key}: the partition record {why}: {_REPAIR}")
+
+
+_REPAIR = "the store has lost data; channelindex repair writes it anew"

@@ -11,9 +11,10 @@ from channelindex import epochs
 from channelindex.epochs import NO_BOUND, Bounds, EpochStart, PartitionRecord, new_record, whole_record
 from channelindex.errors import IndexMismatch, IndexMissing, StaleEpoch
 from channelindex.model import ORIGIN, Checkpoint, IndexMeta
+from channelindex.reading.reader import ChangesReader
 from channelindex.stores.base import OwnerStore, Quarantined
 from channelindex.stores.records import QUARANTINE_DOCUMENTS, pack_checkpoints, pack_history
-from tests.support.stores import META, Backend, checkpoints, whole_records
+from tests.support.stores import META, Backend, append, checkpoints, entry, whole_records
 
 SEQNOS = [2**24 - 1, 2**24, 2**24 + 1, 2**32, 2**32 + 1, 2**48, 2**53, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1]
 
@@ -371,3 +372,33 @@ def test_closing_twice_is_harmless(backend):
     for half in (backend.owner(), backend.reader(), backend.writer()):
         half.close()
         half.close()
+
+
+# --- what is lost is written anew
+
+
+def test_restoring_a_whole_index_changes_nothing(backend, owner):
+    owner.begin(1, owner.next_epoch(), "n1")
+    before = list(backend.reader().partition_records())
+    assert owner.restore(META) == (META, False, ())
+    assert list(backend.reader().partition_records()) == before
+
+
+def test_a_partition_that_is_restored_starts_at_the_beginning_and_all_before_is_dead(backend, owner):
+    writer = backend.writer()
+    first = owner.next_epoch()
+    owner.begin(0, first, "n1")
+    writer.write([append("A", first, entry(0, 1), entry(0, 2))])
+    owner.advance(first, checkpoints({0: 2}))
+    others = list(backend.reader().partition_records())[1:]
+    assert owner.restore(META, [0]).partitions == (0,)
+    assert list(backend.reader().partition_records())[1:] == others
+    with pytest.raises(StaleEpoch):
+        owner.advance(first, checkpoints({0: 3}))
+    reader = ChangesReader(backend.reader())
+    assert reader.changes(["A"]).entries == ()
+    second = owner.next_epoch()
+    assert owner.begin(0, second, "n1").stable[0] == 0
+    writer.write([append("A", second, entry(0, 1))])
+    owner.advance(second, checkpoints({0: 2}))
+    assert [change.seqno for change in reader.changes(["A"]).entries] == [1]

@@ -5,9 +5,11 @@ import socket
 import threading
 from collections.abc import Iterator
 
+import msgspec
 import pytest
 import redis
 
+from channelindex.epochs import new_record
 from channelindex.errors import (
     AuthenticationFailed,
     ConfigInvalid,
@@ -93,6 +95,7 @@ def test_stable_clock_moves_before_its_counter_and_the_message(backend, client):
     seen = _commands_of_scripts(client, lambda: owner.advance(1, checkpoints({0: 1})))
     record = KEYS.partition(0)
     assert seen == [
+        f"EXISTS {KEYS.meta}",
         f"HGET {record}",
         f"HGET {record}",
         f"HSET {record}",
@@ -390,8 +393,50 @@ def test_lost_partition_record_is_corruption_and_not_a_beginning(backend, client
         backend.reader().partition_records()
     with pytest.raises(IndexCorrupt, match="p:1"):
         owner.begin(1, 2, "n1")
-    with pytest.raises(IndexMissing, match="p:1"):
+    with pytest.raises(IndexCorrupt, match=r"p:1.*channelindex repair"):
         owner.advance(1, checkpoints({4: 1}))
+
+
+@pytest.mark.parametrize("damage", ["delete", "garble", "retype", "archive"])
+def test_what_was_lost_of_a_partition_record_is_written_anew(backend, client, damage):
+    owner = backend.owner()
+    owner.begin(1, 1, "n1")
+    whole = list(backend.reader().partition_records())
+    key = KEYS.partition(1)
+    if damage == "archive":
+        client.hset(key, "archived", 1)
+    else:
+        client.hset(key, "ck", "x") if damage == "garble" else client.delete(key)
+    if damage == "retype":
+        client.set(key, "foreign")
+    assert owner.restore(META) == (META, False, (1,))
+    found = list(backend.reader().partition_records())
+    assert found[1] == new_record(4, 4)
+    assert found[:1] + found[2:] == whole[:1] + whole[2:]
+
+
+def test_lost_meta_record_stops_the_owner_and_is_written_anew_with_its_uuid(backend, client):
+    owner = backend.owner()
+    owner.begin(0, 1, "n1")
+    whole = list(backend.reader().partition_records())
+    client.delete(KEYS.meta)
+    wanted = msgspec.structs.replace(META, index_uuid="another")
+    for act in (lambda: owner.advance(1, checkpoints({0: 1})), lambda: backend.owner().create_or_check(wanted)):
+        with pytest.raises(IndexCorrupt, match=r"meta.*channelindex repair"):
+            act()
+    assert backend.owner().restore(wanted) == (META, True, ())
+    owner.advance(1, checkpoints({0: 1}))
+    found = list(backend.reader().partition_records())
+    assert found[1:] == whole[1:]
+    assert found[0].stable[0] == 1
+
+
+def test_index_that_is_gone_as_a_whole_is_missing_and_not_damaged(backend, client):
+    owner = backend.owner()
+    owner.begin(0, 1, "n1")
+    client.flushall()
+    with pytest.raises(IndexMissing):
+        owner.advance(1, checkpoints({0: 1}))
 
 
 @pytest.mark.parametrize("field", ["ck", "hist"])

@@ -127,3 +127,13 @@ def test_an_address_is_host_and_port():
 @pytest.mark.parametrize("value", ["9480", "localhost", "127.0.0.1:", "::1:80", "h:99999", "http://h:1"])
 def test_a_wrong_address_is_told(value):
     assert "127.0.0.1:9480" in str(SETTINGS["metrics.listen"].wrong(value))
+
+
+def test_a_worker_that_found_damage_makes_a_node_unready_until_its_successor_does_well(board):
+    worker = board.feeds[0]
+    worker.set(damaged=1, pid=0)
+    assert "1 workers found the index damaged (exit code 73)" in problems(board)
+    worker.set(pid=1, started_ns=LATER_NS - S)
+    assert "damaged" in problems(board)
+    worker.set(started_ns=LATER_NS - 11 * S)
+    assert "damaged" not in problems(board)

@@ -38,6 +38,7 @@ COMMANDS = {
     "scale": "change the numbers of workers of running nodes",
     "rewind": "take partitions back to an earlier clock; the nodes index again from there",
     "rebuild": "have the nodes index the whole bucket again",
+    "repair": "write anew what the store lost of the index's records, and verify",
     "quarantine": "list the documents that could not be decoded, and retry them",
     "size": "calculate workers, rings and the memory of the index",
     "verify": "compare the index with the bucket",

@@ -60,7 +60,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     parser.epilog = _EPILOG
     which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("--partition", type=_number, action="append", metavar="P", help="a partition; may be repeated")
+    which.add_argument("--partition", type=number, action="append", metavar="P", help="a partition; may be repeated")
     which.add_argument("--all", action="store_true", help="all partitions")
     parser.add_argument("--to", type=_clock, required=True, metavar="CLOCK", help="clock to go back to")
     add_rewind_arguments(parser)
@@ -87,7 +87,8 @@ def _plan(
     return chosen, dict.fromkeys(range(meta.n_vbuckets), 0) if clock is None else clock
 
 
-def _number(text: str) -> int:
+def number(text: str) -> int:
+    """The number of a partition, as an argument's type."""
     if not text.isascii() or not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is no number of a partition")
     return int(text)
@@ -124,8 +125,10 @@ def add_rewind_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_config(parser)
 
 
-def rewind_and_wait(config: Config, args: argparse.Namespace, job: str, plan: Plan) -> None:
+def rewind_and_wait(config: Config, args: argparse.Namespace, job: str, plan: Plan, *, restores: bool = False) -> None:
     """Rewind as *plan* says, after confirmation, and wait; *job* names the command.
+
+    Where it *restores*, partition records that are missing or damaged are written anew before.
 
     Raises:
         NotConfirmed: a person declined, or nobody could be asked.
@@ -136,6 +139,8 @@ def rewind_and_wait(config: Config, args: argparse.Namespace, job: str, plan: Pl
         if not args.yes:
             confirm(f"{job} {len(partitions)} partitions of index {config.index.name!r}?")
         with closing(open_owner(config.index)) as owner, job_lock(config.coordination.redis, config.index.name, job):
+            if restores:
+                owner.restore(reader.meta())
             rewound = list(rewind_partitions(owner, reader, partitions, clock, requester(job)))
         n_lowered = sum(each.before[vb] > each.after[vb] for each in rewound for vb in each.after)
         if not args.json:

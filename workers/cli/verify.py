@@ -1,7 +1,7 @@
 """`channelindex verify`: compares the index with the bucket."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 
@@ -43,15 +43,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare, and print what differs."""
-    report = _verify(options.config_of(args, REQUIRED_TO_VERIFY), args)
+    report = verify_index(options.config_of(args, REQUIRED_TO_VERIFY), args.channel, args.timeout)
     if args.json:
         output.json_line({"ok": report.ok, **asdict(report)})
     else:
-        _print(report)
+        print_report(report)
     return exits.OK if report.ok else exits.DIFFERENCES
 
 
-def _verify(config: Config, args: argparse.Namespace) -> VerifyReport:
+def verify_index(config: Config, channels: Sequence[str] | None, timeout_s: float) -> VerifyReport:
+    """Compare the configured index, or some of its channels, with the configured bucket."""
+
     def highs() -> Mapping[int, int]:
         return high_seqnos(config.source)
 
@@ -60,10 +62,11 @@ def _verify(config: Config, args: argparse.Namespace) -> VerifyReport:
         source_uuid = store.meta().source_uuid
         check_source(config.source, source_uuid)
         with closing(open_feed(config.source, "verify", source_uuid, highs())) as feed:
-            return verify(store, feed, decoder, highs, args.channel, stable_timeout_s=args.timeout)
+            return verify(store, feed, decoder, highs, channels, stable_timeout_s=timeout_s)
 
 
-def _print(report: VerifyReport) -> None:
+def print_report(report: VerifyReport) -> None:
+    """Print what differs, and how much was compared."""
     if report.details:
         header = ("problem", "channel", "document", "vbucket", "expected", "found")
         rows = [(row.kind, row.channel, row.id, row.vb, row.expected, row.found) for row in report.details]

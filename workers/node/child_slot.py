@@ -115,6 +115,6 @@ class ChildSlot:
         if self.link:
             self.link.close()
         self.child, self.link, self._kill_at = None, None, None
-        self.stats.set(pid=0)
+        self.stats.set(pid=0, damaged=int(code == exits.CORRUPT))
         self.stats.add(restarts=0 if asked else 1)
         return code

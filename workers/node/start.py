@@ -54,13 +54,7 @@ def run_node(config: Config, reload: Callable[[], Config]) -> int:
 def prepare_index(config: Config) -> IndexMeta:
     """The index's meta record, created if there is none yet, after decoder, bucket, leases and store proved usable."""
     make_decoder(config.source.decoder, star_channel=config.source.star_channel)
-    source = describe(config.source)
-    n_partitions = config.index.partitions
-    if source.n_vbuckets % n_partitions:
-        raise ConfigInvalid(
-            f"index.partitions = {n_partitions} does not divide the {source.n_vbuckets} vbuckets of the bucket"
-        )
-    wanted = IndexMeta(FORMAT_VERSION, source.n_vbuckets, n_partitions, source.uuid, uuid.uuid4().hex)
+    wanted = wanted_meta(config)
     if config.index.store == MEMORY_URL:
         return _create_or_check(config.index, wanted)
     url = config.coordination.redis
@@ -68,6 +62,22 @@ def prepare_index(config: Config) -> IndexMeta:
         for server in redis.servers():
             server.execute("PING")
     return run_in_child("store_check", partial(_create_or_check, config.index, wanted))
+
+
+def wanted_meta(config: Config) -> IndexMeta:
+    """The meta record that an index of the configured bucket has, with a UUID of its own.
+
+    Raises:
+        ConfigInvalid: index.partitions does not divide the bucket's vbuckets.
+        SourceUnavailable, AuthenticationFailed: the bucket does not tell about itself.
+    """
+    source = describe(config.source)
+    n_partitions = config.index.partitions
+    if source.n_vbuckets % n_partitions:
+        raise ConfigInvalid(
+            f"index.partitions = {n_partitions} does not divide the {source.n_vbuckets} vbuckets of the bucket"
+        )
+    return IndexMeta(FORMAT_VERSION, source.n_vbuckets, n_partitions, source.uuid, uuid.uuid4().hex)
 
 
 def _create_or_check(settings: IndexSettings, wanted: IndexMeta) -> IndexMeta:

@@ -27,7 +27,14 @@ SUPERVISOR = "supervisor"
 MAX_WORKERS = 64
 """Of each kind; `workers.feed_workers` and `workers.batch_writers` go no higher."""
 
-_COMMON = ("pid", "started_ns", "beat_ns", "store_errors", "restarts")
+_COMMON = (
+    "pid",
+    "started_ns",
+    "beat_ns",
+    "store_errors",
+    "restarts",
+    "damaged",  # 1 where the one before ended because the index is damaged
+)
 """Times (`_ns`) are of the monotonic clock, which is the same in all processes of a machine; 0 for never."""
 
 
@@ -156,15 +163,15 @@ class ProcessStats(Row):
         self.role = role
 
     def start(self) -> None:
-        """Set all words to 0 except the time, the caller's process id and the number of restarts.
+        """Set all words to 0 except the time, the caller's process id and what is known of those before.
 
         The supervisor calls it before the fork, or it would take the predecessor's last beat for the new child's; the
         child calls it again, for its own process id.
         """
-        restarts = self.get("restarts")
+        restarts, damaged = self.get("restarts"), self.get("damaged")
         self.clear()
         now_ns = time.monotonic_ns()
-        self.set(pid=os.getpid(), started_ns=now_ns, beat_ns=now_ns, restarts=restarts)
+        self.set(pid=os.getpid(), started_ns=now_ns, beat_ns=now_ns, restarts=restarts, damaged=damaged)
 
     def beat(self) -> None:
         """Record that the main loop has turned once more."""

@@ -2,9 +2,12 @@
 
 from typing import NamedTuple
 
+from channelindex import exits
 from channelindex.settings import MetricsSettings
-from workers.telemetry.board import Board
+from workers.telemetry.board import Board, ProcessStats
 
+SETTLED_S = 10.0
+"""A worker that lives for so long after one that found damage has not found it again."""
 ALIVE_S = 10.0
 """A supervisor whose loop has not turned for so long is not alive. Its longest sleep is a fiftieth of that."""
 
@@ -32,6 +35,11 @@ def readiness(board: Board, now_ns: int, limits: MetricsSettings) -> Health:
     problems = liveness(board, now_ns).problems
     if node.get("state"):
         problems.append("reloading or draining")
+    if damaged := sum(_found_damage(stats, now_ns) for stats in (*board.feeds, *board.writers)):
+        problems.append(
+            f"{damaged} workers found the index damaged (exit code {exits.CORRUPT}): their log line child.failed and "
+            "channelindex status say what; see channelindex repair"
+        )
     if not node.get("heard_ns"):
         problems.append("no report from the lease keeper yet")
     if node.get("trouble"):
@@ -53,6 +61,12 @@ def readiness(board: Board, now_ns: int, limits: MetricsSettings) -> Health:
             f"(metrics.ready_quarantined = {limits.ready_quarantined}); see channelindex quarantine list"
         )
     return Health(problems)
+
+
+def _found_damage(stats: ProcessStats, now_ns: int) -> bool:
+    """Check whether a worker ended because of damage, and its successor has not yet lived for long enough."""
+    is_settled = stats.get("pid") and (now_ns - stats.get("started_ns")) / 1e9 > SETTLED_S
+    return bool(stats.get("damaged") and not is_settled)
 
 
 def lag_s_of(behind_ns: int, now_ns: int) -> float:

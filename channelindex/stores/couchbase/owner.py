@@ -5,16 +5,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from channelindex import epochs
 from channelindex.epochs import EpochStart, PartitionRecord
-from channelindex.errors import StaleEpoch, Transient
+from channelindex.errors import IndexCorrupt, IndexMissing, StaleEpoch, Transient
 from channelindex.model import Checkpoint, IndexMeta
 from channelindex.settings import IndexSettings
-from channelindex.stores.base import Quarantined
+from channelindex.stores.base import Quarantined, Restored
 from channelindex.stores.couchbase.keys import Keys
 from channelindex.stores.couchbase.link import Link, Stored, append_or_create
 from channelindex.stores.couchbase.partitions import decode_record, encode_record
 from channelindex.stores.couchbase.quarantine import Quarantine, decode_quarantine, encode_quarantine
 from channelindex.stores.meta import check_meta, decode_meta, encode_meta
-from channelindex.stores.records import pack_history
+from channelindex.stores.records import pack_history, unpack_history
 
 MAX_ATTEMPTS = 50
 """Lost comparisons before an operation gives up: each means that another owner changed the record in a round trip."""
@@ -45,6 +45,50 @@ class CouchbaseOwner:
         check_meta(meta, wanted, self._index_name)
         self._known_meta = meta
         return meta
+
+    def restore(self, wanted: IndexMeta, partitions: Collection[int] = ()) -> Restored:
+        """See `OwnerStore.restore`. The UUID is nowhere else: a meta record that is written anew has another one."""
+        found = self._meta_if_readable()
+        if found is not None:
+            check_meta(found, wanted, self._index_name)
+        meta = found or wanted
+        broken = [p for p in range(meta.n_partitions) if p in partitions or not self._is_whole(meta, p)]
+        for partition in broken:
+            new = encode_record(epochs.new_record(meta.vbuckets_of(partition).start, meta.partition_width))
+            self._overwrite(self._keys.partition(meta, partition), new)
+        if found is None:
+            self._overwrite(self._keys.meta, encode_meta(meta))
+        self._known_meta = meta
+        return Restored(meta, found is None, tuple(broken))
+
+    def _meta_if_readable(self) -> IndexMeta | None:
+        try:
+            return self._read_meta()
+        except (IndexMissing, IndexCorrupt):
+            return None
+
+    def _is_whole(self, meta: IndexMeta, partition: int) -> bool:
+        """Whether the record of *partition* can be read, and its archive has what it should."""
+        key, archive = self._keys.partition(meta, partition), self._keys.archive(partition)
+        try:
+            record = decode_record(self._stored(key), meta.vbuckets_of(partition), key)
+            old = self._stored(archive)
+            epochs.whole_record(record, unpack_history(old.value if old else b"", meta.partition_width, archive))
+        except IndexCorrupt:
+            return False
+        return True
+
+    def _overwrite(self, key: str, value: bytes) -> None:
+        """Store *value*, whatever is there."""
+        for _ in range(MAX_ATTEMPTS):
+            stored = self._stored(key)
+            if stored is None:
+                changed = self._link.insert({key: value})
+            else:
+                changed = self._link.replace({key: Stored(value, stored.cas)})
+            if not changed:
+                return
+        raise Transient(f"{key} changed {MAX_ATTEMPTS} times while it was to be written anew")
 
     def next_epoch(self) -> int:
         """See `OwnerStore.next_epoch`. A number whose reply was lost is never used."""

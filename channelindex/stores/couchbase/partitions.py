@@ -5,6 +5,7 @@ import msgspec
 from channelindex.epochs import PartitionRecord
 from channelindex.errors import IndexCorrupt
 from channelindex.stores.couchbase.link import Stored
+from channelindex.stores.meta import lost_record
 from channelindex.stores.records import pack_checkpoints, pack_history, unpack_checkpoints, unpack_history
 
 
@@ -36,7 +37,7 @@ def decode_record(stored: Stored | None, vbuckets: range, key: str) -> Partition
             lost, and starting anew in its place would hide that.
     """
     if stored is None:
-        raise IndexCorrupt(f"{key}: the partition record is missing; the index has to be rebuilt")
+        raise lost_record(key)
     try:
         document = _decoder.decode(stored.value)
     except msgspec.MsgspecError as error:

@@ -1,9 +1,10 @@
 -- Moves the stable clock of partitions forward; if it moved any, raises the stable counter once and tells whoever waits
 -- for it. With no checkpoints at all, it only tells whose the partitions are.
--- KEYS   1: stable counter, also the name of the pub/sub channel; 2 and on: partition records
--- ARGV   1: epoch of the owner, decimal; 2 and on, one per partition record: its changed checkpoints, 42 bytes each:
+-- KEYS   1: stable counter, also the name of the pub/sub channel; 2: meta; 3 and on: partition records
+-- ARGV   1: epoch of the owner, decimal; 2: ""; 3 and on, one per partition record: its changed checkpoints, 42 bytes each:
 --           index of the vbucket in the partition (u16), vbuuid, seqno, snap_start, snap_end, sequence (u64)
--- reply  per partition record the epoch that it has (a string); where that is not ours, nothing of it was changed
+-- reply  1 if the meta record is there, else 0, and nothing was changed; then per partition record the epoch that it has
+--        (a string; "" if it is not there); where that is not ours, nothing of it was changed
 -- atomic all of it; a checkpoint whose seqno is lower than the present one is ignored
 local CHECKPOINT = 40
 
@@ -27,16 +28,17 @@ local function advance(record, changes)
   redis.call('HINCRBY', record, 'v', 1)
 end
 
-local epochs, moved = {}, false
-for partition = 2, #KEYS do
+local there, moved = redis.call('EXISTS', KEYS[2]), false
+local reply = {there}
+for partition = 3, #KEYS do
   local epoch = redis.call('HGET', KEYS[partition], 'epoch') or ''
-  if epoch == ARGV[1] and ARGV[partition] ~= '' then
+  if there == 1 and epoch == ARGV[1] and ARGV[partition] ~= '' then
     advance(KEYS[partition], ARGV[partition])
     moved = true
   end
-  epochs[partition - 1] = epoch
+  reply[partition - 1] = epoch
 end
 if moved then
   redis.call('PUBLISH', KEYS[1], redis.call('INCR', KEYS[1]))
 end
-return epochs
+return reply

@@ -1,7 +1,7 @@
 """The owner's half in Redis: partition records are hashes, each changed by a script that compares before it writes."""
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from channelindex import epochs
@@ -10,10 +10,11 @@ from channelindex.errors import IndexMissing, OutcomeUnknown, OwnershipLost, Sta
 from channelindex.model import Checkpoint, IndexMeta
 from channelindex.redis.link import ScriptCall
 from channelindex.stores import records
-from channelindex.stores.base import Quarantined
-from channelindex.stores.meta import check_meta, decode_meta, encode_meta
+from channelindex.stores.base import Quarantined, Restored
+from channelindex.stores.meta import check_meta, decode_meta, encode_meta, lost_meta, lost_record
 from channelindex.stores.redis.keys import Keys
-from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record
+from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record, read_meta
+from channelindex.stores.redis.restoring import restore
 from channelindex.stores.redis.servers import ask_servers, refuse_eviction
 from channelindex.stores.redis.store_link import open_link
 
@@ -62,11 +63,21 @@ class RedisOwner:
         self._identify_server()
         checkpoints = records.pack_checkpoints(epochs.new_record(0, wanted.partition_width).checkpoints)
         partitions = [self._keys.partition(partition) for partition in range(wanted.n_partitions)]
-        found = self._link.run("create", (self._keys.meta, *partitions), encode_meta(wanted), checkpoints)
+        arguments = (encode_meta(wanted), checkpoints, wanted.index_uuid)
+        found = self._link.run("create", (self._keys.meta, *partitions), *arguments)
+        if not found:
+            raise lost_meta(self._keys.meta)
         meta = decode_meta(found, self._keys.meta, self._index_name)
         check_meta(meta, wanted, self._index_name)
         self._know(meta)
         return meta
+
+    def restore(self, wanted: IndexMeta, partitions: Collection[int] = ()) -> Restored:
+        """See `OwnerStore.restore`."""
+        self._identify_server()
+        restored = restore(self._link, self._keys, self._index_name, wanted, partitions)
+        self._know(restored.meta)
+        return restored
 
     def next_epoch(self) -> int:
         """See `OwnerStore.next_epoch`. A number whose reply was lost is never used."""
@@ -127,10 +138,14 @@ class RedisOwner:
         known = self._known or self._read_meta()
         keys = [known.partition_keys[partition] for partition in checkpoints]
         changes = [_pack_changes(partition * known.width, changed) for partition, changed in checkpoints.items()]
-        found = self._link.run("advance", (self._keys.stable, *keys), epoch, *changes)
+        there, *found = self._link.run("advance", (self._keys.stable, self._keys.meta, *keys), epoch, "", *changes)
+        if not there:
+            if any(found):
+                raise lost_meta(self._keys.meta)
+            raise IndexMissing(f"{self._keys.meta} is gone, and with it the index {self._index_name!r}")
         for partition, key, current in zip(checkpoints, keys, found, strict=True):
             if not current:
-                raise IndexMissing(f"{key} is gone: the index has to be rebuilt")
+                raise lost_record(key)
             if int(current) != epoch:
                 raise StaleEpoch(partition, epoch, int(current))
 
@@ -179,8 +194,7 @@ class RedisOwner:
         return self._identity == self._first_identity
 
     def _read_meta(self) -> _Known:
-        found = self._link.execute("GET", self._keys.meta)
-        return self._know(decode_meta(found, self._keys.meta, self._index_name))
+        return self._know(read_meta(self._link, self._keys, self._index_name))
 
     def _know(self, meta: IndexMeta) -> _Known:
         """Keep what every advance needs of *meta*, which never changes."""

@@ -1,10 +1,13 @@
-"""A partition record as the fields of a Redis hash."""
+"""The meta record, and a partition record as the fields of a Redis hash."""
 
 from collections.abc import Sequence
 
 from channelindex.epochs import PartitionRecord
-from channelindex.errors import IndexCorrupt
+from channelindex.model import IndexMeta
+from channelindex.redis.link import Link
+from channelindex.stores.meta import decode_meta, lost_meta, lost_record
 from channelindex.stores.records import unpack_checkpoints, unpack_history
+from channelindex.stores.redis.keys import Keys
 
 RECORD_FIELDS = ("epoch", "owner", "ck", "hist", "archived")
 
@@ -18,7 +21,7 @@ def decode_record(fields: Sequence[bytes | None], vbuckets: range, key: str) -> 
     """
     epoch, owner, checkpoints, history, archived = fields
     if epoch is None or owner is None or checkpoints is None or history is None or archived is None:
-        raise IndexCorrupt(f"{key}: the partition record is missing or incomplete; the index has to be rebuilt")
+        raise lost_record(key, "is missing or incomplete")
     return PartitionRecord(
         vbuckets.start,
         int(epoch),
@@ -27,3 +30,17 @@ def decode_record(fields: Sequence[bytes | None], vbuckets: range, key: str) -> 
         unpack_history(history, len(vbuckets), key),
         int(archived),
     )
+
+
+def read_meta(link: Link, keys: Keys, index_name: str) -> IndexMeta:
+    """The meta record of the index in the Redis of *link*.
+
+    Raises:
+        IndexMissing: there is no such index.
+        IndexMismatch: it is of another format version than this code reads.
+        IndexCorrupt: the meta record is missing though partition records are there, or garbled.
+    """
+    stored = link.execute("GET", keys.meta)
+    if stored is None and any(link.pipeline([("EXISTS", keys.partition(partition)) for partition in range(2)])):
+        raise lost_meta(keys.meta)
+    return decode_meta(stored, keys.meta, index_name)

@@ -9,10 +9,9 @@ from channelindex.model import IndexMeta
 from channelindex.redis.link import ServerLink
 from channelindex.stores import records
 from channelindex.stores.base import BlockRef, ChannelState, Quarantined
-from channelindex.stores.meta import decode_meta
 from channelindex.stores.redis.directories import read_channels
 from channelindex.stores.redis.keys import Keys
-from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record
+from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record, read_meta
 from channelindex.stores.redis.store_link import open_link
 
 _SCAN_COUNT = 1000
@@ -29,7 +28,7 @@ class RedisReader:
 
     def meta(self) -> IndexMeta:
         """See `IndexReader.meta`."""
-        return decode_meta(self._link.execute("GET", self._keys.meta), self._keys.meta, self._index_name)
+        return read_meta(self._link, self._keys, self._index_name)
 
     def partition_records(self) -> Sequence[PartitionRecord]:
         """See `IndexReader.partition_records`."""

@@ -1,0 +1,130 @@
+"""Nodes whose store lost records of the index: what they say, and that an operator gets the index back."""
+
+import json
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from channelindex import exits
+from channelindex.stores.redis.keys import Keys
+from devbucket import DevBucket, DevBucketConfig
+from devbucket.sync_gateway.layouts import InlineLayout
+from devbucket.sync_gateway.loader import Loader
+from devbucket.sync_gateway.revisions import Revision
+from tests.support.node import Node, until
+from tests.support.redis_cluster import free_ports
+from tests.support.running import assert_verified, await_stable, cli, connect
+
+KEYS = Keys("channels")
+N_DOCUMENTS = 200
+
+
+@pytest.fixture
+def bucket() -> Iterator[DevBucket]:
+    with DevBucket(DevBucketConfig(n_vbuckets=16)) as bucket:
+        yield bucket
+
+
+@pytest.fixture
+def metrics_port() -> int:
+    return free_ports(1)[0]
+
+
+@pytest.fixture
+def node(tmp_path: Path, redis_url: str, bucket: DevBucket, metrics_port: int) -> Iterator[Node]:
+    """A node that has indexed the bucket, and serves its health."""
+    settings = {"index__partitions": 4, "metrics__listen": f"127.0.0.1:{metrics_port}", "coordination__ttl_s": 1.0}
+    with Node("n1", tmp_path, redis_url, bucket, **settings).start() as node:
+        _save(bucket, 1)
+        await_stable(redis_url, bucket)
+        yield node
+
+
+def _save(bucket: DevBucket, generation: int) -> None:
+    with connect(bucket) as client:
+        Loader(client, InlineLayout()).load(
+            Revision(f"doc-{n}", f"{generation}-{n:032x}", ("a", f"b{n % 7}")) for n in range(N_DOCUMENTS)
+        )
+
+
+@pytest.fixture
+def store(redis_url: str) -> Iterator[redis.Redis]:
+    with redis.Redis.from_url(redis_url) as client:
+        yield client
+
+
+def _readyz(port: int) -> tuple[int, str]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as reply:
+            return reply.status, reply.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+@pytest.mark.parametrize("key", [KEYS.partition(2), KEYS.meta])
+def test_a_lost_record_is_shown_and_repaired_under_a_running_node(node, bucket, store, redis_url, metrics_port, key):
+    """Readiness and status tell; `repair` writes what is missing and verifies, and the node goes on by itself."""
+    store.delete(key)
+    _save(bucket, 2)
+    until(lambda: "damaged" in _readyz(metrics_port)[1], "the node to be unready because of the damage")
+    assert _readyz(metrics_port)[0] == 503
+    status = cli("status", "--config", node.config)
+    assert status.returncode == exits.CORRUPT
+    assert key in status.stderr
+    assert "channelindex repair" in status.stderr
+    repaired = cli("repair", "--yes", "--json", "--config", node.config)
+    assert repaired.returncode == exits.OK, repaired.stderr + repaired.stdout
+    report = json.loads(repaired.stdout)
+    assert report["written"] == {"meta": key == KEYS.meta, "partitions": [] if key == KEYS.meta else [2]}
+    assert report["verified"]["ok"]
+    until(lambda: _readyz(metrics_port)[0] == 200, "the node to be ready again")
+    assert node.running
+
+
+def test_rebuild_starts_from_an_index_without_some_partition_records(node, bucket, store, redis_url):
+    store.delete(KEYS.partition(0), KEYS.partition(3))
+    rebuilt = cli("rebuild", "--yes", "--config", node.config)
+    assert rebuilt.returncode == exits.OK, rebuilt.stderr
+    await_stable(redis_url, bucket)
+    assert_verified(node.config)
+
+
+def test_forced_rebuild_starts_from_nothing_but_blocks(node, bucket, store, redis_url):
+    for key in store.scan_iter("ci:channels:{i}:*"):
+        store.delete(key)
+    assert node.wait() == exits.MISSING
+    refused = cli("rebuild", "--yes", "--no-wait", "--config", node.config)
+    assert refused.returncode == exits.MISSING
+    forced = cli("rebuild", "--force", "--yes", "--no-wait", "--config", node.config)
+    assert forced.returncode == exits.OK, forced.stderr
+    node.start()
+    await_stable(redis_url, bucket)
+    assert_verified(node.config)
+
+
+def test_loss_of_the_whole_store_ends_the_node_and_a_restart_indexes_anew(node, bucket, store, redis_url):
+    """Exit code 66, after which systemd restarts; the new index has another UUID, so tokens of the old are refused."""
+    since = json.loads(cli("changes", "a", "--json", "--config", node.config).stdout.splitlines()[-1])["since"]
+    store.flushall()
+    _save(bucket, 2)
+    assert node.wait() == exits.MISSING
+    node.start()
+    await_stable(redis_url, bucket)
+    assert_verified(node.config)
+    refused = cli("changes", "a", "--since", since, "--config", node.config)
+    assert refused.returncode == exits.TOKEN
+    assert "another index" in refused.stderr or "of index" in refused.stderr
+    told = cli("changes", "a", "--json", "--config", node.config).stdout.splitlines()
+    assert len(told) == N_DOCUMENTS + 1
+
+
+def test_the_unit_restarts_what_a_restart_cures():
+    """A store that lost everything is made anew by a restart, a lost record is waited for; a wrong setting is not."""
+    unit = (Path(__file__).resolve().parents[2] / "systemd" / "channelindex@.service").read_text()
+    (line,) = [line for line in unit.splitlines() if line.startswith("RestartPreventExitStatus=")]
+    final = {int(code) for code in line.partition("=")[2].split()}
+    assert final == {exits.USAGE, exits.CONFIG, exits.MISMATCH, exits.AUTH}
