@@ -27,7 +27,7 @@ INTERRUPTED = 130
 
 MEANING_BY_CODE = {
     OK: "done",
-    DIFFERENCES: "`verify`, `compare`, `demo` or `quarantine retry` found that the index is not as it should be",
+    DIFFERENCES: "`verify`, `compare`, `demo`, `status --check` or `quarantine retry` found the index to be wrong",
     USAGE: "the arguments make no sense",
     CONFIG: "a setting is wrong",
     INPUT: "a file given cannot be read or has a malformed line",

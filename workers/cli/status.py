@@ -16,26 +16,45 @@ from channelindex.stores import open_reader
 from channelindex.stores.records import QUARANTINE_DOCUMENTS
 from coordinator.cluster_state import ClusterState, MemberState, PartitionState, read_cluster
 from coordinator.lease_redis import connect
-from workers.cli import options, output
+from workers.cli import index_lag, options, output
+from workers.cli.index_lag import BucketHighSeqnos
 
 _TIMEOUT_S = 5.0
+MAX_LAG_S = 60.0
+"""The lag that `status --check` takes for well."""
 
 _EPILOG = """\
 example:
   channelindex status
   channelindex status --json
+  channelindex status --check --max-lag 30 || page somebody
+
+The lag is counted from the bucket's high seqnos where source.url and its
+account are configured, else from what running nodes report.
 """
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     parser.epilog = _EPILOG
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="exit with 1 and say why if a partition is without a reporting owner or the index is too far behind",
+    )
+    parser.add_argument(
+        "--max-lag",
+        type=options.seconds,
+        default=MAX_LAG_S,
+        metavar="S",
+        help="with --check: the lag in seconds that is still well (default: %(default)g)",
+    )
     options.add_json(parser)
     options.add_config(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the state of the index and of its nodes."""
+    """Print the state of the index and of its nodes; with --check, judge it."""
     config = options.config_of(args, REQUIRED_TO_SEE_NODES)
     with closing(StatusReader(config)) as reader:
         state = reader.read()
@@ -43,7 +62,10 @@ def run(args: argparse.Namespace) -> int:
         output.json_line(state)
     else:
         _print(state)
-    return exits.OK
+    problems = index_lag.problems(state, args.max_lag) if args.check else []
+    for problem in problems:
+        output.warn(problem)
+    return exits.DIFFERENCES if problems else exits.OK
 
 
 class StatusReader:
@@ -53,6 +75,7 @@ class StatusReader:
         self._config = config
         self._store = open_reader(config.index, config.node.run_dir)
         self._meta = self._store.meta()
+        self._bucket = BucketHighSeqnos(config.source)
         in_memory = config.index.store == MEMORY_URL
         self._redis = None if in_memory else connect(config.coordination.redis, _TIMEOUT_S)
 
@@ -66,6 +89,10 @@ class StatusReader:
             if self._redis
             else _single_node(self._records)
         )
+        high = self._bucket.read()
+        ttl_s = config.coordination.ttl_s
+        nodes = [_node(member, ttl_s) for member in cluster.members]
+        partitions = _partitions(cluster, self._records)
         return {
             "index": {
                 "name": config.index.name,
@@ -78,8 +105,10 @@ class StatusReader:
                 "quarantined": n_quarantined,
                 "in_quarantine": len(newest_of_each(records)),
             },
-            "nodes": [_node(member) for member in cluster.members],
-            "partitions": _partitions(cluster, self._records),
+            "lag": index_lag.describe_lag(nodes, partitions, self.stable(), high)
+            | {"bucket_error": self._bucket.error or None},
+            "nodes": nodes,
+            "partitions": partitions,
             "unowned": list(cluster.missing),
         }
 
@@ -90,6 +119,7 @@ class StatusReader:
     def close(self) -> None:
         """Close the connections."""
         self._store.close()
+        self._bucket.close()
         if self._redis:
             self._redis.close()
 
@@ -101,9 +131,10 @@ def _single_node(records: Sequence[PartitionRecord]) -> ClusterState:
     return ClusterState((member,), tuple(PartitionState(owner, None) for _ in records))
 
 
-def _node(member: MemberState) -> dict[str, Any]:
+def _node(member: MemberState, ttl_s: float) -> dict[str, Any]:
     status = msgspec.json.decode(member.status) if member.status else {}
-    return {**member._asdict(), "status": status}
+    node = {**member._asdict(), "status": status}
+    return node | {"heard": index_lag.is_heard(node, ttl_s)}
 
 
 def _partitions(cluster: ClusterState, records: Sequence[PartitionRecord]) -> list[dict[str, Any]]:
@@ -123,6 +154,9 @@ def _print(state: dict[str, Any]) -> None:
     output.line(f"index {index['name']}: {shape}")
     output.line(f"source bucket {index['source_uuid']}")
     output.line(f"stable {index['stable']} (sum of seqnos), quarantined {index['quarantined']}")
+    output.line(index_lag.lag_line(state["lag"], sum(n["status"].get("rate", 0) for n in state["nodes"] if n["heard"])))
+    if state["lag"]["bucket_error"]:
+        output.line(f"the lag is what nodes report; the bucket was not asked: {state['lag']['bucket_error']}")
     if index["in_quarantine"]:
         number = index["in_quarantine"]
         output.line(f"WARNING: {number} documents are in quarantine, in no channel: channelindex quarantine list")
@@ -139,9 +173,17 @@ def _print(state: dict[str, Any]) -> None:
 
 def _node_row(node: dict[str, Any]) -> tuple[object, ...]:
     status = node["status"]
-    condition = "dead" if not node["alive"] else "draining" if node["draining"] else status.get("state", "starting")
     numbers = (status.get(name, "?") for name in ("lag", "lag_s", "rate", "restarts"))
-    return node["node"], condition, node["n_partitions"], *numbers, f"{node['silent_s']:.1f} s ago"
+    return node["node"], condition(node), node["n_partitions"], *numbers, f"{node['silent_s']:.1f} s ago"
+
+
+def condition(node: index_lag.Node) -> str:
+    """Return the state of a node in the word that all commands use for it."""
+    if not node["alive"]:
+        return "dead"
+    if not node["heard"]:
+        return "silent"
+    return "draining" if node["draining"] else str(node["status"].get("state", "starting"))
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -55,7 +55,7 @@ def worst_nodes(state: State, limit: int) -> list[State]:
     everyone = nodes(state)
     if len(everyone) <= limit:
         return everyone
-    return nsmallest(limit, everyone, key=lambda node: (node["alive"], -node["status"].get("lag_s", 0.0)))
+    return nsmallest(limit, everyone, key=lambda node: (node["heard"], -node["status"].get("lag_s", 0.0)))
 
 
 def processes(state: State) -> list[tuple[str, State]]:
@@ -63,7 +63,7 @@ def processes(state: State) -> list[tuple[str, State]]:
 
     Rings are compared by tenths, so that lines do not swap places all the time.
     """
-    reported = [(node["node"], process) for node in nodes(state) if node["alive"] for process in _processes_of(node)]
+    reported = [(node["node"], process) for node in nodes(state) if node["heard"] for process in _processes_of(node)]
     workers = [(name, process) for name, process in reported if process["role"] in {FEED_WORKER, BATCH_WRITER}]
     return sorted(
         workers, key=lambda pair: (not is_stalled(pair[1]), -round(fill(pair[1]), 1), pair[0], pair[1]["role"])
@@ -89,7 +89,7 @@ def node_fill(node: State) -> float:
 def lagging(state: State, limit: int) -> list[tuple[str, State]]:
     """The *limit* partitions with the largest lag, with the node that owns them."""
     reported = [
-        (node["node"], part) for node in state["nodes"] if node["alive"] for part in node["status"].get("behind", ())
+        (node["node"], part) for node in state["nodes"] if node["heard"] for part in node["status"].get("behind", ())
     ]
     return sorted(reported, key=lambda pair: -pair[1]["lag_s"])[:limit]
 
@@ -104,11 +104,6 @@ def hot_channels(state: State, limit: int) -> list[HotChannel]:
             slowest = max(hot, known, key=lambda one: one.batch_ms)
             merged[hot.channel] = slowest._replace(bytes_per_s=known.bytes_per_s + hot.bytes_per_s)
     return top_channels(merged.values(), limit)
-
-
-def lag_s(state: State) -> float:
-    """Lag of the index in seconds: the largest that a live node reports."""
-    return max((node["status"].get("lag_s", 0.0) for node in state["nodes"] if node["alive"]), default=0.0)
 
 
 def _processes_of(node: State) -> Sequence[State]:

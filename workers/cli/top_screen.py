@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from workers.cli import top_model as top
+from workers.cli.status import condition
 from workers.cli.top_model import State, Trend
 from workers.telemetry.board import FEED_WORKER
 
@@ -74,22 +75,25 @@ def _room(height: int, width: int, n_nodes: int, n_processes: int) -> _Room:
 
 
 def _headline(state: State, trend: Trend, clock: str) -> Text:
-    index, lag_s = state["index"], top.lag_s(state)
-    alive = sum(node["alive"] for node in state["nodes"])
+    index, lag_s = state["index"], state["lag"]["seconds"]
+    heard = sum(node["heard"] for node in state["nodes"])
     text = Text(f"{index['name']}  ", style="bold")
     text.append(f"{clock}  ", style="dim")
-    text.append(f"{alive}/{len(state['nodes'])} nodes  ", style="" if alive == len(state["nodes"]) else "yellow")
+    text.append(f"{heard}/{len(state['nodes'])} nodes  ", style="" if heard == len(state["nodes"]) else "yellow")
     unowned = len(state["unowned"])
     text.append(f"{index['partitions'] - unowned}/{index['partitions']} partitions  ", style="red" if unowned else "")
     text.append(f"{sum(trend.per_s()):,.0f} changes/s  ")
-    text.append(f"lag {lag_s:.1f} s", style=_style(lag_s, _WARN_LAG_S, _BAD_LAG_S))
+    if lag_s is None:
+        text.append("lag unknown", style="red")
+    else:
+        text.append(f"lag {lag_s:.1f} s", style=_style(lag_s, _WARN_LAG_S, _BAD_LAG_S))
     if index["quarantined"]:
         text.append(f"  {index['quarantined']} quarantined", style="yellow")
     return text
 
 
 def _troubles(state: State) -> list[Text]:
-    reported = [(node["node"], node["status"].get("trouble")) for node in state["nodes"] if node["alive"]]
+    reported = [(node["node"], node["status"].get("trouble")) for node in state["nodes"] if node["heard"]]
     return [Text(f"{name}: {trouble}", style="red") for name, trouble in reported if trouble]
 
 
@@ -100,7 +104,7 @@ def _nodes(state: State, width: int, rows: int) -> Table:
     table = _table(columns, dropped, left={"node", "state"}, longest_name=longest_name)
     left_out = len(state["nodes"]) - rows
     for node in top.worst_nodes(state, rows if left_out <= 0 else rows - 1):
-        status = node["status"] if node["alive"] else {}
+        status = node["status"] if node["heard"] else {}
         ring = top.node_fill(node)
         cells = [
             Text(node["node"]),
@@ -108,7 +112,7 @@ def _nodes(state: State, width: int, rows: int) -> Table:
             Text(str(node["n_partitions"])),
             _number(status.get("rate")),
             _number(status.get("lag")),
-            Text(f"{status.get('lag_s', 0):.1f}", style=_style(status.get("lag_s", 0), _WARN_LAG_S, _BAD_LAG_S)),
+            _seconds(status.get("lag_s")),
             Text(f"{ring:.0%}", style=_style(ring, _WARN_FILL, _BAD_FILL)),
             _number(status.get("restarts")),
             Text(f"{node['silent_s']:.0f} s"),
@@ -120,10 +124,8 @@ def _nodes(state: State, width: int, rows: int) -> Table:
 
 
 def _condition(node: State) -> Text:
-    if not node["alive"]:
-        return Text("dead", style="red")
-    state = "draining" if node["draining"] else node["status"].get("state", "starting")
-    return Text(state, style="" if state == "running" else "yellow")
+    word = condition(node)
+    return Text(word, style="" if word == "running" else "red" if word in {"dead", "silent"} else "yellow")
 
 
 def _processes(state: State, width: int, rows: int) -> Table:
@@ -164,7 +166,8 @@ def _lagging(state: State, width: int, rows: int) -> Table:
         cells = [Text(f"partition {part['partition']}"), Text(name), _number(part["lag"]), lag_s]
         table.add_row(*_kept(columns, dropped, cells))
     if not worst:
-        table.add_row(Text("no lag", style="dim"))
+        known = state["lag"]["seconds"] == 0
+        table.add_row(Text("no lag" if known else "unknown", style="dim" if known else "red"))
     return table
 
 
@@ -211,6 +214,10 @@ def _table(columns: Sequence[str], dropped: set[str], left: set[str], longest_na
 
 def _kept(columns: Sequence[str], dropped: set[str], cells: Iterable[Text]) -> list[Text]:
     return [cell for column, cell in zip(columns, cells, strict=True) if column not in dropped]
+
+
+def _seconds(value: float | None) -> Text:
+    return Text("?") if value is None else Text(f"{value:.1f}", style=_style(value, _WARN_LAG_S, _BAD_LAG_S))
 
 
 def _number(value: int | None) -> Text:
