@@ -144,7 +144,7 @@ def pack_frame(kind: int, epoch: int, body: bytes) -> bytes:
 
 
 def iter_frames(block: bytes, on_corrupt: OnCorrupt = refuse) -> Iterator[Frame]:
-    """Each frame of a block, in order. After a damaged one, of which *on_corrupt* is told, it goes on with the next.
+    """Each frame of a block, in order. A damaged one is passed to *on_corrupt*; the next ones follow.
 
     Raises:
         IndexCorrupt: if *on_corrupt* does. Frames before the damaged one were yielded.
@@ -236,7 +236,7 @@ def fold_clock(frames: bytes, limit: Callable[[int, int], int] | None = None) ->
     """The clock that *frames* say: per vbucket the highest seqno, each lowered to `limit(epoch, vb)` first.
 
     *limit* must not say 0 of an epoch that began after the partition record was read (as `Bounds.visible_limit` does,
-    rightly, of entries): a header bears its writer's epoch and sums up all epochs before it.
+    rightly, of entries): a header has its writer's epoch and sums up all epochs before it.
 
     Raises:
         IndexCorrupt: a frame is damaged, or ends within an entry or a pair.

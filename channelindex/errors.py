@@ -38,7 +38,7 @@ class ConfigInvalid(ChannelIndexError):
 
 
 class ExtraMissing(ConfigInvalid, ImportError):
-    """A package is not installed that what was asked for needs. The message names the extra that brings it."""
+    """A package is missing that the request needs. The message names the extra that installs it."""
 
     def __init__(self, extras: str, module: str) -> None:
         super().__init__(f"{module} is not installed: pip install 'channelindex[{extras}]'")

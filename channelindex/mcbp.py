@@ -165,7 +165,7 @@ class Feature(IntEnum):
 
 
 CLUSTERMAP_CHANGED = 0x01
-"""The opcode of a SERVER_REQUEST that brings a new cluster configuration as its value."""
+"""The opcode of a SERVER_REQUEST whose value is a new cluster configuration."""
 
 
 class _Parts(TypedDict, total=False):

@@ -62,9 +62,9 @@ class LeaseBook:
             self._deadline_by_partition.pop(partition, None)
 
     def held(self, now: float) -> dict[int, float]:
-        """The deadlines, by partition, of the leases that have not run out."""
+        """The deadlines, by partition, of the leases that have not expired."""
         return {partition: at for partition, at in self._deadline_by_partition.items() if now < at}
 
     def expired(self, now: float) -> set[int]:
-        """The leases that have run out and were neither renewed nor given up."""
+        """The leases that have expired and were neither renewed nor given up."""
         return {partition for partition, at in self._deadline_by_partition.items() if now >= at}

@@ -1,1 +1,1 @@
-"""Checks of an index against its bucket, and what mends it."""
+"""Checks an index against its bucket, and takes it back to an earlier clock."""

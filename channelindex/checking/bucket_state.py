@@ -56,20 +56,20 @@ class DocumentVersion(NamedTuple):
 
 
 class BucketState:
-    """The documents of a bucket, each in the newest version that the feed brought."""
+    """The documents of a bucket, each in the newest version that the feed sent."""
 
     def __init__(self, decoder: Decoder, n_vbuckets: int) -> None:
         self._decode = decoder.decode
         self._document_by_key: list[dict[bytes, DocumentVersion]] = [{} for _ in range(n_vbuckets)]
         self._members: dict[tuple[str, ...], tuple[str, ...]] = {}
         self.high_seqnos = [0] * n_vbuckets
-        """The highest seqno that the feed brought, by vbucket."""
+        """The highest seqno that the feed sent, by vbucket."""
 
     def add(self, events: Iterable[Event]) -> None:
         """Take over *events*, in their order.
 
         Raises:
-            SourceUnavailable: the source lost some of what it had brought, so that what was gathered is no state of it.
+            SourceUnavailable: the source rolled back, so that the gathered documents are no state of it.
         """
         for event in events:
             kind, vb = event[0], event[1]

@@ -1,4 +1,4 @@
-"""Picks documents from the quarantine, and the clock from which the feed brings them again. Pure.
+"""Picks documents from the quarantine, and the clock from which the feed sends them again. Pure.
 
 A store keeps one record for each time that a document could not be decoded, also of versions that have been replaced
 since. Only a document's newest record matters.

@@ -92,7 +92,7 @@ def verify(
     changes is counted as in flux instead of compared. The caller closes *feed*.
 
     Raises:
-        SourceUnavailable: the feed brought nothing for *silence_timeout_s*, or the source rolled back meanwhile.
+        SourceUnavailable: the feed sent nothing for *silence_timeout_s*, or the source rolled back meanwhile.
         IndexCorrupt, IndexMissing, StoreUnavailable: see `ChangesReader.changes`.
     """
     bucket = BucketState(decoder, store.meta().n_vbuckets)

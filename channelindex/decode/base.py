@@ -20,7 +20,7 @@ class Decoder(Protocol):
     """Decodes the documents of one bucket. Pure: no I/O, no state that changes an answer.
 
     One that can do without bodies has a second method, `needs_body(key, datatype, value) -> bool`: whether the body of
-    a JSON document, left out of *value*, may change what `decode` says. Of others the feed always brings the bodies.
+    a JSON document, left out of *value*, may change what `decode` says. Of others the feed always sends the bodies.
     """
 
     def decode(self, kind: int, key: bytes, datatype: int, value: bytes) -> Route | Principal | None:

@@ -1,11 +1,11 @@
-"""Decides which removals of a document have to be indexed with the version that the feed brought. No I/O.
+"""Decides which removals of a document have to be indexed with the version that the feed sent. No I/O.
 
 A document's `channels` map keeps every channel that it left, with the sequence and revision that removed it. Most of
 them were indexed with an earlier version; but a bucket keeps only the newest version of a document, so the feed may
-never have brought that one. Nothing in the document proves that it did: a resync writes removals under an old
-sequence, a copy from another database brings sequences of another count, in any order, and Sync Gateway lists its own
+never have sent that one. Nothing in the document proves that it did: a resync writes removals under an old
+sequence, a copy from another database has sequences of another count, in any order, and Sync Gateway lists its own
 sequences of a document not always and never more than 20. So a removal is left out only where this process itself
-brought, as the last version of the same document, one with the very same removal. Indexed twice it does no harm;
+received, as the last version of the same document, one with the very same removal. Indexed twice it does no harm;
 indexed never, a reader keeps a document that it may no longer see. See docs/design/013-removals.md.
 """
 

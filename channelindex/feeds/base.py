@@ -88,7 +88,7 @@ class Feed(EventSource, Protocol):
         ...
 
     def high_seqnos(self) -> Mapping[int, int]:
-        """The highest seqno of each vbucket that the source told last, for the lag; may be incomplete or old."""
+        """The highest seqno of each vbucket that the source reported last, for the lag; may be incomplete or old."""
         ...
 
     def connected(self) -> bool:

@@ -1,4 +1,4 @@
-"""Feeds that end, and loops over what a feed brings."""
+"""Defines feeds that end, and loops over their events."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +9,7 @@ from channelindex.feeds.base import Event, EventSource
 from channelindex.polling import wait_readable
 
 SILENCE_TIMEOUT_S = 60.0
-"""A feed that brings nothing for so long is given up. Longer than a source takes to prepare a large backfill."""
+"""A feed that sends nothing for so long is given up. Longer than a source takes to prepare a large backfill."""
 
 _READ_BYTES = 1 << 20
 _LONGEST_WAIT_S = 1.0
@@ -24,10 +24,10 @@ class BoundedFeed(EventSource, Protocol):
 
 
 def read_to_end(feed: BoundedFeed, silence_timeout_s: float = SILENCE_TIMEOUT_S) -> Iterator[Sequence[Event]]:
-    """Yield what *feed*, which has been started, brings, in portions; each is acknowledged when the next is asked for.
+    """Yield the events of *feed*, which has been started, in portions; each is acknowledged when the next is requested.
 
     Raises:
-        SourceUnavailable: it brought nothing for *silence_timeout_s*.
+        SourceUnavailable: it sent nothing for *silence_timeout_s*.
     """
     return _read_until(feed, feed.ended, silence_timeout_s)
 
@@ -55,7 +55,7 @@ def _read_until(feed: EventSource, done: Callable[[], bool], silence_timeout_s: 
         if portion:
             heard_at = now
         elif now - heard_at > silence_timeout_s:
-            raise SourceUnavailable(f"the source brought nothing for {silence_timeout_s:g} s, and is not at its end")
+            raise SourceUnavailable(f"the source sent nothing for {silence_timeout_s:g} s, and is not at its end")
         elif not done():
             wait_s = min(due, heard_at + silence_timeout_s, now + _LONGEST_WAIT_S) - now
             wait_readable([feed], wait_s)

@@ -68,7 +68,7 @@ def read_retained(store: IndexReader, channel: str, snapshot: IndexSnapshot) -> 
 
 
 class _Walk:
-    """One walk. What the state of a group brings of its active block is enough for who has seen all before it."""
+    """One walk. A group's state has the end of its active block: enough for a reader that has seen all before it."""
 
     def __init__(self, store: IndexReader, scan: Scan, on_corrupt: OnCorrupt) -> None:
         self._store = store
@@ -78,7 +78,7 @@ class _Walk:
         self.n_bytes = 0
 
     def begin(self, channels: Sequence[str]) -> list[_BlockStep]:
-        """Add what the states of *channels* bring; the blocks to read besides."""
+        """Add the entries in the states of *channels*; return the blocks to read besides."""
         return [
             step
             for position, (channel, state) in enumerate(

@@ -77,7 +77,7 @@ def _open_sentinel(address: RedisAddress, timeout_s: float | None) -> Sentinel:
 
 
 def _options(address: RedisAddress, timeout_s: float | None) -> tuple[type[AbstractConnection], dict[str, Any]]:
-    """The class of the connection, and what it has to be told besides host and port."""
+    """The class of the connection, and its options besides host and port."""
     scheme = "unix" if address.path else "rediss" if address.tls else "redis"
     ours = ("sentinel_username", "sentinel_password") if address.is_sentinel else ()
     rest = {name: value for name, value in address.options.items() if name not in ours}

@@ -73,7 +73,7 @@ def open_reader(settings: IndexSettings, run_dir: str | None = None) -> IndexRea
 
 
 def describe_store(settings: IndexSettings) -> list[str]:
-    """A line for each server of the store that tells of itself, once it was found to be usable.
+    """A line for each server of the store that reports facts, once it was found to be usable.
 
     Raises:
         ConfigInvalid, AuthenticationFailed, StoreUnavailable: it is not.

@@ -4,7 +4,7 @@ A store brings the operations (`BlockOperations`); the rules are here, once:
 
 * **Append**, blind, to the active block that this writer learnt for this very epoch.
 * **Append and locate** where it knows none: the store looks into the channel's directory, refuses if a newer epoch of
-  the group is there, else notes our epoch, appends to the active block and tells which it is.
+  the group is there, else records our epoch, appends to the active block and returns its number.
 * **Move** a directory: its clock, when the tail that readers fetch has become long; to the next block, which begins
   with the channel's clock, when the active one is full. It happens only if the directory is as we read it and, for a
   full block, nothing was appended since. A move that does not happen is no error: the append locates the block anew.
@@ -250,7 +250,7 @@ def _locating(append: ChannelAppend) -> LocatingAppend:
 
 
 def _move(append: ChannelAppend, state: GroupState, block_bytes: int) -> Move:
-    """The clock frame bears our epoch for older ones' seqnos too: it may say too much, never too little."""
+    """The clock frame has our epoch for older ones' seqnos, too: it may claim too much, never too little."""
     channel, group, epoch, _ = append
     known, tail = state.directory, state.tail
     if tail is None:

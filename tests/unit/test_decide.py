@@ -116,7 +116,7 @@ def test_worker_without_a_lease_is_killed_also_after_a_pause_of_ours(state):
     actions = node.decide(state, children([alive(FEEDS[0], 0, 1), alive(FEEDS[1])]), 149.9)
     assert not any(isinstance(action, Kill) for action in actions)
     actions = node.decide(state, children([alive(FEEDS[0], 0, 1), alive(FEEDS[1])]), 150.0)
-    assert actions[0] == Kill(FEEDS[0], "the lease of partition 0 ran out")
+    assert actions[0] == Kill(FEEDS[0], "the lease of partition 0 expired (coordination.ttl_s)")
     assert Stop(FEEDS[0], 150.0 + DRAIN_S) in actions, "and gets nothing more"
 
 

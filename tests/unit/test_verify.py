@@ -414,5 +414,5 @@ def test_a_rollback_of_the_index_ends_it(site):
 
 
 def test_a_feed_that_brings_nothing_is_given_up(site):
-    with pytest.raises(SourceUnavailable, match="brought nothing"):
+    with pytest.raises(SourceUnavailable, match="sent nothing"):
         site.verify(silent=True, silence_timeout_s=0.05)

@@ -23,7 +23,7 @@ from channelindex.urls import mask_url
 from workers.cli.output import ReaderGone
 
 COMMANDS = {
-    "run": "run one node until it is told to stop",
+    "run": "run one node until it is stopped",
     "changes": "print changes in channels; --follow to keep going",
     "status": "show the nodes, the owners of partitions, and the progress of the index",
     "top": "watch the whole cluster live: nodes, processes, lag, hot channels",
@@ -103,7 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _heed_sigterm() -> None:
     """Have SIGTERM end process 1 of a container too, from now on until the command has a handler of its own.
 
-    The kernel ignores a signal for process 1 that it has no handler for, so a pod that is told to stop while it still
+    The kernel ignores a signal for process 1 that it has no handler for, so a pod that is stopped while it still
     starts would be killed after its grace period.
     """
     if os.getpid() == 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
@@ -144,7 +144,7 @@ def is_installed(command: str) -> bool:
 
 
 def _missing_extra(error: Exception, command: str | None) -> ExtraMissing | None:
-    """Say which extra brings the module that *command* misses; None where *error* is another one."""
+    """Name the extra that installs the module that *command* misses; None where *error* is another one."""
     module = (error.name or "").partition(".")[0] if isinstance(error, ModuleNotFoundError) else ""
     extra = _EXTRA_BY_MODULE.get(module)
     if extra is None:

@@ -4,7 +4,7 @@ Order: flush, block signals, fork; in the child reset the handlers, tie its life
 its own, install its stop flag, unblock signals, run. The process that forks must have one thread only: a lock that
 another thread holds at the fork would stay locked in the child for ever.
 
-What the child inherits and keeps: shared memory, descriptors 0 to 2, and those it is told to keep. The `random` module
+What the child inherits and keeps: shared memory, descriptors 0 to 2, and those that it shall keep. The `random` module
 seeds itself anew in a forked child. Objects of the parent are never destroyed in the child: one that owned a closed
 descriptor would close whatever has got its number since.
 """

@@ -46,7 +46,7 @@ MONITORING = Name(MONITOR)
 class ChildView(NamedTuple):
     """One child slot as it is now.
 
-    `is_overdue`: told to stop, and its time is over. `may_start`: no child, and the backoff is over. `silent_s`:
+    `is_overdue`: ordered to stop, and its time is over. `may_start`: no child, and the backoff is over. `silent_s`:
     seconds since its last heartbeat, 0 where none lives. `working`: what a feed worker may be working on.
     """
 
@@ -76,7 +76,7 @@ class Kill(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """Tell a child to finish its work; it is overdue at *kill_at* (monotonic)."""
+    """Order a child to finish its work; it is overdue at *kill_at* (monotonic)."""
 
     name: Name
     kill_at: float
@@ -259,11 +259,11 @@ def decide(state: NodeState, children: Children, now: float) -> list[Action]:
 
 
 def _judge(state: NodeState, children: Children, now: float) -> Iterable[Action]:
-    """Kill who works without a lease, stands still, or does not stop. After a pause of ours, leases only."""
+    """Kill children that work without a lease, have stalled, or do not stop. After our own pause, check leases only."""
     leased = state.leases(now).keys()
     for child in children.feeds:
         if not child.working <= leased:
-            yield Kill(child.name, f"the lease of partition {min(child.working - leased)} ran out")
+            yield Kill(child.name, f"the lease of partition {min(child.working - leased)} expired (coordination.ttl_s)")
     timeout_s = state.config.workers.heartbeat_timeout_s
     we_were_paused = now - state.turned_at > timeout_s / 2
     for child in (*children.feeds, *children.writers):

@@ -2,7 +2,7 @@
 
 A file in `node.run_dir` holds the incarnation of the node that runs, and is locked for as long as the supervisor
 lives. Whoever gets the lock knows that the incarnation in the file is dead, and its workers with it: the kernel kills
-them with their supervisor. Redis alone could not tell that, and would keep its leases for it until they run out.
+them with their supervisor. Redis alone cannot know that, and would keep its leases until they expire.
 """
 
 import fcntl
@@ -38,7 +38,9 @@ class NodeIncarnation:
             os.pwrite(self._fd, self.incarnation.encode(), 0)
             os.fsync(self._fd)
         except OSError as error:
-            _log.warning("node.no_predecessor", msg=f"{path}: {error}; after a crash, leases will have to run out")
+            _log.warning(
+                "node.no_predecessor", msg=f"{path} (node.run_dir): {error}; after a crash, leases have to expire"
+            )
 
     def close(self) -> None:
         """Let the next run begin. May be called twice."""

@@ -1,6 +1,6 @@
 """Writes the supervisor's part of the board: the node's own words, and the leases in the rows of the partitions.
 
-Beside it the rate of events, which the board's counters do not tell by themselves.
+Beside it the rate of events, which the board's counters do not contain.
 """
 
 import time

@@ -6,7 +6,7 @@ from workers.pipeline.ring import Bell, Ring
 class Shared:
     """Rings and bells of a node with *n_feeds* feed workers and *n_writers* batch writers.
 
-    `rings[feed][writer]` leads from one to the other. `space_bells[feed]` tells a feed worker of commits and room,
+    `rings[feed][writer]` leads from one to the other. `space_bells[feed]` wakes a feed worker for commits and room,
     `data_bells[writer]` a batch writer of frames.
     """
 

@@ -1,4 +1,4 @@
-"""Starts one node: checks everything that can be wrong before the first fork, then supervises until told to stop."""
+"""Starts one node: checks everything that can be wrong before the first fork, then supervises until it is stopped."""
 
 import os
 import uuid

@@ -27,7 +27,7 @@ from workers.signals import SignalQueue
 from workers.telemetry.board import BATCH_WRITER, FEED_WORKER, LEASE_KEEPER, MONITOR, Board
 
 TURN_S = 0.2
-"""Longest sleep: bounds how late a lease that runs out, or a silent worker, is noticed."""
+"""Longest sleep: bounds the delay with which an expired lease or a stalled worker is noticed."""
 REPORT_S = 0.5
 
 _log = logs.get("supervisor")
@@ -78,7 +78,7 @@ class Supervisor:
         )
 
     def run(self) -> int:
-        """Run the node until it is told to stop; its exit code. All children have ended when this returns."""
+        """Run the node until it is stopped; return its exit code. All children have ended when this returns."""
         self._signals = SignalQueue(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         try:
             while not self._is_over():
@@ -95,7 +95,10 @@ class Supervisor:
         if not decide.is_over(self._node, children, now):
             return False
         if children.keeper.is_alive and not any(child.is_alive for child in (*children.feeds, *children.writers)):
-            _log.warning("node.leases_not_released", msg="the leases' Redis did not answer; they run out by themselves")
+            _log.warning(
+                "node.leases_not_released",
+                msg="coordination.redis did not answer in time; the leases expire by themselves",
+            )
         return True
 
     def _turn(self) -> None:
@@ -136,6 +139,8 @@ class Supervisor:
         known = self._node.held.trouble if self._node.held else None
         if held.trouble and (known is None or known.exit_code != held.trouble.exit_code):
             _log.warning("leases.trouble", msg=held.trouble.message)
+        elif known and not held.trouble:
+            _log.info("leases.recovered", msg="the leases are renewed again")
         self._alarm.check(held, now)
         self._act(decide.heard(self._node, held, now), now)
 

@@ -1,8 +1,8 @@
-"""Which partitions a feed worker is to work on, told while it works, and which it still does.
+"""Carries assignments to a feed worker while it works, and its reports of what it works on.
 
 State rather than events, as between supervisor and keeper: the newest message says everything, so nothing can grow
 and nobody waits. A worker lets go of a partition by saying that it works on it no more: until then, the supervisor
-takes it for working on everything that it was ever told.
+assumes that it works on everything that it was ever assigned.
 """
 
 import socket
@@ -49,9 +49,9 @@ class AssignmentLink(SocketEnd):
     def poll(self) -> None:
         """Hear what the worker works on."""
         while message := self.receive():
-            told = self._decode(message)
-            if told.number == self._wanted.number:  # else it may have begun since what it did not know of then
-                self.working = told.partitions
+            report = self._decode(message)
+            if report.number == self._wanted.number:  # else it may have begun since what it did not know of then
+                self.working = report.partitions
 
 
 class WorkerLink(SocketEnd):
@@ -74,7 +74,7 @@ class WorkerLink(SocketEnd):
         return newest.partitions
 
     def report(self, partitions: Iterable[int]) -> bool:
-        """Tell what we work on; False where it has to be told again."""
+        """Report what we work on; return false where it has to be sent again."""
         return self.send(msgspec.msgpack.encode(Working(self._number, frozenset(partitions))))
 
 

@@ -70,7 +70,7 @@ class BatchWriter:
         self._stale_epochs: set[int] = set()
 
     def run(self) -> int:
-        """Write until told to stop and the rings are empty; the exit code of the process."""
+        """Write until stopped and the rings are empty; return the exit code of the process."""
         for ring, bell in zip(self._rings, self._space_bells, strict=True):
             ring.reset_consumer()
             bell.ring()  # the one before us may have died between its commit and its bell
@@ -122,7 +122,7 @@ class BatchWriter:
         self._stats.set(ring_fill=sum(ring.fill for ring in self._rings), block_lookups=self._store.n_block_lookups)
 
     def _write(self, appends: Sequence[ChannelAppend], principals: Sequence[str]) -> int | None:
-        """Ask the store until it has everything; how long it took in µs the last time, None where there was nothing.
+        """Retry until the store has everything; return the µs of the last call, None where there was nothing to write.
 
         A batch that is half written when we are killed is written again.
         """
@@ -133,7 +133,8 @@ class BatchWriter:
             except Transient as error:
                 delay_s = self._backoff.next_delay_s()
                 self._stats.add(store_errors=1)
-                self._log.warning("batch.write_failed", appends=len(appends), msg=str(error), retry_s=round(delay_s, 2))
+                failures = self._backoff.failures
+                self._log.warning("batch.write_failed", msg=str(error), failures=failures, retry_s=round(delay_s, 2))
                 self._sleep(delay_s)
                 continue
             took_us = (time.monotonic_ns() - began_ns) // 1000
@@ -141,12 +142,13 @@ class BatchWriter:
                 self._stale_epochs |= stale
                 self._log.warning("batch.stale_epochs", epochs=sorted(stale))
             if self._backoff.failures:
+                self._log.info("batch.write_recovered", failures=self._backoff.failures)
                 self._backoff.reset()
             return took_us
         return None
 
     def _sleep(self, delay_s: float) -> None:
-        """Wait for the store to recover, alive to whoever watches the heartbeat."""
+        """Wait for the store to recover; the heartbeat goes on."""
         while delay_s > 0:
             self._stats.beat()
             time.sleep(min(delay_s, MAX_WAIT_S))

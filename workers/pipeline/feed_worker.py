@@ -108,7 +108,7 @@ class FeedWorker:
         self._stable: dict[int, int] = {}
 
     def run(self) -> int:
-        """Work until told to stop, then drain; the exit code of the process."""
+        """Work until stopped, then drain; return the exit code of the process."""
         try:
             checkpoints = self._begin_epochs()
             if checkpoints is None:
@@ -127,15 +127,17 @@ class FeedWorker:
         return exits.OK
 
     def _begin_epochs(self) -> dict[int, Checkpoint] | None:
-        """Begin one epoch for all partitions; where to resume each vbucket. None: told to stop before it worked."""
+        """Begin one epoch for all partitions; return the checkpoints to resume at. None: stopped before it worked."""
         while not self._stop.is_set():
             self._stats.beat()
             try:
                 self._ownership.epoch = self._store.next_epoch()
                 records = self._store.begin_all(no_rollbacks(self._ownership.owned), self._ownership.epoch, self._owner)
             except Transient as error:
-                self._log.warning("feed.begin_failed", msg=str(error))
-                self._stop.wait(self._backoff.next_delay_s())
+                delay_s = self._backoff.next_delay_s()
+                failures = self._backoff.failures
+                self._log.warning("feed.begin_failed", msg=str(error), failures=failures, retry_s=round(delay_s, 2))
+                self._stop.wait(delay_s)
             else:
                 return _checkpoints(records)
         return None
@@ -294,10 +296,15 @@ class FeedWorker:
             self._advance_at = now + delay_s
             self._stats.add(store_errors=1)
             self._log.warning(
-                "feed.advance_failed", epoch=self._ownership.epoch, msg=str(error), retry_s=round(delay_s, 2)
+                "feed.advance_failed",
+                epoch=self._ownership.epoch,
+                msg=str(error),
+                failures=self._backoff.failures,
+                retry_s=round(delay_s, 2),
             )
             return
         if self._backoff.failures:
+            self._log.info("feed.advance_recovered", failures=self._backoff.failures)
             self._backoff.reset()
         self._advance_at = now + ADVANCE_INTERVAL_S
         self._check_at = now + EPOCH_CHECK_S if checks else self._check_at
@@ -322,7 +329,7 @@ class FeedWorker:
     def _report_lag(self, connected: int) -> int:
         """Publish how far each partition is behind; all their seqnos together."""
         highs = dict(self._feed.high_seqnos())
-        for vb, seqno in self._builder.seqnos().items():  # the source tells once a second, and not while we pause
+        for vb, seqno in self._builder.seqnos().items():  # the source reports once a second, and not while we pause
             highs[vb] = max(seqno, highs.get(vb, 0))
         return self._lag.publish(time.monotonic_ns(), self._ownership.owned, highs, self._stable, connected)
 

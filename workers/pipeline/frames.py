@@ -106,7 +106,7 @@ def decode_frame(payload: bytes | memoryview) -> RingFrame:
 
 
 def merge(frames: Iterable[RingFrame]) -> list[ChannelAppend]:
-    """One batch: what *frames* bring for the same channel, group and epoch becomes one append.
+    """Make one batch: all parts of *frames* for the same channel, group and epoch become one append.
 
     Frames of one epoch must come in the order in which they were published; then their entries keep it.
     """

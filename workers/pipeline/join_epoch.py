@@ -73,9 +73,16 @@ class PartitionJoin:
         return self._records
 
     def _retry_later(self, now: float, error: ChannelIndexError) -> None:
-        self.retry_at = now + self._backoff.next_delay_s()
+        delay_s = self._backoff.next_delay_s()
+        self.retry_at = now + delay_s
         self._stats.add(store_errors=1)
-        self._log.warning("feed.begin_failed", epoch=self._ownership.epoch, msg=str(error))
+        self._log.warning(
+            "feed.begin_failed",
+            epoch=self._ownership.epoch,
+            msg=str(error),
+            failures=self._backoff.failures,
+            retry_s=round(delay_s, 2),
+        )
 
 
 def no_rollbacks(partitions: Iterable[int]) -> dict[int, dict[int, Checkpoint]]:

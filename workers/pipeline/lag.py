@@ -1,7 +1,7 @@
 """Measures by partition how long a change of the source has waited to become stable. Pure, bounded in memory.
 
 Per vbucket a few *marks* (when it was seen, how far the source was then), the oldest first. The stable clock strikes
-out the marks that it has reached; the first that is left tells since when something waits. When a vbucket has as many
+out the marks that it has reached; the first that is left is the oldest that waits. When a vbucket has as many
 marks as it may have, the last one stands for all that is newer, so the answer then says too long, never too short.
 """
 
@@ -12,7 +12,7 @@ from typing import NamedTuple
 from workers.telemetry.board import Row
 
 MAX_MARKS = 8
-"""Per vbucket. At two looks a second, four seconds of lag are told to half a second; more need no such detail."""
+"""Per vbucket. At two samples a second, four seconds of lag are known to half a second; more need no such detail."""
 
 
 class Behind(NamedTuple):

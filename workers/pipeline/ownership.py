@@ -59,7 +59,7 @@ TRANSITIONS: dict[tuple[Phase | None, Step], Phase | None] = {
 
 
 class Ownership:
-    """The partitions of one feed worker. Does no I/O: told what happened, it says what is to be done."""
+    """The partitions of one feed worker. Does no I/O: given an event, it returns the steps to take."""
 
     def __init__(self, partitions: Iterable[int]) -> None:
         self._phase_by_partition = dict.fromkeys(partitions, Phase.ACTIVE)
@@ -86,7 +86,7 @@ class Ownership:
         return bool(self.begun)
 
     def want(self, partitions: frozenset[int]) -> None:
-        """Take over what the supervisor wants; it is to be told again what we work on, even if that stays the same."""
+        """Take over an assignment; our report is due again, even if our partitions stay the same."""
         self.wanted = partitions
         self.report_due = True
 

@@ -69,7 +69,7 @@ def open_feed(
     end_seqnos: Mapping[int, int] | None = None,
     decoder: Decoder | None = None,
 ) -> DcpFeed:
-    """A feed of the bucket; see `DcpFeed`. Bodies are left out only for a *decoder* that tells where it needs them."""
+    """A feed of the bucket; see `DcpFeed`. Bodies are left out only for a *decoder* that knows where it needs them."""
     address, credentials = address_of(source)
     needs_body = getattr(decoder, "needs_body", None) if source.metadata == "auto" else None
     options = FeedOptions(

@@ -50,7 +50,7 @@ METRICS = (
            "Check the Redis of the leases; the log line `leases.trouble` has the reason. Indexing stops at expiry."),
     Metric("leases", GAUGE, (), "Partitions that this node owns.",
            "0 for long: no live feed; another node of the same name, a weight or an order of `drain` may keep it so."),
-    Metric("lease_remaining_seconds", GAUGE, (), "Time until the first lease runs out if it is not renewed.",
+    Metric("lease_remaining_seconds", GAUGE, (), "Time until the first lease expires if it is not renewed.",
            "Falls towards 0: renewals fail; see `lease_trouble`."),
     Metric("leases_gained", COUNTER, (), "Leases that this node took: half of the moves.",
            "Keeps rising: nodes die again and again, or lack CPU."),

@@ -1,7 +1,7 @@
 """The feed of a bucket: one connection to each node that has vbuckets of ours, and another one whenever that is lost.
 
-Nothing is lost or brought twice by a reconnect or a move: the streams know, per vbucket, what was handed out last, and
-what a connection brought before it broke is handed out first.
+Nothing is lost or repeated by a reconnect or a move: the streams know, per vbucket, what was handed out last, and
+what a connection received before it broke is handed out first.
 """
 
 import itertools
@@ -253,7 +253,7 @@ class DcpFeed:
         return Connection(node.endpoint, self._address.tls, attempt, session, self._resolver, self._epoll, now)
 
     def high_seqnos(self) -> Mapping[int, int]:
-        """The highest seqno of each of our vbuckets that the source told last; empty before it did."""
+        """The highest seqno of each of our vbuckets that the source reported last; empty before it did."""
         return self._high_seqnos
 
     def connected(self) -> bool:

@@ -13,7 +13,7 @@ from channelindex.polling import wait_readable
 NOOP_INTERVAL_S = 20
 """The shortest that servers of every version take."""
 SILENCE_S = 2.0 * NOOP_INTERVAL_S + 10.0
-"""A connection that brought nothing for so long is dead: two noops are missing, and our own requests have no answer."""
+"""A connection without input for so long is dead: two noops are missing, and our own requests have no answer."""
 HANDSHAKE_SILENCE_S = 10.0
 """The same before there are noops; it bounds connecting too."""
 FRAME_S = 20.0

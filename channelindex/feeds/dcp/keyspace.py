@@ -1,4 +1,4 @@
-"""Collections: which of them a stream brings, and what becomes of the collection's number before each key.
+"""Chooses the collections of a stream, and replaces the collection's number before each key.
 
 On a connection that knows collections every key begins with the number of its collection in LEB128. It is taken off
 here and in the parser, and put on in `kv`; nothing else knows of it. Source: couchbase/kv_engine docs/Collections.md.
@@ -80,7 +80,7 @@ DEFAULT_ONLY = Keyspace({DEFAULT_COLLECTION: "_default._default"})
 def find_keyspace(wanted: Sequence[str], *, granted: bool) -> Conversation[Keyspace]:
     """The numbers of the collections *wanted* (`SourceAddress.collections`). *granted*: the server knows collections.
 
-    The default collection is asked for by name too where it can be: the server then tells the seqnos of all others.
+    The default collection is asked for by name too where it can be: the server then reports the seqnos of all others.
 
     Raises:
         ConfigInvalid: the server has no collections.

@@ -21,7 +21,7 @@ _Result = TypeVar("_Result")
 
 
 class KvConnection:
-    """Not safe for threads; after an error it is closed. `config` is the cluster's configuration as the node told it.
+    """Not safe for threads; after an error it is closed. `config` is the cluster's configuration from the node.
 
     If the address names collections, `keyspace` has their numbers, and whoever makes the requests puts them into keys.
     """

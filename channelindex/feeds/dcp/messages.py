@@ -63,7 +63,7 @@ class StreamEnd(IntEnum):
     """Why the server closed a stream (KV docs, commands/stream-end.md), and what we do about it.
 
     All but the last two are asked for again where they were, after a pause that grows: on the node that the newest map
-    names. That brings the answer ROLLBACK where history changed. OK ends a stream that has an end.
+    names. The answer is then ROLLBACK where history changed. OK ends a stream that has an end.
     """
 
     OK = 0

@@ -55,7 +55,7 @@ class Node:
         """Do what is due at *now*: connect, ask, give up a dead connection. When to call again, at the latest.
 
         Raises:
-            SourceUnavailable, ProtocolError: to be told to `lose`.
+            SourceUnavailable, ProtocolError: to be passed to `lose`.
             ConfigInvalid: a connection cannot be made with this configuration.
         """
         if self.connection is None:

@@ -38,7 +38,7 @@ class Resolver:
         alone = all(other.done() for other in self._pending.values())
         lookup = self._pending[endpoint] = Future()
         threading.Thread(target=_fulfil, args=(lookup, endpoint), daemon=True).start()
-        if alone:  # however many names there are, the feed stands still for one wait
+        if alone:  # however many names there are, the feed stalls for one wait
             wait([lookup], WAIT_S)
         return lookup
 

@@ -180,8 +180,8 @@ class Session:
     def _on_high_seqnos(self, answer: Frame) -> None:
         self._ask_seqnos_at = self._now + _HIGH_SEQNOS_INTERVAL_S
         if answer.status == Status.SUCCESS:
-            told = operations.seqnos(answer).items()
-            self.high_seqnos = {vb: seqno for vb, seqno in told if vb in self._streams}
+            reported = operations.seqnos(answer).items()
+            self.high_seqnos = {vb: seqno for vb, seqno in reported if vb in self._streams}
 
     def _request_streams(self) -> None:
         for stream in self._streams.take_due(self._now):
@@ -279,7 +279,7 @@ class Session:
         if frame.key == self._options.address.bucket.encode() and frame.value:
             self._on_config(frame.value)
         else:
-            self.map_doubtful = True  # told that there is a new one, not which
+            self.map_doubtful = True  # the node announced a new one, without its content
 
     def _ignore(self, frame: Frame) -> None:
         self.ignored_frames += 1

@@ -34,7 +34,7 @@ class State(Enum):
     WAITING = "waiting"  # to be requested, not before `retry_at`
     REQUESTED = "requested"
     OPEN = "open"
-    ROLLED_BACK = "rolled back"  # the consumer was told; nothing more comes
+    ROLLED_BACK = "rolled back"  # the consumer has the rollback; nothing more comes
     ENDED = "ended"  # its end seqno was reached
     DROPPED = "dropped"  # nobody wants it any more
 
@@ -112,7 +112,7 @@ class Streams:
             self._wait(stream, 0.0)
 
     def drop(self, vbuckets: Iterable[int]) -> list[int]:
-        """Stream these vbuckets no more; those of them whose stream the server has to be told to close."""
+        """Stream these vbuckets no more; return those whose stream the server has to close."""
         open_vbuckets = []
         for vb in vbuckets:
             stream = self._by_vb.pop(vb)
@@ -143,7 +143,7 @@ class Streams:
 
     @property
     def all_ended(self) -> bool:
-        """Every stream has brought all up to its end seqno; never so for live ones."""
+        """True if every stream has sent everything up to its end seqno; never for live ones."""
         return all(stream.state is State.ENDED for stream in self._by_vb.values())
 
     def opened(self, opaque: int, vb: int) -> Stream | None:

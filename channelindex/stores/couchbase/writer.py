@@ -106,7 +106,7 @@ class CouchbaseBlocks:
     def _enter(self, appends: Sequence[LocatingAppend], new_blocks: dict[_Block, int]) -> list[int | None]:
         """Note the appends in the directories; the number of each one's block, None where it was refused.
 
-        *new_blocks* is told the blocks that this call began, and their sizes.
+        *new_blocks* gets the blocks that this call began, and their sizes.
         """
         numbers: dict[LocatingAppend, int | None] = {}
         pending = _by_channel(appends)
@@ -139,7 +139,7 @@ class CouchbaseBlocks:
                 new_blocks[append.channel, append.group, 0] = len(append.header)
 
     def _sizes(self, frames: Mapping[_Block, bytes], new_blocks: Mapping[_Block, int]) -> dict[_Block, int]:
-        """The sizes of the blocks to which *frames* were appended. The SDK tells the size of no document but by it."""
+        """The sizes of the blocks to which *frames* were appended. The SDK gives no document's size otherwise."""
         sizes = {block: new_blocks[block] + len(frame) for block, frame in frames.items() if block in new_blocks}
         unknown = [block for block in frames if block not in sizes]
         for start in range(0, len(unknown), self._blocks_per_read):

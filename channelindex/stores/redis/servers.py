@@ -65,5 +65,5 @@ def _server(where: str, sections: Sequence[bytes]) -> Server:
     lines = (line.partition(":") for info in sections for line in info.decode(errors="replace").splitlines())
     found = {name: value for name, _, value in lines}
     version = found.get("valkey_version") or found.get("redis_version", "")
-    policy = found.get("maxmemory_policy", "")  # a hosted one may not tell
+    policy = found.get("maxmemory_policy", "")  # a hosted one may hide it
     return Server(where, found.get("run_id", ""), found.get("master_replid", ""), version, policy)
