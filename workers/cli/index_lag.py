@@ -14,7 +14,7 @@ from channelindex.settings import SourceSettings
 from workers.pipeline.source import address_of
 
 ASK_TIMEOUT_S = 3.0
-"""How long the bucket has to answer: whoever looks at the state of an ailing cluster should not wait long."""
+"""Time for the bucket to answer: a person who looks at an ailing cluster should not wait long."""
 RETRY_S = 30.0
 """Between two attempts at a bucket that does not answer, so that it does not stop every picture of `top`."""
 

@@ -68,7 +68,7 @@ class CouchbaseOwner:
             return None
 
     def _is_whole(self, meta: IndexMeta, partition: int) -> bool:
-        """Whether the record of *partition* can be read, and its archive has what it should."""
+        """True if the record of *partition* can be read, and its archive is complete."""
         key, archive = self._keys.partition(meta, partition), self._keys.archive(partition)
         try:
             record = decode_record(self._stored(key), meta.vbuckets_of(partition), key)

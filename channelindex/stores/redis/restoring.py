@@ -51,7 +51,7 @@ def _known_uuid(link: Link, keys: Keys, meta: IndexMeta) -> str:
 
 
 def _is_whole(link: Link, keys: Keys, meta: IndexMeta, partition: int) -> bool:
-    """Whether the record of *partition* can be read, and its archive has what it should."""
+    """True if the record of *partition* can be read, and its archive is complete."""
     key = keys.partition(partition)
     try:
         fields: Sequence[bytes | None] = link.execute("HMGET", key, *RECORD_FIELDS)
