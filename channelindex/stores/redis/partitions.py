@@ -42,5 +42,7 @@ def read_meta(link: Link, keys: Keys, index_name: str) -> IndexMeta:
     """
     stored = link.execute("GET", keys.meta)
     if stored is None and any(link.pipeline([("EXISTS", keys.partition(partition)) for partition in range(2)])):
-        raise lost_meta(keys.meta)
+        stored = link.execute("GET", keys.meta)  # the index may have been made in between
+        if stored is None:
+            raise lost_meta(keys.meta)
     return decode_meta(stored, keys.meta, index_name)
