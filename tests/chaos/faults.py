@@ -520,6 +520,14 @@ def join_bucket_node(world: World, rnd: random.Random) -> Iterator[None]:
     world.bucket.move(_some_vbs(rnd), joined)
 
 
+@kind()
+def resync_documents(world: World, rnd: random.Random) -> Iterator[None]:
+    """Sync Gateway puts documents into other channels, under the sequence and revision that they have."""
+    for writer in world.writers:
+        writer.resync_soon(rnd.getrandbits(32), rnd.randrange(1, 20))
+    yield
+
+
 # -- what operators do
 
 
