@@ -19,6 +19,7 @@ FROM ?= .
 EXTRAS ?= node
 PYTEST_ARGS ?=
 export REDIS_SERVER SEED
+export BUCKET_PASSWORD
 export COUCHBASE COUCHBASE_USER COUCHBASE_PASSWORD COUCHBASE_CA_FILE COUCHBASE_SCOPE COUCHBASE_COLLECTION COUCHBASE_DURABILITY
 
 BIN := $(VENV)/bin
@@ -33,7 +34,7 @@ ON_EACH_SERVER = -k 'not couchbase' tests/contract $(wildcard tests/integration/
 	$(addprefix tests/integration/test_,coordinator.py coordination_trouble.py membership.py least_privilege.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test-unit test test-nightly test-servers mutants cov lint fmt type arch audit check test-chaos chaos test-couchbase fuzz bench docs package release-check install rollback uninstall tour clean
+.PHONY: help dev demo test-unit test test-nightly test-servers mutants cov lint fmt type arch audit check test-chaos chaos test-couchbase test-real fuzz bench docs package release-check install rollback uninstall tour clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -91,6 +92,10 @@ chaos: $(STAMP) ## whole nodes under seeded faults for MINUTES, judged afterward
 test-couchbase: $(STAMP) ## the tests of the couchbase:// store against a real bucket: COUCHBASE=couchbase://host/bucket
 	@test -n "$(COUCHBASE)" || { echo 'usage: make test-couchbase COUCHBASE=couchbase://host/bucket COUCHBASE_USER=… COUCHBASE_PASSWORD=…'; exit 64; }
 	$(PYTEST) -k couchbase tests/contract tests/integration/test_store_couchbase.py
+
+test-real: $(STAMP) ## the end-to-end scenarios against a bucket that you have: BUCKET=couchbase://host/bucket, prints a table
+	@test -n "$(BUCKET)" || { echo 'usage: make test-real BUCKET=couchbase://host/bucket BUCKET_USER=… BUCKET_PASSWORD=… [BUCKET_CA_FILE=…]'; exit 64; }
+	$(BIN)/python -m tests.real '$(BUCKET)' --user '$(BUCKET_USER)' --ca-file '$(BUCKET_CA_FILE)'
 
 fuzz: $(STAMP) ## mutated frames and documents, minutes; SEED=number repeats a run
 	$(BIN)/python -m tests.fuzz --frames 1000000 --documents 100000 --seed $(if $(SEED),$(SEED),0)

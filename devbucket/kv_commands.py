@@ -14,6 +14,7 @@ from devbucket.replies import Malformed, Refused, Reply
 from devbucket.vbucket import VBucket, VBucketState
 
 GET_META = 0xA0
+EVICT_KEY = 0x93
 CAS_OF_LOCKED = 0xFFFFFFFFFFFFFFFF
 """The CAS that a read shows of a locked document: nobody else can use its own."""
 NEVER_CREATE = 0xFFFFFFFF
@@ -124,6 +125,16 @@ def _delete(session: ClientSession, request: Frame) -> Reply:
     return session.mutated(vbucket, vbucket.delete(request.key, fate=DELETED))
 
 
+def _evict(session: ClientSession, request: Frame) -> Reply:
+    """Let the value be on disk only. What is in memory as a checkpoint is streamed from there all the same."""
+    _, item = find_active(session, request)
+    if item is None:
+        raise Refused(Status.KEY_ENOENT)
+    session.node.cluster.persist()
+    item.store(resident=False)
+    return Reply(b"Ejected.")
+
+
 def _touch(session: ClientSession, request: Frame) -> Reply:
     return Reply(cas=_touched(session, request).cas)
 
@@ -208,6 +219,7 @@ COMMANDS: dict[int, Command] = {
     Op.ADD: _add,
     Op.REPLACE: _replace,
     Op.DELETE: _delete,
+    EVICT_KEY: _evict,
     Op.TOUCH: _touch,
     Op.GET_AND_TOUCH: _get_and_touch,
     Op.APPEND: _append,

@@ -45,10 +45,18 @@ class Loader:
     Others may write at the same time: a document that changed meanwhile is read again.
     """
 
-    def __init__(self, kv: KeyValue, layout: Layout, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self,
+        kv: KeyValue,
+        layout: Layout,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        sequence_key: bytes = SEQUENCE_KEY,
+    ) -> None:
+        """Write by *kv*. Sequences come from the counter *sequence_key*: that of a Sync Gateway, unless it has one."""
         self._kv = kv
         self._layout = layout
         self._now = now
+        self._sequence_key = sequence_key
         self._sequences = self._new_sequences()
         self._stored_by_id: dict[str, StoredDocument] = {}
 
@@ -146,9 +154,10 @@ class Loader:
     def _new_sequences(self) -> Iterator[int]:
         """Sequences of our own, without end."""
         while True:
-            last = operations.counted(self._ask(operations.increment(SEQUENCE_KEY, SEQUENCE_BATCH, SEQUENCE_BATCH)))
+            request = operations.increment(self._sequence_key, SEQUENCE_BATCH, SEQUENCE_BATCH)
+            last = operations.counted(self._ask(request))
             if last is None:
-                raise InvariantBroken(f"the counter {SEQUENCE_KEY!r} was not created")
+                raise InvariantBroken(f"the counter {self._sequence_key!r} was not created")
             yield from range(last - SEQUENCE_BATCH + 1, last + 1)
 
     def _ask(self, request: Request) -> Frame:

@@ -17,6 +17,7 @@ from channelindex.feeds.base import JSON, SNAPPY
 from channelindex.mcbp import Feature, Frame, Op, Status, pack_request
 from devbucket import DevBucket, DevBucketConfig
 from devbucket.items import DELETE_TIMES, INCLUDE_XATTRS
+from devbucket.kv_commands import EVICT_KEY
 from tests.support.mcbp_client import RawClient, Writer
 
 N_VBUCKETS = 8
@@ -185,6 +186,17 @@ def test_evicted_documents_come_from_disk_and_memory_holds_what_the_mode_says(bu
 def test_eviction_that_makes_no_sense_is_refused(bucket, arguments, error):
     with pytest.raises(ConfigInvalid, match=error):
         bucket.evict(**arguments)
+
+
+def test_a_client_may_evict_one_document(bucket, connect):
+    client = connect()
+    assert client.call(EVICT_KEY, key=b"k").status == Status.KEY_ENOENT
+    Writer(client.call).set(0, b"k", b"{}")
+    assert client.call(EVICT_KEY, key=b"k").value == b"Ejected."
+    bucket.new_checkpoint(0)
+    feed = connect().open_dcp()
+    feed.request_stream(0)
+    assert next_of(feed, Op.DCP_MUTATION).extras[-1] == 3, "how a server says that it was evicted"
 
 
 def test_compression_mode_is_one_of_three(bucket):

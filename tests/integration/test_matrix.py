@@ -13,19 +13,16 @@ import itertools
 import random
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from channelindex import blocks
-from channelindex.decode.sync_gateway import SyncGatewayDecoder
 from channelindex.feeds.base import SNAPPY
 from channelindex.feeds.dcp.exchange import Request
 from channelindex.feeds.dcp.kv import KvClient
 from channelindex.mcbp import Feature, Op, Status
-from channelindex.model import IndexMeta
-from channelindex.settings import IndexSettings, SourceSettings
+from channelindex.settings import SourceSettings
 from devbucket import DevBucket, DevBucketConfig
 from devbucket.items import compressed
 from devbucket.sync_gateway.layouts import InlineLayout, Layout, XattrLayout
@@ -34,9 +31,8 @@ from devbucket.sync_gateway.revisions import Revision
 from devbucket.vbucket import COMPRESSION_MODES
 from tests.support.history import Line, Membership, expected_channels
 from tests.support.mcbp_client import RawClient
-from tests.support.running import connect, indexed_channels
-from workers.cli.dual_feed import feed_both
-from workers.pipeline.source import describe, high_seqnos, open_feed
+from tests.support.one_pass import index_once
+from tests.support.running import connect
 
 N_VBUCKETS = 8
 N_DOCUMENTS = 24
@@ -47,7 +43,6 @@ LAYOUTS: dict[str, tuple[Layout, ...]] = {
     "xattr": (XattrLayout(),),
     "both": (InlineLayout(), XattrLayout()),
 }
-_names = itertools.count()
 
 
 def revisions_of(layout: Layout) -> list[Revision]:
@@ -145,19 +140,10 @@ def bucket_that_holds(
             yield bucket, written
 
 
-def indexed(bucket: DevBucket, metadata: str, compression: bool) -> Membership:
-    """What the pipeline makes of the bucket with these settings: feed, decoder, rounds, and an index in memory."""
-    source = SourceSettings(
+def source_of(bucket: DevBucket, metadata: str, compression: bool) -> SourceSettings:
+    return SourceSettings(
         url=bucket.url, user=bucket.user, password=bucket.password, metadata=metadata, compression=compression
     )
-    found = describe(source)
-    name = f"matrix{next(_names)}"
-    index = IndexSettings(name, "memory://")
-    meta = IndexMeta(blocks.FORMAT_VERSION, N_VBUCKETS, 4, found.uuid, name)
-    decoder = SyncGatewayDecoder()
-    with closing(open_feed(source, "matrix", found.uuid, high_seqnos(source), decoder)) as feed:
-        feed_both(feed, decoder, meta, [index])
-    return indexed_channels("memory://", name)
 
 
 @pytest.mark.parametrize("whence", ["resident", "evicted", "restarted"])
@@ -167,4 +153,4 @@ def test_index_holds_what_was_written(layout: str, compression_mode: str, whence
     with bucket_that_holds(LAYOUTS[layout], compression_mode, whence, tmp_path) as (bucket, written):
         for metadata, compression in itertools.product(("auto", "xattr", "inline"), (True, False)):
             cell = f"source.metadata={metadata} source.compression={compression}"
-            assert indexed(bucket, metadata, compression) == expected(written, metadata), cell
+            assert index_once(source_of(bucket, metadata, compression)) == expected(written, metadata), cell
