@@ -14,7 +14,7 @@ from typing import Annotated
 import msgspec
 
 from channelindex.blocks import MAX_REV_BYTES
-from channelindex.decode import principals
+from channelindex.decode import principals, tolerant_json
 from channelindex.decode.base import MAX_CHANNEL_BYTES, MAX_CHANNELS, Undecodable
 from channelindex.feeds.base import JSON, SNAPPY, XATTR
 from channelindex.model import DELETED, REMOVED, STAR_CHANNEL, Principal, Removal, Route
@@ -30,25 +30,25 @@ _Natural = Annotated[int, msgspec.Meta(ge=0)]
 class _Version(msgspec.Struct, gc=False):
     """A revision id of Sync Gateway 4, whose other fields we do not need."""
 
-    rev: str = ""
+    rev: str | None = ""
 
 
 class _StoredRemoval(msgspec.Struct, gc=False):
     """The value in the `channels` map for a channel that the document left."""
 
-    seq: _Natural = 0
-    rev: str | _Version = ""
-    deleted: bool = msgspec.field(name="del", default=False)
+    seq: _Natural | None = 0
+    rev: str | _Version | None = ""
+    deleted: bool | None = msgspec.field(name="del", default=False)
 
 
 class _Sync(msgspec.Struct, gc=False):
-    """The fields of `_sync` that matter. `deleted` is how the earliest versions marked a deletion."""
+    """The fields of `_sync` that matter; null is 0 or empty, as in Go. `deleted` is of the earliest versions."""
 
-    rev: str | _Version = ""
-    flags: _Natural = 0
-    sequence: _Natural = 0
+    rev: str | _Version | None = ""
+    flags: _Natural | None = 0
+    sequence: _Natural | None = 0
     channels: dict[str, _StoredRemoval | None] | None = None
-    deleted: bool = False
+    deleted: bool | None = False
 
 
 class _InlineDocument(msgspec.Struct, gc=False):
@@ -81,8 +81,8 @@ class SyncGatewayDecoder:
         channels = _channels_of(sync, len(value))
         if self._star_channel:
             channels[STAR_CHANNEL] = None
-        flags = sync.flags & _STORED_FLAGS
-        return Route(_rev_of(sync.rev), flags | DELETED if sync.deleted else flags, sync.sequence, channels)
+        flags = (sync.flags or 0) & _STORED_FLAGS
+        return Route(_rev_of(sync.rev), flags | DELETED if sync.deleted else flags, sync.sequence or 0, channels)
 
     def needs_body(self, key: bytes, datatype: int, value: bytes) -> bool:
         """Decide if the body of a JSON document matters, of which only the xattrs came.
@@ -102,10 +102,21 @@ class SyncGatewayDecoder:
 def _inline_sync(body: bytes) -> _Sync | None:
     try:
         return _decode_document(body).sync
+    except (ValueError, RecursionError):
+        if not (body.lstrip().startswith(b"{") and b'"_sync"' in body):
+            return None  # whatever is wrong with it, it is none of ours
+    try:
+        return _tolerant_inline_sync(tolerant_json.repaired(body))
     except (ValueError, RecursionError) as error:
-        if body.lstrip().startswith(b"{") and b'"_sync"' in body:
-            raise Undecodable(f"document with inline _sync: {_reason(error)}") from None
-        return None  # whatever is wrong with it, it is none of ours
+        raise Undecodable(f"document with inline _sync: {_reason(error)}") from None
+
+
+def _tolerant_inline_sync(body: bytes) -> _Sync | None:
+    try:
+        return _decode_document(body).sync
+    except RecursionError:
+        text = tolerant_json.find_member(body, "_sync")
+        return None if text in (None, b"null") else _decode_sync(text)
 
 
 def _attributed_sync(datatype: int, value: bytes) -> _Sync | None:
@@ -116,11 +127,19 @@ def _attributed_sync(datatype: int, value: bytes) -> _Sync | None:
     if datatype & XATTR:
         text, body_start = _find_attribute(value)
         if text is not None:
-            try:
-                return _decode_sync(text)
-            except (ValueError, RecursionError) as error:
-                raise Undecodable(f"extended attribute _sync: {_reason(error)}") from None
+            return _sync_of_attribute(text)
     return _inline_sync(value[body_start:]) if datatype & JSON and len(value) > body_start else None
+
+
+def _sync_of_attribute(text: bytes) -> _Sync:
+    try:
+        return _decode_sync(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return _decode_sync(tolerant_json.repaired(text))
+    except (ValueError, RecursionError) as error:
+        raise Undecodable(f"extended attribute _sync: {_reason(error)}") from None
 
 
 def _find_attribute(value: bytes) -> tuple[bytes | None, int]:
@@ -144,7 +163,7 @@ def _find_attribute(value: bytes) -> tuple[bytes | None, int]:
 
 
 def _channels_of(sync: _Sync, value_size: int) -> dict[str, Removal | None]:
-    if sync.sequence > _MAX_SEQUENCE:
+    if (sync.sequence or 0) > _MAX_SEQUENCE:
         raise Undecodable("_sync.sequence exceeds 64 bits")
     if not sync.channels:
         return {}
@@ -164,20 +183,21 @@ def _check_sizes(channels: dict[str, _StoredRemoval | None]) -> None:
 
 
 def _removal(removal: _StoredRemoval) -> Removal:
-    if removal.seq > _MAX_SEQUENCE:
+    sequence = removal.seq or 0
+    if sequence > _MAX_SEQUENCE:
         raise Undecodable("the sequence of a removal exceeds 64 bits")
-    return Removal(removal.seq, _text_of(removal.rev), removal.deleted)
+    return Removal(sequence, _text_of(removal.rev), bool(removal.deleted))
 
 
-def _rev_of(rev: str | _Version) -> str:
+def _rev_of(rev: str | _Version | None) -> str:
     text = _text_of(rev)
     if not text:
         raise Undecodable("_sync.rev is missing or empty")
     return text
 
 
-def _text_of(rev: str | _Version) -> str:
-    text = rev if isinstance(rev, str) else rev.rev
+def _text_of(rev: str | _Version | None) -> str:
+    text = rev if isinstance(rev, str) else (rev and rev.rev) or ""
     if len(text) > MAX_REV_BYTES // 4 and len(text.encode()) > MAX_REV_BYTES:
         raise Undecodable(f"revision id of {len(text.encode())} bytes, at most {MAX_REV_BYTES} can be indexed")
     return text

@@ -83,8 +83,8 @@ CASES = (
     Case("longest channel name", INDEXED, in_channel(b"n" * MAX_CHANNEL_BYTES), channel="n" * MAX_CHANNEL_BYTES),
     Case("channel name too long", "channel name of 65536 bytes", in_channel(b"n" * (MAX_CHANNEL_BYTES + 1))),
     Case("channel name of 1 MiB", "channel name of 1048576 bytes", in_channel(b"n" * 2**20)),
-    Case("channel with an unpaired surrogate", "surrogate", in_channel(rb"\ud800")),
-    Case("channel that is not UTF-8", "not UTF-8", in_channel(b"\xff")),
+    Case("channel with an unpaired surrogate", INDEXED, in_channel(rb"\ud800"), channel="\ufffd"),
+    Case("channel that is not UTF-8", INDEXED, in_channel(b"\xff"), channel="\ufffd"),
     # keys
     Case("key that is not UTF-8", INDEXED, in_channel(b"A"), key=b"\xff\xfe"),
     Case("key with control characters", INDEXED, in_channel(b"A"), key=b"\x1b[2J\n\0"),
@@ -92,6 +92,7 @@ CASES = (
     # JSON
     Case("body that is not UTF-8", INDEXED, b'{"x":"\xff","_sync":%s}' % MEMBER),
     Case("deep", INDEXED, nested(500)),
+    Case("as deep as Go goes", INDEXED, nested(9_999)),
     Case("too deep", "nested too deeply", nested(100_000)),
     Case("last of two _sync counts", INDEXED, b'{"_sync":{"rev":"9-z","channels":{"B":null}},"_sync":%s}' % MEMBER),
     Case("last of two members counts", INDEXED, sync(b'"channels":{"A":{"seq":1,"rev":"1-a"},"A":null}')),

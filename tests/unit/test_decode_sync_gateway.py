@@ -271,7 +271,7 @@ def test_channel_name_may_be_any_string_that_fits(name):
         ({"rev": {}}, "rev is missing"),
         ({"rev": {"ver": "0x1"}}, "rev is missing"),
         ({"rev": 1}, "Expected"),
-        ({"rev": None}, "Expected"),
+        ({"rev": None}, "missing or empty"),
         ({"rev": "1-a", "sequence": -1}, "Expected"),
         ({"rev": "1-a", "sequence": 1 << 64}, "64 bits"),
         ({"rev": "1-a", "sequence": "7"}, "Expected"),
@@ -282,7 +282,6 @@ def test_channel_name_may_be_any_string_that_fits(name):
         ({"rev": "1-a", "channels": {"A": {"seq": 1 << 64}}}, "64 bits"),
         ({"rev": "1-a", "channels": {"A": {"seq": -1}}}, "Expected"),
         ({"rev": "1-a", "channels": {"ä" * 32768: None}}, "65536 bytes"),
-        ({"rev": "1-a", "channels": {"\ud800": None}}, "surrogate"),
     ],
 )
 def test_metadata_that_makes_no_sense_is_undecodable(sync, reason):
@@ -293,7 +292,6 @@ def test_metadata_that_makes_no_sense_is_undecodable(sync, reason):
 @pytest.mark.parametrize(
     "text",
     [
-        b'{"rev":"\xff"}',
         b'{"rev":"1-a","history":NaN}',
         b'{"rev":"1-a","history":' + b"[" * 2_000_000 + b"]" * 2_000_000 + b"}",
         b'{"rev":"1-a"',
