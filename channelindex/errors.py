@@ -57,6 +57,10 @@ class StoreUnavailable(Transient):
     """The index store cannot be reached; nothing is known to have been written."""
 
 
+class RequestTooLarge(StoreUnavailable):
+    """The index store refused a request for its size; a smaller one may succeed."""
+
+
 class CoordinationUnavailable(Transient):
     """The Redis that holds the leases cannot be reached."""
 

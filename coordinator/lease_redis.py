@@ -22,6 +22,7 @@ _LEASES = Purpose(
     Scripts(files("coordinator").joinpath("lua")),
     unavailable=CoordinationUnavailable,
     lost=CoordinationUnavailable,
+    too_large=CoordinationUnavailable,
     corrupt=CoordinationUnavailable,
     broken=CoordinationUnavailable,
 )

@@ -12,11 +12,14 @@ from channelindex.errors import (
     ConfigInvalid,
     IndexCorrupt,
     InvariantBroken,
+    RequestTooLarge,
     Transient,
 )
 from channelindex.redis.scripts import Scripts
 
 _NOT_NOW = re.compile(r"\b(OOM|MISCONF|READONLY|NOREPLICAS|LOADING|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|BUSY|UNKILLABLE)\b")
+_TOO_LARGE = re.compile(r"invalid (multi)?bulk length|request size|too large", re.IGNORECASE)
+"""Redis limits single arguments (proto-max-bulk-len); hosted ones whole requests, each in its own words."""
 _ELSEWHERE = re.compile(r"\b(READONLY|NOREPLICAS|LOADING|MASTERDOWN|CLUSTERDOWN)\b")
 _REFUSED_IN_SCRIPT = re.compile(r"user executing the script|ACL failure in script")  # before Redis 7, and since
 NOT_NOW_ERRORS = (
@@ -45,13 +48,15 @@ class Purpose(NamedTuple):
     """The purpose of a Redis: the setting that names it, the scripts that run in it, and the errors of its failures.
 
     `unavailable`: nothing happened. `lost`: a request was sent whose reply did not come, which for one who only reads
-    is no different. `corrupt`: a key holds another type than it should. `broken`: Redis calls the request wrong.
+    is no different. `too_large`: it was refused for its size. `corrupt`: a key holds another type than it should.
+    `broken`: Redis calls the request wrong.
     """
 
     setting: str
     scripts: Scripts
     unavailable: type[Transient]
     lost: type[Transient]
+    too_large: type[ChannelIndexError] = RequestTooLarge
     corrupt: type[ChannelIndexError] = IndexCorrupt
     broken: type[ChannelIndexError] = InvariantBroken
 
@@ -68,9 +73,13 @@ def translate_error(purpose: Purpose, where: str, command: Sequence[Any], error:
         return ConfigInvalid(f"{what}: this is a node of a cluster, which redis+cluster:// reaches")
     if isinstance(error, NOT_NOW_ERRORS) or _NOT_NOW.search(message):
         return purpose.unavailable(f"{what}: {message}")
-    if "WRONGTYPE" in message:
-        return purpose.corrupt(f"{what}: {message}")
-    return purpose.broken(f"{what}: {message}")
+    return _kind(purpose, message)(f"{what}: {message}")
+
+
+def _kind(purpose: Purpose, message: str) -> type[ChannelIndexError]:
+    if _TOO_LARGE.search(message):
+        return purpose.too_large
+    return purpose.corrupt if "WRONGTYPE" in message else purpose.broken
 
 
 def translate_connect_error(purpose: Purpose, where: str, error: Exception) -> ChannelIndexError:
@@ -86,6 +95,11 @@ def may_have_moved(error: Exception) -> bool:
     A master that was demoted answers READONLY for ever, and keeps the connections that it has.
     """
     return isinstance(error, _ELSEWHERE_ERRORS) or bool(_ELSEWHERE.search(str(error)))
+
+
+def closes_connection(error: Exception) -> bool:
+    """True if the server closes the connection after *error*, a reply: it does not read on in what it did not take."""
+    return "Protocol error" in str(error)
 
 
 def one_line(error: Exception) -> str:

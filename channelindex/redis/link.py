@@ -21,6 +21,7 @@ from channelindex.redis.errors import (
     NOT_NOW_ERRORS,
     REFUSED_ERRORS,
     Purpose,
+    closes_connection,
     may_have_moved,
     one_line,
     translate_connect_error,
@@ -34,6 +35,10 @@ keeps its connections: without a limit, who only reads would read the old one fo
 SUSPECT_TIMEOUT_S = 1.0
 """For the reply to a PING when we connect again to a server that has just failed. One that hangs accepts connections
 all the same; its successor must not wait until it is given up once more."""
+
+SUSPICIOUS_BYTES = 256 << 10
+"""A request of so many bytes that cannot be sent to its end twice in a row is taken to be too large: a server that does
+not take an argument closes the connection while it is being sent, and its reason is rarely seen."""
 
 ScriptCall = tuple[Sequence[str], Sequence[Any]]
 """(keys, arguments) of one call of a script."""
@@ -159,6 +164,8 @@ class ServerLink(Link):
         self._connected_at = 0.0
         self._is_suspect = is_suspect
         self._session = 0
+        self._n_broken_sends = 0
+        """Requests in a row that could not be sent to their end."""
 
     @property
     def session(self) -> int:
@@ -202,15 +209,25 @@ class ServerLink(Link):
     def send(self, commands: Sequence[Sequence[Any]]) -> None:
         """Send *commands*; who calls this calls `receive` or `close` next."""
         self._open()
-        with self._closed_if_broken():
-            self._connection.send_packed_command(self._connection.pack_commands(commands))
+        packed = self._connection.pack_commands(commands)
+        try:
+            with self._closed_if_broken():
+                self._connection.send_packed_command(packed)
+        except self.purpose.lost as error:
+            self._n_broken_sends += 1
+            if self._n_broken_sends > 1 and sum(map(len, packed)) > SUSPICIOUS_BYTES:
+                raise self.purpose.too_large(f"{error}, as before: is it too large?") from error
+            raise
 
     def receive(self, n_replies: int) -> list[Any]:
         """The replies to what was sent, an exception where the server answered with an error."""
         with self._closed_if_broken():
             replies = [self._read_reply() for _ in range(n_replies)]
+        self._n_broken_sends = 0
         if any(isinstance(reply, Exception) and may_have_moved(reply) for reply in replies):
             self._give_up()
+        elif any(isinstance(reply, Exception) and closes_connection(reply) for reply in replies):
+            self.close()
         return replies
 
     def check(self) -> None:

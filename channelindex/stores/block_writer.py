@@ -5,6 +5,7 @@ A store brings the operations (`BlockOperations`); the rules are here, once:
 * **Append**, blind, to the active block that this writer learnt for this very epoch.
 * **Append and locate** where it knows none: the store looks into the channel's directory, refuses if a newer epoch of
   the group is there, else records our epoch, appends to the active block and returns its number.
+* **Split** a batch that the store refuses for its size, down to single entries (`call_limit.py`).
 * **Move** a directory: its clock, when the tail that readers fetch has become long; to the next block, which begins
   with the channel's clock, when the active one is full. It happens only if the directory is as we read it and, for a
   full block, nothing was appended since. A move that does not happen is no error: the append locates the block anew.
@@ -19,9 +20,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from channelindex.blocks import ENTRIES, HEADER, fold_clock, pack_frame, pack_pairs
-from channelindex.errors import IndexCorrupt
+from channelindex.errors import IndexCorrupt, RequestTooLarge
 from channelindex.stores.active import ActiveBlock, ActiveBlocks
 from channelindex.stores.base import BlockRef, ChannelAppend, Directory, GroupState
+from channelindex.stores.call_limit import CallLimit
 
 REMEMBERED_BLOCKS = 200_000
 """Active blocks that one writer remembers (about 250 bytes each); the longest unused ones beyond are located anew."""
@@ -135,23 +137,33 @@ class BlockWriter:
         self._operations = operations
         self._block_bytes = block_bytes
         self._active = ActiveBlocks(remembered_blocks)
+        self._limit = CallLimit(MAX_CALL_BYTES)
+        self._in_flight: Sequence[ChannelAppend] = ()
+        """What the last call of the store was to append."""
         self.n_block_lookups = 0
 
     def write(self, appends: Sequence[ChannelAppend], principals: Iterable[str] = ()) -> set[int]:
         """See `IndexWriter.write`."""
-        try:
-            known, due, unknown = self._classify(appends)
-            if due:
-                self._move(due, known, unknown)
-            if known:
-                self._append(known)
-            stale = self._append_and_locate(unknown) if unknown else set()
-            keys = list(principals)
-            if keys:
-                self._operations.count_principals(keys)
-        except BaseException:
-            self._active.clear()  # see above; and a store that comes back may have lost what we know
-            raise
+        keys = list(principals)
+        while True:
+            try:
+                return self._write(self._limit.fit(appends), keys)
+            except RequestTooLarge as error:
+                self._active.clear()
+                self._limit.lower(self._in_flight, error)
+            except BaseException:
+                self._active.clear()  # see above; and a store that comes back may have lost what we know
+                raise
+
+    def _write(self, appends: Sequence[ChannelAppend], principals: Sequence[str]) -> set[int]:
+        known, due, unknown = self._classify(appends)
+        if due:
+            self._move(due, known, unknown)
+        if known:
+            self._append(known)
+        stale = self._append_and_locate(unknown) if unknown else set()
+        if principals:
+            self._operations.count_principals(principals)
         return stale
 
     def close(self) -> None:
@@ -177,7 +189,8 @@ class BlockWriter:
 
     def _move(self, due: Sequence[_Known], known: list[_Known], unknown: list[ChannelAppend]) -> None:
         """Move the directories of *due*; each goes on to *known*, or to *unknown* where it was not to be."""
-        for chunk in _chunks(due, MAX_CALL_MOVES):
+        for chunk in _chunks(due, max(1, MAX_CALL_MOVES * self._limit.n_bytes // MAX_CALL_BYTES)):
+            self._in_flight = [append for append, _ in chunk]
             states = self._operations.groups([(append.channel, append.group) for append, _ in chunk])
             moves: list[Move] = []
             moving: list[_Known] = []
@@ -198,18 +211,24 @@ class BlockWriter:
 
     def _append(self, known: Sequence[_Known]) -> None:
         appends: list[BlindAppend] = []
-        n_bytes = 0
+        n_done = n_bytes = 0
+        limit = self._limit.n_bytes
         for (channel, group, epoch, entries), active in known:
             frame = pack_frame(ENTRIES, epoch, entries)
             appends.append((channel, group, active.number, frame))
             size = len(frame)
             active.size += size
             n_bytes += size
-            if len(appends) >= MAX_CALL_CHANNELS or n_bytes >= MAX_CALL_BYTES:
-                self._operations.append(appends)
+            if len(appends) >= MAX_CALL_CHANNELS or n_bytes >= limit:
+                self._append_at_once(known[n_done : n_done + len(appends)], appends)
+                n_done += len(appends)
                 appends, n_bytes = [], 0
         if appends:
-            self._operations.append(appends)
+            self._append_at_once(known[n_done:], appends)
+
+    def _append_at_once(self, known: Sequence[_Known], appends: Sequence[BlindAppend]) -> None:
+        self._in_flight = [append for append, _ in known]
+        self._operations.append(appends)
 
     def _append_and_locate(self, unknown: Sequence[ChannelAppend]) -> set[int]:
         """Append *unknown* and learn their blocks; the epochs that were refused."""
@@ -219,7 +238,7 @@ class BlockWriter:
         for append in unknown:
             appends.append(append)
             n_bytes += len(append.entries)
-            if len(appends) >= MAX_CALL_CHANNELS or n_bytes >= MAX_CALL_BYTES:
+            if len(appends) >= MAX_CALL_CHANNELS or n_bytes >= self._limit.n_bytes:
                 stale |= self._locate_at_once(appends)
                 appends, n_bytes = [], 0
         if appends:
@@ -228,6 +247,7 @@ class BlockWriter:
 
     def _locate_at_once(self, appends: Sequence[ChannelAppend]) -> set[int]:
         stale: set[int] = set()
+        self._in_flight = appends
         found = self._operations.append_and_locate([_locating(append) for append in appends])
         self.n_block_lookups += len(appends)
         for append, location in zip(appends, found, strict=True):
