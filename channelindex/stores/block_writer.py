@@ -17,6 +17,7 @@ late rotation does not happen. All that such a request can do is append what its
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 from channelindex.blocks import ENTRIES, HEADER, fold_clock, pack_frame, pack_pairs
@@ -265,8 +266,13 @@ def lost_block(key: str) -> IndexCorrupt:
 
 def _locating(append: ChannelAppend) -> LocatingAppend:
     channel, group, epoch, entries = append
-    header = pack_frame(HEADER, epoch, b"")
-    return LocatingAppend(channel, group, epoch, header, pack_frame(ENTRIES, epoch, entries))
+    return LocatingAppend(channel, group, epoch, _first_header(epoch), pack_frame(ENTRIES, epoch, entries))
+
+
+@lru_cache(64)
+def _first_header(epoch: int) -> bytes:
+    """The header of block 0: nothing is before it."""
+    return pack_frame(HEADER, epoch, b"")
 
 
 def _move(append: ChannelAppend, state: GroupState, block_bytes: int) -> Move:

@@ -56,8 +56,18 @@ class RedisBlocks:
 
     def append_and_locate(self, appends: Sequence[LocatingAppend]) -> Sequence[Location | None]:
         """See `BlockOperations.append_and_locate`."""
-        flat = [(channel, group, f"{epoch:016x}", header, frame) for channel, group, epoch, header, frame in appends]
-        reply, order = self._run_by_slot("append_and_locate", flat)
+        sections: _Sections = {}
+        indices: dict[int, list[int]] = {}
+        for index, (channel, group, epoch, header, frame) in enumerate(appends):
+            slot = slot_of(channel)
+            section = sections.get(slot)
+            if section is None:
+                section, indices[slot] = ([], []), []
+                sections[slot] = section
+            section[0].extend((channel, group, f"{epoch:016x}", len(header), len(frame)))
+            section[1].extend((header, frame))
+            indices[slot].append(index)
+        reply, order = self._run("append_and_locate", sections, indices)
         locations: list[Location | None] = [None] * len(appends)
         for index, number, size, upto in zip(order, reply[::3], reply[1::3], reply[2::3], strict=True):
             if number == "lost":
@@ -112,6 +122,10 @@ class RedisBlocks:
             values += [len(value) if isinstance(value, bytes) else value for value in item]
             parts += [value for value in item if isinstance(value, bytes)]
             indices.setdefault(slot, []).append(index)
+        return self._run(name, sections, indices)
+
+    def _run(self, name: str, sections: _Sections, indices: dict[int, list[int]]) -> tuple[list[Any], list[int]]:
+        """The reply of a script to *sections*, and for each of its answers the index of the item, *indices* by slot."""
         replies = self._link.run_all(name, self._calls(sections))
         reply = [answer for packed in replies for answer in _decode(packed)]
         return reply, [index for at in indices.values() for index in at]
