@@ -130,6 +130,21 @@ class IndexWriter(Protocol):
         """
         ...
 
+    def servers(self) -> int:
+        """A digest, of 48 bits, of the servers that take what is written now, and of their history; 0 if it has none.
+
+        It differs after a restart or failover of any of them, in which the store may have lost what was written. Equal
+        before and after a `write`: these took it.
+
+        Raises:
+            StoreUnavailable: they cannot be asked.
+        """
+        ...
+
+    def reconnect(self) -> None:
+        """Forget the servers and all that is known of them; the next call finds out where the store is now."""
+        ...
+
     def close(self) -> None:
         """Let go of connections. May be called twice."""
         ...
@@ -137,6 +152,10 @@ class IndexWriter(Protocol):
 
 class OwnerStore(Protocol):
     """The owner's half."""
+
+    def servers(self) -> int:
+        """The servers in which the first epoch began, as `IndexWriter.servers`; asks nobody."""
+        ...
 
     def create_or_check(self, wanted: IndexMeta) -> IndexMeta:
         """The index's meta record, created as *wanted* if there is none. `index_uuid` is not compared.

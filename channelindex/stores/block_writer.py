@@ -121,6 +121,10 @@ class BlockOperations(Protocol):
         """Raise the counters of these principals, and their sum."""
         ...
 
+    def servers(self) -> int:
+        """See `IndexWriter.servers`."""
+        ...
+
     def close(self) -> None:
         """Let go of connections. May be called twice."""
         ...
@@ -166,6 +170,15 @@ class BlockWriter:
         if principals:
             self._operations.count_principals(principals)
         return stale
+
+    def servers(self) -> int:
+        """See `IndexWriter.servers`."""
+        return self._operations.servers()
+
+    def reconnect(self) -> None:
+        """See `IndexWriter.reconnect`."""
+        self._active.clear()
+        self._operations.close()
 
     def close(self) -> None:
         """See `IndexWriter.close`."""

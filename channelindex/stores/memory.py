@@ -152,6 +152,10 @@ class MemoryBlocks:
                 self._index.counter_by_principal[key] += 1
             self._index.counter_by_principal[""] += len(keys)
 
+    def servers(self) -> int:
+        """See `BlockOperations.servers`: there is none."""
+        return 0
+
     def close(self) -> None:
         """There is nothing to let go of."""
 
@@ -163,6 +167,10 @@ def memory_writer(index: MemoryIndex, block_bytes: int) -> BlockWriter:
 
 class MemoryOwner:
     """`OwnerStore` in memory."""
+
+    def servers(self) -> int:
+        """See `OwnerStore.servers`: there is none."""
+        return 0
 
     def __init__(self, index: MemoryIndex, index_name: str) -> None:
         self._index = index

@@ -204,6 +204,10 @@ class FaultyOperations:
         self.late: list[Callable[[], Any]] = []
         self.calls: list[str] = []
 
+    def servers(self) -> int:
+        """The servers are always there to be asked."""
+        return self._operations.servers()
+
     def __getattr__(self, name: str) -> Any:
         operation = getattr(self._operations, name)
 

@@ -19,6 +19,9 @@ class Store:
     """Remembers what it is asked to write, and what was committed then; fails first with *errors*."""
 
     n_block_lookups = 0
+    reached = 1
+    """The servers that are reached, by their digest; by who connects anew, `moved_to`."""
+    moved_to = 1
 
     def __init__(self, rings, *errors, stale=()):
         self._rings = rings
@@ -26,13 +29,21 @@ class Store:
         self._stale = set(stale)
         self.writes = []
         self.committed_at_writes = []
+        self.before_write = lambda: None
 
     def write(self, appends, principals=()):
+        self.before_write()
         self.committed_at_writes.append([ring.committed for ring in self._rings])
         self.writes.append(([(append.channel, append.epoch) for append in appends], list(principals)))
         if self._errors:
             raise self._errors.pop(0)
         return self._stale
+
+    def servers(self):
+        return self.reached
+
+    def reconnect(self):
+        self.reached = self.moved_to
 
 
 class Stop(Bell):
@@ -124,15 +135,67 @@ def test_what_an_earlier_epoch_left_in_the_ring_is_not_written_but_committed(rin
     assert rings[0].fill == 0
 
 
-def test_epoch_that_the_store_refused_is_not_written_again(rings, bells):
+def test_epoch_that_the_store_refused_is_neither_committed_nor_written_again(rings, bells):
+    """Its worker has to begin anew; the other ring does not wait for that."""
     store = Store(rings, stale={5})
     writer = writer_of(store, rings, bells)
     publish(rings[0], 5, "a")
     writer._write_batch()
+    assert (rings[0].committed, rings[0].refused) == (0, 5)
     publish(rings[0], 5, "b", seqno=2)
     publish(rings[1], 6, "c")
+    rings[1].epoch = 6
     writer._write_batch()
     assert [channels for channels, _ in store.writes] == [[("a", 5)], [("c", 6)]]
+    assert (rings[0].committed, rings[1].fill) == (0, 0)
+    rings[0].epoch = 7
+    publish(rings[0], 7, "d")
+    writer._write_batch()
+    assert store.writes[-1][0] == [("d", 7)]
+    assert rings[0].fill == 0
+
+
+def test_refusal_of_an_epoch_that_is_over_is_committed(rings, bells):
+    store = Store(rings, stale={5})
+    publish(rings[0], 5, "a")
+    rings[0].epoch = 5
+    writer = writer_of(store, rings, bells)
+    store.before_write = lambda: setattr(rings[0], "epoch", 6)
+    writer._write_batch()
+    assert rings[0].fill == 0
+    assert rings[0].refused == 0
+
+
+def test_a_commit_names_the_servers_that_took_it(rings, bells):
+    store = Store(rings)
+    writer = writer_of(store, rings, bells)
+    publish(rings[0], 5, "a")
+    writer._write_batch()
+    assert rings[0].took >> 16 == 1
+    assert rings[1].took == 0, "nothing of it was committed"
+
+
+def test_a_writer_whose_feed_worker_met_other_servers_connects_anew(rings, bells):
+    """An address that moved: who was connected before goes on talking to the server that was there then."""
+    store = Store(rings)
+    store.moved_to = 2
+    writer = writer_of(store, rings, bells)
+    publish(rings[0], 5, "a")
+    writer._write_batch()
+    assert rings[0].took >> 16 == 1
+    rings[0].expected_servers = 2
+    publish(rings[0], 5, "b")
+    writer._write_batch()
+    assert rings[0].took >> 16 == 2
+
+
+def test_a_batch_during_which_the_store_moved_is_written_again(rings, bells):
+    store = Store(rings)
+    store.before_write = lambda: setattr(store, "reached", 2)
+    publish(rings[0], 5, "a")
+    writer_of(store, rings, bells)._write_batch()
+    assert len(store.writes) == 2
+    assert rings[0].took >> 16 == 2
 
 
 def test_writer_that_is_told_to_stop_writes_all_that_the_rings_hold_first(rings, bells):

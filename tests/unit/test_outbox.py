@@ -5,6 +5,7 @@ from contextlib import closing
 
 import pytest
 
+from channelindex.errors import OwnershipLost
 from channelindex.model import Checkpoint
 from workers.pipeline.frames import decode_frame
 from workers.pipeline.outbox import Outbox
@@ -107,3 +108,50 @@ def test_a_round_of_principals_alone_is_sent_too(outbox, rings):
     outbox.flush()
     (payload,) = rings[0].take(1 << 20)
     assert decode_frame(payload).principals == ["_sync:user:a"]
+
+
+def commit(ring, servers):
+    ring.take(1 << 20)
+    ring.commit(servers)
+
+
+@pytest.mark.parametrize("took", [[2], [2, 1], [1, 2, 1]])
+def test_what_other_servers_took_does_not_become_stable(outbox, rings, took):
+    """Nor what came before or after it: the epoch is over, even if they are the right ones again."""
+    outbox.begin(5, servers=1)
+    for seqno, servers in enumerate(took, 1):
+        outbox.put(a_round(seqno, ["a"], []), 5, "g")
+        assert outbox.flush()
+        commit(rings[0], servers)
+    with pytest.raises(OwnershipLost, match="batch writer 0 wrote to other servers"):
+        outbox.pop_committed()
+
+
+def test_what_the_servers_of_the_epoch_took_becomes_stable_whoever_took_what_was_before(outbox, rings):
+    commit(rings[0], 7)
+    for servers in (1, 2, 1):
+        outbox.begin(5, servers)
+        outbox.put(a_round(3, ["a"], []), 5, "g")
+        assert outbox.flush()
+        commit(rings[0], servers)
+        assert outbox.pop_committed() == {1: Checkpoint(7, 3, 3, 3)}
+
+
+def test_servers_of_a_writer_that_has_nothing_of_the_epoch_do_not_matter(outbox, rings):
+    outbox.begin(5, servers=1)
+    commit(rings[1], 9)
+    outbox.put(a_round(3, ["a"], []), 5, "g")
+    assert outbox.flush()
+    commit(rings[0], 1)
+    assert outbox.pop_committed() == {1: Checkpoint(7, 3, 3, 3)}
+
+
+def test_an_epoch_that_the_store_refused_is_over(outbox, rings):
+    outbox.put(a_round(3, ["a"], []), 5, "g")
+    assert outbox.flush()
+    rings[0].take(1 << 20)
+    rings[0].refuse(5)
+    with pytest.raises(OwnershipLost, match="refuses"):
+        outbox.pop_committed()
+    outbox.begin(6)
+    assert outbox.pop_committed() == {}

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from channelindex import exits
 from channelindex.backoff import Backoff
-from channelindex.errors import Transient
+from channelindex.errors import StoreUnavailable, Transient
 from channelindex.logs import EventLog
 from channelindex.polling import wait_readable
 from channelindex.stores.base import ChannelAppend, IndexWriter
@@ -24,6 +24,10 @@ from workers.telemetry.hot_channels import HotChannels
 
 TORN = 12
 """Exit code: a ring is damaged. No successor can go on with it; the node needs new ones."""
+
+RECONNECT_INTERVAL_S = 0.5
+"""Least time between two connections that are made anew because a feed worker knows other servers: each makes the
+writer locate all its blocks again."""
 
 MAX_WAIT_S = 0.25
 """Longest sleep: the heartbeat must not look dead while there is nothing to write."""
@@ -68,6 +72,8 @@ class BatchWriter:
         self._log = log
         self._backoff = Backoff(0.05, 2.0)
         self._stale_epochs: set[int] = set()
+        self._met = 0
+        self._reconnect_at = 0.0
 
     def run(self) -> int:
         """Write until stopped and the rings are empty; return the exit code of the process."""
@@ -92,9 +98,10 @@ class BatchWriter:
 
     def _write_batch(self) -> Batch | None:
         """Write and commit all that the rings hold now, within the batch limit; None if they hold nothing."""
-        taken = [ring.take(self._ring_budget) for ring in self._rings]
+        taken = [self._take(ring) for ring in self._rings]
         if not any(taken):
             return None
+        self._meet_expectations(taken)
         frames = [
             frame
             for ring, payloads in zip(self._rings, taken, strict=True)
@@ -107,7 +114,7 @@ class BatchWriter:
         took_s = time.monotonic() - began
         for ring, payloads, bell in zip(self._rings, taken, self._space_bells, strict=True):
             if payloads:
-                ring.commit()
+                self._commit(ring)
                 bell.ring()
         return Batch(appends, len(frames), took_s, store_us)
 
@@ -121,6 +128,30 @@ class BatchWriter:
         self._stats.add(batches=1, frames=batch.n_frames, channels=len(batch.appends), entry_bytes=n_bytes)
         self._stats.set(ring_fill=sum(ring.fill for ring in self._rings), block_lookups=self._store.n_block_lookups)
 
+    def _take(self, ring: Ring) -> list[memoryview]:
+        """The next payloads of *ring*; none as long as its epoch is one that the store refused."""
+        if ring.refused and ring.epoch <= ring.refused:
+            return []
+        return ring.take(self._ring_budget)
+
+    def _commit(self, ring: Ring) -> None:
+        """Commit what was taken, unless the ring's present epoch was refused: then its worker has to begin anew."""
+        if ring.epoch in self._stale_epochs:
+            ring.refuse(ring.epoch)
+        else:
+            ring.commit(self._met)
+
+    def _meet_expectations(self, taken: Sequence[Sequence[memoryview]]) -> None:
+        """Connect to the store anew if a feed worker knows other servers of it than we do. It may be wrong: once."""
+        expected = {ring.expected_servers for ring, payloads in zip(self._rings, taken, strict=True) if payloads}
+        if not self._met or self._met in expected or not any(expected):
+            return
+        now = time.monotonic()
+        if now >= self._reconnect_at:
+            self._reconnect_at = now + RECONNECT_INTERVAL_S
+            self._log.info("batch.reconnected", msg="a feed worker knows other servers of index.store")
+            self._store.reconnect()
+
     def _write(self, appends: Sequence[ChannelAppend], principals: Sequence[str]) -> int | None:
         """Retry until the store has everything; return the µs of the last call, None where there was nothing to write.
 
@@ -129,7 +160,10 @@ class BatchWriter:
         while appends or principals:
             began_ns = time.monotonic_ns()
             try:
+                self._met = self._store.servers()
                 stale = self._store.write(appends, principals)
+                if self._store.servers() != self._met:
+                    raise StoreUnavailable("index.store moved to other servers while a batch was written")
             except Transient as error:
                 delay_s = self._backoff.next_delay_s()
                 self._stats.add(store_errors=1)

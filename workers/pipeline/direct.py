@@ -22,7 +22,7 @@ class DirectOutbox:
         self._part_entries = part_entries or sys.maxsize
         self._written: dict[int, Checkpoint] = {}
 
-    def begin(self, epoch: int) -> None:
+    def begin(self, epoch: int, servers: int = 0) -> None:
         """See `Outbox.begin`. Nothing of an earlier life is left anywhere."""
 
     def put(self, taken: Round, epoch: int, group: str) -> None:

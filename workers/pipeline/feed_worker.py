@@ -147,7 +147,7 @@ class FeedWorker:
         self._backoff.reset()
         self._stable = {vb: checkpoint.seqno for vb, checkpoint in checkpoints.items()}
         self._builder = self._new_builder(checkpoints)
-        self._outbox.begin(epoch)
+        self._outbox.begin(epoch, self._store.servers())
         self._stats.set(epoch=epoch)
         self._feed.start(checkpoints)
         self._log.info("feed.started", epoch=epoch, group=self._group, partitions=len(self._ownership.owned))
@@ -246,7 +246,7 @@ class FeedWorker:
         self._group = group_of(sorted(self._ownership.owned), self._meta.n_partitions)
         self._stable.update((vb, checkpoint.seqno) for vb, checkpoint in checkpoints.items())
         self._builder.begin(checkpoints)
-        self._outbox.begin(epoch)
+        self._outbox.begin(epoch, self._store.servers())
         self._stats.set(epoch=epoch)
         self._feed.add(checkpoints)
         partitions = sorted(record.first_vb // self._width for record in records)

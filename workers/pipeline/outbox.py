@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from channelindex.errors import OwnershipLost
 from channelindex.model import Checkpoint
 from workers.pipeline.frames import pack_frames
 from workers.pipeline.ring import Bell, Ring
@@ -82,11 +83,19 @@ class Outbox:
         self._put_ns = 0
         self._in_flight = StableQueue()
         self._epoch = 0
+        self._begun_at: list[int] = []
+        self._expected: list[int] = []
 
-    def begin(self, epoch: int) -> None:
-        """From here on the writers skip whatever an earlier life left in the rings."""
+    def begin(self, epoch: int, servers: int = 0) -> None:
+        """From here on the writers skip whatever an earlier life left in the rings.
+
+        *servers*, by their digest, are those of the store in which the epoch began: no others may take its frames.
+        """
         self._epoch = epoch
+        self._begun_at = [ring.written for ring in self._rings]
+        self._expected = [ring.took_of(servers) for ring in self._rings]
         for ring, bell in zip(self._rings, self._data_bells, strict=True):
+            ring.expected_servers = servers
             ring.epoch = epoch
             bell.ring()  # an earlier life may have died between a frame and its bell
 
@@ -117,8 +126,22 @@ class Outbox:
         return True
 
     def pop_committed(self) -> dict[int, Checkpoint]:
-        """The newest checkpoints, by vbucket, that the index now holds everything for."""
-        return self._in_flight.pop_committed([ring.committed for ring in self._rings])
+        """The newest checkpoints, by vbucket, that the index now holds everything for.
+
+        Raises:
+            OwnershipLost: other servers of the store than those in which the epoch began took a part of it, or a writer
+                did not get it stored, because a newer epoch writes the same blocks. None of it may become stable.
+        """
+        committed = [ring.committed for ring in self._rings]
+        for writer, ring in enumerate(self._rings):
+            if ring.refused == self._epoch:
+                raise OwnershipLost(f"epoch {self._epoch}: the store refuses it, a newer one writes the same blocks")
+            if committed[writer] > self._begun_at[writer] and ring.took != self._expected[writer]:
+                raise OwnershipLost(
+                    f"epoch {self._epoch}: batch writer {writer} wrote to other servers of index.store than those in "
+                    "which the epoch began"
+                )
+        return self._in_flight.pop_committed(committed)
 
     @property
     def n_rounds(self) -> int:

@@ -5,9 +5,12 @@ any two instructions leaves a ring that its successor can go on with.
 
     offset  size  field      writer    reader                ordering
     0       8     epoch      producer  consumer              none: frames carry their own epoch, see `Ring.epoch`
+    8       8     expected   producer  consumer              none: it only makes the consumer connect anew
     64      8     written    producer  consumer, supervisor  after the frame's bytes; the checksum proves it
     128     8     read       consumer  supervisor            none
-    192     8     committed  consumer  producer              after the last use of the frames below it
+    192     8     committed  consumer  producer              after the last use of the frames below it, and after `took`
+    200     8     took       consumer  producer              before `committed`
+    208     8     refused    consumer  producer              none: the frames that it is about are never committed
     256     n     frames, at byte `position mod n`
 
 `written`, `read` and `committed` are *positions*: bytes since the ring was made, multiples of 8 that never wrap (2^64
@@ -40,7 +43,8 @@ from contextlib import suppress
 
 from channelindex.errors import InvariantBroken
 
-_EPOCH, _WRITTEN, _READ, _COMMITTED = 0, 8, 16, 24  # index of the word, in units of 8 bytes
+_EPOCH, _EXPECTED, _WRITTEN, _READ, _COMMITTED, _TOOK, _REFUSED = 0, 1, 8, 16, 24, 25, 26  # in units of 8 bytes
+_COUNT_BITS = 16
 _HEADER_BYTES = 256
 _LEAST_CAPACITY = 64
 _FRAME_HEAD = struct.Struct("=II")
@@ -117,6 +121,37 @@ class Ring:
     @epoch.setter
     def epoch(self, epoch: int) -> None:
         self._words[_EPOCH] = epoch
+
+    @property
+    def expected_servers(self) -> int:
+        """The servers of the store, by their digest, that the producer knows; 0 for none yet. Set by it alone."""
+        return self._words[_EXPECTED]
+
+    @expected_servers.setter
+    def expected_servers(self, digest: int) -> None:
+        self._words[_EXPECTED] = digest
+
+    @property
+    def took(self) -> int:
+        """Which servers took the frames below `committed`: changes with each change of them, also with one and back."""
+        return self._words[_TOOK]
+
+    def took_of(self, digest: int) -> int:
+        """What `took` is once the servers with *digest* have taken something: as it is, if they were the last ones."""
+        took = self._words[_TOOK]
+        if took >> _COUNT_BITS == digest:
+            return took
+        return digest << _COUNT_BITS | (took + 1) & ((1 << _COUNT_BITS) - 1)
+
+    @property
+    def refused(self) -> int:
+        """The newest epoch of which the store refused frames that the consumer did not commit; 0 for none."""
+        return self._words[_REFUSED]
+
+    def refuse(self, epoch: int) -> None:
+        """Leave what was taken uncommitted, because the store refused frames of *epoch*. Consumer only."""
+        self._words[_READ] = self._words[_COMMITTED]
+        self._words[_REFUSED] = epoch
 
     @property
     def written(self) -> int:
@@ -216,8 +251,13 @@ class Ring:
             f"length {length}, checksum 0x{checksum:08x} does not match its bytes"
         )
 
-    def commit(self) -> None:
-        """Give back the room of everything taken. Consumer only; the views that `take` gave are invalid from here."""
+    def commit(self, servers: int = 0) -> None:
+        """Give back the room of everything taken, which the *servers* with that digest took; 0 if nothing was written.
+
+        Consumer only; the views that `take` gave are invalid from here.
+        """
+        if servers:
+            self._words[_TOOK] = self.took_of(servers)
         self._words[_COMMITTED] = self._words[_READ]
 
     def reset_consumer(self) -> None:

@@ -29,6 +29,10 @@ class CouchbaseOwner:
         self._link = link or Link(settings)
         self._known_meta: IndexMeta | None = None
 
+    def servers(self) -> int:
+        """See `OwnerStore.servers`, and `CouchbaseBlocks.servers`."""
+        return 0
+
     def create_or_check(self, wanted: IndexMeta) -> IndexMeta:
         """See `OwnerStore.create_or_check`. The meta record comes last: where it is, all partition records are."""
         if self._stored(self._keys.meta) is None:

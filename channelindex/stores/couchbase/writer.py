@@ -94,6 +94,10 @@ class CouchbaseBlocks:
         self._link.increment(deltas)
         self._link.increment({self._keys.all_principals: len(keys)})
 
+    def servers(self) -> int:
+        """See `BlockOperations.servers`: a bucket keeps what it was given with durability, whichever node has it."""
+        return 0
+
     def close(self) -> None:
         """See `BlockOperations.close`."""
         self._link.close()

@@ -1,6 +1,7 @@
 """The owner's half in Redis: partition records are hashes, each changed by a script that compares before it writes."""
 
 import struct
+import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
@@ -15,8 +16,11 @@ from channelindex.stores.meta import check_meta, decode_meta, encode_meta, lost_
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record, read_meta
 from channelindex.stores.redis.restoring import restore
-from channelindex.stores.redis.servers import ask_servers, refuse_eviction
+from channelindex.stores.redis.servers import ask_servers, digest_of, refuse_eviction
 from channelindex.stores.redis.store_link import open_link
+
+ASK_INTERVAL_S = 1.0
+"""How long an answer of the servers, who they are, is good for."""
 
 _BEGIN_ATTEMPTS = 20
 """Lost comparisons before `begin` gives up: each means that another owner changed the record within a round trip."""
@@ -54,9 +58,14 @@ class RedisOwner:
         self._link = open_link(url, OutcomeUnknown, reconnects=False)
         self._known: _Known | None = None
         self._allow_eviction = allow_eviction
-        self._first_identity: tuple[tuple[str, str], ...] = ()
-        self._identity: tuple[tuple[str, str], ...] = ()
+        self._first_servers = 0
+        self._servers = 0
         self._identified_session = -1
+        self._ask_again_at = 0.0
+
+    def servers(self) -> int:
+        """See `OwnerStore.servers`."""
+        return self._first_servers
 
     def create_or_check(self, wanted: IndexMeta) -> IndexMeta:
         """See `OwnerStore.create_or_check`."""
@@ -130,6 +139,8 @@ class RedisOwner:
         Raises:
             OwnershipLost: Redis restarted or failed over since this instance began; a new epoch has to.
         """
+        if not self._link.spans_slots and any(checkpoints.values()):
+            self._ask_again_at = 0.0  # of those that took the blocks, we may never have talked to any since we began
         self._identify_server()
         if not self._is_first_server:
             raise OwnershipLost(
@@ -172,26 +183,30 @@ class RedisOwner:
         self._link.close()
 
     def _identify_server(self) -> None:
-        """Find out whom we are connected to, where that may have changed.
+        """Find out whom we are connected to, where that may have changed, and from time to time anyway.
 
-        The link does not reconnect unasked, so what follows runs on the connection that was asked here, or fails.
+        The link does not reconnect unasked, so what follows runs on the connection that was asked here, or fails. But
+        of a cluster's masters, we talk to one alone; and a master that was made a replica and a master again has lost
+        what only it had, and kept our connection.
 
         Raises:
             ConfigInvalid: it may evict keys, and that is not allowed.
         """
-        if self._link.session == self._identified_session:
+        now = time.monotonic()
+        if self._link.session == self._identified_session and now < self._ask_again_at:
             return
         servers = ask_servers(self._link)
         if not self._allow_eviction:
             refuse_eviction(servers)
-        self._identity = tuple((server.run_id, server.replication_id) for server in servers)
-        self._first_identity = self._first_identity or self._identity
+        self._servers = digest_of(servers)
+        self._first_servers = self._first_servers or self._servers
         self._identified_session = self._link.session
+        self._ask_again_at = now + ASK_INTERVAL_S
 
     @property
     def _is_first_server(self) -> bool:
         """True if we are connected to the same Redis, with the same history, as at first."""
-        return self._identity == self._first_identity
+        return self._servers == self._first_servers
 
     def _read_meta(self) -> _Known:
         return self._know(read_meta(self._link, self._keys, self._index_name))

@@ -1,5 +1,6 @@
 """Reads facts about the servers of a store: identity, persistence, eviction."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -28,6 +29,12 @@ def ask_servers(link: Link) -> Sequence[Server]:
 
 
 _QUESTIONS = [("INFO", section) for section in ("server", "replication", "memory")]
+
+
+def digest_of(servers: Sequence[Server]) -> int:
+    """The digest of *servers* and of their history, see `IndexWriter.servers`; never 0."""
+    known = "\n".join(f"{server.run_id} {server.replication_id}" for server in servers)
+    return int.from_bytes(hashlib.sha256(known.encode()).digest()[:6], "big") or 1
 
 
 def refuse_eviction(servers: Sequence[Server]) -> None:

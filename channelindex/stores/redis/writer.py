@@ -18,6 +18,7 @@ from channelindex.stores.base import GroupState
 from channelindex.stores.block_writer import TAIL_BYTES, BlindAppend, LocatingAppend, Location, Move, lost_block
 from channelindex.stores.redis.directories import encode_directory, read_groups
 from channelindex.stores.redis.keys import Keys
+from channelindex.stores.redis.servers import ask_servers, digest_of
 from channelindex.stores.redis.store_link import open_link
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -37,6 +38,8 @@ class RedisBlocks:
     def __init__(self, url: str, index_name: str) -> None:
         self._keys = Keys(index_name)
         self._link = open_link(url, OutcomeUnknown, reconnects=False)
+        self._servers = 0
+        self._identified_session = -1
 
     def append(self, appends: Sequence[BlindAppend]) -> None:
         """See `BlockOperations.append`."""
@@ -107,6 +110,13 @@ class RedisBlocks:
     def count_principals(self, keys: Sequence[str]) -> None:
         """See `BlockOperations.count_principals`."""
         self._link.run("principals", (self._keys.principals,), _encode(keys))
+
+    def servers(self) -> int:
+        """See `BlockOperations.servers`. The link does not reconnect unasked, and till then they are the same."""
+        if self._link.session != self._identified_session:
+            self._servers = digest_of(ask_servers(self._link))
+            self._identified_session = self._link.session
+        return self._servers
 
     def close(self) -> None:
         """See `BlockOperations.close`."""
