@@ -93,9 +93,9 @@ test-couchbase: $(STAMP) ## the tests of the couchbase:// store against a real b
 	@test -n "$(COUCHBASE)" || { echo 'usage: make test-couchbase COUCHBASE=couchbase://host/bucket COUCHBASE_USER=… COUCHBASE_PASSWORD=…'; exit 64; }
 	$(PYTEST) -k couchbase tests/contract tests/integration/test_store_couchbase.py
 
-test-real: $(STAMP) ## the end-to-end scenarios against a bucket that you have: BUCKET=couchbase://host/bucket, prints a table
+test-real: $(STAMP) ## the end-to-end scenarios against a bucket that you have: BUCKET=couchbase://host/bucket, prints a table; K=text picks some
 	@test -n "$(BUCKET)" || { echo 'usage: make test-real BUCKET=couchbase://host/bucket BUCKET_USER=… BUCKET_PASSWORD=… [BUCKET_CA_FILE=…]'; exit 64; }
-	$(BIN)/python -m tests.real '$(BUCKET)' --user '$(BUCKET_USER)' --ca-file '$(BUCKET_CA_FILE)'
+	$(BIN)/python -m tests.real '$(BUCKET)' --user '$(BUCKET_USER)' --ca-file '$(BUCKET_CA_FILE)' --only '$(K)'
 
 fuzz: $(STAMP) ## mutated frames and documents, minutes; SEED=number repeats a run
 	$(BIN)/python -m tests.fuzz --frames 1000000 --documents 100000 --seed $(if $(SEED),$(SEED),0)

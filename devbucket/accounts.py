@@ -18,7 +18,8 @@ MECHANISMS = b" ".join([*HASH_BY_MECHANISM, b"PLAIN"])
 class Account:
     """A user. `buckets` None means every bucket, those that do not exist too; `may_stream` is the DCP privilege.
 
-    Without `may_write` the account is one of a reader, as by Couchbase's roles Data Reader and Data DCP Reader.
+    Without `may_write` the account is one of a reader, as by Couchbase's roles Data Reader and Data DCP Reader. Of one
+    with `only_argon2` the server keeps no hash for SCRAM, as servers from 7.6 may: it can log in with PLAIN only.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Account:
     buckets: frozenset[str] | None = None
     may_stream: bool = True
     may_write: bool = True
+    only_argon2: bool = False
 
     def may_use(self, bucket: str) -> bool:
         """Return whether the account has access to a bucket of that name."""
@@ -56,7 +58,7 @@ class Accounts:
 
     def verifier(self, user: str, hash_name: str) -> Verifier:
         """Return what SCRAM keeps of a user's password; of an unknown user, of a password that nobody knows."""
-        if user not in self._by_name:
+        if user not in self._by_name or self._by_name[user].only_argon2:
             return verifier_for(hash_name, secrets.token_urlsafe())
         place = (user, hash_name)
         if place not in self._verifiers:

@@ -10,6 +10,7 @@ from channelindex.feeds.dcp.connstr import SourceAddress, parse_source_url
 from channelindex.feeds.dcp.kv import KvClient
 from channelindex.feeds.dcp.tls import TlsOptions, make_context
 from devbucket import DevBucket, DevBucketConfig
+from devbucket.accounts import Account
 from tests.support.certificates import Certificates
 from tests.support.dcp_reading import ADMIN, Reading, fill
 
@@ -59,6 +60,17 @@ def test_documents_come_through_tls(bucket: DevBucket, certificates: Certificate
         reading.until_caught_up(bucket)
         assert max(len(event[5]) for event in reading.events if event[0] == 0) == 5_000_000
         assert [node["connections"] for node in bucket.nodes()] == [2, 2]
+
+
+def test_user_of_whom_the_server_has_no_scram_hash_logs_in_by_tls_only(certificates: Certificates) -> None:
+    """As servers from 7.6 may keep Argon2 alone. That SCRAM then fails as a wrong password does is a guess."""
+    modern = Account("modern", "pw", only_argon2=True)
+    config = DevBucketConfig(n_vbuckets=N_VBUCKETS, tls=certificates.server(), more_accounts=(modern,))
+    with DevBucket(config) as bucket:
+        with KvClient(address(bucket, TlsOptions(certificates.path("ca.pem"))), Credentials("modern", "pw")) as kv:
+            assert kv.store(b"k", b"{}")
+        with pytest.raises(AuthenticationFailed):
+            KvClient(parse_source_url(bucket.url), Credentials("modern", "pw"), timeout_s=5.0)
 
 
 def test_an_authority_that_is_not_ours_is_refused(bucket: DevBucket, certificates: Certificates) -> None:
