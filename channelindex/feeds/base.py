@@ -6,7 +6,7 @@ first item is the kind, the second the vbucket. Events of one vbucket come in th
 
     (MUTATION | DELETION | EXPIRATION, vb, seqno, key, datatype, value)    a document; key and value are bytes
     (ADVANCED, vb, seqno)              a seqno without a document (system event, seqno advanced, filtered)
-    (SNAPSHOT, vb, snap_start, snap_end)      the events that follow belong to this snapshot, up to the next one
+    (SNAPSHOT, vb, snap_start, snap_end[, purge_seqno])   the events up to the next one belong to this snapshot
     (HISTORY, vb, failover_log)        the stream was accepted; ((vbuuid, seqno), ...), newest first
     (ROLLBACK, vb, checkpoint)         the source took back what we had; resume there, in a new epoch
 """

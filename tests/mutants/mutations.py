@@ -42,7 +42,7 @@ _ROUND = _of(
     ("self.snap_start = self.seqno\n", "self.snap_start = snap_start\n"),
     ("self._complete_at.append(self.seqno)", "pass"),
     ("self._vbuuid_at(self.snap_end)", "self._vbuuid_at(self.seqno)"),
-    ("self.seqno, self.snap_start, self.snap_end)", "self.seqno, self.seqno, self.seqno)"),
+    ("self.snap_start, self.snap_end, self.purge_seqno)", "self.seqno, self.seqno, self.purge_seqno)"),
     ("            self._removals.clear()\n", ""),
     ("        self._removals.clear()  #", "        #"),
     (

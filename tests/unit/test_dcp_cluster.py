@@ -270,7 +270,7 @@ def test_bodies_are_left_out_until_a_document_may_need_its_own() -> None:
         made.until(lambda: n_requests(made, 0) == 2)
         resumed = {frame.vbucket: frame for frame in made.node.take(Op.DCP_STREAM_REQ)}
         assert struct.unpack(">QQQQQ", resumed[0].extras[8:]) == (3, (1 << 64) - 1, 1, 0, 9)
-        assert flags == [0x45, 0x05]
+        assert flags == [0x65, 0x25]
         made.node.send(answer(resumed[0], value=struct.pack(">QQ", 1, 0)))
         made.node.send(mutation(resumed[0].opaque, 0, 4, b"inline", b'{"a":1}', datatype=JSON))
         made.until(lambda: made.events[-1][0] == MUTATION and made.events[-1][2] == 4)

@@ -3,8 +3,10 @@
 import struct
 from dataclasses import replace
 
+import orjson
 import pytest
 
+from channelindex.checking.rewind import earlier
 from channelindex.errors import (
     AuthenticationFailed,
     ConfigInvalid,
@@ -13,7 +15,7 @@ from channelindex.errors import (
 )
 from channelindex.feeds.base import ADVANCED, HISTORY, MUTATION, ROLLBACK, SNAPSHOT
 from channelindex.feeds.dcp.session import Session
-from channelindex.feeds.dcp.streams import LIVE, Streams
+from channelindex.feeds.dcp.streams import LIVE, Stream, Streams
 from channelindex.mcbp import SERVER_REQUEST, Frame, Op, Status, pack_request, pack_response
 from channelindex.model import ORIGIN, Checkpoint
 from tests.support.dcp_replay import OPTIONS, answer, handshake_answer, new_session, open_streams, sent, shake_hands
@@ -43,7 +45,17 @@ def test_the_handshake_asks_for_noops_before_anything_that_needs_them() -> None:
     asked = shake_hands(session)
     controls = [frame.key for frame in asked if frame.opcode == Op.DCP_CONTROL]
     assert [frame.opcode for frame in asked[:4]] == [Op.HELLO, Op.SELECT_BUCKET, Op.GET_CLUSTER_CONFIG, Op.DCP_OPEN]
-    assert controls == [b"enable_noop", b"connection_buffer_size", b"set_noop_interval", b"enable_expiry_opcode"]
+    assert controls[:3] == [b"enable_noop", b"connection_buffer_size", b"set_noop_interval"]
+    assert controls[3:] == [b"enable_expiry_opcode", b"max_marker_version"]
+
+
+@pytest.mark.parametrize("bodies", [True, False])
+def test_expirations_are_told_apart_only_on_a_connection_with_delete_times(bodies: bool) -> None:
+    """`enable_expiry_opcode` without flag 0x20 is accepted and ignored (kv_engine, producer.cc, 6.5 to master)."""
+    options = replace(OPTIONS, producer=OPTIONS.producer._replace(bodies=bodies))
+    asked = shake_hands(new_session(Streams({}), options))
+    (opened,) = [frame for frame in asked if frame.opcode == Op.DCP_OPEN]
+    assert opened.extras == struct.pack(">II", 0, 0x01 | 0x04 | 0x20 | (0 if bodies else 0x40))
 
 
 @pytest.mark.parametrize("snappy", [False, True])
@@ -208,7 +220,45 @@ def test_a_marker_of_each_version_is_a_snapshot() -> None:
     session.receive(stream_frame(Op.DCP_SNAPSHOT_MARKER, opaques[2], 2, b"\0", value=v2), 0.0)
     v2_2 = struct.pack(">QQIQQQQ", 20, 29, 2, 29, 28, 0, 0)
     session.receive(stream_frame(Op.DCP_SNAPSHOT_MARKER, opaques[2], 2, b"\2", value=v2_2), 0.0)
-    assert session.take_events() == [(SNAPSHOT, 2, 1, 9), (SNAPSHOT, 2, 10, 19), (SNAPSHOT, 2, 20, 29)]
+    assert session.take_events() == [(SNAPSHOT, 2, 1, 9), (SNAPSHOT, 2, 10, 19), (SNAPSHOT, 2, 20, 29, 0)]
+
+
+def purging_marker(opaque: int, start: int, end: int, purge_seqno: int) -> bytes:
+    value = struct.pack(">QQIQQQ", start, end, 2, end, 0, purge_seqno)
+    return stream_frame(Op.DCP_SNAPSHOT_MARKER, opaque, 0, b"\2", value=value)
+
+
+def test_a_backfill_that_breaks_off_below_the_purge_seqno_is_resumed_with_it() -> None:
+    """Without it the server rolls such a position back to 0 (kv_engine, failover-table.cc, needsRollback)."""
+    session, streams, opaques = open_streams(0)
+    session.receive(purging_marker(opaques[0], 0, 20, 15) + mutation(opaques[0], 0, 3, b"k"), 0.0)
+    assert session.take_events()[0] == (SNAPSHOT, 0, 0, 20, 15)
+    streams.disconnect()
+    again = new_session(streams)
+    shake_hands(again)
+    again.tick(0.0)
+    (request,) = stream_requests(again)
+    assert struct.unpack(">IIQQQQQ", request.extras)[2] == 3
+    assert orjson.loads(request.value) == {"purge_seqno": "15"}
+
+
+def test_a_purge_seqno_goes_beside_the_collections_and_only_to_a_server_that_knows_it() -> None:
+    stream = Stream(0, Checkpoint(1, 5, 5, 5, 9), 100)
+    told = stream.request(b'{"collections":["8"]}', tells_purge_seqno=True)
+    assert orjson.loads(told.value) == {"collections": ["8"], "purge_seqno": "9"}
+    assert stream.request(b'{"collections":["8"]}').value == b'{"collections":["8"]}'
+    assert Stream(0, Checkpoint(1, 5, 5, 5), 100).request(b"", tells_purge_seqno=True).value == b""
+
+
+def test_a_position_that_was_taken_back_says_nothing_of_what_was_purged() -> None:
+    """What was purged may be the deletion of a document that a live feed has brought before."""
+    assert earlier(Checkpoint(1, 100, 100, 100, 9), 5).purge_seqno == 0
+    session, _, request = requesting(at=Checkpoint(1, 30, 30, 30, 9))
+    session.receive(answer(request, Status.ROLLBACK, (20).to_bytes(8, "big")), 0.0)
+    (log_request,) = sent(session)
+    session.receive(answer(log_request, value=struct.pack(">QQ", 0xABC, 0)), 0.0)
+    (rollback,) = session.take_events()
+    assert rollback[2] == Checkpoint(0xABC, 20, 20, 20, 0)
 
 
 @pytest.mark.parametrize(("extras", "value"), [(b"", b""), (b"\0", bytes(15)), (struct.pack(">QQI", 5, 4, 1), b"")])

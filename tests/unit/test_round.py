@@ -220,3 +220,13 @@ def test_a_round_has_checkpoints_of_the_vbuckets_that_moved_and_of_no_other():
     assert it.take().checkpoints.keys() == {5}
     it.add([(ADVANCED, 4, 3)])
     assert it.take().checkpoints.keys() == {4}
+
+
+def test_the_checkpoint_keeps_up_to_where_the_source_had_purged_and_a_rollback_forgets_it():
+    it = builder({b"doc": None}, Checkpoint(1, 4, 4, 4, 3))
+    it.add([(SNAPSHOT, 5, 4, 10), mutation(6)])
+    assert it.take().checkpoints[5].purge_seqno == 3
+    it.add([(SNAPSHOT, 5, 11, 20, 7), mutation(20), (SNAPSHOT, 5, 21, 21), mutation(21)])
+    assert it.take().checkpoints[5].purge_seqno == 7
+    it.add([(ROLLBACK, 5, Checkpoint(9, 20, 20, 20, 7))])
+    assert it.rollbacks[5].purge_seqno == 0

@@ -57,21 +57,24 @@ class Position:
     said: a marker in memory begins at the next seqno, one from disk at the seqno asked for.
     """
 
-    __slots__ = ("_complete_at", "failover_log", "seqno", "snap_end", "snap_start")
+    __slots__ = ("_complete_at", "failover_log", "purge_seqno", "seqno", "snap_end", "snap_start")
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.failover_log: FailoverLog = ((checkpoint.vbuuid, 0),)
         self.seqno = checkpoint.seqno
         self.snap_start = checkpoint.snap_start
         self.snap_end = checkpoint.snap_end
+        self.purge_seqno = checkpoint.purge_seqno
         self._complete_at = deque([checkpoint.snap_start], MAX_COMPLETE)
 
-    def enter_snapshot(self, snap_start: int, snap_end: int) -> None:
+    def enter_snapshot(self, snap_start: int, snap_end: int, purge_seqno: int | None = None) -> None:
         """A snapshot marker came. One that reaches back to what we have goes on with the snapshot we are in."""
         if self._complete() or snap_start > self.seqno:
             self.snap_start = self.seqno
             self._complete_at.append(self.seqno)
         self.snap_end = snap_end
+        if purge_seqno is not None:
+            self.purge_seqno = purge_seqno
 
     def checkpoint(self) -> Checkpoint:
         """The checkpoint to resume at once everything up to `seqno` is in the index.
@@ -81,9 +84,9 @@ class Position:
         """
         if self._complete():
             vbuuid = self._vbuuid_at(self.seqno)
-            return Checkpoint(vbuuid, self.seqno, self.seqno, self.seqno)
+            return Checkpoint(vbuuid, self.seqno, self.seqno, self.seqno, self.purge_seqno)
         vbuuid = self._vbuuid_at(self.snap_end)
-        return Checkpoint(vbuuid, self.seqno, self.snap_start, self.snap_end)
+        return Checkpoint(vbuuid, self.seqno, self.snap_start, self.snap_end, self.purge_seqno)
 
     def rolled_back(self, to: Checkpoint) -> Checkpoint:
         """The checkpoint to resume at when the source has taken back everything above the seqno of *to*.
@@ -190,7 +193,7 @@ class RoundBuilder:
         kind, vb = event[0], event[1]
         position = self._positions[vb]
         if kind == SNAPSHOT:
-            position.enter_snapshot(event[2], event[3])
+            position.enter_snapshot(*event[2:])
         elif kind == ADVANCED:
             position.seqno = event[2]
             self._touched.add(vb)

@@ -20,8 +20,14 @@ FEED_FEATURES = (*COMMON_FEATURES, Feature.COLLECTIONS, Feature.DUPLEX, Feature.
 
 _PRODUCER = 0x01
 _INCLUDE_XATTRS = 0x04
+_INCLUDE_DELETE_TIMES = 0x20
+"""Without it `enable_expiry_opcode` is accepted and does nothing (KV producer.cc, 6.5 to master)."""
 _NO_VALUE_BUT_DATATYPE = 0x40
 """Leave the body out and let the datatype still say what it was."""
+
+
+_MARKER_VERSION = "max_marker_version"
+"""Snapshot markers that tell up to where tombstones were purged: 8.0 and later, with collections."""
 
 
 class ProducerOptions(NamedTuple):
@@ -77,8 +83,8 @@ def _check_selected(selected: Frame, bucket: str, credentials: Credentials) -> N
         raise refusal(selected)
 
 
-def open_producer(options: ProducerOptions) -> Conversation[None]:
-    """Make the connection a DCP producer with xattrs, noops and flow control.
+def open_producer(options: ProducerOptions) -> Conversation[bool]:
+    """Make the connection a DCP producer with xattrs, noops and flow control; whether it tells purge seqnos.
 
     Noops come first: a stream with xattrs is refused on a connection without them.
 
@@ -87,18 +93,22 @@ def open_producer(options: ProducerOptions) -> Conversation[None]:
         BodiesNeeded: the server knows no streams without bodies.
         ConfigInvalid: the server cannot stream as we need it.
     """
-    flags = _PRODUCER | _INCLUDE_XATTRS | (0 if options.bodies else _NO_VALUE_BUT_DATATYPE)
+    flags = _PRODUCER | _INCLUDE_XATTRS | _INCLUDE_DELETE_TIMES | (0 if options.bodies else _NO_VALUE_BUT_DATATYPE)
     opened = yield Request(Op.DCP_OPEN, key=options.name.encode(), extras=struct.pack(">II", 0, flags))
     if opened.status == Status.EINVAL and not options.bodies:
         raise BodiesNeeded(f"the server of source.url cannot leave the bodies out: {error_text(opened)}")
     if opened.status != Status.SUCCESS:
         raise refusal(opened)
+    tells_purge_seqnos = False
     for name, value, optional in (
         ("enable_noop", "true", False),
         ("connection_buffer_size", str(options.buffer_bytes), False),
         ("set_noop_interval", str(options.noop_interval_s), True),
         ("enable_expiry_opcode", "true", True),
+        (_MARKER_VERSION, "2.2", True),
     ):
         answer = yield Request(Op.DCP_CONTROL, key=name.encode(), value=value.encode())
         if answer.status != Status.SUCCESS and not optional:
             raise ConfigInvalid(f"the server of source.url does not take {name} = {value}: {error_text(answer)}")
+        tells_purge_seqnos = name == _MARKER_VERSION and answer.status == Status.SUCCESS
+    return tells_purge_seqnos

@@ -55,6 +55,8 @@ class BodiesNeeded(ChannelIndexError):
 
 
 _SNAPSHOT_RANGE = struct.Struct(">QQ")
+_MARKER_2_2 = b"\x02"
+_PURGE_SEQNO_END = 44  # behind start, end, type u32, max visible seqno, high completed seqno
 _OBSERVED = struct.Struct(">BHQQQ")  # format, vbucket, vbuuid, persisted seqno, current seqno
 _OBSERVED_FAILED_OVER = struct.Struct(">QQ")  # the vbuuid that was asked for, and the last seqno of its history here
 
@@ -112,15 +114,26 @@ def failover_log(answer: Frame) -> FailoverLog:
     return tuple(struct.iter_unpack(">QQ", answer.value))
 
 
-def snapshot(frame: Frame) -> tuple[int, int]:
-    """The range of a marker: of version 1 in the extras, of versions 2.x in the value."""
+class Snapshot(NamedTuple):
+    """What a marker says: the range, and up to where the source had purged tombstones, if it says so."""
+
+    start: int
+    end: int
+    purge_seqno: int | None = None
+
+
+def snapshot(frame: Frame) -> Snapshot:
+    """Read a marker: of version 1 in the extras, of versions 2.x in the value, with a purge seqno from 2.2 on."""
     body = frame.extras if len(frame.extras) >= _SNAPSHOT_RANGE.size else frame.value
     if len(body) < _SNAPSHOT_RANGE.size:
         raise ProtocolError(f"snapshot marker of {len(frame.extras)} + {len(frame.value)} bytes")
     start, end = _SNAPSHOT_RANGE.unpack_from(body)
     if start > end:
         raise ProtocolError(f"snapshot from {start} to {end}")
-    return start, end
+    if frame.extras != _MARKER_2_2 or len(body) < _PURGE_SEQNO_END:
+        return Snapshot(start, end)
+    purge_seqno = int.from_bytes(body[_PURGE_SEQNO_END - 8 : _PURGE_SEQNO_END], "big")
+    return Snapshot(start, end, purge_seqno)
 
 
 def seqno_of(frame: Frame) -> int:

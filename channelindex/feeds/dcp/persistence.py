@@ -102,7 +102,8 @@ class PersistenceGate:
         if kind <= ADVANCED:
             stream.seqno = event[2]
         elif kind == SNAPSHOT:
-            stream.snap_start, stream.snap_end = event[2:]
+            stream.snap_start, stream.snap_end = event[2:4]
+            stream.purge_seqno = event[4] if len(event) > 4 else stream.purge_seqno
         elif kind == HISTORY:
             stream.vbuuid = event[2][0][0]
 

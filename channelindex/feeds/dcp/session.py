@@ -62,6 +62,7 @@ class Session:
         self._acknowledged_bytes = 0
         self._parser = FrameParser(streams, self._on_frame)
         self._keyspace = NO_COLLECTIONS
+        self._tells_purge_seqnos = False
         self._answer_by_opaque: dict[int, Callable[[Frame], None]] = {}
         self._ignored_opcodes: set[tuple[int, int]] = set()
         self._n_asked = 0
@@ -163,7 +164,7 @@ class Session:
         collections = options.address.collections
         self._keyspace = yield from find_keyspace(collections, granted=Feature.COLLECTIONS in greeting.features)
         self._parser.expect(len(self._keyspace.prefix), None if options.producer.bodies else options.needs_body)
-        yield from open_producer(options.producer)
+        self._tells_purge_seqnos = yield from open_producer(options.producer)
 
     def _continue(self, conversation: Conversation[None], answer: Frame) -> None:
         try:
@@ -188,7 +189,7 @@ class Session:
             self._request_stream(stream)
 
     def _request_stream(self, stream: Stream) -> None:
-        request = stream.request(self._keyspace.stream_filter)
+        request = stream.request(self._keyspace.stream_filter, tells_purge_seqno=self._tells_purge_seqnos)
         self._ask(request, lambda answer: self._on_stream_answer(stream, answer), next(self._opaques))
 
     def _on_stream_answer(self, stream: Stream, answer: Frame) -> None:
@@ -291,8 +292,7 @@ class Session:
     def _on_stream_frame(self, stream: Stream, frame: Frame) -> None:
         opcode = frame.opcode
         if opcode == Op.DCP_SNAPSHOT_MARKER:
-            stream.snap_start, stream.snap_end = messages.snapshot(frame)
-            self._parser.events.append((SNAPSHOT, stream.vb, stream.snap_start, stream.snap_end))
+            self._on_snapshot(stream, messages.snapshot(frame))
         elif opcode == Op.DCP_STREAM_END:
             self._on_stream_end(stream, messages.stream_end_reason(frame))
         elif opcode in messages.SEQNO_OFFSET:
@@ -305,6 +305,14 @@ class Session:
             raise ProtocolError(f"vbucket {stream.vb}: the server sent {messages.UNASKED[opcode]}, never asked for")
         else:
             raise ProtocolError(f"vbucket {stream.vb}: a document frame without its seqno")
+
+    def _on_snapshot(self, stream: Stream, snapshot: messages.Snapshot) -> None:
+        stream.snap_start, stream.snap_end, purge_seqno = snapshot
+        if purge_seqno is None:
+            self._parser.events.append((SNAPSHOT, stream.vb, stream.snap_start, stream.snap_end))
+        else:
+            stream.purge_seqno = purge_seqno
+            self._parser.events.append((SNAPSHOT, stream.vb, *snapshot))
 
     def _on_stream_end(self, stream: Stream, reason: int) -> None:
         complete = reason == StreamEnd.OK

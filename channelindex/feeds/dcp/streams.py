@@ -9,6 +9,8 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
 
+import msgspec
+
 from channelindex.backoff import Backoff
 from channelindex.errors import InvariantBroken, ProtocolError
 from channelindex.feeds.base import FailoverLog
@@ -47,6 +49,7 @@ class Stream:
         "checkpoint",
         "end_seqno",
         "opaque",
+        "purge_seqno",
         "retry_at",
         "seqno",
         "snap_end",
@@ -72,9 +75,17 @@ class Stream:
         self.seqno = checkpoint.seqno
         self.snap_start = checkpoint.snap_start
         self.snap_end = checkpoint.snap_end
+        self.purge_seqno = checkpoint.purge_seqno
 
-    def request(self, stream_filter: bytes = b"") -> Request:
-        """Ask for everything behind the checkpoint that *stream_filter* lets through."""
+    def request(self, stream_filter: bytes = b"", *, tells_purge_seqno: bool = False) -> Request:
+        """Ask for everything behind the checkpoint that *stream_filter* lets through.
+
+        With *tells_purge_seqno* say up to where the source had purged when it sent what we have: as long as it has
+        purged no more, it does not roll back a checkpoint below that.
+        """
+        if tells_purge_seqno and self.checkpoint.purge_seqno:
+            value = msgspec.json.decode(stream_filter or b"{}")
+            stream_filter = msgspec.json.encode({**value, "purge_seqno": str(self.checkpoint.purge_seqno)})
         at = self.checkpoint
         extras = _STREAM_REQUEST.pack(
             _ACTIVE_VB_ONLY, 0, at.seqno, self.end_seqno, at.vbuuid, at.snap_start, at.snap_end
@@ -84,9 +95,9 @@ class Stream:
     def position(self, seqno: int) -> Checkpoint:
         """The position to resume at when *seqno* is the newest received."""
         if self.snap_start <= seqno < self.snap_end:
-            return Checkpoint(self.vbuuid, seqno, self.snap_start, self.snap_end)
+            return Checkpoint(self.vbuuid, seqno, self.snap_start, self.snap_end, self.purge_seqno)
         # Between snapshots: the one received is complete, and of one announced beyond *seqno* nothing has come.
-        return Checkpoint(self.vbuuid, seqno, seqno, seqno)
+        return Checkpoint(self.vbuuid, seqno, seqno, seqno, self.purge_seqno)
 
 
 class Streams:
@@ -188,6 +199,7 @@ class Streams:
         stream.vbuuid = failover_log[0][0]
         stream.seqno = stream.checkpoint.seqno
         stream.snap_start, stream.snap_end = stream.checkpoint.snap_start, stream.checkpoint.snap_end
+        stream.purge_seqno = stream.checkpoint.purge_seqno
         self.open_by_opaque[opaque] = stream
 
     def leave(self, stream: Stream, opened_as: int | None = None) -> None:
