@@ -18,13 +18,8 @@ from devbucket.sync_gateway.layouts import InlineLayout
 from devbucket.sync_gateway.loader import Loader
 from devbucket.sync_gateway.synthetic import synthetic_revisions
 from tests.support.node import Node, until
+from tests.support.ports import free_port
 from tests.support.running import await_stable, cli, connect
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def get(port: int, path: str) -> tuple[int, str]:
@@ -86,11 +81,11 @@ def test_lag_in_seconds_grows_while_nothing_is_written_and_outlives_a_feed_worke
         for writer in writers:
             writer.send_signal(signal.SIGSTOP)
         write(100)
-        until(lambda: "behind" in get(port, "/readyz")[1], "the lag to pass the limit")
+        until(lambda: "lags by" in get(port, "/readyz")[1], "the lag to pass the limit")
         for worker in node.children("feed_worker"):
             worker.kill()
         until(lambda: total(get(port, "/metrics")[1], "channelindex_process_restarts_total") >= 2, "restarts")
-        assert "behind" in get(port, "/readyz")[1]
+        assert "lags by" in get(port, "/readyz")[1]
         for writer in writers:
             writer.send_signal(signal.SIGCONT)
         await_stable(redis_url, bucket)

@@ -1,6 +1,5 @@
 """A node and the commands with unmistakable secrets: nothing that others can read holds one of them."""
 
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -16,6 +15,7 @@ from devbucket.config import DevBucketConfig
 from devbucket.embedded_redis import EmbeddedRedis
 from devbucket.process import DevBucket
 from tests.support.node import Node, until
+from tests.support.ports import free_port
 from tests.support.running import cli
 
 REDIS_PASSWORD = "r3d1s-5ecret"
@@ -58,12 +58,6 @@ def bucket() -> Iterator[DevBucket]:
 
 def url_of(server: EmbeddedRedis, password: str = REDIS_PASSWORD) -> str:
     return f"unix://node:{password}@{server.socket}"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def told_by_kernel(node: Node) -> str:

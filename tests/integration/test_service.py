@@ -4,7 +4,6 @@
 """
 
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -33,6 +32,7 @@ from devbucket.sync_gateway.synthetic import synthetic_revisions
 from tests.support.history import expected_channels
 from tests.support.manager import Service
 from tests.support.node import until
+from tests.support.ports import free_port
 from tests.support.running import await_stable, connect, indexed_channels
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -198,12 +198,6 @@ class StableClock(threading.Thread):
     def finish(self) -> None:
         self._stop_asked.set()
         self.join()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture

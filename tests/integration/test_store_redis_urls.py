@@ -4,7 +4,6 @@ import socket
 import ssl
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -13,7 +12,10 @@ import pytest
 import redis
 
 from channelindex.errors import AuthenticationFailed, OwnershipLost, StoreUnavailable
-from devbucket.embedded_redis import EmbeddedRedis, find_redis_server
+from devbucket.embedded_redis import EmbeddedRedis
+from tests.support.node import until
+from tests.support.ports import free_port
+from tests.support.redis_servers import answers, launch
 from tests.support.stores import META, Backend, all_entries, append, checkpoints, entry
 
 
@@ -24,31 +26,18 @@ class _Servers:
         self._folder = folder
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self, lines: str = "", *arguments: str) -> int:
+    def start(self, lines: str = "", *, sentinel: bool = False) -> int:
         """Start one with a configuration of *lines*; its port, once it answers."""
-        port = _free_port()
-        file = self._folder / f"{port}.conf"
-        file.write_text(f"port {port}\nbind 127.0.0.1\ndir {self._folder}\nlogfile {file}.log\n{lines}\n")
-        self._processes.append(subprocess.Popen([find_redis_server(), file, *arguments]))
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                return port
-            time.sleep(0.02)
-        raise AssertionError(f"redis-server {file} did not start")
+        port = free_port()
+        self._processes.append(launch(self._folder / str(port), port, lines, sentinel=sentinel))
+        until(lambda: answers(redis.Redis(port=port)), "the server to answer")
+        return port
 
     def close(self) -> None:
         """Stop all."""
         for process in self._processes:
             process.kill()
             process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture
@@ -61,7 +50,7 @@ def test_store_behind_sentinels_is_followed_to_another_master_and_a_new_epoch_is
     password = 'requirepass secret\nmasterauth secret\nsave ""'
     masters = [servers.start(password), servers.start(password)]
     watched = f"sentinel monitor main 127.0.0.1 {masters[0]} 1\nsentinel auth-pass main secret"
-    sentinel = servers.start(watched, "--sentinel")
+    sentinel = servers.start(watched, sentinel=True)
     url = f"redis+sentinel://:secret@127.0.0.1:1,127.0.0.1:{sentinel}/main/1"
     backend = Backend(url)
     owner, writer, reader = backend.owner(), backend.writer(), backend.reader()
@@ -90,7 +79,7 @@ def test_store_behind_sentinels_is_followed_to_another_master_and_a_new_epoch_is
 
 
 def test_no_sentinel_that_knows_the_service_is_unavailable(servers):
-    sentinel = servers.start("", "--sentinel")
+    sentinel = servers.start(sentinel=True)
     backend = Backend(f"redis+sentinel://127.0.0.1:{sentinel}/nobody")
     with pytest.raises(StoreUnavailable, match="nobody"):
         backend.reader().meta()

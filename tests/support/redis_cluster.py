@@ -1,8 +1,6 @@
 """A real Redis Cluster of three masters on loopback, with replicas or without, of the server that all tests use."""
 
-import random
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -12,7 +10,8 @@ from typing import Any, Self
 
 import redis
 
-from devbucket.embedded_redis import find_redis_server
+from tests.support.ports import free_ports
+from tests.support.redis_servers import answers, launch
 
 N_SLOTS = 16384
 N_MASTERS = 3
@@ -34,7 +33,7 @@ class ClusterOfThree:
         self._node_timeout_ms = NODE_TIMEOUT_MS if replicas else 2000
         self._folder = Path(tempfile.mkdtemp(prefix="channelindex-cluster-"))
         self._processes: list[subprocess.Popen[bytes]] = []
-        self.ports = free_ports(6 if replicas else 3)
+        self.ports = free_ports(6 if replicas else 3, _BUS_OFFSET)
         named = self.ports if replicas else self.ports[:1]
         self.url = "redis+cluster://" + ",".join(f"127.0.0.1:{port}" for port in named)
         self.nodes: list[Any] = []
@@ -55,21 +54,15 @@ class ClusterOfThree:
         self.nodes.append(node)
 
     def _launch(self, port: int) -> subprocess.Popen[bytes]:
-        folder = self._folder / str(port)
-        folder.mkdir(exist_ok=True)
-        options = {
-            "port": port,
-            "bind": "127.0.0.1",
-            "dir": folder,
-            "logfile": folder / "log",
-            "save": "",
-            "appendonly": "yes" if self._append_only else "no",
-            "cluster-enabled": "yes",
-            "cluster-config-file": "nodes.conf",
-            "cluster-node-timeout": self._node_timeout_ms,
-        }
-        arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
-        return subprocess.Popen([find_redis_server(), *arguments], stdout=subprocess.DEVNULL)
+        return launch(
+            self._folder / str(port),
+            port,
+            'save ""',
+            f"appendonly {'yes' if self._append_only else 'no'}",
+            "cluster-enabled yes",
+            "cluster-config-file nodes.conf",
+            f"cluster-node-timeout {self._node_timeout_ms}",
+        )
 
     def _join(self) -> None:
         for number, node in enumerate(self.nodes):
@@ -193,34 +186,8 @@ def slots_of(number: int) -> range:
     return range(number * N_SLOTS // 3, (number + 1) * N_SLOTS // 3)
 
 
-def answers(node: Any) -> bool:
-    try:
-        return bool(node.ping())
-    except redis.ConnectionError:
-        return False
-
-
 def until(condition: Any) -> None:
     deadline = time.monotonic() + _TIMEOUT_S
     while not condition():
         assert time.monotonic() < deadline, "the cluster did not come up"
         time.sleep(0.02)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that are free now together with the one that the cluster bus takes, below the range of outgoing ones."""
-    ports: list[int] = []
-    while len(ports) < count:
-        port = random.randrange(12_000, 22_000)
-        if port not in ports and _is_free(port) and _is_free(port + _BUS_OFFSET):
-            ports.append(port)
-    return ports
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True

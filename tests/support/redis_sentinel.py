@@ -9,8 +9,9 @@ from typing import Any, Self
 
 import redis
 
-from devbucket.embedded_redis import find_redis_server
-from tests.support.redis_cluster import answers, free_ports, until
+from tests.support.ports import free_ports
+from tests.support.redis_cluster import until
+from tests.support.redis_servers import answers, launch
 
 SERVICE = "main"
 DOWN_AFTER_MS = 1000
@@ -41,15 +42,12 @@ class MasterAndReplica:
         """The number of the master."""
         return self._master
 
-    def start(self, number: int, lines: str = "", *arguments: str) -> None:
+    def start(self, number: int, lines: str = "", *, sentinel: bool = False) -> None:
         """Start server *number*, and wait until it answers and, if it is a replica, has what its master has."""
-        port, folder = self.ports[number], self._folder / str(number)
-        folder.mkdir(exist_ok=True)
-        file = folder / "redis.conf"
-        common = "" if arguments else 'save ""\nrepl-diskless-sync yes\nrepl-diskless-sync-delay 0\n'
-        file.write_text(f"port {port}\nbind 127.0.0.1\ndir {folder}\nlogfile {folder}/log\n{common}{lines}\n")
-        command = [find_redis_server(), file, *arguments]
-        self._processes[number] = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
+        common = () if sentinel else ('save ""', "repl-diskless-sync yes", "repl-diskless-sync-delay 0")
+        self._processes[number] = launch(
+            self._folder / str(number), self.ports[number], *common, lines, sentinel=sentinel
+        )
         until(lambda: answers(self.client(number)))
         if "replicaof" in lines:
             until(lambda: self.client(number).info("replication")["master_link_status"] == "up")
@@ -113,7 +111,7 @@ class SentinelAndMaster(MasterAndReplica):
             f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}",
             f"sentinel failover-timeout {SERVICE} 3000",
         )
-        self.start(2, "\n".join(lines), "--sentinel")
+        self.start(2, "\n".join(lines), sentinel=True)
         until(lambda: self.client(2).execute_command("SENTINEL", "REPLICAS", SERVICE))
 
     @property

