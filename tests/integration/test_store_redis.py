@@ -29,6 +29,7 @@ from channelindex.stores import open_owner, open_reader, open_writer
 from channelindex.stores.base import BlockRef, Quarantined
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.store_link import open_link
+from tests.support.node import until
 from tests.support.stores import GROUP, META, Backend, all_entries, append, checkpoints, entry
 
 OTHER_GROUP = "ffeeddcc99887766"
@@ -523,8 +524,7 @@ def test_waiting_reader_learns_that_its_connection_was_cut(backend, client):
 
     waiter = threading.Thread(target=wait)
     waiter.start()
-    while not client.client_list(_type="pubsub"):
-        pass
+    until(lambda: client.client_list(_type="pubsub"), "the reader to have subscribed")
     client.client_kill_filter(_type="pubsub")
     waiter.join(timeout=30)
     assert failed.is_set()

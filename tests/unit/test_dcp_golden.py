@@ -45,7 +45,9 @@ def seqnos(events: list[Event], kind: int) -> list[int]:
 
 def connections(name: str) -> dict[str, list[Line]]:
     """Those that a session of ours can be on: it always asks for noops before it asks for a stream."""
-    return {conn: lines for conn, lines in by_connection(recording(name)).items() if conn != "c-nonoop"}
+    found = {conn: lines for conn, lines in by_connection(recording(name)).items() if conn != "c-nonoop"}
+    assert found
+    return found
 
 
 @pytest.mark.parametrize("name", RECORDINGS)

@@ -97,7 +97,9 @@ def test_a_channel_cannot_reach_the_terminal_of_top(text: str) -> None:
     state = {"index": index, "lag": {"seconds": 0.0}, "nodes": [node], "unowned": []}
     stream = io.StringIO()
     Console(file=stream, width=150, force_terminal=False).print(screen(all_escaped(state), Trend(), 150, 100, "now"))
-    assert all(is_harmless(line) or not line for line in stream.getvalue().splitlines())
+    drawn = [line for line in stream.getvalue().splitlines() if line]
+    assert all(map(is_harmless, drawn))
+    assert any(escaped(text)[:8] in line for line in drawn)
 
 
 def test_characters_beyond_the_plane_are_escaped_as_json_has_them():
