@@ -18,6 +18,7 @@ DESTDIR ?=
 FROM ?= .
 EXTRAS ?= node
 PYTEST_ARGS ?=
+COV ?=
 export REDIS_SERVER SEED
 export BUCKET_PASSWORD
 export COUCHBASE COUCHBASE_USER COUCHBASE_PASSWORD COUCHBASE_CA_FILE COUCHBASE_SCOPE COUCHBASE_COLLECTION COUCHBASE_DURABILITY
@@ -56,6 +57,12 @@ test-servers: $(STAMP) ## the Redis store, leases and accounts on the other vers
 
 test-nightly: $(STAMP) ## hours: every property with 5,000 examples, every cut of every recording, every seed of kills
 	HYPOTHESIS_PROFILE=nightly $(PYTEST) --timeout 7200 -m 'nightly or hypothesis or chaos'
+
+cov: $(STAMP) ## branches that the tests reach, in forked children and subprocesses too; fails below the floor in pyproject.toml
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m $(patsubst $(BIN)/%,%,$(PYTEST)) $(COV)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 mutants: $(STAMP) ## six minutes: a hundred small mistakes in the data path, each of which the fast tests must notice; K=text picks
 	$(BIN)/python -m tests.mutants $(if $(K),--only '$(K)')
