@@ -16,7 +16,7 @@ from devbucket.sync_gateway.layouts import InlineLayout
 from devbucket.sync_gateway.loader import Loader
 from devbucket.sync_gateway.revisions import Revision
 from tests.support.node import Node, until
-from tests.support.redis_cluster import free_ports
+from tests.support.ports import free_port
 from tests.support.running import assert_verified, await_stable, cli, connect
 
 KEYS = Keys("channels")
@@ -31,7 +31,7 @@ def bucket() -> Iterator[DevBucket]:
 
 @pytest.fixture
 def metrics_port() -> int:
-    return free_ports(1)[0]
+    return free_port()
 
 
 @pytest.fixture

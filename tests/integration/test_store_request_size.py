@@ -1,7 +1,6 @@
 """A Redis that takes requests of a limited size only, as hosted ones do."""
 
 import logging
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,18 +12,17 @@ from channelindex.blocks import iter_entries
 from channelindex.errors import OutcomeUnknown, RequestTooLarge
 from channelindex.stores.base import ChannelAppend
 from channelindex.stores.call_limit import split
-from devbucket.embedded_redis import find_redis_server
-from tests.support.redis_cluster import answers, free_ports, until
+from tests.support.ports import free_port
+from tests.support.redis_cluster import until
+from tests.support.redis_servers import answers, launch
 from tests.support.stores import META, Backend, all_entries, append, entry
 
 
 @pytest.fixture
 def limited_url(tmp_path: Path) -> Iterator[str]:
     """A server that takes arguments of at most 1 MiB."""
-    (port,) = free_ports(1)
-    options = {"port": port, "bind": "127.0.0.1", "dir": tmp_path, "save": '""', "proto-max-bulk-len": "1mb"}
-    (tmp_path / "redis.conf").write_text("".join(f"{name} {value}\n" for name, value in options.items()))
-    server = subprocess.Popen([find_redis_server(), tmp_path / "redis.conf"], stdout=subprocess.DEVNULL)
+    port = free_port()
+    server = launch(tmp_path, port, 'save ""', "proto-max-bulk-len 1mb")
     with redis.Redis(port=port) as client:
         until(lambda: answers(client))
     yield f"redis://127.0.0.1:{port}"
