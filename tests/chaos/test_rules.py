@@ -83,6 +83,19 @@ def test_what_was_never_so_is_found(kind: str, entry: Entry) -> None:
     assert found(Record(MOVED), index_of(entry._replace(group="h"), *TRUE)) == [kind]
 
 
+RESYNCED = [*MOVED, line("2-b", "a", "c")]
+MOVED_AGAIN = (stored("a", 12, "2-b"), stored("b", 12, "2-b", REMOVED), stored("c", 12, "2-b"))
+
+
+def test_resync_puts_a_revision_into_two_states_of_which_the_later_one_is_owed() -> None:
+    assert found(Record(RESYNCED), index_of(*TRUE, *MOVED_AGAIN)) == []
+    assert found(Record(RESYNCED), index_of(*TRUE[4:], *MOVED_AGAIN)) == []
+    for missing in MOVED_AGAIN:
+        assert found(Record(RESYNCED), index_of(*TRUE, *(each for each in MOVED_AGAIN if each != missing))) == ["lost"]
+    phantom = stored("d", 12, "2-b", REMOVED)
+    assert found(Record(RESYNCED), index_of(*TRUE, *MOVED_AGAIN, phantom)) == ["phantom"]
+
+
 def test_what_was_taken_back_is_a_phantom() -> None:
     record = Record(MOVED, [line("3-c", "b")])
     assert found(record, index_of(*TRUE, stored("b", 12, "3-c"))) == ["lost", "phantom"]

@@ -22,7 +22,6 @@ from channelindex.feeds.base import SNAPPY
 from channelindex.feeds.dcp.exchange import Request
 from channelindex.feeds.dcp.kv import KvClient
 from channelindex.mcbp import Feature, Op, Status
-from channelindex.settings import SourceSettings
 from devbucket import DevBucket, DevBucketConfig
 from devbucket.items import compressed
 from devbucket.sync_gateway.layouts import InlineLayout, Layout, XattrLayout
@@ -32,7 +31,7 @@ from devbucket.vbucket import COMPRESSION_MODES
 from tests.support.history import Line, Membership, expected_channels
 from tests.support.mcbp_client import RawClient
 from tests.support.one_pass import index_once
-from tests.support.running import connect
+from tests.support.running import connect, source_of
 
 N_VBUCKETS = 8
 N_DOCUMENTS = 24
@@ -140,12 +139,6 @@ def bucket_that_holds(
             yield bucket, written
 
 
-def source_of(bucket: DevBucket, metadata: str, compression: bool) -> SourceSettings:
-    return SourceSettings(
-        url=bucket.url, user=bucket.user, password=bucket.password, metadata=metadata, compression=compression
-    )
-
-
 @pytest.mark.parametrize("whence", ["resident", "evicted", "restarted"])
 @pytest.mark.parametrize("compression_mode", COMPRESSION_MODES)
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -153,4 +146,6 @@ def test_index_holds_what_was_written(layout: str, compression_mode: str, whence
     with bucket_that_holds(LAYOUTS[layout], compression_mode, whence, tmp_path) as (bucket, written):
         for metadata, compression in itertools.product(("auto", "xattr", "inline"), (True, False)):
             cell = f"source.metadata={metadata} source.compression={compression}"
-            assert index_once(source_of(bucket, metadata, compression)) == expected(written, metadata), cell
+            assert index_once(source_of(bucket, metadata=metadata, compression=compression)) == expected(
+                written, metadata
+            ), cell

@@ -5,11 +5,13 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.connstr import parse_source_url
 from channelindex.feeds.dcp.kv import KvClient
 from channelindex.reading.reader import ChangesReader
+from channelindex.settings import SourceSettings
 from channelindex.stores import open_reader
 from devbucket.process import DevBucket
 from tests.support.history import Membership
@@ -26,6 +28,11 @@ def cli(*args: object) -> subprocess.CompletedProcess[str]:
 def connect(bucket: DevBucket) -> KvClient:
     """A client of *bucket*."""
     return KvClient(parse_source_url(bucket.url), Credentials(bucket.user, bucket.password))
+
+
+def source_of(bucket: DevBucket, **settings: Any) -> SourceSettings:
+    """The settings of a feed of *bucket*."""
+    return SourceSettings(url=bucket.url, user=bucket.user, password=bucket.password, **settings)
 
 
 def await_stable(store_url: str, bucket: DevBucket) -> None:
