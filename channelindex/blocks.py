@@ -193,7 +193,7 @@ def split_header(block: bytes) -> tuple[bytes, bytes]:
 def _next_frame(block: bytes, damaged: int) -> int:
     """The offset at which to continue after the frame at *damaged*: the next whole frame, or the end of the block.
 
-    First where the frame itself says that it ends. Only if its head is damaged too, the next place is searched that
+    First at the end that the frame itself names. Only if its head is damaged too, the next place is searched that
     passes for a frame: a document's key can be made to look like one.
     """
     if damaged + _FRAME.size <= len(block):
@@ -218,7 +218,7 @@ def pack_pairs(clock: Mapping[int, int]) -> bytes:
 
 
 def unpack_pairs(pairs: bytes) -> dict[int, int]:
-    """The clock that *pairs* say, by maximum where a vbucket occurs twice.
+    """The clock in *pairs*, by maximum where a vbucket occurs twice.
 
     Raises:
         IndexCorrupt: the length is no multiple of PAIR_BYTES.
@@ -233,7 +233,7 @@ def unpack_pairs(pairs: bytes) -> dict[int, int]:
 
 
 def fold_clock(frames: bytes, limit: Callable[[int, int], int] | None = None) -> dict[int, int]:
-    """The clock that *frames* say: per vbucket the highest seqno, each lowered to `limit(epoch, vb)` first.
+    """The clock in *frames*: per vbucket the highest seqno, each lowered to `limit(epoch, vb)` first.
 
     *limit* must not say 0 of an epoch that began after the partition record was read (as `Bounds.visible_limit` does,
     rightly, of entries): a header has its writer's epoch and sums up all epochs before it.

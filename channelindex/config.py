@@ -130,17 +130,17 @@ def _missing(key: str, values: Mapping[str, Value]) -> str:
     return f"{key} is not set{why}: give it in the file, as {SETTINGS[key].variable} or with --set {key}=…"
 
 
-def check_reload(present: Config, wanted: Config) -> None:
+def check_reload(present: Config, reloaded: Config) -> None:
     """Refuse a reload that changes what a running node cannot change.
 
     Raises:
         ConfigInvalid: naming what takes a restart.
     """
     fixed = {
-        "node": (present.node, wanted.node),
-        "index": (present.index, wanted.index),
-        "coordination": (present.coordination, wanted.coordination),
-        "source.url": (present.source.url, wanted.source.url),
+        "node": (present.node, reloaded.node),
+        "index": (present.index, reloaded.index),
+        "coordination": (present.coordination, reloaded.coordination),
+        "source.url": (present.source.url, reloaded.source.url),
     }
     changed = [name for name, (before, after) in fixed.items() if before != after]
     if changed:

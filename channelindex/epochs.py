@@ -108,7 +108,7 @@ def whole_record(record: PartitionRecord, archive: Iterable[EpochStart]) -> Part
     The archive has to be read after the record. It may hold a start twice, or starts that were moved into it since.
 
     Raises:
-        IndexCorrupt: the archive lacks what the record says is there.
+        IndexCorrupt: the archive lacks a start that the record counts.
     """
     old = {start.epoch: start for start in archive if start.epoch <= record.archived}
     if record.archived and record.archived not in old:

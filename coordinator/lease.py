@@ -57,7 +57,7 @@ class LeaseBook:
         self._deadline_by_partition = dict.fromkeys(partitions, deadline)
 
     def give_up(self, partitions: Iterable[int]) -> None:
-        """Forget *partitions*: nobody here works on them any more, whatever Redis says."""
+        """Forget *partitions*: no worker here works on them any more, whatever Redis answers."""
         for partition in partitions:
             self._deadline_by_partition.pop(partition, None)
 

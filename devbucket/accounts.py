@@ -71,7 +71,7 @@ class Accounts:
 
 
 class ScramLogin:
-    """One SCRAM login of one connection. An unknown user is told so only at the end, like a wrong password."""
+    """One SCRAM login of one connection. An unknown user is refused only at the end, like a wrong password."""
 
     def __init__(self, accounts: Accounts, mechanism: bytes) -> None:
         self._accounts = accounts

@@ -1,4 +1,4 @@
-"""The commands that tell of a bucket: its vbuckets, its collections. No I/O.
+"""Answers questions about a bucket: its vbuckets, its collections. No I/O.
 
 Source: couchbase/kv_engine docs/BinaryProtocol.md and docs/Collections.md.
 """

@@ -111,7 +111,7 @@ class ClientConnection(asyncio.Protocol):
         self._tend_producer()
 
     def push_map(self) -> None:
-        """Send the bucket's map to a client that asked to be told of new ones."""
+        """Send the bucket's map to a client that asked for new ones."""
         wanted = {Feature.DUPLEX, Feature.CLUSTERMAP_NOTIFICATION}
         bucket = self.session.selected
         if bucket is None or not wanted <= self.session.features:

@@ -212,7 +212,7 @@ def _login_reply(session: ClientSession, step: LoginStep | None) -> Reply:
 
 
 def select_bucket(session: ClientSession, request: Frame) -> Reply:
-    """Choose the bucket. Who may not use a bucket of that name is not told whether it exists."""
+    """Choose the bucket. An account without rights learns nothing of its existence."""
     name = request.key.decode(errors="replace")
     if session.account is None or not session.account.may_use(name):
         raise Refused(Status.EACCESS)

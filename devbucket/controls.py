@@ -45,7 +45,7 @@ class Controls:
         self._server.bucket.set_vbucket_state(vb, VBucketState[state.upper()])
 
     def purge(self, vb: int) -> int:
-        """Forget a vbucket's tombstones; tells the purge seqno."""
+        """Forget a vbucket's tombstones; returns the purge seqno."""
         return self._vbucket(vb).purge()
 
     def settle(self, vb: int) -> None:
@@ -53,7 +53,7 @@ class Controls:
         self._vbucket(vb).settle()
 
     def evict(self, vb: int | None = None, every: int = 1) -> int:
-        """Let documents' values, or every N-th one's, be on disk only until somebody reads them; tells how many.
+        """Let documents' values, or every N-th one's, be on disk only until somebody reads them; returns the number.
 
         Streams that begin afterwards read the vbucket from disk.
         """
@@ -75,7 +75,7 @@ class Controls:
         self._vbucket(vb).new_checkpoint()
 
     def close_stream(self, vb: int, reason: int = STATE_CHANGED, name: str = "") -> int:
-        """End the streams of a vbucket with a STREAM_END of any reason; tells how many there were."""
+        """End the streams of a vbucket with a STREAM_END of any reason; returns their number."""
         return sum(connection.end_stream(vb, reason) for connection in self._server.connections(name))
 
     # --- nodes
@@ -108,7 +108,7 @@ class Controls:
         self._cluster.move([(vb, node) for vb in vbs])
 
     async def add_node(self) -> int:
-        """Let a node join: it has no vbucket before `rebalance`, no alternate address; tells its number."""
+        """Let a node join: it has no vbucket before `rebalance`, no alternate address; returns its number."""
         return await self._server.add_node()
 
     def set_alternate(self, node: int, host: str = "", kv: bool = True) -> None:
@@ -149,11 +149,11 @@ class Controls:
     # --- connections
 
     def drop_connections(self, name: str = "", node: int | None = None) -> int:
-        """Cut connections, as a broken network does; tells how many."""
+        """Cut connections, as a broken network does; returns the number."""
         return self._each(name, node, ClientConnection.abort)
 
     def stall(self, on: bool = True, name: str = "", node: int | None = None) -> int:
-        """Send no stream messages on the connections there are, or go on; tells how many."""
+        """Send no stream messages on the connections there are, or go on; returns the number."""
         return self._each(name, node, lambda connection: connection.stall(on=on))
 
     def connections(self, name: str = "", node: int | None = None) -> list[dict[str, str | int]]:
@@ -161,7 +161,7 @@ class Controls:
         return [connection.describe() for connection in self._select(name, node)]
 
     def half_open(self, name: str = "", node: int | None = None) -> int:
-        """Let connections stand without a word, for ever: what comes is not read, nothing is sent; tells how many."""
+        """Make connections half-open, for ever: nothing is read, nothing is sent; returns the number."""
         return self._each(name, node, lambda connection: connection.wire.become_half_open())
 
     def delay(self, ms: int, name: str = "", node: int | None = None) -> int:
@@ -181,11 +181,11 @@ class Controls:
         return self._each(name, node, set_size)
 
     def cut_frame(self, name: str = "", node: int | None = None) -> int:
-        """Send half of the next document's frame and hang up; tells on how many connections."""
+        """Send half of the next document's frame and hang up; returns the number of connections."""
         return self._each(name, node, lambda connection: connection.wire.cut_next())
 
     def flip_byte(self, offset: int = -1, name: str = "", node: int | None = None) -> int:
-        """Invert a byte of the next document's frame: 0 is its first, -1 its last; tells on how many connections."""
+        """Invert a byte of the next document's frame: 0 the first, -1 the last; returns the number of connections."""
         return self._each(name, node, lambda connection: connection.wire.flip_next(offset))
 
     # --- the bucket and its users

@@ -42,7 +42,7 @@ class FlowWindow:
 
 
 class NoopKeeper:
-    """Sends a no-op each interval, one at a time, and tells when a client is dead: not one frame for too long."""
+    """Sends a no-op each interval, one at a time, and detects a dead client: not one frame for too long."""
 
     def __init__(self, idle_timeout_s: float, now: float) -> None:
         self.enabled = False

@@ -144,7 +144,7 @@ class DevBucket:
 def serve(config: DevBucketConfig, ready: Callable[[str], None], load: Load | None = None) -> None:
     """Run a dev bucket in this process until SIGTERM or SIGINT: what `channelindex devbucket` does.
 
-    *load* fills the bucket first; *ready* is told the URL.
+    *load* fills the bucket first; *ready* gets the URL.
 
     Raises:
         ConfigInvalid: the configuration cannot be served, or a port is taken.

@@ -41,7 +41,7 @@ class Range(NamedTuple):
 
 
 class ProducerStream:
-    """The stream of one vbucket on one connection. It tells `on_ready` whenever it may have something to send."""
+    """The stream of one vbucket on one connection. It calls `on_ready` whenever it may have something to send."""
 
     def __init__(
         self,

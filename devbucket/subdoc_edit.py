@@ -70,7 +70,7 @@ class _Text:
 
 
 class SubdocEdit:
-    """A document to be changed: `alive` tells whether it will be one, or a tombstone."""
+    """A document to be changed: `alive`: it will be one, else a tombstone."""
 
     def __init__(self, xattrs: dict[str, bytes], body: bytes, *, alive: bool) -> None:
         self.alive = alive

@@ -24,9 +24,9 @@ class ChannelMembership(NamedTuple):
 
 
 class DocumentVersion(NamedTuple):
-    """The newest version of one document. Not `decoded`: it says nothing of channels, or cannot be understood.
+    """The newest version of one document. Not `decoded`: it has no channels, or cannot be decoded.
 
-    `problem` says why it cannot: the index has it in quarantine, if at all.
+    `problem` is the reason: the index has it in quarantine, if at all.
     """
 
     vb: int

@@ -50,7 +50,7 @@ class VerifyReport:
     channels or cannot be decoded. `foreign`: documents that say nothing of channels at all. `forgotten`: documents of a
     channel that an index in memory need not hold any more.
 
-    `behind`: vbuckets of which the index did not reach what the bucket had. `ahead`: vbuckets of which it says more
+    `behind`: vbuckets of which the index did not reach what the bucket had. `ahead`: vbuckets of which it has more
     than the bucket has, as after a rollback that nobody handled.
     """
 

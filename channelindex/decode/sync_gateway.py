@@ -1,6 +1,6 @@
 """Decodes the documents of Sync Gateway, all versions: `_sync` inline in the body or as an extended attribute.
 
-Each mutation is taken as what its `_sync` says, also where somebody other than Sync Gateway wrote the body and left
+Each mutation is decoded by its `_sync`, also where another program than Sync Gateway wrote the body and left
 `_sync` as it was. Its revision then comes again at a later seqno, which readers see as the same revision; to skip it
 instead could lose a revision for good, because the bucket may have deduplicated the write that it came with. The
 foreign change itself is indexed when Sync Gateway imports it.
@@ -122,7 +122,7 @@ def _tolerant_inline_sync(body: bytes) -> _Sync | None:
 def _attributed_sync(datatype: int, value: bytes) -> _Sync | None:
     """`_sync` from the extended attributes, else from the body, of a value that is not plain JSON."""
     if datatype & SNAPPY:
-        raise Undecodable("the value is said to be compressed, and cannot be decompressed")
+        raise Undecodable("the value is marked as compressed, and cannot be decompressed")
     body_start = 0
     if datatype & XATTR:
         text, body_start = _find_attribute(value)

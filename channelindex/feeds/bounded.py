@@ -33,7 +33,7 @@ def read_to_end(feed: BoundedFeed, silence_timeout_s: float = SILENCE_TIMEOUT_S)
 
 
 def events(feed: EventSource, done: Callable[[], bool] = lambda: False) -> Iterator[Event]:
-    """Yield the events of *feed*, which was started, as they come; block while there are none. End when *done* says so.
+    """Yield the events of *feed*, which was started, as they come; block while there are none. End when *done* does.
 
     What was read is acknowledged when all of it has been taken: a consumer that is slow makes the source wait.
 

@@ -197,7 +197,7 @@ class ClusterLink(Link):
 
 
 def _layout(ranges: Sequence[Any], asked: Node) -> _SlotLayout:
-    """The layout that CLUSTER SLOTS says. A node that does not know its own name leaves it empty."""
+    """The layout in the answer to CLUSTER SLOTS. A node that does not know its own name leaves it empty."""
     firsts: list[int] = [0]
     nodes: list[Node | None] = [None]
     replicas: dict[Node, None] = {}

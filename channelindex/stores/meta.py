@@ -19,7 +19,7 @@ def encode_meta(meta: IndexMeta) -> bytes:
 
 
 def decode_meta(stored: bytes | None, where: str, index_name: str) -> IndexMeta:
-    """The meta record that *stored* says.
+    """Decode the meta record *stored*.
 
     Raises:
         IndexMissing: *stored* is None.

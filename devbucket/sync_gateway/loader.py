@@ -64,7 +64,7 @@ class Loader:
         """Save *revisions* in their order; how many were new to the bucket.
 
         A revision whose document is already at its generation or beyond is left out, so that a load that broke off
-        can be repeated. *progress* is told how many are done, saved or left out, after each window.
+        can be repeated. *progress* gets the number done, saved or left out, after each window.
 
         Raises:
             InputInvalid: from *revisions*; all before it are saved.

@@ -183,7 +183,7 @@ _ASSIGNMENT = _of(
     "workers/pipeline/assignment.py",
     "assignment",
     ("            self.working |= partitions\n", ""),
-    ("if told.number == self._wanted.number:", "if told.number >= 0:"),
+    ("if report.number == self._wanted.number:", "if report.number >= 0:"),
 )
 
 _DECIDE = _of(

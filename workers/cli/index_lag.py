@@ -1,6 +1,6 @@
 """Counts how far the index is behind its bucket: from the bucket's own high seqnos where they can be had.
 
-What nodes last said of their lag is no answer when nodes are dead or silent. So the bucket is asked, and where it
+The last reports of nodes are no answer when nodes are dead or stalled. So the bucket is asked, and where it
 cannot be, the lag of partitions whose owner is not heard of is unknown, never 0.
 """
 
@@ -23,7 +23,7 @@ Node = Mapping[str, Any]
 
 
 class BucketHighSeqnos:
-    """Asks the bucket for its high seqnos, repeatedly. `error` says why it cannot be asked; to be closed."""
+    """Asks the bucket for its high seqnos, repeatedly. `error` is the reason if it cannot be asked; to be closed."""
 
     def __init__(self, source: SourceSettings) -> None:
         self._source = source

@@ -126,7 +126,7 @@ def add_rewind_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def rewind_and_wait(config: Config, args: argparse.Namespace, job: str, plan: Plan, *, restores: bool = False) -> None:
-    """Rewind as *plan* says, after confirmation, and wait; *job* names the command.
+    """Rewind what *plan* chooses, after confirmation, and wait; *job* names the command.
 
     Where it *restores*, partition records that are missing or damaged are written anew before.
 

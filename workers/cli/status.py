@@ -40,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--check",
         action="store_true",
-        help="exit with 1 and say why if a partition is without a reporting owner or the index is too far behind",
+        help="exit with 1 and the reasons if a partition is without a reporting owner or the index is too far behind",
     )
     parser.add_argument(
         "--max-lag",

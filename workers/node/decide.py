@@ -1,7 +1,7 @@
 """Decides the actions of a node from its state. Pure, so that tests walk every case without a process.
 
 `NodeState` is what the supervisor knows and has decided. `signalled`, `child_ended`, `heard` and `reload` take in news;
-`decide` says once a turn what to do, from the state and from a view of the children. They return actions, which the
+`decide` chooses once a turn what to do, from the state and from a view of the children. They return actions, which the
 supervisor carries out in their order. Actions are safe to repeat: a child that is to be killed is to be killed again on
 the next turn, until it has ended. What should run follows from the state, never from
 the event that changed it: so a turn that comes late, or after a pause of the whole machine, decides the right thing.

@@ -56,7 +56,7 @@ def _behind(partitions: Sequence[int], rows: Sequence[Row]) -> list[dict[str, An
 
 def _process(slot: ChildSlot, board: Board) -> dict[str, Any]:
     words = slot.stats.as_dict()
-    age_s = lag_s_of(words.pop("started_ns"), time.monotonic_ns())  # 0 until the child has said so itself
+    age_s = lag_s_of(words.pop("started_ns"), time.monotonic_ns())  # 0 until the child has set it
     silent_s = max(0.0, (time.monotonic_ns() - words.pop("beat_ns")) / 1e9)
     oldest_s = lag_s_of(words.pop("oldest_ns", 0), time.monotonic_ns())
     return {

@@ -69,7 +69,7 @@ def wanted_meta(config: Config) -> IndexMeta:
 
     Raises:
         ConfigInvalid: index.partitions does not divide the bucket's vbuckets.
-        SourceUnavailable, AuthenticationFailed: the bucket does not tell about itself.
+        SourceUnavailable, AuthenticationFailed: the bucket cannot be asked for its identity.
     """
     source = describe(config.source)
     n_partitions = config.index.partitions

@@ -1,7 +1,7 @@
 """The supervisor: forks the node's processes, gives them what the leases allow, and takes it from them in time.
 
 Single-threaded, and never on the network: the lease keeper, a child, talks to Redis. Each turn of the loop is the
-same: take signals, reap children, read the keeper's report, then do what `workers.node.decide` says, and report.
+same: take signals, reap children, read the keeper's report, then carry out what `decide` returns, and report.
 """
 
 import signal

@@ -1,6 +1,6 @@
 """Carries assignments to a feed worker while it works, and its reports of what it works on.
 
-State rather than events, as between supervisor and keeper: the newest message says everything, so nothing can grow
+State rather than events, as between supervisor and keeper: the newest message is complete, so nothing can grow
 and nobody waits. A worker lets go of a partition by saying that it works on it no more: until then, the supervisor
 assumes that it works on everything that it was ever assigned.
 """

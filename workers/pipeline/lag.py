@@ -2,7 +2,7 @@
 
 Per vbucket a few *marks* (when it was seen, how far the source was then), the oldest first. The stable clock strikes
 out the marks that it has reached; the first that is left is the oldest that waits. When a vbucket has as many
-marks as it may have, the last one stands for all that is newer, so the answer then says too long, never too short.
+marks as it may have, the last one stands for all that is newer, so the answer is then too long, never too short.
 """
 
 from collections import deque

@@ -82,7 +82,7 @@ ALERTS = (
         "QuarantineGrows",
         "sum by (instance) (rate(channelindex_feed_quarantined_total[15m])) "
         "> 0.01 * sum by (instance) (rate(channelindex_feed_events_total[15m]))",
-        "5m", "critical", "More than one change in a hundred cannot be decoded: the index lacks what they say.",
+        "5m", "critical", "More than one change in a hundred cannot be decoded: the index lacks them.",
         "`channelindex quarantine list` has the reasons. Not the documents' fault: repair the decoder, restart the "
         "nodes, then `channelindex quarantine retry --all`.",
     ),

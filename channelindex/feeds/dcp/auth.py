@@ -13,7 +13,7 @@ _PLAIN = "PLAIN"
 
 
 class _LoginRefused(AuthenticationFailed):
-    """The server says that user and password do not match."""
+    """The server refused user and password."""
 
 
 @dataclass(frozen=True)

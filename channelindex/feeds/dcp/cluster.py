@@ -1,4 +1,4 @@
-"""The nodes of a bucket and which streams each carries, as the newest map of the cluster says.
+"""Assigns the streams to the bucket's nodes by the newest cluster map.
 
 A stream that waits is always at the node that has its vbucket active now, or nowhere while there is none. An open
 stream stays where it is until its node ends it or is lost: the node that gives a vbucket away ends its streams.

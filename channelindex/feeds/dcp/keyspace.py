@@ -65,7 +65,7 @@ class Keyspace:
         return f"{self._name_by_id.get(number, f'0x{number:x}')}/".encode() + plain
 
     def learn(self, event: Frame) -> None:
-        """Note the name of a collection that a system event says was created."""
+        """Record the name of a collection that a system event announces."""
         if self._scope is None or len(event.extras) < 12 or len(event.value) < _CREATED.size:
             return
         if int.from_bytes(event.extras[8:12], "big") == _COLLECTION_CREATED:
@@ -77,8 +77,8 @@ NO_COLLECTIONS = Keyspace({})
 DEFAULT_ONLY = Keyspace({DEFAULT_COLLECTION: "_default._default"})
 
 
-def find_keyspace(wanted: Sequence[str], *, granted: bool) -> Conversation[Keyspace]:
-    """The numbers of the collections *wanted* (`SourceAddress.collections`). *granted*: the server knows collections.
+def find_keyspace(requested: Sequence[str], *, granted: bool) -> Conversation[Keyspace]:
+    """Look up the collections *requested* (`SourceAddress.collections`). *granted*: the server knows collections.
 
     The default collection is asked for by name too where it can be: the server then reports the seqnos of all others.
 
@@ -86,23 +86,25 @@ def find_keyspace(wanted: Sequence[str], *, granted: bool) -> Conversation[Keysp
         ConfigInvalid: the server has no collections.
         SourceUnavailable: one of them is not there, or not yet.
     """
-    if not wanted:
+    if not requested:
         return DEFAULT_ONLY if granted else NO_COLLECTIONS
     if not granted:
-        raise ConfigInvalid(f"source.collections = {','.join(wanted)!r}: the server of source.url knows no collections")
+        raise ConfigInvalid(
+            f"source.collections = {','.join(requested)!r}: the server of source.url knows no collections"
+        )
     answer = yield Request(Op.COLLECTIONS_GET_MANIFEST)
     if answer.status != Status.SUCCESS:
         raise refusal(answer)
     try:
         scopes = {scope.name: scope for scope in msgspec.json.decode(answer.value, type=_Manifest).scopes}
-        return _keyspace(scopes, wanted)
+        return _keyspace(scopes, requested)
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
         raise ProtocolError(f"the collections' manifest cannot be read: {error}") from error
 
 
-def _keyspace(scopes: dict[str, _Scope], wanted: Sequence[str]) -> Keyspace:
+def _keyspace(scopes: dict[str, _Scope], requested: Sequence[str]) -> Keyspace:
     name_by_id: dict[int, str] = {}
-    for name in wanted:
+    for name in requested:
         scope_name, _, collection = name.partition(".")
         scope = scopes.get(scope_name, _Scope(scope_name, ""))
         numbers = {each.name: int(each.uid, 16) for each in scope.collections}

@@ -1,4 +1,4 @@
-"""KV operations as requests, and what their responses say. No I/O; `kv.KvClient` sends them.
+"""Makes KV requests and parses their responses. No I/O; `kv.KvClient` sends them.
 
 Source: couchbase/kv_engine docs/BinaryProtocol.md and docs/SubDocument.md.
 """

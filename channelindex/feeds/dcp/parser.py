@@ -192,7 +192,7 @@ def _misplaced(stream: Stream, vb: int, seqno: int) -> ProtocolError:
 
 
 def decompress(datatype: int, value: bytes) -> tuple[int, bytes]:
-    """Return datatype and value of a document that is said to be compressed, without compression.
+    """Return datatype and value of a compressed document, without compression.
 
     A server compresses the whole value, xattrs and body together, in the raw format of Snappy. But one that cuts a body
     off inflates the value for it, puts the old datatype back, and may not compress again: then a plain xattr section

@@ -36,7 +36,7 @@ _decoder = msgspec.msgpack.Decoder(dict[str, DirectoryEntry])
 
 
 def decode_directory(stored: Stored | None, key: str) -> ChannelDirectory:
-    """The directory that a document says.
+    """Decode a directory's document.
 
     Raises:
         IndexCorrupt: it is something else; the message names *key*.
@@ -81,7 +81,7 @@ class Directories:
 def read_groups(
     link: Link, keys: Keys, active_by_channel: Mapping[str, Mapping[str, DirectoryEntry]]
 ) -> dict[str, dict[str, GroupState]]:
-    """The states of all groups of channels whose directories say *active_by_channel*.
+    """The states of all groups of channels with the directories *active_by_channel*.
 
     A bucket gives out whole documents only. So the clock frame of a group is the header of its active block, and the
     tail is all that is behind it.

@@ -83,5 +83,5 @@ def translate_connect_error(where: str, error: Exception) -> ChannelIndexError:
 def _told(error: Exception) -> str:
     """The kind of error and why the SDK retried, on one line, without the rest of what it knows."""
     reasons = getattr(getattr(error, "context", None), "retry_reasons", None)
-    told = f"{type(error).__name__} {getattr(error, 'message', '') or ''}".strip()
-    return f"{told} ({', '.join(sorted(map(str, reasons)))})" if reasons else told
+    text = f"{type(error).__name__} {getattr(error, 'message', '') or ''}".strip()
+    return f"{text} ({', '.join(sorted(map(str, reasons)))})" if reasons else text

@@ -1,4 +1,4 @@
-"""The keys of an index's documents in a bucket. KEYSPACE.md says what the documents hold."""
+"""The keys of an index's documents in a bucket. KEYSPACE.md describes the documents."""
 
 import hashlib
 import zlib

@@ -30,7 +30,7 @@ def encode_record(record: PartitionRecord) -> bytes:
 
 
 def decode_record(stored: Stored | None, vbuckets: range, key: str) -> PartitionRecord:
-    """The record that a document says.
+    """Decode a partition's document.
 
     Raises:
         IndexCorrupt: it is missing or garbled. An index has all records from its creation on: one that is gone was

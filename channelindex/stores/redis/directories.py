@@ -61,7 +61,7 @@ def read_channels(link: Link, keys: Keys, channels: Sequence[str]) -> list[dict[
 def _with_tails(
     link: Link, keys: Keys, channels: Sequence[str], fields_of: Sequence[Mapping[bytes, bytes | None]]
 ) -> list[dict[str, GroupState]]:
-    """The groups that *fields_of* each of *channels* say, with the tails of their active blocks.
+    """The groups in *fields_of* each of *channels*, with the tails of their active blocks.
 
     Of a tail, the byte before it is read too: one that is not there says that the block is missing or too short.
     """

@@ -1,4 +1,4 @@
-"""The names of an index's keys in Redis. KEYSPACE.md says what they hold; the scripts build those of channels alike."""
+"""Names an index's keys in Redis. KEYSPACE.md describes their values; the scripts build those of channels alike."""
 
 from channelindex.hashing import slot_of
 

@@ -13,7 +13,7 @@ RECORD_FIELDS = ("epoch", "owner", "ck", "hist", "archived")
 
 
 def decode_record(fields: Sequence[bytes | None], vbuckets: range, key: str) -> PartitionRecord:
-    """The record that the values of RECORD_FIELDS say.
+    """Decode the values of RECORD_FIELDS.
 
     Raises:
         IndexCorrupt: a field is missing or garbled. An index has all records from its creation on: one that is gone
