@@ -144,7 +144,7 @@ class BlockWriter:
         self._active = ActiveBlocks(remembered_blocks)
         self._limit = CallLimit(MAX_CALL_BYTES)
         self._in_flight: Sequence[ChannelAppend] = ()
-        """What the last call of the store was to append."""
+        """The entries that the last call of the store had to append."""
         self.n_block_lookups = 0
 
     def write(self, appends: Sequence[ChannelAppend], principals: Iterable[str] = ()) -> set[int]:

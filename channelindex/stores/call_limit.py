@@ -1,4 +1,4 @@
-"""How much goes into one call of a store: less than usual where the store refuses requests for their size."""
+"""Limits the size of one call of a store: smaller where the store refuses requests for their size."""
 
 from collections.abc import Sequence
 

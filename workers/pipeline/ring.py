@@ -137,7 +137,7 @@ class Ring:
         return self._words[_TOOK]
 
     def took_of(self, digest: int) -> int:
-        """What `took` is once the servers with *digest* have taken something: as it is, if they were the last ones."""
+        """The value of `took` after the servers with *digest* took something: unchanged if they were the last ones."""
         took = self._words[_TOOK]
         if took >> _COUNT_BITS == digest:
             return took

@@ -20,7 +20,7 @@ from channelindex.stores.redis.servers import ask_servers, digest_of, refuse_evi
 from channelindex.stores.redis.store_link import open_link
 
 ASK_INTERVAL_S = 1.0
-"""How long an answer of the servers, who they are, is good for."""
+"""Time for which the identity of the servers is assumed unchanged."""
 
 _BEGIN_ATTEMPTS = 20
 """Lost comparisons before `begin` gives up: each means that another owner changed the record within a round trip."""
