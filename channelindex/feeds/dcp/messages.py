@@ -115,7 +115,7 @@ def failover_log(answer: Frame) -> FailoverLog:
 
 
 class Snapshot(NamedTuple):
-    """What a marker says: the range, and up to where the source had purged tombstones, if it says so."""
+    """The content of a marker: the range, and the seqno up to which the source had purged tombstones, if given."""
 
     start: int
     end: int
