@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 
 from channelindex.errors import ChannelIndexError, ConfigInvalid, ProtocolError, SourceUnavailable
 from channelindex.feeds.base import SourceInfo
+from channelindex.feeds.dcp.cluster import Cluster
 from channelindex.feeds.dcp.connstr import Endpoint, SourceAddress, parse_source_url
+from channelindex.feeds.dcp.node import Node
 from channelindex.feeds.dcp.topology import ClusterMap, parse_cluster_map
 from channelindex.mcbp import Op
 from tests.support.dcp_replay import cluster_config
@@ -115,6 +117,38 @@ def test_an_alternate_address_without_ports_has_the_same_ones() -> None:
 def test_a_network_that_a_node_is_not_in_is_told() -> None:
     with pytest.raises(ConfigInvalid, match="network=external, in which the node a has no address"):
         parse(config(node("a")), "couchbase://a/b?network=external")
+
+
+@pytest.mark.parametrize("url", ["couchbase://pub.example:30001/b", "couchbase://a/b?network=external"])
+def test_a_node_that_joins_without_an_address_for_us_is_named_and_the_others_count(url: str) -> None:
+    text = config(node("a", external=EXTERNAL), node("new"), servers=["a:11210", "new:11210"], chains=[[0], [1]])
+    found = parse(text, url)
+    assert found.nodes == (Endpoint("pub.example", 30001), None)
+    assert found.reachable == (Endpoint("pub.example", 30001),)
+    assert (found.owner(0), found.owner(1)) == (Endpoint("pub.example", 30001), None)
+    assert found.problems == ("source.url asks for network=external, in which the node new has no address",)
+
+
+def test_an_alternate_address_without_the_data_port_is_told_as_what_it_is() -> None:
+    text = config(node("a", external={"hostname": "pub", "ports": {"mgmt": 30091}}))
+    with pytest.raises(
+        ConfigInvalid, match="node a has no port 'kv' among those of its address pub in the network ext"
+    ):
+        parse(text, "couchbase://pub/b")
+
+
+def test_what_the_bucket_sends_to_a_running_feed_is_never_taken_for_a_wrong_setting() -> None:
+    address = parse_source_url("couchbase://pub.example:30001/b")
+    cluster = Cluster(address, lambda node, attempt, now: pytest.fail("connects"), None)
+    node_ = Node(VIA, lambda node, attempt, now: pytest.fail("connects"))
+    with pytest.raises(ConfigInvalid):  # but at the start it may be
+        cluster.learn(node_, config(node("a")).replace(b'"kv":11210,', b""), 0.0)
+    cluster.learn(node_, config(node("a", external=EXTERNAL)), 0.0)
+    joining = config(node("a", external=EXTERNAL), node("new"), servers=["a:11210", "new:11210"])
+    cluster.learn(node_, joining, 1.0)
+    none_left = config(node("a", external={"hostname": "pub.example", "ports": {"mgmt": 30091}}))
+    with pytest.raises(SourceUnavailable):
+        cluster.learn(node_, none_left, 2.0)
 
 
 def test_a_node_without_the_port_that_we_need_is_told() -> None:

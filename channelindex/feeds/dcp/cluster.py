@@ -14,7 +14,7 @@ from functools import partial
 
 from channelindex import logs
 from channelindex.backoff import Backoff
-from channelindex.errors import ChannelIndexError, IndexMismatch, ProtocolError, SourceUnavailable
+from channelindex.errors import ChannelIndexError, ConfigInvalid, IndexMismatch, ProtocolError, SourceUnavailable
 from channelindex.feeds.dcp.connstr import Endpoint, SourceAddress
 from channelindex.feeds.dcp.node import LONGEST_RETRY_S, Connect, Node
 from channelindex.feeds.dcp.session import Session
@@ -151,7 +151,7 @@ class Cluster:
             IndexMismatch: it is of another bucket of the same name.
             ProtocolError, SourceUnavailable, ConfigInvalid: as `parse_cluster_map`.
         """
-        found = parse_cluster_map(text, node.endpoint, self._address)
+        found = self._parse(text, node.endpoint)
         if self._source_uuid is None:
             self._source_uuid = found.uuid
         if self._source_uuid != found.uuid:
@@ -165,6 +165,21 @@ class Cluster:
         if self._map is None or found.revision > self._map.revision:
             _log.info("feed.map_changed", revision=found.revision[1], nodes=len(found.nodes), reported_by=node.endpoint)
             self._map = found
+            for problem in found.problems:
+                _log.warning("feed.node_without_address", msg=problem, reported_by=node.endpoint)
+
+    def _parse(self, text: bytes, via: Endpoint) -> ClusterMap:
+        """Parse a map. Once there was one that could be used, one that cannot is not our setting's fault.
+
+        Raises:
+            SourceUnavailable: no node has an address for us any more.
+        """
+        try:
+            return parse_cluster_map(text, via, self._address)
+        except ConfigInvalid as error:
+            if self._map is None:
+                raise
+            raise SourceUnavailable(str(error)) from error
 
     def _refresh(self, now: float) -> float:
         """Ask one of the nodes for the map when it is time."""
@@ -181,7 +196,7 @@ class Cluster:
         """While no node can be had, try the next that might."""
         if self._seeker is not None or any(node.live for node in self._nodes.values()):
             return float("inf")
-        known = [*self._address.seeds, *(self._map.nodes if self._map else ())]
+        known = [*self._address.seeds, *(self._map.reachable if self._map else ())]
         candidates = [endpoint for endpoint in dict.fromkeys(known) if endpoint not in self._nodes]
         if not candidates or now < self._seek_at:
             return self._seek_at if candidates else float("inf")

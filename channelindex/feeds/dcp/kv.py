@@ -156,7 +156,10 @@ class KvClient:
             raise
 
     def _learn(self, text: bytes, via: Endpoint) -> None:
-        found = parse_cluster_map(text, via, self._address)
+        try:
+            found = parse_cluster_map(text, via, self._address)
+        except ConfigInvalid as error:  # there was a map that could be used: what the bucket sends is no wrong setting
+            raise SourceUnavailable(str(error)) from error
         if found.revision > self._map.revision:
             self._map = found
 
@@ -201,7 +204,7 @@ class KvClient:
         by_node: defaultdict[Endpoint, list[int]] = defaultdict(list)
         for number in numbers:
             # While a vbucket is nowhere, any node that is asked in vain answers with the newest map that it has.
-            by_node[self._map.owner(requests[number].vb or 0) or self._map.nodes[0]].append(number)
+            by_node[self._map.owner(requests[number].vb or 0) or self._map.reachable[0]].append(number)
         return by_node
 
     def close(self) -> None:

@@ -45,14 +45,24 @@ class _ClusterConfig(msgspec.Struct, rename="camel"):
 
 @dataclass(frozen=True)
 class ClusterMap:
-    """One revision of the map. `chains` has per vbucket the numbers of its nodes: active first, -1 for none."""
+    """One revision of the map. `chains` has per vbucket the numbers of its nodes: active first, -1 for none.
+
+    A node of `nodes` is None while it has no address for us; `problems` say why not, one for each such node. Addresses
+    are set node by node: while a node joins, it may have none, and no vbuckets either.
+    """
 
     uuid: str
     revision: tuple[int, int]
-    nodes: tuple[Endpoint, ...]
+    nodes: tuple[Endpoint | None, ...]
     chains: tuple[tuple[int, ...], ...]
     here: Endpoint | None
     """The node that handed it out; None if it does not say which it is."""
+    problems: tuple[str, ...] = ()
+
+    @property
+    def reachable(self) -> tuple[Endpoint, ...]:
+        """The nodes that have an address for us; there is one at least."""
+        return tuple(endpoint for endpoint in self.nodes if endpoint is not None)
 
     @property
     def source(self) -> SourceInfo:
@@ -77,7 +87,7 @@ def parse_cluster_map(text: bytes, via: Endpoint, address: SourceAddress) -> Clu
     Raises:
         ProtocolError: it cannot be read.
         SourceUnavailable: the bucket has no vbuckets yet.
-        ConfigInvalid: no node is reachable in the way that source.url asks for.
+        ConfigInvalid: no node at all is reachable in the way that source.url asks for.
     """
     try:
         config = msgspec.json.decode(text, type=_ClusterConfig)
@@ -89,14 +99,20 @@ def parse_cluster_map(text: bytes, via: Endpoint, address: SourceAddress) -> Clu
     nodes = list(_data_nodes(config, via, address))
     if not nodes:
         raise SourceUnavailable("the cluster configuration has no nodes with data yet")
-    here = next((endpoint for endpoint, is_here in nodes if is_here), None)
-    return ClusterMap(
-        config.uuid, (config.rev_epoch, config.rev), tuple(endpoint for endpoint, _ in nodes), chains, here
-    )
+    problems = tuple(problem for _, _, problem in nodes if problem)
+    if len(problems) == len(nodes):
+        raise ConfigInvalid(problems[0])
+    here = next((endpoint for endpoint, is_here, _ in nodes if is_here), None)
+    endpoints = tuple(endpoint for endpoint, _, _ in nodes)
+    return ClusterMap(config.uuid, (config.rev_epoch, config.rev), endpoints, chains, here, problems)
 
 
-def _data_nodes(config: _ClusterConfig, via: Endpoint, address: SourceAddress) -> Iterator[tuple[Endpoint, bool]]:
-    """The nodes in the order in which `vBucketMap` numbers them, and whether each is the one that answered.
+_FoundNode = tuple[Endpoint | None, bool, str]
+"""A node's address for us, whether it is the one that answered, and why it has no address."""
+
+
+def _data_nodes(config: _ClusterConfig, via: Endpoint, address: SourceAddress) -> Iterator[_FoundNode]:
+    """Yield the nodes in the order in which `vBucketMap` numbers them.
 
     `nodesExt` has them in the order of `serverList`, with those that have no data service in between or behind.
     """
@@ -105,17 +121,24 @@ def _data_nodes(config: _ClusterConfig, via: Endpoint, address: SourceAddress) -
     for number, listed in enumerate(config.v_bucket_server_map.server_list):
         if number < len(described):
             node = described[number]
-            yield _endpoint(node, via, address, network), node.this_node
+            try:
+                yield _endpoint(node, via, address, network), node.this_node, ""
+            except ConfigInvalid as error:
+                yield None, node.this_node, str(error)
         else:
-            yield _listed(listed, via, address), False
+            yield _listed(listed, via, address), False, ""
 
 
 def _endpoint(node: _ConfigNode, via: Endpoint, address: SourceAddress, network: str) -> Endpoint:
     service = "kv" if address.tls is None else "kvSSL"
     alternate = node.alternate_addresses.get(network)
     if alternate is not None:
-        ports = alternate.ports or node.services
-        return _checked(alternate.hostname, ports.get(service), address)
+        if alternate.ports and service not in alternate.ports:
+            raise ConfigInvalid(
+                f"the node {node.hostname or via.host} has no port {service!r} among those of its address "
+                f"{alternate.hostname} in the network {network} of source.url: set it in the cluster"
+            )
+        return _checked(alternate.hostname, (alternate.ports or node.services).get(service), address)
     if network != _DEFAULT_NETWORK:
         raise ConfigInvalid(
             f"source.url asks for network={network}, in which the node {node.hostname or via.host} has no address"
