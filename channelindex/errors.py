@@ -65,6 +65,13 @@ class CoordinationUnavailable(Transient):
     """The Redis that holds the leases cannot be reached."""
 
 
+class ReaderClosed(ChannelIndexError):
+    """A reader was asked after it had been closed."""
+
+    def __init__(self) -> None:
+        super().__init__("the reader is closed")
+
+
 class ChangesForgotten(ChannelIndexError):
     """An index that holds only the newest changes was asked for older ones. Read on from *floor* to get what it has.
 
@@ -101,7 +108,7 @@ class IndexCorrupt(ChannelIndexError):
 
 
 class TokenInvalid(ChannelIndexError):
-    """A `since` token is garbled, of another index, or from a future this index has not reached."""
+    """A `since` token is garbled, of another index, made for other channels, or from a future not reached yet."""
 
 
 class TokenAhead(TokenInvalid):

@@ -39,7 +39,7 @@ MEANING_BY_CODE = {
     COORDINATION: "the Redis of the leases cannot be reached",
     MISMATCH: "the index has another format or shape, or is of another bucket",
     CORRUPT: "stored bytes are damaged",
-    TOKEN: "a `since` token is garbled, of another index, or from the future",
+    TOKEN: "a `since` token is garbled, of another index or other channels, or from the future",
     DRAIN_TIMEOUT: "a stopping node was not done in time and left the rest to its successor",
     FORGOTTEN: "a `memory://` index no longer holds changes as old as `since`",
     AUTH: "bucket or Redis refused our credentials",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from channelindex.errors import IndexMismatch
 from channelindex.model import Entry
 from channelindex.reading.block_walk import read_retained
-from channelindex.reading.paging import document_id
+from channelindex.reading.query import document_id
 from channelindex.reading.snapshot import IndexSnapshot
 from channelindex.stores.base import IndexReader
 

@@ -6,7 +6,7 @@ from channelindex import blocks
 from channelindex.epochs import EpochStart
 from channelindex.errors import IndexCorrupt, KeyMissing
 from channelindex.model import Checkpoint
-from channelindex.reading.paging import document_id
+from channelindex.reading.query import document_id
 from channelindex.reading.snapshot import IndexSnapshot
 from channelindex.stores.base import BlockRef, IndexReader
 

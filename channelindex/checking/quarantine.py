@@ -7,7 +7,7 @@ since. Only a document's newest record matters.
 from collections.abc import Iterable, Mapping, Sequence
 
 from channelindex.checking.rewind import Rewound
-from channelindex.reading.paging import document_id
+from channelindex.reading.query import document_id
 from channelindex.stores.base import Quarantined
 
 

@@ -11,7 +11,7 @@ from channelindex.errors import SourceUnavailable
 from channelindex.feeds.bounded import SILENCE_TIMEOUT_S, BoundedFeed, read_to_end
 from channelindex.model import DELETED, ORIGIN, REMOVED, Entry
 from channelindex.reading.block_walk import read_retained
-from channelindex.reading.paging import document_id
+from channelindex.reading.query import document_id
 from channelindex.reading.snapshot import IndexSnapshot
 from channelindex.reading.token import Token
 from channelindex.stores.base import IndexReader

@@ -19,6 +19,9 @@ class ReadStats(NamedTuple):
     n_bytes: int
 
 
+NOTHING_READ = ReadStats(0, 0)
+
+
 class _BlockStep(NamedTuple):
     """A block to read. `planned`: the blocks before it are read in any case, whatever its header holds."""
 

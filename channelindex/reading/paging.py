@@ -1,15 +1,16 @@
 """Cuts what a scan found into answers of a limited size, each with the token that continues after it. Pure."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from channelindex import blocks
 from channelindex.model import DELETED, REMOVED, IndexMeta
 from channelindex.reading import token
 from channelindex.reading.block_walk import ReadStats
+from channelindex.reading.query import Query, document_id, untold_upto
 from channelindex.reading.scan import Found, Scan
-from channelindex.reading.token import Token
+from channelindex.reading.token import Token, Told
 
 
 class Change(NamedTuple):
@@ -44,9 +45,9 @@ class Changes(NamedTuple):
 class Pager:
     """Cuts one scan into pages of a limited size."""
 
-    def __init__(self, meta: IndexMeta, channels: Sequence[str], scan: Scan, stats: ReadStats) -> None:
+    def __init__(self, meta: IndexMeta, query: Query, scan: Scan, stats: ReadStats) -> None:
         self._meta = meta
-        self._channels = channels
+        self._query = query
         self._scan = scan
         self._stats = stats
         self._names_by_mask: dict[int, tuple[str, ...]] = {}
@@ -59,19 +60,23 @@ class Pager:
         """
         size = limit or sys.maxsize
         stable, seqnos, horizons = self._scan.snapshot.stable, list(read.seqnos), list(read.horizons)
+        self._query.narrow(self._scan, read)
         pending = self._scan.count()
         page: list[Found] = []
         for vb, upto, documents in self._turns(read):
+            told = _told(read, vb, upto)
             horizons[vb] = stable[vb]
             for document in documents:
                 if len(page) == size:
                     pending -= size
-                    yield self._answer(page, Token(vb, upto, read.epochs, tuple(seqnos), tuple(horizons)), pending)
+                    at = Token(vb, upto, read.epochs, tuple(seqnos), tuple(horizons), told)
+                    yield self._answer(page, at, pending)
                     page = []
                 page.append(document)
                 seqnos[vb] = document[0]
             seqnos[vb] = max(seqnos[vb], upto)
-        yield self._answer(page, Token(0, 0, read.epochs, tuple(seqnos), tuple(horizons)), 0)
+        told = Told.ANYTHING if read.told == Told.ANYTHING else Told.NOTHING
+        yield self._answer(page, Token(0, 0, read.epochs, tuple(seqnos), tuple(horizons), told), 0)
 
     def _turns(self, read: Token) -> Iterator[tuple[int, int, list[Found]]]:
         """(vbucket, seqno up to which it has its turn, its documents up to there), in the order of delivery.
@@ -101,16 +106,18 @@ class Pager:
             )
             for found, entry in zip(page, stored, strict=True)
         )
-        return Changes(entries, token.encode(continuation, self._meta), pending, self._stats)
+        return Changes(entries, token.encode(continuation, self._meta, self._query.asked), pending, self._stats)
 
     def _names(self, mask: int) -> tuple[str, ...]:
         names = self._names_by_mask.get(mask)
         if names is None:
-            names = tuple(name for position, name in enumerate(self._channels) if mask >> position & 1)
+            names = tuple(name for position, name in enumerate(self._query.channels) if mask >> position & 1)
             self._names_by_mask[mask] = names
         return names
 
 
-def document_id(key: bytes) -> str:
-    """A document's key as text; bytes that are no UTF-8, which a source need not refuse, show as escapes."""
-    return key.decode(errors="backslashreplace")
+def _told(read: Token, vb: int, upto: int) -> Told:
+    """The `Token.told` of a page that ends in the turn of *vb* up to *upto*; the read began at *read*."""
+    if read.told == Told.ANYTHING:
+        return Told.ANYTHING
+    return Told.NOTHING_IN_TURN if upto <= untold_upto(read, vb) else Told.NOTHING

@@ -7,10 +7,11 @@ from typing import Self
 
 from channelindex.backoff import Backoff
 from channelindex.blocks import OnCorrupt, refuse
-from channelindex.errors import TokenAhead, Transient
+from channelindex.errors import ReaderClosed, TokenAhead, Transient
 from channelindex.reading import token
-from channelindex.reading.block_walk import walk
+from channelindex.reading.block_walk import NOTHING_READ, walk
 from channelindex.reading.paging import Changes, Pager
+from channelindex.reading.query import Query
 from channelindex.reading.scan import Scan
 from channelindex.reading.snapshot import Archives, IndexSnapshot
 from channelindex.stores.base import IndexReader
@@ -18,17 +19,25 @@ from channelindex.stores.base import IndexReader
 FIRST_RETRY_S = 0.1
 BEHIND_S = 60.0
 """Wait of a follower for an index that went back: a store failed over, and the nodes write again what it lost."""
+NOW = "now"
+"""The `since` of a reader that wants what comes next, and nothing that is there."""
 LONGEST_RETRY_S = 5.0  # a follower notices within this that the store is back
 
 
 class ChangesReader:
     """Answers from one index. Keeps nothing between calls but archives; as safe for threads as its store is.
 
+    That of `open_index` may be shared by any number of threads, each with its own followers and pages.
+
     No answer goes beyond the stable clock, so only a rollback of the source takes one back. A reader that had read
     what was rolled back gets all documents of that vbucket once more, in their present state. A document that was in
     the channels only by what was rolled back is not reported: the index has no live entry of it.
 
-    A `since` is valid for the channels with which it was made. For any other channel, begin at None.
+    A `since` is good for the channels and `doc_ids` with which it was made, in any order, and refused for others: it
+    says nothing of them. `since="now"` begins with what comes next.
+
+    With `active_only`, a reader is not told of deletions and removals of documents that it was never told of: for one
+    who begins with nothing. In vbuckets that it has read before, it is told of all, so it may ask so for ever.
 
     *on_corrupt* is called for each damaged or missing block. If it returns, the answer holds what is intact, and what
     was damaged is never reported: the token goes beyond it.
@@ -38,8 +47,17 @@ class ChangesReader:
         self._store = store
         self._on_corrupt = on_corrupt
         self._archives = Archives(store)
+        self._is_closed = False
 
-    def changes(self, channels: Iterable[str], since: str | None = None, limit: int | None = None) -> Changes:
+    def changes(
+        self,
+        channels: Iterable[str],
+        since: str | None = None,
+        limit: int | None = None,
+        *,
+        active_only: bool = False,
+        doc_ids: Iterable[str] | None = None,
+    ) -> Changes:
         """The documents that changed in any of *channels* after *since*, each once, at most *limit*.
 
         Ordered by vbucket and seqno, beginning where the page before ended. The pages of a channel at rest give the
@@ -47,28 +65,42 @@ class ChangesReader:
         as *since* requires, whatever the limit: to page through many changes, use `pages`.
 
         Raises:
-            TokenInvalid: *since* is garbled, of another index, or from the future.
+            TypeError: *channels* is a string, or not of strings; so *doc_ids*.
+            TokenInvalid: *since* is garbled, of another index, made for something else, or from the future.
             IndexCorrupt: a block is missing or damaged, and the reader's *on_corrupt* raises it.
             ChangesForgotten: the store holds only the newest changes, and *since* is older than they are.
             IndexMissing, StoreUnavailable: see `IndexReader`.
+            ReaderClosed: the reader is closed.
         """
-        return next(self.pages(channels, since, limit))
+        return next(self.pages(channels, since, limit, active_only=active_only, doc_ids=doc_ids))
 
-    def pages(self, channels: Iterable[str], since: str | None = None, limit: int | None = None) -> Iterator[Changes]:
+    def pages(
+        self,
+        channels: Iterable[str],
+        since: str | None = None,
+        limit: int | None = None,
+        *,
+        active_only: bool = False,
+        doc_ids: Iterable[str] | None = None,
+    ) -> Iterator[Changes]:
         """The answers of `changes` one after the other, all as of now and from one read; at least one.
 
         Raises:
             See `changes`. All of them before the first page.
         """
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit is {limit}, must be at least 1")
-        names = tuple(dict.fromkeys(channels))
+        _check_limit(limit)
+        return self._read(Query.of(channels, doc_ids, active_only=active_only), since, limit)
+
+    def _read(self, query: Query, since: str | None, limit: int | None) -> Iterator[Changes]:
+        if self._is_closed:
+            raise ReaderClosed
         meta = self._store.meta()
         snapshot = IndexSnapshot.take(self._store, self._archives)
-        read = snapshot.resume(token.decode(since, meta))
+        is_new = since == NOW
+        read = snapshot.position() if is_new else snapshot.resume(token.decode(since, meta, query.asked))
         scan = Scan(snapshot, read.seqnos)
-        stats = walk(self._store, names, scan, self._on_corrupt)
-        return Pager(meta, names, scan, stats).pages(read, limit)
+        stats = NOTHING_READ if is_new else walk(self._store, query.channels, scan, self._on_corrupt)
+        return Pager(meta, query, scan, stats).pages(read, limit)
 
     def follow(
         self,
@@ -76,6 +108,8 @@ class ChangesReader:
         since: str | None = None,
         limit: int | None = None,
         *,
+        active_only: bool = False,
+        doc_ids: Iterable[str] | None = None,
         stop: Callable[[], bool] = lambda: False,
         wait_s: float = 1.0,
         behind_s: float = BEHIND_S,
@@ -83,23 +117,40 @@ class ChangesReader:
     ) -> Iterator[Changes]:
         """The answers of `changes` that have an entry, as the stable clock moves on, until *stop* returns true.
 
-        *stop* is called at least every *wait_s* seconds, or LONGEST_RETRY_S while the store cannot be reached. A store
-        that is away is retried with jittered pauses that double from FIRST_RETRY_S; so is, for
-        *behind_s* seconds, one that lost its newest writes and is behind *since*. Every other error is raised.
+        It ends within *wait_s*, too, once another thread has closed the reader. *stop* is called at least every
+        *wait_s* seconds, or LONGEST_RETRY_S while the store cannot be reached. A store that is away is retried with
+        jittered pauses that double from FIRST_RETRY_S; so is, for *behind_s* seconds, one that lost its newest writes
+        and is behind *since*. Every other error is raised.
 
         Raises:
             TokenAhead: the index has been behind *since* for longer than *behind_s*.
+            TypeError, ValueError: at once, see `changes`; every other error comes with the first page.
         """
-        names = tuple(channels)
+        _check_limit(limit)
+        query = Query.of(channels, doc_ids, active_only=active_only)
+        return self._follow(query, since, limit, stop, wait_s, behind_s, sleep)
+
+    def _follow(
+        self,
+        query: Query,
+        since: str | None,
+        limit: int | None,
+        stop: Callable[[], bool],
+        wait_s: float,
+        behind_s: float,
+        sleep: Callable[[float], None],
+    ) -> Iterator[Changes]:
         counter: int | None = None
         backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
         behind_since: float | None = None
-        while not stop():
+        while not (stop() or self._is_closed):
             try:
                 now = self._store.stable_counter() if counter is None else self._store.wait_stable(counter, wait_s)
                 if now == counter:
                     continue
-                pages = self.pages(names, since, limit)
+                pages = self._read(query, since, limit)
+            except ReaderClosed:
+                return
             except Transient:
                 counter = None  # what the counter promised has not been read
                 sleep(backoff.next_delay_s())
@@ -119,7 +170,8 @@ class ChangesReader:
                     yield page
 
     def close(self) -> None:
-        """Close the store. May be called twice."""
+        """Close the store; who follows in another thread ends. May be called twice."""
+        self._is_closed = True
         self._store.close()
 
     def __enter__(self) -> Self:
@@ -133,3 +185,8 @@ class ChangesReader:
     def principal_counter(self, key: str) -> int:
         """Number of changes of the user or role document *key*; "" for the sum over all of them."""
         return self._store.principal_counter(key)
+
+
+def _check_limit(limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}, must be at least 1")

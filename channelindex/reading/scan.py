@@ -1,7 +1,7 @@
 """Finds each document's newest entry in the bytes of blocks. Pure; the reader's hot loop."""
 
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from channelindex import blocks
 from channelindex.blocks import OnCorrupt, refuse
@@ -31,6 +31,11 @@ class Scan:
     def documents(self, vb: int) -> list[Found]:
         """The documents found in a vbucket, by seqno."""
         return sorted(self._found_by_vb[vb].values())
+
+    def keep(self, vb: int, is_wanted: Callable[[bytes, Found], bool]) -> None:
+        """Forget the documents found in a vbucket, given as key and entry, that are not wanted."""
+        found = self._found_by_vb[vb]
+        self._found_by_vb[vb] = {key: entry for key, entry in found.items() if is_wanted(key, entry)}
 
     def entries(self) -> Iterator[Entry]:
         """The newest entry of every document found, by vbucket and seqno."""

@@ -5,7 +5,7 @@ from typing import NamedTuple, Self
 
 from channelindex.epochs import Bounds, EpochStart, PartitionRecord, whole_record
 from channelindex.errors import IndexCorrupt, TokenAhead
-from channelindex.reading.token import Token
+from channelindex.reading.token import Token, Told
 from channelindex.stores.base import IndexReader
 
 
@@ -17,16 +17,18 @@ class Archives:
 
     def __init__(self, store: IndexReader) -> None:
         self._store = store
-        self._known: dict[int, tuple[int, Sequence[EpochStart]]] = {}
+        self._known: dict[int, tuple[int, Sequence[EpochStart]]] = {}  # replaced whole: threads share it
 
     def of(self, records: Sequence[PartitionRecord]) -> Mapping[int, Sequence[EpochStart]]:
         """By partition, at least the epoch starts that each of *records* has archived; only those that have any."""
         archived = {partition: record.archived for partition, record in enumerate(records) if record.archived}
-        grown = [p for p, epoch in archived.items() if p not in self._known or self._known[p][0] < epoch]
+        known = self._known
+        grown = [p for p, epoch in archived.items() if p not in known or known[p][0] < epoch]
         if grown:
-            for partition, starts in zip(grown, self._store.archived_starts(grown), strict=True):
-                self._known[partition] = archived[partition], starts
-        return {partition: self._known[partition][1] for partition in archived}
+            fetched = zip(grown, self._store.archived_starts(grown), strict=True)
+            known = known | {partition: (archived[partition], starts) for partition, starts in fetched}
+            self._known = known
+        return {partition: known[partition][1] for partition in archived}
 
 
 class EpochLimits(NamedTuple):
@@ -110,6 +112,11 @@ class IndexSnapshot:
         bounds = self._bounds[vb * len(self._records) // len(self.stable)]
         return "pending" if seqno <= bounds.bound(epoch, vb) else "dead"
 
+    def position(self) -> Token:
+        """The token of who has read all that is visible in this snapshot."""
+        stable = tuple(self.stable)
+        return Token(0, 0, self.epochs, stable, stable)
+
     def resume(self, token: Token) -> Token:
         """*token* lowered to this snapshot: the reader needs everything above its seqnos.
 
@@ -136,7 +143,8 @@ class IndexSnapshot:
                     raise _from_the_future(f"vbucket {vb} is at seqno", self.stable[vb], horizon)
                 seqnos.append(token.seqnos[vb] if left == horizon else 0)
                 horizons.append(horizon if left == horizon else 0)
-        return token._replace(epochs=self.epochs, seqnos=tuple(seqnos), horizons=tuple(horizons))
+        told = token.told if tuple(horizons) == token.horizons else Told.ANYTHING
+        return token._replace(epochs=self.epochs, seqnos=tuple(seqnos), horizons=tuple(horizons), told=told)
 
 
 def _from_the_future(what: str, ours: int, theirs: int) -> TokenAhead:

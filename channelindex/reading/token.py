@@ -2,9 +2,10 @@
 
 A token is base64url, without padding, of these bytes:
 
-    format version (1 byte; the top bit is set where the numbers are deflated), fingerprint of the index (4 bytes)
+    format version (1 byte; the top bit is set where the numbers are deflated), fingerprint of the index (4 bytes),
+    fingerprint of what was asked for (4 bytes)
     the numbers, as varints (seven bits a byte, least significant first, the top bit set on all bytes but the last):
-        vbucket whose turn it is, the seqno up to which it has its turn
+        vbucket whose turn it is, the seqno up to which it has its turn, what was told before (bits of `Told`)
         epochs by partition; by vbucket the seqnos, then how much higher the horizons are: each list as differences
         to the value before (zigzag: 2d, or -2d - 1 where d is negative), a 0 followed by the number of further zeros
     CRC-32 of all bytes before (4 bytes)
@@ -13,28 +14,42 @@ Characters of a token, 64 partitions. Fresh: nothing read yet. New: 10,000 docum
 per vbucket, partitions moved about between eight feed workers. Wild: each vbucket had anything up to 10^9 changes.
 
     vbuckets   fresh    new   busy   wild
-    64            22    116    335    578
-    1024          26    878   2424   6112
+    64            28    123    342    584
+    1024          32    885   2430   6119
 """
 
 import base64
+import hashlib
 import zlib
 from collections.abc import Iterable, Iterator
+from enum import IntEnum
 from operator import add, sub
 from typing import NamedTuple
 
 from channelindex.errors import TokenInvalid
 from channelindex.model import IndexMeta
 
-TOKEN_VERSION = 1
+TOKEN_VERSION = 2
 
 _FINGERPRINT_BYTES = 4
 _CHECKSUM_BYTES = 4
-_HEAD_BYTES = 1 + _FINGERPRINT_BYTES
-_MAX_VALUE = (1 << 64) - 1
+_INDEX_END = 1 + _FINGERPRINT_BYTES
+_HEAD_BYTES = _INDEX_END + _FINGERPRINT_BYTES
+MAX_SEQNO = (1 << 64) - 1
 _MAX_VARINT_BYTES = 10  # the zigzag of the widest difference has 65 bits
 _DEFLATED = 0x80
 _RAW_DEFLATE = -15
+
+
+class Told(IntEnum):
+    """What a reader may have been told of documents that it has yet to be told of again, for `active_only`."""
+
+    NOTHING = 0
+    """In vbuckets at seqno 0, nothing; in the others, anything."""
+    NOTHING_IN_TURN = 1
+    """Nothing either in `turn_vb`, up to `turn_seqno`: that is its first turn."""
+    ANYTHING = 2
+    """Of any vbucket: a rollback has put some to 0 again."""
 
 
 class Token(NamedTuple):
@@ -46,6 +61,8 @@ class Token(NamedTuple):
 
     `turn_vb` is the vbucket whose turn it is: the next result begins with it, as far as `turn_seqno`, and comes back
     to what is above that after all others. A vbucket that keeps changing can so not keep the others waiting.
+
+    `told` says what `active_only` has to know.
     """
 
     turn_vb: int
@@ -53,28 +70,46 @@ class Token(NamedTuple):
     epochs: tuple[int, ...]
     seqnos: tuple[int, ...]
     horizons: tuple[int, ...]
+    told: Told = Told.NOTHING
 
 
-def encode(token: Token, meta: IndexMeta) -> str:
-    """*token* as the string that `decode` reads."""
+def ask(channels: Iterable[str], doc_ids: Iterable[str] | None) -> bytes:
+    """The fingerprint of what a reader asks for: *channels* and *doc_ids* as sets. A token is good for it alone."""
+    asked = repr((sorted(set(channels)), None if doc_ids is None else sorted(set(doc_ids))))
+    return hashlib.blake2b(asked.encode(errors="surrogatepass"), digest_size=_FINGERPRINT_BYTES).digest()
+
+
+def encode(token: Token, meta: IndexMeta, asked: bytes) -> str:
+    """*token* as the string that `decode` reads; *asked* is of `ask`."""
+    return seal(pack(token), meta, asked)
+
+
+def pack(token: Token) -> bytes:
+    """The numbers of *token*, with the byte that begins the string. All that takes time, whatever is asked for."""
     numbers = bytearray()
     _put_varint(numbers, token.turn_vb)
     _put_varint(numbers, token.turn_seqno)
+    _put_varint(numbers, token.told)
     _put_differences(numbers, token.epochs)
     _put_differences(numbers, token.seqnos)
     _put_differences(numbers, map(sub, token.horizons, token.seqnos))
     deflated = zlib.compress(numbers, wbits=_RAW_DEFLATE)
     smaller = len(deflated) < len(numbers)
-    head = bytes((TOKEN_VERSION | (_DEFLATED if smaller else 0),)) + _fingerprint(meta)
-    body = head + (deflated if smaller else numbers)
+    version = bytes((TOKEN_VERSION | (_DEFLATED if smaller else 0),))
+    return version + (deflated if smaller else numbers)
+
+
+def seal(packed: bytes, meta: IndexMeta, asked: bytes) -> str:
+    """What `pack` returned as the string that `decode` reads."""
+    body = packed[:1] + _fingerprint(meta) + asked + packed[1:]
     return _to_text(body + zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "big"))
 
 
-def decode(text: str | None, meta: IndexMeta) -> Token:
+def decode(text: str | None, meta: IndexMeta, asked: bytes) -> Token:
     """The token that *text* is; None, "" and "0" stand for the beginning.
 
     Raises:
-        TokenInvalid: it is garbled, of another format version, or was made by another index.
+        TokenInvalid: it is garbled, of another format version, was made by another index, or for other than *asked*.
     """
     if text in (None, "", "0"):
         return Token(0, 0, (0,) * meta.n_partitions, (0,) * meta.n_vbuckets, (0,) * meta.n_vbuckets)
@@ -84,17 +119,21 @@ def decode(text: str | None, meta: IndexMeta) -> Token:
     version = body[0] & ~_DEFLATED
     if version != TOKEN_VERSION:
         raise TokenInvalid(f"since token has format version {version}, this program reads {TOKEN_VERSION}")
-    if body[1:_HEAD_BYTES] != _fingerprint(meta):
+    if body[1:_INDEX_END] != _fingerprint(meta):
         raise TokenInvalid("since token was made by another index; begin again without one")
+    if body[_INDEX_END:_HEAD_BYTES] != asked:
+        raise TokenInvalid("since token was made for other channels or documents; begin again without one")
     numbers = body[_HEAD_BYTES:]
     values = _varints(_inflated(numbers, meta) if body[0] & _DEFLATED else numbers)
-    turn_vb, turn_seqno = next(values, meta.n_vbuckets), next(values, 0)
+    turn_vb, turn_seqno, told = next(values, meta.n_vbuckets), next(values, 0), next(values, 0)
     epochs = _take_differences(values, meta.n_partitions)
     seqnos = _take_differences(values, meta.n_vbuckets)
     horizons = tuple(map(add, seqnos, _take_differences(values, meta.n_vbuckets)))
-    if turn_vb >= meta.n_vbuckets or max(turn_seqno, *horizons) > _MAX_VALUE or next(values, None) is not None:
+    if turn_vb >= meta.n_vbuckets or max(turn_seqno, *horizons) > MAX_SEQNO or next(values, None) is not None:
         raise _garbled("its parts do not fit the index")
-    return Token(turn_vb, turn_seqno, epochs, seqnos, horizons)
+    if told > max(Told):
+        raise _garbled(f"{told} is not what was told")
+    return Token(turn_vb, turn_seqno, epochs, seqnos, horizons, Told(told))
 
 
 def _fingerprint(meta: IndexMeta) -> bytes:
@@ -132,7 +171,7 @@ def _put_varint(out: bytearray, value: int) -> None:
 
 def _most_bytes(meta: IndexMeta) -> int:
     """Upper bound of the bytes of a token's numbers."""
-    return _MAX_VARINT_BYTES * (2 + 2 * meta.n_partitions + 4 * meta.n_vbuckets)
+    return _MAX_VARINT_BYTES * (3 + 2 * meta.n_partitions + 4 * meta.n_vbuckets)
 
 
 def _inflated(numbers: bytes, meta: IndexMeta) -> bytes:
@@ -190,7 +229,7 @@ def _take_differences(values: Iterator[int], n_wanted: int) -> tuple[int, ...]:
         if zigzag is None or repeats is None or repeats >= n_wanted - len(taken):
             raise _garbled("its parts do not fit the index")
         before += -(zigzag + 1) // 2 if zigzag % 2 else zigzag // 2
-        if not 0 <= before <= _MAX_VALUE:
+        if not 0 <= before <= MAX_SEQNO:
             raise _garbled(f"{before} is no seqno")
         taken += [before] * (repeats + 1)
     return tuple(taken)

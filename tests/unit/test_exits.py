@@ -7,8 +7,9 @@ CAUGHT_WHERE_THEY_ARISE = {
     errors.ChannelIndexError,
     errors.OwnershipLost,
     errors.StaleEpoch,
+    errors.ReaderClosed,
 }
-"""Families, and what only a worker meets, which deals with it."""
+"""Families; what only a worker meets, which deals with it; and what the library alone raises."""
 
 
 def test_only_a_fault_of_the_program_is_called_one():

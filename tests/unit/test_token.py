@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from channelindex.errors import TokenInvalid
 from channelindex.model import IndexMeta
 from channelindex.reading import token
-from channelindex.reading.token import Token
+from channelindex.reading.token import Token, Told
 
 META = IndexMeta(1, 64, 8, "source", "index")
+ASKED = token.ask(["orders"], None)
 UINT64 = st.integers(0, (1 << 64) - 1)
 NEARBY = st.integers(1_000_000, 1_000_300)
 
@@ -29,7 +30,7 @@ def tokens(draw):
     seqnos = draw(row(64))
     ahead = draw(row(64))
     horizons = tuple(min(seqno + more, (1 << 64) - 1) for seqno, more in zip(seqnos, ahead, strict=True))
-    return Token(draw(st.integers(0, 63)), draw(UINT64), draw(row(8)), seqnos, horizons)
+    return Token(draw(st.integers(0, 63)), draw(UINT64), draw(row(8)), seqnos, horizons, draw(st.sampled_from(Told)))
 
 
 TOKENS = tokens()
@@ -46,14 +47,14 @@ def body_of(text: str) -> bytes:
 
 @given(TOKENS)
 def test_token_round_trips_and_is_safe_in_a_url(value):
-    text = token.encode(value, META)
+    text = token.encode(value, META, ASKED)
     assert set(text) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
-    assert token.decode(text, META) == value
+    assert token.decode(text, META, ASKED) == value
 
 
 @pytest.mark.parametrize("text", [None, "", "0"])
 def test_no_token_means_the_beginning(text):
-    assert token.decode(text, META) == Token(0, 0, (0,) * 8, (0,) * 64, (0,) * 64)
+    assert token.decode(text, META, ASKED) == Token(0, 0, (0,) * 8, (0,) * 64, (0,) * 64)
 
 
 @pytest.mark.parametrize("n_vbuckets", [64, 1024])
@@ -75,52 +76,52 @@ def test_tokens_are_as_short_as_the_docstring_says(n_vbuckets):
 
 
 def _size(meta, epochs, seqnos) -> int:
-    return len(token.encode(Token(0, 0, tuple(epochs), tuple(seqnos), tuple(seqnos)), meta))
+    return len(token.encode(Token(0, 0, tuple(epochs), tuple(seqnos), tuple(seqnos)), meta, ASKED))
 
 
 @given(TOKENS, st.data())
 def test_any_changed_character_is_noticed(value, data):
-    text = token.encode(value, META)
+    text = token.encode(value, META, ASKED)
     at = data.draw(st.integers(0, len(text) - 1))
     other = data.draw(st.sampled_from("ABCxyz019-_").filter(lambda character: character != text[at]))
     with pytest.raises(TokenInvalid, match="garbled"):
-        token.decode(text[:at] + other + text[at + 1 :], META)
+        token.decode(text[:at] + other + text[at + 1 :], META, ASKED)
 
 
 @given(TOKENS, st.data())
 def test_a_cut_token_is_noticed(value, data):
-    text = token.encode(value, META)
+    text = token.encode(value, META, ASKED)
     with pytest.raises(TokenInvalid, match="garbled"):
-        token.decode(text[: data.draw(st.integers(1, len(text) - 1))], META)
+        token.decode(text[: data.draw(st.integers(1, len(text) - 1))], META, ASKED)
 
 
 @given(st.text(min_size=1).filter(lambda text: text != "0"))
 def test_arbitrary_text_is_invalid_and_nothing_else(text):
     with pytest.raises(TokenInvalid):
-        token.decode(text, META)
+        token.decode(text, META, ASKED)
 
 
 @given(st.binary(max_size=80), st.booleans())
 def test_arbitrary_numbers_under_a_fitting_checksum_decode_or_are_invalid(numbers, deflated):
-    head = bytearray(body_of(token.encode(token.decode(None, META), META))[:5])
+    head = bytearray(body_of(token.encode(token.decode(None, META, ASKED), META, ASKED))[:9])
     if deflated:
         head[0] |= 0x80
         numbers = zlib.compress(numbers, wbits=-15)
     try:
-        decoded = token.decode(resealed(bytes(head) + numbers), META)
+        decoded = token.decode(resealed(bytes(head) + numbers), META, ASKED)
     except TokenInvalid:
         return
-    assert token.decode(token.encode(decoded, META), META) == decoded
+    assert token.decode(token.encode(decoded, META, ASKED), META, ASKED) == decoded
 
 
 def test_a_small_token_cannot_inflate_without_limit():
-    head = bytearray(body_of(token.encode(token.decode(None, META), META))[:5])
+    head = bytearray(body_of(token.encode(token.decode(None, META, ASKED), META, ASKED))[:9])
     head[0] |= 0x80
     bomb = resealed(bytes(head) + zlib.compress(bytes(3_000_000), wbits=-15))
     tracemalloc.start()
     try:
         with pytest.raises(TokenInvalid, match="do not fit"):
-            token.decode(bomb, META)
+            token.decode(bomb, META, ASKED)
         assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
@@ -131,7 +132,7 @@ def test_a_large_token_is_refused_before_anything_is_made_of_it():
     tracemalloc.start()
     try:
         with pytest.raises(TokenInvalid, match="10000000 characters are too many"):
-            token.decode(text, META)
+            token.decode(text, META, ASKED)
         assert tracemalloc.get_traced_memory()[1] < 100_000
     finally:
         tracemalloc.stop()
@@ -142,34 +143,34 @@ def test_a_large_token_is_refused_before_anything_is_made_of_it():
 )
 def test_what_is_no_token_is_refused_in_one_line(text):
     with pytest.raises(TokenInvalid) as refused:
-        token.decode(text, META)
+        token.decode(text, META, ASKED)
     assert len(str(refused.value).splitlines()) == 1
 
 
 def test_a_token_has_one_spelling():
-    text = token.encode(token.decode(None, META), META)
+    text = token.encode(token.decode(None, META, ASKED), META, ASKED)
     assert len(body_of(text) + b"csum") % 3, "the last character has unused bits"
     alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
     same_bytes = text[:-1] + alphabet[alphabet.index(text[-1]) + 1]
     assert body_of(same_bytes) == body_of(text)
     with pytest.raises(TokenInvalid, match="checksum"):
-        token.decode(same_bytes, META)
+        token.decode(same_bytes, META, ASKED)
 
 
 def test_a_token_of_another_index_is_refused():
-    foreign = token.encode(token.decode(None, META), IndexMeta(1, 64, 8, "source", "another"))
+    foreign = token.encode(token.decode(None, META, ASKED), IndexMeta(1, 64, 8, "source", "another"), ASKED)
     with pytest.raises(TokenInvalid, match="another index"):
-        token.decode(foreign, META)
+        token.decode(foreign, META, ASKED)
 
 
 def test_a_token_of_another_format_version_is_refused():
-    body = bytearray(body_of(token.encode(token.decode(None, META), META)))
+    body = bytearray(body_of(token.encode(token.decode(None, META, ASKED), META, ASKED)))
     body[0] += 1
-    with pytest.raises(TokenInvalid, match="format version 2"):
-        token.decode(resealed(bytes(body)), META)
+    with pytest.raises(TokenInvalid, match="format version 3"):
+        token.decode(resealed(bytes(body)), META, ASKED)
 
 
 def test_a_token_of_another_shape_is_refused():
     other = IndexMeta(1, 128, 8, "source", "index")
     with pytest.raises(TokenInvalid, match="do not fit"):
-        token.decode(token.encode(token.decode(None, other), other), META)
+        token.decode(token.encode(token.decode(None, other, ASKED), other, ASKED), META, ASKED)

@@ -23,8 +23,8 @@ example:
   channelindex changes orders --follow
 
 With --json each change is one line, and after each page comes a line
-{"since": TOKEN, "pending": N}. Give TOKEN to --since to go on after that page;
-keep to the channels with which it was made. "pending" are changes beyond it.
+{"since": TOKEN, "pending": N}. Give TOKEN to --since to go on after that page,
+with the same channels: for others it is refused. "pending" are changes beyond it.
 
 A damaged block ends the command with an error that names it. --skip-corrupt
 reports it on stderr and continues with what is intact; what was lost with the

@@ -11,7 +11,7 @@ from channelindex.checking.quarantine import clock_before, fed_again, named, new
 from channelindex.checking.rewind import Rewound, rewind_partitions
 from channelindex.config import REQUIRED_TO_READ, Config
 from channelindex.errors import ConfigInvalid, InputInvalid, KeyMissing
-from channelindex.reading.paging import document_id
+from channelindex.reading.query import document_id
 from channelindex.settings import MEMORY_URL
 from channelindex.stores import open_owner, open_reader
 from channelindex.stores.base import IndexReader, Quarantined

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from channelindex.logs import EventLog
-from channelindex.reading.paging import document_id
+from channelindex.reading.query import document_id
 from channelindex.stores.base import Quarantined
 
 INTERVAL_S = 60.0
