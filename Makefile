@@ -35,7 +35,7 @@ ON_EACH_SERVER = -k 'not couchbase' tests/contract $(wildcard tests/integration/
 	$(addprefix tests/integration/test_,coordinator.py coordination_trouble.py membership.py least_privilege.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test-unit test test-nightly test-servers mutants cov lint fmt type arch audit check test-chaos chaos test-couchbase test-real fuzz bench docs package release-check install rollback uninstall tour clean
+.PHONY: help dev demo test-unit test test-nightly test-servers mutants cov lint fmt type arch audit check test-chaos chaos test-couchbase test-real fuzz bench docs picture package release-check install rollback uninstall tour clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -109,6 +109,9 @@ fuzz: $(STAMP) ## mutated frames and documents, minutes; SEED=number repeats a r
 
 bench: $(STAMP) ## measure, and write the figures to benchmarks/results
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+picture: $(STAMP) ## draw docs/images/top.svg, the picture of the README, from two running nodes
+	$(BIN)/python -m benchmarks.picture
 
 docs: $(STAMP) ## write docs/configuration.md and docs/commands.md anew from the code
 	$(BIN)/python -m workers.cli.reference docs

@@ -1,7 +1,7 @@
 -- What a person orders of the nodes, and the waking of nodes that have something to do.
 --
 -- KEYS     see shared.lua
--- ARGV[1]  msgpack [what, arguments, prefix, wake]: the names in wake are told on the channel <prefix><name>
+-- ARGV[1]  msgpack [what, arguments, prefix, wake]: the nodes in wake are woken on the channel <prefix><name>
 --            drain, undrain   [node, ...]
 --            release          [partition, ...]
 --            scale            [node, incarnation, feed workers, batch writers]

@@ -3,10 +3,10 @@
 -- KEYS[1]  members  hash: node -> msgpack [incarnation, ttl_ms, leaving, joined_ms, weight, zone, ended_ms]
 -- KEYS[2]  ends     sorted set: live node -> the time in ms at which its membership, and all its leases, run out
 -- KEYS[3]  leases   hash: partition -> msgpack [node, since_ms, last, reason, home, home_until_ms]
--- KEYS[4]  status   hash: node -> JSON that the node tells about itself
+-- KEYS[4]  status   hash: node -> JSON, the node's status report
 -- KEYS[5]  state    hash: version, clock, and the view of all members and leases with the version that it is of
 -- KEYS[6]  events   list, newest first: msgpack [ms, kind, node, reason, [[partition, node before, reason before], ...]]
--- KEYS[7]  drained  set: the nodes that are to own nothing until somebody says otherwise
+-- KEYS[7]  drained  set: the nodes that shall own nothing until an operator undrains them
 -- KEYS[8]  asked    hash: partition that is to be released -> the time in ms at which that was asked for
 -- KEYS[9]  scale    hash: node -> msgpack [incarnation, feed workers, batch writers]
 -- ARGV[1]  msgpack, see the script

@@ -89,7 +89,7 @@ if #ended > 0 then
 end
 
 -- The caller's own membership. A name belongs to one incarnation until that one's time has run out, or until a process
--- comes that can tell it by name: its successor on the same machine, which knows that it is dead.
+-- comes that can name it: its successor on the same machine, which knows that it is dead.
 local own_end = redis.call('ZSCORE', KEYS[2], node)
 local before = own_end and member_of(node)
 local is_successor = before and predecessor ~= '' and before.incarnation == predecessor

@@ -1,5 +1,5 @@
--- Moves the stable clock of partitions forward; if it moved any, raises the stable counter once and tells whoever waits
--- for it. With no checkpoints at all, it only tells whose the partitions are.
+-- Moves the stable clock of partitions forward; if it moved any, raises the stable counter once and publishes it to
+-- those who wait. With no checkpoints at all, it only returns the partitions' epochs.
 -- KEYS   1: stable counter, also the name of the pub/sub channel; 2: meta; 3 and on: partition records
 -- ARGV   1: epoch of the owner, decimal; 2: ""; 3 and on, one per partition record: its changed checkpoints, 42 bytes each:
 --           index of the vbucket in the partition (u16), vbuuid, seqno, snap_start, snap_end, sequence (u64)

@@ -1,4 +1,4 @@
--- Appends to the active blocks of channels whose writer does not know them, and tells which blocks these are.
+-- Appends to the active blocks of channels whose writer does not know them, and returns which blocks these are.
 -- KEYS   none, on a cluster the prefix of the slot; the channels' keys are built here (KEYSPACE.md)
 -- ARGV   1: prefix of the index
 --        2: MessagePack [slot, items, slot, items, ...]; items are flat, five per append: channel, group, epoch (16
