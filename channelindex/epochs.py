@@ -79,6 +79,7 @@ def begin(
         index = vb - record.first_vb
         if checkpoint.seqno < lowered[index].seqno:
             lowered[index] = checkpoint
+    assert all(now.seqno <= then.seqno for now, then in zip(lowered, record.checkpoints, strict=True))
     start = EpochStart(epoch, tuple(checkpoint.seqno for checkpoint in lowered))
     return record._replace(
         epoch=epoch,

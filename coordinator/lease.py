@@ -54,6 +54,9 @@ class LeaseBook:
     def renew(self, partitions: Iterable[int], sent_at: float) -> None:
         """Take over what Redis answered to a request sent at *sent_at*: we hold exactly *partitions*."""
         deadline = sent_at + self._timing.ttl_s - self._timing.margin_s
+        assert sent_at < deadline < sent_at + self._timing.ttl_s, (
+            "it lies before the moment at which others may take it"
+        )
         self._deadline_by_partition = dict.fromkeys(partitions, deadline)
 
     def give_up(self, partitions: Iterable[int]) -> None:

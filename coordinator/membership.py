@@ -124,6 +124,7 @@ class Membership:
         if view is not None:
             self._see(view, answer.version)
         held = self._view.held_by(self._identity.node) if answer.accepted else ()
+        assert all(0 <= partition < self._n_partitions for partition in held)
         self._holds_nothing = not held
         self.book.renew(held, sent_at)
         return answer
@@ -149,6 +150,8 @@ class Membership:
         # What is being drained already stays wanted: the limit must not make us change our mind.
         ranked = sorted(wanted, key=lambda partition: (partition not in self.wanted_releases, partition))
         self.wanted_releases = tuple(sorted(ranked if self.leaving else ranked[: self._max_moves]))
+        assert held.issuperset(self.wanted_releases)
+        assert held.isdisjoint(todo.take), "what is ours already is not free"
         absent = self._awaited_nodes.difference(member.node for member in self._view.live)
         if self.leaving or (absent and self._clock() < self._await_until):
             return ()

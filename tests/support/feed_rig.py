@@ -133,6 +133,8 @@ class FeedRig:
             self.worker._advance_at = 0.0 if advances else float("inf")
             self.worker._joiner.retry_at = 0.0
             self.worker._turn()
+            self.worker.check()
+            self.ring.check()
             self.ours.poll()
 
     def indexes(self, vb, seqno):

@@ -32,7 +32,7 @@ _log = logs.get("child")
 
 
 class Child:
-    """A forked process, from the parent's side. Its `fileno` (a pidfd) becomes readable when it ends.
+    """Watches a forked process from the parent's side. Its `fileno` (a pidfd) becomes readable when it ends.
 
     Everything goes by the pidfd, so nothing can hit another process that got the same number.
     """
@@ -45,7 +45,7 @@ class Child:
         self._pidfd = pidfd
 
     def fileno(self) -> int:
-        """The pidfd; -1 once reaped."""
+        """Return the pidfd; -1 once reaped."""
         return self._pidfd
 
     def signal(self, signum: signal.Signals) -> None:
@@ -54,7 +54,7 @@ class Child:
             signal.pidfd_send_signal(self._pidfd, signum)
 
     def reap(self) -> int | None:
-        """The exit code if the child has ended, else None. Never blocks; may be called again."""
+        """Return the exit code if the child has ended, else None. Never blocks; may be called again."""
         if self.exit_code is None:
             result = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
             if result is not None:
@@ -99,7 +99,7 @@ def _watch(role: str, pid: int) -> Child:
 
 
 def _live(role: str, main: Callable[[StopFlag], int], kept_fds: set[int], parent: int, mask: Iterable[int]) -> None:
-    """The child's whole life. Never returns."""
+    """Live the child's whole life. Never returns."""
     code = exits.INTERNAL
     try:
         gc.freeze()

@@ -68,6 +68,7 @@ class ChildSlot:
 
     def attach(self, child: Child, now: float, link: AssignmentLink | None = None) -> None:
         """Take *child* in. *link*: to assign partitions to it."""
+        assert self.child is None, "the one before it is not reaped"
         self.stats.beat()  # what the one before it left there is no sign of death
         self.child = child
         self.link = link
@@ -115,6 +116,7 @@ class ChildSlot:
         if self.link:
             self.link.close()
         self.child, self.link, self._kill_at = None, None, None
+        assert not self.partitions, "a dead child works on nothing"
         self.stats.set(pid=0, damaged=int(code == exits.CORRUPT))
         self.stats.add(restarts=0 if asked else 1)
         return code

@@ -1,4 +1,4 @@
-"""Decides the actions of a node from its state. Pure, so that tests walk every case without a process.
+"""Decides what a node should do, given what it knows: pure, so that every case can be walked without a process.
 
 `NodeState` is what the supervisor knows and has decided. `signalled`, `child_ended`, `heard` and `reload` take in news;
 `decide` chooses once a turn what to do, from the state and from a view of the children. They return actions, which the
@@ -44,7 +44,7 @@ MONITORING = Name(MONITOR)
 
 
 class ChildView(NamedTuple):
-    """One child slot as it is now.
+    """Shows one child slot as it is now.
 
     `is_overdue`: ordered to stop, and its time is over. `may_start`: no child, and the backoff is over. `silent_s`:
     seconds since its last heartbeat, 0 where none lives. `working`: what a feed worker may be working on.
@@ -60,7 +60,7 @@ class ChildView(NamedTuple):
 
 
 class Children(NamedTuple):
-    """All child slots of a node, feed workers and batch writers by number."""
+    """Shows all child slots of a node, feed workers and batch writers by number."""
 
     feeds: Sequence[ChildView]
     writers: Sequence[ChildView]
@@ -103,13 +103,13 @@ class Release(NamedTuple):
 
 
 class Drain(NamedTuple):
-    """The node begins to end: report it, and have the keeper take nothing any more."""
+    """Begin to end: report it, and have the keeper take nothing any more."""
 
     why: str
 
 
 class EndNow(NamedTuple):
-    """Somebody does not want to wait for the drain."""
+    """Note that somebody does not want to wait for the drain."""
 
 
 class ReadConfig(NamedTuple):
@@ -117,7 +117,7 @@ class ReadConfig(NamedTuple):
 
 
 class Rescale(NamedTuple):
-    """An operator ordered other worker counts: go over to them."""
+    """Go over to other worker counts, which an operator ordered."""
 
     scale: Scale
 
@@ -127,7 +127,7 @@ class RenewRings(NamedTuple):
 
 
 class FinishReload(NamedTuple):
-    """No worker is left: take over what is to be new, call `reloaded`, and decide once more."""
+    """Take over what is to be new, now that no worker is left; call `reloaded`, and decide once more."""
 
 
 Action = Kill | Stop | Assign | Start | Release | Drain | EndNow | ReadConfig | Rescale | RenewRings | FinishReload
@@ -135,7 +135,7 @@ Action = Kill | Stop | Assign | Start | Release | Drain | EndNow | ReadConfig | 
 
 @dataclasses.dataclass
 class NodeState:
-    """The state of one node's supervisor. Times are monotonic seconds."""
+    """Holds what the supervisor of one node knows. Times are monotonic seconds."""
 
     config: Config
     heard_at: float
@@ -161,7 +161,7 @@ class NodeState:
         return self.phase is NodePhase.DRAINING
 
     def leases(self, now: float) -> dict[int, float]:
-        """The partitions that may be worked on at *now*, with their deadlines."""
+        """Return the partitions that may be worked on at *now*, with their deadlines."""
         return {p: deadline for p, deadline in self.held.leases.items() if now < deadline} if self.held else {}
 
     def check(self) -> None:
@@ -175,7 +175,7 @@ class NodeState:
 
 
 def signalled(state: NodeState, signum: signal.Signals, now: float) -> list[Action]:
-    """SIGHUP reloads; the first other signal drains, the second ends at once."""
+    """Take in a signal: SIGHUP reloads; the first other one drains, the second ends at once."""
     if signum == signal.SIGHUP:
         return [] if state.is_draining else [ReadConfig()]
     if state.is_draining:
@@ -186,6 +186,7 @@ def signalled(state: NodeState, signum: signal.Signals, now: float) -> list[Acti
 
 
 def _drain(state: NodeState, now: float, why: str, exit_code: int = exits.OK) -> list[Action]:
+    assert not state.is_draining, "a node drains once"
     state.phase = NodePhase.DRAINING
     state.exit_code = exit_code
     state.kill_at = now + state.config.workers.drain_timeout_s
@@ -194,7 +195,7 @@ def _drain(state: NodeState, now: float, why: str, exit_code: int = exits.OK) ->
 
 
 def child_ended(state: NodeState, name: Name, code: int, now: float) -> list[Action]:
-    """A child ended with *code*: most are just replaced, see `decide`."""
+    """Take in that a child ended with *code*: most are just replaced, see `decide`."""
     if code == TORN:
         return _renew_rings(state)
     if code in ENDING_CODES and name != MONITORING and not state.is_draining:
@@ -203,7 +204,7 @@ def child_ended(state: NodeState, name: Name, code: int, now: float) -> list[Act
 
 
 def _renew_rings(state: NodeState) -> list[Action]:
-    """The rings cannot be trusted: end all that use them, and start over from the checkpoints with new ones."""
+    """End all that use the rings, which are damaged, and start over from the checkpoints with new ones."""
     workers = state.config.workers
     feeds = [Name(FEED_WORKER, number) for number in range(workers.feed_workers)]
     writers = [Name(BATCH_WRITER, number) for number in range(workers.batch_writers)]
@@ -216,13 +217,14 @@ def _renew_rings(state: NodeState) -> list[Action]:
 
 
 def _note_failed_drain(state: NodeState) -> None:
-    """Set DRAIN_TIMEOUT: what a draining node has read may not be in the index when it ends."""
+    """Note that what was read may not be in the index when a draining node ends."""
     if state.is_draining and state.exit_code == exits.OK:
         state.exit_code = exits.DRAIN_TIMEOUT
 
 
 def heard(state: NodeState, held: KeeperReport, now: float) -> list[Action]:
-    """The keeper reported: leases, trouble, orders."""
+    """Take in a report of the keeper: leases, trouble, orders."""
+    assert held.leases.keys() >= set(held.wanted_releases), "what is not held cannot be given up"
     state.held = held
     state.heard_at = now
     if held.trouble and held.trouble.exit_code in FATAL_CODES and not state.is_draining:
@@ -235,20 +237,22 @@ def heard(state: NodeState, held: KeeperReport, now: float) -> list[Action]:
 
 
 def reload(state: NodeState) -> None:
-    """A new configuration is there and can be used: workers end, then it is taken over."""
+    """Begin to take over a new configuration, which can be used: workers end first."""
     if not state.is_draining:
         state.phase = NodePhase.RELOADING
 
 
 def reloaded(state: NodeState, config: Config) -> None:
-    """*config* was taken over; workers may be started again."""
+    """Note that *config* was taken over; workers may be started again."""
+    assert state.phase is NodePhase.RELOADING
     state.config = config
     state.targets = [frozenset()] * config.workers.feed_workers
     state.phase = NodePhase.RUNNING
 
 
 def decide(state: NodeState, children: Children, now: float) -> list[Action]:
-    """The actions on *children* that are due, in this order: kill, stop, assign, start, release."""
+    """Decide what to do now with *children*, in this order: kill, stop, assign, start, release."""
+    assert len(children.feeds) == state.config.workers.feed_workers
     actions = [*_judge(state, children, now)]
     state.targets = _targets(state, now)
     actions += _assign(state, children, now)
@@ -259,7 +263,7 @@ def decide(state: NodeState, children: Children, now: float) -> list[Action]:
 
 
 def _judge(state: NodeState, children: Children, now: float) -> Iterable[Action]:
-    """Kill children that work without a lease, have stalled, or do not stop. After our own pause, check leases only."""
+    """Kill who works without a lease, has stalled, or does not stop. After a pause of ours, leases only."""
     leased = state.leases(now).keys()
     for child in children.feeds:
         if not child.working <= leased:
@@ -281,7 +285,7 @@ def _judge(state: NodeState, children: Children, now: float) -> Iterable[Action]
 
 
 def _targets(state: NodeState, now: float) -> list[frozenset[int]]:
-    """The target of each feed worker: partitions that are leased and not to be released, spread evenly."""
+    """Return what each feed worker should work on: what is leased and not to be given up, spread evenly."""
     if state.phase is NodePhase.RUNNING and state.held:
         return spread(state.leases(now).keys() - set(state.held.wanted_releases), state.targets)
     return [frozenset()] * len(state.targets)
@@ -351,7 +355,7 @@ def _without(held: KeeperReport, released: set[int]) -> KeeperReport:
 
 
 def is_over(state: NodeState, children: Children, now: float) -> bool:
-    """True if the drain is over: everything has ended, or its time has."""
+    """Return whether the drain is over: everything has ended, or its time has."""
     if state.end_at is None:
         return False
     everybody = (*children.feeds, *children.writers, children.keeper, children.monitor)

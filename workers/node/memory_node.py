@@ -39,7 +39,7 @@ _log = logs.get("memory_node")
 
 
 def run_memory_node(config: Config, meta: IndexMeta, notifier: Notifier) -> int:
-    """Run the node in this process until SIGTERM or SIGINT; the exit code.
+    """Run the node in this process until SIGTERM or SIGINT; return the exit code.
 
     Raises:
         ConfigInvalid: node.run_dir cannot be used, or another node with this index.name runs there.
@@ -62,7 +62,7 @@ def run_memory_node(config: Config, meta: IndexMeta, notifier: Notifier) -> int:
 
 
 def _one_life(config: Config, meta: IndexMeta, board: Board, stop: StopFlag) -> int:
-    """The feed worker of all partitions, until it ends; its exit code. Nobody ever wants other partitions of it."""
+    """Run the feed worker of all partitions until it ends; return its exit code. Its partitions never change."""
     nobody, link = assignment_link(frozenset(range(meta.n_partitions)))
     with closing(nobody), closing(link):
         return _worker(config, meta, board, stop, link).run()

@@ -19,7 +19,7 @@ WORST = 5
 def node_status(
     state: str, slots: Sequence[ChildSlot], held: KeeperReport | None, board: Board, rate: float
 ) -> dict[str, Any]:
-    """The node now: its state, its processes with their counters, its partitions and its trouble.
+    """Describe the node now: its state, its processes with their counters, its partitions and its trouble.
 
     *rate* is events per second.
     """
@@ -46,7 +46,7 @@ def node_status(
 
 
 def _behind(partitions: Sequence[int], rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The partitions that are behind, the worst first."""
+    """Return the partitions that are behind, the worst first."""
     now_ns = time.monotonic_ns()
     lags = [(lag_s_of(rows[p].get("behind_ns"), now_ns), rows[p].get("lag"), p) for p in partitions]
     return [
@@ -77,12 +77,12 @@ def _hottest(board: Board, writer: int) -> list[dict[str, Any]]:
 
 
 def encode(status: dict[str, Any]) -> str:
-    """*status* as it is published."""
+    """Encode *status* as it is published."""
     return msgspec.json.encode(status).decode()
 
 
 def status_line(status: dict[str, Any]) -> str:
-    """*status* in one line."""
+    """Say *status* in one line."""
     line = (
         f"{status['state']}: {len(status['partitions'])} partitions, "
         f"lag {status['lag']} ({status['lag_s']:.1f} s), {status['rate']}/s"

@@ -1,4 +1,4 @@
-"""Notifies the service manager of readiness, status and liveness (sd_notify). Silent where there is no manager.
+"""Reports to the service manager: readiness, status, liveness (sd_notify). Silent where there is no manager.
 
 The messages and the variables are those of sd_notify(3) and sd_watchdog_enabled(3).
 """
@@ -29,23 +29,23 @@ class Notifier:
         """Interval of calls of `watchdog`: half of the time after which the manager kills us. None: no watchdog."""
 
     def ready(self, status: str) -> None:
-        """Start-up, or a reload, is done."""
+        """Report that start-up, or a reload, is done."""
         self._send("READY=1", f"STATUS={_one_line(status)}")
 
     def status(self, status: str) -> None:
-        """One line for `systemctl status`."""
+        """Report one line for `systemctl status`."""
         self._send(f"STATUS={_one_line(status)}")
 
     def watchdog(self) -> None:
-        """The main loop is alive."""
+        """Report that the main loop is alive."""
         self._send("WATCHDOG=1")
 
     def reloading(self) -> None:
-        """The configuration is being read anew; `ready` ends it."""
+        """Report that the configuration is being read anew; `ready` ends it."""
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def stopping(self) -> None:
-        """The shutdown has begun."""
+        """Report that the shutdown has begun."""
         self._send("STOPPING=1")
 
     def extend_timeout(self, by_s: float) -> None:
@@ -61,7 +61,7 @@ class Notifier:
 
 
 def _one_line(text: str) -> str:
-    """*text* without line ends: the next line would be another assignment."""
+    """Return *text* without line ends: the next line would be another assignment."""
     return " ".join(text.splitlines())
 
 

@@ -1,4 +1,4 @@
-"""Applies the keeper's reports beyond the leases: worker counts that were ordered, and an alarm for free partitions."""
+"""Carries out what the keeper reports beyond the leases: worker counts that were ordered, and an alarm."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ _log = logs.get("supervisor")
 
 
 def scaled(config: Config, scale: Scale | None) -> Config:
-    """*config* with the worker counts that an operator ordered."""
+    """Return *config* with the worker counts that an operator ordered."""
     if scale is None:
         return config
     return dataclasses.replace(config, workers=dataclasses.replace(config.workers, **scale._asdict()))

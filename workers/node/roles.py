@@ -35,11 +35,11 @@ class Roles:
         self._board = board
 
     def configure(self, config: Config) -> None:
-        """Children spawned from now on get *config*."""
+        """Give *config* to children that are spawned from now on."""
         self._config = config
 
     def spawn_keeper(self, slot: ChildSlot, now: float) -> KeeperLink:
-        """Fork the lease keeper; the supervisor's end of the link to it."""
+        """Fork the lease keeper; return the supervisor's end of the link to it."""
         config = self._config
         ours, its = keeper_link()
         coordination = config.coordination

@@ -4,13 +4,15 @@ from workers.pipeline.ring import Bell, Ring
 
 
 class Shared:
-    """Rings and bells of a node with *n_feeds* feed workers and *n_writers* batch writers.
+    """Holds rings and bells of a node with *n_feeds* feed workers and *n_writers* batch writers.
 
     `rings[feed][writer]` leads from one to the other. `space_bells[feed]` wakes a feed worker for commits and room,
     `data_bells[writer]` a batch writer of frames.
     """
 
     def __init__(self, n_feeds: int, n_writers: int, ring_bytes: int) -> None:
+        assert n_feeds > 0
+        assert n_writers > 0
         self.n_feeds = n_feeds
         self.n_writers = n_writers
         self.rings = [[Ring(ring_bytes) for _ in range(n_writers)] for _ in range(n_feeds)]
@@ -23,7 +25,7 @@ class Shared:
         return [*self.space_bells, *self.data_bells]
 
     def rings_of_writer(self, writer: int) -> list[Ring]:
-        """The rings that lead to one batch writer, by feed worker."""
+        """Return the rings that lead to one batch writer, by feed worker."""
         return [by_writer[writer] for by_writer in self.rings]
 
     def close(self) -> None:

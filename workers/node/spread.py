@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 
 def spread(held: Iterable[int], current: Sequence[frozenset[int]]) -> list[frozenset[int]]:
-    """The partitions of each feed worker, given those that the node holds and what each worker has now.
+    """Return the partitions of each feed worker, given those that the node holds and what each worker has now.
 
     Invariants: every held partition is in exactly one set, no other is in any; sizes differ by at most one; a
     partition stays where it is unless its worker has too many; the same input gives the same output. A worker whose
@@ -25,4 +25,6 @@ def spread(held: Iterable[int], current: Sequence[frozenset[int]]) -> list[froze
         missing = size_by_slot[slot] - len(mine)
         mine.update(waiting[:missing])
         waiting = waiting[missing:]
+    assert not waiting, "every partition that is held has a worker"
+    assert sum(map(len, sets)) == len(wanted), "and one only"
     return [frozenset(mine) for mine in sets]

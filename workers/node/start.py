@@ -32,7 +32,7 @@ _log = logs.get("node")
 
 
 def run_node(config: Config, reload: Callable[[], Config]) -> int:
-    """Run a node in this process until SIGTERM has drained it; the exit code. *reload* serves SIGHUP.
+    """Run a node in this process until SIGTERM has drained it; return the exit code. *reload* serves SIGHUP.
 
     Raises:
         ConfigInvalid, AuthenticationFailed, IndexMismatch: a setting is wrong.
@@ -52,7 +52,7 @@ def run_node(config: Config, reload: Callable[[], Config]) -> int:
 
 
 def prepare_index(config: Config) -> IndexMeta:
-    """The index's meta record, created if there is none yet, after decoder, bucket, leases and store proved usable."""
+    """Return the index's meta record, made if there is none, after decoder, bucket, leases and store proved usable."""
     make_decoder(config.source.decoder, star_channel=config.source.star_channel)
     wanted = wanted_meta(config)
     if config.index.store == MEMORY_URL:

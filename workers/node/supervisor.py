@@ -78,7 +78,7 @@ class Supervisor:
         )
 
     def run(self) -> int:
-        """Run the node until it is stopped; return its exit code. All children have ended when this returns."""
+        """Run the node until it is told to stop; return its exit code. All children have ended then."""
         self._signals = SignalQueue(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         try:
             while not self._is_over():
@@ -145,7 +145,7 @@ class Supervisor:
         self._act(decide.heard(self._node, held, now), now)
 
     def _act(self, actions: Iterable[Action], now: float) -> bool:
-        """Carry out *actions*; whether there is more to decide."""
+        """Carry out *actions*; return whether there is more to decide."""
         slot_by_name = {slot.name: slot for slot in self._slots}
         has_reloaded = False
         for action in actions:
@@ -205,6 +205,7 @@ class Supervisor:
 
     def _finish_reload(self, now: float) -> None:
         """Take over the new configuration and the shared memory that goes with it."""
+        assert not any(slot.child for slot in (*self._feeds, *self._writers)), "somebody uses the old rings"
         self._shared.close()
         before, config = self._node.config, self._next_config
         if (before.metrics, before.log) != (config.metrics, config.log):
@@ -219,6 +220,7 @@ class Supervisor:
 
     def _start(self, slot: ChildSlot, partitions: frozenset[int]) -> None:
         """Fork a child; where the machine has no process or descriptor left, later: the others must not suffer."""
+        assert bool(partitions) == (slot.role == FEED_WORKER), "who has nothing to work on is not started"
         now = time.monotonic()
         spawn = {
             LEASE_KEEPER: partial(self._start_keeper, now),
@@ -232,6 +234,7 @@ class Supervisor:
             slot.failed_to_start(error, now)
 
     def _start_keeper(self, now: float) -> None:
+        assert self._link is None, "the keeper before it is not reaped"
         self._link = self._roles.spawn_keeper(self._keeper, now)
         self._node.heard_at = now
 

@@ -1,8 +1,8 @@
-"""Carries assignments to a feed worker while it works, and its reports of what it works on.
+"""Carries to a feed worker, while it works, which partitions to work on, and back which it still works on.
 
 State rather than events, as between supervisor and keeper: the newest message is complete, so nothing can grow
 and nobody waits. A worker lets go of a partition by saying that it works on it no more: until then, the supervisor
-assumes that it works on everything that it was ever assigned.
+takes it to work on everything that it was ever given.
 """
 
 import socket
@@ -14,21 +14,21 @@ from coordinator.keeper_link import SocketEnd
 
 
 class Wanted(msgspec.Struct, frozen=True):
-    """The partitions that the supervisor assigns to a worker. `number` rises with each change."""
+    """Says what the supervisor wants the worker to work on. `number` rises with each change."""
 
     number: int
     partitions: frozenset[int]
 
 
 class Working(msgspec.Struct, frozen=True):
-    """The partitions that a worker works on, and the number of the newest assignment that it had read."""
+    """Says what the worker works on, and the number of the newest `Wanted` that it had read by then."""
 
     number: int
     partitions: frozenset[int]
 
 
 class AssignmentLink(SocketEnd):
-    """The supervisor's end. `working` is what the worker may be working on."""
+    """Is the supervisor's end. `working` is what the worker may be working on."""
 
     _decode = msgspec.msgpack.Decoder(Working).decode
 
@@ -47,15 +47,16 @@ class AssignmentLink(SocketEnd):
             self._sent = self._wanted.number
 
     def poll(self) -> None:
-        """Hear what the worker works on."""
+        """Take over what the worker reports that it works on."""
         while message := self.receive():
-            report = self._decode(message)
-            if report.number == self._wanted.number:  # else it may have begun since what it did not know of then
-                self.working = report.partitions
+            reported = self._decode(message)
+            assert reported.number <= self._wanted.number, "it has read what was never sent"
+            if reported.number == self._wanted.number:  # else it may have begun since what it did not know of then
+                self.working = reported.partitions
 
 
 class WorkerLink(SocketEnd):
-    """The worker's end."""
+    """Is the worker's end."""
 
     _decode = msgspec.msgpack.Decoder(Wanted).decode
 
@@ -64,7 +65,7 @@ class WorkerLink(SocketEnd):
         self._number = 0
 
     def wanted(self) -> frozenset[int] | None:
-        """The newest that is wanted; None where nothing new is."""
+        """Return the newest set that is wanted; None where nothing new is."""
         newest = None
         while message := self.receive():
             newest = self._decode(message)
@@ -74,11 +75,11 @@ class WorkerLink(SocketEnd):
         return newest.partitions
 
     def report(self, partitions: Iterable[int]) -> bool:
-        """Report what we work on; return false where it has to be sent again."""
+        """Report what we work on; return False where it has to be reported again."""
         return self.send(msgspec.msgpack.encode(Working(self._number, frozenset(partitions))))
 
 
 def assignment_link(partitions: frozenset[int]) -> tuple[AssignmentLink, WorkerLink]:
-    """Both ends, to be made before the fork of a worker that begins with *partitions*."""
+    """Make both ends, before the fork of a worker that begins with *partitions*."""
     ours, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     return AssignmentLink(ours, partitions), WorkerLink(its)

@@ -34,7 +34,7 @@ MAX_WAIT_S = 0.25
 
 
 class Batch(NamedTuple):
-    """A batch that was written and committed: *took_s* with all repetitions, *store_us* the one that succeeded."""
+    """Sums up what was written and committed at once: *took_s* with all repetitions, *store_us* the successful one."""
 
     appends: Sequence[ChannelAppend]
     n_frames: int
@@ -43,7 +43,7 @@ class Batch(NamedTuple):
 
 
 class BatchWriter:
-    """One life of the batch writer of one channel shard. `run` in a process of its own; not reusable.
+    """Runs one life of the batch writer of one channel shard. `run` in a process of its own; not reusable.
 
     `rings` and `space_bells` are by feed worker.
     """
@@ -65,6 +65,7 @@ class BatchWriter:
         self._rings = rings
         self._space_bells = space_bells
         self._data_bell = data_bell
+        assert len(rings) == len(space_bells), "a bell for each feed worker"
         self._ring_budget = max(1, batch_bytes // len(rings))
         self._stats = stats
         self._hot_channels = hot_channels
@@ -76,7 +77,7 @@ class BatchWriter:
         self._reconnect_at = 0.0
 
     def run(self) -> int:
-        """Write until stopped and the rings are empty; return the exit code of the process."""
+        """Write until told to stop and the rings are empty; return the exit code of the process."""
         for ring, bell in zip(self._rings, self._space_bells, strict=True):
             ring.reset_consumer()
             bell.ring()  # the one before us may have died between its commit and its bell
@@ -153,7 +154,7 @@ class BatchWriter:
             self._store.reconnect()
 
     def _write(self, appends: Sequence[ChannelAppend], principals: Sequence[str]) -> int | None:
-        """Retry until the store has everything; return the µs of the last call, None where there was nothing to write.
+        """Ask the store until it has everything; return the µs of the call that succeeded, None where nothing was.
 
         A batch that is half written when we are killed is written again.
         """

@@ -17,7 +17,7 @@ class DirectOutbox:
     empty = True
 
     def __init__(self, store: IndexWriter, part_entries: int) -> None:
-        """At most *part_entries* of a channel are appended at once; 0 for any number."""
+        """Append at most *part_entries* of a channel at once; 0 for any number."""
         self._store = store
         self._part_entries = part_entries or sys.maxsize
         self._written: dict[int, Checkpoint] = {}
@@ -27,6 +27,7 @@ class DirectOutbox:
 
     def put(self, taken: Round, epoch: int, group: str) -> None:
         """Write a round."""
+        assert len(taken.sections) == 1, "the builder makes rounds for one writer"
         left: dict[str, list[bytes]] = dict(taken.sections[0])
         for start in count(0, self._part_entries):
             left = {channel: entries for channel, entries in left.items() if len(entries) > start}
@@ -38,15 +39,15 @@ class DirectOutbox:
         self._written.update(taken.checkpoints)
 
     def flush(self) -> bool:
-        """True if nothing is left to be handed over."""
+        """Return whether nothing is left to be handed over: always."""
         return True
 
     def vbuckets(self) -> set[int]:
-        """Those of which something is on its way."""
+        """Return those of which something is on its way: none."""
         return set()
 
     def pop_committed(self) -> dict[int, Checkpoint]:
-        """The newest checkpoints, by vbucket, of what was written since the last call."""
+        """Take out the newest checkpoints, by vbucket, of what was written since the last call."""
         written, self._written = self._written, {}
         return written
 

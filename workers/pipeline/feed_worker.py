@@ -63,7 +63,7 @@ MAX_WAIT_S = 0.25
 
 
 class FeedWorker:
-    """One life of the feed worker of one vbucket group. `run` in a process of its own; not reusable."""
+    """Runs one life of the feed worker of one vbucket group. `run` in a process of its own; not reusable."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class FeedWorker:
         self._stable: dict[int, int] = {}
 
     def run(self) -> int:
-        """Work until stopped, then drain; return the exit code of the process."""
+        """Work until told to stop, then drain; return the exit code of the process."""
         try:
             checkpoints = self._begin_epochs()
             if checkpoints is None:
@@ -127,7 +127,7 @@ class FeedWorker:
         return exits.OK
 
     def _begin_epochs(self) -> dict[int, Checkpoint] | None:
-        """Begin one epoch for all partitions; return the checkpoints to resume at. None: stopped before it worked."""
+        """Begin one epoch for all partitions; return where to resume each vbucket, None where told to stop before."""
         while not self._stop.is_set():
             self._stats.beat()
             try:
@@ -144,6 +144,8 @@ class FeedWorker:
 
     def _start(self, checkpoints: Mapping[int, Checkpoint]) -> None:
         epoch = self._ownership.epoch
+        assert epoch > 0
+        assert checkpoints.keys() == self._vbuckets_of(self._ownership.owned)
         self._backoff.reset()
         self._stable = {vb: checkpoint.seqno for vb, checkpoint in checkpoints.items()}
         self._builder = self._new_builder(checkpoints)
@@ -237,7 +239,8 @@ class FeedWorker:
             self._log.info("feed.released", epoch=self._ownership.epoch, partitions=sorted(gone))
 
     def _join(self, now: float) -> None:
-        """Have all that we have join the epoch of what comes, and work on both. Nothing of ours is in flight."""
+        """Move all that we own into the epoch of what comes, and work on both. Nothing of ours is in flight."""
+        assert self._is_idle, "what is in flight would be dead above the start of the next epoch"
         records = self._joiner.join(now)
         if records is None:
             return
@@ -251,6 +254,17 @@ class FeedWorker:
         self._feed.add(checkpoints)
         partitions = sorted(record.first_vb // self._width for record in records)
         self._log.info("feed.joined", epoch=epoch, group=self._group, partitions=partitions)
+
+    def check(self) -> None:
+        """Assert what holds after every turn."""
+        self._ownership.check()
+        owned = self._vbuckets_of(self._ownership.owned)
+        assert self._stable.keys() == owned
+        assert self._outbox.vbuckets() <= owned
+        assert self._unadvanced.keys() <= owned
+        seqnos = self._builder.seqnos()
+        assert seqnos.keys() == owned
+        assert all(stable <= seqnos[vb] for vb, stable in self._stable.items()), "nothing unread is stable"
 
     def _hand_over(self) -> Round | None:
         """Get the last round into the rings, then the next one, which is returned.
@@ -327,7 +341,7 @@ class FeedWorker:
         )
 
     def _report_lag(self, connected: int) -> int:
-        """Publish how far each partition is behind; all their seqnos together."""
+        """Publish how far each partition is behind; return all their seqnos together."""
         highs = dict(self._feed.high_seqnos())
         for vb, seqno in self._builder.seqnos().items():  # the source reports once a second, and not while we pause
             highs[vb] = max(seqno, highs.get(vb, 0))
@@ -382,7 +396,7 @@ class FeedWorker:
 
 
 def _checkpoints(records: Iterable[PartitionRecord]) -> dict[int, Checkpoint]:
-    """The checkpoints of all vbuckets of *records*."""
+    """Return where to resume each vbucket of *records*."""
     return {
         vb: checkpoint for record in records for vb, checkpoint in zip(record.vbuckets, record.checkpoints, strict=True)
     }

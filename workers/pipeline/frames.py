@@ -21,7 +21,7 @@ Sections = Mapping[str, Sequence[bytes]]
 
 
 class RingFrame(msgspec.Struct, array_like=True):
-    """A part of one round for one batch writer.
+    """Carries a part of one round to one batch writer.
 
     `channels` are (channel, packed entries), `principals` the keys of user and role documents that changed.
     """
@@ -37,7 +37,7 @@ _decode = msgspec.msgpack.Decoder(RingFrame).decode
 
 
 def pack_frames(epoch: int, group: str, sections: Sections, principals: Sequence[str], max_bytes: int) -> list[bytes]:
-    """A round for one batch writer as encoded ring frames of at most *max_bytes* each; empty for an empty round.
+    """Encode a round for one batch writer as ring frames of at most *max_bytes* each; none for an empty round.
 
     Channels keep their order, and so do the entries of a channel, within a frame and over the frames.
 
@@ -58,11 +58,12 @@ def pack_frames(epoch: int, group: str, sections: Sections, principals: Sequence
             frame.channels.append(item)
     if n_bytes:
         payloads.append(_encode(frame))
+    assert all(len(payload) <= max_bytes for payload in payloads), "the bounds of the encoded sizes are too low"
     return payloads
 
 
 def _items(sections: Sections, principals: Sequence[str], room: int) -> Iterator[tuple[tuple[str, bytes] | str, int]]:
-    """The parts that frames carry, in order, each with a bound of its encoded size, at most *room*."""
+    """Yield what the frames have to carry, in order, each with a bound of its encoded size, at most *room*."""
     for channel, entries in sections.items():
         overhead = len(channel.encode()) + _SECTION_BYTES
         joined = b"".join(entries)
@@ -81,7 +82,7 @@ def _items(sections: Sections, principals: Sequence[str], room: int) -> Iterator
 
 
 def _split(entries: Sequence[bytes], room: int) -> Iterator[list[bytes]]:
-    """*entries* in runs, each of which fits into *room*."""
+    """Yield *entries* in runs, each of which fits into *room*."""
     part: list[bytes] = []
     n_bytes = 0
     for entry in entries:
@@ -93,6 +94,7 @@ def _split(entries: Sequence[bytes], room: int) -> Iterator[list[bytes]]:
             part, n_bytes = [], 0
         part.append(entry)
         n_bytes += size
+    assert part, "a channel without entries has no section"
     yield part
 
 
@@ -101,12 +103,12 @@ def _too_large(what: str, size: int, room: int) -> str:
 
 
 def decode_frame(payload: bytes | memoryview) -> RingFrame:
-    """The frame that *payload* encodes, copied out of the ring."""
+    """Decode the frame in *payload*, copied out of the ring."""
     return _decode(payload)
 
 
 def merge(frames: Iterable[RingFrame]) -> list[ChannelAppend]:
-    """Make one batch: all parts of *frames* for the same channel, group and epoch become one append.
+    """Make one batch: what *frames* bring for the same channel, group and epoch becomes one append.
 
     Frames of one epoch must come in the order in which they were published; then their entries keep it.
     """

@@ -34,7 +34,7 @@ class PartitionJoin:
         self.retry_at = 0.0
 
     def begin(self, now: float) -> None:
-        """Have exactly the partitions that come begun, all in one epoch.
+        """Begin exactly the partitions that come, all in one epoch.
 
         Where a former owner that does not know yet that it is none gets in between, we begin once more.
         """
@@ -50,11 +50,12 @@ class PartitionJoin:
         except (Transient, StaleEpoch) as error:
             self._retry_later(now, error)
         else:
+            assert len(self._records) == len(coming)
             self._backoff.reset()
             self._ownership.begin(coming, epoch)
 
     def join(self, now: float) -> Sequence[PartitionRecord] | None:
-        """Bring what we own into the epoch of what comes; the records of what has come, None if it is to be repeated.
+        """Move what we own into the epoch of what comes; return the records of what has come, None to be repeated.
 
         Raises:
             StaleEpoch: one of ours is somebody else's.

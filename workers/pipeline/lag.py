@@ -1,4 +1,4 @@
-"""Measures by partition how long a change of the source has waited to become stable. Pure, bounded in memory.
+"""Measures how long a change of the source has waited to become stable, by partition: pure, bounded in memory.
 
 Per vbucket a few *marks* (when it was seen, how far the source was then), the oldest first. The stable clock strikes
 out the marks that it has reached; the first that is left is the oldest that waits. When a vbucket has as many
@@ -12,11 +12,11 @@ from typing import NamedTuple
 from workers.telemetry.board import Row
 
 MAX_MARKS = 8
-"""Per vbucket. At two samples a second, four seconds of lag are known to half a second; more need no such detail."""
+"""Per vbucket. At two looks a second, four seconds of lag are known to half a second; more need no such detail."""
 
 
 class Behind(NamedTuple):
-    """The lag of a partition: seqnos, and the time since when (0: none)."""
+    """Says what a partition lacks: seqnos, and since when (0: nothing)."""
 
     seqnos: int
     since_ns: int
@@ -32,7 +32,7 @@ class LagMeter:
     def measure(
         self, now_ns: int, highs: Mapping[int, int], stable: Mapping[int, int], inherited: Mapping[int, int]
     ) -> dict[int, Behind]:
-        """The lag of each partition of the vbuckets in *highs*, from the source's and the stable seqnos.
+        """Measure how far each partition of the vbuckets in *highs* is behind, from the source's and the stable seqnos.
 
         *inherited* says of partitions since when they were behind under the worker before us: what a vbucket lacks at
         our first look has been waiting since then. So a worker that dies again and again does not hide its lag.
@@ -52,7 +52,7 @@ class LagMeter:
         return {partition: Behind(n, since_ns.get(partition, 0)) for partition, n in seqnos.items()}
 
     def _look(self, vb: int, high: int, stable: int, now_ns: int, first_ns: int) -> int:
-        """Bring the marks of *vb* up to date; the time of the oldest, 0 if there is none."""
+        """Bring the marks of *vb* up to date; return the time of the oldest, 0 if there is none."""
         marks = self._marks.get(vb)
         seen_ns = now_ns
         if marks is None:
@@ -64,6 +64,7 @@ class LagMeter:
             if len(marks) == MAX_MARKS:
                 seen_ns, _ = marks.pop()
             marks.append((seen_ns, high))
+        assert len(marks) <= MAX_MARKS
         return marks[0][0] if marks else 0
 
 
@@ -82,7 +83,7 @@ class LagReport:
         stable: Mapping[int, int],
         connected: int,
     ) -> int:
-        """Publish how far *partitions* are behind, see `LagMeter.measure`; all their seqnos together."""
+        """Publish how far *partitions* are behind, see `LagMeter.measure`; return all their seqnos together."""
         inherited = {partition: self._rows[partition].get("behind_ns") for partition in partitions}
         behind_by_partition = self._meter.measure(now_ns, highs, stable, inherited)
         for partition in inherited:

@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Sequence
+from operator import le
 from typing import NamedTuple
 
 from channelindex.errors import OwnershipLost
@@ -20,7 +21,7 @@ class _InFlight(NamedTuple):
 
 
 class StableQueue:
-    """A first-in first-out queue of (ring positions, checkpoints), one item per round.
+    """Queues (ring positions, checkpoints), one item per round, first in, first out.
 
     Invariant: a checkpoint leaves the queue only when every writer has committed its ring past the position that
     the ring had when the round was published, so each entry of the round, and of all rounds before, is in the index.
@@ -39,8 +40,10 @@ class StableQueue:
         A round without frames joins the one before: while a store is away, documents that mean nothing for the index go
         on coming, and must not fill the memory.
         """
+        assert n_events >= 0
         self.n_events += n_events
         last = self._queue[-1] if self._queue else None
+        assert last is None or all(map(le, last.positions, positions)), "a ring's position never goes back"
         if last and last.positions == tuple(positions):
             self._queue[-1] = last._replace(
                 checkpoints={**last.checkpoints, **checkpoints}, n_events=last.n_events + n_events
@@ -49,7 +52,7 @@ class StableQueue:
             self._queue.append(_InFlight(tuple(positions), checkpoints, n_events, put_ns))
 
     def pop_committed(self, committed: Sequence[int]) -> dict[int, Checkpoint]:
-        """The newest checkpoint of each vbucket among the rounds that all writers have *committed*; they leave."""
+        """Take out the rounds that all writers have *committed*; return the newest checkpoint of each vbucket."""
         newest: dict[int, Checkpoint] = {}
         while self._queue and all(
             position <= done for position, done in zip(self._queue[0].positions, committed, strict=True)
@@ -57,10 +60,12 @@ class StableQueue:
             item = self._queue.popleft()
             newest.update(item.checkpoints)
             self.n_events -= item.n_events
+        assert self.n_events >= 0
+        assert self._queue or self.n_events == 0, "what is in no round is not on its way"
         return newest
 
     def vbuckets(self) -> set[int]:
-        """The vbuckets of the rounds in the queue."""
+        """Return the vbuckets of the rounds in the queue."""
         return {vb for item in self._queue for vb in item.checkpoints}
 
     @property
@@ -76,6 +81,7 @@ class Outbox:
     """Holds at most one round that is not yet wholly in the rings. `rings` and `data_bells` are by batch writer."""
 
     def __init__(self, rings: Sequence[Ring], data_bells: Sequence[Bell]) -> None:
+        assert len(rings) == len(data_bells), "a bell for each batch writer"
         self._rings = rings
         self._data_bells = data_bells
         self._pending: deque[tuple[int, bytes]] = deque()
@@ -87,10 +93,11 @@ class Outbox:
         self._expected: list[int] = []
 
     def begin(self, epoch: int, servers: int = 0) -> None:
-        """From here on the writers skip whatever an earlier life left in the rings.
+        """Have the writers skip whatever an earlier life left in the rings.
 
         *servers*, by their digest, are those of the store in which the epoch began: no others may take its frames.
         """
+        assert epoch > self._epoch, "a lower epoch would let the writers take what an earlier life left"
         self._epoch = epoch
         self._begun_at = [ring.written for ring in self._rings]
         self._expected = [ring.took_of(servers) for ring in self._rings]
@@ -112,7 +119,7 @@ class Outbox:
         self._put_ns = time.monotonic_ns()
 
     def flush(self) -> bool:
-        """Move frames into the rings as far as there is room; whether none is left."""
+        """Move frames into the rings as far as there is room; return whether none is left."""
         while self._pending:
             writer, frame = self._pending[0]
             if self._rings[writer].try_publish(frame) is None:
@@ -126,7 +133,7 @@ class Outbox:
         return True
 
     def pop_committed(self) -> dict[int, Checkpoint]:
-        """The newest checkpoints, by vbucket, that the index now holds everything for.
+        """Take out the newest checkpoints, by vbucket, that the index now holds everything for.
 
         Raises:
             OwnershipLost: other servers of the store than those in which the epoch began took a part of it, or a writer
@@ -154,7 +161,7 @@ class Outbox:
         return self._round is None and len(self._in_flight) == 0
 
     def vbuckets(self) -> set[int]:
-        """The vbuckets of what was put and is not yet committed by every writer."""
+        """Return the vbuckets of what was put and is not yet committed by every writer."""
         waiting = self._round.checkpoints if self._round is not None else {}
         return self._in_flight.vbuckets().union(waiting)
 

@@ -1,4 +1,4 @@
-"""Which partitions a feed worker owns, and how far each has come in or gone out: pure, every move a row of a table.
+"""Decides which partitions a feed worker owns, and how far each has come in or gone out: every move a row of a table.
 
     not ours ──BEGIN──► BEGUN ──JOINED──► ACTIVE ──UNWANT──► LEAVING ──SETTLE──► not ours
                           │               │    ▲                ▲
@@ -59,7 +59,7 @@ TRANSITIONS: dict[tuple[Phase | None, Step], Phase | None] = {
 
 
 class Ownership:
-    """The partitions of one feed worker. Does no I/O: given an event, it returns the steps to take."""
+    """Keeps the partitions of one feed worker. Does no I/O: takes what happened, returns what is to be done."""
 
     def __init__(self, partitions: Iterable[int]) -> None:
         self._phase_by_partition = dict.fromkeys(partitions, Phase.ACTIVE)
@@ -86,19 +86,19 @@ class Ownership:
         return bool(self.begun)
 
     def want(self, partitions: frozenset[int]) -> None:
-        """Take over an assignment; our report is due again, even if our partitions stay the same."""
+        """Take over what the supervisor wants; what we work on is to be reported again, even if that stays the same."""
         self.wanted = partitions
         self.report_due = True
 
     def leave_unwanted(self) -> AbstractSet[int]:
-        """Begin to leave what is no longer wanted; the partitions to stop reading."""
+        """Begin to leave what is no longer wanted; return the partitions to stop reading."""
         unwanted = self.owned - self.wanted - self.leaving
         if unwanted:
             self._step(Step.UNWANT, unwanted)
         return unwanted
 
     def to_begin(self) -> AbstractSet[int] | None:
-        """The partitions to begin in one new epoch, instead of all that are begun now; None if nothing changes."""
+        """Return what to begin in one new epoch, in place of all that is begun now; None to leave that as it is."""
         coming = self.wanted - self.owned
         return None if self.is_joining or coming == self.begun else coming
 
@@ -116,7 +116,7 @@ class Ownership:
         self.next_epoch = epoch
 
     def settle(self, is_settled: Callable[[int], bool]) -> AbstractSet[int]:
-        """Let go of each leaving partition of which everything is stable; these."""
+        """Let go of each leaving partition of which everything is stable, and return these."""
         gone = {partition for partition in self.leaving if is_settled(partition)}
         if gone:
             self._step(Step.SETTLE, gone)
@@ -124,7 +124,7 @@ class Ownership:
         return gone
 
     def join(self) -> AbstractSet[int]:
-        """Begin, or repeat, the join of all that we own into the next epoch; what has to be moved there.
+        """Begin, or repeat, the join of all that we own into the next epoch; return what has to be moved there.
 
         Only where nothing of ours is in flight, which also means that nothing is leaving any more.
         """
@@ -135,7 +135,7 @@ class Ownership:
         return self.owned
 
     def joined(self) -> AbstractSet[int]:
-        """Note that all are in the next epoch, which is ours from here on; the partitions that have come."""
+        """Note that all are in the next epoch, which is ours from here on; return the partitions that have come."""
         come = self.begun
         self._step(Step.JOINED, self.owned | come)
         self.epoch = self.next_epoch

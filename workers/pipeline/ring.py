@@ -74,7 +74,7 @@ class Bell:
         self._fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
     def fileno(self) -> int:
-        """The descriptor, readable since the bell was rung."""
+        """Return the descriptor, readable since the bell was rung."""
         return self._fd
 
     def ring(self) -> None:
@@ -94,7 +94,7 @@ class Bell:
 
 
 class Ring:
-    """One ring. Made by the supervisor before it forks; then exactly one process publishes and exactly one takes.
+    """Carries frames. Made by the supervisor before it forks; then exactly one process publishes and exactly one takes.
 
     A process that takes over from a dead one needs nothing but the ring: a producer goes on at `written`, whatever
     its predecessor left beyond it; a consumer calls `reset_consumer` and goes on at `committed`.
@@ -103,7 +103,7 @@ class Ring:
     __slots__ = ("_frames", "_words", "capacity", "max_payload")
 
     def __init__(self, capacity: int) -> None:
-        """An empty ring with room for *capacity* bytes of frames, rounded down to a multiple of 16."""
+        """Make an empty ring with room for *capacity* bytes of frames, rounded down to a multiple of 16."""
         if capacity < _LEAST_CAPACITY:
             raise ValueError(f"ring of {capacity} bytes, at least {_LEAST_CAPACITY} are needed")
         self.capacity = capacity // 16 * 16
@@ -191,6 +191,7 @@ class Ring:
         if length > self.max_payload:
             raise ValueError(f"payload of {length} bytes, this ring takes {self.max_payload}: raise workers.ring_bytes")
         written = self._words[_WRITTEN]
+        assert not written % 8, "a frame begins at a whole word"
         room_to_end = self.capacity - written % self.capacity
         size = _frame_bytes(length)
         start = written if size <= room_to_end else written + room_to_end
@@ -204,13 +205,13 @@ class Ring:
         return start + size
 
     def _put_head(self, position: int, length: int, payload: bytes) -> int:
-        """Write a frame's head; the offset of what follows it."""
+        """Write a frame's head; return the offset of what follows it."""
         offset = position % self.capacity
         _FRAME_HEAD.pack_into(self._frames, offset, length, zlib.crc32(payload, _seed(position)))
         return offset + _FRAME_HEAD.size
 
     def take(self, max_bytes: int) -> list[memoryview]:
-        """The next payloads, in order, of *max_bytes* together, or a single longer one. Consumer only; never blocks.
+        """Take the next payloads, in order, *max_bytes* together or one longer one. Consumer only; never blocks.
 
         They are views into the ring, valid until `commit`. Empty when there is nothing.
 
@@ -232,7 +233,7 @@ class Ring:
         return payloads
 
     def _look(self, position: int, written: int) -> tuple[memoryview | None, int]:
-        """The payload of the frame at *position*, None for a skip mark, and the position after it."""
+        """Return the payload of the frame at *position*, None for a skip mark, and the position after it."""
         for _ in range(_LOOKS):
             offset = position % self.capacity
             length, checksum = _FRAME_HEAD.unpack_from(self._frames, offset)
@@ -258,18 +259,25 @@ class Ring:
         """
         if servers:
             self._words[_TOOK] = self.took_of(servers)
+        assert self._words[_COMMITTED] <= self._words[_READ] <= self._words[_WRITTEN]
         self._words[_COMMITTED] = self._words[_READ]
 
+    def check(self) -> None:
+        """Assert what holds after every step of either side."""
+        assert self.committed <= self.read <= self.written <= self.committed + self.capacity
+        assert self.written % 8 == self.read % 8 == self.committed % 8 == 0
+        assert self.fill + self.free == self.capacity
+
     def reset_consumer(self) -> None:
-        """A new consumer starts: what its predecessor took and did not commit will be taken again."""
+        """Start a new consumer: what its predecessor took and did not commit will be taken again."""
         self._words[_READ] = self._words[_COMMITTED]
 
 
 def _frame_bytes(length: int) -> int:
-    """The room that a frame with a payload of *length* takes."""
+    """Return the room in bytes that a frame with a payload of *length* takes."""
     return _FRAME_HEAD.size + (length + 7) // 8 * 8
 
 
 def _seed(position: int) -> int:
-    """The initial value of the checksum of a frame at *position*: different on every lap over the same place."""
+    """Return where the checksum of a frame at *position* starts: another value on each lap over the same place."""
     return position >> 3 & 0xFFFFFFFF

@@ -50,7 +50,7 @@ class Round(NamedTuple):
 
 
 class Position:
-    """The position of the feed in one vbucket, and the content of its next checkpoint.
+    """Tracks how far the feed of one vbucket is, and what its next checkpoint has to say.
 
     Deduplication happens within a snapshot: until its end, any earlier revision of it may still be missing.
     So a feed is complete at the ends of snapshots only, and `snap_start` is the last of these, not what the marker
@@ -60,6 +60,7 @@ class Position:
     __slots__ = ("_complete_at", "failover_log", "purge_seqno", "seqno", "snap_end", "snap_start")
 
     def __init__(self, checkpoint: Checkpoint) -> None:
+        assert checkpoint.snap_start <= checkpoint.seqno <= checkpoint.snap_end, "it lies in its snapshot"
         self.failover_log: FailoverLog = ((checkpoint.vbuuid, 0),)
         self.seqno = checkpoint.seqno
         self.snap_start = checkpoint.snap_start
@@ -68,7 +69,8 @@ class Position:
         self._complete_at = deque([checkpoint.snap_start], MAX_COMPLETE)
 
     def enter_snapshot(self, snap_start: int, snap_end: int, purge_seqno: int | None = None) -> None:
-        """A snapshot marker came. One that reaches back to what we have goes on with the snapshot we are in."""
+        """Take a snapshot marker. One that reaches back to what we have goes on with the snapshot we are in."""
+        assert snap_start <= snap_end
         if self._complete() or snap_start > self.seqno:
             self.snap_start = self.seqno
             self._complete_at.append(self.seqno)
@@ -77,7 +79,7 @@ class Position:
             self.purge_seqno = purge_seqno
 
     def checkpoint(self) -> Checkpoint:
-        """The checkpoint to resume at once everything up to `seqno` is in the index.
+        """Return where to resume after everything up to `seqno` is in the index.
 
         Within a snapshot, the branch of history is that of the snapshot's end: under the name of an older branch
         that ended inside the snapshot, the server would roll back to the snapshot's start.
@@ -85,21 +87,23 @@ class Position:
         if self._complete():
             vbuuid = self._vbuuid_at(self.seqno)
             return Checkpoint(vbuuid, self.seqno, self.seqno, self.seqno, self.purge_seqno)
+        assert self.snap_start <= self.seqno < self.snap_end, "else the server refuses to resume here"
         vbuuid = self._vbuuid_at(self.snap_end)
         return Checkpoint(vbuuid, self.seqno, self.snap_start, self.snap_end, self.purge_seqno)
 
     def rolled_back(self, to: Checkpoint) -> Checkpoint:
-        """The checkpoint to resume at when the source has taken back everything above the seqno of *to*.
+        """Return where to resume when the source has taken back everything above the seqno of *to*.
 
         That is the last point at or below it at which we were complete. To go on right at it could lose a document: a
         snapshot that reached beyond it may have brought only a version that is gone now, in place of one that is back.
         """
         complete_at = [*self._complete_at, self.seqno] if self._complete() else self._complete_at
         safe = max((seqno for seqno in complete_at if seqno <= to.seqno), default=0)
+        assert safe <= to.seqno, "nothing above it is there any more"
         return Checkpoint(to.vbuuid, safe, safe, safe) if safe else ORIGIN
 
     def _vbuuid_at(self, seqno: int) -> int:
-        """The branch of history that *seqno* lies on. With hardly an exception that is the newest one."""
+        """Return the branch of history that *seqno* lies on: with hardly an exception the newest one."""
         vbuuid, branched_at = self.failover_log[0]
         return vbuuid if branched_at <= seqno else vbuuid_at(self.failover_log, seqno)
 
@@ -124,16 +128,18 @@ class RoundBuilder:
 
     def begin(self, checkpoints: Mapping[int, Checkpoint]) -> None:
         """Take events of these vbuckets too, from their checkpoints on."""
+        assert self._positions.keys().isdisjoint(checkpoints), "what was read of it would be forgotten"
         self._positions.update({vb: Position(checkpoint) for vb, checkpoint in checkpoints.items()})
         self._removals.clear()  # others may have indexed newer versions of these vbuckets' documents since
 
     def forget(self, vbuckets: Iterable[int]) -> None:
-        """No event of these vbuckets comes any more, and none of the present round is theirs."""
+        """Forget these vbuckets: no event of them comes any more, and none of the present round is theirs."""
         for vb in vbuckets:
+            assert vb not in self._touched, "its part of the round would be lost"
             del self._positions[vb]
 
     def holds_any(self, vbuckets: Iterable[int]) -> bool:
-        """True if the present round has events of any of *vbuckets*."""
+        """Return whether the present round has events of any of *vbuckets*."""
         return not self._touched.isdisjoint(vbuckets)
 
     def _start_round(self) -> None:
@@ -206,11 +212,11 @@ class RoundBuilder:
             self.rollback_since = self.rollback_since or time.monotonic()
 
     def seqnos(self) -> dict[int, int]:
-        """The newest seqno read of each vbucket."""
+        """Return how far each vbucket has been read."""
         return {vb: position.seqno for vb, position in self._positions.items()}
 
     def take(self) -> Round | None:
-        """The round of all events added since the last call; None if no seqno moved."""
+        """Take the round of all events added since the last call; None if no seqno moved."""
         if not self._touched:
             return None
         by_writer: list[dict[str, list[bytes]]] = [{} for _ in range(self._n_writers)]
@@ -237,7 +243,7 @@ class RoundBuilder:
 
 
 def _reason(key: bytes, error: Exception) -> str:
-    """Why a document is in quarantine, as text that every store takes."""
+    """Say why a document is in quarantine, as text that every store takes."""
     if len(key) > blocks.MAX_KEY_BYTES:
         return f"key of {len(key)} bytes, at most {blocks.MAX_KEY_BYTES} can be indexed"
     text = f"{type(error).__name__}: {error}"[:_REASON_CHARACTERS]

@@ -1,4 +1,4 @@
-"""The configured bucket: how to reach it and as whom."""
+"""Reaches the configured bucket, as the configured user."""
 
 import time
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ INFO_TIMEOUT_S = 10.0
 
 
 def address_of(source: SourceSettings) -> tuple[SourceAddress, Credentials]:
-    """The bucket's address and collections, and our credentials."""
+    """Return where the bucket is, what of it is wanted, and who we are there."""
     tls = TlsOptions(source.tls_ca_file, source.tls_cert_file, source.tls_key_file, source.tls_verify_host)
     collections = tuple(source.collections.split(",")) if source.collections else ()
     address = replace(parse_source_url(source.url, tls), collections=collections)
@@ -27,7 +27,7 @@ def address_of(source: SourceSettings) -> tuple[SourceAddress, Credentials]:
 
 
 def describe(source: SourceSettings) -> SourceInfo:
-    """Ask the bucket for its identity and shape. Blocks, at most `INFO_TIMEOUT_S`.
+    """Ask the bucket for its UUID and shape. Blocks, at most `INFO_TIMEOUT_S`.
 
     Raises:
         SourceUnavailable: the node cannot be reached, or the bucket is not there.
@@ -53,7 +53,7 @@ def check_source(source: SourceSettings, source_uuid: str) -> None:
 
 
 def high_seqnos(source: SourceSettings) -> Mapping[int, int]:
-    """The highest seqno of every vbucket of the bucket now.
+    """Ask for the highest seqno of every vbucket of the bucket now.
 
     Raises:
         SourceUnavailable, AuthenticationFailed: as `describe`.
@@ -69,7 +69,7 @@ def open_feed(
     end_seqnos: Mapping[int, int] | None = None,
     decoder: Decoder | None = None,
 ) -> DcpFeed:
-    """A feed of the bucket; see `DcpFeed`. Bodies are left out only for a *decoder* that knows where it needs them."""
+    """Open a feed of the bucket; see `DcpFeed`. Without bodies only for a *decoder* that says where it needs them."""
     address, credentials = address_of(source)
     needs_body = getattr(decoder, "needs_body", None) if source.metadata == "auto" else None
     options = FeedOptions(
