@@ -34,10 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many run at once")
     args = parser.parse_args(argv)
     chosen = [mutation for mutation in MUTATIONS if args.only in mutation.name]
-    stale = [mutation for mutation in chosen if (ROOT / mutation.file).read_text().count(mutation.old) != 1]
+    stale = stale_mutations(chosen)
     for mutation in stale:
         print(f"does not apply: {mutation.name}")
-    if stale:
+    if stale or not chosen:
+        print("there is nothing to run")
         return 2
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder, _trees(Path(folder), args.jobs) as trees:
@@ -48,6 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         survivors = _run_all(chosen, trees, args.jobs)
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} killed in {time.monotonic() - began:.0f} s")
     return 1 if survivors else 0
+
+
+def stale_mutations(mutations: Sequence[Mutation]) -> list[Mutation]:
+    """Return those whose line is not there any more, or more than once."""
+    return [mutation for mutation in mutations if (ROOT / mutation.file).read_text().count(mutation.old) != 1]
 
 
 def _run_all(chosen: Sequence[Mutation], trees: SimpleQueue[Path], jobs: int) -> list[Mutation]:

@@ -49,9 +49,11 @@ _ROUND = _of(
         "            position.seqno = event[2]\n            self._touched.add(vb)\n",
         "            position.seqno = event[2]\n",
     ),
-    ("section.pair_by_vb[vb] = pair", "section.pair_by_vb.setdefault(vb, pair)"),
+    ("section.append(packed)", "section.insert(0, packed)"),
     ("flags = REMOVED | (DELETED if removal.deleted else 0)", "flags = REMOVED"),
     ("for vb in self._touched}", "for vb in self._positions}"),
+    ("self._removals.clear()  # others may", "pass  # others may"),
+    ("            self._removals.clear()\n            self.rollback_since", "            self.rollback_since"),
 )
 
 _REMOVALS = _of(
@@ -90,7 +92,7 @@ _FEED_WORKER = _of(
     (" and not self._ownership.is_joining", ""),
     ("if self._builder.rollback_since is not None:  # a new", "if False:  # a new"),
     ("if self._ownership.is_paused and self._is_idle:", "if self._ownership.is_paused:"),
-    ("() if self._ownership.is_paused else self._feed.read(READ_BYTES)", "self._feed.read(READ_BYTES)"),
+    ("self._feed.read(READ_BYTES) if reads else ()", "self._feed.read(READ_BYTES)"),
     ("self._group = group_of(sorted(self._ownership.owned), self._meta.n_partitions)", "pass"),
 )
 
@@ -135,12 +137,11 @@ _OUTBOX = _of(
 _FRAMES = _of(
     "workers/pipeline/frames.py",
     "frames",
-    ("known.append(section)", "known.insert(0, section)"),
+    ("known.append(entries)", "known.insert(0, entries)"),
     (
         "sections_by_channel.setdefault((frame.epoch, frame.group), {})",
         'sections_by_channel.setdefault((frame.epoch, ""), {})',
     ),
-    ('b"".join(part), pairs_of(part)', 'b"".join(part), b"".join(pair_by_vb.values())'),
     ("yield part\n            part, n_bytes = [], 0\n", "yield part\n            part, n_bytes = part[-1:], 0\n"),
 )
 
@@ -183,7 +184,7 @@ _ASSIGNMENT = _of(
     "workers/pipeline/assignment.py",
     "assignment",
     ("            self.working |= partitions\n", ""),
-    ("if report.number == self._wanted.number:", "if report.number >= 0:"),
+    ("if reported.number == self._wanted.number:", "if reported.number >= 0:"),
 )
 
 _DECIDE = _of(
