@@ -152,7 +152,7 @@ class BlockWriter:
         keys = list(principals)
         while True:
             try:
-                return self._write(self._limit.fit(appends), keys)
+                return self._write(self._limit.fit(appends) if self._limit.is_lowered else appends, keys)
             except RequestTooLarge as error:
                 self._active.clear()
                 self._limit.lower(self._in_flight, error)

@@ -14,13 +14,12 @@ class CallLimit:
     """The bytes of entries that go into one call. Hosted stores limit requests, often to 1 MB, and nothing tells."""
 
     def __init__(self, n_bytes: int) -> None:
-        self._usual = n_bytes
         self.n_bytes = n_bytes
+        self.is_lowered = False
+        """Set where appends have to `fit`: until then, what one ring holds of one channel is far less."""
 
     def fit(self, appends: Sequence[ChannelAppend]) -> Sequence[ChannelAppend]:
         """Return *appends*, those that are too large for a call of their own in pieces."""
-        if self.n_bytes == self._usual:  # what one ring holds of one channel is far less
-            return appends
         return [piece for append in appends for piece in split(append, self.n_bytes)]
 
     def lower(self, refused: Sequence[ChannelAppend], error: RequestTooLarge) -> None:
@@ -33,6 +32,7 @@ class CallLimit:
             raise error
         n_bytes = sum(len(append.entries) for append in refused)
         self.n_bytes = max(1, min(self.n_bytes, n_bytes) // 2)
+        self.is_lowered = True
         _log.warning("store.request_too_large", bytes=n_bytes, limit=self.n_bytes, msg=str(error))
 
 

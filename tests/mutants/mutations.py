@@ -81,7 +81,10 @@ _FEED_WORKER = _of(
         "        if self._outbox.flush():\n            self._feed.acknowledge()",
         "        self._outbox.flush()\n        self._feed.acknowledge()",
     ),
-    ("self._builder.begin(checkpoints)\n        self._outbox.begin(epoch)", "self._builder.begin(checkpoints)"),
+    (
+        "self._builder.begin(checkpoints)\n        self._outbox.begin(epoch, self._store.servers())",
+        "self._builder.begin(checkpoints)",
+    ),
     (", self._owner, only_if=self._ownership.epoch)", ", self._owner)"),
     ("if self._outbox.empty and not self._unadvanced and not self._quarantined:", "if self._outbox.empty:"),
     (
@@ -149,7 +152,7 @@ _RING = _of(
     "workers/pipeline/ring.py",
     "ring",
     ("self._words[_COMMITTED] = self._words[_READ]", "self._words[_COMMITTED] = self._words[_WRITTEN]"),
-    ("self._words[_READ] = self._words[_COMMITTED]", "pass"),
+    ('taken again."""\n        self._words[_READ] = self._words[_COMMITTED]', 'taken again."""'),
     ("start + size - self._words[_COMMITTED] > self.capacity", "start + size - self._words[_READ] > self.capacity"),
     (
         "start + size - self._words[_COMMITTED] > self.capacity",
@@ -260,7 +263,7 @@ _EPOCHS = _of(
 _BLOCK_WRITER = _of(
     "channelindex/stores/block_writer.py",
     "block_writer",
-    ("self._active.clear()", "pass"),
+    ("self._active.clear()  # see above", "pass  # see above"),
 )
 
 MUTATIONS: list[Mutation] = [

@@ -97,7 +97,7 @@ class Outbox:
 
         *servers*, by their digest, are those of the store in which the epoch began: no others may take its frames.
         """
-        assert epoch > self._epoch, "a lower epoch would let the writers take what an earlier life left"
+        assert epoch >= self._epoch, "a lower epoch would let the writers take what an earlier life left"
         self._epoch = epoch
         self._begun_at = [ring.written for ring in self._rings]
         self._expected = [ring.took_of(servers) for ring in self._rings]
