@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.chaos import schedule
-from tests.chaos.faults import KINDS
+from tests.chaos.faults import KINDS, STORES
 from tests.chaos.play import Outcome, play
 from tests.chaos.report import table
 from tests.chaos.schedule import Episode
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run it."""
     args = _parse(argv)
     seed = random.SystemRandom().getrandbits(32) if args.seed is None else args.seed
-    _say(f"seed {seed}, {args.minutes:g} minutes")
+    _say(f"seed {seed}, {args.minutes:g} minutes, store {args.store}")
     begun = time.monotonic()
     deadline = begun + args.minutes * 60
     total = Outcome()
@@ -33,13 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     while not total.findings and (number == 0 or time.monotonic() < deadline):
         number += 1
         given = args.schedule is not None
-        episodes = args.schedule if given else schedule.draw(f"{seed}/{number}", EPISODES)
+        episodes = args.schedule if given else schedule.draw(f"{seed}/{number}", EPISODES, args.store)
         _say(f"-- world {number}")
         folder = Path(tempfile.mkdtemp(prefix="world-", dir=args.bundle))
-        outcome = play(folder, episodes, math.inf if given else deadline, _say)
+        outcome = play(folder, episodes, math.inf if given else deadline, _say, args.store)
         total.add(outcome)
         if outcome.findings:
-            _explain(outcome, folder, seed, episodes, args.shrink_minutes)
+            _explain(outcome, folder, seed, episodes, args)
         else:
             shutil.rmtree(folder)
     _say(table(total, time.monotonic() - begun))
@@ -48,13 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if total.findings or not total.injected else 0
 
 
-def _explain(outcome: Outcome, folder: Path, seed: int, episodes: Sequence[Episode], shrink_minutes: float) -> None:
+def _explain(outcome: Outcome, folder: Path, seed: int, episodes: Sequence[Episode], args: argparse.Namespace) -> None:
     """Tell what is wrong, and leave all that helps in *folder*: logs, record, index, the schedule and a smaller one."""
     text = "".join(f"{finding.kind}: {finding.what}\n" for finding in outcome.findings)
     (folder / "findings.txt").write_text(text)
     schedule.save(folder / "schedule.jsonl", episodes)
     _say(text[:10_000])
     _say(f"seed {seed}; logs, record, index and schedule are in {folder}")
+    shrink_minutes: float = args.shrink_minutes
     if shrink_minutes <= 0:
         return
     deadline = time.monotonic() + shrink_minutes * 60
@@ -66,7 +67,7 @@ def _explain(outcome: Outcome, folder: Path, seed: int, episodes: Sequence[Episo
             return False
         shutil.rmtree(tries, ignore_errors=True)
         tries.mkdir()
-        failed = bool(play(tries, fewer, math.inf, lambda line: None).findings)
+        failed = bool(play(tries, fewer, math.inf, lambda line: None, args.store).findings)
         _say(f"{len(fewer)} episodes, {sum(map(len, fewer))} faults: {'fails' if failed else 'does not fail'}")
         return failed
 
@@ -81,6 +82,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, help="repeats the schedule of a run (default: a new one, which is told)")
     parser.add_argument("--minutes", type=float, default=5.0, help="how long worlds are begun (default: 5)")
+    parser.add_argument("--store", choices=STORES, default="redis", help="what holds the index (default: redis)")
     parser.add_argument("--schedule", type=_episodes, help="play this file of episodes in place of drawn ones")
     parser.add_argument("--shrink-minutes", type=float, default=10.0, help="for making a failing schedule smaller")
     parser.add_argument("--bundle", type=Path, default=None, help="where worlds live, and stay if they fail")

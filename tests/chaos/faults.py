@@ -26,6 +26,10 @@ FEED = "channelindex"
 MOST_BUCKET_NODES = 8
 
 
+STORES = ("redis", "cluster", "sentinel")
+"""The kinds of store that a world can have."""
+
+
 class Missed(Exception):
     """There was nobody to harm."""
 
@@ -43,16 +47,18 @@ class Kind(NamedTuple):
     act: Act
     longest_s: float
     alone: bool
+    stores: tuple[str, ...] = STORES
+    """The kinds of store that it can hit."""
 
 
 KINDS: dict[str, Kind] = {}
 
 
-def kind(longest_s: float = 0.0, *, alone: bool = False) -> Callable[[Act], Act]:
+def kind(longest_s: float = 0.0, *, alone: bool = False, stores: tuple[str, ...] = STORES) -> Callable[[Act], Act]:
     """Register a kind of fault under the name of its function. Without a length it is over at once."""
 
     def register(act: Act) -> Act:
-        KINDS[act.__name__] = Kind(act, longest_s, alone)
+        KINDS[act.__name__] = Kind(act, longest_s, alone, stores)
         return act
 
     return register
@@ -164,9 +170,9 @@ def jump_clock(world: World, rnd: random.Random) -> Iterator[None]:
 # -- the two Redis
 
 
-@kind()
+@kind(stores=("redis",))
 def kill_store(world: World, rnd: random.Random) -> Iterator[None]:
-    world.store.kill()
+    world.single_store.kill()
     yield
 
 
@@ -177,9 +183,9 @@ def kill_leases(world: World, rnd: random.Random) -> Iterator[None]:
     yield
 
 
-@kind(longest_s=4.0)
+@kind(longest_s=4.0, stores=("redis",))
 def pause_store(world: World, rnd: random.Random) -> Iterator[None]:
-    yield from _stopped([world.store.process])
+    yield from _stopped([world.single_store.process])
 
 
 @kind(longest_s=4.0)
@@ -187,12 +193,12 @@ def pause_leases(world: World, rnd: random.Random) -> Iterator[None]:
     yield from _stopped([world.leases.process])
 
 
-@kind(longest_s=3.0)
+@kind(longest_s=3.0, stores=("redis",))
 def full_disk(world: World, rnd: random.Random) -> Iterator[None]:
     """The index's Redis can write little more to its file, and ends, because it must have on disk what it says."""
-    with _operator(world.store) as client:
+    with _operator(world.single_store) as client:
         size = client.info("persistence")["aof_current_size"]
-    process = world.store.process
+    process = world.single_store.process
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size + rnd.randrange(4096), resource.RLIM_INFINITY))
     yield
     with suppress(ProcessLookupError):
@@ -200,19 +206,20 @@ def full_disk(world: World, rnd: random.Random) -> Iterator[None]:
     world.store.revive()
 
 
-@kind(longest_s=3.0)
+@kind(longest_s=3.0, stores=("redis",))
 def store_out_of_memory(world: World, rnd: random.Random) -> Iterator[None]:
     """The index's Redis answers writes with an error."""
-    with _operator(world.store) as client:
+    with _operator(world.single_store) as client:
         client.config_set("maxmemory", 1)
-    world.store.limited = True
+    world.single_store.limited = True
     yield
     world.store.lift_limit()
 
 
 @kind()
 def forget_scripts(world: World, rnd: random.Random) -> Iterator[None]:
-    with _operator(rnd.choice((world.store, world.leases))) as client:
+    parts = (world.single_store, world.leases) if world.store_links else (world.leases, world.leases)
+    with _operator(rnd.choice(parts)) as client:
         client.script_flush()
     yield
 
@@ -240,7 +247,7 @@ def _store_link(world: World, rnd: random.Random) -> Link:
 
 
 def _any_link(world: World, rnd: random.Random) -> Link:
-    return rnd.choice((world.store_links, world.leases_links))[rnd.choice(NODES)]
+    return rnd.choice((world.store_links or world.leases_links, world.leases_links))[rnd.choice(NODES)]
 
 
 @kind()
@@ -272,13 +279,13 @@ def slow_link(world: World, rnd: random.Random) -> Iterator[None]:
     link.delay_s = 0.0
 
 
-@kind(longest_s=3.0)
+@kind(longest_s=3.0, stores=("redis",))
 def lose_requests(world: World, rnd: random.Random) -> Iterator[None]:
     """Every so-many-th request to the store is not carried out, and the connection cut."""
     yield from _losing(_store_link(world, rnd), rnd, reply_only=False)
 
 
-@kind(longest_s=3.0)
+@kind(longest_s=3.0, stores=("redis",))
 def lose_replies(world: World, rnd: random.Random) -> Iterator[None]:
     """Every so-many-th request to the store is carried out and the connection cut before the answer."""
     yield from _losing(_store_link(world, rnd), rnd, reply_only=True)
@@ -296,22 +303,27 @@ def split_from_leases(world: World, rnd: random.Random) -> Iterator[None]:
     yield from _refusing(world.leases_links[rnd.choice(NODES)])
 
 
-@kind(longest_s=6.0)
+@kind(longest_s=6.0, stores=("redis",))
 def split_from_redis(world: World, rnd: random.Random) -> Iterator[None]:
     """A node reaches neither the store nor the leases."""
     name = rnd.choice(NODES)
     yield from _refusing(world.store_links[name], world.leases_links[name])
 
 
-@kind(longest_s=5.0)
+@kind(longest_s=5.0, stores=("redis",))
 def starve_readers(world: World, rnd: random.Random) -> Iterator[None]:
     """All readers stand still, or their connections are cut."""
     if rnd.random() < 0.5:
-        yield from _refusing(world.readers_link)
+        yield from _refusing(_readers_link(world))
         return
-    world.readers_link.stall(on=True)
+    _readers_link(world).stall(on=True)
     yield
-    world.readers_link.stall(on=False)
+    _readers_link(world).stall(on=False)
+
+
+def _readers_link(world: World) -> Link:
+    assert world.readers_link
+    return world.readers_link
 
 
 def _refusing(*links: Link) -> Iterator[None]:

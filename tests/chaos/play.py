@@ -40,14 +40,16 @@ class Outcome:
         self.n_events += other.n_events
 
 
-def play(folder: Path, episodes: Sequence[Episode], deadline: float, progress: Progress) -> Outcome:
+def play(
+    folder: Path, episodes: Sequence[Episode], deadline: float, progress: Progress, store: str = "redis"
+) -> Outcome:
     """Begin a world below *folder*, play *episodes* until *deadline* (monotonic), let it come to rest, judge it.
 
     Whatever goes wrong is a finding, an exception among it. The record and the index stay in *folder*.
     """
     outcome = Outcome()
     try:
-        with World(folder) as world:
+        with World(folder, store) as world:
             steps: list[Callable[[], object]] = [
                 lambda: _suffer_all(world, episodes, deadline, outcome, progress),
                 world.come_to_rest,

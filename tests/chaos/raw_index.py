@@ -10,13 +10,14 @@ import struct
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import redis
+from tests.support.redis_any import open_any
 
 N_SLOTS = 64
 HEADER = 0x48
@@ -148,8 +149,8 @@ class RawIndex:
 
 
 def read_index(url: str, name: str = "channels") -> RawIndex:
-    """The index *name* in the Redis at *url* (redis:// or unix://)."""
-    with redis.Redis.from_url(url, protocol=2) as client:
+    """The index *name* in the Redis at *url*, or in the cluster or the Sentinels' master there."""
+    with closing(open_any(url)) as client:
         return _Reading(client, f"ci:{name}:").whole()
 
 
@@ -229,7 +230,7 @@ class _Reading:
 
     def _values(self, keys: Iterator[bytes]) -> Iterator[bytes | None]:
         while chunk := list(islice(keys, AT_ONCE)):
-            yield from self._client.mget(chunk)
+            yield from getattr(self._client, "mget_nonatomic", self._client.mget)(chunk)
 
     def _read_block(self, channel: str, group: str, number: int, block: bytes) -> None:
         position = 0

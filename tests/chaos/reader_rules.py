@@ -4,7 +4,7 @@ A rollback of the bucket is the one thing that takes anything back, and each may
 one new epoch, at a time that nobody outside knows, if it has to at all. So the rules count: of one vbucket, no reader
 is sent back and no clock goes back more often than rollbacks had begun by then. How far back is not judged: a feed
 resumes at the end of the last snapshot that was complete, which may lie below what the bucket kept, and a reader begins
-at 0 again.
+at 0 again. A store that loses its newest writes is recorded as two rollbacks of all vbuckets (`World.note_loss`).
 """
 
 from bisect import bisect_right

@@ -7,11 +7,9 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Self
+from typing import Any, Self
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from channelindex.errors import IndexMissing, Transient
 from channelindex.reading.paging import Changes
@@ -19,6 +17,7 @@ from channelindex.reading.reader import ChangesReader
 from channelindex.stores import open_reader
 from channelindex.stores.base import IndexReader
 from tests.chaos.record import Reader, Record, StableSample, Told
+from tests.support.redis_any import open_any
 from tests.support.stores import settings_of
 
 PAGE = 200
@@ -95,20 +94,23 @@ class StableClock:
     """The stable clock of an index in Redis, read without any code of the product. Not safe for threads."""
 
     def __init__(self, store_url: str, index: str = "channels") -> None:
-        retry = Retry(NoBackoff(), 0)
-        self._client = redis.Redis.from_url(store_url, socket_timeout=STABLE_TIMEOUT_S, retry=retry)
+        self._store_url = store_url
+        self._client: Any = None
         self._prefix = f"ci:{index}:{{i}}:"
         self._n_partitions = 0
 
     def read(self) -> tuple[int, ...] | None:
         """Seqno by vbucket; None where it cannot be read now."""
         try:
+            self._client = self._client or open_any(self._store_url, STABLE_TIMEOUT_S)
             self._n_partitions = self._n_partitions or self._find_n_partitions()
-            asked = self._client.pipeline(transaction=False)
+            more = {} if "+cluster" in self._store_url else {"transaction": False}
+            asked = self._client.pipeline(**more)
             for partition in range(self._n_partitions):
                 asked.hget(f"{self._prefix}p:{partition}", "ck")
             records = asked.execute()
-        except redis.RedisError:
+        except (redis.RedisError, redis.exceptions.RedisClusterException):
+            self.close()
             return None
         if not records or None in records:
             return None
@@ -116,7 +118,9 @@ class StableClock:
 
     def close(self) -> None:
         """Let go of the connection."""
-        self._client.close()
+        if self._client is not None:
+            self._client.close()
+            self._client = None
 
     def _find_n_partitions(self) -> int:
         meta = self._client.get(f"{self._prefix}meta")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from tests.chaos import store_faults  # noqa: F401 registers its kinds
 from tests.chaos.faults import KINDS
 
 T = TypeVar("T")
@@ -27,14 +28,17 @@ Episode = tuple[Fault, ...]
 """Faults that overlap. After each episode all is healed, and the index has to become complete again."""
 
 
-def draw(seed: str, n_episodes: int) -> list[Episode]:
-    """Episodes of two to seven faults, the same for the same seed."""
+def draw(seed: str, n_episodes: int, store: str = "redis") -> list[Episode]:
+    """Episodes of two to seven faults of a world with *store*, the same for the same seed."""
     rnd = random.Random(seed)
-    return [_draw_episode(rnd) for _ in range(n_episodes)]
+    return [_draw_episode(rnd, store) for _ in range(n_episodes)]
 
 
-def _draw_episode(rnd: random.Random) -> Episode:
-    names = [rnd.choice(list(KINDS)) for _ in range(rnd.randint(2, 7))]
+def _draw_episode(rnd: random.Random, store: str) -> Episode:
+    possible = [name for name, kind in KINDS.items() if store in kind.stores]
+    names = [rnd.choice(possible) for _ in range(rnd.randint(2, 7))]
+    if store != "redis":  # what this world is for
+        names.append(rnd.choice([name for name in possible if "redis" not in KINDS[name].stores]))
     alone = [name for name in names if KINDS[name].alone]
     kept = [name for name in names if not KINDS[name].alone] + alone[:1]
     faults = (

@@ -40,6 +40,19 @@ def test_short_run_of_many_faults_loses_and_invents_nothing(tmp_path, worlds, ca
     assert list(worlds.iterdir()) == [], "a world that is in order leaves nothing behind"
 
 
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("store", ["cluster", "sentinel"])
+def test_planned_failovers_of_a_replicated_store_lose_and_invent_nothing(tmp_path, worlds, capsys, store):
+    episodes = [(Fault("hand_over", seed, 0.1, 0.0), Fault("pause_leases", seed, 0.2, 0.5)) for seed in range(4)]
+    schedule.save(tmp_path / "given.jsonl", episodes)
+    arguments = ["--bundle", str(worlds), "--minutes", "0.01", "--shrink-minutes", "0", "--store", store]
+    code = chaos.main([*_given(tmp_path), *arguments])
+    told = capsys.readouterr().out
+    print(told)
+    assert code == 0
+    assert "hand_over" in told
+
+
 def test_run_that_injects_nothing_shows_nothing(tmp_path, worlds, capsys):
     schedule.save(tmp_path / "given.jsonl", [])
     assert chaos.main([*_given(tmp_path), "--bundle", str(worlds), "--minutes", "0"]) == 1
@@ -61,7 +74,7 @@ def _given(folder: Path) -> list[str]:
 
 def lose_blocks(world: World, rnd: random.Random) -> Iterator[None]:
     """What no fault can do: blocks that were acknowledged are gone."""
-    with world.store.client() as client:
+    with world.single_store.client() as client:
         until(lambda: list(client.scan_iter(BLOCKS)), "a block to be written")
         client.delete(*client.scan_iter(BLOCKS))
     yield

@@ -24,6 +24,7 @@ from tests.chaos.jumping import JumpingNode
 from tests.chaos.proxy import Link, Proxy
 from tests.chaos.record import Record, Rollback
 from tests.chaos.recorder import Recorder
+from tests.chaos.replicated import ClusterStore, ReplicatedStore, SentinelStore
 from tests.chaos.writer import KnownWriter
 from tests.support.node import stable_seqnos, until
 
@@ -121,7 +122,8 @@ def _answers(client: redis.Redis) -> bool:
 class World:
     """Everything, running, while the context is open."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, store: str = "redis") -> None:
+        self._store_kind = store
         self.record = Record()
         self.folder = folder
         self.nodes: dict[str, JumpingNode] = {}
@@ -145,7 +147,7 @@ class World:
 
     def _start(self, stack: ExitStack) -> None:
         self.bucket = stack.enter_context(DevBucket(DevBucketConfig(n_vbuckets=N_VBUCKETS, n_nodes=N_BUCKET_NODES)))
-        self.store = RedisPart(self.folder / "store", save=True)
+        self.store = self._new_store()
         stack.callback(self.store.close)
         self.leases = RedisPart(self.folder / "leases", save=False)
         stack.callback(self.leases.close)
@@ -155,11 +157,11 @@ class World:
         self.operator = JumpingNode(
             "operator", self.folder, self.store.url, self.bucket, coordination__redis=self.leases.url
         )
-        self.readers_link = proxy.link(self.store.socket)
+        self.readers_link = None if isinstance(self.store, ReplicatedStore) else proxy.link(self.store.socket)
         for node in self.nodes.values():
             node.start()
         until(lambda: len(stable_seqnos(self.store.url)) == N_VBUCKETS, "the index to be there")
-        self._recorder = Recorder(self.readers_link.url)
+        self._recorder = Recorder(self.readers_link.url if self.readers_link else self.store.url)
         for channel in FOLLOWED:
             self._recorder.follow(channel)
         self._recorder.follow(SLOWLY_FOLLOWED, pause_s=2.0)
@@ -169,13 +171,31 @@ class World:
             self.writers.append(writer)
             writer.start()
 
-    def _add_node(self, stack: ExitStack, proxy: Proxy, name: str, number: int) -> None:
+    def _new_store(self) -> RedisPart | ReplicatedStore:
+        if self._store_kind == "redis":
+            return RedisPart(self.folder / "store", save=True)
+        return ClusterStore() if self._store_kind == "cluster" else SentinelStore()
+
+    @property
+    def single_store(self) -> RedisPart:
+        """The store, where it is one Redis."""
+        assert isinstance(self.store, RedisPart)
+        return self.store
+
+    def _store_url(self, proxy: Proxy, name: str) -> str:
+        """Where node *name* finds the store: by a link of its own, but for servers that tell each other's addresses."""
+        if isinstance(self.store, ReplicatedStore):
+            return self.store.url
         self.store_links[name] = proxy.link(self.store.socket)
+        return self.store_links[name].url
+
+    def _add_node(self, stack: ExitStack, proxy: Proxy, name: str, number: int) -> None:
+        store_url = self._store_url(proxy, name)
         self.leases_links[name] = proxy.link(self.leases.socket)
         node = JumpingNode(
             name,
             self.folder,
-            self.store_links[name].url,
+            store_url,
             self.bucket,
             coordination__redis=self.leases_links[name].url,
             coordination__ttl_s=2.0,
@@ -229,6 +249,15 @@ class World:
             self.record.rollbacks.append(Rollback(begun, time.monotonic(), vbs, kept))
             for writer in self.writers:
                 writer.find_what_was_taken_back(vbs)
+
+    def note_loss(self) -> None:
+        """The store may lose the newest of what it has acknowledged.
+
+        That sends index and readers back twice: with the store, and once more by the epoch that begins where the index
+        was surely complete.
+        """
+        now = time.monotonic()
+        self.record.rollbacks += [Rollback(now, now, tuple(range(N_VBUCKETS)), ())] * 2
 
     # -- healing
 

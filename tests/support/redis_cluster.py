@@ -91,6 +91,10 @@ class ClusterOfThree:
         for node in self.nodes[gone + 1 :]:
             until(lambda node=node: b"cluster_state:ok" in node.execute_command("CLUSTER", "INFO"))
 
+    def folder(self, number: int) -> Path:
+        """The folder of node *number*."""
+        return self._folder / str(self.ports[number])
+
     def process(self, number: int) -> subprocess.Popen[bytes]:
         """The server of node *number*."""
         return self._processes[number]

@@ -56,6 +56,10 @@ class MasterAndReplica:
         """A client of server *number*."""
         return redis.Redis(port=self.ports[number], socket_timeout=5.0)
 
+    def folder(self, number: int) -> Path:
+        """The folder of server *number*."""
+        return self._folder / str(number)
+
     def process(self, number: int) -> subprocess.Popen[bytes]:
         """Server *number*."""
         return self._processes[number]

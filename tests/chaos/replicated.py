@@ -1,0 +1,199 @@
+"""Stores of several servers, whose masters are lost and replaced while the world goes on."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from tests.support.redis_cluster import N_MASTERS, ClusterOfThree
+from tests.support.redis_sentinel import SentinelAndMaster
+
+DEADLINE_S = 30.0
+"""For a promotion, or for a replica to have what its master has."""
+
+
+class Unfit(Exception):
+    """There is no master with a replica that could take its place, or another fault has the store."""
+
+
+class ReplicatedStore(ABC):
+    """Servers of which some are replicas. One fault at a time: a second one would leave nobody to promote."""
+
+    def __init__(self) -> None:
+        self._is_taken = False
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Have the store for one fault, healing included."""
+        if self._is_taken:
+            raise Unfit
+        self._is_taken = True
+        try:
+            yield
+        finally:
+            self._is_taken = False
+
+    @property
+    @abstractmethod
+    def url(self) -> str:
+        """Where nodes and readers find it."""
+
+    @abstractmethod
+    def draw(self, rnd: random.Random) -> tuple[int, int]:
+        """Choose a master and return its number, and that of its replica."""
+
+    @abstractmethod
+    def client(self, number: int) -> Any:
+        """A client of a server."""
+
+    @abstractmethod
+    def process(self, number: int) -> subprocess.Popen[bytes]:
+        """A server's process."""
+
+    @abstractmethod
+    def folder(self, number: int) -> Path:
+        """A server's folder."""
+
+    @abstractmethod
+    def start(self, number: int, master: int) -> None:
+        """Start a server that was killed; *master* is what it is to replicate, unless it was never replaced."""
+
+    @abstractmethod
+    def hand_over(self, master: int, replica: int) -> None:
+        """Have *replica* take the place of *master* as planned."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """End all servers."""
+
+    def signal(self, number: int, signum: signal.Signals) -> None:
+        """Signal a server."""
+        self.process(number).send_signal(signum)
+
+    def kill(self, number: int) -> None:
+        """SIGKILL a server."""
+        self.process(number).kill()
+        self.process(number).wait()
+
+    def await_role(self, number: int, role: str) -> None:
+        """Wait until a server is "master", or "slave" with a link to its master."""
+        deadline = time.monotonic() + DEADLINE_S
+        while True:
+            with suppress(redis.RedisError):
+                found = self.client(number).info("replication")
+                if found["role"] == role and (role == "master" or found["master_link_status"] == "up"):
+                    return
+            if time.monotonic() > deadline:
+                raise Unfit
+            time.sleep(0.05)
+
+    def revive(self) -> None:  # noqa: B027 each fault heals what it did
+        """Start what has ended: nothing."""
+
+    def lift_limit(self) -> None:  # noqa: B027 no fault limits their memory
+        """Give servers memory: they have it."""
+
+
+class ClusterStore(ReplicatedStore):
+    """Three masters and three replicas, with appendfsync everysec."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._cluster = ClusterOfThree(replicas=True, append_only=True)
+
+    @property
+    def url(self) -> str:
+        """See `ReplicatedStore`."""
+        return self._cluster.url
+
+    def draw(self, rnd: random.Random) -> tuple[int, int]:
+        """See `ReplicatedStore`."""
+        first = rnd.randrange(N_MASTERS)
+        for pair in ((first, first + N_MASTERS), (first + N_MASTERS, first)):
+            if self._cluster.is_master(pair[0]):
+                return pair
+        raise Unfit
+
+    def client(self, number: int) -> Any:
+        """See `ReplicatedStore`."""
+        return redis.Redis(port=self._cluster.ports[number], socket_timeout=2.0)
+
+    def process(self, number: int) -> subprocess.Popen[bytes]:
+        """See `ReplicatedStore`."""
+        return self._cluster.process(number)
+
+    def folder(self, number: int) -> Path:
+        """See `ReplicatedStore`."""
+        return self._cluster.folder(number)
+
+    def start(self, number: int, master: int) -> None:
+        """See `ReplicatedStore`."""
+        self._cluster.start_again(number)
+
+    def hand_over(self, master: int, replica: int) -> None:
+        """See `ReplicatedStore`."""
+        self.client(replica).execute_command("CLUSTER", "FAILOVER")
+
+    def close(self) -> None:
+        """See `ReplicatedStore`."""
+        self._cluster.close()
+
+
+class SentinelStore(ReplicatedStore):
+    """A master, its replica and a Sentinel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._servers = SentinelAndMaster()
+
+    @property
+    def url(self) -> str:
+        """See `ReplicatedStore`."""
+        return self._servers.url
+
+    def draw(self, rnd: random.Random) -> tuple[int, int]:
+        """See `ReplicatedStore`."""
+        master = self._servers.master
+        return master, 1 - master
+
+    def client(self, number: int) -> Any:
+        """See `ReplicatedStore`."""
+        return self._servers.client(number)
+
+    def process(self, number: int) -> subprocess.Popen[bytes]:
+        """See `ReplicatedStore`."""
+        return self._servers.process(number)
+
+    def folder(self, number: int) -> Path:
+        """See `ReplicatedStore`."""
+        return self._servers.folder(number)
+
+    def start(self, number: int, master: int) -> None:
+        """See `ReplicatedStore`."""
+        lines = "" if master == number else f"replicaof 127.0.0.1 {self._servers.ports[master]}"
+        self._servers.start(number, lines)
+
+    def hand_over(self, master: int, replica: int) -> None:
+        """See `ReplicatedStore`."""
+        self._servers.client(2).execute_command("SENTINEL", "FAILOVER", "main")
+
+    def close(self) -> None:
+        """See `ReplicatedStore`."""
+        self._servers.close()
+
+
+def tear(folder: Path, rnd: random.Random) -> None:
+    """Cut the end off the append-only file in *folder*, as a machine does that loses its last second."""
+    files = sorted(folder.glob("appendonlydir/*.incr.aof")) or sorted(folder.glob("*.aof"))
+    if not files:
+        raise Unfit
+    size = files[-1].stat().st_size
+    os.truncate(files[-1], max(0, size - rnd.randrange(1, 200_000)))

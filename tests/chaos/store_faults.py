@@ -1,0 +1,107 @@
+"""What can be done to a store of several servers. Registered with the other kinds; each is healed before the next."""
+
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import redis
+
+from tests.chaos.faults import KINDS, Act, Kind, Missed
+from tests.chaos.replicated import ReplicatedStore, Unfit, tear
+from tests.chaos.world import World
+
+LAG_S = 0.7
+"""How long a replica stands still before its master dies: what the master took meanwhile is lost."""
+
+StoreAct = Callable[[ReplicatedStore, random.Random, int, int], Iterator[None]]
+
+
+def store_kind(*stores: str, longest_s: float = 0.0, loses_tail: bool = True) -> Callable[[StoreAct], StoreAct]:
+    """Register a fault of a master and its replica. Replication is asynchronous: whatever is not planned may lose."""
+
+    def register(act: StoreAct) -> StoreAct:
+        KINDS[act.__name__] = Kind(_guarded(act, loses_tail=loses_tail), longest_s, alone=False, stores=stores)
+        return act
+
+    return register
+
+
+def _guarded(act: StoreAct, *, loses_tail: bool) -> Act:
+    def guarded(world: World, rnd: random.Random) -> Iterator[None]:
+        store = world.store
+        assert isinstance(store, ReplicatedStore)
+        try:
+            with store.taken():
+                master, replica = store.draw(rnd)
+                store.await_role(replica, "slave")
+                if loses_tail:
+                    world.note_loss()
+                yield from act(store, rnd, master, replica)
+        except (Unfit, redis.RedisError) as error:
+            raise Missed from error
+
+    return guarded
+
+
+@store_kind("cluster", "sentinel")
+def kill_master(store: ReplicatedStore, rnd: random.Random, master: int, replica: int) -> Iterator[None]:
+    """Its replica takes its place; it comes back as a replica."""
+    store.kill(master)
+    store.await_role(replica, "master")
+    yield
+    store.start(master, replica)
+    store.await_role(master, "slave")
+
+
+@store_kind("cluster", "sentinel", longest_s=6.0)
+def hang_master(store: ReplicatedStore, rnd: random.Random, master: int, replica: int) -> Iterator[None]:
+    """No FIN: it accepts connections and answers nothing, for a moment or until it was replaced."""
+    store.signal(master, signal.SIGSTOP)
+    yield
+    store.signal(master, signal.SIGCONT)
+    time.sleep(1.0)  # it takes a moment to learn that it was replaced
+
+
+@store_kind("cluster", "sentinel")
+def promote_stale_replica(store: ReplicatedStore, rnd: random.Random, master: int, replica: int) -> Iterator[None]:
+    """The replica lacks what the master took last."""
+    store.signal(replica, signal.SIGSTOP)
+    time.sleep(LAG_S)
+    store.kill(master)
+    store.signal(replica, signal.SIGCONT)
+    store.await_role(replica, "master")
+    yield
+    store.start(master, replica)
+    store.await_role(master, "slave")
+
+
+@store_kind("cluster")
+def tear_append_file(store: ReplicatedStore, rnd: random.Random, master: int, replica: int) -> Iterator[None]:
+    """A master comes back before anybody replaces it, without the last of its file."""
+    store.kill(master)
+    with suppress(FileNotFoundError):
+        tear(store.folder(master), rnd)
+    store.start(master, master)
+    yield
+    _settle(store, master, replica)
+
+
+@store_kind("cluster", "sentinel", loses_tail=False)
+def hand_over(store: ReplicatedStore, rnd: random.Random, master: int, replica: int) -> Iterator[None]:
+    """A planned failover: nothing is lost."""
+    store.hand_over(master, replica)
+    store.await_role(replica, "master")
+    yield
+    store.await_role(master, "slave")
+
+
+def _settle(store: ReplicatedStore, *pair: int) -> None:
+    """Wait until one of *pair* is the master, and the other its replica."""
+    roles: list[Any] = []
+    for number in pair:
+        with suppress(redis.RedisError):
+            roles.append(store.client(number).info("replication")["role"])
+    store.await_role(pair[1] if roles[:1] != ["slave"] else pair[0], "slave")
