@@ -96,6 +96,21 @@ def test_a_bucket_that_is_killed_before_it_wrote_takes_back_what_it_lost(tmp_pat
             assert "feed.rolled_back" in node.log.read_text()
 
 
+def test_a_rebuild_for_a_bucket_that_was_made_again_is_refused_and_says_what_helps(
+    tmp_path: Path, redis_url: str
+) -> None:
+    with DevBucket(DevBucketConfig(n_vbuckets=N_VBUCKETS)) as bucket:
+        with Node("n1", tmp_path, redis_url, bucket, **SETTINGS).start() as node:
+            write(bucket, "before")
+            await_stable(redis_url, bucket)
+            assert node.drain() == 0
+        port = bucket.port
+    with DevBucket(DevBucketConfig(n_vbuckets=N_VBUCKETS, port=port)):
+        done = cli("rebuild", "--yes", "--no-wait", "--config", node.config)
+    assert done.returncode == exits.MISMATCH, done.stderr
+    assert "Give index.name a new value" in done.stderr
+
+
 def test_collections_that_are_created_are_indexed_with_their_scope(tmp_path: Path, redis_url: str) -> None:
     config = DevBucketConfig(n_vbuckets=N_VBUCKETS, collections=("shop.orders", "other.things"))
     settings = {**SETTINGS, "source__collections": "shop.*"}

@@ -655,6 +655,12 @@ def test_what_an_error_of_the_sdk_means(error, of_a_change, of_a_read):
     assert type(translate_error("couchbase://h/b", "key", error, changes=False)) is of_a_read
 
 
+def test_a_write_that_the_sdk_cancels_names_the_setting_that_may_be_why():
+    error = translate_error("couchbase://h/b", "key", sdk.RequestCanceledException(), changes=True)
+    assert 'set index.durability = "none"' in str(error)
+    assert "durability" not in str(translate_error("u", "key", sdk.RequestCanceledException(), changes=False))
+
+
 def test_of_many_errors_the_one_that_asking_again_does_not_cure_counts():
     refused, unknown, wrong = StoreUnavailable("a"), OutcomeUnknown("b"), ConfigInvalid("c")
     assert worst([refused, unknown, wrong], n_done=0) is wrong

@@ -2,11 +2,15 @@
 
 import argparse
 from collections.abc import Collection, Mapping
+from contextlib import closing, suppress
 
 from channelindex import exits
-from channelindex.config import REQUIRED_TO_READ, REQUIRED_TO_RUN
+from channelindex.config import REQUIRED_TO_READ, REQUIRED_TO_RUN, Config
+from channelindex.errors import AuthenticationFailed, ProtocolError, SourceUnavailable
 from channelindex.model import IndexMeta
+from channelindex.stores import open_reader
 from workers.cli import options, repair, rewind
+from workers.pipeline.source import check_source
 
 _EPILOG = f"""\
 example:
@@ -45,8 +49,23 @@ def run(args: argparse.Namespace) -> int:
         restored = repair.restore(config, (), "rebuild")
         if not args.json:
             repair.print_restored(restored)
+    _check_bucket(config)
     rewind.rewind_and_wait(config, args, "rebuild", _everything, restores=True)
     return exits.OK
+
+
+def _check_bucket(config: Config) -> None:
+    """Refuse to order what no node can do, where the bucket can be asked: it may be down, or closed to operators.
+
+    Raises:
+        IndexMismatch: the index is of another bucket.
+    """
+    if not config.source.url:
+        return
+    with closing(open_reader(config.index, config.node.run_dir)) as store:
+        source_uuid = store.meta().source_uuid
+    with suppress(SourceUnavailable, ProtocolError, AuthenticationFailed):
+        check_source(config.source, source_uuid)
 
 
 def _everything(meta: IndexMeta) -> tuple[Collection[int], Mapping[int, int]]:

@@ -48,7 +48,7 @@ def check_source(source: SourceSettings, source_uuid: str) -> None:
     if found != source_uuid:
         raise IndexMismatch(
             f"the index is of the bucket with UUID {source_uuid}, source.url names one with {found}: it is another "
-            "bucket, or was flushed or made again; index it under another index.name"
+            "bucket, or was flushed or made again. Give index.name a new value; `rebuild` cannot change the bucket"
         )
 
 

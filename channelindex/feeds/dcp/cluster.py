@@ -157,7 +157,8 @@ class Cluster:
         if self._source_uuid != found.uuid:
             raise IndexMismatch(
                 f"the bucket {self._address.bucket!r} of source.url has the UUID {found.uuid}, expected "
-                f"{self._source_uuid}: it was deleted and created anew; rebuild the index, or set another index.name"
+                f"{self._source_uuid}: it was deleted and created anew. "
+                "Give index.name a new value: `rebuild` indexes the bucket that an index began with"
             )
         node.announced = found.here or node.endpoint
         self._refreshed_at = now

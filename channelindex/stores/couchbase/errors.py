@@ -17,6 +17,10 @@ from channelindex.stores.couchbase.keys import SETTING
 _VALUE_TOO_LARGE = 104
 """The SDK's number for it; it has no exception of its own."""
 
+_NO_DURABILITY = (
+    "; a server that takes no durable writes (before 6.5, a memcached bucket) has them canceled by the SDK: "
+    'then set index.durability = "none"'
+)
 _NOTHING_HAPPENED = (
     sdk.UnAmbiguousTimeoutException,
     sdk.TemporaryFailException,
@@ -49,6 +53,8 @@ def translate_error(where: str, key: str, error: Exception, *, changes: bool) ->
         return ConfigInvalid(f"{what}: check index.scope, index.collection and index.durability")
     if isinstance(error, sdk.DeltaInvalidException):
         return IndexCorrupt(f"{key}: it is no counter")
+    if changes and isinstance(error, sdk.RequestCanceledException):
+        what += _NO_DURABILITY
     if not changes or isinstance(error, _NOTHING_HAPPENED):
         return StoreUnavailable(what)
     return OutcomeUnknown(what)
