@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Transient,
     )
     from channelindex.opening import open_index
+    from channelindex.reading.keeping import TokenFile, TokenInRedis, TokenStore
     from channelindex.reading.paging import Change, Changes
     from channelindex.reading.reader import ChangesReader
 
@@ -46,7 +47,10 @@ __all__ = [
     "ReaderClosed",
     "StoreUnavailable",
     "TokenAhead",
+    "TokenFile",
+    "TokenInRedis",
     "TokenInvalid",
+    "TokenStore",
     "Transient",
     "open_index",
 ]
@@ -54,6 +58,9 @@ _MODULES = {
     "Change": "reading.paging",
     "Changes": "reading.paging",
     "ChangesReader": "reading.reader",
+    "TokenFile": "reading.keeping",
+    "TokenInRedis": "reading.keeping",
+    "TokenStore": "reading.keeping",
     "open_index": "opening",
 }
 """Modules that define the public names; the others are errors."""

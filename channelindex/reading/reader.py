@@ -10,6 +10,7 @@ from channelindex.blocks import OnCorrupt, refuse
 from channelindex.errors import ReaderClosed, TokenAhead, Transient
 from channelindex.reading import token
 from channelindex.reading.block_walk import NOTHING_READ, walk
+from channelindex.reading.keeping import TokenStore
 from channelindex.reading.paging import Changes, Pager
 from channelindex.reading.query import Query
 from channelindex.reading.scan import Scan
@@ -19,6 +20,8 @@ from channelindex.stores.base import IndexReader
 FIRST_RETRY_S = 0.1
 BEHIND_S = 60.0
 """Wait of a follower for an index that went back: a store failed over, and the nodes write again what it lost."""
+CONSUMED_AT_ONCE = 1000
+"""Documents in a page of `consume`: what is told again after a crash in the midst of it."""
 NOW = "now"
 """The `since` of a reader that wants what comes next, and nothing that is there."""
 LONGEST_RETRY_S = 5.0  # a follower notices within this that the store is back
@@ -169,6 +172,52 @@ class ChangesReader:
                 if page.entries:
                     yield page
 
+    def consume(
+        self,
+        channels: Iterable[str],
+        kept: TokenStore,
+        since: str | None = None,
+        limit: int | None = CONSUMED_AT_ONCE,
+        *,
+        active_only: bool = False,
+        doc_ids: Iterable[str] | None = None,
+        stop: Callable[[], bool] = lambda: False,
+        wait_s: float = 1.0,
+        behind_s: float = BEHIND_S,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> Iterator[Changes]:
+        """The pages of `follow` from the token in *kept*, or from *since* where there is none yet.
+
+        The token of a page is saved when the next one is asked for. So what ends in the middle of a page, by an error,
+        a crash or a `break`, is told of that page again: who handles changes must bear to see one twice. A *kept* that
+        is away is tried again, as `follow` does, and the same page is kept.
+
+        Raises:
+            What *kept* raises but `Transient`; and see `follow`.
+        """
+        query = Query.of(channels, doc_ids, active_only=active_only)
+        _check_limit(limit)
+        return self._consume(query, kept, since, limit, stop, wait_s, behind_s, sleep)
+
+    def _consume(
+        self,
+        query: Query,
+        kept: TokenStore,
+        since: str | None,
+        limit: int | None,
+        stop: Callable[[], bool],
+        wait_s: float,
+        behind_s: float,
+        sleep: Callable[[float], None],
+    ) -> Iterator[Changes]:
+        begin = kept.load() or since
+        if begin == NOW:  # it stays the same now if we end before there is anything
+            begin = next(self._read(query, NOW, None)).since
+            kept.save(begin)
+        for page in self._follow(query, begin, limit, stop, wait_s, behind_s, sleep):
+            yield page
+            _save(kept, page.since, stop, sleep)
+
     def close(self) -> None:
         """Close the store; who follows in another thread ends. May be called twice."""
         self._is_closed = True
@@ -185,6 +234,18 @@ class ChangesReader:
     def principal_counter(self, key: str) -> int:
         """Number of changes of the user or role document *key*; "" for the sum over all of them."""
         return self._store.principal_counter(key)
+
+
+def _save(kept: TokenStore, token: str, stop: Callable[[], bool], sleep: Callable[[float], None]) -> None:
+    """Save *token* in *kept*; while that is away, try again until *stop*."""
+    backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
+    while True:
+        try:
+            return kept.save(token)
+        except Transient:
+            if stop():
+                raise
+            sleep(backoff.next_delay_s())
 
 
 def _check_limit(limit: int | None) -> None:

@@ -218,6 +218,21 @@ def test_ctrl_c_ends_a_follower_quietly(tmp_path: Path, index_url: str) -> None:
         assert follower.stderr.read() == ""
 
 
+def test_ctrl_c_makes_a_follower_print_its_token(tmp_path: Path, index_url: str) -> None:
+    store = ("--set", f"index.store={index_url}")
+    with subprocess.Popen(
+        command("changes", "A", "--follow", *store), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True
+    ) as follower:
+        assert follower.stdout
+        assert any("doc4" in line for line in iter(follower.stdout.readline, ""))
+        follower.send_signal(signal.SIGINT)
+        *_, last = follower.stdout.read().splitlines()
+        assert follower.wait(timeout=30) == exits.INTERRUPTED
+    assert last.startswith("continue with --since ")
+    rest = channelindex("changes", "A", "--json", "--since", last.split()[-1], *store, cwd=tmp_path).stdout
+    assert [set(json.loads(line)) for line in rest.splitlines()] == [{"since", "pending"}]
+
+
 def test_a_reader_that_has_seen_enough_gets_no_complaint(tmp_path: Path, index_url: str) -> None:
     arguments = ("changes", "A", "--follow", "--json", "--set", f"index.store={index_url}")
     with subprocess.Popen(

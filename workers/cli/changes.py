@@ -25,6 +25,7 @@ example:
 With --json each change is one line, and after each page comes a line
 {"since": TOKEN, "pending": N}. Give TOKEN to --since to go on after that page,
 with the same channels: for others it is refused. "pending" are changes beyond it.
+Without --json TOKEN comes at the end, with --follow when it is interrupted.
 
 A damaged block ends the command with an error that names it. --skip-corrupt
 reports it on stderr and continues with what is intact; what was lost with the
@@ -64,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         if args.json:
             _print_json(pages)
         else:
-            _print_tables(pages, with_token=not args.follow)
+            _print_tables(pages, args.since, follows=args.follow)
     return exits.OK
 
 
@@ -106,16 +107,22 @@ def _print_json(pages: Iterator[Changes]) -> None:
         output.json_line({"since": page.since, "pending": page.pending})
 
 
-def _print_tables(pages: Iterator[Changes], *, with_token: bool) -> None:
-    since, pending = "", 0
-    for page in pages:
-        if page.entries:
-            header = ("document", "revision", "change", "vbucket", "seqno", "channels")
-            output.table(header, [_row(change) for change in page.entries])
-        since, pending = page.since, page.pending
-    if with_token:
-        output.line("")
-        output.line(f"{pending} more; continue with --since {since}")
+def _print_tables(pages: Iterator[Changes], since: str | None, *, follows: bool) -> None:
+    """Print *pages*, and at the end the token: of a follower when it is interrupted, of the last page printed whole."""
+    pending = 0
+    try:
+        for page in pages:
+            if page.entries:
+                header = ("document", "revision", "change", "vbucket", "seqno", "channels")
+                output.table(header, [_row(change) for change in page.entries])
+            since, pending = page.since, page.pending
+    except KeyboardInterrupt:
+        if follows and since:
+            output.line("")
+            output.line(f"continue with --since {since}")
+        raise
+    output.line("")
+    output.line(f"{pending} more; continue with --since {since}")
 
 
 def _row(change: Change) -> tuple[object, ...]:
