@@ -17,7 +17,7 @@ class BucketCluster:
         self.accounts = accounts
         self.logins_refused = False
         self.warming_up = False
-        self._replica_seqnos: list[int] | None = None  # where the replicas stand still, by vbucket
+        self._replica_seqnos: list[int] | None = None  # where the replicas are stalled, by vbucket
         self.idle_timeout_s = idle_timeout_s
         self.now = now  # monotonic seconds
         self.flush: Callable[[Bucket], None] | None = None  # None: there is no file, memory counts as disk
@@ -36,7 +36,7 @@ class BucketCluster:
         return min(vbucket.persisted_seqno, vbucket.high_seqno) if self.flush is not None else vbucket.high_seqno
 
     def stall_replicas(self, *, on: bool) -> None:
-        """Let the replicas stand still at what they have now, or follow again."""
+        """Stall the replicas at what they have now, or let them follow again."""
         vbuckets = self.bucket.vbuckets if self.bucket is not None else []
         self._replica_seqnos = [vbucket.high_seqno for vbucket in vbuckets] if on else None
 

@@ -207,7 +207,7 @@ class Controls:
         self._server.disk_stalled = on
 
     def stall_replicas(self, on: bool = True) -> None:
-        """Let all replicas stand still, or follow again: what a failover of a node then loses."""
+        """Stall all replicas, or let them follow again: a failover of a node then loses what they lack."""
         self._cluster.stall_replicas(on=on)
 
     def drop_bucket(self) -> None:

@@ -42,7 +42,7 @@ _RAW_DEFLATE = -15
 
 
 class Told(IntEnum):
-    """What a reader may have been told of documents that it has yet to be told of again, for `active_only`."""
+    """Documents that a reader may have, and that it has yet to get again, for `active_only`."""
 
     NOTHING = 0
     """In vbuckets at seqno 0, nothing; in the others, anything."""
@@ -100,7 +100,7 @@ def pack(token: Token) -> bytes:
 
 
 def seal(packed: bytes, meta: IndexMeta, asked: bytes) -> str:
-    """What `pack` returned as the string that `decode` reads."""
+    """Encode what `pack` returned as the string that `decode` reads."""
     body = packed[:1] + _fingerprint(meta) + asked + packed[1:]
     return _to_text(body + zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "big"))
 
