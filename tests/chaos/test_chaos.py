@@ -15,6 +15,8 @@ from tests.chaos.schedule import Fault
 from tests.chaos.world import World
 from tests.support.node import until
 
+pytestmark = pytest.mark.slow
+
 SEED = "20/1"
 EPISODES = 9
 FEWEST_KINDS = 12

@@ -2,11 +2,15 @@
 
 import json
 
+import pytest
+
 from devbucket.process import DevBucket
 from tests.support.history import expected_channels, lines_of
 from tests.support.node import Node
 from tests.support.running import assert_verified, await_stable, cli, indexed_channels
 from tests.support.shared import shared_path
+
+pytestmark = pytest.mark.slow
 
 
 def test_real_history_through_a_running_node_gives_exactly_the_channels_that_the_file_says(tmp_path, redis_url):

@@ -17,6 +17,8 @@ from tests.support.running import assert_verified, await_stable, connect, indexe
 from tests.support.shared import shared_path
 from tests.support.watchers import Follower, StableWatch
 
+pytestmark = pytest.mark.slow
+
 SEEDS = 6
 """Of the twenty that every night tries."""
 N_REVISIONS = 1_200

@@ -18,6 +18,8 @@ from tests.support.redis_cluster import N_MASTERS, ClusterOfThree
 from tests.support.redis_sentinel import MasterAndReplica, SentinelAndMaster
 from tests.support.running import assert_verified, await_stable, connect
 
+pytestmark = pytest.mark.slow
+
 N_DOCUMENTS = 300
 N_CHANNELS = 40
 

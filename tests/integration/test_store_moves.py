@@ -15,6 +15,8 @@ from tests.support.redis_cluster import N_MASTERS, ClusterOfThree
 from tests.support.redis_sentinel import MasterAndReplica, SentinelAndMaster
 from tests.support.stores import META, Backend, all_entries, append, checkpoints, entry
 
+pytestmark = pytest.mark.slow
+
 DEADLINE_S = 40.0
 CHANNELS = [f"channel-{number}" for number in range(40)]
 

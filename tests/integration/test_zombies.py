@@ -22,6 +22,8 @@ from tests.support.pausing import STEPS, PausingNode
 from tests.support.running import assert_verified, await_stable, connect, indexed_channels
 from tests.support.watchers import StableWatch
 
+pytestmark = pytest.mark.slow
+
 SLICE = 60
 ALONE_S = 0.4
 """How long the zombie works before its supervisor wakes and kills it."""
