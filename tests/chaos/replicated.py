@@ -27,6 +27,9 @@ class Unfit(Exception):
 class ReplicatedStore(ABC):
     """Servers of which some are replicas. One fault at a time: a second one would leave nobody to promote."""
 
+    hand_over_may_lose = False
+    """Whether a planned failover may lose what was acknowledged."""
+
     def __init__(self) -> None:
         self._is_taken = False
 
@@ -148,7 +151,12 @@ class ClusterStore(ReplicatedStore):
 
 
 class SentinelStore(ReplicatedStore):
-    """A master, its replica and a Sentinel."""
+    """A master, its replica and a Sentinel.
+
+    SENTINEL FAILOVER does not stop the master's writes before it promotes the replica, as CLUSTER FAILOVER does.
+    """
+
+    hand_over_may_lose = True
 
     def __init__(self) -> None:
         super().__init__()

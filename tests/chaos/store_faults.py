@@ -37,7 +37,7 @@ def _guarded(act: StoreAct, *, loses_tail: bool) -> Act:
             with store.taken():
                 master, replica = store.draw(rnd)
                 store.await_role(replica, "slave")
-                if loses_tail:
+                if loses_tail or store.hand_over_may_lose:
                     world.note_loss()
                 yield from act(store, rnd, master, replica)
         except (Unfit, redis.RedisError) as error:
@@ -91,7 +91,7 @@ def tear_append_file(store: ReplicatedStore, rnd: random.Random, master: int, re
 
 @store_kind("cluster", "sentinel", loses_tail=False)
 def hand_over(store: ReplicatedStore, rnd: random.Random, master: int, replica: int) -> Iterator[None]:
-    """A planned failover: nothing is lost."""
+    """A planned failover: in a cluster nothing is lost."""
     store.hand_over(master, replica)
     store.await_role(replica, "master")
     yield
