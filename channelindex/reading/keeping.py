@@ -14,7 +14,7 @@ from channelindex.redis.scripts import Scripts
 class TokenStore(Protocol):
     """Keeps one token, for one consumer at a time. Anything with these two methods will do: a row of a database, say.
 
-    Who writes it in the transaction in which it stores what a page brought is told of nothing twice.
+    A reader that writes it in the transaction in which it stores a page gets nothing twice.
     """
 
     def load(self) -> str | None:
@@ -73,8 +73,8 @@ class TokenFile:
 class TokenInRedis:
     """`TokenStore` in the value of *key* in the Redis at *url*, any that `index.store` may name. For one thread.
 
-    It is as safe there as Redis is told to be: one that loses its newest writes brings back an earlier token, and what
-    came after that is told again.
+    It is as safe there as Redis is configured to be: one that loses its newest writes has an earlier token, and what
+    came after that comes again.
 
     Raises:
         ConfigInvalid: *url* is not usable.

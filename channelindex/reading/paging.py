@@ -8,9 +8,9 @@ from channelindex import blocks
 from channelindex.model import DELETED, REMOVED, IndexMeta
 from channelindex.reading import token
 from channelindex.reading.block_walk import ReadStats
-from channelindex.reading.query import Query, document_id, untold_upto
+from channelindex.reading.query import Query, document_id, undelivered_upto
 from channelindex.reading.scan import Found, Scan
-from channelindex.reading.token import Token, Told
+from channelindex.reading.token import Delivered, Token
 
 
 class Change(NamedTuple):
@@ -64,19 +64,19 @@ class Pager:
         pending = self._scan.count()
         page: list[Found] = []
         for vb, upto, documents in self._turns(read):
-            told = _told(read, vb, upto)
+            delivered = _delivered(read, vb, upto)
             horizons[vb] = stable[vb]
             for document in documents:
                 if len(page) == size:
                     pending -= size
-                    at = Token(vb, upto, read.epochs, tuple(seqnos), tuple(horizons), told)
+                    at = Token(vb, upto, read.epochs, tuple(seqnos), tuple(horizons), delivered)
                     yield self._answer(page, at, pending)
                     page = []
                 page.append(document)
                 seqnos[vb] = document[0]
             seqnos[vb] = max(seqnos[vb], upto)
-        told = Told.ANYTHING if read.told == Told.ANYTHING else Told.NOTHING
-        yield self._answer(page, Token(0, 0, read.epochs, tuple(seqnos), tuple(horizons), told), 0)
+        delivered = Delivered.ANYTHING if read.delivered == Delivered.ANYTHING else Delivered.NOTHING
+        yield self._answer(page, Token(0, 0, read.epochs, tuple(seqnos), tuple(horizons), delivered), 0)
 
     def _turns(self, read: Token) -> Iterator[tuple[int, int, list[Found]]]:
         """(vbucket, seqno up to which it has its turn, its documents up to there), in the order of delivery.
@@ -116,8 +116,8 @@ class Pager:
         return names
 
 
-def _told(read: Token, vb: int, upto: int) -> Told:
-    """The `Token.told` of a page that ends in the turn of *vb* up to *upto*; the read began at *read*."""
-    if read.told == Told.ANYTHING:
-        return Told.ANYTHING
-    return Told.NOTHING_IN_TURN if upto <= untold_upto(read, vb) else Told.NOTHING
+def _delivered(read: Token, vb: int, upto: int) -> Delivered:
+    """The `Token.delivered` of a page that ends in the turn of *vb* up to *upto*; the read began at *read*."""
+    if read.delivered == Delivered.ANYTHING:
+        return Delivered.ANYTHING
+    return Delivered.NOTHING_IN_TURN if upto <= undelivered_upto(read, vb) else Delivered.NOTHING

@@ -7,7 +7,7 @@ from typing import NamedTuple, Self
 from channelindex.model import DELETED, REMOVED
 from channelindex.reading import token
 from channelindex.reading.scan import Found, Scan
-from channelindex.reading.token import Token, Told
+from channelindex.reading.token import Delivered, Token
 
 _GONE = DELETED | REMOVED
 
@@ -39,18 +39,18 @@ class Query(NamedTuple):
                 scan.keep(vb, lambda key, _: document_id(key) in ids)
         if self.active_only:
             for vb in range(len(read.seqnos)):
-                upto = untold_upto(read, vb)
+                upto = undelivered_upto(read, vb)
                 if upto:
                     scan.keep(vb, partial(_is_news, upto))
 
 
-def untold_upto(read: Token, vb: int) -> int:
-    """The seqno up to which a deletion or removal in *vb* is of no document that the reader at *read* was told of."""
-    if read.told == Told.ANYTHING:
+def undelivered_upto(read: Token, vb: int) -> int:
+    """The seqno up to which a deletion or removal in *vb* is of no document that the reader at *read* got."""
+    if read.delivered == Delivered.ANYTHING:
         return 0
     if not read.seqnos[vb]:
         return token.MAX_SEQNO
-    return read.turn_seqno if vb == read.turn_vb and read.told == Told.NOTHING_IN_TURN else 0
+    return read.turn_seqno if vb == read.turn_vb and read.delivered == Delivered.NOTHING_IN_TURN else 0
 
 
 def document_id(key: bytes) -> str:

@@ -21,7 +21,7 @@ FIRST_RETRY_S = 0.1
 BEHIND_S = 60.0
 """Wait of a follower for an index that went back: a store failed over, and the nodes write again what it lost."""
 CONSUMED_AT_ONCE = 1000
-"""Documents in a page of `consume`: what is told again after a crash in the midst of it."""
+"""Documents in a page of `consume`, which come again after a crash in the midst of it."""
 NOW = "now"
 """The `since` of a reader that wants what comes next, and nothing that is there."""
 LONGEST_RETRY_S = 5.0  # a follower notices within this that the store is back
@@ -39,8 +39,8 @@ class ChangesReader:
     A `since` is good for the channels and `doc_ids` with which it was made, in any order, and refused for others: it
     says nothing of them. `since="now"` begins with what comes next.
 
-    With `active_only`, a reader is not told of deletions and removals of documents that it was never told of: for one
-    who begins with nothing. In vbuckets that it has read before, it is told of all, so it may ask so for ever.
+    With `active_only`, a reader does not get deletions and removals of documents that it never got: for one
+    who begins with nothing. In vbuckets that it has read before, it gets all, so it may ask so for ever.
 
     *on_corrupt* is called for each damaged or missing block. If it returns, the answer holds what is intact, and what
     was damaged is never reported: the token goes beyond it.
@@ -189,7 +189,7 @@ class ChangesReader:
         """The pages of `follow` from the token in *kept*, or from *since* where there is none yet.
 
         The token of a page is saved when the next one is asked for. So what ends in the middle of a page, by an error,
-        a crash or a `break`, is told of that page again: who handles changes must bear to see one twice. A *kept* that
+        a crash or a `break`, gets that page again: a handler must tolerate to see a change twice. A *kept* that
         is away is tried again, as `follow` does, and the same page is kept.
 
         Raises:

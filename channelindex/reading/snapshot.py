@@ -5,7 +5,7 @@ from typing import NamedTuple, Self
 
 from channelindex.epochs import Bounds, EpochStart, PartitionRecord, whole_record
 from channelindex.errors import IndexCorrupt, TokenAhead
-from channelindex.reading.token import Token, Told
+from channelindex.reading.token import Delivered, Token
 from channelindex.stores.base import IndexReader
 
 
@@ -143,8 +143,8 @@ class IndexSnapshot:
                     raise _from_the_future(f"vbucket {vb} is at seqno", self.stable[vb], horizon)
                 seqnos.append(token.seqnos[vb] if left == horizon else 0)
                 horizons.append(horizon if left == horizon else 0)
-        told = token.told if tuple(horizons) == token.horizons else Told.ANYTHING
-        return token._replace(epochs=self.epochs, seqnos=tuple(seqnos), horizons=tuple(horizons), told=told)
+        delivered = token.delivered if tuple(horizons) == token.horizons else Delivered.ANYTHING
+        return token._replace(epochs=self.epochs, seqnos=tuple(seqnos), horizons=tuple(horizons), delivered=delivered)
 
 
 def _from_the_future(what: str, ours: int, theirs: int) -> TokenAhead:

@@ -5,7 +5,7 @@ A token is base64url, without padding, of these bytes:
     format version (1 byte; the top bit is set where the numbers are deflated), fingerprint of the index (4 bytes),
     fingerprint of what was asked for (4 bytes)
     the numbers, as varints (seven bits a byte, least significant first, the top bit set on all bytes but the last):
-        vbucket whose turn it is, the seqno up to which it has its turn, what was told before (bits of `Told`)
+        vbucket whose turn it is, the seqno up to which it has its turn, what was delivered before (`Delivered`)
         epochs by partition; by vbucket the seqnos, then how much higher the horizons are: each list as differences
         to the value before (zigzag: 2d, or -2d - 1 where d is negative), a 0 followed by the number of further zeros
     CRC-32 of all bytes before (4 bytes)
@@ -41,8 +41,8 @@ _DEFLATED = 0x80
 _RAW_DEFLATE = -15
 
 
-class Told(IntEnum):
-    """Documents that a reader may have, and that it has yet to get again, for `active_only`."""
+class Delivered(IntEnum):
+    """Documents that a reader may have got and that it has yet to get again, for `active_only`."""
 
     NOTHING = 0
     """In vbuckets at seqno 0, nothing; in the others, anything."""
@@ -62,7 +62,7 @@ class Token(NamedTuple):
     `turn_vb` is the vbucket whose turn it is: the next result begins with it, as far as `turn_seqno`, and comes back
     to what is above that after all others. A vbucket that keeps changing can so not keep the others waiting.
 
-    `told` says what `active_only` has to know.
+    `delivered` is for `active_only`.
     """
 
     turn_vb: int
@@ -70,7 +70,7 @@ class Token(NamedTuple):
     epochs: tuple[int, ...]
     seqnos: tuple[int, ...]
     horizons: tuple[int, ...]
-    told: Told = Told.NOTHING
+    delivered: Delivered = Delivered.NOTHING
 
 
 def ask(channels: Iterable[str], doc_ids: Iterable[str] | None) -> bytes:
@@ -89,7 +89,7 @@ def pack(token: Token) -> bytes:
     numbers = bytearray()
     _put_varint(numbers, token.turn_vb)
     _put_varint(numbers, token.turn_seqno)
-    _put_varint(numbers, token.told)
+    _put_varint(numbers, token.delivered)
     _put_differences(numbers, token.epochs)
     _put_differences(numbers, token.seqnos)
     _put_differences(numbers, map(sub, token.horizons, token.seqnos))
@@ -125,15 +125,15 @@ def decode(text: str | None, meta: IndexMeta, asked: bytes) -> Token:
         raise TokenInvalid("since token was made for other channels or documents; begin again without one")
     numbers = body[_HEAD_BYTES:]
     values = _varints(_inflated(numbers, meta) if body[0] & _DEFLATED else numbers)
-    turn_vb, turn_seqno, told = next(values, meta.n_vbuckets), next(values, 0), next(values, 0)
+    turn_vb, turn_seqno, delivered = next(values, meta.n_vbuckets), next(values, 0), next(values, 0)
     epochs = _take_differences(values, meta.n_partitions)
     seqnos = _take_differences(values, meta.n_vbuckets)
     horizons = tuple(map(add, seqnos, _take_differences(values, meta.n_vbuckets)))
     if turn_vb >= meta.n_vbuckets or max(turn_seqno, *horizons) > MAX_SEQNO or next(values, None) is not None:
         raise _garbled("its parts do not fit the index")
-    if told > max(Told):
-        raise _garbled(f"{told} is not what was told")
-    return Token(turn_vb, turn_seqno, epochs, seqnos, horizons, Told(told))
+    if delivered > max(Delivered):
+        raise _garbled(f"{delivered} is no mark of what was delivered")
+    return Token(turn_vb, turn_seqno, epochs, seqnos, horizons, Delivered(delivered))
 
 
 def _fingerprint(meta: IndexMeta) -> bytes:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from channelindex.errors import TokenInvalid
 from channelindex.model import IndexMeta
 from channelindex.reading import token
-from channelindex.reading.token import Token, Told
+from channelindex.reading.token import Delivered, Token
 
 META = IndexMeta(1, 64, 8, "source", "index")
 ASKED = token.ask(["orders"], None)
@@ -30,7 +30,9 @@ def tokens(draw):
     seqnos = draw(row(64))
     ahead = draw(row(64))
     horizons = tuple(min(seqno + more, (1 << 64) - 1) for seqno, more in zip(seqnos, ahead, strict=True))
-    return Token(draw(st.integers(0, 63)), draw(UINT64), draw(row(8)), seqnos, horizons, draw(st.sampled_from(Told)))
+    return Token(
+        draw(st.integers(0, 63)), draw(UINT64), draw(row(8)), seqnos, horizons, draw(st.sampled_from(Delivered))
+    )
 
 
 TOKENS = tokens()
