@@ -47,10 +47,18 @@ def authenticate(credentials: Credentials, *, encrypted: bool = False) -> Conver
         return
     try:
         yield from _scram(mechanism, credentials)
-    except _LoginRefused:
-        if not encrypted or _PLAIN not in offered:
+    except _LoginRefused as error:
+        if not encrypted:
+            raise AuthenticationFailed(f"{error}{_ONLY_ARGON2}") from error
+        if _PLAIN not in offered:
             raise
         yield from _plain(credentials)
+
+
+_ONLY_ARGON2 = (
+    "; a server that keeps the user's password as argon2 only cannot check it by SCRAM: then use couchbases:// in "
+    "source.url, or have the password set anew with SCRAM hashes"
+)
 
 
 def _strongest(offered: list[str], plain_allowed: bool) -> str:
