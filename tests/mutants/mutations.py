@@ -52,8 +52,6 @@ _ROUND = _of(
     ("section.append(packed)", "section.insert(0, packed)"),
     ("flags = REMOVED | (DELETED if removal.deleted else 0)", "flags = REMOVED"),
     ("for vb in self._touched}", "for vb in self._positions}"),
-    ("self._removals.clear()  # others may", "pass  # others may"),
-    ("            self._removals.clear()\n            self.rollback_since", "            self.rollback_since"),
 )
 
 _REMOVALS = _of(

@@ -34,6 +34,14 @@ def test_a_removal_is_indexed_once_however_often_the_document_changes_then() -> 
     assert due(memory, route(103, "6-f", a=A_OUT, b=Removal(102, "5-e", False))) == set()
 
 
+def test_a_removal_that_differs_in_anything_is_another_one() -> None:
+    memory = RemovalMemory(16)
+    assert due(memory, route(100, "3-c", a=A_OUT)) == {"a"}
+    for other in (Removal(101, "3-c", False), Removal(100, "3-d", False), Removal(100, "3-c", True)):
+        assert due(memory, route(200, "4-d", a=other)) == {"a"}, other
+        assert due(memory, route(201, "5-e", a=A_OUT)) == {"a"}, "and so is the first one then"
+
+
 def test_a_removal_under_an_old_sequence_is_indexed() -> None:
     """A resync rewrites `channels` under the document's sequence; the feed sees the next update only."""
     memory = RemovalMemory(16)
