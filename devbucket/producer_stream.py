@@ -27,7 +27,7 @@ TURN_BYTES = 16 * 1024
 
 _MARKER_EXTRAS = struct.Struct(">QQI")
 _MARKER_V2_2 = b"\x02"
-_MARKER_V2_2_VALUE = struct.Struct(">QQIQQQQ")  # start, end, flags; visible, completed, prepared and purge seqnos
+_MARKER_V2_2_VALUE = struct.Struct(">QQIQQQQ")  # start, end, flags; visible, completed, purge and prepared seqnos
 _ADVANCED_BYTES = mcbp.HEADER_BYTES + 8
 _END_BYTES = mcbp.HEADER_BYTES + 4
 
@@ -167,13 +167,13 @@ class ProducerStream:
         """Return a marker: of version 2.2 for a disk snapshot, to who knows it.
 
         Source: couchbase/kv_engine master, docs/dcp/documentation/commands/stream-request-value.md and
-        engines/ep/src/dcp/response.cc (read). Guesses are that a marker of memory stays what it was, and that the
-        purge seqno comes last: protocol/mcbp/dcp_snapshot_marker_codec.cc of commit 1196c804 has no prepared seqno in
-        front of it. Who took that one for a purge seqno would miss deletions.
+        include/memcached/protocol_binary.h of commit eba42989 (read): the purge seqno comes before the high prepared
+        seqno. Who took that one for a purge seqno would miss deletions, so it is not 0 here. That a marker of memory
+        stays what it was is a guess.
         """
         if not (self._tell_purges and flags & DISK):
             return self._message(Op.DCP_SNAPSHOT_MARKER, _MARKER_EXTRAS.pack(start, end, flags))
-        value = _MARKER_V2_2_VALUE.pack(start, end, flags, end, 0, 0, self.vbucket.purge_seqno)
+        value = _MARKER_V2_2_VALUE.pack(start, end, flags, end, 0, self.vbucket.purge_seqno, end)
         return self._message(Op.DCP_SNAPSHOT_MARKER, _MARKER_V2_2, value)
 
     def _choose(self, wanted: KeyFilter, end: int) -> bool:

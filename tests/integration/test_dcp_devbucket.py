@@ -8,13 +8,14 @@ import pytest
 
 from channelindex import mcbp
 from channelindex.errors import AuthenticationFailed, OutcomeUnknown, SourceUnavailable
-from channelindex.feeds.base import DELETION, EXPIRATION, HISTORY, MUTATION, ROLLBACK
+from channelindex.feeds.base import DELETION, EXPIRATION, HISTORY, MUTATION, ROLLBACK, SNAPSHOT
 from channelindex.feeds.dcp import operations
 from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.connstr import parse_source_url
 from channelindex.feeds.dcp.exchange import Request
 from channelindex.feeds.dcp.kv import KvClient, source_info
 from channelindex.mcbp import Op, Status
+from channelindex.model import Checkpoint
 from devbucket import DevBucket, DevBucketConfig
 from devbucket.accounts import Account
 from tests.support.dcp_reading import ADMIN, Reading, fill
@@ -258,3 +259,30 @@ def test_documents_larger_than_the_buffer_come_one_by_one(bucket: DevBucket, kv:
     with Reading(bucket, buffer_bytes=512 * 1024) as reading:
         reading.until_caught_up(bucket)
         assert {len(event[5]) for event in reading.events if event[0] == MUTATION} == {19_000_000}
+
+
+@pytest.mark.parametrize("knows_the_purge", [True, False])
+def test_a_position_below_a_purge_that_was_told_is_resumed(
+    bucket: DevBucket, kv: KvClient, knows_the_purge: bool
+) -> None:
+    fill(kv, 200)
+    for number in range(0, 200, 3):
+        assert kv.delete(b"doc:%d" % number)
+    purged = [bucket.purge(vb) for vb in range(N_VBUCKETS)]
+    for vb in range(N_VBUCKETS):
+        bucket.settle(vb)
+    with Reading(bucket) as reading:
+        reading.until_caught_up(bucket)
+    told = {event[1]: event for event in reading.events if event[0] == SNAPSHOT}
+    assert [told[vb][4] for vb in range(N_VBUCKETS)] == purged
+    vbuuids = {event[1]: event[2][0][0] for event in reading.events if event[0] == HISTORY}
+    below = {vb: min(seqno for seqno in reading.seqnos(vb) if seqno < purged[vb]) for vb in range(N_VBUCKETS)}
+    checkpoints = {
+        vb: Checkpoint(vbuuids[vb], seqno, 0, told[vb][3], purge_seqno=purged[vb] if knows_the_purge else 0)
+        for vb, seqno in below.items()
+    }
+    with Reading(bucket, checkpoints) as resumed:
+        resumed.until(
+            lambda: len({event[1] for event in resumed.events if event[0] in {ROLLBACK, MUTATION}}) == N_VBUCKETS
+        )
+    assert any(event[0] == ROLLBACK for event in resumed.events) is not knows_the_purge

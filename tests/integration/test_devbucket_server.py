@@ -144,7 +144,7 @@ def test_who_has_seen_a_purge_need_not_roll_back_for_it(bucket, connect):
     feed = connect().open_dcp(max_marker_version="2.2")
     vbuuid = int.from_bytes(feed.request_stream(0).value[:8], "big")
     marker = next_of(feed, Op.DCP_SNAPSHOT_MARKER)
-    assert (marker.extras, struct.unpack(">QQIQQQQ", marker.value)) == (b"\x02", (0, 5, 2, 5, 0, 0, 4))
+    assert (marker.extras, struct.unpack(">QQIQQQQ", marker.value)) == (b"\x02", (0, 5, 2, 5, 0, 4, 5))
     bucket.drop_connections()
     for seen, status in ((None, Status.ROLLBACK), ("3", Status.ROLLBACK), ("4", Status.SUCCESS)):
         feed = connect().open_dcp(max_marker_version="2.2")

@@ -218,9 +218,9 @@ def test_a_marker_of_each_version_is_a_snapshot() -> None:
     session.receive(marker(opaques[2], 2, 1, 9), 0.0)
     v2 = struct.pack(">QQIQQ", 10, 19, 2, 19, 18)
     session.receive(stream_frame(Op.DCP_SNAPSHOT_MARKER, opaques[2], 2, b"\0", value=v2), 0.0)
-    v2_2 = struct.pack(">QQIQQQQ", 20, 29, 2, 29, 28, 0, 0)
+    v2_2 = struct.pack(">QQIQQQQ", 20, 29, 2, 29, 28, 7, 29)
     session.receive(stream_frame(Op.DCP_SNAPSHOT_MARKER, opaques[2], 2, b"\2", value=v2_2), 0.0)
-    assert session.take_events() == [(SNAPSHOT, 2, 1, 9), (SNAPSHOT, 2, 10, 19), (SNAPSHOT, 2, 20, 29, 0)]
+    assert session.take_events() == [(SNAPSHOT, 2, 1, 9), (SNAPSHOT, 2, 10, 19), (SNAPSHOT, 2, 20, 29, 7)]
 
 
 def purging_marker(opaque: int, start: int, end: int, purge_seqno: int) -> bytes:

@@ -56,7 +56,7 @@ class BodiesNeeded(ChannelIndexError):
 
 _SNAPSHOT_RANGE = struct.Struct(">QQ")
 _MARKER_2_2 = b"\x02"
-_PURGE_SEQNO_END = 44  # behind start, end, type u32, max visible seqno, high completed seqno
+_PURGE_SEQNO_END = 44  # behind start, end, type u32, max visible and high completed seqno; a high prepared one follows
 _OBSERVED = struct.Struct(">BHQQQ")  # format, vbucket, vbuuid, persisted seqno, current seqno
 _OBSERVED_FAILED_OVER = struct.Struct(">QQ")  # the vbuuid that was asked for, and the last seqno of its history here
 
