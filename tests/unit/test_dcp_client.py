@@ -174,7 +174,7 @@ def test_a_bucket_created_anew_is_told(running: Rig) -> None:
         else None
     )
     running.node.hang_up()
-    with pytest.raises(IndexMismatch, match="rebuild the index"):
+    with pytest.raises(IndexMismatch, match=r"Give index\.name a new value"):
         running.until(lambda: False, step_s=0.05)
 
 
