@@ -11,7 +11,7 @@ from typing import Any
 
 import redis
 
-from devbucket.embedded_redis import bundled_server, find_redis_server, server_version
+from devbucket.embedded_redis import bundled_server, end_with_parent, find_redis_server, server_version
 
 DEBIAN = Path(__file__).resolve().parents[2] / ".ci" / "tools" / "redis-server"
 
@@ -25,13 +25,20 @@ def known_servers() -> dict[str, Path]:
 
 
 def launch(folder: Path, port: int, *lines: str, sentinel: bool = False) -> subprocess.Popen[bytes]:
-    """Start a server, or a Sentinel, on *port* of loopback, with its files in *folder*, configured by *lines*."""
+    """Start a server, or a Sentinel, on *port* of loopback, with its files in *folder*, configured by *lines*.
+
+    It ends with the thread that starts it: a process of tests that is killed leaves no server.
+    """
     folder.mkdir(exist_ok=True)
     file = folder / "redis.conf"
     common = (f"port {port}", "bind 127.0.0.1", f"dir {folder}", f"logfile {folder}/log")
     file.write_text("\n".join((*common, *lines, "")))
     command = [find_redis_server(), file, *(["--sentinel"] if sentinel else [])]
-    return subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL)
+    return subprocess.Popen(
+        [*map(str, command)],
+        stdout=subprocess.DEVNULL,
+        preexec_fn=end_with_parent,  # noqa: PLW1509  one system call, which takes no lock
+    )
 
 
 def answers(node: Any) -> bool:
