@@ -171,7 +171,6 @@ _BATCH_WRITER = _of(
     ),
     ("if frame.epoch >= ring.epoch and", "if"),
     ("if frame.epoch >= ring.epoch and", "if frame.epoch == ring.epoch and"),
-    (" and frame.epoch not in self._stale_epochs", ""),
     ("            ring.reset_consumer()\n", ""),
     ("                self._sleep(delay_s)\n                continue\n", "                return\n"),
     ("while appends or principals:", "while appends:"),

@@ -103,6 +103,12 @@ def test_partition_that_another_feed_worker_still_works_on_is_not_assigned(state
     assert actions == [Assign(FEEDS[0], frozenset({0})), Start(FEEDS[1], frozenset({1}))]
 
 
+def test_feed_worker_begins_with_what_no_other_one_works_on(state):
+    holds(state, 0, 1, 2, 3)
+    view = children([alive(FEEDS[0], 0, 1, 2), empty(FEEDS[1])])
+    assert node.decide(state, view, 100.0)[-1] == Start(FEEDS[1], frozenset({3}))
+
+
 def test_live_feed_worker_does_not_get_what_another_one_still_works_on(state):
     holds(state, 0, 1)
     both_live = children([alive(FEEDS[0], 0, 1), alive(FEEDS[1])])
