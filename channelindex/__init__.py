@@ -26,13 +26,15 @@ if TYPE_CHECKING:
         TokenInvalid,
         Transient,
     )
-    from channelindex.opening import open_index
+    from channelindex.opening import open_async_index, open_index
+    from channelindex.reading.async_reader import AsyncChangesReader
     from channelindex.reading.keeping import TokenFile, TokenInRedis, TokenStore
     from channelindex.reading.paging import Change, Changes
     from channelindex.reading.reader import ChangesReader
 
 __version__ = "0.2.0"
 __all__ = [
+    "AsyncChangesReader",
     "AuthenticationFailed",
     "Change",
     "Changes",
@@ -52,15 +54,18 @@ __all__ = [
     "TokenInvalid",
     "TokenStore",
     "Transient",
+    "open_async_index",
     "open_index",
 ]
 _MODULES = {
+    "AsyncChangesReader": "reading.async_reader",
     "Change": "reading.paging",
     "Changes": "reading.paging",
     "ChangesReader": "reading.reader",
     "TokenFile": "reading.keeping",
     "TokenInRedis": "reading.keeping",
     "TokenStore": "reading.keeping",
+    "open_async_index": "opening",
     "open_index": "opening",
 }
 """Modules that define the public names; the others are errors."""

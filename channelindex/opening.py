@@ -1,6 +1,7 @@
 """Opens an index for reading by its URL, for programs that only read."""
 
 from channelindex.blocks import OnCorrupt, refuse
+from channelindex.reading.async_reader import AsyncChangesReader
 from channelindex.reading.reader import ChangesReader
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_reader
@@ -33,3 +34,25 @@ def open_index(
     settings = IndexSettings(name, url, user=user, password=password)
     first = open_reader(settings, run_dir)  # what is wrong with the URL is said here
     return ChangesReader(ReaderPool(lambda: open_reader(settings, run_dir), max_connections, first), on_corrupt)
+
+
+def open_async_index(
+    url: str,
+    name: str = "channels",
+    *,
+    user: str = "",
+    password: str = "",
+    run_dir: str | None = None,
+    max_connections: int = MAX_STORES,
+) -> AsyncChangesReader:
+    """Return a reader for asyncio; arguments as of `open_index`. Use it in an `async with` statement, or close it.
+
+    One connection more looks for news, for all followers.
+
+    Raises:
+        See `open_index`.
+    """
+    settings = IndexSettings(name, url, user=user, password=password)
+    first = open_reader(settings, run_dir)
+    pool = ReaderPool(lambda: open_reader(settings, run_dir), max_connections + 1, first)
+    return AsyncChangesReader(pool, max_connections)

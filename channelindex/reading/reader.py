@@ -8,6 +8,7 @@ from typing import Self
 from channelindex.backoff import Backoff
 from channelindex.blocks import OnCorrupt, refuse
 from channelindex.errors import ReaderClosed, TokenAhead, Transient
+from channelindex.model import IndexMeta
 from channelindex.reading import token
 from channelindex.reading.block_walk import NOTHING_READ, walk
 from channelindex.reading.keeping import TokenStore
@@ -91,7 +92,7 @@ class ChangesReader:
         Raises:
             See `changes`. All of them before the first page.
         """
-        _check_limit(limit)
+        check_limit(limit)
         return self._read(Query.of(channels, doc_ids, active_only=active_only), since, limit)
 
     def _read(self, query: Query, since: str | None, limit: int | None) -> Iterator[Changes]:
@@ -99,11 +100,7 @@ class ChangesReader:
             raise ReaderClosed
         meta = self._store.meta()
         snapshot = IndexSnapshot.take(self._store, self._archives)
-        is_new = since == NOW
-        read = snapshot.position() if is_new else snapshot.resume(token.decode(since, meta, query.asked))
-        scan = Scan(snapshot, read.seqnos)
-        stats = NOTHING_READ if is_new else walk(self._store, query.channels, scan, self._on_corrupt)
-        return Pager(meta, query, scan, stats).pages(read, limit)
+        return read_pages(self._store, meta, snapshot, query, since, limit, self._on_corrupt)
 
     def follow(
         self,
@@ -129,7 +126,7 @@ class ChangesReader:
             TokenAhead: the index has been behind *since* for longer than *behind_s*.
             TypeError, ValueError: at once, see `changes`; every other error comes with the first page.
         """
-        _check_limit(limit)
+        check_limit(limit)
         query = Query.of(channels, doc_ids, active_only=active_only)
         return self._follow(query, since, limit, stop, wait_s, behind_s, sleep)
 
@@ -196,7 +193,7 @@ class ChangesReader:
             What *kept* raises but `Transient`; and see `follow`.
         """
         query = Query.of(channels, doc_ids, active_only=active_only)
-        _check_limit(limit)
+        check_limit(limit)
         return self._consume(query, kept, since, limit, stop, wait_s, behind_s, sleep)
 
     def _consume(
@@ -248,6 +245,32 @@ def _save(kept: TokenStore, token: str, stop: Callable[[], bool], sleep: Callabl
             sleep(backoff.next_delay_s())
 
 
-def _check_limit(limit: int | None) -> None:
+def read_pages(
+    store: IndexReader,
+    meta: IndexMeta,
+    snapshot: IndexSnapshot,
+    query: Query,
+    since: str | None,
+    limit: int | None,
+    on_corrupt: OnCorrupt = refuse,
+) -> Iterator[Changes]:
+    """The pages of what *query* asks for after *since*, as of *snapshot*. All is read before this returns.
+
+    Raises:
+        See `ChangesReader.changes`.
+    """
+    is_new = since == NOW
+    read = snapshot.position() if is_new else snapshot.resume(token.decode(since, meta, query.asked))
+    scan = Scan(snapshot, read.seqnos)
+    stats = NOTHING_READ if is_new else walk(store, query.channels, scan, on_corrupt)
+    return Pager(meta, query, scan, stats).pages(read, limit)
+
+
+def check_limit(limit: int | None) -> None:
+    """Refuse a *limit* that no answer can have.
+
+    Raises:
+        ValueError: it is less than 1.
+    """
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}, must be at least 1")

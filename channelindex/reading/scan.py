@@ -1,6 +1,7 @@
 """Finds each document's newest entry in the bytes of blocks. Pure; the reader's hot loop."""
 
 import struct
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from channelindex import blocks
@@ -15,6 +16,9 @@ Found = tuple[int, int, int, bytes]
 """(seqno, flags, channels, stored bytes) of a document's newest entry; a plain tuple, because there may be 100,000 of
 them. `channels` is a bit mask: the positions in the request of the channels that have this very entry."""
 
+FoundByVb = defaultdict[int, dict[bytes, Found]]
+"""By vbucket and key; only vbuckets of which something was found."""
+
 
 class Scan:
     """Collects the entries in a window of the index: above *since* (seqnos by vbucket), and visible in *snapshot*."""
@@ -22,25 +26,36 @@ class Scan:
     def __init__(self, snapshot: IndexSnapshot, since: Sequence[int]) -> None:
         self.snapshot = snapshot
         self.since = since
-        self._found_by_vb: list[dict[bytes, Found]] = [{} for _ in since]
+        self._found_by_vb: FoundByVb = defaultdict(dict)
 
     def count(self) -> int:
         """Number of documents found."""
-        return sum(map(len, self._found_by_vb))
+        return sum(map(len, self._found_by_vb.values()))
 
     def documents(self, vb: int) -> list[Found]:
         """The documents found in a vbucket, by seqno."""
-        return sorted(self._found_by_vb[vb].values())
+        return sorted(self._found_by_vb.get(vb, {}).values())
 
     def keep(self, vb: int, is_wanted: Callable[[bytes, Found], bool]) -> None:
         """Forget the documents found in a vbucket, given as key and entry, that are not wanted."""
-        found = self._found_by_vb[vb]
-        self._found_by_vb[vb] = {key: entry for key, entry in found.items() if is_wanted(key, entry)}
+        if found := self._found_by_vb.get(vb):
+            self._found_by_vb[vb] = {key: entry for key, entry in found.items() if is_wanted(key, entry)}
 
     def entries(self) -> Iterator[Entry]:
         """The newest entry of every document found, by vbucket and seqno."""
-        for vb in range(len(self._found_by_vb)):
+        for vb in sorted(self._found_by_vb):
             yield from blocks.iter_entries(b"".join([found[3] for found in self.documents(vb)]))
+
+    def add_found(self, found_by_vb: FoundByVb, channel: int) -> None:
+        """Add what `ChannelScans` found in the channel at position *channel*, in this window."""
+        for vb, documents in found_by_vb.items():
+            into = self._found_by_vb[vb]
+            for key, (seqno, flags, _, raw) in documents.items():
+                known, found = into.get(key), (seqno, flags, 1 << channel, raw)
+                if known is None or known[0] < seqno:
+                    into[key] = found
+                elif known[0] == seqno:
+                    into[key] = _merged(known, found)
 
     def add_block(self, block: bytes, channel: int, on_corrupt: OnCorrupt = refuse) -> bool:
         """Add a block of the channel at position *channel*; return true if blocks before it may hold entries, too.
@@ -102,6 +117,18 @@ class Scan:
                 found[key] = _merged(known, (seqno, flags, channel_bit, body[start:offset]))
         if offset > end:
             raise IndexCorrupt(f"an entry ends {offset - end} bytes after its frame")
+
+
+class ChannelScans(Scan):
+    """Scans of several channels in one walk, which keeps apart what each of them has: `by_channel`, by position."""
+
+    def __init__(self, snapshot: IndexSnapshot, since: Sequence[int], n_channels: int) -> None:
+        super().__init__(snapshot, since)
+        self.by_channel: list[FoundByVb] = [defaultdict(dict) for _ in range(n_channels)]
+
+    def _add_entries(self, body: bytes, limits: Sequence[int], channel_bit: int) -> None:
+        self._found_by_vb = self.by_channel[channel_bit.bit_length() - 1]
+        super()._add_entries(body, limits, 1)
 
 
 def _merged(known: Found, other: Found) -> Found:

@@ -76,9 +76,9 @@ class IndexSnapshot:
         """Load the bounds of *epoch* from the archive if the records do not reach back so far."""
         if epoch >= self._newest_archived:
             return
-        self._newest_archived = 0
         for partition, starts in self._archives.of(self._records).items():
             self._bounds[partition] = Bounds(whole_record(self._records[partition], starts))
+        self._newest_archived = 0  # last: threads that share the snapshot go by it
 
     def _computed_limits(self, epoch: int) -> EpochLimits:
         self._reach_back_to(epoch)

@@ -23,6 +23,7 @@ import hashlib
 import zlib
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
+from functools import lru_cache
 from operator import add, sub
 from typing import NamedTuple
 
@@ -84,8 +85,12 @@ def encode(token: Token, meta: IndexMeta, asked: bytes) -> str:
     return seal(pack(token), meta, asked)
 
 
+@lru_cache(maxsize=16)
 def pack(token: Token) -> bytes:
-    """The numbers of *token*, with the byte that begins the string. All that takes time, whatever is asked for."""
+    """The numbers of *token*, with the byte that begins the string. All that takes time, whatever is asked for.
+
+    Remembered for a few: all who are caught up are at the same.
+    """
     numbers = bytearray()
     _put_varint(numbers, token.turn_vb)
     _put_varint(numbers, token.turn_seqno)
