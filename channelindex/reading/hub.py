@@ -42,7 +42,7 @@ MOST_WAKES = 200
 Result = TypeVar("Result")
 
 
-class View(NamedTuple):
+class HubView(NamedTuple):
     """The moment at which the hub is."""
 
     number: int
@@ -101,7 +101,7 @@ class Hub:
         self._n_entries = 0
         self._pages: dict[tuple[Query, int, int | None], list[Changes]] = {}
         self._has_view = asyncio.Event()
-        self.view: View | None = None
+        self.view: HubView | None = None
         self.error: ChannelIndexError | None = None
 
     def start(self) -> None:
@@ -117,7 +117,7 @@ class Hub:
             self._end(ReaderClosed())
         await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
 
-    async def current(self) -> View:
+    async def current(self) -> HubView:
         """The newest view, as soon as there is one.
 
         Raises:
@@ -214,12 +214,12 @@ class Hub:
     async def _in_thread(self, function: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
-    def _look(self, channels: Sequence[str]) -> tuple[View, Wake | None]:
+    def _look(self, channels: Sequence[str]) -> tuple[HubView, Wake | None]:
         """The view now, and what came to *channels* since the last one; None if that cannot be said. In a thread."""
         before, meta = self.view, self._store.meta()
         snapshot = IndexSnapshot.take(self._store, self._archives)
         number = before.number + 1 if before else 0
-        view = View(number, meta, snapshot, snapshot.position())
+        view = HubView(number, meta, snapshot, snapshot.position())
         if before is None or before.meta != meta:
             return view, None
         try:
@@ -232,7 +232,7 @@ class Hub:
         found = {channel: each for channel, each in zip(channels, scans.by_channel, strict=True) if each}
         return view, Wake(number, before.position, found, sum(map(_count, found.values())))
 
-    def _publish(self, view: View, wake: Wake | None) -> None:
+    def _publish(self, view: HubView, wake: Wake | None) -> None:
         self.view = view
         self._has_view.set()
         self._pages.clear()
