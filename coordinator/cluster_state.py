@@ -118,7 +118,7 @@ def read_cluster(redis: Link, index: str, n_partitions: int, n_events: int = 0) 
     """Read the coordination of *index* at one moment, with the newest *n_events*. Changes nothing, not even expiries.
 
     Raises:
-        AuthenticationFailed, CoordinationUnavailable: see `connection.connect`.
+        AuthenticationFailed, CoordinationUnavailable: see `lease_redis.connect`.
     """
     reply = run_script(redis, "look", CoordinationKeys(index), (n_events,))
     now_ms = int(reply[0])

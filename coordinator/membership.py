@@ -87,7 +87,7 @@ class Membership:
         """Renew, read the view, then take what the plan says; return the seconds until the next tick.
 
         Raises:
-            AuthenticationFailed, CoordinationUnavailable: see `connection.connect`. What was to be released still is.
+            AuthenticationFailed, CoordinationUnavailable: see `lease_redis.connect`. What was to be released still is.
         """
         before, released = self._view, set(self._to_release)
         # Asking for our own leases, too, restores them at once if Redis has lost its data.

@@ -128,7 +128,7 @@ class Ticker:
         Safe to repeat.
 
         Raises:
-            AuthenticationFailed, CoordinationUnavailable: see `connection.connect`.
+            AuthenticationFailed, CoordinationUnavailable: see `lease_redis.connect`.
         """
         reply, view = self._run("tick", self._arguments(request))
         return _decode_answer(reply), _decode_view(view) if view else None
@@ -137,7 +137,7 @@ class Ticker:
         """Wake *nodes*, which have something to do; one that misses it finds out at its next tick.
 
         Raises:
-            AuthenticationFailed, CoordinationUnavailable: see `connection.connect`.
+            AuthenticationFailed, CoordinationUnavailable: see `lease_redis.connect`.
         """
         self._run("order", ("wake", (), self._keys.wake_prefix, sorted(nodes)))
 
@@ -170,7 +170,7 @@ def order(redis: Link, index: str, what: str, arguments: Sequence[object], wake:
     """Send an operator's order (`lua/order.lua`) and wake the nodes *wake*; return how many *arguments* it changed.
 
     Raises:
-        AuthenticationFailed, CoordinationUnavailable: see `connection.connect`.
+        AuthenticationFailed, CoordinationUnavailable: see `lease_redis.connect`.
     """
     keys = CoordinationKeys(index)
     n_changed: int = run_script(redis, "order", keys, (what, arguments, keys.wake_prefix, sorted(wake)))

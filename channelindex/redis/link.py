@@ -1,6 +1,6 @@
 """A connection to a Redis, and what its failures mean to us. It never retries: its caller knows whether to wait.
 
-`Link` is what everybody uses: `ServerLink` to one server, `ClusterLink` (`cluster.py`) to all of a cluster.
+`Link` is what everybody uses: `ServerLink` to one server, `ClusterLink` (`cluster_link.py`) to all of a cluster.
 
 **A server that moved.** A refused connection, a reply that does not come, and errors such as READONLY may all mean that
 another server has taken over. After each of them the connection is closed, and the next request asks anew where to go:
