@@ -42,7 +42,6 @@ _ENTRY = struct.Struct(">HQHBB")
 _PACKED_REV = struct.Struct(">I16s")
 PACKED_REV_BYTES = _PACKED_REV.size
 _PAIR = struct.Struct(">HQ")
-FRAME_OVERHEAD = _FRAME.size
 
 Frame = tuple[int, int, bytes]
 """(kind, epoch, body)."""
@@ -235,7 +234,7 @@ def unpack_pairs(pairs: bytes) -> dict[int, int]:
 def fold_clock(frames: bytes, limit: Callable[[int, int], int] | None = None) -> dict[int, int]:
     """The clock in *frames*: per vbucket the highest seqno, each lowered to `limit(epoch, vb)` first.
 
-    *limit* must not say 0 of an epoch that began after the partition record was read (as `Bounds.visible_limit` does,
+    *limit* must not say 0 of an epoch that began after the partition record was read (as `EpochLimits.visible` does,
     rightly, of entries): a header has its writer's epoch and sums up all epochs before it.
 
     Raises:

@@ -179,22 +179,11 @@ class Bounds:
         for start in reversed(record.history):
             suffix_minima.append(tuple(map(min, suffix_minima[-1], start.starts)))
         self._minima = suffix_minima[::-1]
-        self._stable = record.stable
 
     def bound(self, epoch: int, vb: int) -> int:
         """The highest seqno of *vb* at which an entry of *epoch* is live; NO_BOUND where nothing bounds it."""
         later = bisect_right(self._epochs, epoch)
         return self._minima[later][vb - self._record.first_vb]
-
-    def visible_limit(self, epoch: int, vb: int) -> int:
-        """The highest seqno of *vb* at which an entry of *epoch* is visible; 0 for epochs after this record.
-
-        An epoch that began after the record was read belongs to a later state of the index: mixing it with
-        this state's stable clock would show both histories at once.
-        """
-        if epoch > self._record.epoch:
-            return 0
-        return min(self.bound(epoch, vb), self._stable[vb - self._record.first_vb])
 
     def clamp(self, epoch: int, seqnos: Iterable[int]) -> tuple[int, ...]:
         """A reader's `since` seqnos, made under *epoch*, lowered to what they still mean under this record."""

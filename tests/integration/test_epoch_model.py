@@ -33,7 +33,7 @@ from channelindex.stores import memory
 from channelindex.stores.active import ActiveBlock
 from channelindex.stores.base import BlockRef
 from channelindex.stores.memory import MemoryIndex
-from tests.support.stores import GROUP, Backend, append, entry, stored_blocks
+from tests.support.stores import GROUP, Backend, append, entry, stored_blocks, visible_limit
 
 KEPT = 1
 """The failover keeps the changes up to this one; what comes later has other contents."""
@@ -292,21 +292,21 @@ class World:
         reader = self.around.reader
         if self.fault == "token without clamp":
             return reader.since
-        return self._bounds(record).clamp(reader.epoch, [reader.since])[0]
+        return Bounds(self._whole(record)).clamp(reader.epoch, [reader.since])[0]
 
     def _visible(self, record: PartitionRecord) -> dict[int, set[str]]:
         """Per seqno the revisions that a reader sees who has this record."""
-        bounds, visible = self._bounds(record), dict[int, set[str]]()
+        whole, visible = self._whole(record), dict[int, set[str]]()
         for epoch, each in self._stored():
             unbounded = self.fault == "reader without bounds"
-            if each.seqno <= (record.stable[0] if unbounded else bounds.visible_limit(epoch, 0)):
+            if each.seqno <= (record.stable[0] if unbounded else visible_limit(whole, epoch, 0)):
                 visible.setdefault(each.seqno, set()).add(each.rev)
         return visible
 
-    def _bounds(self, record: PartitionRecord) -> Bounds:
-        """What bounds whom in the moment of *record*, with the archive as it is by now."""
+    def _whole(self, record: PartitionRecord) -> PartitionRecord:
+        """*record* as it was, with the archive as it is by now."""
         (archive,) = self.store_reader.archived_starts([0])
-        return Bounds(whole_record(record, archive))
+        return whole_record(record, archive)
 
     def _stored(self) -> Iterator[tuple[int, Entry]]:
         if self.backend.memory:

@@ -167,12 +167,22 @@ def _whole_record(reader: IndexReader, partition: int, record: PartitionRecord) 
 
 def visible_entries(reader: IndexReader, channel: str, partition_width: int = META.partition_width) -> set[Entry]:
     """The entries of a channel that the rule of epochs lets a reader see now."""
-    bounds = [Bounds(record) for record in whole_records(reader)]
+    records = whole_records(reader)
     return {
         each
         for epoch, each in all_entries(reader, channel)
-        if each.seqno <= bounds[each.vb // partition_width].visible_limit(epoch, each.vb)
+        if each.seqno <= visible_limit(records[each.vb // partition_width], epoch, each.vb)
     }
+
+
+def visible_limit(record: PartitionRecord, epoch: int, vb: int) -> int:
+    """The highest seqno of *vb* at which an entry of *epoch* is visible to who has *record*, a whole one.
+
+    Said for one entry; `IndexSnapshot`, which readers use, says it for all vbuckets of an index at once.
+    """
+    if epoch > record.epoch:
+        return 0
+    return min(Bounds(record).bound(epoch, vb), record.stable[vb - record.first_vb])
 
 
 def check_headers(reader: IndexReader, channel: str, records: Sequence[PartitionRecord], partition_width: int) -> None:

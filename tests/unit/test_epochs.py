@@ -8,6 +8,8 @@ from channelindex import epochs
 from channelindex.epochs import NO_BOUND, Bounds, EpochStart, PartitionRecord, new_record
 from channelindex.errors import IndexCorrupt, StaleEpoch
 from channelindex.model import ORIGIN, Checkpoint
+from channelindex.reading.snapshot import Archives, IndexSnapshot
+from channelindex.stores.memory import MemoryIndex, MemoryReader
 
 FIRST_VB = 32
 WIDTH = 3
@@ -127,16 +129,14 @@ def test_a_lost_archive_is_corrupt_and_one_that_nothing_needs_is_not_asked_for()
     )
 
 
-@given(_histories(), STARTS, st.integers(0, 31), st.integers(0, WIDTH - 1))
-def test_visible_is_live_and_stable_and_not_of_the_future(history, stable, epoch, index):
+@given(_histories(), STARTS, st.integers(0, 31))
+def test_visible_is_live_and_stable_and_not_of_the_future(history, stable, epoch):
     current = history[-1].epoch if history else 0
-    record = PartitionRecord(FIRST_VB, current, "n1", tuple(map(_at, stable)), tuple(history))
-    bounds = Bounds(record)
-    limit = bounds.visible_limit(epoch, FIRST_VB + index)
-    if epoch > current:
-        assert limit == 0
-    else:
-        assert limit == min(stable[index], _unpruned_bound(history, epoch, index))
+    record = PartitionRecord(0, current, "n1", tuple(map(_at, stable)), tuple(history))
+    snapshot = IndexSnapshot([record], Archives(MemoryReader(MemoryIndex(), "test")))
+    lowered = [min(stable[index], _unpruned_bound(history, epoch, index)) for index in range(WIDTH)]
+    assert snapshot.limits(epoch).clock == lowered
+    assert snapshot.limits(epoch).visible == ([0] * WIDTH if epoch > current else lowered)
 
 
 def test_begin_sets_epoch_owner_and_start():
@@ -190,4 +190,3 @@ def test_lower_start_of_a_later_epoch_kills_all_before_it():
     bounds = Bounds(PartitionRecord(FIRST_VB, 5, "n1", (_at(12),) * WIDTH, history))
     assert [bounds.bound(epoch, 32) for epoch in (0, 1, 2, 4, 5, 6)] == [0, 4, 4, 4, NO_BOUND, NO_BOUND]
     assert [bounds.bound(epoch, 33) for epoch in (1, 2)] == [10, 12]
-    assert bounds.visible_limit(6, 32) == 0
