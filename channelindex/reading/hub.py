@@ -96,11 +96,13 @@ class Hub:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="channelindex-hub")
         self._task: asyncio.Task[None] | None = None
         self._followers_by_channel: dict[str, set[Follower]] = {}
+        self._n_followers = 0
         self._late: set[Follower] = set()  # joined while the followed channels were being read
         self._tail: deque[Wake] = deque()
         self._n_entries = 0
         self._pages: dict[tuple[Query, int, int | None], list[Changes]] = {}
         self._has_view = asyncio.Event()
+        self._is_followed = asyncio.Event()
         self.view: HubView | None = None
         self.error: ChannelIndexError | None = None
 
@@ -135,10 +137,15 @@ class Hub:
         for channel in channels:
             self._followers_by_channel.setdefault(channel, set()).add(follower)
         self._late.add(follower)
+        self._n_followers += 1
+        self._is_followed.set()
         return follower
 
     def leave(self, follower: Follower) -> None:
-        """Forget *follower*. May be called twice."""
+        """Forget *follower*. Nobody looks at an index that nobody follows."""
+        self._n_followers -= 1
+        if not self._n_followers:
+            self._is_followed.clear()
         self._late.discard(follower)
         for channel in follower.channels:
             followers = self._followers_by_channel.get(channel, set())
@@ -194,6 +201,7 @@ class Hub:
         counter: int | None = None
         backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
         while True:
+            await self._is_followed.wait()
             try:
                 if counter is None:
                     now = await self._in_thread(self._store.stable_counter)

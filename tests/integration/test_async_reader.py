@@ -289,6 +289,30 @@ def test_a_cancelled_follower_leaves_nothing_behind_and_others_go_on(
     run(test)
 
 
+def test_nobody_looks_at_an_index_that_nobody_follows(redis_url: str, index: SmallIndex, writer: Writer) -> None:
+    async def test() -> None:
+        async with open_async_index(redis_url, index.name) as reader:
+            first = Told(reader, ["b"])
+            await until(lambda: bool(first.pages))
+            await cancel(first)
+            assert reader._hub is not None
+            is_followed: Any = reader._hub._is_followed
+            writer.write(("b", "doc70", 0))  # a wait that was under way may see it
+            await until(lambda: bool(is_followed._waiters))
+            seen = reader._hub.view
+            writer.write(("b", "doc71", 0))
+            await asyncio.sleep(0.1)
+            assert reader._hub.view is seen
+            assert is_followed._waiters
+            again = Told(reader, ["b"], first.since)
+            await until(lambda: {"doc70", "doc71"} <= again.documents.keys())
+            writer.write(("b", "doc72", 0))
+            await until(lambda: "doc72" in again.documents)
+            await cancel(again)
+
+    run(test)
+
+
 def test_closing_ends_all_followers_and_their_connections(redis_url: str, index: SmallIndex, writer: Writer) -> None:
     async def test() -> None:
         with redis.Redis.from_url(redis_url) as client:
