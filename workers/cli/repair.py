@@ -6,7 +6,6 @@ from contextlib import closing
 from dataclasses import asdict
 
 from channelindex import exits
-from channelindex.checking.verify import STABLE_TIMEOUT_S
 from channelindex.config import REQUIRED_TO_RUN, Config
 from channelindex.errors import InputInvalid
 from channelindex.stores import open_owner
@@ -39,13 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--partition", type=number, action="append", metavar="P", help="a partition; may be repeated")
     parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
     parser.add_argument("--no-wait", action="store_true", help="do not wait for the nodes, and do not verify")
-    parser.add_argument(
-        "--timeout",
-        type=options.seconds,
-        default=STABLE_TIMEOUT_S,
-        metavar="S",
-        help="seconds to wait for the index to catch up with the bucket (default: %(default)g)",
-    )
+    verify.add_timeout(parser)
     options.add_json(parser)
     options.add_config(parser)
 

@@ -30,6 +30,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     parser.epilog = _EPILOG
     parser.add_argument("--channel", action="append", metavar="C", help="compare this channel only; may be repeated")
+    add_timeout(parser)
+    options.add_json(parser)
+    options.add_config(parser)
+
+
+def add_timeout(parser: argparse.ArgumentParser) -> None:
+    """Add --timeout."""
     parser.add_argument(
         "--timeout",
         type=options.seconds,
@@ -37,8 +44,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds to wait for the index to catch up with the bucket (default: %(default)g)",
     )
-    options.add_json(parser)
-    options.add_config(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -73,7 +73,8 @@ class BatchWriter:
         self._log = log
         self._backoff = Backoff(0.05, 2.0)
         self._stale_epochs: set[int] = set()
-        self._met = 0
+        self._servers = 0
+        """Digest of the servers that the last batch was written to; 0 before the first."""
         self._reconnect_at = 0.0
 
     def run(self) -> int:
@@ -102,7 +103,7 @@ class BatchWriter:
         taken = [self._take(ring) for ring in self._rings]
         if not any(taken):
             return None
-        self._meet_expectations(taken)
+        self._reconnect_if_expected(taken)
         frames = [
             frame
             for ring, payloads in zip(self._rings, taken, strict=True)
@@ -140,12 +141,12 @@ class BatchWriter:
         if ring.epoch in self._stale_epochs:
             ring.refuse(ring.epoch)
         else:
-            ring.commit(self._met)
+            ring.commit(self._servers)
 
-    def _meet_expectations(self, taken: Sequence[Sequence[memoryview]]) -> None:
+    def _reconnect_if_expected(self, taken: Sequence[Sequence[memoryview]]) -> None:
         """Connect to the store anew if a feed worker knows other servers of it than we do. It may be wrong: once."""
         expected = {ring.expected_servers for ring, payloads in zip(self._rings, taken, strict=True) if payloads}
-        if not self._met or self._met in expected or not any(expected):
+        if not self._servers or self._servers in expected or not any(expected):
             return
         now = time.monotonic()
         if now >= self._reconnect_at:
@@ -161,9 +162,9 @@ class BatchWriter:
         while appends or principals:
             began_ns = time.monotonic_ns()
             try:
-                self._met = self._store.servers()
+                self._servers = self._store.servers()
                 stale = self._store.write(appends, principals)
-                if self._store.servers() != self._met:
+                if self._store.servers() != self._servers:
                     raise StoreUnavailable("index.store moved to other servers while a batch was written")
             except Transient as error:
                 delay_s = self._backoff.next_delay_s()

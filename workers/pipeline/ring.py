@@ -133,7 +133,7 @@ class Ring:
 
     @property
     def took(self) -> int:
-        """Which servers took the frames below `committed`: changes with each change of them, also with one and back."""
+        """The digest of the servers that took the frames below `committed`, and a count of the changes of it."""
         return self._words[_TOOK]
 
     def took_of(self, digest: int) -> int:
