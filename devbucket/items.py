@@ -4,6 +4,7 @@ The message is kept in pieces around the opaque, the only part that differs betw
 join: `head` + opaque + `middle` + `payload`. In the usual feed modes the payload *is* the document's value, not a copy.
 """
 
+import re
 import struct
 
 import cramjam
@@ -32,6 +33,10 @@ _DELETION_V2 = struct.Struct(">QQQIB")  # CAS, by-seqno, rev seqno, delete time,
 _EXPIRATION = struct.Struct(">QQQI")  # CAS, by-seqno, rev seqno, delete time
 _EVENT = struct.Struct(">QIB")  # by-seqno, kind, version of the format
 _CAS_BYTES = 8
+_ESCAPED = re.compile(rb"\\(?:u[0-9a-fA-F]{4}|.)", re.DOTALL)
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_BRACKET = re.compile(rb'[{}\[\]"]')
+_PARSER_DEPTH = 1024  # levels that orjson takes
 _NRU = 2  # what a real server sends for a document that nobody read
 _NRU_EVICTED = 3
 
@@ -223,12 +228,43 @@ def decompressed(value: bytes, most_bytes: int) -> bytes | None:
 
 
 def datatype_of(body: bytes) -> int:
-    """Return the JSON bit, set by looking at the body as a real server does: a number is JSON, an empty body is not."""
+    """Return the JSON bit, set by looking at the body as a real server does: a number is JSON, an empty body is not.
+
+    A server looks at syntax alone: it takes unpaired surrogates, and any nesting, for JSON, as Go's parser does.
+    """
     try:
         orjson.loads(body)
     except orjson.JSONDecodeError:
-        return 0
+        return JSON if _is_json_to_a_server(body) else 0
     return JSON
+
+
+def _is_json_to_a_server(body: bytes) -> bool:
+    """Look again at what our parser refuses. Of what nests deeper than it goes, quotes and brackets have to fit."""
+    try:
+        body.decode()
+        orjson.loads(_ESCAPED.sub(_harmless, body))
+    except UnicodeDecodeError:
+        return False
+    except orjson.JSONDecodeError:
+        return _depth(_STRING.sub(b"", body)) > _PARSER_DEPTH
+    return True
+
+
+def _depth(text: bytes) -> int:
+    """Return how deep the brackets of *text* nest; 0 if they do not fit, or a quote is left open."""
+    closing, deepest = bytearray(), 0
+    for token in _BRACKET.findall(text):
+        if token in (b"{", b"["):
+            closing += b"}" if token == b"{" else b"]"
+            deepest = max(deepest, len(closing))
+        elif not closing or closing.pop() != token[0]:
+            return 0
+    return 0 if closing else deepest
+
+
+def _harmless(escape: re.Match[bytes]) -> bytes:
+    return rb"\u0020" if len(escape[0]) == len(rb"\ud800") else escape[0]
 
 
 def join_value(xattrs: dict[str, bytes], body: bytes) -> tuple[bytes, int]:

@@ -19,6 +19,7 @@ from devbucket.items import (
     NO_VALUE_KEEP_DATATYPE,
     TAKES_SNAPPY,
     Item,
+    datatype_of,
     join_value,
 )
 from devbucket.vbucket import VBucket
@@ -124,3 +125,22 @@ def test_eviction_takes_each_nth_document_and_streams_it_from_disk():
     assert vbucket.evict(3) == 4
     assert [item.resident for item in vbucket.items_after(0)] == [number % 3 != 0 for number in range(10)]
     assert vbucket.memory_from == 11
+
+
+@pytest.mark.parametrize(
+    ("body", "datatype"),
+    [
+        (rb'{"x":"\ud800"}', JSON),
+        (rb'{"x":"\udc00\ud800"}', JSON),
+        (rb'{"x":"\ud80"}', 0),
+        (rb'{"x":"\ud800}', 0),
+        (b'{"x":"\xed\xa0\x80"}', 0),
+        (b'{"x":' + b"[" * 5_000 + b"]" * 5_000 + b"}", JSON),
+        (b'{"x":' + b"[" * 5_000 + b"]" * 4_999 + b"}", 0),
+        (b'{"x":nonsense}', 0),
+        (b'{"x":"[[","y":NaN}', 0),
+    ],
+)
+def test_what_is_json_is_a_matter_of_syntax_alone(body: bytes, datatype: int):
+    """As kv_engine 6.0 has it: its checker knows neither pairs of surrogates nor a deepest level."""
+    assert datatype_of(body) == datatype
