@@ -189,6 +189,8 @@ def go_on_after_a_rollback(bug: Bug) -> None:
             lowered, self._builder.rollbacks, self._builder.rollback_since = self._builder.rollbacks, {}, None
             self._feed.drop(list(lowered))
             self._feed.add(lowered)
+            for vb in lowered:  # as if nothing had been read of it: an assertion guards this otherwise
+                self._builder._positions.pop(vb)
             self._builder.begin(lowered)
             return False
 
