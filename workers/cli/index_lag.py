@@ -71,31 +71,32 @@ def describe_lag(
     the partitions whose owner is dead or silent, or that have none, and `unheard_s` how long that has been so.
     """
     heard = {node["node"]: node for node in nodes if node["heard"]}
-    silent_s = {node["node"]: node["silent_s"] for node in nodes}
     unheard = [part for part in partitions if part["owner"] not in heard]
-    n_per_partition = len(stable) // len(partitions)
-    waiting = [
-        max(0, (high or {}).get(vb, seqno) - seqno) if high is not None else None for vb, seqno in enumerate(stable)
-    ]
+    unheard_s = _longest_silence(unheard, {node["node"]: node["silent_s"] for node in nodes})
     reported_s = max((node["status"].get("lag_s", 0.0) for node in heard.values()), default=0.0)
+    numbers = [part["partition"] for part in unheard]
+    lag = {"unheard": numbers, "unheard_s": unheard_s}
+    if high is None:
+        reported = sum(node["status"].get("lag", 0) for node in heard.values())
+        known = {"changes": None, "seconds": None} if unheard else {"changes": reported, "seconds": reported_s}
+        return known | {"of": None, "counted_by": "nodes"} | lag
+    waiting = [max(0, high.get(vb, seqno) - seqno) for vb, seqno in enumerate(stable)]
+    seconds: float | None = reported_s if any(waiting) else 0.0
+    if _any_waits(numbers, waiting, len(stable) // len(partitions)):
+        seconds = None if unheard_s is None else max(reported_s, unheard_s)
+    return {"changes": sum(waiting), "seconds": seconds, "of": sum(high.values()), "counted_by": "bucket"} | lag
+
+
+def _longest_silence(unheard: Sequence[Mapping[str, Any]], silent_s: Mapping[str, float]) -> float | None:
+    """Return for how long nobody has reported of some partitions; None where one of them has never been owned."""
     since = [silent_s.get(part["owner"], part["since_s"]) for part in unheard]
-    unheard_s = None if not since or None in since else max(since)
-    if high is not None:
-        changes: int | None = sum(count or 0 for count in waiting)
-        behind = {vb // n_per_partition for vb, count in enumerate(waiting) if count}
-        stuck = any(part["partition"] in behind for part in unheard)
-        seconds = 0.0 if not changes else reported_s if not stuck else unheard_s and max(reported_s, unheard_s)
-    else:
-        changes = None if unheard else sum(node["status"].get("lag", 0) for node in heard.values())
-        seconds = None if unheard else reported_s
-    return {
-        "changes": changes,
-        "seconds": seconds,
-        "of": sum(high.values()) if high is not None else None,
-        "counted_by": "bucket" if high is not None else "nodes",
-        "unheard": [part["partition"] for part in unheard],
-        "unheard_s": unheard_s,
-    }
+    known = [seconds for seconds in since if seconds is not None]
+    return max(known) if known and len(known) == len(since) else None
+
+
+def _any_waits(partitions: Sequence[int], waiting: Sequence[int], width: int) -> bool:
+    """Tell whether changes wait in one of *partitions*, each *width* vbuckets."""
+    return any(any(waiting[number * width : (number + 1) * width]) for number in partitions)
 
 
 def lag_line(lag: Mapping[str, Any], rate: float) -> str:
