@@ -26,7 +26,7 @@ from tests.support.node import Node, stable_seqnos, until
 from tests.support.running import assert_verified, await_stable, connect, indexed_channels
 from tests.support.stores import Backend, all_entries, settings_of
 from workers.pipeline.batch_writer import BatchWriter
-from workers.pipeline.outbox import Outbox
+from workers.pipeline.outbox import RingOutbox
 from workers.pipeline.ring import Bell, Ring
 from workers.pipeline.round import RoundBuilder
 from workers.signals import StopFlag
@@ -106,7 +106,7 @@ def test_the_stable_clock_moves_only_over_writes_that_were_acknowledged_whicheve
     operations = EveryNthFails(backend.operations(), n)
     ring = Ring(1 << 16)
     builder = RoundBuilder(Everywhere(), 1, {0: ORIGIN})
-    outbox = Outbox([ring], [bells[-1]])
+    outbox = RingOutbox([ring], [bells[-1]])
     writer = new_writer(backend.writer(200, operations=operations), [ring], bells[1:], batch_bytes=1_000)
     outbox.begin(1, backend.operations().servers())
     reader = backend.reader()
@@ -134,7 +134,7 @@ def test_only_the_first_batch_of_a_channel_looks_for_its_block(bells):
     store = backend.writer(block_bytes=500)  # blocks rotate meanwhile
     ring = Ring(1 << 16)
     builder = RoundBuilder(Everywhere(), 1, {0: ORIGIN})
-    outbox = Outbox([ring], [bells[-1]])
+    outbox = RingOutbox([ring], [bells[-1]])
     writer = new_writer(store, [ring], bells[1:], batch_bytes=1 << 16)
     outbox.begin(1)
     for seqno in range(1, 201):
@@ -157,7 +157,7 @@ def test_a_full_ring_of_one_group_does_not_delay_the_next_batch_of_another(bells
     for ring, bell, vb, n_events in ((hot, bells[0], 0, 10_000), (cold, bells[1], 1, 1)):
         builder = RoundBuilder(Everywhere(), 1, {vb: ORIGIN})
         builder.add([(MUTATION, vb, seqno, b"%d" % seqno, 1, b"{}") for seqno in range(1, n_events + 1)])
-        outbox = Outbox([ring], [bell])
+        outbox = RingOutbox([ring], [bell])
         outbox.begin(1)
         taken = builder.take()
         assert taken is not None

@@ -21,7 +21,7 @@ from devbucket.embedded_redis import EmbeddedRedis
 from tests.support.redis_cluster import ClusterOfThree
 from tests.support.stores import META, Backend, all_entries, append, checkpoints, entry
 from workers.pipeline.batch_writer import BatchWriter
-from workers.pipeline.outbox import Outbox
+from workers.pipeline.outbox import RingOutbox
 from workers.pipeline.ring import Bell, Ring
 from workers.pipeline.round import Round
 from workers.signals import StopFlag
@@ -92,7 +92,7 @@ class Worker:
         self.epoch = self.owner.next_epoch()
         self.owner.create_or_check(META)
         self.owner.begin(0, self.epoch, "n1")
-        self.outbox = Outbox([node.ring], node.bells[1:])
+        self.outbox = RingOutbox([node.ring], node.bells[1:])
         self.outbox.begin(self.epoch, self.owner.servers())
 
     def put(self, seqno: int) -> None:

@@ -30,7 +30,7 @@ from workers.node.shared import Shared
 from workers.pipeline.assignment import assignment_link
 from workers.pipeline.batch_writer import BatchWriter
 from workers.pipeline.feed_worker import FeedWorker
-from workers.pipeline.outbox import Outbox
+from workers.pipeline.outbox import RingOutbox
 from workers.pipeline.round import RoundBuilder
 from workers.pipeline.source import describe, open_feed
 from workers.signals import StopFlag
@@ -72,12 +72,12 @@ class Pipeline:
             store=owner,
             feed=opened.enter_context(closing(open_feed(source, "walk", info.uuid, decoder=decoder))),
             new_builder=lambda checkpoints: RoundBuilder(decoder, 1, checkpoints),
-            outbox=Outbox(shared.rings[0], shared.data_bells),
+            outbox=RingOutbox(shared.rings[0], shared.data_bells),
             space_bell=shared.space_bells[0],
             stats=board.feeds[0],
             rows=board.partitions,
             stop=stop,
-            link=its,
+            assignment=its,
             log=get("walk"),
         )
         self.writer = BatchWriter(

@@ -11,7 +11,7 @@ from channelindex.stores.memory import MemoryIndex, MemoryOwner
 from workers.pipeline.assignment import assignment_link
 from workers.pipeline.feed_worker import FeedWorker
 from workers.pipeline.frames import decode_frame
-from workers.pipeline.outbox import Outbox
+from workers.pipeline.outbox import RingOutbox
 from workers.pipeline.ring import Bell, Ring
 from workers.pipeline.round import RoundBuilder
 from workers.signals import StopFlag
@@ -111,12 +111,12 @@ class FeedRig:
             store=self.owner,
             feed=self.feed,
             new_builder=lambda checkpoints: RoundBuilder(Everything(), 1, checkpoints),
-            outbox=Outbox([self.ring], [self.bells[0]]),
+            outbox=RingOutbox([self.ring], [self.bells[0]]),
             space_bell=self.bells[1],
             stats=board.feeds[0],
             rows=board.partitions,
             stop=cast("StopFlag", NeverStop()),
-            link=self.its,
+            assignment=self.its,
             log=get("test"),
         )
         checkpoints = self.worker._begin_epochs()

@@ -15,7 +15,7 @@ from typing import Any
 from channelindex.redis.link import Link
 from tests.support.node import Node
 from workers.cli import main
-from workers.pipeline.outbox import Outbox
+from workers.pipeline.outbox import RingOutbox
 from workers.pipeline.ring import Ring
 
 STEPS = (
@@ -87,7 +87,7 @@ def surround(owner: type, name: str, folder: Path, step_of: Callable[..., str]) 
 def install(folder: Path) -> None:
     """Make all processes of this node stop where *folder* has a file of a step's name."""
     surround(Link, "run_all", folder, lambda name, *_: name)
-    surround(Outbox, "put", folder, lambda *_: "publish")
+    surround(RingOutbox, "put", folder, lambda *_: "publish")
     surround(Ring, "commit", folder, lambda *_: "commit")
 
 

@@ -8,7 +8,7 @@ import pytest
 from channelindex.errors import OwnershipLost
 from channelindex.model import Checkpoint
 from workers.pipeline.frames import decode_frame
-from workers.pipeline.outbox import Outbox
+from workers.pipeline.outbox import RingOutbox
 from workers.pipeline.ring import Bell, Ring
 from workers.pipeline.round import Round
 
@@ -38,7 +38,7 @@ def bells():
 
 @pytest.fixture
 def outbox(rings, bells):
-    made = Outbox(rings, bells)
+    made = RingOutbox(rings, bells)
     made.begin(5)
     for bell in bells:
         bell.clear()
@@ -50,7 +50,7 @@ def channels_of(ring):
 
 
 def test_an_epoch_that_begins_is_in_every_ring_and_wakes_every_writer(rings, bells):
-    Outbox(rings, bells).begin(7)
+    RingOutbox(rings, bells).begin(7)
     assert [ring.epoch for ring in rings] == [7, 7]
     assert all(map(is_rung, bells)), "one that died may not have come to it"
 

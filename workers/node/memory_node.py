@@ -23,7 +23,7 @@ from channelindex.stores.memory import MemoryIndex, MemoryReader
 from channelindex.stores.memory_server import MemoryServer
 from channelindex.stores.memory_wire import socket_path
 from workers.node.notify import Notifier
-from workers.pipeline.assignment import WorkerLink, assignment_link
+from workers.pipeline.assignment import FixedAssignment
 from workers.pipeline.direct import DirectOutbox
 from workers.pipeline.feed_worker import ROLLED_BACK, FeedWorker
 from workers.pipeline.ring import Bell
@@ -55,20 +55,14 @@ def run_memory_node(config: Config, meta: IndexMeta, notifier: Notifier) -> int:
         server.start()
         with closing(server):
             notifier.ready("running, index in memory")
-            while (code := _one_life(config, meta, board, stop)) == ROLLED_BACK:
+            while (code := _worker(config, meta, board, stop).run()) == ROLLED_BACK:
                 pass
             notifier.stopping()
     return code
 
 
-def _one_life(config: Config, meta: IndexMeta, board: Board, stop: StopFlag) -> int:
-    """Run the feed worker of all partitions until it ends; return its exit code. Its partitions never change."""
-    nobody, link = assignment_link(frozenset(range(meta.n_partitions)))
-    with closing(nobody), closing(link):
-        return _worker(config, meta, board, stop, link).run()
-
-
-def _worker(config: Config, meta: IndexMeta, board: Board, stop: StopFlag, link: WorkerLink) -> FeedWorker:
+def _worker(config: Config, meta: IndexMeta, board: Board, stop: StopFlag) -> FeedWorker:
+    """Make the feed worker, for one life, of all partitions, which never change."""
     source = config.source
     decoder = make_decoder(source.decoder, star_channel=source.star_channel)
     board.feeds[0].start()
@@ -88,7 +82,7 @@ def _worker(config: Config, meta: IndexMeta, board: Board, stop: StopFlag, link:
         stats=board.feeds[0],
         rows=board.partitions,
         stop=stop,
-        link=link,
+        assignment=FixedAssignment(),
         log=logs.get(FEED_WORKER),
     )
 

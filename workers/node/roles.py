@@ -16,7 +16,7 @@ from workers.node.shared import Shared
 from workers.pipeline.assignment import WorkerLink, assignment_link
 from workers.pipeline.batch_writer import BatchWriter
 from workers.pipeline.feed_worker import FeedWorker
-from workers.pipeline.outbox import Outbox
+from workers.pipeline.outbox import RingOutbox
 from workers.pipeline.round import RoundBuilder
 from workers.pipeline.source import open_feed
 from workers.signals import StopFlag
@@ -123,11 +123,11 @@ class Roles:
             store=open_owner(config.index),
             feed=open_feed(source, feed_name, self._meta.source_uuid, decoder=decoder),
             new_builder=lambda checkpoints: RoundBuilder(decoder, shared.n_writers, checkpoints),
-            outbox=Outbox(shared.rings[number], shared.data_bells),
+            outbox=RingOutbox(shared.rings[number], shared.data_bells),
             space_bell=shared.space_bells[number],
             stats=slot.stats,
             rows=self._board.partitions,
             stop=stop,
-            link=link,
+            assignment=link,
             log=get(slot.role),
         )

@@ -6,10 +6,12 @@ takes it to work on everything that it was ever given.
 """
 
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import msgspec
 
+from channelindex.polling import HasFileno
 from coordinator.keeper_link import SocketEnd
 
 
@@ -55,8 +57,39 @@ class AssignmentLink(SocketEnd):
                 self.working = reported.partitions
 
 
+class Assignment(Protocol):
+    """Which partitions a feed worker is to work on, as it sees it."""
+
+    @property
+    def sources(self) -> Sequence[HasFileno]:
+        """What is readable once something new may be wanted."""
+        ...
+
+    def wanted(self) -> frozenset[int] | None:
+        """Return the newest set that is wanted; None where nothing new is."""
+        ...
+
+    def report(self, partitions: Iterable[int]) -> bool:
+        """Report what the worker works on; return False where it has to be reported again."""
+        ...
+
+
+class FixedAssignment:
+    """`Assignment` that never changes: the worker keeps what it begins with, and nobody asks."""
+
+    sources: Sequence[HasFileno] = ()
+
+    def wanted(self) -> frozenset[int] | None:
+        """See `Assignment.wanted`: nothing new, ever."""
+        return None
+
+    def report(self, partitions: Iterable[int]) -> bool:  # noqa: ARG002 -- nobody needs it
+        """See `Assignment.report`: always done."""
+        return True
+
+
 class WorkerLink(SocketEnd):
-    """Is the worker's end."""
+    """`Assignment` by the supervisor: the worker's end."""
 
     _decode = msgspec.msgpack.Decoder(Wanted).decode
 
@@ -64,8 +97,13 @@ class WorkerLink(SocketEnd):
         super().__init__(end)
         self._number = 0
 
+    @property
+    def sources(self) -> Sequence[HasFileno]:
+        """See `Assignment.sources`."""
+        return (self,)
+
     def wanted(self) -> frozenset[int] | None:
-        """Return the newest set that is wanted; None where nothing new is."""
+        """See `Assignment.wanted`."""
         newest = None
         while message := self.receive():
             newest = self._decode(message)
@@ -75,7 +113,7 @@ class WorkerLink(SocketEnd):
         return newest.partitions
 
     def report(self, partitions: Iterable[int]) -> bool:
-        """Report what we work on; return False where it has to be reported again."""
+        """See `Assignment.report`."""
         return self.send(msgspec.msgpack.encode(Working(self._number, frozenset(partitions))))
 
 

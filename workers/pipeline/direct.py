@@ -10,7 +10,7 @@ from workers.pipeline.round import Round
 
 
 class DirectOutbox:
-    """Writes each round at once; see `workers.pipeline.outbox.Outbox`. The builder makes rounds for one writer."""
+    """`workers.pipeline.outbox.Outbox` that writes each round at once. The builder makes rounds for one writer."""
 
     n_rounds = n_events = oldest_ns = fill_bytes = capacity_bytes = 0
     """Nothing is ever on its way."""
@@ -26,7 +26,7 @@ class DirectOutbox:
         """See `Outbox.begin`. Nothing of an earlier life is left anywhere."""
 
     def put(self, taken: Round, epoch: int, group: str) -> None:
-        """Write a round."""
+        """See `Outbox.put`."""
         assert len(taken.sections) == 1, "the builder makes rounds for one writer"
         left: dict[str, list[bytes]] = dict(taken.sections[0])
         for start in count(0, self._part_entries):
@@ -39,15 +39,15 @@ class DirectOutbox:
         self._written.update(taken.checkpoints)
 
     def flush(self) -> bool:
-        """Return whether nothing is left to be handed over: always."""
+        """See `Outbox.flush`: nothing is ever left."""
         return True
 
     def vbuckets(self) -> set[int]:
-        """Return those of which something is on its way: none."""
+        """See `Outbox.vbuckets`: none."""
         return set()
 
     def pop_committed(self) -> dict[int, Checkpoint]:
-        """Take out the newest checkpoints, by vbucket, of what was written since the last call."""
+        """See `Outbox.pop_committed`: what was written since the last call."""
         written, self._written = self._written, {}
         return written
 

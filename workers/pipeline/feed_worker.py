@@ -25,8 +25,7 @@ from channelindex.logs import EventLog
 from channelindex.model import Checkpoint, IndexMeta
 from channelindex.polling import wait_readable
 from channelindex.stores.base import OwnerStore, Quarantined
-from workers.pipeline.assignment import WorkerLink
-from workers.pipeline.direct import DirectOutbox
+from workers.pipeline.assignment import Assignment
 from workers.pipeline.join_epoch import PartitionJoin, no_rollbacks
 from workers.pipeline.lag import LagReport
 from workers.pipeline.outbox import Outbox
@@ -74,18 +73,18 @@ class FeedWorker:
         store: OwnerStore,
         feed: Feed,
         new_builder: Callable[[Mapping[int, Checkpoint]], RoundBuilder],
-        outbox: Outbox | DirectOutbox,
+        outbox: Outbox,
         space_bell: Bell,
         stats: ProcessStats,
         rows: Sequence[Row],
         stop: StopFlag,
-        link: WorkerLink,
+        assignment: Assignment,
         log: EventLog,
     ) -> None:
         self._owner = owner
         self._ownership = Ownership(partitions)
         self._joiner = PartitionJoin(self._ownership, store, owner, stats, log)
-        self._link = link
+        self._assignment = assignment
         self._meta = meta
         self._store = store
         self._feed = feed
@@ -191,7 +190,7 @@ class FeedWorker:
 
     def _take_assignment(self, now: float) -> None:
         """Take over what the supervisor wants: stop reading what it does not, begin what it wants besides."""
-        wanted = self._link.wanted()
+        wanted = self._assignment.wanted()
         if wanted is not None:
             self._ownership.want(wanted)
         if self._builder.rollback_since is not None:  # a new life takes over anyway
@@ -211,7 +210,7 @@ class FeedWorker:
             self._let_go()
         if self._ownership.is_paused and self._is_idle:
             self._join(now)
-        if self._ownership.report_due and self._link.report(self._ownership.working):
+        if self._ownership.report_due and self._assignment.report(self._ownership.working):
             self._ownership.report_due = False
 
     def _vbuckets_of(self, partitions: Iterable[int]) -> set[int]:
@@ -354,7 +353,8 @@ class FeedWorker:
             wake_at = min(wake_at, self._advance_at)
         if self._joiner.retry_at > now:
             wake_at = min(wake_at, self._joiner.retry_at)
-        sources = [self._space_bell, self._stop, self._link, *(() if self._ownership.is_paused else (self._feed,))]
+        feed = () if self._ownership.is_paused else (self._feed,)
+        sources = [self._space_bell, self._stop, *self._assignment.sources, *feed]
         wait_readable(sources, wake_at - time.monotonic())
         self._space_bell.clear()
 

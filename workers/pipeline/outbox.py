@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from operator import le
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from channelindex.errors import OwnershipLost
 from channelindex.model import Checkpoint
@@ -77,8 +77,73 @@ class StableQueue:
         return len(self._queue)
 
 
-class Outbox:
-    """Holds at most one round that is not yet wholly in the rings. `rings` and `data_bells` are by batch writer."""
+class Outbox(Protocol):
+    """The feed worker's way out: takes rounds, one after the other, and reports what of them is in the index."""
+
+    @property
+    def n_rounds(self) -> int:
+        """Rounds that are handed over and not yet committed by every writer."""
+        ...
+
+    @property
+    def n_events(self) -> int:
+        """Events that were put and are not yet committed by every writer."""
+        ...
+
+    @property
+    def oldest_ns(self) -> int:
+        """Since when the oldest round waits that is not committed by every writer (monotonic); 0 where none does."""
+        ...
+
+    @property
+    def fill_bytes(self) -> int:
+        """Bytes that wait for the writers."""
+        ...
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Bytes that may wait for the writers."""
+        ...
+
+    @property
+    def empty(self) -> bool:
+        """True if every writer has committed everything that was put."""
+        ...
+
+    def begin(self, epoch: int, servers: int = 0) -> None:
+        """Have the writers skip whatever an earlier life left.
+
+        *servers*, by their digest, are those of the store in which the epoch began: no others may take what is put.
+        """
+        ...
+
+    def put(self, taken: Round, epoch: int, group: str) -> None:
+        """Take a round over. Only when the one before is handed over (`flush` returned True)."""
+        ...
+
+    def flush(self) -> bool:
+        """Hand over to the writers as far as there is room; return whether nothing is left to hand over."""
+        ...
+
+    def vbuckets(self) -> set[int]:
+        """Return the vbuckets of what was put and is not yet committed by every writer."""
+        ...
+
+    def pop_committed(self) -> dict[int, Checkpoint]:
+        """Take out the newest checkpoints, by vbucket, that the index now holds everything for.
+
+        Raises:
+            OwnershipLost: other servers of the store than those in which the epoch began took a part of it, or a writer
+                did not get it stored, because a newer epoch writes the same blocks. None of it may become stable.
+        """
+        ...
+
+
+class RingOutbox:
+    """`Outbox` into rings. Holds at most one round that is not yet wholly in them.
+
+    `rings` and `data_bells` are by batch writer.
+    """
 
     def __init__(self, rings: Sequence[Ring], data_bells: Sequence[Bell]) -> None:
         assert len(rings) == len(data_bells), "a bell for each batch writer"
@@ -93,10 +158,7 @@ class Outbox:
         self._expected: list[int] = []
 
     def begin(self, epoch: int, servers: int = 0) -> None:
-        """Have the writers skip whatever an earlier life left in the rings.
-
-        *servers*, by their digest, are those of the store in which the epoch began: no others may take its frames.
-        """
+        """See `Outbox.begin`."""
         assert epoch >= self._epoch, "a lower epoch would let the writers take what an earlier life left"
         self._epoch = epoch
         self._begun_at = [ring.written for ring in self._rings]
@@ -107,7 +169,7 @@ class Outbox:
             bell.ring()  # an earlier life may have died between a frame and its bell
 
     def put(self, taken: Round, epoch: int, group: str) -> None:
-        """Take a round over. Only when the one before is in the rings (`flush` returned True)."""
+        """See `Outbox.put`."""
         assert self._round is None, "the round before is not in the rings yet"
         assert epoch == self._epoch, "the writers would skip it, or take it and what an earlier life left"
         for writer, ring in enumerate(self._rings):
@@ -119,7 +181,7 @@ class Outbox:
         self._put_ns = time.monotonic_ns()
 
     def flush(self) -> bool:
-        """Move frames into the rings as far as there is room; return whether none is left."""
+        """See `Outbox.flush`."""
         while self._pending:
             writer, frame = self._pending[0]
             if self._rings[writer].try_publish(frame) is None:
@@ -133,12 +195,7 @@ class Outbox:
         return True
 
     def pop_committed(self) -> dict[int, Checkpoint]:
-        """Take out the newest checkpoints, by vbucket, that the index now holds everything for.
-
-        Raises:
-            OwnershipLost: other servers of the store than those in which the epoch began took a part of it, or a writer
-                did not get it stored, because a newer epoch writes the same blocks. None of it may become stable.
-        """
+        """See `Outbox.pop_committed`."""
         committed = [ring.committed for ring in self._rings]
         for writer, ring in enumerate(self._rings):
             if ring.refused == self._epoch:
@@ -152,22 +209,22 @@ class Outbox:
 
     @property
     def n_rounds(self) -> int:
-        """Rounds that are in the rings and not yet committed by every writer."""
+        """See `Outbox.n_rounds`."""
         return len(self._in_flight)
 
     @property
     def empty(self) -> bool:
-        """True if every writer has committed everything that was put."""
+        """See `Outbox.empty`."""
         return self._round is None and len(self._in_flight) == 0
 
     def vbuckets(self) -> set[int]:
-        """Return the vbuckets of what was put and is not yet committed by every writer."""
+        """See `Outbox.vbuckets`."""
         waiting = self._round.checkpoints if self._round is not None else {}
         return self._in_flight.vbuckets().union(waiting)
 
     @property
     def oldest_ns(self) -> int:
-        """Since when the oldest round waits that is not committed by every writer (monotonic); 0 where none does."""
+        """See `Outbox.oldest_ns`."""
         return self._in_flight.oldest_ns or (self._put_ns if self._round is not None else 0)
 
     @property
