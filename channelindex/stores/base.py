@@ -151,7 +151,7 @@ class IndexWriter(Protocol):
 
 
 class OwnerStore(Protocol):
-    """The owner's half."""
+    """The owner's half. Stores derive from it, for `begin`."""
 
     def servers(self) -> int:
         """The servers in which the first epoch began, as `IndexWriter.servers`; asks nobody."""
@@ -195,15 +195,13 @@ class OwnerStore(Protocol):
         rollback: Mapping[int, Checkpoint] | None = None,
         only_if: int | None = None,
     ) -> PartitionRecord:
-        """Apply `epochs.begin`, then `epochs.archive_old`, to the partition's record atomically; the record after it.
-
-        What leaves the record is in the archive when the new record can be seen.
-        Repeating it after `OutcomeUnknown` with the same epoch returns the record if the first call took effect.
+        """Begin *epoch* of one partition: `begin_all` of it alone; the record after it.
 
         Raises:
             StaleEpoch: see `epochs.begin`.
         """
-        ...
+        (record,) = self.begin_all({partition: rollback or {}}, epoch, owner, only_if)
+        return record
 
     def begin_all(
         self,
@@ -212,12 +210,15 @@ class OwnerStore(Protocol):
         owner: str,
         only_if: int | None = None,
     ) -> list[PartitionRecord]:
-        """`begin` for each partition of *rollbacks* (partition -> vbucket -> checkpoint), in few round trips.
+        """Apply `epochs.begin`, then `epochs.archive_old`, to the record of each partition of *rollbacks*.
 
-        Each changes atomically by itself; any of them may have begun when it raises. The records are in the same order.
+        *rollbacks* is partition -> vbucket -> checkpoint. The records after it are in the same order. Each changes
+        atomically by itself, in few round trips for all; any of them may have begun when it raises. What leaves a
+        record is in the archive when the new record can be seen. Repeating it after `OutcomeUnknown` with the same
+        epoch returns the records of those in which the first call took effect.
 
         Raises:
-            StaleEpoch: of a partition that refused.
+            StaleEpoch: see `epochs.begin`; of a partition that refused.
         """
         ...
 

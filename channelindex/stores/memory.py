@@ -14,7 +14,7 @@ from channelindex import blocks, epochs
 from channelindex.epochs import EpochStart, PartitionRecord, new_record
 from channelindex.errors import ChangesForgotten, IndexMissing, StaleEpoch
 from channelindex.model import Checkpoint, IndexMeta
-from channelindex.stores.base import BlockRef, ChannelState, Directory, GroupState, Quarantined, Restored
+from channelindex.stores.base import BlockRef, ChannelState, Directory, GroupState, OwnerStore, Quarantined, Restored
 from channelindex.stores.block_writer import (
     TAIL_BYTES,
     BlindAppend,
@@ -165,16 +165,16 @@ def memory_writer(index: MemoryIndex, block_bytes: int) -> BlockWriter:
     return BlockWriter(MemoryBlocks(index), index.limits.block_bytes(block_bytes))
 
 
-class MemoryOwner:
+class MemoryOwner(OwnerStore):
     """`OwnerStore` in memory."""
-
-    def servers(self) -> int:
-        """See `OwnerStore.servers`: there is none."""
-        return 0
 
     def __init__(self, index: MemoryIndex, index_name: str) -> None:
         self._index = index
         self._index_name = index_name
+
+    def servers(self) -> int:
+        """See `OwnerStore.servers`: there is none."""
+        return 0
 
     def create_or_check(self, wanted: IndexMeta) -> IndexMeta:
         """See `OwnerStore.create_or_check`."""
@@ -206,24 +206,6 @@ class MemoryOwner:
             self._index.last_epoch += 1
             return self._index.last_epoch
 
-    def begin(
-        self,
-        partition: int,
-        epoch: int,
-        owner: str,
-        rollback: Mapping[int, Checkpoint] | None = None,
-        only_if: int | None = None,
-    ) -> PartitionRecord:
-        """See `OwnerStore.begin`."""
-        with self._index.changed:
-            self._index.required_meta(self._index_name)
-            record = self._index.records[partition]
-            if not epochs.has_begun(record, epoch, owner, rollback):
-                record, old = epochs.archive_old(epochs.begin(record, epoch, owner, rollback, only_if, partition))
-                self._index.archives[partition] += old
-                self._index.records[partition] = record
-            return record
-
     def begin_all(
         self,
         rollbacks: Mapping[int, Mapping[int, Checkpoint]],
@@ -232,7 +214,17 @@ class MemoryOwner:
         only_if: int | None = None,
     ) -> list[PartitionRecord]:
         """See `OwnerStore.begin_all`."""
-        return [self.begin(partition, epoch, owner, rollback, only_if) for partition, rollback in rollbacks.items()]
+        begun: list[PartitionRecord] = []
+        with self._index.changed:
+            self._index.required_meta(self._index_name)
+            for partition, rollback in rollbacks.items():
+                record = self._index.records[partition]
+                if not epochs.has_begun(record, epoch, owner, rollback):
+                    record, old = epochs.archive_old(epochs.begin(record, epoch, owner, rollback, only_if, partition))
+                    self._index.archives[partition] += old
+                    self._index.records[partition] = record
+                begun.append(record)
+        return begun
 
     def advance(self, epoch: int, checkpoints: Mapping[int, Mapping[int, Checkpoint]]) -> None:
         """See `OwnerStore.advance`."""

@@ -1,5 +1,6 @@
 """A feed worker whose source the test plays, with a ring to a writer that the test plays too."""
 
+from itertools import takewhile
 from typing import cast
 
 from channelindex import blocks
@@ -86,10 +87,12 @@ class UnwillingOwner(MemoryOwner):
         self.refused = set()
         self.error = StoreUnavailable("away")
 
-    def begin(self, partition, epoch, owner, rollback=None, only_if=None):
-        if partition in self.refused:
+    def begin_all(self, rollbacks, epoch, owner, only_if=None):
+        willing = dict(takewhile(lambda item: item[0] not in self.refused, rollbacks.items()))
+        begun = super().begin_all(willing, epoch, owner, only_if)
+        if len(willing) < len(rollbacks):
             raise self.error
-        return super().begin(partition, epoch, owner, rollback, only_if)
+        return begun
 
 
 class FeedRig:

@@ -83,7 +83,7 @@ class FixedAssignment:
         """See `Assignment.wanted`: nothing new, ever."""
         return None
 
-    def report(self, partitions: Iterable[int]) -> bool:  # noqa: ARG002 -- nobody needs it
+    def report(self, partitions: Iterable[int]) -> bool:  # noqa: ARG002 nobody needs it
         """See `Assignment.report`: always done."""
         return True
 

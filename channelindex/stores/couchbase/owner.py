@@ -8,7 +8,7 @@ from channelindex.epochs import EpochStart, PartitionRecord
 from channelindex.errors import IndexCorrupt, IndexMissing, StaleEpoch, Transient
 from channelindex.model import Checkpoint, IndexMeta
 from channelindex.settings import IndexSettings
-from channelindex.stores.base import Quarantined, Restored
+from channelindex.stores.base import OwnerStore, Quarantined, Restored
 from channelindex.stores.couchbase.keys import Keys
 from channelindex.stores.couchbase.link import Link, Stored, append_or_create
 from channelindex.stores.couchbase.partitions import decode_record, encode_record
@@ -20,7 +20,7 @@ MAX_ATTEMPTS = 50
 """Lost comparisons before an operation gives up: each means that another owner changed the record in a round trip."""
 
 
-class CouchbaseOwner:
+class CouchbaseOwner(OwnerStore):
     """`OwnerStore` in a bucket."""
 
     def __init__(self, settings: IndexSettings, link: Link | None = None) -> None:
@@ -98,18 +98,6 @@ class CouchbaseOwner:
         """See `OwnerStore.next_epoch`. A number whose reply was lost is never used."""
         key = self._keys.epoch
         return self._link.increment({key: 1}, initial=time.time_ns() // 1_000_000)[key]
-
-    def begin(
-        self,
-        partition: int,
-        epoch: int,
-        owner: str,
-        rollback: Mapping[int, Checkpoint] | None = None,
-        only_if: int | None = None,
-    ) -> PartitionRecord:
-        """See `OwnerStore.begin`."""
-        (record,) = self.begin_all({partition: rollback or {}}, epoch, owner, only_if)
-        return record
 
     def begin_all(
         self,

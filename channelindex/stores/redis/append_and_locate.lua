@@ -9,14 +9,7 @@
 -- atomic per append: refused if the directory names a newer epoch; else frame, and directory, which names this epoch
 --        from now on
 -- include errors.lua
-local prefix, sections, body = ARGV[1], cmsgpack.unpack(ARGV[2]), ARGV[3]
-local call = redis.call
-local start = 1
-
-local function take(length)
-  start = start + length
-  return string.sub(body, start - length, start - 1)
-end
+-- include frames.lua
 
 local function begin_group(channel_key, field, block_key, epoch, header, frame)
   key = block_key

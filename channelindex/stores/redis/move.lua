@@ -9,14 +9,7 @@
 -- atomic per move: only if the directory is as it was read, and the active block has these bytes; no more than these,
 --        if it is full. Then the next block, which begins with the clock frame, and the directory with its clock
 -- include errors.lua
-local prefix, sections, body = ARGV[1], cmsgpack.unpack(ARGV[2]), ARGV[3]
-local call = redis.call
-local start = 1
-
-local function take(length)
-  start = start + length
-  return string.sub(body, start - length, start - 1)
-end
+-- include frames.lua
 
 local function move(slot_prefix, channel, group, known, new, number, next_number, size, clock)
   local channel_key, rotates = slot_prefix .. 'c:' .. channel, next_number ~= ''

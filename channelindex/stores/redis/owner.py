@@ -11,7 +11,7 @@ from channelindex.errors import IndexMissing, OutcomeUnknown, OwnershipLost, Sta
 from channelindex.model import Checkpoint, IndexMeta
 from channelindex.redis.link import ScriptCall
 from channelindex.stores import records
-from channelindex.stores.base import Quarantined, Restored
+from channelindex.stores.base import OwnerStore, Quarantined, Restored
 from channelindex.stores.meta import check_meta, decode_meta, encode_meta, lost_meta, lost_record
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record, read_meta
@@ -45,7 +45,7 @@ class _Known(NamedTuple):
 _CHANGE = struct.Struct(">H5Q")
 
 
-class RedisOwner:
+class RedisOwner(OwnerStore):
     """`OwnerStore` in Redis.
 
     Redis may forget its newest writes when it restarts or fails over: blocks, of which our caller knows that they were
@@ -92,18 +92,6 @@ class RedisOwner:
         """See `OwnerStore.next_epoch`. A number whose reply was lost is never used."""
         self._identify_server()
         return int(self._link.run("epoch", (self._keys.epoch,)))
-
-    def begin(
-        self,
-        partition: int,
-        epoch: int,
-        owner: str,
-        rollback: Mapping[int, Checkpoint] | None = None,
-        only_if: int | None = None,
-    ) -> PartitionRecord:
-        """See `OwnerStore.begin`."""
-        (record,) = self.begin_all({partition: rollback or {}}, epoch, owner, only_if)
-        return record
 
     def begin_all(
         self,
