@@ -1,26 +1,18 @@
 """The read side for asyncio: any number of followers cost one look at the index."""
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from types import TracebackType
 from typing import Self, TypeVar
 
-from channelindex.backoff import Backoff
 from channelindex.errors import ReaderClosed, TokenAhead, Transient
 from channelindex.reading.hub import TAIL_ENTRIES, Follower, Hub
 from channelindex.reading.paging import Changes
+from channelindex.reading.patience import BEHIND_S, Patience
 from channelindex.reading.query import Query
-from channelindex.reading.reader import (
-    BEHIND_S,
-    FIRST_RETRY_S,
-    LONGEST_RETRY_S,
-    ChangesReader,
-    check_limit,
-    read_pages,
-)
+from channelindex.reading.reader import ChangesReader, check_limit, read_pages
 from channelindex.stores.base import IndexReader
 
 Result = TypeVar("Result")
@@ -94,7 +86,7 @@ class AsyncChangesReader:
     async def _follow(
         self, query: Query, since: str | None, limit: int | None, behind_s: float
     ) -> AsyncGenerator[Changes, None]:
-        patience = _Patience(behind_s)
+        patience = Patience(behind_s)
         hub = self._running_hub()
         follower = hub.join(query.channels)
         try:
@@ -177,30 +169,3 @@ class _Kept(Iterator[Changes]):
 
     def __next__(self) -> Changes:
         return next(self._pages)
-
-
-class _Patience:
-    """Says how long to pause after a failure that may pass, and when to give up; see `ChangesReader.follow`."""
-
-    def __init__(self, behind_s: float) -> None:
-        self._behind_s = behind_s
-        self._backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
-        self._behind_since: float | None = None
-
-    def pause_after(self, error: Transient | TokenAhead) -> float:
-        """Seconds to pause.
-
-        Raises:
-            TokenAhead: *error*, where the index has been behind for too long.
-        """
-        if isinstance(error, TokenAhead):
-            now = time.monotonic()
-            self._behind_since = now if self._behind_since is None else self._behind_since
-            if now - self._behind_since >= self._behind_s:
-                raise error
-        return self._backoff.next_delay_s()
-
-    def reset(self) -> None:
-        """All is well again."""
-        self._behind_since = None
-        self._backoff.reset()

@@ -17,13 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple, TypeVar
 
-from channelindex.backoff import Backoff
 from channelindex.errors import ChangesForgotten, ChannelIndexError, IndexCorrupt, ReaderClosed, TokenAhead, Transient
 from channelindex.model import IndexMeta
 from channelindex.reading.block_walk import NOTHING_READ, walk
 from channelindex.reading.paging import Changes, Pager
+from channelindex.reading.patience import Patience
 from channelindex.reading.query import Query
-from channelindex.reading.reader import FIRST_RETRY_S, LONGEST_RETRY_S
 from channelindex.reading.scan import ChannelScans, FoundByVb, Scan
 from channelindex.reading.snapshot import Archives, IndexSnapshot
 from channelindex.reading.token import Token
@@ -199,7 +198,7 @@ class Hub:
 
     async def _look_for_ever(self) -> None:
         counter: int | None = None
-        backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
+        patience = Patience()
         while True:
             await self._is_followed.wait()
             try:
@@ -211,12 +210,12 @@ class Hub:
                         continue
                 self._late.clear()
                 view, wake = await self._in_thread(partial(self._look, list(self._followers_by_channel)))
-            except Transient:
+            except Transient as error:
                 counter = None  # what the counter promised has not been read
-                await asyncio.sleep(backoff.next_delay_s())
+                await asyncio.sleep(patience.pause_after(error))
                 continue
             counter = now
-            backoff.reset()
+            patience.reset()
             self._publish(view, wake)
 
     async def _in_thread(self, function: Callable[[], Result]) -> Result:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Self
 
-from channelindex.backoff import Backoff
 from channelindex.blocks import OnCorrupt, refuse
 from channelindex.errors import ReaderClosed, TokenAhead, Transient
 from channelindex.model import IndexMeta
@@ -13,19 +12,16 @@ from channelindex.reading import token
 from channelindex.reading.block_walk import NOTHING_READ, walk
 from channelindex.reading.keeping import TokenStore
 from channelindex.reading.paging import Changes, Pager
+from channelindex.reading.patience import BEHIND_S, Patience
 from channelindex.reading.query import Query
 from channelindex.reading.scan import Scan
 from channelindex.reading.snapshot import Archives, IndexSnapshot
 from channelindex.stores.base import IndexReader
 
-FIRST_RETRY_S = 0.1
-BEHIND_S = 60.0
-"""Wait of a follower for an index that went back: a store failed over, and the nodes write again what it lost."""
 CONSUMED_AT_ONCE = 1000
 """Documents in a page of `consume`, which come again after a crash in the midst of it."""
 NOW = "now"
 """The `since` of a reader that wants what comes next, and nothing that is there."""
-LONGEST_RETRY_S = 5.0  # a follower notices within this that the store is back
 
 
 class ChangesReader:
@@ -118,9 +114,9 @@ class ChangesReader:
         """The answers of `changes` that have an entry, as the stable clock moves on, until *stop* returns true.
 
         It ends within *wait_s*, too, once another thread has closed the reader. *stop* is called at least every
-        *wait_s* seconds, or LONGEST_RETRY_S while the store cannot be reached. A store that is away is retried with
-        jittered pauses that double from FIRST_RETRY_S; so is, for *behind_s* seconds, one that lost its newest writes
-        and is behind *since*. Every other error is raised.
+        *wait_s* seconds, or 5 while the store cannot be reached. A store that is away is retried with jittered pauses
+        (`Patience`); so is, for *behind_s* seconds, one that lost its newest writes and is behind *since*. Every other
+        error is raised.
 
         Raises:
             TokenAhead: the index has been behind *since* for longer than *behind_s*.
@@ -141,8 +137,7 @@ class ChangesReader:
         sleep: Callable[[float], None],
     ) -> Iterator[Changes]:
         counter: int | None = None
-        backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
-        behind_since: float | None = None
+        patience = Patience(behind_s)
         while not (stop() or self._is_closed):
             try:
                 now = self._store.stable_counter() if counter is None else self._store.wait_stable(counter, wait_s)
@@ -151,19 +146,12 @@ class ChangesReader:
                 pages = self._read(query, since, limit)
             except ReaderClosed:
                 return
-            except Transient:
+            except (Transient, TokenAhead) as error:
                 counter = None  # what the counter promised has not been read
-                sleep(backoff.next_delay_s())
+                sleep(patience.pause_after(error))
                 continue
-            except TokenAhead:
-                behind_since = time.monotonic() if behind_since is None else behind_since
-                if time.monotonic() - behind_since >= behind_s:
-                    raise
-                counter = None
-                sleep(backoff.next_delay_s())
-                continue
-            counter, behind_since = now, None
-            backoff.reset()
+            counter = now
+            patience.reset()
             for page in pages:
                 since = page.since
                 if page.entries:
@@ -235,14 +223,14 @@ class ChangesReader:
 
 def _save(kept: TokenStore, token: str, stop: Callable[[], bool], sleep: Callable[[float], None]) -> None:
     """Save *token* in *kept*; while that is away, try again until *stop*."""
-    backoff = Backoff(FIRST_RETRY_S, LONGEST_RETRY_S)
+    patience = Patience()
     while True:
         try:
             return kept.save(token)
-        except Transient:
+        except Transient as error:
             if stop():
                 raise
-            sleep(backoff.next_delay_s())
+            sleep(patience.pause_after(error))
 
 
 def read_pages(

@@ -8,7 +8,8 @@ from channelindex import blocks, epochs
 from channelindex.errors import IndexCorrupt, StoreUnavailable, TokenAhead, TokenInvalid
 from channelindex.model import DELETED, HIDDEN, REMOVED
 from channelindex.reading import token
-from channelindex.reading.reader import LONGEST_RETRY_S, ChangesReader
+from channelindex.reading.patience import LONGEST_RETRY_S
+from channelindex.reading.reader import ChangesReader
 from channelindex.stores.base import BlockRef, ChannelState
 from tests.support.indexing import Row, SmallIndex
 
