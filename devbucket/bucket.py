@@ -59,6 +59,16 @@ class Bucket:
             for vbucket in self.vbuckets:
                 vbucket.note_event(event)
 
+    def drop_collection(self, path: str) -> None:
+        """Drop the collection *path*: no stream and no client gets what it holds any more, and nothing is deleted.
+
+        Raises:
+            ConfigInvalid: it is not there.
+        """
+        if self.manifest is None:
+            raise ConfigInvalid(f"the bucket {self.name!r} was made without collections")
+        self.manifest.drop(path)
+
     def set_compression(self, mode: str) -> None:
         """Set the bucket's compression mode.
 

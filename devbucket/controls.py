@@ -198,6 +198,15 @@ class Controls:
         """Create a collection (scope.collection) in a bucket that has some: every vbucket has an event of it."""
         self._server.bucket.create_collection(path)
 
+    def drop_collection(self, path: str) -> None:
+        """Drop a collection: nobody reaches its documents. To end its streams too, `close_stream` with reason 7.
+
+        A bucket of a file keeps its collections for good.
+        """
+        if self._server.config.file is not None:
+            raise ConfigInvalid("a bucket of a file keeps its collections")
+        self._server.bucket.drop_collection(path)
+
     def warm_up(self, on: bool = True) -> None:
         """Be as just after a start: no client can select the bucket yet, or be done with it; selected ones stay so."""
         self._cluster.warming_up = on

@@ -53,7 +53,7 @@ KeyFilter = Callable[[bytes], bool]
 
 
 class CollectionManifest:
-    """The scopes and collections of a bucket. They only grow: what is dropped with a bucket is dropped with it."""
+    """The scopes and collections of a bucket. A number is never given out twice."""
 
     def __init__(self) -> None:
         self.manifest_uid = 0
@@ -80,6 +80,19 @@ class CollectionManifest:
         scope, number = self._scope_by_name[scope_name], self._take_id()
         self._scope_of[number], self._names[number] = scope, name
         return [*events, CollectionEvent(COLLECTION_BEGINS, number, scope, name, self.manifest_uid)]
+
+    def drop(self, path: str) -> None:
+        """Drop the collection *path*: its number means nothing from now on. Its scope stays.
+
+        Raises:
+            ConfigInvalid: it is not there, or is the default one.
+        """
+        number = self.number_of(path)
+        if number is None or path not in self.paths:
+            raise ConfigInvalid(f"there is no collection {path!r} to drop")
+        self.manifest_uid += 1
+        self.paths.remove(path)
+        del self._scope_of[number], self._names[number]
 
     def _create_scope(self, name: str) -> CollectionEvent:
         number = self._scope_by_name[name] = self._take_id()

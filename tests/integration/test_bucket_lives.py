@@ -62,7 +62,27 @@ def test_a_node_that_is_refused_for_too_long_ends_and_goes_on_when_it_may(tmp_pa
         assert indexed(redis_url) == written
 
 
-def test_collections_that_were_dropped_end_the_node(tmp_path: Path, redis_url: str) -> None:
+def test_a_collection_that_was_dropped_is_waited_for(tmp_path: Path, redis_url: str) -> None:
+    config = DevBucketConfig(n_vbuckets=N_VBUCKETS, collections=("shop.orders",))
+    settings = {**SETTINGS, "source__collections": "shop.orders"}
+    with DevBucket(config) as bucket, Node("n1", tmp_path, redis_url, bucket, **settings).start() as node:
+        written = write(bucket, "before", collection="shop.orders")
+        await_stable(redis_url, bucket)
+        bucket.drop_collection("shop.orders")
+        assert sum(bucket.close_stream(vb, StreamEnd.FILTER_EMPTY, "channelindex") for vb in range(N_VBUCKETS))
+        missing = "source.collections = 'shop.orders': the bucket of source.url has no collection"
+        until(lambda: node.log.read_text().count(missing) >= 2, "the node to look again")
+        assert "feed.collection_missing" in node.log.read_text()
+        assert "since" in node.log.read_text()
+        assert indexed(redis_url) == written
+        bucket.create_collection("shop.orders")
+        written |= write(bucket, "after", collection="shop.orders")
+        await_stable(redis_url, bucket)
+        assert indexed(redis_url) == written
+        assert node.running
+
+
+def test_streams_that_end_for_want_of_a_collection_are_asked_for_again(tmp_path: Path, redis_url: str) -> None:
     with (
         DevBucket(DevBucketConfig(n_vbuckets=N_VBUCKETS)) as bucket,
         Node("n1", tmp_path, redis_url, bucket, **SETTINGS).start() as node,
@@ -70,12 +90,11 @@ def test_collections_that_were_dropped_end_the_node(tmp_path: Path, redis_url: s
         written = write(bucket, "before")
         await_stable(redis_url, bucket)
         assert bucket.close_stream(3, StreamEnd.FILTER_EMPTY, "channelindex") == 1
-        assert node.wait() == exits.CONFIG
-        assert "source.collections" in node.log.read_text()
+        until(lambda: "feed.collection_missing" in node.log.read_text(), "the node to tell")
         written |= write(bucket, "meanwhile")
-        node.start()
         await_stable(redis_url, bucket)
         assert indexed(redis_url) == written
+        assert node.running
 
 
 def test_a_bucket_that_is_killed_before_it_wrote_takes_back_what_it_lost(tmp_path: Path, redis_url: str) -> None:

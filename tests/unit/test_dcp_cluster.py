@@ -329,13 +329,31 @@ def test_keys_of_several_collections_come_with_their_names() -> None:
         assert [event[3] for event in made.events if event[0] == MUTATION] == [b"s.a/key", b"s.b/key"]
 
 
-def test_collections_that_were_dropped_end_the_feed() -> None:
+def test_collections_that_were_dropped_are_looked_up_again() -> None:
     with rig() as made:
         made.feed.start({0: ORIGIN})
         request = made.accept()
         made.node.send(stream_end(request.opaque, 0, 7))
-        with pytest.raises(ConfigInvalid, match=r"source\.collections"):
-            made.until(lambda: False)
+        again = made.accept()
+        assert again.opaque != request.opaque
+        made.until(made.feed.connected)
+        assert made.feed.last_error is None
+
+
+def test_collections_that_a_node_does_not_know_where_nothing_is_open_are_looked_up_again() -> None:
+    n_greeted: list[int] = []
+
+    def respond(frame: Frame) -> bytes | None:
+        if frame.opcode == Op.HELLO:
+            n_greeted.append(frame.opcode)
+        refused = frame.opcode == Op.DCP_STREAM_REQ and len(n_greeted) <= 2
+        return answer(frame, Status.UNKNOWN_COLLECTION) if refused else None
+
+    with rig() as made:
+        made.node.respond = respond
+        made.feed.start({0: ORIGIN})
+        made.accept()
+        assert len(n_greeted) == 3
 
 
 # -- compression

@@ -34,6 +34,10 @@ class _Manifest(msgspec.Struct):
     scopes: list[_Scope]
 
 
+class CollectionMissing(SourceUnavailable):
+    """A collection of `source.collections` is not there, or not yet: it is looked up until it is."""
+
+
 class Keyspace:
     """The collections of a stream, by number. Without any the connection knows nothing of collections.
 
@@ -84,7 +88,7 @@ def find_keyspace(requested: Sequence[str], *, granted: bool) -> Conversation[Ke
 
     Raises:
         ConfigInvalid: the server has no collections.
-        SourceUnavailable: one of them is not there, or not yet.
+        CollectionMissing: one of them is not there, or not yet.
     """
     if not requested:
         return DEFAULT_ONLY if granted else NO_COLLECTIONS
@@ -112,6 +116,9 @@ def _keyspace(scopes: dict[str, _Scope], requested: Sequence[str]) -> Keyspace:
             names = {number: f"{scope_name}.{each}" for each, number in numbers.items()}
             return Keyspace(names, (int(scope.uid, 16), scope_name))
         if collection not in numbers:
-            raise SourceUnavailable(f"the bucket of source.url has no collection {name!r}, or not yet")
+            raise CollectionMissing(
+                f"source.collections = {','.join(requested)!r}: the bucket of source.url has no collection {name!r}, "
+                "or not yet"
+            )
         name_by_id[numbers[collection]] = name
     return Keyspace(name_by_id)

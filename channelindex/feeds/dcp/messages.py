@@ -77,7 +77,8 @@ class StreamEnd(IntEnum):
     BACKFILL_FAILED = 5
     ROLLBACK = 6
     FILTER_EMPTY = 7
-    """All collections of the stream were dropped: what they held is gone without a deletion."""
+    """All collections of the stream were dropped: what they held is gone without a deletion. The connection is made
+    again, to look them up: a collection of the same name may be created at any time."""
     LOST_PRIVILEGES = 8
     """The connection is made again, to see whether we are refused for good."""
 
@@ -86,7 +87,7 @@ def stream_end_reason(frame: Frame) -> int:
     """The reason of a STREAM_END.
 
     Raises:
-        AuthenticationFailed, ConfigInvalid: to ask for the stream again would be in vain.
+        AuthenticationFailed: to ask for the stream again would be in vain.
         ProtocolError: the frame does not say.
     """
     if len(frame.extras) != 4:
@@ -94,8 +95,6 @@ def stream_end_reason(frame: Frame) -> int:
     reason = int.from_bytes(frame.extras, "big")
     if reason == StreamEnd.LOST_PRIVILEGES:
         raise AuthenticationFailed("source.user lost the privilege to stream the bucket of source.url")
-    if reason == StreamEnd.FILTER_EMPTY:
-        raise ConfigInvalid("what source.collections names was dropped; rebuild the index, or name other collections")
     return reason
 
 

@@ -1,12 +1,14 @@
 """One KV node as the feed sees it: its streams and, while it can be had, the connection that carries them."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime
 
 from channelindex import logs
 from channelindex.backoff import Backoff
 from channelindex.errors import ChannelIndexError, ProtocolError
 from channelindex.feeds.dcp.connection import Connection
 from channelindex.feeds.dcp.connstr import Endpoint
+from channelindex.feeds.dcp.keyspace import CollectionMissing
 from channelindex.feeds.dcp.streams import Streams
 
 _FIRST_RETRY_S = 0.1
@@ -31,6 +33,8 @@ class Node:
         """Why the last connection was lost or could not be made; None once another one streams."""
         self.refused_since: float | None = None
         """Time at which the node began to refuse us, if it has opened no stream since."""
+        self._missing_since = ""
+        """Time at which a collection of ours was first missing, if nothing was streamed since."""
         self.connect_at = 0.0
         """Earliest time of the next connection, while there is none."""
         self._connect = connect
@@ -70,6 +74,7 @@ class Node:
         """Tell once per connection that it streams; and forget that we were refused, once we are not any more."""
         if self.live and (self.streams.open_by_opaque or not len(self.streams)):
             self.refused_since = None
+            self._missing_since = ""
             self.is_settled = True
         if self.live and not self._told_connected:
             self._told_connected = True
@@ -88,6 +93,16 @@ class Node:
         self.disconnect()
         delay_s = self._backoff.next_delay_s()
         self.connect_at = now + delay_s
+        if isinstance(error, CollectionMissing):
+            self._missing_since = self._missing_since or datetime.now(UTC).isoformat(timespec="seconds")
+            _log.warning(
+                "feed.collection_missing",
+                server=self.endpoint,
+                msg=str(error),
+                since=self._missing_since,
+                retry_s=round(delay_s, 2),
+            )
+            return
         event = "feed.protocol_broken" if isinstance(error, ProtocolError) else "feed.connection_lost"
         _log.warning(event, server=self.endpoint, msg=str(error), retry_s=round(delay_s, 2), ignored_frames=ignored)
 

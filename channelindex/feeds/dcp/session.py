@@ -18,7 +18,7 @@ from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.connstr import SourceAddress
 from channelindex.feeds.dcp.exchange import RETRYABLE_STATUSES, Conversation, Request, error_text, opcode_name
 from channelindex.feeds.dcp.handshake import FEED_FEATURES, ProducerOptions, open_bucket, open_producer
-from channelindex.feeds.dcp.keyspace import NO_COLLECTIONS, find_keyspace
+from channelindex.feeds.dcp.keyspace import NO_COLLECTIONS, CollectionMissing, find_keyspace
 from channelindex.feeds.dcp.messages import NeedsBody, StreamEnd
 from channelindex.feeds.dcp.parser import FrameParser, Unfinished
 from channelindex.feeds.dcp.streams import Stream, Streams
@@ -30,6 +30,8 @@ _ACK_FRACTION = 5
 _HIGH_SEQNOS_INTERVAL_S = 1.0
 _NO_STREAM = 1 << 31
 """Set in the opaques of requests that open no stream. These come round again, after years."""
+_COLLECTION_UNKNOWN = (Status.UNKNOWN_COLLECTION, Status.UNKNOWN_SCOPE)
+"""A node that has streams open learns of a collection vbucket by vbucket; where it has none, the numbers may be old."""
 
 _log = logs.get("feed")
 
@@ -206,6 +208,8 @@ class Session:
             self._parser.events.append((HISTORY, stream.vb, failover_log))
         elif status == Status.ROLLBACK:
             self._on_rollback(stream, answer)
+        elif status in _COLLECTION_UNKNOWN and not self._streams.open_by_opaque:
+            raise CollectionMissing(self._told_missing("the server does not know what it names"))
         elif status in RETRYABLE_STATUSES:
             self._streams.postpone(stream, self._now)
             self._on_refusal(stream, answer)
@@ -306,6 +310,10 @@ class Session:
         else:
             raise ProtocolError(f"vbucket {stream.vb}: a document frame without its seqno")
 
+    def _told_missing(self, what: str) -> str:
+        names = ",".join(self._options.address.collections)
+        return f"source.collections = {names!r}: {what}; it is looked up until it is there again"
+
     def _on_snapshot(self, stream: Stream, snapshot: messages.Snapshot) -> None:
         stream.snap_start, stream.snap_end, purge_seqno = snapshot
         if purge_seqno is None:
@@ -315,6 +323,8 @@ class Session:
             self._parser.events.append((SNAPSHOT, stream.vb, *snapshot))
 
     def _on_stream_end(self, stream: Stream, reason: int) -> None:
+        if reason == StreamEnd.FILTER_EMPTY:
+            raise CollectionMissing(self._told_missing("what it names was dropped"))
         complete = reason == StreamEnd.OK
         self._streams.end(stream, self._now, complete=complete)
         if reason == StreamEnd.STATE_CHANGED:
