@@ -17,6 +17,7 @@ class BucketCluster:
         self.accounts = accounts
         self.logins_refused = False
         self.warming_up = False
+        self.without_sync_writes = False
         self._replica_seqnos: list[int] | None = None  # where the replicas are stalled, by vbucket
         self.idle_timeout_s = idle_timeout_s
         self.now = now  # monotonic seconds

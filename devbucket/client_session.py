@@ -176,6 +176,8 @@ def hello(session: ClientSession, request: Frame) -> Reply:
         raise session.refusal(Status.EINVAL, "ClustermapChangeNotification needs Duplex")
     bucket = session.node.cluster.bucket
     offered = OFFERED if bucket is None or bucket.manifest is None else OFFERED | {Feature.COLLECTIONS}
+    if session.node.cluster.without_sync_writes:
+        offered -= {Feature.SYNC_REPLICATION, Feature.ALT_REQUEST}
     session.features = offered & asked
     return Reply(b"".join(feature.to_bytes(2, "big") for feature in sorted(session.features)))
 

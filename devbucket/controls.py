@@ -211,6 +211,10 @@ class Controls:
         """Be as just after a start: no client can select the bucket yet, or be done with it; selected ones stay so."""
         self._cluster.warming_up = on
 
+    def refuse_sync_writes(self, on: bool = True) -> None:
+        """Know no durability, as a server before 6.5: what carries it is no frame there, and ends the connection."""
+        self._cluster.without_sync_writes = on
+
     def stall_disk(self, on: bool = True) -> None:
         """Write no more changes to the file, or go on: what kill -9 loses. Durable writes are written all the same."""
         self._server.disk_stalled = on

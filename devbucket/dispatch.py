@@ -34,6 +34,8 @@ def answer(session: ClientSession, frame: Frame, replies: list[bytes]) -> None:
         dcp_commands.take_response(session, frame)
     if frame.magic != mcbp.REQUEST:
         return  # else a response to a map that we pushed
+    if frame.framing and session.node.cluster.without_sync_writes:
+        raise HangUp("the magic of a frame with framing extras means nothing to a server of then")
     try:
         reply = _run(session, frame)
     except Malformed as malformed:

@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 
+from channelindex import exits
 from devbucket import DevBucket, DevBucketConfig
 from devbucket.sync_gateway.layouts import XattrLayout
 from devbucket.sync_gateway.loader import Loader
@@ -53,6 +54,16 @@ def test_real_history_with_kills_gives_exactly_the_channels_that_the_file_says(t
         assert indexed_channels(index_bucket.url) == expected
         assert_verified(node.config)
         assert node.drain() == 0
+
+
+def test_a_server_without_durability_is_a_wrong_setting_at_the_start(tmp_path, redis_url, index_bucket):
+    index_bucket.refuse_sync_writes(on=True)
+    with (
+        DevBucket(DevBucketConfig(n_vbuckets=64)) as source,
+        Node("n1", tmp_path, index_bucket.url, source, **settings_for(index_bucket, redis_url)) as node,
+    ):
+        assert node.start().wait() == exits.CONFIG
+        assert "index.durability" in node.log.read_text()
 
 
 def _line(revision) -> Line:

@@ -585,6 +585,28 @@ def test_every_level_of_durability_is_asked_for(private_bucket, level):
         assert link.replace({"a": Stored(b"3", stored.cas)}) == {"a"}
 
 
+@pytest.mark.parametrize("exists", [False, True], ids=["new", "existing"])
+def test_a_server_that_closes_on_durable_writes_is_told_by_the_setting(private_bucket, exists):
+    if exists:
+        with closing(CouchbaseOwner(settings_for(private_bucket))) as owner:
+            owner.create_or_check(META)
+    private_bucket.refuse_sync_writes(on=True)
+    with closing(CouchbaseOwner(settings_for(private_bucket))) as owner, pytest.raises(ConfigInvalid) as refused:
+        owner.create_or_check(META)
+    assert "index.durability = 'majority'" in str(refused.value)
+    with closing(CouchbaseOwner(settings_for(private_bucket, durability="none"))) as owner:
+        assert owner.create_or_check(META).n_partitions == META.n_partitions
+
+
+def test_a_connection_that_is_lost_is_no_server_without_durability(private_bucket, monkeypatch):
+    with closing(Link(settings_for(private_bucket))) as link:
+        link.insert({"a": b"1"})
+        private_bucket.refuse_sync_writes(on=True)
+        monkeypatch.setattr(time, "sleep", lambda _: private_bucket.refuse_sync_writes(on=False))
+        link.check_durability("a")
+        assert [stored and stored.value for stored in link.get(["a"])] == [b"1"]
+
+
 def test_many_documents_go_in_several_calls(backend, link, monkeypatch):
     monkeypatch.setattr(link_module, "MAX_CALL_DOCUMENTS", 7)
     values = {f"{backend.index_name}:{number}": b"%d" % number for number in range(40)}

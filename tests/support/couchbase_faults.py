@@ -50,6 +50,9 @@ class FaultyLink(Link):
     def increment(self, deltas: Mapping[str, int], initial: int | None = None) -> dict[str, int]:
         return self._faulty(partial(self._real.increment, initial=initial), deltas, {})
 
+    def check_durability(self, key: str) -> None:
+        self._real.check_durability(key)
+
     def close(self) -> None:
         self._real.close()
 

@@ -4,6 +4,7 @@ The SDK reconnects and asks again by itself what the server refused for the mome
 until the timeout. What it does not know the outcome of it reports, and so do we: nothing is repeated here.
 """
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from itertools import islice
@@ -30,8 +31,10 @@ from couchbase.options import (
 )
 from couchbase.transcoder import Transcoder
 
+from channelindex.errors import ConfigInvalid, Transient
 from channelindex.settings import IndexSettings
 from channelindex.stores.couchbase.errors import translate_connect_error, translate_error, worst
+from channelindex.stores.couchbase.keys import SETTING
 from channelindex.urls import split_url
 
 CONNECT_TIMEOUT_S = 10.0
@@ -39,6 +42,9 @@ CONNECT_TIMEOUT_S = 10.0
 
 MAX_CALL_DOCUMENTS = 1000
 """Documents in one call of the SDK: each has a timeout of its own, which counts from the call."""
+
+_DURABILITY_ATTEMPTS = 4
+_DURABILITY_PAUSE_S = 0.25
 
 _T = TypeVar("_T")
 
@@ -138,6 +144,32 @@ class Link:
 
         results, _ = self._change(deltas, increment, ())
         return {key: int(result.content) for key, result in results.items()}
+
+    def check_durability(self, key: str) -> None:
+        """Append nothing to *key*, durably if so configured, to see if the server knows durability; nothing changes.
+
+        One that does not (before 6.5) takes such a write for no frame and closes the connection, and the SDK cancels
+        the write. So may a connection that is lost: hence several attempts, and a read that succeeds between them.
+
+        Raises:
+            ConfigInvalid: each durable write is canceled, and each read is answered.
+            StoreUnavailable: a read is not.
+        """
+        for _ in range(_DURABILITY_ATTEMPTS if self._durability else 0):
+            try:
+                self.append({key: b""})
+            except Transient as error:
+                if not isinstance(error.__cause__, sdk.RequestCanceledException):
+                    return  # it passes, or the write that matters will tell
+            else:
+                return
+            time.sleep(_DURABILITY_PAUSE_S)
+            self.get([key])
+        if self._durability:
+            raise ConfigInvalid(
+                f"index.durability = {self._settings.durability!r}: the server of {SETTING} {self.where} answers "
+                'reads, and takes no durable write (one before 6.5): set it to "none", or name another bucket'
+            )
 
     def close(self) -> None:
         """Close the connection; the SDK's threads end. May be called twice, the next operation connects again."""

@@ -35,6 +35,7 @@ class CouchbaseOwner(OwnerStore):
 
     def create_or_check(self, wanted: IndexMeta) -> IndexMeta:
         """See `OwnerStore.create_or_check`. The meta record comes last: where it is, all partition records are."""
+        self._link.check_durability(self._keys.meta)
         if self._stored(self._keys.meta) is None:
             self._link.insert(
                 {
