@@ -82,6 +82,26 @@ def test_a_collection_that_was_dropped_is_waited_for(tmp_path: Path, redis_url: 
         assert node.running
 
 
+def test_a_node_that_joins_without_an_address_for_us_is_waited_for(tmp_path: Path, redis_url: str) -> None:
+    with DevBucket(DevBucketConfig(n_vbuckets=N_VBUCKETS, alternate_host="localhost")) as bucket:
+        settings = {**SETTINGS, "source__url": f"{bucket.url}?network=external"}
+        with Node("n1", tmp_path, redis_url, bucket, **settings).start() as node:
+            written = write(bucket, "before")
+            await_stable(redis_url, bucket)
+            joined = bucket.add_node()
+            bucket.rebalance()
+            written |= write(bucket, "meanwhile")
+            until(lambda: "feed.node_without_address" in node.log.read_text(), "the log to name the node")
+            time.sleep(HELD_S)
+            assert node.running
+            assert "child.failed" not in node.log.read_text()
+            assert indexed(redis_url) < written
+            bucket.set_alternate(joined, "localhost")
+            await_stable(redis_url, bucket)
+            assert indexed(redis_url) == written
+            assert node.running
+
+
 def test_streams_that_end_for_want_of_a_collection_are_asked_for_again(tmp_path: Path, redis_url: str) -> None:
     with (
         DevBucket(DevBucketConfig(n_vbuckets=N_VBUCKETS)) as bucket,
