@@ -56,6 +56,7 @@ class _InlineDocument(msgspec.Struct, gc=False):
 
 
 _decode_sync = msgspec.json.Decoder(_Sync).decode
+_SYNC_FIELDS = [field.encode_name for field in msgspec.structs.fields(_Sync)]
 _decode_document = msgspec.json.Decoder(_InlineDocument).decode
 _read_u32 = struct.Struct(">I").unpack_from
 
@@ -103,7 +104,7 @@ def _inline_sync(body: bytes) -> _Sync | None:
     try:
         return _decode_document(body).sync
     except (ValueError, RecursionError):
-        if not (body.lstrip().startswith(b"{") and b'"_sync"' in body):
+        if not (body.lstrip().startswith(b"{") and tolerant_json.names_sync(body)):
             return None  # whatever is wrong with it, it is none of ours
     try:
         return _tolerant_inline_sync(tolerant_json.repaired(body))
@@ -116,7 +117,18 @@ def _tolerant_inline_sync(body: bytes) -> _Sync | None:
         return _decode_document(body).sync
     except RecursionError:
         text = tolerant_json.find_member(body, "_sync")
-        return None if text in (None, b"null") else _decode_sync(text)
+        return None if text is None or text == b"null" else _tolerant_sync(text)
+
+
+def _tolerant_sync(text: bytes) -> _Sync:
+    """Decode the metadata; where it nests too deep for the parser, without the fields that are not read."""
+    try:
+        return _decode_sync(text)
+    except RecursionError:
+        members = [(name, tolerant_json.find_member(text, name)) for name in _SYNC_FIELDS]
+        return _decode_sync(
+            b"{%s}" % b",".join(b'"%s":%s' % (name.encode(), value) for name, value in members if value)
+        )
 
 
 def _attributed_sync(datatype: int, value: bytes) -> _Sync | None:
@@ -137,7 +149,7 @@ def _sync_of_attribute(text: bytes) -> _Sync:
     except (ValueError, RecursionError):
         pass
     try:
-        return _decode_sync(tolerant_json.repaired(text))
+        return _tolerant_sync(tolerant_json.repaired(text))
     except (ValueError, RecursionError) as error:
         raise Undecodable(f"extended attribute _sync: {_reason(error)}") from None
 

@@ -16,6 +16,7 @@ _HANDLER = "channelindex.go"
 _ESCAPE = re.compile(rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}(\\u[dD][c-fC-F][0-9a-fA-F]{2})?|u[dD][c-fC-F]..|.)", re.DOTALL)
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _KEY = re.compile(rb"\s*(" + _STRING + rb")\s*:\s*", re.DOTALL)
+_SYNC = re.compile(rb'"%s"' % b"".join(b"(?:%c|(?i:\\\\u%04x))" % (char, char) for char in b"_sync"))
 _SCALAR = re.compile(_STRING + rb"|[^,{}\[\]\"\s]+", re.DOTALL)
 _NEXT = re.compile(rb"\s*([,}])\s*")
 _NO_BRACKETS = re.compile(rb'(?:[^"{}\[\]]++|' + _STRING + rb")*+", re.DOTALL)
@@ -41,6 +42,11 @@ def _paired(match: re.Match[bytes]) -> bytes:
     escape = match[0]
     is_surrogate = escape[1:2] == b"u" and escape[2:3] in (b"d", b"D")
     return escape if match[1] or not is_surrogate else rb"\ufffd"
+
+
+def names_sync(text: bytes) -> bool:
+    """Return whether the string `_sync` is anywhere in *text*, each of its characters plain or escaped."""
+    return _SYNC.search(text) is not None
 
 
 def find_member(text: bytes, name: str) -> bytes | None:

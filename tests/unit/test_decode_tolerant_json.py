@@ -70,6 +70,29 @@ def test_nesting_beside_the_metadata_does_not_matter(depth: int) -> None:
     assert sys.getrecursionlimit() == before
 
 
+@pytest.mark.parametrize("name", [rb"\u005fsync", rb"\u005F\u0073\u0079\u006E\u0063", rb"_syn\u0063"])
+@pytest.mark.parametrize("beside", [rb'"\ud800"', b"1", b"[" * 2_000 + b"]" * 2_000])
+def test_a_name_with_escapes_is_the_same_name(name: bytes, beside: bytes) -> None:
+    assert decode(b'{"x":%s,"%s":%s}' % (beside, name, SYNC)) == ROUTE
+
+
+def test_other_names_are_no_metadata() -> None:
+    for name in (rb"\u005esync", rb"\\u005fsync", b"_SYNC", b"_sync2", rb"_\u0053ync"):
+        assert decode(rb'{"x":"\ud800","%s":%s}' % (name, SYNC)) is None
+
+
+@pytest.mark.parametrize("depth", [1_001, 5_000, MAX_DEPTH - 2])
+def test_nesting_in_a_field_of_the_metadata_that_is_not_read_does_not_matter(depth: int) -> None:
+    sync = b'{"history":%s%s,' % (b"[" * depth, b"]" * depth) + SYNC[1:]
+    assert decode_attribute(sync) == ROUTE
+    assert decode(b'{"_sync":%s}' % sync) == ROUTE
+
+
+def test_nesting_in_the_metadata_that_go_refuses_is_undecodable() -> None:
+    with pytest.raises(Undecodable, match="too deep"):
+        decode_attribute(b'{"history":%s%s,' % (b"[" * MAX_DEPTH, b"]" * MAX_DEPTH) + SYNC[1:])
+
+
 @pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 2_000_000])
 def test_what_go_refuses_as_too_deep_is_undecodable(depth: int) -> None:
     with pytest.raises(Undecodable, match="too deep"):
