@@ -138,6 +138,7 @@ def count_entries(block: bytes) -> int:
 
 def pack_frame(kind: int, epoch: int, body: bytes) -> bytes:
     """One frame of a block, checksum included."""
+    assert kind in (HEADER, ENTRIES)
     checksum = zlib.crc32(body, zlib.crc32(epoch.to_bytes(8, "big"), kind))
     return _FRAME.pack(kind, len(body), checksum, epoch) + body
 
@@ -154,7 +155,8 @@ def iter_frames(block: bytes, on_corrupt: OnCorrupt = refuse) -> Iterator[Frame]
             frame = _frame_at(block, offset)
         except IndexCorrupt as error:
             on_corrupt(error)
-            offset = _next_frame(block, offset)
+            damaged, offset = offset, _next_frame(block, offset)
+            assert offset > damaged, "reading goes on behind the damage, or it would go on for ever"
             continue
         yield frame
         offset += _FRAME.size + len(frame[2])

@@ -74,6 +74,7 @@ def begin(
     """
     if epoch <= record.epoch or (only_if is not None and record.epoch != only_if):
         raise StaleEpoch(partition, only_if if only_if is not None else epoch, record.epoch)
+    assert all(vb in record.vbuckets for vb in rollback or ()), "a vbucket of another partition"
     lowered = list(record.checkpoints)
     for vb, checkpoint in (rollback or {}).items():
         index = vb - record.first_vb
@@ -99,7 +100,9 @@ def archive_old(record: PartitionRecord) -> tuple[PartitionRecord, tuple[EpochSt
     if len(record.history) <= most:
         return record, ()
     n_old = len(record.history) - max(1, most // 2)
+    assert 0 < n_old < len(record.history), "`has_begun` knows an epoch by its start, so the newest stays"
     old = record.history[:n_old]
+    assert old[-1].epoch > record.archived, "what is archived is older than the history"
     return record._replace(history=record.history[n_old:], archived=old[-1].epoch), old
 
 
@@ -143,11 +146,13 @@ def advance(
     """
     if epoch != record.epoch:
         raise StaleEpoch(partition, epoch, record.epoch)
+    assert all(vb in record.vbuckets for vb in checkpoints), "a vbucket of another partition"
     moved = list(record.checkpoints)
     for vb, checkpoint in checkpoints.items():
         index = vb - record.first_vb
         if checkpoint.seqno >= moved[index].seqno:
             moved[index] = checkpoint
+    assert all(now.seqno >= then.seqno for now, then in zip(moved, record.checkpoints, strict=True))
     return record._replace(checkpoints=tuple(moved))
 
 
@@ -177,6 +182,7 @@ class Bounds:
         no_bound = (NO_BOUND,) * len(record.checkpoints)
         suffix_minima = [no_bound]
         for start in reversed(record.history):
+            assert len(start.starts) == len(no_bound), "a start for each vbucket"
             suffix_minima.append(tuple(map(min, suffix_minima[-1], start.starts)))
         self._minima = suffix_minima[::-1]
 

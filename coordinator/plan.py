@@ -70,6 +70,7 @@ def target(
     a partition to the node that had it before that node went, for as long as this is remembered.
     """
     by_name = {member.node: member for member in sorted(members)}
+    assert all(member.weight > 0 for member in by_name.values())
     held_by_node: dict[str, list[int]] = {node: [] for node in by_name}
     free: list[int] = []
     for partition in range(n_partitions):
@@ -85,7 +86,9 @@ def target(
     }
     moving = sorted(free + [partition for excess in released_by.values() for partition in excess])
     missing = {node: max(0, share - len(held_by_node[node])) for node, share in share_by_node.items()}
-    return Target(_takers(moving, missing, home_of), released_by)
+    taken_by = _takers(moving, missing, home_of)
+    assert not sharing or sum(map(len, taken_by.values())) == len(moving), "no partition stays free"
+    return Target(taken_by, released_by)
 
 
 def _shares(sharing: Sequence[Member], held_by_node: Mapping[str, list[int]], n_partitions: int) -> dict[str, int]:
@@ -96,14 +99,18 @@ def _shares(sharing: Sequence[Member], held_by_node: Mapping[str, list[int]], n_
     owed = [node for node, (_, rest) in fair.items() if rest]
     owed.sort(key=lambda node: (len(held_by_node[node]) <= fair[node][0], -fair[node][1], node))
     larger = set(owed[:n_larger])
-    return {node: share + (node in larger) for node, (share, _) in fair.items()}
+    share_by_node = {node: share + (node in larger) for node, (share, _) in fair.items()}
+    assert not fair or sum(share_by_node.values()) == n_partitions
+    return share_by_node
 
 
 def _excess(node: str, held: Sequence[int], n: int, home_of: Mapping[int, str]) -> list[int]:
     """The *n* partitions of *node* to release: those at home elsewhere first, then the last."""
     guests = [partition for partition in held if home_of.get(partition, node) != node][:n]
     others = [partition for partition in held if partition not in set(guests)] if guests else held
-    return sorted(guests + list(others[len(others) - (n - len(guests)) :]))
+    excess = sorted(guests + list(others[len(others) - (n - len(guests)) :]))
+    assert len(excess) == n
+    return excess
 
 
 def _takers(moving: Sequence[int], missing: dict[str, int], home_of: Mapping[int, str]) -> dict[str, list[int]]:

@@ -130,6 +130,7 @@ class Ticker:
         Raises:
             AuthenticationFailed, CoordinationUnavailable: see `lease_redis.connect`.
         """
+        assert set(request.take).isdisjoint(request.release), "what is released is not taken again by the same tick"
         reply, view = self._run("tick", self._arguments(request))
         return _decode_answer(reply), _decode_view(view) if view else None
 

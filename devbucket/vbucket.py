@@ -195,6 +195,7 @@ class VBucket:
         With *until*, the versions that were the newest at that seqno, which may not be before the last checkpoint.
         """
         end = self.high_seqno if until is None else until
+        assert self._kept_from <= end <= self.high_seqno, "versions that were superseded before may be gone"
         first = bisect_right(self._log, seqno, key=_seqno_of)
         last = len(self._log) if end == self.high_seqno else bisect_right(self._log, end, key=_seqno_of)
         return [item for item in self._log[first:last] if not 0 < item.superseded_by <= end]
@@ -203,7 +204,7 @@ class VBucket:
         self, vbuuid: int, start: int, snap_start: int, snap_end: int, *, strict: bool = False, purge_seen: int = 0
     ) -> int | None:
         """Return the seqno to which a client with this resume position must roll back; None if it may resume."""
-        return rollback_seqno(
+        seqno = rollback_seqno(
             self.failover_log,
             vbuuid,
             start,
@@ -213,6 +214,8 @@ class VBucket:
             purge_seqno=self.purge_seqno if purge_seen < self.purge_seqno else 0,
             strict=strict,
         )
+        assert seqno is None or seqno <= start, "a rollback is no step forward"
+        return seqno
 
     @property
     def most_to_lose(self) -> int:
@@ -238,6 +241,7 @@ class VBucket:
                 item.superseded_by = 0
                 self._newest[item.key] = item
         self._n_superseded = len(self._log) - len(self._newest)
+        assert self._n_superseded >= 0, "each key's newest version is in the log"
         self.high_seqno = cut
         self.failover_log.branch(cut)
         self._checkpoints.cut_behind(cut)
@@ -288,6 +292,7 @@ class VBucket:
                 old.superseded_by = item.seqno
             self._newest[item.key] = item
         self._n_superseded = len(items) - len(self._newest)
+        assert self._n_superseded >= 0, "each key's newest version is in the log"
         self._max_deleted_rev = saved.max_deleted_rev
         self.high_seqno = saved.high_seqno
         self.mark_saved()
@@ -304,6 +309,7 @@ class VBucket:
         for item in purged:
             del self._newest[item.key]
         self.purge_seqno = max([item.seqno for item in purged] + [self.purge_seqno])
+        assert self.purge_seqno <= self.high_seqno
         self._kept_from = max(self._kept_from, self.purge_seqno)
         self._log = [item for item in self._log if item.key in self._newest]
         self._compact()
@@ -333,6 +339,7 @@ class VBucket:
         )
 
     def _store(self, item: Item) -> None:
+        assert item.seqno == self.high_seqno + 1, "seqnos rise by one"
         old = self._newest.get(item.key)
         if old is not None:
             old.superseded_by = item.seqno

@@ -31,6 +31,7 @@ class _BlockStep(NamedTuple):
 
     def before(self) -> "_BlockStep":
         """The block before this one."""
+        assert self.ref.number > 0, "nothing is before block 0"
         return self._replace(ref=self.ref._replace(number=self.ref.number - 1))
 
 
@@ -65,7 +66,8 @@ def read_retained(store: IndexReader, channel: str, snapshot: IndexSnapshot) -> 
         try:
             walk(store, [channel], scan)
         except ChangesForgotten as error:  # it may drop more while we read
-            floor = {vb: max(floor.get(vb, 0), error.floor.get(vb, 0)) for vb in {*floor, *error.floor}}
+            before, floor = floor, {vb: max(floor.get(vb, 0), error.floor.get(vb, 0)) for vb in {*floor, *error.floor}}
+            assert floor != before, "what was dropped lies above the window, or we would read for ever"
         else:
             return scan, floor
 

@@ -75,6 +75,7 @@ class Pager:
                 page.append(document)
                 seqnos[vb] = document[0]
             seqnos[vb] = max(seqnos[vb], upto)
+        assert pending == len(page), "each document that was found is on one page"
         delivered = Delivered.ANYTHING if read.delivered == Delivered.ANYTHING else Delivered.NOTHING
         yield self._answer(page, Token(0, 0, read.epochs, tuple(seqnos), tuple(horizons), delivered), 0)
 

@@ -24,6 +24,7 @@ class Scan:
     """Collects the entries in a window of the index: above *since* (seqnos by vbucket), and visible in *snapshot*."""
 
     def __init__(self, snapshot: IndexSnapshot, since: Sequence[int]) -> None:
+        assert len(since) == len(snapshot.stable), "a seqno for each vbucket"
         self.snapshot = snapshot
         self.since = since
         self._found_by_vb: FoundByVb = defaultdict(dict)

@@ -143,6 +143,7 @@ class IndexSnapshot:
                     raise _from_the_future(f"vbucket {vb} is at seqno", self.stable[vb], horizon)
                 seqnos.append(token.seqnos[vb] if left == horizon else 0)
                 horizons.append(horizon if left == horizon else 0)
+        assert len(seqnos) == len(horizons) == len(self.stable), "a seqno for each vbucket"
         delivered = token.delivered if tuple(horizons) == token.horizons else Delivered.ANYTHING
         return token._replace(epochs=self.epochs, seqnos=tuple(seqnos), horizons=tuple(horizons), delivered=delivered)
 

@@ -139,6 +139,7 @@ class BlockWriter:
     def __init__(
         self, operations: BlockOperations, block_bytes: int, remembered_blocks: int = REMEMBERED_BLOCKS
     ) -> None:
+        assert block_bytes > 0
         self._operations = operations
         self._block_bytes = block_bytes
         self._active = ActiveBlocks(remembered_blocks)
@@ -241,6 +242,7 @@ class BlockWriter:
             self._append_at_once(known[n_done:], appends)
 
     def _append_at_once(self, known: Sequence[_Known], appends: Sequence[BlindAppend]) -> None:
+        assert len(known) == len(appends), "what is in flight is what this call appends"
         self._in_flight = [append for append, _ in known]
         self._operations.append(appends)
 
@@ -300,7 +302,9 @@ def _move(append: ChannelAppend, state: GroupState, block_bytes: int) -> Move:
         new = Directory(known.number + 1, epoch, known.before + size, len(clock))
     else:
         new = known._replace(upto=size)
-    return Move(channel, group, known, new, clock)
+    move = Move(channel, group, known, new, clock)
+    assert move.size == size, "the store compares the block with the bytes that the clock sums up"
+    return move
 
 
 def _chunks(items: Sequence[_Known], size: int) -> Iterator[Sequence[_Known]]:

@@ -136,6 +136,7 @@ class MemoryBlocks:
         channel, group, known, new, clock = move
         if self._index.directories[channel].get(group) != known:
             return False
+        assert new.number - known.number in (0, 1), "blocks are numbered without gaps"
         if move.rotates:
             if len(self._index.blocks[BlockRef(channel, group, known.number)]) != move.size:
                 return False

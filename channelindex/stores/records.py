@@ -40,6 +40,7 @@ def unpack_checkpoints(blob: bytes, n_vbuckets: int, where: str) -> tuple[Checkp
 
 def pack_history(history: tuple[EpochStart, ...]) -> bytes:
     """The history of one partition."""
+    assert len({len(start.starts) for start in history}) <= 1, "`unpack_history` divides it evenly"
     return b"".join(struct.pack(f">Q{len(start.starts)}Q", start.epoch, *start.starts) for start in history)
 
 

@@ -117,6 +117,7 @@ class Session:
     def acknowledge(self) -> None:
         """Give the server room again for all that was received, once it is enough to be worth a message."""
         taken = self._parser.counted_bytes - self._acknowledged_bytes
+        assert taken >= 0, "room is given again for what was received"
         if taken < self._ack_bytes:
             return
         self._acknowledged_bytes += taken
@@ -140,10 +141,12 @@ class Session:
 
     def ask_config(self) -> None:
         """Ask for the cluster configuration; it goes to *on_config*. Only while `streaming`."""
+        assert self.streaming, "the handshake has one request at a time"
         self._ask(Request(Op.GET_CLUSTER_CONFIG), self._on_config_answer)
 
     def ask(self, request: Request, on_answer: Callable[[Frame], None]) -> None:
         """Send *request*; its answer goes to *on_answer*, unless the session is over first. Only while `streaming`."""
+        assert self.streaming, "the handshake has one request at a time"
         self._ask(request, on_answer)
 
     # -- requests and their answers
@@ -155,6 +158,7 @@ class Session:
         if opaque is None:
             self._n_asked += 1
             opaque = _NO_STREAM | self._n_asked % _NO_STREAM
+        assert opaque not in self._answer_by_opaque, "whose answer would it be?"
         self._answer_by_opaque[opaque] = on_answer
         self._send(request, opaque)
 

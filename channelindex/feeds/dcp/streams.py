@@ -118,6 +118,7 @@ class Streams:
 
     def add(self, checkpoints: Mapping[int, Checkpoint]) -> None:
         """Stream these vbuckets too, each from its checkpoint; none of them is streamed yet."""
+        assert self._by_vb.keys().isdisjoint(checkpoints), "a vbucket has one stream"
         for vb, checkpoint in checkpoints.items():
             self._by_vb[vb] = stream = Stream(vb, checkpoint, LIVE)
             self._wait(stream, 0.0)
@@ -185,6 +186,7 @@ class Streams:
             del self._waiting[stream.vb]
             stream.state = State.REQUESTED
             self._n_requested += 1
+            assert self._n_requested <= _MOST_REQUESTED
             yield stream
 
     def accept(self, stream: Stream, opaque: int, failover_log: FailoverLog) -> None:
@@ -193,6 +195,7 @@ class Streams:
         Its history is now that of the log's newest entry, also for seqnos below where that branched off: the server
         has just agreed that ours is no other up to here, and a snapshot that ends on the new branch is of it.
         """
+        assert opaque not in self.open_by_opaque, "a stream's opaque is used once"
         self._leave_requested(stream, State.OPEN)
         stream.opaque = opaque
         stream.backoff.reset()
@@ -210,7 +213,7 @@ class Streams:
 
     def postpone(self, stream: Stream, now: float) -> None:
         """The server would not open *stream* now: ask again later."""
-        self._n_requested -= 1
+        self._leave_requested(stream, State.WAITING)
         self._wait(stream, now + stream.backoff.next_delay_s())
 
     def roll_back(self, stream: Stream) -> None:
@@ -220,6 +223,7 @@ class Streams:
     def resume(self, vb: int, checkpoint: Checkpoint) -> None:
         """The rollback of *vb* concerns nobody: stream it from *checkpoint*."""
         stream = self._by_vb[vb]
+        assert stream.state is State.ROLLED_BACK, "only a stream that is closed can begin elsewhere"
         stream.checkpoint = checkpoint
         self._wait(stream, 0.0)
 
@@ -269,15 +273,20 @@ class Streams:
 
     def adopt(self, stream: Stream) -> None:
         """Take over *stream*, which another node has released; it need not wait for its next attempt there."""
+        assert stream.vb not in self._by_vb, "a vbucket has one stream"
+        assert stream.state not in (State.REQUESTED, State.OPEN), "the other node has released it"
         self._by_vb[stream.vb] = stream
         if stream.state is State.WAITING:
             self._wait(stream, 0.0)
 
     def _leave_requested(self, stream: Stream, state: State) -> None:
+        assert stream.state is State.REQUESTED, "an answer is to a request"
         self._n_requested -= 1
+        assert self._n_requested >= 0
         stream.state = state
 
     def _close(self, stream: Stream) -> None:
+        assert stream.state is State.OPEN
         del self.open_by_opaque[stream.opaque]
         self._closed_opaque_by_vb[stream.vb] = stream.opaque
         stream.checkpoint = stream.position(stream.seqno)

@@ -14,6 +14,7 @@ CLOCK = "k"
 
 def encode_directory(directory: Directory) -> str:
     """The value of a `g` field, as append_and_locate.lua and move.lua know it."""
+    assert 0 <= directory.epoch < 1 << 64, "the scripts compare 16 digits as strings"
     return f"{directory.number}:{directory.epoch:016x}:{directory.before}:{directory.upto}"
 
 
