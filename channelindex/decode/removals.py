@@ -15,10 +15,10 @@ from collections.abc import Container, Mapping
 
 from channelindex.model import Route
 
-SLOTS = 1 << 16
+ROWS = 1 << 16
 """Documents with removals that one feed worker remembers at most. Beyond them removals are indexed again more often."""
 _WORDS = 32
-"""Of a slot, 8 bytes each: the document's name, a hash of all its removals, and one of each, if there are so few."""
+"""Of a row, 8 bytes each: the document's name, a hash of all its removals, and one of each, if there are so few."""
 _FIRST = 2
 _MOST = _WORDS - _FIRST
 _WORD_BYTES = 8
@@ -26,16 +26,16 @@ _MASK = (1 << 64) - 1
 
 
 class RemovalMemory:
-    """Remembers with which removals each document was last indexed, as hashes, in a table of *n_slots*.
+    """Remembers with which removals each document was last indexed, as hashes, in a table of *n_rows*.
 
-    A slot takes 256 bytes, but only what was written to takes memory: 16 MiB at most. The document that comes last
-    takes the slot from another. That two of 2^64 hashes are equal by chance is the risk of leaving out a removal; they
-    are salted anew in each process. *n_slots* is a power of two.
+    A row takes 256 bytes, but only what was written to takes memory: 16 MiB at most. The document that comes last
+    takes the row from another. That two of 2^64 hashes are equal by chance is the risk of leaving out a removal; they
+    are salted anew in each process. *n_rows* is a power of two.
     """
 
-    def __init__(self, n_slots: int = SLOTS) -> None:
-        self._mask = n_slots - 1
-        self._n_bytes = n_slots * _WORDS * _WORD_BYTES
+    def __init__(self, n_rows: int = ROWS) -> None:
+        self._mask = n_rows - 1
+        self._n_bytes = n_rows * _WORDS * _WORD_BYTES
         self.clear()
 
     def clear(self) -> None:
@@ -52,7 +52,7 @@ class RemovalMemory:
         }
         if not hashes and self._is_empty:
             return hashes
-        name = hash((vb, key)) & _MASK | 1  # 0 is an empty slot
+        name = hash((vb, key)) & _MASK | 1  # 0 is an empty row
         at = (name >> 1 & self._mask) * _WORDS
         words = self._words
         before = words[at : at + _WORDS].tolist() if words[at] == name else []

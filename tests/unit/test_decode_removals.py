@@ -139,9 +139,9 @@ WRITES = st.lists(
 
 
 @given(WRITES, st.sampled_from([1, 2, 64]))
-def test_a_reader_of_any_channel_knows_who_is_in_it(writes, n_slots: int) -> None:
+def test_a_reader_of_any_channel_knows_who_is_in_it(writes, n_rows: int) -> None:
     """Whatever a bucket leaves out: the last entry of each channel says what the document says."""
-    memory = RemovalMemory(n_slots)
+    memory = RemovalMemory(n_rows)
     documents = [Written() for _ in range(3)]
     index: dict[tuple[int, str], bool] = {}
 

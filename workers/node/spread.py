@@ -13,16 +13,16 @@ def spread(held: Iterable[int], current: Sequence[frozenset[int]]) -> list[froze
     wanted = sorted(held)
     sets = [set(mine).intersection(wanted) for mine in current]
     low, extra = divmod(len(wanted), len(sets))
-    by_size = sorted(range(len(sets)), key=lambda slot: (-len(sets[slot]), slot))
-    size_by_slot = {slot: low + (1 if rank < extra else 0) for rank, slot in enumerate(by_size)}
+    by_size = sorted(range(len(sets)), key=lambda number: (-len(sets[number]), number))
+    size_by_number = {number: low + (1 if rank < extra else 0) for rank, number in enumerate(by_size)}
     free = set(wanted).difference(*sets)
-    for slot, mine in enumerate(sets):
-        for partition in sorted(mine, reverse=True)[: max(0, len(mine) - size_by_slot[slot])]:
+    for number, mine in enumerate(sets):
+        for partition in sorted(mine, reverse=True)[: max(0, len(mine) - size_by_number[number])]:
             mine.discard(partition)
             free.add(partition)
     waiting = sorted(free)
-    for slot, mine in enumerate(sets):
-        missing = size_by_slot[slot] - len(mine)
+    for number, mine in enumerate(sets):
+        missing = size_by_number[number] - len(mine)
         mine.update(waiting[:missing])
         waiting = waiting[missing:]
     assert not waiting, "every partition that is held has a worker"
