@@ -230,7 +230,10 @@ def decompressed(value: bytes, most_bytes: int) -> bytes | None:
 def datatype_of(body: bytes) -> int:
     """Return the JSON bit, set by looking at the body as a real server does: a number is JSON, an empty body is not.
 
-    A server looks at syntax alone: it takes unpaired surrogates, and any nesting, for JSON, as Go's parser does.
+    A server looks at syntax alone: it takes unpaired surrogates, and any nesting, for JSON. Read in kv_engine,
+    utilities/JSON_checker.c at 4688e0f43 (`checkUTF8JSON`: levels up to half the size, four hexadecimal digits behind
+    each backslash and u, UTF-8). Since c8e1a47d5 the checker is in another repository, which was not read;
+    json/syntax_validator.cc of master still calls it.
     """
     try:
         orjson.loads(body)

@@ -142,5 +142,5 @@ def test_eviction_takes_each_nth_document_and_streams_it_from_disk():
     ],
 )
 def test_what_is_json_is_a_matter_of_syntax_alone(body: bytes, datatype: int):
-    """As kv_engine 6.0 has it: its checker knows neither pairs of surrogates nor a deepest level."""
+    """Read in kv_engine, utilities/JSON_checker.c at 4688e0f43: neither pairs of surrogates nor a deepest level."""
     assert datatype_of(body) == datatype
