@@ -16,7 +16,7 @@ from devbucket.sync_gateway.layouts import XattrLayout
 from devbucket.sync_gateway.loader import Loader
 from devbucket.sync_gateway.revisions import Revision
 from tests.support.node import Node, until
-from tests.support.running import assert_verified, await_stable, cli, indexed_channels
+from tests.support.running import assert_verified, await_stable, cli, connect, indexed_channels
 from tests.support.unforgiving import UnforgivingNode
 
 N_VBUCKETS = 16
@@ -196,3 +196,25 @@ def test_what_replicas_lack_is_not_indexed_and_a_failover_that_loses_it_is_no_ro
         assert left < behind, "the failover lost nothing"
         assert left, "the other nodes' documents are there"
         assert "feed.rolled_back" not in node.log.read_text()
+
+
+def test_a_removal_that_nothing_names_is_found_by_verify_and_gone_after_a_rebuild(
+    tmp_path: Path, redis_url: str
+) -> None:
+    with (
+        DevBucket(DevBucketConfig(n_vbuckets=N_VBUCKETS)) as bucket,
+        Node("n1", tmp_path, redis_url, bucket, **SETTINGS).start() as node,
+    ):
+        written = write(bucket, "doc", 5)
+        await_stable(redis_url, bucket)
+        with connect(bucket) as client:
+            restored = b'{"rev":"2-b","sequence":99,"channels":{"b":null}}'
+            client.store_with_xattr(b"doc0", "_sync", restored, b"{}")
+        await_stable(redis_url, bucket)
+        assert indexed(redis_url) == written
+        found = cli("verify", "--config", node.config)
+        assert found.returncode != exits.OK
+        assert "extra" in found.stdout
+        assert cli("rebuild", "--yes", "--config", node.config).returncode == exits.OK
+        assert_verified(node.config)
+        assert indexed(redis_url) == written - {"doc0"}
