@@ -225,6 +225,7 @@ def test_ctrl_c_makes_a_follower_print_its_token(tmp_path: Path, index_url: str)
     ) as follower:
         assert follower.stdout
         assert any("doc4" in line for line in iter(follower.stdout.readline, ""))
+        until(lambda: psutil.Process(follower.pid).status() == psutil.STATUS_SLEEPING, "the page to be printed whole")
         follower.send_signal(signal.SIGINT)
         *_, last = follower.stdout.read().splitlines()
         assert follower.wait(timeout=30) == exits.INTERRUPTED
