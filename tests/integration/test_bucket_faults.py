@@ -296,7 +296,9 @@ def test_a_fault_that_takes_changes_back_leaves_the_index_as_the_bucket_is(rig: 
 
 
 def is_verified(node: Node) -> bool:
-    return cli("verify", "--config", node.config).returncode == exits.OK
+    done = cli("verify", "--config", node.config)
+    print(done.returncode, done.stdout, done.stderr)  # shown where it never comes to be
+    return done.returncode == exits.OK
 
 
 # -- what is not cured by itself
