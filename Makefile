@@ -48,7 +48,7 @@ demo: $(DEMO_STAMP) ## index documents of a dev bucket live into a private Redis
 test-unit: $(STAMP) ## a minute: rules, codecs, state machines, and the contract of every store
 	$(PYTEST) tests/unit tests/contract tests/fuzz
 
-test: $(STAMP) ## five minutes: all that a change must pass; K=expression picks some, SEED=number repeats an order
+test: $(STAMP) ## seven minutes: all that a change must pass; K=expression picks some, SEED=number repeats an order
 	$(PYTEST)
 
 test-servers: $(STAMP) ## the Redis store, leases and accounts on the other versions of Redis and Valkey at hand, oldest first
