@@ -24,7 +24,7 @@ def load() -> ModuleType:
         ("Collecting rich>=13.9 (from channelindex==0.2.0)\n", "rich"),
         ("Collecting google-crc32c>=1.5 (from channelindex==0.2.0)\n", "google-crc32c"),
         ("Processing /files/google_crc32c-1.9.0-cp311-cp311-linux.whl (from channelindex==0.2.0)\n", "google-crc32c"),
-        ("Processing /work/tree\n", None),
+        ("Processing /files/tree\n", None),
         ("Requirement already satisfied: redis>=7.2 in /x (from channelindex==0.2.0) (8.1.0)\n", None),
         ("  Downloading rich-15.0.0-py3-none-any.whl (310 kB)\n", None),
     ],
