@@ -120,7 +120,10 @@ class Controls:
 
     def rebalance(self) -> None:
         """Spread the vbuckets evenly over the running nodes, and let these be the cluster."""
-        self._cluster.rebalance(self._running())
+        running = self._running()
+        if not running:
+            raise ConfigInvalid("there is nothing to rebalance to: no node is running")
+        self._cluster.rebalance(running)
 
     def stop_node(self, node: int) -> None:
         """Stop a node as SIGTERM does: it keeps what it has, and its place in the map."""

@@ -210,6 +210,19 @@ def test_only_what_is_there_can_be_failed(bucket):
         bucket.failover_node(2)
 
 
+def test_a_cluster_of_which_no_node_runs_is_not_rebalanced(bucket):
+    for node in range(3):
+        bucket.stop_node(node)
+    with pytest.raises(ConfigInvalid, match="nothing to rebalance to: no node is running"):
+        bucket.rebalance()
+    assert bucket.owners() == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
 @pytest.fixture(scope="module")
 def authority() -> trustme.CA:
     return trustme.CA()
