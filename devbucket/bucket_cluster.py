@@ -82,10 +82,10 @@ class BucketCluster:
             member.in_cluster = number in members
         self.move(self.placement.balanced(members))
 
-    def lose_tails(self, vbs: Iterable[int], lose: int) -> None:
-        """Lose the last seqnos of vbuckets, or as many as there are, and begin new histories."""
+    def lose_tails(self, vbs: Iterable[int], lose: int, *, by_crash: bool = False) -> None:
+        """Lose the last seqnos of vbuckets, or as many as can be, and begin new histories."""
         if self.bucket is None:
             return
         for vbucket in [self.bucket.vbuckets[vb] for vb in vbs]:
-            vbucket.failover(min(lose, vbucket.most_to_lose))
+            vbucket.failover(min(lose, vbucket.most_to_lose(by_crash=by_crash)), by_crash=by_crash)
             vbucket.end_streams(STATE_CHANGED)

@@ -132,7 +132,7 @@ class Controls:
     def crash_node(self, node: int, lose: int = 0) -> None:
         """Stop a node as kill -9 does: the last seqnos of each of its vbuckets are lost, new histories begin."""
         self._node(node).halt()
-        self._cluster.lose_tails(self._cluster.placement.owned_by(node), lose)
+        self._cluster.lose_tails(self._cluster.placement.owned_by(node), lose, by_crash=True)
 
     async def start_node(self, node: int) -> None:
         """Start a node that was stopped: what it has comes from disk."""

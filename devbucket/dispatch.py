@@ -66,10 +66,18 @@ def _run(session: ClientSession, frame: Frame) -> Reply | Sequence[Reply] | None
             frame = _decompressed(session, frame)
         level = framing.durability_level(frame) if frame.framing else 0
         reply = command(session, frame)
-        if level >= framing.MAJORITY_AND_PERSIST:  # without replicas, the node that has the change is a majority
-            session.node.cluster.persist()
+        if level:
+            _make_durable(session, frame, level)
         return reply
     raise Refused(Status.UNKNOWN_COMMAND)
+
+
+def _make_durable(session: ClientSession, frame: Frame, level: int) -> None:
+    """Keep what was written as durable as its client asked. No replica has to be waited for: all share our copy."""
+    on_disk = level >= framing.MAJORITY_AND_PERSIST
+    if on_disk:
+        session.node.cluster.persist()
+    session.bucket.vbuckets[frame.vbucket].note_durable(on_disk=on_disk)
 
 
 def _decompressed(session: ClientSession, frame: Frame) -> Frame:

@@ -85,6 +85,8 @@ class VBucket:
         self._log: list[Item] = []
         self._n_superseded = 0
         self._kept_from = 0  # failovers must not cut below: superseded versions up to here may be gone
+        self._replicated_seqno = 0  # durable writes: most copies have what is up to here
+        self._synced_seqno = 0  # durable writes: what is up to here is on disk
         self._max_cas = 0
         self._max_deleted_rev = 0
         self.unsaved = True  # whether a file lacks something
@@ -217,19 +219,28 @@ class VBucket:
         assert seqno is None or seqno <= start, "a rollback is no step forward"
         return seqno
 
-    @property
-    def most_to_lose(self) -> int:
-        """Return how many seqnos a failover can lose: of those before them, superseded versions may be gone."""
-        return self.high_seqno - self._kept_from
+    def note_durable(self, *, on_disk: bool) -> None:
+        """Note that the last write was durable: no failover loses it or what came before it; *on_disk*: no crash."""
+        self._replicated_seqno = self.high_seqno
+        if on_disk:
+            self._synced_seqno = self.high_seqno
 
-    def failover(self, lose: int) -> None:
+    def most_to_lose(self, *, by_crash: bool = False) -> int:
+        """Return how many seqnos a failover can lose, or a crash of the node, which goes on from its disk.
+
+        Durable writes bound it; and of what was before, superseded versions may be gone.
+        """
+        safe = self._synced_seqno if by_crash else self._replicated_seqno
+        return self.high_seqno - max(safe, self._kept_from)
+
+    def failover(self, lose: int, *, by_crash: bool = False) -> None:
         """Lose the last seqnos, as if a replica that never got them took over; a new history begins.
 
         Raises:
-            ValueError: more seqnos than there are, or than we keep versions for.
+            ValueError: more seqnos than `most_to_lose`.
         """
         cut = self.high_seqno - lose
-        if not 0 <= lose <= self.most_to_lose:
+        if not 0 <= lose <= self.most_to_lose(by_crash=by_crash):
             raise ValueError(f"vbucket {self.vb}: cannot lose {lose} of {self.high_seqno} seqnos")
         first = bisect_right(self._log, cut, key=_seqno_of)
         lost = self._log[first:]
@@ -243,6 +254,7 @@ class VBucket:
         self._n_superseded = len(self._log) - len(self._newest)
         assert self._n_superseded >= 0, "each key's newest version is in the log"
         self.high_seqno = cut
+        self._replicated_seqno = min(self._replicated_seqno, cut)
         self.failover_log.branch(cut)
         self._checkpoints.cut_behind(cut)
         self.unsaved = self.rewritten = True

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from channelindex.errors import ConfigInvalid
-from channelindex.mcbp import FRAMED_REQUEST, Frame, Op, Status, pack_request
+from channelindex.mcbp import Frame, Op, Status
 from devbucket import DevBucket, DevBucketConfig
 from devbucket.bucket import Bucket
 from devbucket.storage import Storage
@@ -149,7 +149,7 @@ def do_something(bucket: Bucket, chance: random.Random) -> None:
     writer, vb, key = local_writer(bucket), chance.randrange(N_VBUCKETS), b"%d" % chance.randrange(8)
     what = chance.randrange(20)
     if what == 0:
-        bucket.failover(vb, chance.randint(0, min(3, bucket.vbuckets[vb].most_to_lose)))
+        bucket.failover(vb, chance.randint(0, min(3, bucket.vbuckets[vb].most_to_lose())))
     elif what == 1:
         bucket.vbuckets[vb].purge()
     elif what < 6:
@@ -182,18 +182,6 @@ def config(path: Path) -> DevBucketConfig:
     return DevBucketConfig(n_vbuckets=N_VBUCKETS, file=path)
 
 
-def durable_set(client: RawClient, key: bytes) -> None:
-    """A write that is answered when it is on disk."""
-    plain = pack_request(Op.SET, magic=FRAMED_REQUEST, extras=bytes(8), key=key, value=b"{}")
-    framing = b"\x11\x03"
-    size = len(framing) + 8 + len(key) + 2
-    head = plain[:2] + bytes([len(framing), len(key)]) + plain[4:8] + size.to_bytes(4, "big") + plain[12:24]
-    client.send(head + framing + plain[24:])
-    answer = client.read()
-    assert answer is not None
-    assert answer.status == Status.SUCCESS
-
-
 def observed(client: RawClient, vbuuid: int) -> Frame:
     return client.call(Op.OBSERVE_SEQNO, value=vbuuid.to_bytes(8, "big"))
 
@@ -201,7 +189,7 @@ def observed(client: RawClient, vbuuid: int) -> Frame:
 def test_kill_keeps_what_was_durable_and_clients_of_the_old_history_roll_back(path):
     with DevBucket(config(path)) as bucket:
         client = RawClient(bucket.port).log_in()
-        durable_set(client, b"durable")
+        assert client.durable_set(0, b"durable", level=3).status == Status.SUCCESS
         feed = RawClient(bucket.port).log_in().open_dcp()
         vbuuid = int.from_bytes(feed.request_stream(0).value[:8], "big")
         bucket.stall_disk(on=True)

@@ -210,17 +210,26 @@ def test_only_what_is_there_can_be_failed(bucket):
         bucket.failover_node(2)
 
 
+@pytest.mark.parametrize(("level", "after_crash", "after_failover"), [(0, 0, 0), (1, 0, 2), (2, 2, 2), (3, 2, 2)])
+def test_no_failover_loses_what_was_durable_and_no_crash_what_was_on_disk(
+    bucket, connect, level, after_crash, after_failover
+):
+    for node, vb in ((0, 0), (1, 2)):
+        writer = Writer(connect(node).call)
+        writer.set(vb, b"before", b"{}")
+        assert connect(node).durable_set(vb, b"durable", level).status == Status.SUCCESS
+        writer.set(vb, b"behind", b"{}")
+    bucket.crash_node(0, lose=3)
+    bucket.failover_node(1, lose=3)
+    assert (bucket.high_seqnos()[0], bucket.high_seqnos()[2]) == (after_crash, after_failover)
+
+
 def test_a_cluster_of_which_no_node_runs_is_not_rebalanced(bucket):
     for node in range(3):
         bucket.stop_node(node)
     with pytest.raises(ConfigInvalid, match="nothing to rebalance to: no node is running"):
         bucket.rebalance()
     assert bucket.owners() == [0, 0, 1, 1, 2, 2]
-
-
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
 
 
 @pytest.fixture(scope="module")

@@ -67,6 +67,17 @@ class RawClient:
         assert frame.opcode == opcode
         return frame
 
+    def durable_set(self, vb: int, key: bytes, level: int) -> Frame:
+        """SET of {} at a level of durability, 0 for none; the response."""
+        plain = mcbp.pack_request(Op.SET, vbucket=vb, magic=mcbp.FRAMED_REQUEST, extras=bytes(8), key=key, value=b"{}")
+        framing = bytes([0x11, level]) if level else b""
+        size = len(framing) + len(plain) - mcbp.HEADER_BYTES
+        head = plain[:2] + bytes([len(framing), len(key)]) + plain[4:8] + size.to_bytes(4, "big") + plain[12:24]
+        self.send(head + framing + plain[24:])
+        frame = self.read()
+        assert frame is not None, "hung up"
+        return frame
+
     def log_in(
         self,
         features: tuple[int, ...] = (0x06, 0x07, 0x08, 0x0B),
