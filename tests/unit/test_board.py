@@ -1,4 +1,5 @@
 import time
+from typing import Any
 
 import pytest
 
@@ -42,6 +43,19 @@ def test_a_new_child_starts_from_zero():
     slot.add(batches=9)
     slot.start()
     assert slot.get("batches") == 0
+
+
+def test_a_child_that_starts_never_looks_as_if_it_had_not_beaten_for_hours():
+    class Watched(list[int]):
+        def __setitem__(self, index, value):
+            super().__setitem__(index, value)
+            assert slot.silent_s(time.monotonic_ns()) < 60
+
+    words: Any = Watched([0] * 64)
+    slot = ProcessStats(BATCH_WRITER, words)
+    list.__setitem__(words, FIELDS_BY_ROLE[BATCH_WRITER].index("beat_ns"), time.monotonic_ns())
+    slot.start()
+    slot.start()
 
 
 def test_neighbours_do_not_share_words():

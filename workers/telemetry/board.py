@@ -165,13 +165,14 @@ class ProcessStats(Row):
     def start(self) -> None:
         """Set all words to 0 except the time, the caller's process id and what is known of those before.
 
-        The supervisor calls it before the fork, or it would take the predecessor's last beat for the new child's; the
-        child calls it again, for its own process id.
+        The child calls it, while the supervisor already judges it by its last beat: that word is never 0 in between.
         """
-        restarts, damaged = self.get("restarts"), self.get("damaged")
-        self.clear()
         now_ns = time.monotonic_ns()
-        self.set(pid=os.getpid(), started_ns=now_ns, beat_ns=now_ns, restarts=restarts, damaged=damaged)
+        kept = {"restarts": self.get("restarts"), "damaged": self.get("damaged")}
+        fresh = {self._index_by_name[name]: value for name, value in {**kept, "beat_ns": now_ns}.items()}
+        for index in range(len(self._words)):
+            self._words[index] = fresh.get(index, 0)
+        self.set(pid=os.getpid(), started_ns=now_ns)
 
     def beat(self) -> None:
         """Record that the main loop has turned once more."""
