@@ -8,6 +8,7 @@ JOBS ?= 4
 MINUTES ?= 5
 SCHEDULE ?=
 DEMO_ARGS ?=
+PLAY_ARGS ?=
 BENCH_ARGS ?=
 PREFIX ?= /opt/channelindex
 BINDIR ?= /usr/local/bin
@@ -35,7 +36,7 @@ ON_EACH_SERVER = -k 'not couchbase' tests/contract $(wildcard tests/integration/
 	$(addprefix tests/integration/test_,coordinator.py coordination_trouble.py membership.py least_privilege.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test-unit test test-nightly test-servers mutants cov lint fmt type arch audit check test-chaos chaos test-couchbase test-real fuzz bench docs picture package release-check install rollback uninstall tour clean
+.PHONY: help dev demo play test-unit test test-nightly test-servers mutants cov lint fmt type arch audit check test-chaos chaos test-couchbase test-real fuzz bench docs picture package release-check install rollback uninstall tour clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -44,6 +45,9 @@ dev: $(STAMP) ## make .venv with the project (editable) and its tools; all targe
 
 demo: $(DEMO_STAMP) ## index documents of a dev bucket live into a private Redis, then verify the result
 	@$(BIN)/channelindex demo $(DEMO_ARGS)
+
+play: $(DEMO_STAMP) ## a Redis, a dev bucket, two nodes and documents that keep changing, until Ctrl-C; .play keeps them
+	@$(BIN)/channelindex play --dir .play $(PLAY_ARGS)
 
 test-unit: $(STAMP) ## a minute: rules, codecs, state machines, and the contract of every store
 	$(PYTEST) tests/unit tests/contract tests/fuzz
@@ -135,7 +139,7 @@ uninstall: ## remove what install wrote; configurations stay
 	@$(INSTALL) uninstall
 
 clean: ## remove what these targets made
-	rm -rf $(VENV) dist build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .play dist build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml

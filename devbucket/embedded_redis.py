@@ -1,4 +1,4 @@
-"""A private redis-server for the demo, the tests and the benchmarks: on a unix socket, nothing kept after it stops."""
+"""A private redis-server, for play, the tests and the benchmarks: on a unix socket or loopback, kept only if asked."""
 
 import ctypes
 import importlib.util
@@ -7,6 +7,7 @@ import platform
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -61,6 +62,13 @@ def bundled_server() -> Path | None:
     return server if server.exists() else None
 
 
+def free_port() -> int:
+    """Return a TCP port of 127.0.0.1 that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
 def server_version(binary: Path) -> tuple[int, ...]:
     """Return (major, minor) of the server in *binary*; () where it cannot be run."""
     try:
@@ -76,17 +84,23 @@ class EmbeddedRedis:
 
     The server ends with `close`, and with the thread that made it. Its folder is removed too, unless it was given: then
     a new instance goes on with what `save=True` wrote there. *binary* is another server than `find_redis_server` finds.
+    With a *port* clients connect to that port of 127.0.0.1, from a folder whose name is too long for a socket, too.
+
+    Raises:
+        CoordinationUnavailable: the server did not start; its last log line is in the message.
     """
 
-    def __init__(self, folder: Path | None = None, *, save: bool = False, binary: Path | None = None) -> None:
+    def __init__(
+        self, folder: Path | None = None, *, save: bool = False, binary: Path | None = None, port: int = 0
+    ) -> None:
         self._owned = folder is None
         self.folder = folder or Path(tempfile.mkdtemp(prefix="channelindex-redis-"))
         self.socket = self.folder / "redis.sock"
-        self.url = f"unix://{self.socket}"
+        self.url = f"redis://127.0.0.1:{port}/0" if port else f"unix://{self.socket}"
         self.socket.unlink(missing_ok=True)  # one that a killed server left would look like a started server
         self._log = self.folder / "redis.log"
         self._process = subprocess.Popen(
-            [binary or find_redis_server(), "-"],
+            [(binary or find_redis_server()).absolute(), "-"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -95,7 +109,7 @@ class EmbeddedRedis:
             preexec_fn=end_with_parent,  # noqa: PLW1509 one system call, which takes no lock
         )
         assert self._process.stdin
-        self._process.stdin.write(self._configuration(save).encode())
+        self._process.stdin.write(self._configuration(save, port).encode())
         self._process.stdin.close()
         self._await_start()
 
@@ -114,13 +128,14 @@ class EmbeddedRedis:
         self._process.kill()
         self._process.wait()
 
-    def _configuration(self, save: bool) -> str:
+    def _configuration(self, save: bool, port: int) -> str:
+        """Return the server's configuration. Paths are relative to its folder, which may have a space in its name."""
         lines = [
-            "port 0",
-            f"unixsocket {self.socket}",
+            f"port {port}",
+            "bind 127.0.0.1",
+            f"unixsocket {self.socket.name}",
             "unixsocketperm 700",
-            f"dir {self.folder}",
-            f"logfile {self._log}",
+            f"logfile {self._log.name}",
             "databases 64",
             'save ""',
             f"appendonly {'yes' if save else 'no'}",
@@ -128,12 +143,14 @@ class EmbeddedRedis:
         return "\n".join(lines) + "\n"
 
     def _await_start(self) -> None:
+        """Wait for the socket: the server makes it last, once it listens on its port."""
         deadline = time.monotonic() + _START_TIMEOUT_S
         while not self.socket.exists():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 log = self._log.read_text() if self._log.exists() else ""
                 self.close()
-                raise CoordinationUnavailable(f"redis-server did not start: {log.strip().splitlines()[-1:]}")
+                last_line = (log.strip().splitlines() or ["its log is empty"])[-1]
+                raise CoordinationUnavailable(f"redis-server did not start: {last_line}")
             time.sleep(0.01)
 
     def close(self) -> None:

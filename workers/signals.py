@@ -4,6 +4,7 @@ import os
 import signal
 from contextlib import suppress
 from types import FrameType
+from typing import NoReturn
 
 from channelindex.polling import wait_readable
 
@@ -73,3 +74,13 @@ class StopFlag:
 
 def _enqueue(signum: int, frame: FrameType | None) -> None:
     """Do nothing: the number is in the pipe already. The handler exists so that the default does not act."""
+
+
+def interrupt_on_termination() -> None:
+    """Have SIGTERM and SIGHUP end this program as Ctrl-C does: whatever it started is stopped on the way out."""
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, _interrupt)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001 - a handler's arguments
+    raise KeyboardInterrupt

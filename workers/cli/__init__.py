@@ -44,8 +44,10 @@ COMMANDS = {
     "verify": "compare the index with the bucket",
     "compare": "feed the bucket to two stores and compare the answers of both",
     "demo": "run a private Redis, a dev bucket and one node, and verify the index",
+    "play": "keep a private Redis, a dev bucket and two nodes running, to try commands on",
     "load": "write revisions from a file to a bucket, as Sync Gateway would",
     "devbucket": "serve a bucket for development on loopback",
+    "redis": "run a private Redis for development on loopback",
     "config": "show, check or explain the configuration",
 }
 """Every command and what it does, in the order of `--help`."""
@@ -60,6 +62,7 @@ _EXTRA_BY_MODULE = {
 _EXTRAS_BY_COMMAND = {
     "run": "node",
     "demo": "node,dev-bucket,embedded",
+    "play": "node,dev-bucket,embedded",
     "load": "dev-bucket",
     "devbucket": "dev-bucket",
 }

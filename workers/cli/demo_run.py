@@ -10,13 +10,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import msgspec
 
@@ -30,13 +29,16 @@ from channelindex.stores import open_reader
 from channelindex.stores.base import IndexReader
 from coordinator.cluster_state import read_cluster
 from coordinator.lease_redis import connect
-from devbucket.embedded_redis import EmbeddedRedis, end_with_parent
+from devbucket.embedded_redis import EmbeddedRedis
 from devbucket.process import DevBucket
 from devbucket.sync_gateway.layouts import InlineLayout
 from devbucket.sync_gateway.loader import Loader
 from devbucket.sync_gateway.revisions import Revision, read_revisions
 from devbucket.sync_gateway.synthetic import synthetic_revisions
+from workers.cli import program
 from workers.cli.demo_screen import DemoScreen
+from workers.cli.local_node import LocalNode
+from workers.signals import interrupt_on_termination
 from workers.telemetry.board import FEED_WORKER
 
 INDEX = "demo"
@@ -52,6 +54,11 @@ KILL_AT = 0.4
 """Share of the revisions written before a feed worker is killed."""
 START_TIMEOUT_S = 20.0
 SETTLE_TIMEOUT_S = 60.0
+NOW_TRY = """
+Now try it by hand: a Redis, a dev bucket and two nodes that stay until Ctrl-C, and what to do with them:
+
+  {program} play
+"""
 
 
 @dataclass(frozen=True)
@@ -78,8 +85,7 @@ def run_demo(options: DemoOptions) -> int:
     revisions = list(read_revisions(options.docs)) if options.docs else []
     if options.docs and not revisions:
         raise InputInvalid(f"{options.docs}: there is no revision in it")
-    for signum in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, _leave)
+    interrupt_on_termination()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="channelindex-demo-")))
         store = stack.enter_context(EmbeddedRedis())
@@ -95,6 +101,7 @@ def run_demo(options: DemoOptions) -> int:
             f"demo: {result['revisions']} revisions of {result['documents']} documents in {result['channels']} "
             f"channels, verify: {result['missing']} missing, {result['extra']} extra, {result['different']} different"
         )
+        print(NOW_TRY.format(program=program.command()), file=sys.stderr)
     clean = not (result["missing"] or result["extra"] or result["different"] or result["exit_code"])
     return exits.OK if clean else exits.DIFFERENCES
 
@@ -110,13 +117,12 @@ class Demo:
         self._bucket = bucket
         self._screen = screen
         self._config = folder / "demo.toml"
-        self._log = folder / "node.log"
         self._config.write_text(
-            f'node.name = "{NODE}"\nnode.run_dir = "{folder}"\n'
+            f'node.run_dir = "{folder}"\n'
             f'source.url = "{bucket.url}"\nsource.user = "{bucket.user}"\nsource.password = "{bucket.password}"\n'
             f'index.name = "{INDEX}"\nindex.store = "{redis_url}"\ncoordination.ttl_s = {TTL_S}\n'
         )
-        self._node: subprocess.Popen[bytes] | None = None
+        self._node = LocalNode(NODE, self._config, folder / "node.log")
         self._coordination = connect(redis_url, 1.0)
         self._killed: Killed | None = None
         self._documents: set[str] = set()
@@ -154,33 +160,21 @@ class Demo:
 
     def close(self) -> None:
         """End the node if it still runs. May be called twice."""
-        if self._node and self._node.poll() is None:
-            self._node.kill()
-            self._node.wait()
+        self._node.close()
         self._coordination.close()
 
     def _start_node(self) -> None:
-        with self._log.open("wb") as log:
-            self._node = subprocess.Popen(
-                [sys.executable, "-m", "channelindex", "run", "--config", self._config],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C in the terminal is ours to handle
-                preexec_fn=end_with_parent,  # noqa: PLW1509 one system call, which takes no lock
-            )
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._status():
-            self._check_node()
+        self._node.start()
+        self._wait_for(self._status, "the node did not start")
+
+    def _wait_for(self, condition: Callable[[], object], complaint: str, timeout_s: float = START_TIMEOUT_S) -> None:
+        """Wait until *condition* holds while the node runs; raise InvariantBroken with *complaint* if it never does."""
+        deadline = time.monotonic() + timeout_s
+        while not condition():
+            self._node.check()
             if time.monotonic() > deadline:
-                raise InvariantBroken(f"the node did not start within {START_TIMEOUT_S:.0f} s: {self._last_log_line()}")
+                raise InvariantBroken(f"{complaint} within {timeout_s:.0f} s: {self._node.last_log_line()}")
             time.sleep(0.05)
-
-    def _check_node(self) -> None:
-        if self._node and self._node.poll() is not None:
-            raise InvariantBroken(f"the node ended with code {self._node.returncode}: {self._last_log_line()}")
-
-    def _last_log_line(self) -> str:
-        return (self._log.read_text(errors="replace").splitlines() or ["the log is empty"])[-1]
 
     def _write(self, loader: Loader, revisions: list[Revision]) -> None:
         """Write at an even pace over the time there is, users and roles among the documents."""
@@ -201,19 +195,15 @@ class Demo:
             time.sleep(max(0.0, started + seconds * self._n_written / len(revisions) - time.monotonic()))
 
     def _kill_a_feed_worker(self) -> None:
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not (working := [process for process in self._feed_workers() if process["connected"]]):
-            self._check_node()
-            if time.monotonic() > deadline:
-                raise InvariantBroken(f"no feed worker was connected within {START_TIMEOUT_S:.0f} s")
-            time.sleep(0.05)
+        self._wait_for(self._connected, "no feed worker was connected")
+        working = self._connected()
         pid, number = working[0]["pid"], working[0]["number"]
         os.kill(pid, signal.SIGKILL)
         self._killed = Killed(pid, number, time.monotonic())
         self._screen.say(f"killed feed worker {number} (pid {pid}) with SIGKILL")
 
     def _watch(self, n_revisions: int) -> None:
-        self._check_node()
+        self._node.check()
         killed = self._killed
         if killed and killed.back_after_s is None:
             for process in self._feed_workers():
@@ -223,6 +213,9 @@ class Demo:
                         f"feed worker {killed.number} is back (pid {process['pid']}) after {killed.back_after_s} s"
                     )
         self._screen.show(self._status(), self._n_written, n_revisions)
+
+    def _connected(self) -> list[dict[str, Any]]:
+        return [process for process in self._feed_workers() if process["connected"]]
 
     def _feed_workers(self) -> list[dict[str, Any]]:
         processes = self._status().get("processes", [])
@@ -249,10 +242,12 @@ class Demo:
                     raise InvariantBroken(f"the index was not complete within {SETTLE_TIMEOUT_S:.0f} s")
                 time.sleep(0.1)
 
+        self._wait_for(lambda: not self._status().get("lag", 1), "the node did not report that it is done")
+        self._screen.freeze(self._status(), self._n_written, self._n_written)
+
     def _stop_node(self) -> int:
-        assert self._node
         self._node.terminate()
-        return self._node.wait(SETTLE_TIMEOUT_S)
+        return self._node.wait()
 
     def _verify(self) -> dict[str, Any]:
         command = [sys.executable, "-m", "channelindex", "verify", "--json", "--config", str(self._config)]
@@ -261,11 +256,6 @@ class Demo:
             raise InvariantBroken(f"verify failed: {done.stderr.strip()}")
         report: dict[str, Any] = msgspec.json.decode(done.stdout)
         return report
-
-
-def _leave(signum: int, frame: FrameType | None) -> NoReturn:  # noqa: ARG001
-    """End as Ctrl-C does: all that was started is stopped on the way out."""
-    raise KeyboardInterrupt
 
 
 def _slices(revisions: list[Revision]) -> Iterator[list[Revision]]:

@@ -43,6 +43,13 @@ class DemoScreen:
         """Print a line that stays."""
         self._console.print(f"[{time.monotonic() - self._started:5.1f} s] {text}", markup=False, soft_wrap=True)
 
+    def freeze(self, status: dict[str, Any], n_written: int, n_total: int) -> None:
+        """Draw the last picture, above which nothing is printed any more."""
+        self._next_at = 0.0
+        self.show(status, n_written, n_total)
+        if self._live:
+            self._live.stop()
+
     def show(self, status: dict[str, Any], n_written: int, n_total: int) -> None:
         """Redraw, if it is time, from the node's last status report and the number of revisions written."""
         now = time.monotonic()
@@ -51,8 +58,8 @@ class DemoScreen:
         self._next_at = now + (REDRAW_S if self._live else PLAIN_LINE_S)
         self._measure(status)
         headline = (
-            f"{n_written:,} of {n_total:,} revisions written · {self._rate:,.0f} events/s indexed · "
-            f"stable lag {status['lag']:,} · in flight {status['in_flight']:,}"
+            f"{n_written:,} of {n_total:,} revisions written · {self._rate:,.0f} events/s · "
+            f"lag {status['lag']:,} · in flight {status['in_flight']:,}"
         )
         if self._live:
             self._live.update(Group(Text(headline), _processes(status)), refresh=True)

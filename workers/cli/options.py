@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from channelindex.config import Config, load_config
+from channelindex.errors import InputInvalid
 from channelindex.settings import Value
 
 DEFAULT_FILE = Path("channelindex.toml")
@@ -45,6 +46,26 @@ def config_of(
     """Load the configuration that *args* name. *extra* are keys that the command's own arguments set."""
     path = args.config or (DEFAULT_FILE if DEFAULT_FILE.exists() else None)
     return load_config(path, os.environ, {**dict(args.set), **(extra or {})}, required, read_passwords=read_passwords)
+
+
+def folder(text: str) -> Path:
+    """A folder, as an argument's type; `made` makes it."""
+    if "\0" in text or not text:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a folder")
+    return Path(text).absolute()
+
+
+def made(path: Path) -> Path:
+    """*path* as a folder that is there.
+
+    Raises:
+        InputInvalid: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputInvalid(f"{path}: {error.strerror}") from error
+    return path
 
 
 def positive(text: str) -> int:
