@@ -7,6 +7,7 @@ from channelindex.epochs import Bounds, EpochStart, PartitionRecord, whole_recor
 from channelindex.errors import IndexCorrupt, TokenAhead
 from channelindex.reading.token import Delivered, Token
 from channelindex.stores.base import IndexReader
+from channelindex.timeline import Moment, newest_before
 
 
 class Archives:
@@ -111,6 +112,22 @@ class IndexSnapshot:
             return "visible"
         bounds = self._bounds[vb * len(self._records) // len(self.stable)]
         return "pending" if seqno <= bounds.bound(epoch, vb) else "dead"
+
+    def stable_before(self, timelines: Sequence[Sequence[Moment]], time_s: float) -> list[int]:
+        """The seqno of each vbucket that was stable at *time_s* (Unix time) at the latest, and still is; 0 for none.
+
+        *timelines* are those of all partitions, read after the snapshot or before it.
+        """
+        assert len(timelines) == len(self._records), "a timeline for each partition"
+        seqnos: list[int] = []
+        for record, moments in zip(self._records, timelines, strict=True):
+            moment = newest_before(moments, int(time_s * 1000))
+            if moment is None:
+                seqnos += (0,) * len(record.checkpoints)
+                continue
+            limits = self.limits(moment.epoch).clock[record.vbuckets.start : record.vbuckets.stop]
+            seqnos += [min(checkpoint.seqno, left) for checkpoint, left in zip(moment.checkpoints, limits, strict=True)]
+        return seqnos
 
     def position(self) -> Token:
         """The token of who has read all that is visible in this snapshot."""

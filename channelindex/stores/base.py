@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 
 from channelindex.epochs import EpochStart, PartitionRecord
 from channelindex.model import Checkpoint, IndexMeta
+from channelindex.timeline import Moment
 
 
 class ChannelAppend(NamedTuple):
@@ -153,6 +154,9 @@ class IndexWriter(Protocol):
 class OwnerStore(Protocol):
     """The owner's half. Stores derive from it, for `begin`."""
 
+    note_interval_s: float = 1.0
+    """Time between two calls of `note_moments`: more where the store writes a timeline whole."""
+
     def servers(self) -> int:
         """The servers in which the first epoch began, as `IndexWriter.servers`; asks nobody."""
         ...
@@ -235,6 +239,14 @@ class OwnerStore(Protocol):
         """
         ...
 
+    def note_moments(self, epoch: int, partitions: Collection[int], now_s: float) -> None:
+        """Add what is stable now to the timelines of *partitions*; *now_s* is Unix time.
+
+        A partition whose checkpoints are those that this instance noted last, or whose epoch is not *epoch*, is left
+        out. What `timeline.superseded` names leaves the timeline. Each changes atomically by itself.
+        """
+        ...
+
     def quarantine(self, documents: Sequence[Quarantined]) -> None:
         """Remember *documents*, newest first; the store keeps a bounded number of them and a total count."""
         ...
@@ -269,6 +281,10 @@ class IndexReader(Protocol):
 
         What a record read before lacks is among them. A start may be there twice.
         """
+        ...
+
+    def timelines(self, partitions: Sequence[int]) -> Sequence[Sequence[Moment]]:
+        """Per partition its moments, ascending by time; `IndexSnapshot.stable_before` judges them."""
         ...
 
     def channels(self) -> Iterator[str]:

@@ -10,7 +10,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import islice
 
-from channelindex import blocks, epochs
+from channelindex import blocks, epochs, timeline
 from channelindex.epochs import EpochStart, PartitionRecord, new_record
 from channelindex.errors import ChangesForgotten, IndexMissing, StaleEpoch
 from channelindex.model import Checkpoint, IndexMeta
@@ -26,6 +26,7 @@ from channelindex.stores.block_writer import (
 from channelindex.stores.memory_limits import HeldBlocks, MemoryLimits
 from channelindex.stores.meta import check_format, check_meta
 from channelindex.stores.records import QUARANTINE_DOCUMENTS
+from channelindex.timeline import Moment
 
 
 class MemoryIndex:
@@ -40,6 +41,7 @@ class MemoryIndex:
         self.last_epoch = 0
         self.records: list[PartitionRecord] = []
         self.archives: dict[int, tuple[EpochStart, ...]] = defaultdict(tuple)
+        self.timelines: dict[int, list[Moment]] = defaultdict(list)
         self.stable_counter = 0
         self.directories: dict[str, dict[str, Directory]] = defaultdict(dict)
         self.blocks: dict[BlockRef, bytearray] = {}
@@ -199,6 +201,7 @@ class MemoryOwner(OwnerStore):
                 vbuckets = meta.vbuckets_of(partition)
                 self._index.records[partition] = new_record(vbuckets.start, len(vbuckets))
                 self._index.archives[partition] = ()
+                self._index.timelines[partition] = []
             return Restored(meta, wrote_meta, tuple(sorted(partitions)))
 
     def next_epoch(self) -> int:
@@ -247,6 +250,16 @@ class MemoryOwner(OwnerStore):
         if refused:
             raise refused[0]
 
+    def note_moments(self, epoch: int, partitions: Collection[int], now_s: float) -> None:
+        """See `OwnerStore.note_moments`."""
+        with self._index.changed:
+            for partition in partitions:
+                record, moments = self._index.records[partition], self._index.timelines[partition]
+                if record.epoch != epoch or (moments and moments[-1].checkpoints == record.checkpoints):
+                    continue
+                new = Moment(int(now_s * 1000), epoch, 0, record.checkpoints)
+                self._index.timelines[partition] = timeline.with_moment(moments, new)
+
     def quarantine(self, documents: Sequence[Quarantined]) -> None:
         """See `OwnerStore.quarantine`."""
         with self._index.changed:
@@ -287,6 +300,11 @@ class MemoryReader:
         """See `IndexReader.archived_starts`."""
         with self._index.changed:
             return [self._index.archives[partition] for partition in partitions]
+
+    def timelines(self, partitions: Sequence[int]) -> Sequence[Sequence[Moment]]:
+        """See `IndexReader.timelines`."""
+        with self._index.changed:
+            return [list(self._index.timelines[partition]) for partition in partitions]
 
     def channels(self) -> Iterator[str]:
         """See `IndexReader.channels`."""

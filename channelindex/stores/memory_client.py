@@ -23,6 +23,7 @@ from channelindex.stores.memory_wire import (
     receive_message,
     send_message,
 )
+from channelindex.timeline import Moment
 
 ANSWER_TIMEOUT_S = 30.0
 """For one answer, besides what it waits itself: a node that is stopped must not hold its readers for ever."""
@@ -59,6 +60,11 @@ class MemoryClient:
         """See `IndexReader.archived_starts`."""
         starts: list[list[EpochStart]] = self._call("archived_starts", partitions)
         return starts
+
+    def timelines(self, partitions: Sequence[int]) -> Sequence[Sequence[Moment]]:
+        """See `IndexReader.timelines`."""
+        moments: list[list[Moment]] = self._call("timelines", partitions)
+        return moments
 
     def channels(self) -> Iterator[str]:
         """See `IndexReader.channels`."""

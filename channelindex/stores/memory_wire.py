@@ -15,6 +15,7 @@ import msgspec
 from channelindex.epochs import EpochStart, PartitionRecord
 from channelindex.model import IndexMeta
 from channelindex.stores.base import BlockRef, ChannelState, Quarantined
+from channelindex.timeline import Moment
 
 WIRE_VERSION = 1
 """Raised with every change of a message; both sides are of one machine, so they are upgraded together."""
@@ -39,6 +40,7 @@ METHODS: Mapping[str, Method] = {
     "meta": Method(tuple[()], IndexMeta),
     "partition_records": Method(tuple[()], list[PartitionRecord]),
     "archived_starts": Method(tuple[list[int]], list[list[EpochStart]]),
+    "timelines": Method(tuple[list[int]], list[list[Moment]]),
     "channel_page": Method(tuple[int, int], list[str]),
     "channel_states": Method(tuple[list[str]], list[ChannelState | None]),
     "blocks": Method(tuple[list[BlockRef]], list[bytes | None]),

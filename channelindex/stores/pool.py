@@ -9,6 +9,7 @@ from channelindex.epochs import EpochStart, PartitionRecord
 from channelindex.errors import ReaderClosed
 from channelindex.model import IndexMeta
 from channelindex.stores.base import BlockRef, ChannelState, IndexReader, Quarantined
+from channelindex.timeline import Moment
 
 MAX_STORES = 8
 """Requests at once, each on a connection of its own. More bring nothing: one interpreter decodes what they fetch."""
@@ -49,6 +50,11 @@ class ReaderPool:
         """See `IndexReader.archived_starts`."""
         with self._lent() as store:
             return store.archived_starts(partitions)
+
+    def timelines(self, partitions: Sequence[int]) -> Sequence[Sequence[Moment]]:
+        """See `IndexReader.timelines`."""
+        with self._lent() as store:
+            return store.timelines(partitions)
 
     def channels(self) -> Iterator[str]:
         """See `IndexReader.channels`. All are read before the first is returned, so that no caller keeps a store."""

@@ -2,7 +2,7 @@
 
 A checkpoint is five unsigned 64-bit integers, big-endian: vbuuid, seqno, snap_start, snap_end, purge_seqno. The
 checkpoints of a partition follow each other by vbucket. A history is a string of epoch starts: epoch, then one seqno
-per vbucket.
+per vbucket. A moment of a timeline is time in ms, epoch, mark, and its checkpoints.
 """
 
 import struct
@@ -13,6 +13,7 @@ from channelindex.epochs import EpochStart
 from channelindex.errors import IndexCorrupt
 from channelindex.model import Checkpoint
 from channelindex.stores.base import Quarantined
+from channelindex.timeline import Moment
 
 CHECKPOINT_BYTES = 40
 
@@ -20,6 +21,7 @@ QUARANTINE_DOCUMENTS = 1000
 """Records in the quarantine of an index: enough to see a pattern, too few to fill a store."""
 
 _CHECKPOINT = struct.Struct(">5Q")
+_MOMENT_HEAD = struct.Struct(">3Q")
 
 
 def pack_checkpoints(checkpoints: tuple[Checkpoint, ...]) -> bytes:
@@ -54,6 +56,28 @@ def unpack_history(blob: bytes, n_vbuckets: int, where: str) -> tuple[EpochStart
     if len(blob) % start.size:
         raise IndexCorrupt(f"{where}: {len(blob)} bytes of history, no multiple of {start.size}")
     return tuple(EpochStart(epoch, tuple(starts)) for epoch, *starts in start.iter_unpack(blob))
+
+
+def pack_moment(moment: Moment) -> bytes:
+    """One moment of a partition's timeline."""
+    return _MOMENT_HEAD.pack(*moment[:3]) + pack_checkpoints(moment.checkpoints)
+
+
+def unpack_moments(blob: bytes, n_vbuckets: int, where: str) -> list[Moment]:
+    """Moments of a partition of *n_vbuckets*, packed one after the other.
+
+    Raises:
+        IndexCorrupt: *blob* does not consist of whole moments; the message names *where*.
+    """
+    size = _MOMENT_HEAD.size + n_vbuckets * CHECKPOINT_BYTES
+    if len(blob) % size:
+        raise IndexCorrupt(f"{where}: {len(blob)} bytes of moments, no multiple of {size}")
+    moments: list[Moment] = []
+    for start in range(0, len(blob), size):
+        time_ms, epoch, mark = _MOMENT_HEAD.unpack_from(blob, start)
+        packed = blob[start + _MOMENT_HEAD.size : start + size]
+        moments.append(Moment(time_ms, epoch, mark, unpack_checkpoints(packed, n_vbuckets, where)))
+    return moments
 
 
 def pack_quarantined(document: Quarantined) -> bytes:

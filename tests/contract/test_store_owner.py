@@ -12,6 +12,7 @@ from channelindex.epochs import NO_BOUND, Bounds, EpochStart, PartitionRecord, n
 from channelindex.errors import IndexMismatch, IndexMissing, StaleEpoch
 from channelindex.model import ORIGIN, Checkpoint, IndexMeta
 from channelindex.reading.reader import ChangesReader
+from channelindex.reading.snapshot import IndexSnapshot
 from channelindex.stores.base import OwnerStore, Quarantined
 from channelindex.stores.records import QUARANTINE_DOCUMENTS, pack_checkpoints, pack_history
 from tests.support.stores import META, Backend, append, checkpoints, entry, whole_records
@@ -330,6 +331,68 @@ def test_a_reader_of_an_old_record_finds_in_the_archive_what_has_left_it_since(b
 def _take_over(owner: OwnerStore, epoch: int, seqno: int) -> None:
     owner.begin(0, epoch, f"n{epoch}")
     owner.advance(epoch, checkpoints({0: seqno}))
+
+
+def _stable_before(backend: Backend, time_s: float) -> list[int]:
+    reader = backend.reader()
+    snapshot = IndexSnapshot.take(reader)
+    return snapshot.stable_before(reader.timelines(range(META.n_partitions)), time_s)
+
+
+def test_a_timeline_says_what_was_stable_at_a_time(backend, owner):
+    assert backend.reader().timelines([0, 3]) == [[], []]
+    owner.begin_all({0: {}, 3: {}}, 1, "n1")
+    owner.note_moments(1, [0, 3], 1000.0)
+    owner.advance(1, checkpoints({1: 2**64 - 1, 15: 7}))
+    owner.note_moments(1, [0, 3], 2000.0)
+    owner.advance(1, checkpoints({15: 9}))
+    owner.note_moments(1, [0, 3], 3000.5)
+    assert [_stable_before(backend, time_s)[15] for time_s in (999, 1000, 1999, 2000, 3000, 3001)] == [0, 0, 0, 7, 7, 9]
+    assert _stable_before(backend, 2500) == [0, 2**64 - 1, *[0] * 13, 7]
+    resting, busy = backend.reader().timelines([0, 3])
+    assert [moment.time_ms for moment in resting] == [1_000_000, 2_000_000], "what did not move is not noted again"
+    assert [moment[:3] for moment in busy] == [(1_000_000, 1, 0), (2_000_000, 1, 0), (3_000_500, 1, 0)]
+    assert busy[-1].checkpoints == backend.reader().partition_records()[3].checkpoints
+
+
+def test_a_moment_is_lowered_by_what_was_taken_back_since(backend, owner, monkeypatch):
+    monkeypatch.setattr(epochs, "HISTORY_BYTES", 0)
+    owner.begin(0, 1, "n1")
+    owner.advance(1, checkpoints({0: 10, 1: 10}))
+    owner.note_moments(1, [0], 1000.0)
+    owner.begin(0, 2, "n1", {0: Checkpoint(7, 4, 4, 4)})
+    owner.advance(2, checkpoints({0: 6}))
+    owner.note_moments(2, [0], 2000.0)
+    owner.begin(0, 3, "n1")
+    assert [_stable_before(backend, time_s)[:2] for time_s in (1000, 2000)] == [[4, 10], [6, 10]]
+
+
+def test_one_who_lost_a_partition_notes_nothing_of_it(backend, owner):
+    owner.begin_all({0: {}, 1: {}}, 1, "n1")
+    owner.begin(0, 2, "n2")
+    owner.note_moments(1, [0, 1], 1000.0)
+    assert [len(moments) for moments in backend.reader().timelines([0, 1])] == [0, 1]
+
+
+def test_a_timeline_stays_short_whatever_the_clocks_of_nodes_say(backend, owner):
+    """Each owner's clock is off by some time; none makes a timeline longer, or go back."""
+    offsets = [0, 3600, -3600]
+    for number in range(90):
+        owner.begin(0, number + 1, "n1")
+        owner.advance(number + 1, checkpoints({0: number + 1}))
+        owner.note_moments(number + 1, [0], 1_000_000.0 + number + offsets[number % 3])
+    (moments,) = backend.reader().timelines([0])
+    assert [moment.time_ms for moment in moments] == sorted({moment.time_ms for moment in moments})
+    assert len(moments) < 30
+    assert moments[-1].checkpoints[0].seqno == 90
+
+
+def test_a_partition_that_is_written_anew_has_no_timeline(backend, owner):
+    owner.begin(0, 1, "n1")
+    owner.advance(1, checkpoints({0: 10}))
+    owner.note_moments(1, [0], 1000.0)
+    owner.restore(META, [0])
+    assert backend.reader().timelines([0]) == [[]]
 
 
 def test_quarantine_remembers_the_newest_and_counts_all(backend, owner):

@@ -103,6 +103,8 @@ class FeedWorker:
         self._backoff = Backoff(0.05, 2.0)
         self._advance_at = 0.0
         self._check_at = 0.0
+        self._note_at = 0.0
+        self._is_noted = False
         self._report_at = 0.0
         self._stable: dict[int, int] = {}
 
@@ -181,6 +183,7 @@ class FeedWorker:
         self._builder.add(events)
         taken = self._hand_over()
         self._advance(now)
+        self._note_moments(now)
         return bool(events), taken
 
     def _count(self, taken: Round) -> None:
@@ -322,7 +325,21 @@ class FeedWorker:
         self._advance_at = now + ADVANCE_INTERVAL_S
         self._check_at = now + EPOCH_CHECK_S if checks else self._check_at
         self._stable.update((vb, checkpoint.seqno) for vb, checkpoint in self._unadvanced.items())
+        self._is_noted = self._is_noted and not self._unadvanced
         self._unadvanced = {}
+
+    def _note_moments(self, now: float) -> None:
+        """From time to time, note what is stable in the timelines of our partitions; where that fails, a bit later."""
+        if self._is_noted or now < self._note_at or self._ownership.is_joining:
+            return
+        self._note_at = now + self._store.note_interval_s
+        try:
+            self._store.note_moments(self._ownership.epoch, self._ownership.owned, time.time())
+        except Transient as error:
+            self._stats.add(store_errors=1)
+            self._log.warning("feed.note_failed", epoch=self._ownership.epoch, msg=str(error))
+        else:
+            self._is_noted = True
 
     def _report(self, now: float) -> None:
         if now < self._report_at:

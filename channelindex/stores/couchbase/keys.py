@@ -40,6 +40,10 @@ class Keys:
         """The starts of epochs that have left the record of a partition."""
         return f"{self._prefix}a:{partition}"
 
+    def timeline(self, partition: int) -> str:
+        """The moments of a partition."""
+        return f"{self._prefix}t:{partition}"
+
     def list_of(self, channel: str) -> str:
         """The list that has the name of *channel*."""
         return self.lists[zlib.crc32(channel.encode()) % N_LISTS]

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
-from channelindex import epochs
+from channelindex import epochs, timeline
 from channelindex.epochs import EpochStart, PartitionRecord
 from channelindex.errors import IndexCorrupt, IndexMissing, StaleEpoch, Transient
 from channelindex.model import Checkpoint, IndexMeta
@@ -14,7 +14,8 @@ from channelindex.stores.couchbase.link import Link, Stored, append_or_create
 from channelindex.stores.couchbase.partitions import decode_record, encode_record
 from channelindex.stores.couchbase.quarantine import Quarantine, decode_quarantine, encode_quarantine
 from channelindex.stores.meta import check_meta, decode_meta, encode_meta
-from channelindex.stores.records import pack_history, unpack_history
+from channelindex.stores.records import pack_history, pack_moment, unpack_history, unpack_moments
+from channelindex.timeline import Moment
 
 MAX_ATTEMPTS = 50
 """Lost comparisons before an operation gives up: each means that another owner changed the record in a round trip."""
@@ -22,6 +23,8 @@ MAX_ATTEMPTS = 50
 
 class CouchbaseOwner(OwnerStore):
     """`OwnerStore` in a bucket."""
+
+    note_interval_s = 10.0
 
     def __init__(self, settings: IndexSettings, link: Link | None = None) -> None:
         self._index_name = settings.name
@@ -60,6 +63,7 @@ class CouchbaseOwner(OwnerStore):
         broken = [p for p in range(meta.n_partitions) if p in partitions or not self._is_whole(meta, p)]
         for partition in broken:
             new = encode_record(epochs.new_record(meta.vbuckets_of(partition).start, meta.partition_width))
+            self._overwrite(self._keys.timeline(partition), b"")
             self._overwrite(self._keys.partition(meta, partition), new)
         if found is None:
             self._overwrite(self._keys.meta, encode_meta(meta))
@@ -152,6 +156,29 @@ class CouchbaseOwner(OwnerStore):
             self._link.increment({self._keys.stable: 1})
         if refused:
             raise refused[0]
+
+    def note_moments(self, epoch: int, partitions: Collection[int], now_s: float) -> None:
+        """See `OwnerStore.note_moments`.
+
+        Of one who lost its partition since the record was read, a moment may still come: it has its epoch, and is
+        judged by it.
+        """
+        records = {p: record for p, (record, _) in self._records(partitions).items() if record.epoch == epoch}
+        keys = {self._keys.timeline(partition): record for partition, record in records.items()}
+        added: dict[str, bytes] = {}
+        replaced: dict[str, Stored] = {}
+        for (key, record), stored in zip(keys.items(), self._link.get(list(keys)), strict=True):
+            moments = unpack_moments(stored.value if stored else b"", len(record.checkpoints), key)
+            if moments and moments[-1].checkpoints == record.checkpoints:
+                continue
+            moments = timeline.with_moment(moments, Moment(int(now_s * 1000), epoch, 0, record.checkpoints))
+            packed = b"".join(map(pack_moment, moments))
+            if stored is None:
+                added[key] = packed
+            else:
+                replaced[key] = Stored(packed, stored.cas)
+        self._link.insert(added)
+        self._link.replace(replaced)  # where somebody else was faster, there is a moment
 
     def quarantine(self, documents: Sequence[Quarantined]) -> None:
         """See `OwnerStore.quarantine`. Repeating it counts them twice."""

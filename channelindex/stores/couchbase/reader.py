@@ -15,7 +15,8 @@ from channelindex.stores.couchbase.names import iter_names
 from channelindex.stores.couchbase.partitions import decode_record
 from channelindex.stores.couchbase.quarantine import decode_quarantine
 from channelindex.stores.meta import decode_meta
-from channelindex.stores.records import unpack_history
+from channelindex.stores.records import unpack_history, unpack_moments
+from channelindex.timeline import Moment
 
 POLL_S = 0.02
 """Interval at which a waiting reader reads the stable counter, since a bucket notifies nobody. A fiftieth of a second
@@ -54,6 +55,15 @@ class CouchbaseReader:
         return [
             unpack_history(stored.value, width, key) if stored else ()
             for key, stored in zip(keys, archives, strict=True)
+        ]
+
+    def timelines(self, partitions: Sequence[int]) -> Sequence[Sequence[Moment]]:
+        """See `IndexReader.timelines`."""
+        width = self.meta().partition_width
+        keys = [self._keys.timeline(partition) for partition in partitions]
+        return [
+            unpack_moments(stored.value if stored else b"", width, key)
+            for key, stored in zip(keys, self._link.get(keys), strict=True)
         ]
 
     def channels(self) -> Iterator[str]:

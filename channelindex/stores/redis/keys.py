@@ -30,6 +30,10 @@ class Keys:
         """The epoch starts that no longer are in a partition's record."""
         return f"{self.prefix}{{i}}:h:{partition}"
 
+    def timeline(self, partition: int) -> str:
+        """The moments of a partition."""
+        return f"{self.prefix}{{i}}:t:{partition}"
+
     def channel(self, channel: str) -> str:
         """A channel's directory of groups."""
         return f"{self._slot(channel)}c:{channel}"

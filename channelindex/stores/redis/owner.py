@@ -18,6 +18,7 @@ from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record, r
 from channelindex.stores.redis.restoring import restore
 from channelindex.stores.redis.servers import ask_servers, digest_of, refuse_eviction
 from channelindex.stores.redis.store_link import open_link
+from channelindex.stores.redis.timelines import TimelineWriter
 
 ASK_INTERVAL_S = 1.0
 """Time for which the identity of the servers is assumed unchanged."""
@@ -56,6 +57,7 @@ class RedisOwner(OwnerStore):
         self._index_name = index_name
         self._keys = Keys(index_name)
         self._link = open_link(url, OutcomeUnknown, reconnects=False)
+        self._timelines = TimelineWriter(self._link, self._keys)
         self._known: _Known | None = None
         self._allow_eviction = allow_eviction
         self._first_servers = 0
@@ -147,6 +149,12 @@ class RedisOwner(OwnerStore):
                 raise lost_record(key)
             if int(current) != epoch:
                 raise StaleEpoch(partition, epoch, int(current))
+
+    def note_moments(self, epoch: int, partitions: Collection[int], now_s: float) -> None:
+        """See `OwnerStore.note_moments`. Two round trips."""
+        due = self._timelines.due(epoch, partitions)
+        if due:
+            self._timelines.note((self._known or self._read_meta()).meta, epoch, due, 0, now_s)
 
     def quarantine(self, documents: Sequence[Quarantined]) -> None:
         """See `OwnerStore.quarantine`. Repeating it counts them twice."""

@@ -13,6 +13,8 @@ from channelindex.stores.redis.directories import read_channels
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record, read_meta
 from channelindex.stores.redis.store_link import open_link
+from channelindex.stores.redis.timelines import read_timelines
+from channelindex.timeline import Moment
 
 _SCAN_COUNT = 1000
 
@@ -46,6 +48,10 @@ class RedisReader:
         keys = [self._keys.archive(partition) for partition in partitions]
         found = self._link.pipeline([("GET", key) for key in keys])
         return [records.unpack_history(blob or b"", width, key) for key, blob in zip(keys, found, strict=True)]
+
+    def timelines(self, partitions: Sequence[int]) -> Sequence[Sequence[Moment]]:
+        """See `IndexReader.timelines`."""
+        return read_timelines(self._link, self._keys, partitions, self.meta().partition_width)
 
     def channels(self) -> Iterator[str]:
         """See `IndexReader.channels`."""

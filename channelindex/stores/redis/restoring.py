@@ -23,7 +23,11 @@ def restore(link: Link, keys: Keys, index_name: str, wanted: IndexMeta, partitio
     meta = found or msgspec.structs.replace(wanted, index_uuid=_known_uuid(link, keys, wanted) or wanted.index_uuid)
     broken = [p for p in range(meta.n_partitions) if p in partitions or not _is_whole(link, keys, meta, p)]
     checkpoints = records.pack_checkpoints(epochs.new_record(0, meta.partition_width).checkpoints)
-    names = [name for partition in broken for name in (keys.partition(partition), keys.archive(partition))]
+    names = [
+        name
+        for partition in broken
+        for name in (keys.partition(partition), keys.archive(partition), keys.timeline(partition))
+    ]
     replaces = "0" if found else "1"
     stored = link.run("restore", (keys.meta, *names), encode_meta(meta), checkpoints, meta.index_uuid, replaces)
     return Restored(decode_meta(stored, keys.meta, index_name), found is None, tuple(broken))

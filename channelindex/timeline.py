@@ -1,0 +1,73 @@
+"""The timeline of a partition: at which time which checkpoints were stable. Pure; no I/O.
+
+An entry of the index has no time. A partition's *moments* say how old its seqnos are, and where an index goes back to
+whose store has lost the newest of what it acknowledged. A moment is noted a second after the one before it, and then
+thinned out: the older they are, the further they lie apart.
+
+A moment has the epoch under which it was noted, and is judged by it like everything else: what a later start took back
+was not stable, whatever the moment says.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from channelindex.model import Checkpoint
+
+KEPT_MS = 100 * 86_400_000
+"""Age up to which the timeline reaches back: one moment is kept that is at least as old."""
+
+GAP_SHARE = 3
+"""Two moments lie apart by at least this part of their age: about 45 of them from a second to KEPT_MS."""
+
+
+class Moment(NamedTuple):
+    """At `time_ms` (Unix ms, by the clock of the node that noted it) all up to `checkpoints` was stable.
+
+    `mark` is the number of the mark that the owner of `epoch` had set in every slot of the store before; 0 where the
+    store has none, because it loses record and blocks together.
+    """
+
+    time_ms: int
+    epoch: int
+    mark: int
+    checkpoints: tuple[Checkpoint, ...]
+
+
+def with_moment(moments: Sequence[Moment], new: Moment) -> list[Moment]:
+    """*moments* with *new* behind them, at `next_time` at the earliest, and without those that it supersedes."""
+    times_ms = [moment.time_ms for moment in moments]
+    new = new._replace(time_ms=next_time(times_ms, new.time_ms))
+    gone = set(superseded(times_ms, new.time_ms))
+    return [*(moment for position, moment in enumerate(moments) if position not in gone), new]
+
+
+def newest_before(moments: Sequence[Moment], time_ms: int) -> Moment | None:
+    """The newest of *moments*, which are ascending, that is not after *time_ms*; None where none is."""
+    n_before = bisect_right(moments, time_ms, key=lambda moment: moment.time_ms)
+    return moments[n_before - 1] if n_before else None
+
+
+def next_time(times_ms: Sequence[int], now_ms: int) -> int:
+    """The time of the moment that follows those at *times_ms*: no node's clock makes a timeline go back."""
+    return max(now_ms, *times_ms) if times_ms else now_ms
+
+
+def superseded(times_ms: Sequence[int], now_ms: int) -> list[int]:
+    """The positions in *times_ms*, ascending, of the moments that go when one at *now_ms* follows them.
+
+    Of two that lie closer than the GAP_SHARE-th part of their age, the newer goes; of two of one time, the older. The
+    oldest goes when the one after it is older than KEPT_MS.
+    """
+    assert all(time_ms <= now_ms for time_ms in times_ms), "see `next_time`"
+    gone: list[int] = []
+    kept: list[int] = []
+    for position, time_ms in enumerate(times_ms):
+        is_close = bool(kept) and (time_ms - times_ms[kept[-1]]) * GAP_SHARE < now_ms - time_ms
+        if is_close or time_ms == now_ms:
+            gone.append(position)
+        else:
+            kept.append(position)
+    while len(kept) > 1 and now_ms - times_ms[kept[1]] > KEPT_MS:
+        gone.append(kept.pop(0))
+    return sorted(gone)

@@ -1,0 +1,60 @@
+"""The moments of a timeline: how far they lie apart, how far back they reach, and which one answers for a time."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from channelindex import timeline
+from channelindex.model import ORIGIN
+from channelindex.timeline import GAP_SHARE, KEPT_MS, Moment, newest_before, superseded, with_moment
+
+
+def _moment(time_ms: int, epoch: int = 1) -> Moment:
+    return Moment(time_ms, epoch, 0, (ORIGIN,))
+
+
+def _noted(times_ms) -> list[Moment]:
+    moments: list[Moment] = []
+    for time_ms in times_ms:
+        moments = with_moment(moments, _moment(time_ms))
+    return moments
+
+
+def test_a_moment_each_second_leaves_some_forty_that_reach_back_to_the_beginning():
+    moments = _noted(range(0, 20_000_000, 1000))
+    times_ms = [moment.time_ms for moment in moments]
+    assert times_ms[0] == 0
+    assert times_ms[-1] == 19_999_000
+    assert 20 < len(times_ms) < 45
+
+
+@given(st.lists(st.integers(0, 2 * KEPT_MS), max_size=60))
+def test_for_any_age_there_is_a_moment_that_is_not_much_older(times_ms):
+    """Of any that was ever noted, one is left that is older by less than a third of its age, unless it is too old."""
+    times_ms = sorted(times_ms)
+    left = [moment.time_ms for moment in _noted(times_ms)]
+    assert left == sorted(set(left)), "ascending, and no time twice"
+    for time_ms in times_ms:
+        age_ms = times_ms[-1] - time_ms
+        if age_ms < KEPT_MS:
+            assert any(time_ms - age_ms / GAP_SHARE <= each <= time_ms for each in left)
+
+
+def test_what_is_too_old_goes_but_for_the_one_that_answers_for_what_is_not():
+    assert superseded([0, 10, KEPT_MS], KEPT_MS + 5) == [1]
+    assert superseded([0, KEPT_MS // 2, KEPT_MS], 2 * KEPT_MS) == [0]
+
+
+def test_a_clock_that_went_back_or_stands_still_moves_no_timeline_back():
+    moments = with_moment(_noted([1000, 5000]), _moment(2000, epoch=7))
+    assert [(moment.time_ms, moment.epoch) for moment in moments] == [(1000, 1), (5000, 7)]
+    assert timeline.next_time([], 3) == 3
+
+
+def test_the_moment_for_a_time_is_the_newest_that_is_not_later():
+    moments = _noted([1000, 5000, 9000])
+    assert [newest_before(moments, time_ms) for time_ms in (999, 1000, 8999, 10**9)] == [
+        None,
+        moments[0],
+        moments[1],
+        moments[2],
+    ]
