@@ -26,7 +26,7 @@ FEED = "channelindex"
 MOST_BUCKET_NODES = 8
 
 
-STORES = ("redis", "cluster", "sentinel")
+STORES = ("redis", "cluster", "sentinel", "couchbase")
 """The kinds of store that a world can have."""
 
 

@@ -1,11 +1,10 @@
-"""A whole index in Redis, taken apart by docs/format.md and KEYSPACE.md alone: no code of the product is used.
+"""A whole index, taken apart by docs/format.md and KEYSPACE.md alone: no code of the product is used.
 
 What a reader could not find is not there: blocks behind the active one, channels under another slot than their own.
 Read it while nobody writes.
 """
 
 import json
-import re
 import struct
 import zlib
 from bisect import bisect_right
@@ -13,28 +12,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.support.redis_any import open_any
+from tests.chaos.raw_layouts import Group, Layout, layout_of
 
-N_SLOTS = 64
 HEADER = 0x48
 ENTRIES = 0x45
 PACKED = 255
 NO_BOUND = (1 << 64) - 1
 PairsByEpoch = Iterable[tuple[int, Sequence[tuple[int, int]]]]
 """Epochs, each with the (vbucket, seqno) pairs that it wrote."""
-AT_ONCE = 200
-"""Keys asked for in one round trip."""
 
 _FRAME = struct.Struct(">BIIQ")
 _ENTRY = struct.Struct(">HQHBB")
 _PACKED_REV = struct.Struct(">I16s")
 _PAIR = struct.Struct(">HQ")
 _CHECKPOINT_SEQNO = struct.Struct(">8xQ24x")
-_CHANNEL_KEY = re.compile(rb"\{(\d+)\}:c:(.*)", re.DOTALL)
 
 
 class Entry(NamedTuple):
@@ -149,9 +143,9 @@ class RawIndex:
 
 
 def read_index(url: str, name: str = "channels") -> RawIndex:
-    """The index *name* in the Redis at *url*, or in the cluster or the Sentinels' master there."""
-    with closing(open_any(url)) as client:
-        return _Reading(client, f"ci:{name}:").whole()
+    """The index *name* in the store at *url*: a Redis, a cluster, the Sentinels' master, or a bucket."""
+    with closing(layout_of(url, name)) as layout:
+        return _Reading(layout).whole()
 
 
 class Damaged(Exception):
@@ -161,76 +155,55 @@ class Damaged(Exception):
 class _Reading:
     """Reads one index, in the order of a reader: first the partition records, then all else."""
 
-    def __init__(self, client: Any, prefix: str) -> None:
-        self._client = client
-        self._prefix = prefix.encode()
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
         self._index = RawIndex()
 
     def whole(self) -> RawIndex:
         """All that is there."""
         self._index.partitions = self._partitions()
-        for channel, slot_prefix in self._channels():
-            for group, directory, clock in self._directory(channel, slot_prefix):
+        for channel in self._layout.channels():
+            for group in self._layout.groups(channel):
                 try:
-                    self._read_group(channel, slot_prefix, group, directory, clock)
+                    self._read_group(channel, group)
                 except (Damaged, struct.error) as error:
-                    self._index.damage.append(f"channel {channel!r}, group {group}: {error}")
+                    self._index.damage.append(f"channel {channel!r}, group {group.name}: {error}")
         return self._index
 
     def _partitions(self) -> list[Partition]:
-        meta = json.loads(self._client.get(self._prefix + b"{i}:meta") or b"")
-        width = meta["n_vbuckets"] // meta["n_partitions"]
-        return [self._partition(number, width) for number in range(meta["n_partitions"])]
+        meta = self._layout.meta() or {}
+        n_partitions: int = meta["n_partitions"]
+        width: int = meta["n_vbuckets"] // n_partitions
+        return [self._partition(n_partitions, width, number) for number in range(n_partitions)]
 
-    def _partition(self, number: int, width: int) -> Partition:
-        record = self._client.hgetall(self._prefix + b"{i}:p:%d" % number)
-        archive = self._client.get(self._prefix + b"{i}:h:%d" % number) or b""
-        archived = int(record[b"archived"])
-        starts = {epoch: seqnos for epoch, seqnos in _starts(archive, width) if epoch <= archived}
-        starts.update(_starts(record[b"hist"], width))
-        stable = tuple(seqno for (seqno,) in _CHECKPOINT_SEQNO.iter_unpack(record[b"ck"]))
-        if len(stable) != width or (archived and archived not in starts):
-            raise Damaged(f"partition {number}: {len(stable)} checkpoints, archived up to {archived}")
-        return Partition(number * width, int(record[b"epoch"]), stable, tuple(sorted(starts.items())))
+    def _partition(self, n_partitions: int, width: int, number: int) -> Partition:
+        record = self._layout.record(n_partitions, width, number)
+        starts = {epoch: seqnos for epoch, seqnos in _starts(record.archive, width) if epoch <= record.archived}
+        starts.update(_starts(record.history, width))
+        stable = stable_in(record.checkpoints)
+        if len(stable) != width or (record.archived and record.archived not in starts):
+            raise Damaged(f"partition {number}: {len(stable)} checkpoints, archived up to {record.archived}")
+        return Partition(number * width, record.epoch, stable, tuple(sorted(starts.items())))
 
-    def _channels(self) -> Iterator[tuple[str, bytes]]:
-        """Each channel, and what its keys begin with."""
-        for key in sorted(set(self._client.scan_iter(match=self._prefix + b"{*}:c:*", count=1000))):
-            found = _CHANNEL_KEY.fullmatch(key.removeprefix(self._prefix))
-            if found and int(found[1]) == zlib.crc32(found[2]) % N_SLOTS:
-                yield found[2].decode(), self._prefix + b"{%s}:" % found[1]
-
-    def _directory(self, channel: str, slot_prefix: bytes) -> Iterator[tuple[str, bytes, bytes]]:
-        """Each group that wrote a channel, its directory and its clock frame."""
-        fields = self._client.hgetall(slot_prefix + b"c:" + channel.encode())
-        for name, value in sorted(fields.items()):
-            if name.startswith(b"g"):
-                yield name[1:].decode(), value, fields.get(b"k" + name[1:], b"")
-
-    def _read_group(self, channel: str, slot_prefix: bytes, group: str, directory: bytes, clock: bytes) -> None:
-        named, _, *sizes = directory.split(b":")
-        active, (before, upto) = int(named), map(int, sizes)
-        tail = group.encode(), channel.encode()
+    def _read_group(self, channel: str, group: Group) -> None:
         n_bytes = 0
-        for number, block in enumerate(
-            self._values(slot_prefix + b"b:%s:%d:%s" % (tail[0], n, tail[1]) for n in range(active + 1))
-        ):
+        for number, block in enumerate(self._layout.blocks(channel, group.name, group.active + 1)):
             if block is None:
-                raise Damaged(f"block {number} of {active + 1} is missing")
-            self._read_block(channel, group, number, block)
-            if number < active:
+                raise Damaged(f"block {number} of {group.active + 1} is missing")
+            self._read_block(channel, group.name, number, block)
+            if number < group.active:
                 n_bytes += len(block)
                 continue
-            if len(block) < upto or n_bytes < before:
-                raise Damaged(f"directory {directory!r}: {n_bytes} bytes before the active block of {len(block)}")
+            if group.clock is None:
+                upto, clock = _header_of(block)
+            else:
+                upto, clock = group.upto or 0, group.clock
+            if len(block) < upto or n_bytes < group.before:
+                raise Damaged(f"directory {group}: {n_bytes} bytes before the active block of {len(block)}")
             summed_up = list(map(_said_by, _frames(clock)))
             n_entries = sum(len(list(_entries(body))) for kind, _, body in _frames(block[:upto]) if kind == ENTRIES)
-            self._add_clock(channel, group, active + 1, [*summed_up, *map(_said_by, _frames(block[upto:]))])
-            self._add_clock(channel, group, active, summed_up, n_entries)
-
-    def _values(self, keys: Iterator[bytes]) -> Iterator[bytes | None]:
-        while chunk := list(islice(keys, AT_ONCE)):
-            yield from getattr(self._client, "mget_nonatomic", self._client.mget)(chunk)
+            self._add_clock(channel, group.name, number + 1, [*summed_up, *map(_said_by, _frames(block[upto:]))])
+            self._add_clock(channel, group.name, number, summed_up, n_entries)
 
     def _read_block(self, channel: str, group: str, number: int, block: bytes) -> None:
         position = 0
@@ -260,6 +233,19 @@ class _Reading:
 def _starts(history: bytes, width: int) -> list[tuple[int, tuple[int, ...]]]:
     """The epochs of a partition of *width* vbuckets, each with its seqnos."""
     return [(epoch, tuple(seqnos)) for epoch, *seqnos in struct.iter_unpack(f">Q{width}Q", history)]
+
+
+def stable_in(checkpoints: bytes) -> tuple[int, ...]:
+    """The stable seqnos that a partition's checkpoints say."""
+    return tuple(seqno for (seqno,) in _CHECKPOINT_SEQNO.iter_unpack(checkpoints))
+
+
+def _header_of(block: bytes) -> tuple[int, bytes]:
+    """The size of a block's header, and the header."""
+    if len(block) < _FRAME.size:
+        raise Damaged("the block has no header")
+    size = _FRAME.size + _FRAME.unpack_from(block)[1]
+    return size, block[:size]
 
 
 def _said_by(frame: tuple[int, int, bytes]) -> tuple[int, list[tuple[int, int]]]:

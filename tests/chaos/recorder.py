@@ -1,23 +1,20 @@
 """Watches an index during a run: what following readers are told, and where the stable clock is. It judges nothing."""
 
-import json
-import struct
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Any, Self
-
-import redis
+from typing import Self
 
 from channelindex.errors import IndexMissing, Transient
 from channelindex.reading.paging import Changes
 from channelindex.reading.reader import ChangesReader
 from channelindex.stores import open_reader
 from channelindex.stores.base import IndexReader
+from tests.chaos.raw_index import stable_in
+from tests.chaos.raw_layouts import AWAY, layout_of
 from tests.chaos.record import Reader, Record, StableSample, Told
-from tests.support.redis_any import open_any
 from tests.support.stores import settings_of
 
 PAGE = 200
@@ -29,8 +26,6 @@ STABLE_TIMEOUT_S = 1.0
 """For one look at the stable clock: a Redis that is stopped must not keep a follower from reading when it goes on."""
 CATCH_UP_S = 120.0
 """How long the store may be away at the end: what is there must still be told."""
-
-_SEQNO = struct.Struct(">8xQ24x")
 
 
 class Recorder:
@@ -91,40 +86,33 @@ class Recorder:
 
 
 class StableClock:
-    """The stable clock of an index in Redis, read without any code of the product. Not safe for threads."""
+    """The stable clock of an index, read without any code of the product. Not safe for threads."""
 
     def __init__(self, store_url: str, index: str = "channels") -> None:
-        self._store_url = store_url
-        self._client: Any = None
-        self._prefix = f"ci:{index}:{{i}}:"
-        self._n_partitions = 0
+        self._layout = layout_of(store_url, index, STABLE_TIMEOUT_S)
+        self._shape: tuple[int, int] | None = None
 
     def read(self) -> tuple[int, ...] | None:
         """Seqno by vbucket; None where it cannot be read now."""
         try:
-            self._client = self._client or open_any(self._store_url, STABLE_TIMEOUT_S)
-            self._n_partitions = self._n_partitions or self._find_n_partitions()
-            more = {} if "+cluster" in self._store_url else {"transaction": False}
-            asked = self._client.pipeline(**more)
-            for partition in range(self._n_partitions):
-                asked.hget(f"{self._prefix}p:{partition}", "ck")
-            records = asked.execute()
-        except (redis.RedisError, redis.exceptions.RedisClusterException):
+            self._shape = self._shape or self._find_shape()
+            if self._shape is None:
+                return None
+            records = self._layout.checkpoints(*self._shape)
+        except AWAY:
             self.close()
             return None
-        if not records or None in records:
+        if None in records:
             return None
-        return tuple(seqno for record in records for (seqno,) in _SEQNO.iter_unpack(record))
+        return tuple(seqno for record in records if record for seqno in stable_in(record))
 
     def close(self) -> None:
         """Let go of the connection."""
-        if self._client is not None:
-            self._client.close()
-            self._client = None
+        self._layout.close()
 
-    def _find_n_partitions(self) -> int:
-        meta = self._client.get(f"{self._prefix}meta")
-        return int(json.loads(meta)["n_partitions"]) if meta else 0
+    def _find_shape(self) -> tuple[int, int] | None:
+        meta = self._layout.meta()
+        return (meta["n_partitions"], meta["n_vbuckets"] // meta["n_partitions"]) if meta else None
 
 
 class _Watch(threading.Thread, ABC):

@@ -31,6 +31,7 @@ class ReplicatedStore(ABC):
     """Whether a planned failover may lose what was acknowledged."""
 
     def __init__(self) -> None:
+        self.settings: dict[str, object] = {}
         self._is_taken = False
 
     @contextmanager

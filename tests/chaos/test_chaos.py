@@ -55,6 +55,19 @@ def test_planned_failovers_of_a_replicated_store_lose_and_invent_nothing(tmp_pat
     assert "hand_over" in told
 
 
+@pytest.mark.timeout(600)
+def test_failovers_and_crashes_of_a_bucket_that_holds_the_index_lose_and_invent_nothing(tmp_path, worlds, capsys):
+    kinds = ("fail_over_index_node", "crash_index_node", "cut_index_connections", "take_index_vbuckets_away")
+    episodes = [(Fault(kind, 1, 0.1, 0.3), Fault("kill_batch_writer", 1, 0.2, 0.0)) for kind in kinds]
+    schedule.save(tmp_path / "given.jsonl", episodes)
+    arguments = ["--bundle", str(worlds), "--minutes", "0.01", "--shrink-minutes", "0", "--store", "couchbase"]
+    code = chaos.main([*_given(tmp_path), *arguments])
+    told = capsys.readouterr().out
+    print(told)
+    assert code == 0
+    assert all(kind in told.split("injected")[1] for kind in kinds)
+
+
 def test_run_that_injects_nothing_shows_nothing(tmp_path, worlds, capsys):
     schedule.save(tmp_path / "given.jsonl", [])
     assert chaos.main([*_given(tmp_path), "--bundle", str(worlds), "--minutes", "0"]) == 1

@@ -1,5 +1,6 @@
 """The checker's rules by themselves: what each allows, and where the allowance ends."""
 
+import secrets
 from contextlib import closing
 
 import pytest
@@ -9,6 +10,7 @@ from tests.chaos.checker import judge
 from tests.chaos.raw_index import ChannelClock, Entry, Partition, RawIndex, read_index
 from tests.chaos.reader_rules import FOLLOWED_S
 from tests.chaos.record import Reader, Record, Rollback, StableSample, Told
+from tests.chaos.recorder import StableClock
 from tests.support.history import Line
 from tests.support.stores import META, Backend, append, checkpoints, entry
 
@@ -170,10 +172,12 @@ def test_the_stable_clock_goes_forward_but_for_once_after_each_rollback() -> Non
 # -- the store's bytes
 
 
-def test_an_index_is_read_with_its_rotated_blocks_and_archived_epochs(redis_url: str) -> None:
+@pytest.mark.parametrize("store", ["redis_url", "couchbase_url"])
+def test_an_index_is_read_with_its_rotated_blocks_and_archived_epochs(store: str, request) -> None:
     """Against the product's own readers, which tests/contract holds to the same."""
-    backend = Backend(redis_url, "raw")
-    with closing(backend):
+    url, name = request.getfixturevalue(store), f"raw-{secrets.token_hex(4)}"
+    backend = Backend(url, name)
+    with closing(backend), closing(StableClock(url, name)) as clock:
         owner, writer, reader = backend.owner(), backend.writer(block_bytes=100), backend.reader()
         owner.create_or_check(META)
         for epoch in range(1, 400):
@@ -181,7 +185,7 @@ def test_an_index_is_read_with_its_rotated_blocks_and_archived_epochs(redis_url:
             for seqno in (2 * epoch - 1, 2 * epoch):
                 writer.write([append("a", epoch, entry(1, seqno, "k", f"{seqno}-{'0' * 32}"))])
             owner.advance(epoch, checkpoints({1: 2 * epoch}))
-        index = read_index(redis_url, "raw")
+        index = read_index(url, name)
         (record, *_) = reader.partition_records()
         assert record.archived > 0
         assert [len(index.partitions), index.n_vbuckets, index.damage] == [4, 16, []]
@@ -196,6 +200,7 @@ def test_an_index_is_read_with_its_rotated_blocks_and_archived_epochs(redis_url:
         assert whole.pairs == ((1, 798),)
         assert clock_frame.before == whole.before - 1
         assert clock_frame.pairs == ((1, index.entries[-1 - index.entries[-1].position].seqno - 1),)
+        assert clock.read() == tuple(seqno for each in index.partitions for seqno in each.stable)
 
 
 def test_damage_is_found_in_the_block_that_has_it(redis_url: str) -> None:

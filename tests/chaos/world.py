@@ -20,13 +20,14 @@ from channelindex import exits
 from devbucket import DevBucket, DevBucketConfig
 from devbucket.embedded_redis import EmbeddedRedis
 from devbucket.sync_gateway.layouts import InlineLayout, Layout, XattrLayout
+from tests.chaos.bucket_store import BucketStore
 from tests.chaos.jumping import JumpingNode
 from tests.chaos.proxy import Link, Proxy
 from tests.chaos.record import Record, Rollback
-from tests.chaos.recorder import Recorder
+from tests.chaos.recorder import Recorder, StableClock
 from tests.chaos.replicated import ClusterStore, ReplicatedStore, SentinelStore
 from tests.chaos.writer import KnownWriter
-from tests.support.node import stable_seqnos, until
+from tests.support.node import until
 
 N_VBUCKETS = 32
 N_BUCKET_NODES = 3
@@ -58,6 +59,8 @@ class RedisPart:
         self._save = save
         self.limited = False
         """Whether it may have been told to take no more memory."""
+        self.settings: dict[str, object] = {}
+        """What nodes need to know besides the URL."""
         self._server = self._started()
 
     @property
@@ -155,12 +158,19 @@ class World:
         for number, name in enumerate(NODES):
             self._add_node(stack, proxy, name, number)
         self.operator = JumpingNode(
-            "operator", self.folder, self.store.url, self.bucket, coordination__redis=self.leases.url
+            "operator",
+            self.folder,
+            self.store.url,
+            self.bucket,
+            coordination__redis=self.leases.url,
+            **self.store.settings,
         )
-        self.readers_link = None if isinstance(self.store, ReplicatedStore) else proxy.link(self.store.socket)
+        self.readers_link = proxy.link(self.store.socket) if isinstance(self.store, RedisPart) else None
+        self._clock = StableClock(self.store.url)
+        stack.callback(self._clock.close)
         for node in self.nodes.values():
             node.start()
-        until(lambda: len(stable_seqnos(self.store.url)) == N_VBUCKETS, "the index to be there")
+        until(self._clock.read, "the index to be there")
         self._recorder = Recorder(self.readers_link.url if self.readers_link else self.store.url)
         for channel in FOLLOWED:
             self._recorder.follow(channel)
@@ -171,9 +181,11 @@ class World:
             self.writers.append(writer)
             writer.start()
 
-    def _new_store(self) -> RedisPart | ReplicatedStore:
+    def _new_store(self) -> RedisPart | ReplicatedStore | BucketStore:
         if self._store_kind == "redis":
             return RedisPart(self.folder / "store", save=True)
+        if self._store_kind == "couchbase":
+            return BucketStore()
         return ClusterStore() if self._store_kind == "cluster" else SentinelStore()
 
     @property
@@ -184,7 +196,7 @@ class World:
 
     def _store_url(self, proxy: Proxy, name: str) -> str:
         """Where node *name* finds the store: by a link of its own, but for servers that tell each other's addresses."""
-        if isinstance(self.store, ReplicatedStore):
+        if not isinstance(self.store, RedisPart):
             return self.store.url
         self.store_links[name] = proxy.link(self.store.socket)
         return self.store_links[name].url
@@ -205,6 +217,7 @@ class World:
             workers__batch_writers=1 + number // 2,
             workers__heartbeat_timeout_s=6.0,
             workers__drain_timeout_s=5.0,
+            **self.store.settings,
         )
         self.nodes[name] = stack.enter_context(node)
 
@@ -282,8 +295,8 @@ class World:
         def complete() -> bool:
             self.revive()
             self.drained -= {name for name in self.drained if self.operate("undrain", name) == 0}
-            stable = stable_seqnos(self.store.url)
-            if not stable or any(stable[vb] < high for vb, high in enumerate(high_seqnos)):
+            stable = self._clock.read()
+            if stable is None or any(stable[vb] < high for vb, high in enumerate(high_seqnos)):
                 return False
             return all(stable[vb] <= high for vb, high in enumerate(self.bucket.high_seqnos()))
 
