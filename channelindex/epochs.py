@@ -186,12 +186,14 @@ class Bounds:
             suffix_minima.append(tuple(map(min, suffix_minima[-1], start.starts)))
         self._minima = suffix_minima[::-1]
 
+    def of(self, epoch: int) -> tuple[int, ...]:
+        """By vbucket of the partition, the highest seqno at which an entry of *epoch* is live; NO_BOUND: any is."""
+        return self._minima[bisect_right(self._epochs, epoch)]
+
     def bound(self, epoch: int, vb: int) -> int:
-        """The highest seqno of *vb* at which an entry of *epoch* is live; NO_BOUND where nothing bounds it."""
-        later = bisect_right(self._epochs, epoch)
-        return self._minima[later][vb - self._record.first_vb]
+        """`of` one vbucket."""
+        return self.of(epoch)[vb - self._record.first_vb]
 
     def clamp(self, epoch: int, seqnos: Iterable[int]) -> tuple[int, ...]:
         """A reader's `since` seqnos, made under *epoch*, lowered to what they still mean under this record."""
-        later = bisect_right(self._epochs, epoch)
-        return tuple(map(min, seqnos, self._minima[later]))
+        return tuple(map(min, seqnos, self.of(epoch)))

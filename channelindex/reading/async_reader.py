@@ -119,7 +119,7 @@ class AsyncChangesReader:
             if kept is not None:
                 return _Kept(kept)
         try:
-            return await self._in_thread(lambda: read_pages(self._store, view.meta, view.snapshot, query, since, limit))
+            return await self._in_thread(lambda: read_pages(self._store, view.snapshot, query, since, limit))
         except BaseException:
             follower.lose()
             raise

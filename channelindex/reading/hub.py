@@ -18,13 +18,12 @@ from functools import partial
 from typing import NamedTuple, TypeVar
 
 from channelindex.errors import ChangesForgotten, ChannelIndexError, IndexCorrupt, ReaderClosed, TokenAhead, Transient
-from channelindex.model import IndexMeta
 from channelindex.reading.block_walk import NOTHING_READ, walk
 from channelindex.reading.paging import Changes, Pager
 from channelindex.reading.patience import Patience
 from channelindex.reading.query import Query
 from channelindex.reading.scan import ChannelScans, FoundByVb, Scan
-from channelindex.reading.snapshot import Archives, IndexSnapshot
+from channelindex.reading.snapshot import IndexSnapshot, Snapshots
 from channelindex.reading.token import Token
 from channelindex.stores.base import IndexReader
 
@@ -45,9 +44,12 @@ class HubView(NamedTuple):
     """The moment at which the hub is."""
 
     number: int
-    meta: IndexMeta
     snapshot: IndexSnapshot
-    position: Token
+
+    @property
+    def position(self) -> Token:
+        """The token of who is there, too."""
+        return self.snapshot.position
 
 
 class Wake(NamedTuple):
@@ -90,7 +92,7 @@ class Hub:
 
     def __init__(self, store: IndexReader, tail_entries: int = TAIL_ENTRIES) -> None:
         self._store = store
-        self._archives = Archives(store)
+        self._snapshots = Snapshots(store)
         self._tail_entries = tail_entries
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="channelindex-hub")
         self._task: asyncio.Task[None] | None = None
@@ -178,7 +180,7 @@ class Hub:
                     scan.add_found(wake.found[channel], position)
         # Nothing up to `begin` was taken back since, or the wakes would have been forgotten.
         read = begin._replace(epochs=snapshot.epochs)
-        return list(Pager(self.view.meta, query, scan, NOTHING_READ).pages(read, limit))
+        return list(Pager(query, scan, NOTHING_READ).pages(read, limit))
 
     async def _run(self) -> None:
         try:
@@ -223,11 +225,9 @@ class Hub:
 
     def _look(self, channels: Sequence[str]) -> tuple[HubView, Wake | None]:
         """The view now, and what came to *channels* since the last one; None if that cannot be said. In a thread."""
-        before, meta = self.view, self._store.meta()
-        snapshot = IndexSnapshot.take(self._store, self._archives)
-        number = before.number + 1 if before else 0
-        view = HubView(number, meta, snapshot, snapshot.position())
-        if before is None or before.meta != meta:
+        before, snapshot = self.view, self._snapshots.take()
+        view = HubView(before.number + 1 if before else 0, snapshot)
+        if before is None or before.snapshot.meta != snapshot.meta:
             return view, None
         try:
             if snapshot.resume(before.position).seqnos != before.position.seqnos:
@@ -237,7 +237,7 @@ class Hub:
         except (TokenAhead, IndexCorrupt, ChangesForgotten):
             return view, None  # whom it concerns will find it, too
         found = {channel: each for channel, each in zip(channels, scans.by_channel, strict=True) if each}
-        return view, Wake(number, before.position, found, sum(map(_count, found.values())))
+        return view, Wake(view.number, before.position, found, sum(map(_count, found.values())))
 
     def _publish(self, view: HubView, wake: Wake | None) -> None:
         self.view = view

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from channelindex import blocks
-from channelindex.model import DELETED, REMOVED, IndexMeta
+from channelindex.model import DELETED, REMOVED
 from channelindex.reading import token
 from channelindex.reading.block_walk import ReadStats
 from channelindex.reading.query import Query, document_id, undelivered_upto
@@ -45,8 +45,7 @@ class Changes(NamedTuple):
 class Pager:
     """Cuts one scan into pages of a limited size."""
 
-    def __init__(self, meta: IndexMeta, query: Query, scan: Scan, stats: ReadStats) -> None:
-        self._meta = meta
+    def __init__(self, query: Query, scan: Scan, stats: ReadStats) -> None:
         self._query = query
         self._scan = scan
         self._stats = stats
@@ -63,7 +62,11 @@ class Pager:
         self._query.narrow(self._scan, read)
         pending = self._scan.count()
         page: list[Found] = []
+        before: int | None = None
         for vb, upto, documents in self._turns(read):
+            for passed in _between(before, vb, len(stable)):
+                seqnos[passed], horizons[passed] = stable[passed], stable[passed]
+            before = vb
             delivered = _delivered(read, vb, upto)
             horizons[vb] = stable[vb]
             for document in documents:
@@ -77,19 +80,22 @@ class Pager:
             seqnos[vb] = max(seqnos[vb], upto)
         assert pending == len(page), "each document that was found is on one page"
         delivered = Delivered.ANYTHING if read.delivered == Delivered.ANYTHING else Delivered.NOTHING
-        yield self._answer(page, Token(0, 0, read.epochs, tuple(seqnos), tuple(horizons), delivered), 0)
+        position = self._scan.snapshot.position
+        yield self._answer(page, position._replace(delivered=delivered), 0)
 
     def _turns(self, read: Token) -> Iterator[tuple[int, int, list[Found]]]:
         """(vbucket, seqno up to which it has its turn, its documents up to there), in the order of delivery.
 
-        The first vbucket has a second turn, the last of all, for what came while others waited.
+        The first vbucket has a second turn, the last of all, for what came while others waited. Of the others, those
+        without documents are left out.
         """
         stable, documents = self._scan.snapshot.stable, self._scan.documents
         first = read.turn_vb
         upto = min(read.turn_seqno or stable[first], stable[first])
         yield first, upto, [found for found in documents(first) if found[0] <= upto]
-        for vb in (*range(first + 1, len(stable)), *range(first)):
-            yield vb, stable[vb], documents(vb)
+        for vb in sorted(self._scan.vbuckets(), key=lambda vb: (vb < first, vb)):
+            if vb != first:
+                yield vb, stable[vb], documents(vb)
         yield first, stable[first], [found for found in documents(first) if found[0] > upto]
 
     def _answer(self, page: list[Found], continuation: Token, pending: int) -> Changes:
@@ -107,7 +113,8 @@ class Pager:
             )
             for found, entry in zip(page, stored, strict=True)
         )
-        return Changes(entries, token.encode(continuation, self._meta, self._query.asked), pending, self._stats)
+        since = token.encode(continuation, self._scan.snapshot.meta, self._query.asked)
+        return Changes(entries, since, pending, self._stats)
 
     def _names(self, mask: int) -> tuple[str, ...]:
         names = self._names_by_mask.get(mask)
@@ -115,6 +122,13 @@ class Pager:
             names = tuple(name for position, name in enumerate(self._query.channels) if mask >> position & 1)
             self._names_by_mask[mask] = names
         return names
+
+
+def _between(before: int | None, vb: int, n_vbuckets: int) -> tuple[slice, ...]:
+    """The vbuckets whose turn is between those of *before* and *vb*, around the end; all others if both are one."""
+    if before is None:
+        return ()
+    return (slice(before + 1, vb),) if before < vb else (slice(before + 1, n_vbuckets), slice(0, vb))
 
 
 def _delivered(read: Token, vb: int, upto: int) -> Delivered:

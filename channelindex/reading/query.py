@@ -35,10 +35,10 @@ class Query(NamedTuple):
         """Take out of *scan*, which began at *read*, what is not asked for."""
         if self.doc_ids is not None:
             ids = self.doc_ids
-            for vb in range(len(read.seqnos)):
+            for vb in scan.vbuckets():
                 scan.keep(vb, lambda key, _: document_id(key) in ids)
         if self.active_only:
-            for vb in range(len(read.seqnos)):
+            for vb in scan.vbuckets():
                 upto = undelivered_upto(read, vb)
                 if upto:
                     scan.keep(vb, partial(_is_news, upto))

@@ -7,7 +7,6 @@ from typing import Self
 
 from channelindex.blocks import OnCorrupt, refuse
 from channelindex.errors import ReaderClosed, TokenAhead, Transient
-from channelindex.model import IndexMeta
 from channelindex.reading import token
 from channelindex.reading.block_walk import NOTHING_READ, walk
 from channelindex.reading.keeping import TokenStore
@@ -15,7 +14,7 @@ from channelindex.reading.paging import Changes, Pager
 from channelindex.reading.patience import BEHIND_S, Patience
 from channelindex.reading.query import Query
 from channelindex.reading.scan import Scan
-from channelindex.reading.snapshot import Archives, IndexSnapshot
+from channelindex.reading.snapshot import IndexSnapshot, Snapshots
 from channelindex.stores.base import IndexReader
 
 CONSUMED_AT_ONCE = 1000
@@ -46,7 +45,7 @@ class ChangesReader:
     def __init__(self, store: IndexReader, on_corrupt: OnCorrupt = refuse) -> None:
         self._store = store
         self._on_corrupt = on_corrupt
-        self._archives = Archives(store)
+        self._snapshots = Snapshots(store)
         self._is_closed = False
 
     def changes(
@@ -94,9 +93,7 @@ class ChangesReader:
     def _read(self, query: Query, since: str | None, limit: int | None) -> Iterator[Changes]:
         if self._is_closed:
             raise ReaderClosed
-        meta = self._store.meta()
-        snapshot = IndexSnapshot.take(self._store, self._archives)
-        return read_pages(self._store, meta, snapshot, query, since, limit, self._on_corrupt)
+        return read_pages(self._store, self._snapshots.take(), query, since, limit, self._on_corrupt)
 
     def follow(
         self,
@@ -235,7 +232,6 @@ def _save(kept: TokenStore, token: str, stop: Callable[[], bool], sleep: Callabl
 
 def read_pages(
     store: IndexReader,
-    meta: IndexMeta,
     snapshot: IndexSnapshot,
     query: Query,
     since: str | None,
@@ -248,10 +244,10 @@ def read_pages(
         See `ChangesReader.changes`.
     """
     is_new = since == NOW
-    read = snapshot.position() if is_new else snapshot.resume(token.decode(since, meta, query.asked))
+    read = snapshot.position if is_new else snapshot.resume(token.decode(since, snapshot.meta, query.asked))
     scan = Scan(snapshot, read.seqnos)
     stats = NOTHING_READ if is_new else walk(store, query.channels, scan, on_corrupt)
-    return Pager(meta, query, scan, stats).pages(read, limit)
+    return Pager(query, scan, stats).pages(read, limit)
 
 
 def check_limit(limit: int | None) -> None:

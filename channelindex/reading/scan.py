@@ -33,6 +33,10 @@ class Scan:
         """Number of documents found."""
         return sum(map(len, self._found_by_vb.values()))
 
+    def vbuckets(self) -> list[int]:
+        """The vbuckets in which documents were found, in no order."""
+        return [vb for vb, documents in self._found_by_vb.items() if documents]
+
     def documents(self, vb: int) -> list[Found]:
         """The documents found in a vbucket, by seqno."""
         return sorted(self._found_by_vb.get(vb, {}).values())

@@ -1,13 +1,19 @@
-"""Takes a snapshot of the partition records, and judges every entry, clock and token by it."""
+"""Takes snapshots of an index, and judges every entry, clock and token by one."""
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Self
+from functools import cached_property
+from operator import gt
+from typing import NamedTuple
 
 from channelindex.epochs import Bounds, EpochStart, PartitionRecord, whole_record
 from channelindex.errors import IndexCorrupt, TokenAhead
+from channelindex.model import IndexMeta
 from channelindex.reading.token import Delivered, Token
 from channelindex.stores.base import IndexReader
 from channelindex.timeline import Moment, newest_before
+
+_KNOWN_EPOCHS = 100
+"""Epochs whose bounds are remembered: more than write at one time, and with 1,024 vbuckets less than a megabyte."""
 
 
 class Archives:
@@ -45,26 +51,90 @@ class EpochLimits(NamedTuple):
     clock: list[int]
 
 
-class IndexSnapshot:
-    """The partition records of an index, all read at one moment.
+class History:
+    """Knows how the epochs of an index bound each other, as of one vector of its partitions' epochs. Never changes.
 
-    Read the partition records first, all else after: only then does every entry at or below the stable clock lie in
-    the blocks that are read. *archives* are fetched if an entry is older than the history in a record.
+    *records* are by partition; of their checkpoints, nothing is used.
     """
 
     def __init__(self, records: Sequence[PartitionRecord], archives: Archives) -> None:
-        self._records = records
+        self.records = records
+        self.epochs = tuple(record.epoch for record in records)
         self._archives = archives
         self._newest_archived = max((record.archived for record in records), default=0)
         self._bounds = [Bounds(record) for record in records]
+        self._known: dict[int, list[int]] = {}
+
+    def bounds(self, epoch: int) -> list[int]:
+        """The `Bounds.bound` of *epoch* in each vbucket."""
+        known = self._known.get(epoch)
+        if known is None:
+            self._reach_back_to(epoch)
+            if len(self._known) >= _KNOWN_EPOCHS:
+                self._known = {}
+            known = self._known[epoch] = [bound for bounds in self._bounds for bound in bounds.of(epoch)]
+        return known
+
+    def bounds_of(self, epoch: int, partition: int) -> tuple[int, ...]:
+        """The same of one partition's vbuckets."""
+        self._reach_back_to(epoch)
+        return self._bounds[partition].of(epoch)
+
+    def _reach_back_to(self, epoch: int) -> None:
+        """Load the bounds of *epoch* from the archive if the records do not reach back so far."""
+        if epoch >= self._newest_archived:
+            return
+        for partition, starts in self._archives.of(self.records).items():
+            self._bounds[partition] = Bounds(whole_record(self.records[partition], starts))
+        self._newest_archived = 0  # last: threads that share this go by it
+
+
+class Snapshots:
+    """Takes snapshots of the index in *store*. One costs a look at its stable view, as long as no epoch begins.
+
+    What an epoch's begin changes is read when the view has another epoch, and remembered. Threads may share it.
+    """
+
+    def __init__(self, store: IndexReader) -> None:
+        self._store = store
+        self._archives = Archives(store)
+        self._history: tuple[IndexMeta, History] | None = None  # replaced whole
+
+    def take(self) -> "IndexSnapshot":
+        """The index as it is now."""
+        meta, epochs, stable = self._store.stable_view()
+        known = self._history
+        if known is not None and known[0] == meta and known[1].epochs == epochs:
+            return IndexSnapshot(meta, stable, known[1])
+        old = known[1].records if known is not None and known[0] == meta else ()
+        changed = [p for p, epoch in enumerate(epochs) if not old or old[p].epoch != epoch]
+        records = dict(zip(changed, self._store.partition_records(changed), strict=True))
+        for record in records.values():  # they are newer than the view
+            stable[record.first_vb : record.vbuckets.stop] = record.stable
+        history = History([records.get(p) or old[p] for p in range(len(epochs))], self._archives)
+        self._history = meta, history
+        return IndexSnapshot(meta, stable, history)
+
+
+class IndexSnapshot:
+    """The stable clock of an index, and how its epochs bound each other, all read at one moment.
+
+    Take the snapshot first, read all else after: only then does every entry at or below the stable clock lie in the
+    blocks that are read. Archives are fetched if an entry is older than the history in a record.
+    """
+
+    def __init__(self, meta: IndexMeta, stable: list[int], history: History) -> None:
+        assert len(stable) == meta.n_vbuckets, "a seqno for each vbucket"
+        self.meta = meta
+        self.stable = stable
+        self.epochs = history.epochs
+        self._history = history
         self._limits: dict[int, EpochLimits] = {}
-        self.epochs = tuple(record.epoch for record in records)
-        self.stable = [seqno for record in records for seqno in record.stable]
 
     @classmethod
-    def take(cls, store: IndexReader, archives: Archives | None = None) -> Self:
-        """Read the partition records of the index in *store* now."""
-        return cls(store.partition_records(), archives or Archives(store))
+    def take(cls, store: IndexReader) -> "IndexSnapshot":
+        """The index in *store* now, for one who asks once."""
+        return Snapshots(store).take()
 
     def limits(self, epoch: int) -> EpochLimits:
         """The bounds for entries and clocks of *epoch*."""
@@ -73,22 +143,15 @@ class IndexSnapshot:
             known = self._limits[epoch] = self._computed_limits(epoch)
         return known
 
-    def _reach_back_to(self, epoch: int) -> None:
-        """Load the bounds of *epoch* from the archive if the records do not reach back so far."""
-        if epoch >= self._newest_archived:
-            return
-        for partition, starts in self._archives.of(self._records).items():
-            self._bounds[partition] = Bounds(whole_record(self._records[partition], starts))
-        self._newest_archived = 0  # last: threads that share the snapshot go by it
-
     def _computed_limits(self, epoch: int) -> EpochLimits:
-        self._reach_back_to(epoch)
-        visible: list[int] = []
-        clock: list[int] = []
-        for record, bounds in zip(self._records, self._bounds, strict=True):
-            lowered = bounds.clamp(epoch, record.stable)
-            clock += lowered
-            visible += lowered if epoch <= record.epoch else (0,) * len(lowered)
+        clock = list(map(min, self.stable, self._history.bounds(epoch)))
+        if all(map(epoch.__le__, self.epochs)):
+            return EpochLimits(clock, clock)
+        visible = list(clock)
+        for partition, newest in enumerate(self.epochs):
+            if epoch > newest:
+                vbuckets = self.meta.vbuckets_of(partition)
+                visible[vbuckets.start : vbuckets.stop] = (0,) * len(vbuckets)
         return EpochLimits(visible, clock)
 
     def clock_limit(self, epoch: int, vb: int) -> int:
@@ -110,25 +173,26 @@ class IndexSnapshot:
         """
         if seqno <= self.limits(epoch).visible[vb]:
             return "visible"
-        bounds = self._bounds[vb * len(self._records) // len(self.stable)]
-        return "pending" if seqno <= bounds.bound(epoch, vb) else "dead"
+        return "pending" if seqno <= self._history.bounds(epoch)[vb] else "dead"
 
     def stable_before(self, timelines: Sequence[Sequence[Moment]], time_s: float) -> list[int]:
         """The seqno of each vbucket that was stable at *time_s* (Unix time) at the latest, and still is; 0 for none.
 
         *timelines* are those of all partitions, read after the snapshot or before it.
         """
-        assert len(timelines) == len(self._records), "a timeline for each partition"
+        assert len(timelines) == len(self.epochs), "a timeline for each partition"
         seqnos: list[int] = []
-        for record, moments in zip(self._records, timelines, strict=True):
+        for partition, moments in enumerate(timelines):
+            vbuckets = self.meta.vbuckets_of(partition)
             moment = newest_before(moments, int(time_s * 1000))
             if moment is None:
-                seqnos += (0,) * len(record.checkpoints)
+                seqnos += (0,) * len(vbuckets)
                 continue
-            limits = self.limits(moment.epoch).clock[record.vbuckets.start : record.vbuckets.stop]
+            limits = self.limits(moment.epoch).clock[vbuckets.start : vbuckets.stop]
             seqnos += [min(checkpoint.seqno, left) for checkpoint, left in zip(moment.checkpoints, limits, strict=True)]
         return seqnos
 
+    @cached_property
     def position(self) -> Token:
         """The token of who has read all that is visible in this snapshot."""
         stable = tuple(self.stable)
@@ -144,25 +208,28 @@ class IndexSnapshot:
         Raises:
             TokenAhead: the token has an epoch or a seqno that the index has not reached.
         """
-        seqnos: list[int] = []
-        horizons: list[int] = []
-        for partition, record in enumerate(self._records):
-            epoch = token.epochs[partition]
-            if epoch > record.epoch:
-                raise _from_the_future(f"partition {partition} is at epoch", record.epoch, epoch)
-            vbuckets = record.vbuckets
-            seen = token.horizons[vbuckets.start : vbuckets.stop]
-            if any(seen):
-                self._reach_back_to(epoch)
-            lefts = self._bounds[partition].clamp(epoch, seen)
-            for vb, horizon, left in zip(vbuckets, seen, lefts, strict=True):
-                if left > self.stable[vb]:
-                    raise _from_the_future(f"vbucket {vb} is at seqno", self.stable[vb], horizon)
-                seqnos.append(token.seqnos[vb] if left == horizon else 0)
-                horizons.append(horizon if left == horizon else 0)
-        assert len(seqnos) == len(horizons) == len(self.stable), "a seqno for each vbucket"
+        seqnos, horizons = list(token.seqnos), list(token.horizons)
+        for partition, (epoch, newest) in enumerate(zip(token.epochs, self.epochs, strict=True)):
+            if epoch > newest:
+                raise _from_the_future(f"partition {partition} is at epoch", newest, epoch)
+            if epoch < newest:
+                self._lower(partition, epoch, seqnos, horizons)
+        ahead = next((vb for vb, is_above in enumerate(map(gt, horizons, self.stable)) if is_above), None)
+        if ahead is not None:
+            raise _from_the_future(f"vbucket {ahead} is at seqno", self.stable[ahead], horizons[ahead])
         delivered = token.delivered if tuple(horizons) == token.horizons else Delivered.ANYTHING
         return token._replace(epochs=self.epochs, seqnos=tuple(seqnos), horizons=tuple(horizons), delivered=delivered)
+
+    def _lower(self, partition: int, epoch: int, seqnos: list[int], horizons: list[int]) -> None:
+        """Put to 0 each vbucket of *partition* of which a reader under *epoch* saw what was rolled back."""
+        vbuckets = self.meta.vbuckets_of(partition)
+        if not any(horizons[vbuckets.start : vbuckets.stop]):
+            return
+        for vb, bound in zip(vbuckets, self._history.bounds_of(epoch, partition), strict=True):
+            if horizons[vb] > bound:
+                if bound > self.stable[vb]:
+                    raise _from_the_future(f"vbucket {vb} is at seqno", self.stable[vb], horizons[vb])
+                seqnos[vb] = horizons[vb] = 0
 
 
 def _from_the_future(what: str, ours: int, theirs: int) -> TokenAhead:

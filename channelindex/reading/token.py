@@ -118,7 +118,8 @@ def decode(text: str | None, meta: IndexMeta, asked: bytes) -> Token:
     """
     if text in (None, "", "0"):
         return Token(0, 0, (0,) * meta.n_partitions, (0,) * meta.n_vbuckets, (0,) * meta.n_vbuckets)
-    if len(text or "") > 2 * (_HEAD_BYTES + _CHECKSUM_BYTES + _most_bytes(meta)):  # before anything is made of it
+    most_bytes = _HEAD_BYTES + _CHECKSUM_BYTES + _most_bytes(meta.n_partitions, meta.n_vbuckets)
+    if len(text or "") > 2 * most_bytes:  # before anything is made of it
         raise _garbled(f"{len(text or '')} characters are too many")
     body = _checked_bytes(text or "")
     version = body[0] & ~_DEFLATED
@@ -128,13 +129,24 @@ def decode(text: str | None, meta: IndexMeta, asked: bytes) -> Token:
         raise TokenInvalid("since token was made by another index; begin again without one")
     if body[_INDEX_END:_HEAD_BYTES] != asked:
         raise TokenInvalid("since token was made for other channels or documents; begin again without one")
-    numbers = body[_HEAD_BYTES:]
-    values = _varints(_inflated(numbers, meta) if body[0] & _DEFLATED else numbers)
-    turn_vb, turn_seqno, delivered = next(values, meta.n_vbuckets), next(values, 0), next(values, 0)
-    epochs = _take_differences(values, meta.n_partitions)
-    seqnos = _take_differences(values, meta.n_vbuckets)
-    horizons = tuple(map(add, seqnos, _take_differences(values, meta.n_vbuckets)))
-    if turn_vb >= meta.n_vbuckets or max(turn_seqno, *horizons) > MAX_SEQNO or next(values, None) is not None:
+    return _unpack(body[:1] + body[_HEAD_BYTES:], meta.n_partitions, meta.n_vbuckets)
+
+
+@lru_cache(maxsize=64)
+def _unpack(packed: bytes, n_partitions: int, n_vbuckets: int) -> Token:
+    """The token that `pack` packed; remembered for some, because who asks in vain asks again with the same.
+
+    Raises:
+        TokenInvalid: it is none of an index of this shape.
+    """
+    most_bytes = _most_bytes(n_partitions, n_vbuckets)
+    numbers = _inflated(packed[1:], most_bytes) if packed[0] & _DEFLATED else packed[1:]
+    values = iter(_varints(numbers))
+    turn_vb, turn_seqno, delivered = next(values, n_vbuckets), next(values, 0), next(values, 0)
+    epochs = _take_differences(values, n_partitions)
+    seqnos = _take_differences(values, n_vbuckets)
+    horizons = tuple(map(add, seqnos, _take_differences(values, n_vbuckets)))
+    if turn_vb >= n_vbuckets or max(turn_seqno, *horizons) > MAX_SEQNO or next(values, None) is not None:
         raise _garbled("its parts do not fit the index")
     if delivered > max(Delivered):
         raise _garbled(f"{delivered} is no mark of what was delivered")
@@ -174,16 +186,16 @@ def _put_varint(out: bytearray, value: int) -> None:
     out.append(value)
 
 
-def _most_bytes(meta: IndexMeta) -> int:
+def _most_bytes(n_partitions: int, n_vbuckets: int) -> int:
     """Upper bound of the bytes of a token's numbers."""
-    return _MAX_VARINT_BYTES * (3 + 2 * meta.n_partitions + 4 * meta.n_vbuckets)
+    return _MAX_VARINT_BYTES * (3 + 2 * n_partitions + 4 * n_vbuckets)
 
 
-def _inflated(numbers: bytes, meta: IndexMeta) -> bytes:
-    """*numbers* inflated; a token never makes more bytes than the index has numbers for."""
+def _inflated(numbers: bytes, most_bytes: int) -> bytes:
+    """*numbers* inflated; a token never makes more than *most_bytes*, for which the index has numbers."""
     inflater = zlib.decompressobj(wbits=_RAW_DEFLATE)
     try:
-        inflated = inflater.decompress(numbers, _most_bytes(meta))
+        inflated = inflater.decompress(numbers, most_bytes)
     except zlib.error as error:
         raise _garbled("it does not inflate") from error
     if not inflater.eof or inflater.unused_data:
@@ -191,19 +203,21 @@ def _inflated(numbers: bytes, meta: IndexMeta) -> bytes:
     return inflated
 
 
-def _varints(numbers: bytes) -> Iterator[int]:
+def _varints(numbers: bytes) -> list[int]:
+    values: list[int] = []
     value = shift = 0
     for byte in numbers:
-        value |= (byte & 0x7F) << shift
         if byte > 0x7F:
+            value |= (byte & 0x7F) << shift
             shift += 7
             if shift >= 7 * _MAX_VARINT_BYTES:
                 raise _garbled("a number in it is too long")
         else:
-            yield value
+            values.append(value | byte << shift)
             value = shift = 0
     if shift:
         raise _garbled("it ends within a number")
+    return values
 
 
 def _put_differences(out: bytearray, values: Iterable[int]) -> None:
@@ -213,16 +227,21 @@ def _put_differences(out: bytearray, values: Iterable[int]) -> None:
         if difference == 0:
             zeros += 1
             continue
+        if zeros:
+            _put_zeros(out, zeros)
+            zeros = 0
+        zigzag = 2 * difference if difference > 0 else -2 * difference - 1
+        if zigzag <= 0x7F:  # most are; a call for each is what takes time
+            out.append(zigzag)
+        else:
+            _put_varint(out, zigzag)
+    if zeros:
         _put_zeros(out, zeros)
-        zeros = 0
-        _put_varint(out, 2 * difference if difference > 0 else -2 * difference - 1)
-    _put_zeros(out, zeros)
 
 
 def _put_zeros(out: bytearray, n_zeros: int) -> None:
-    if n_zeros:
-        out.append(0)
-        _put_varint(out, n_zeros - 1)
+    out.append(0)
+    _put_varint(out, n_zeros - 1)
 
 
 def _take_differences(values: Iterator[int], n_wanted: int) -> tuple[int, ...]:
@@ -230,11 +249,14 @@ def _take_differences(values: Iterator[int], n_wanted: int) -> tuple[int, ...]:
     before = 0
     while len(taken) < n_wanted:
         zigzag = next(values, None)
-        repeats = next(values, None) if zigzag == 0 else 0
-        if zigzag is None or repeats is None or repeats >= n_wanted - len(taken):
+        if zigzag:
+            before += -(zigzag + 1) // 2 if zigzag % 2 else zigzag // 2
+            if not 0 <= before <= MAX_SEQNO:
+                raise _garbled(f"{before} is no seqno")
+            taken.append(before)
+            continue
+        repeats = next(values, None) if zigzag == 0 else None
+        if repeats is None or repeats >= n_wanted - len(taken):
             raise _garbled("its parts do not fit the index")
-        before += -(zigzag + 1) // 2 if zigzag % 2 else zigzag // 2
-        if not 0 <= before <= MAX_SEQNO:
-            raise _garbled(f"{before} is no seqno")
         taken += [before] * (repeats + 1)
     return tuple(taken)

@@ -32,6 +32,18 @@ class ChannelAppend(NamedTuple):
     entries: bytes
 
 
+class StableView(NamedTuple):
+    """All that changes while an index is written and nothing happens to its owners: small, and read at each look.
+
+    `epochs` are by partition, `stable`, the seqnos up to which the index is complete, by vbucket. Both are as of one
+    moment within each partition. What bounds older epochs is in the partition records, and changes with the epoch.
+    """
+
+    meta: IndexMeta
+    epochs: tuple[int, ...]
+    stable: list[int]
+
+
 class BlockRef(NamedTuple):
     """Names one block of a channel. Blocks of one (channel, group) are numbered from 0; gaps mean corruption."""
 
@@ -272,8 +284,16 @@ class IndexReader(Protocol):
         """
         ...
 
-    def partition_records(self) -> Sequence[PartitionRecord]:
-        """All partition records, by partition. Each is consistent in itself; their times may differ slightly."""
+    def stable_view(self) -> StableView:
+        """The meta record, and of each partition record its epoch and stable seqnos, in one round trip.
+
+        Raises:
+            IndexMissing, IndexMismatch: see `meta`.
+        """
+        ...
+
+    def partition_records(self, partitions: Sequence[int] | None = None) -> Sequence[PartitionRecord]:
+        """The records of *partitions*, or of all. Each is consistent in itself; their times may differ slightly."""
         ...
 
     def archived_starts(self, partitions: Sequence[int]) -> Sequence[Sequence[EpochStart]]:

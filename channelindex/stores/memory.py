@@ -14,7 +14,16 @@ from channelindex import blocks, epochs, timeline
 from channelindex.epochs import EpochStart, PartitionRecord, new_record
 from channelindex.errors import ChangesForgotten, IndexMissing, StaleEpoch
 from channelindex.model import Checkpoint, IndexMeta
-from channelindex.stores.base import BlockRef, ChannelState, Directory, GroupState, OwnerStore, Quarantined, Restored
+from channelindex.stores.base import (
+    BlockRef,
+    ChannelState,
+    Directory,
+    GroupState,
+    OwnerStore,
+    Quarantined,
+    Restored,
+    StableView,
+)
 from channelindex.stores.block_writer import (
     TAIL_BYTES,
     BlindAppend,
@@ -25,7 +34,7 @@ from channelindex.stores.block_writer import (
 )
 from channelindex.stores.memory_limits import HeldBlocks, MemoryLimits
 from channelindex.stores.meta import check_format, check_meta
-from channelindex.stores.records import QUARANTINE_DOCUMENTS
+from channelindex.stores.records import QUARANTINE_DOCUMENTS, view_of
 from channelindex.timeline import Moment
 
 
@@ -290,11 +299,18 @@ class MemoryReader:
         with self._index.changed:
             return self._index.required_meta(self._index_name)
 
-    def partition_records(self) -> Sequence[PartitionRecord]:
+    def stable_view(self) -> StableView:
+        """See `IndexReader.stable_view`."""
+        with self._index.changed:
+            return view_of(self._index.required_meta(self._index_name), self._index.records)
+
+    def partition_records(self, partitions: Sequence[int] | None = None) -> Sequence[PartitionRecord]:
         """See `IndexReader.partition_records`."""
         with self._index.changed:
             self._index.required_meta(self._index_name)
-            return list(self._index.records)
+            if partitions is None:
+                return list(self._index.records)
+            return [self._index.records[partition] for partition in partitions]
 
     def archived_starts(self, partitions: Sequence[int]) -> Sequence[Sequence[EpochStart]]:
         """See `IndexReader.archived_starts`."""

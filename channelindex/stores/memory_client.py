@@ -12,7 +12,7 @@ from channelindex import errors
 from channelindex.epochs import EpochStart, PartitionRecord
 from channelindex.errors import ChangesForgotten, ChannelIndexError, ProtocolError, StoreUnavailable
 from channelindex.model import IndexMeta
-from channelindex.stores.base import BlockRef, ChannelState, Quarantined
+from channelindex.stores.base import BlockRef, ChannelState, Quarantined, StableView
 from channelindex.stores.memory_wire import (
     MAX_WAIT_S,
     METHODS,
@@ -51,9 +51,14 @@ class MemoryClient:
         meta: IndexMeta = self._call("meta")
         return meta
 
-    def partition_records(self) -> Sequence[PartitionRecord]:
+    def stable_view(self) -> StableView:
+        """See `IndexReader.stable_view`."""
+        view: StableView = self._call("stable_view")
+        return view
+
+    def partition_records(self, partitions: Sequence[int] | None = None) -> Sequence[PartitionRecord]:
         """See `IndexReader.partition_records`."""
-        records: list[PartitionRecord] = self._call("partition_records")
+        records: list[PartitionRecord] = self._call("partition_records", partitions)
         return records
 
     def archived_starts(self, partitions: Sequence[int]) -> Sequence[Sequence[EpochStart]]:

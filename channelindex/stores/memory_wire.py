@@ -14,7 +14,7 @@ import msgspec
 
 from channelindex.epochs import EpochStart, PartitionRecord
 from channelindex.model import IndexMeta
-from channelindex.stores.base import BlockRef, ChannelState, Quarantined
+from channelindex.stores.base import BlockRef, ChannelState, Quarantined, StableView
 from channelindex.timeline import Moment
 
 WIRE_VERSION = 1
@@ -38,7 +38,8 @@ class Method(NamedTuple):
 
 METHODS: Mapping[str, Method] = {
     "meta": Method(tuple[()], IndexMeta),
-    "partition_records": Method(tuple[()], list[PartitionRecord]),
+    "stable_view": Method(tuple[()], StableView),
+    "partition_records": Method(tuple[list[int] | None], list[PartitionRecord]),
     "archived_starts": Method(tuple[list[int]], list[list[EpochStart]]),
     "timelines": Method(tuple[list[int]], list[list[Moment]]),
     "channel_page": Method(tuple[int, int], list[str]),

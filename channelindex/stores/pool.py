@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from channelindex.epochs import EpochStart, PartitionRecord
 from channelindex.errors import ReaderClosed
 from channelindex.model import IndexMeta
-from channelindex.stores.base import BlockRef, ChannelState, IndexReader, Quarantined
+from channelindex.stores.base import BlockRef, ChannelState, IndexReader, Quarantined, StableView
 from channelindex.timeline import Moment
 
 MAX_STORES = 8
@@ -41,10 +41,15 @@ class ReaderPool:
         with self._lent() as store:
             return store.meta()
 
-    def partition_records(self) -> Sequence[PartitionRecord]:
+    def stable_view(self) -> StableView:
+        """See `IndexReader.stable_view`."""
+        with self._lent() as store:
+            return store.stable_view()
+
+    def partition_records(self, partitions: Sequence[int] | None = None) -> Sequence[PartitionRecord]:
         """See `IndexReader.partition_records`."""
         with self._lent() as store:
-            return store.partition_records()
+            return store.partition_records(partitions)
 
     def archived_starts(self, partitions: Sequence[int]) -> Sequence[Sequence[EpochStart]]:
         """See `IndexReader.archived_starts`."""

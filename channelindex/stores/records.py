@@ -2,17 +2,21 @@
 
 A checkpoint is five unsigned 64-bit integers, big-endian: vbuuid, seqno, snap_start, snap_end, purge_seqno. The
 checkpoints of a partition follow each other by vbucket. A history is a string of epoch starts: epoch, then one seqno
-per vbucket. A moment of a timeline is time in ms, epoch, mark, and its checkpoints.
+per vbucket. A moment of a timeline is time in ms, epoch, mark, and its checkpoints. A stable
+view has per partition, in their order, its epoch and the seqno of each of its vbuckets.
 """
 
 import struct
+import sys
+from array import array
+from collections.abc import Sequence
 
 import msgspec
 
-from channelindex.epochs import EpochStart
+from channelindex.epochs import EpochStart, PartitionRecord
 from channelindex.errors import IndexCorrupt
-from channelindex.model import Checkpoint
-from channelindex.stores.base import Quarantined
+from channelindex.model import Checkpoint, IndexMeta
+from channelindex.stores.base import Quarantined, StableView
 from channelindex.timeline import Moment
 
 CHECKPOINT_BYTES = 40
@@ -78,6 +82,35 @@ def unpack_moments(blob: bytes, n_vbuckets: int, where: str) -> list[Moment]:
         packed = blob[start + _MOMENT_HEAD.size : start + size]
         moments.append(Moment(time_ms, epoch, mark, unpack_checkpoints(packed, n_vbuckets, where)))
     return moments
+
+
+def pack_view(record: PartitionRecord) -> bytes:
+    """The part of a stable view that *record* takes: `view_bytes` of one partition."""
+    return struct.pack(f">Q{len(record.checkpoints)}Q", record.epoch, *record.stable)
+
+
+def view_bytes(n_partitions: int, width: int) -> int:
+    """The size of the stable view of so many partitions of *width* vbuckets."""
+    return 8 * n_partitions * (1 + width)
+
+
+def unpack_view(blob: bytes, meta: IndexMeta) -> StableView:
+    """The stable view of an index, of `view_bytes` bytes."""
+    width = meta.partition_width
+    assert len(blob) == view_bytes(meta.n_partitions, width), "a store checks what it read"
+    numbers = array("Q", blob)
+    if sys.byteorder == "little":
+        numbers.byteswap()
+    epochs = tuple(numbers[:: width + 1])
+    del numbers[:: width + 1]
+    return StableView(meta, epochs, numbers.tolist())
+
+
+def view_of(meta: IndexMeta, partitions: Sequence[PartitionRecord]) -> StableView:
+    """The stable view of an index with these partition records."""
+    stable = [checkpoint.seqno for record in partitions for checkpoint in record.checkpoints]
+    assert len(stable) == meta.n_vbuckets, "a record for each partition"
+    return StableView(meta, tuple(record.epoch for record in partitions), stable)
 
 
 def pack_quarantined(document: Quarantined) -> bytes:

@@ -22,7 +22,7 @@ from channelindex.model import DELETED, ORIGIN, Checkpoint, Route
 from channelindex.reading.paging import Changes
 from channelindex.reading.reader import ChangesReader
 from channelindex.stores import block_writer
-from channelindex.stores.base import ChannelAppend, IndexReader
+from channelindex.stores.base import ChannelAppend, IndexReader, StableView
 from channelindex.stores.block_writer import Move
 from channelindex.stores.redis.owner import RedisOwner
 from tests.support.node import Node
@@ -323,10 +323,14 @@ class _EagerStore:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    def partition_records(self) -> Sequence[PartitionRecord]:
+    def stable_view(self) -> StableView:
+        view = self._store.stable_view()
+        return view._replace(stable=[seqno + 2 for seqno in view.stable])
+
+    def partition_records(self, partitions: Sequence[int] | None = None) -> Sequence[PartitionRecord]:
         return [
             record._replace(checkpoints=tuple(at._replace(seqno=at.seqno + 2) for at in record.checkpoints))
-            for record in self._store.partition_records()
+            for record in self._store.partition_records(partitions)
         ]
 
     def wait_stable(self, *_: Any) -> int:

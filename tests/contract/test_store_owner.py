@@ -14,7 +14,7 @@ from channelindex.model import ORIGIN, Checkpoint, IndexMeta
 from channelindex.reading.reader import ChangesReader
 from channelindex.reading.snapshot import IndexSnapshot
 from channelindex.stores.base import OwnerStore, Quarantined
-from channelindex.stores.records import QUARANTINE_DOCUMENTS, pack_checkpoints, pack_history
+from channelindex.stores.records import QUARANTINE_DOCUMENTS, pack_checkpoints, pack_history, view_of
 from tests.support.stores import META, Backend, append, checkpoints, entry, whole_records
 
 SEQNOS = [2**24 - 1, 2**24, 2**24 + 1, 2**32, 2**32 + 1, 2**48, 2**53, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1]
@@ -292,6 +292,28 @@ def test_all_that_begin_archive_their_old_starts(backend, owner, monkeypatch):
         owner.advance(epoch, checkpoints({0: 10 * epoch, 4: 10 * epoch}))
     archives = backend.reader().archived_starts([0, 1])
     assert [{start.epoch for start in archive} for archive in archives] == [{1, 2}, {1, 2}]
+
+
+def test_stable_view_says_what_the_records_say_after_every_change(backend, owner):
+    reader = backend.reader()
+
+    def check():
+        assert reader.stable_view() == view_of(META, reader.partition_records())
+        assert reader.partition_records([2, 0]) == [reader.partition_records()[partition] for partition in (2, 0)]
+
+    check()
+    owner.begin_all({0: {}, 3: {}}, 1, "n1")
+    check()
+    owner.advance(1, checkpoints({0: 1 << 33, 3: (1 << 53) + 1, 14: 7}))
+    check()
+    owner.advance(1, checkpoints({0: 5, 1: 9}))  # the first is lower than the present
+    check()
+    owner.begin(0, 2, "n2", rollback={3: Checkpoint(1, 4, 4, 4)})
+    check()
+    owner.restore(META, [3])
+    check()
+    assert reader.stable_view().epochs == (2, 0, 0, 0)
+    assert reader.stable_view().stable[:4] == [1 << 33, 9, 0, 4]
 
 
 def test_ten_thousand_takeovers_leave_a_small_record_and_every_bound(backend, owner):

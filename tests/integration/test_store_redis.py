@@ -27,6 +27,7 @@ from channelindex.redis.link import ServerLink
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_owner, open_reader, open_writer
 from channelindex.stores.base import BlockRef, Quarantined
+from channelindex.stores.records import view_of
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.store_link import open_link
 from tests.support.node import until
@@ -97,10 +98,12 @@ def test_stable_clock_moves_before_its_counter_and_the_message(backend, client):
     record = KEYS.partition(0)
     assert seen == [
         f"EXISTS {KEYS.meta}",
+        f"EXISTS {KEYS.view}",
         f"HGET {record}",
         f"HGET {record}",
         f"HSET {record}",
         f"HINCRBY {record}",
+        f"SETRANGE {KEYS.view}",
         f"INCR {KEYS.stable}",
         f"PUBLISH {KEYS.stable}",
     ]
@@ -396,6 +399,29 @@ def test_lost_partition_record_is_corruption_and_not_a_beginning(backend, client
         owner.begin(1, 2, "n1")
     with pytest.raises(IndexCorrupt, match=r"p:1.*channelindex repair"):
         owner.advance(1, checkpoints({4: 1}))
+
+
+def test_lost_stable_view_stops_readers_and_owners_and_is_written_anew(backend, client):
+    owner = backend.owner()
+    owner.begin(1, 1, "n1")
+    owner.advance(1, checkpoints({4: 3, 6: 5}))
+    whole = backend.reader().stable_view()
+    client.setrange(KEYS.view, 1000, "x")
+    with pytest.raises(IndexCorrupt, match=r"view.*channelindex repair"):
+        backend.reader().stable_view()
+    client.delete(KEYS.view)
+    acts = (
+        backend.reader().stable_view,
+        lambda: owner.begin(1, 2, "n1"),
+        lambda: owner.advance(1, checkpoints({4: 4})),
+    )
+    for act in acts:
+        with pytest.raises(IndexCorrupt, match=r"view.*channelindex repair"):
+            act()
+    assert not client.exists(KEYS.view), "half of it would pass for all"
+    assert owner.restore(META) == (META, False, ())
+    assert backend.reader().stable_view() == whole
+    assert view_of(META, backend.reader().partition_records()) == whole
 
 
 @pytest.mark.parametrize("damage", ["delete", "garble", "retype", "archive"])

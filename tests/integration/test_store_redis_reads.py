@@ -52,6 +52,35 @@ def test_changes_of_one_channel_read_its_own_blocks_newer_than_since_and_nothing
         assert _keys_read(client, lambda: reader.changes(["a"], now)) == read[:2]
 
 
+def _commands(client: redis.Redis, act) -> list[str]:
+    """The names of the commands that *act* sends to Redis, in order; those of connecting left out."""
+    seen: list[str] = []
+    with client.monitor() as monitor:
+        act()
+        client.echo("enough")
+        while (command := monitor.next_command()["command"]) != "ECHO enough":
+            seen.append(command.split(" ")[0])
+    return [name for name in seen if name not in ("HELLO", "CLIENT")]
+
+
+def test_a_poll_costs_the_same_few_commands_however_many_partitions_there_are(redis_url):
+    index = SmallIndex(redis_url, n_vbuckets=1024, n_partitions=64)
+    with closing(index), redis.Redis.from_url(redis_url) as client:
+        epoch = index.begin(range(64))
+        index.write(epoch, [Row("a", vb, 1, f"doc{vb}") for vb in range(3)], range(64))
+        index.advance(epoch, dict.fromkeys(range(1024), 1))
+        reader = ChangesReader(index.reader)
+        since = reader.changes(["a"]).since
+        look = ["GET", "GET"]  # the meta record, the stable view
+        channel = ["HGETALL", "GETRANGE"]  # the directory, the tail
+        assert _commands(client, lambda: reader.changes(["a"], since)) == look + channel
+        index.advance(epoch, {7: 2})
+        assert _commands(client, lambda: reader.changes(["a"], since)) == look + channel
+        index.begin([5, 6])
+        assert _commands(client, lambda: reader.changes(["a"], since)) == [*look, "GET", "HMGET", "HMGET", *channel]
+        assert _commands(client, lambda: reader.changes(["a"], since)) == look + channel
+
+
 @pytest.mark.parametrize("revs", ["packed", "plain"])
 def test_entry_in_a_small_channel_costs_what_is_documented(revs):
     found = measure(20_000, 2_000, 65536, revs)

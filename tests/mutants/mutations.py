@@ -254,7 +254,7 @@ _EPOCHS = _of(
     ("map(min, suffix_minima[-1], start.starts)", "start.starts"),
     ("while kept and all(new <= old", "while kept and any(new <= old"),
     ("if epoch <= record.epoch or (only_if", "if epoch < record.epoch or (only_if"),
-    ("return tuple(map(min, seqnos, self._minima[later]))", "return tuple(seqnos)"),
+    ("return tuple(map(min, seqnos, self.of(epoch)))", "return tuple(seqnos)"),
 )
 
 _BLOCK_WRITER = _of(

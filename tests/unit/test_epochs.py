@@ -5,14 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channelindex import epochs
+from channelindex.blocks import FORMAT_VERSION
 from channelindex.epochs import NO_BOUND, Bounds, EpochStart, PartitionRecord, new_record
 from channelindex.errors import IndexCorrupt, StaleEpoch
-from channelindex.model import ORIGIN, Checkpoint
-from channelindex.reading.snapshot import Archives, IndexSnapshot
+from channelindex.model import ORIGIN, Checkpoint, IndexMeta
+from channelindex.reading.snapshot import Archives, History, IndexSnapshot
 from channelindex.stores.memory import MemoryIndex, MemoryReader
 
 FIRST_VB = 32
 WIDTH = 3
+META = IndexMeta(FORMAT_VERSION, WIDTH, 1, "source", "index")
 SEQNOS = st.integers(0, 12)
 STARTS = st.tuples(*[SEQNOS] * WIDTH)
 
@@ -133,7 +135,8 @@ def test_a_lost_archive_is_corrupt_and_one_that_nothing_needs_is_not_asked_for()
 def test_visible_is_live_and_stable_and_not_of_the_future(history, stable, epoch):
     current = history[-1].epoch if history else 0
     record = PartitionRecord(0, current, "n1", tuple(map(_at, stable)), tuple(history))
-    snapshot = IndexSnapshot([record], Archives(MemoryReader(MemoryIndex(), "test")))
+    archives = Archives(MemoryReader(MemoryIndex(), "test"))
+    snapshot = IndexSnapshot(META, list(stable), History([record], archives))
     lowered = [min(stable[index], _unpruned_bound(history, epoch, index)) for index in range(WIDTH)]
     assert snapshot.limits(epoch).clock == lowered
     assert snapshot.limits(epoch).visible == ([0] * WIDTH if epoch > current else lowered)

@@ -181,8 +181,8 @@ def test_what_happens_after_the_records_were_read_is_left_for_the_next_time(inde
     index.write(old, [Row("A", 0, seqno, f"old{seqno}") for seqno in range(1, 10)])
     index.advance(old, {0: 9})
 
-    def records_then_a_rollback():
-        records = index.reader.partition_records()
+    def records_then_a_rollback(partitions):
+        records = index.reader.partition_records(partitions)
         new = index.begin(rollback={0: 4})
         for seqno in range(5, 15):  # rotates blocks and folds the clock log under the new epoch
             index.write(new, [Row("A", 0, seqno, f"new{seqno}")], writer=index.writer)
@@ -204,8 +204,8 @@ def test_a_group_that_a_later_epoch_folded_is_not_skipped_by_an_older_view(index
     index.write(old, [Row("A", 0, 2, "news")])
     index.advance(old, {0: 2})
 
-    def records_then_a_rotation():
-        records = index.reader.partition_records()
+    def records_then_a_rotation(partitions):
+        records = index.reader.partition_records(partitions)
         new = index.begin()
         for seqno in range(3, 12):
             index.write(new, [Row("A", 0, seqno, f"later{seqno}")])
@@ -612,11 +612,11 @@ def test_a_follower_waits_boundedly_and_does_not_read_where_nothing_moved(index)
 
     reads = []
 
-    def records():
+    def view():
         reads.append(1)
-        return index.reader.partition_records()
+        return index.reader.stable_view()
 
-    follower = ChangesReader(Proxy(index.reader, wait_stable=wait, partition_records=records))
+    follower = ChangesReader(Proxy(index.reader, wait_stable=wait, stable_view=view))
     assert len(list(follower.follow(["A"], stop=lambda: next(stops), wait_s=0.25))) == 1
     assert waits == [0.25, 0.25]
     assert len(reads) == 1
@@ -627,17 +627,17 @@ def test_a_follower_outlives_a_store_that_is_away_and_misses_nothing(index):
     away = iter([True] * 9 + [False] + [True] * 2)
     pauses: list[float] = []
 
-    def records():
+    def view():
         if next(away, False):
             raise StoreUnavailable("gone")
-        return index.reader.partition_records()
+        return index.reader.stable_view()
 
     def wait(counter, timeout_s):
         index.write(epoch, [Row("A", 0, 11, "news")])
         index.advance(epoch, {0: 11})
         return index.reader.stable_counter()
 
-    follower = ChangesReader(Proxy(index.reader, partition_records=records, wait_stable=wait))
+    follower = ChangesReader(Proxy(index.reader, stable_view=view, wait_stable=wait))
     batches = list(itertools.islice(follower.follow(["A"], sleep=pauses.append), 2))
     assert [len(batch.entries) for batch in batches] == [40, 1]
     assert len(pauses) == 11

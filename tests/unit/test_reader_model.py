@@ -18,6 +18,8 @@ from tests.support.profiles import examples
 
 VBUCKETS = range(4)
 PARTITIONS = (0, 1)
+WHICH = st.integers(0, 2)
+MOMENTS = st.sampled_from(("view read", "all records read"))
 CHANNELS = ("A", "B", "C")
 CHANNEL_SETS = st.lists(st.sampled_from(CHANNELS), min_size=1, max_size=3, unique=True).map(tuple)
 
@@ -62,23 +64,45 @@ class Owner:
 
 
 class Follower:
-    def __init__(self, channels, limit):
+    def __init__(self, store, channels, limit):
         self.channels, self.limit = channels, limit
+        self.store = HookedReader(store)
+        self.reader = ChangesReader(self.store)
         self.since = None
         self.known = {}
 
 
 class HookedReader:
-    """The store's reader; right after the partition records were read, something else happens once."""
+    """The store's reader, in which something happens once: after the stable view is read, or before the channels are.
 
-    def __init__(self, store, hook):
-        self._store, self._hook = store, hook
+    `late` are the partitions whose records were read after it.
+    """
 
-    def partition_records(self):
-        records = self._store.partition_records()
-        hook, self._hook = self._hook, lambda: None
-        hook()
-        return records
+    def __init__(self, store):
+        self._store = store
+        self.expect("nothing", lambda: None)
+
+    def expect(self, moment, hook):
+        self._moment, self._hook, self.late = moment, hook, None
+
+    def _happen(self, moment):
+        if moment == self._moment and self.late is None:
+            self.late = set()
+            self._hook()
+
+    def stable_view(self):
+        view = self._store.stable_view()
+        self._happen("view read")
+        return view
+
+    def partition_records(self, partitions=None):
+        if self.late is not None:
+            self.late |= set(partitions)
+        return self._store.partition_records(partitions)
+
+    def channel_states(self, channels):
+        self._happen("all records read")
+        return self._store.channel_states(channels)
 
     def __getattr__(self, name):
         return getattr(self._store, name)
@@ -102,7 +126,10 @@ class IndexMachine(RuleBasedStateMachine):
     @initialize()
     def first_owner(self):
         self.take_over(PARTITIONS)
-        self.followers = [Follower(("A",), 1), Follower(CHANNELS, 3), Follower(("B", "C"), None)]
+        self.followers = [
+            Follower(self.index.reader, channels, limit)
+            for channels, limit in ((("A",), 1), (CHANNELS, 3), (("B", "C"), None))
+        ]
 
     # -- the bucket
 
@@ -184,35 +211,44 @@ class IndexMachine(RuleBasedStateMachine):
     @rule(channels=CHANNEL_SETS, limit=st.sampled_from([None, 1, 2, 5]))
     def join(self, channels, limit):
         if len(self.followers) < 6:
-            self.followers.append(Follower(channels, limit))
+            self.followers.append(Follower(self.index.reader, channels, limit))
 
     @rule(which=st.integers(0, 5))
     def follow(self, which):
         if which < len(self.followers):
-            self.read_one_page(self.followers[which], lambda: None)
+            self.read_one_page(self.followers[which])
 
-    @rule(which=st.integers(0, 2), vb=st.sampled_from(VBUCKETS), keep=st.floats(0, 1), number=st.integers(0, 3))
-    def follow_while_it_rolls_back(self, which, vb, keep, number):
+    @rule(
+        which=st.integers(0, 2),
+        vb=st.sampled_from(VBUCKETS),
+        keep=st.floats(0, 1),
+        number=st.integers(0, 3),
+        moment=MOMENTS,
+    )
+    def follow_while_it_rolls_back(self, which, vb, keep, number, moment):
         def hook():
             self.fail_over(vb, keep)
             self.change(vb, number, ("A", "B"), 1)
             self.catch_up(vb)
             self.write_as_zombie(0, 6)
 
-        self.read_one_page(self.followers[which], hook)
+        self.read_one_page(self.followers[which], hook, moment, vb)
 
-    @rule(which=st.integers(0, 2), vb=st.sampled_from(VBUCKETS))
-    def follow_while_it_is_written(self, which, vb):
+    @rule(which=WHICH, vb=st.sampled_from(VBUCKETS), moment=MOMENTS)
+    def follow_while_it_is_written(self, which, vb, moment):
         def hook():
             self.take_over((vb // self.index.meta.partition_width,))
             self.catch_up(vb)
 
-        self.read_one_page(self.followers[which], hook)
+        self.read_one_page(self.followers[which], hook, moment, vb)
 
-    def read_one_page(self, follower, hook):
+    def read_one_page(self, follower, hook=lambda: None, moment="nothing", vb=0):
+        """*hook* changes the partition of *vb* alone, at *moment*."""
         expected = self.expected(follower.channels)
-        reader = ChangesReader(HookedReader(self.index.reader, hook))
-        page = reader.changes(follower.channels, follower.since, follower.limit)
+        follower.store.expect(moment, hook)
+        page = follower.reader.changes(follower.channels, follower.since, follower.limit)
+        if follower.store.late and vb // self.index.meta.partition_width in follower.store.late:
+            expected = self.expected(follower.channels)
         told = [Expected(e.id, e.seqno, e.rev, e.removed, e.channels) for e in page.entries]
         assert len(told) <= (follower.limit or len(told))
         assert len({entry.key for entry in told}) == len(told)
@@ -250,7 +286,7 @@ class IndexMachine(RuleBasedStateMachine):
             self.catch_up(vb)
         for follower in self.followers:
             n_pages = 0
-            while self.read_one_page(follower, lambda: None).pending:
+            while self.read_one_page(follower).pending:
                 n_pages += 1
                 assert n_pages < 200
             assert ChangesReader(self.index.reader).changes(follower.channels, follower.since).entries == ()

@@ -7,7 +7,7 @@ from channelindex.epochs import EpochStart, PartitionRecord
 from channelindex.errors import IndexCorrupt
 from channelindex.model import IndexMeta
 from channelindex.settings import IndexSettings
-from channelindex.stores.base import BlockRef, ChannelState, Quarantined
+from channelindex.stores.base import BlockRef, ChannelState, Quarantined, StableView
 from channelindex.stores.couchbase.directories import decode_directory, read_groups
 from channelindex.stores.couchbase.keys import Keys
 from channelindex.stores.couchbase.link import Link, Stored
@@ -15,7 +15,7 @@ from channelindex.stores.couchbase.names import iter_names
 from channelindex.stores.couchbase.partitions import decode_record
 from channelindex.stores.couchbase.quarantine import decode_quarantine
 from channelindex.stores.meta import decode_meta
-from channelindex.stores.records import unpack_history, unpack_moments
+from channelindex.stores.records import unpack_history, unpack_moments, view_of
 from channelindex.timeline import Moment
 
 POLL_S = 0.02
@@ -30,19 +30,39 @@ class CouchbaseReader:
         self._index_name = settings.name
         self._keys = Keys(settings.name)
         self._link = link or Link(settings)
+        self._meta: IndexMeta | None = None
 
     def meta(self) -> IndexMeta:
         """See `IndexReader.meta`."""
         (stored,) = self._link.get([self._keys.meta])
         return decode_meta(stored.value if stored else None, self._keys.meta, self._index_name)
 
-    def partition_records(self) -> Sequence[PartitionRecord]:
+    def stable_view(self) -> StableView:
+        """See `IndexReader.stable_view`. A bucket changes one document at a time, so it has the records alone.
+
+        One round trip from the second call on: the shape of an index of a name hardly ever changes.
+        """
+        meta = self._meta or self.meta()
+        keys = [self._keys.partition(meta, partition) for partition in range(meta.n_partitions)]
+        found, *stored = self._link.get([self._keys.meta, *keys])
+        self._meta = decode_meta(found.value if found else None, self._keys.meta, self._index_name)
+        if self._meta != meta:
+            return self.stable_view()
+        return view_of(meta, self._decoded(meta, range(meta.n_partitions), keys, stored))
+
+    def partition_records(self, partitions: Sequence[int] | None = None) -> Sequence[PartitionRecord]:
         """See `IndexReader.partition_records`."""
         meta = self.meta()
-        keys = [self._keys.partition(meta, partition) for partition in range(meta.n_partitions)]
+        wanted = range(meta.n_partitions) if partitions is None else partitions
+        keys = [self._keys.partition(meta, partition) for partition in wanted]
+        return self._decoded(meta, wanted, keys, self._link.get(keys))
+
+    def _decoded(
+        self, meta: IndexMeta, partitions: Sequence[int], keys: Sequence[str], found: Sequence[Stored | None]
+    ) -> list[PartitionRecord]:
         return [
             decode_record(stored, meta.vbuckets_of(partition), key)
-            for partition, (key, stored) in enumerate(zip(keys, self._link.get(keys), strict=True))
+            for partition, key, stored in zip(partitions, keys, found, strict=True)
         ]
 
     def archived_starts(self, partitions: Sequence[int]) -> Sequence[Sequence[EpochStart]]:

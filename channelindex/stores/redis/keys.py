@@ -18,6 +18,7 @@ class Keys:
         self.meta = f"{self.prefix}{{i}}:meta"
         self.epoch = f"{self.prefix}{{i}}:epoch"
         self.stable = f"{self.prefix}{{i}}:stable"
+        self.view = f"{self.prefix}{{i}}:view"
         self.principals = f"{self.prefix}{{i}}:principals"
         self.quarantine = f"{self.prefix}{{i}}:quarantine"
         self.quarantined = f"{self.prefix}{{i}}:quarantined"

@@ -44,6 +44,8 @@ class _Known(NamedTuple):
 
 
 _CHANGE = struct.Struct(">H5Q")
+_NO_VIEW = -1
+"""The reply of begin.lua where the stable view is missing."""
 
 
 class RedisOwner(OwnerStore):
@@ -75,7 +77,7 @@ class RedisOwner(OwnerStore):
         checkpoints = records.pack_checkpoints(epochs.new_record(0, wanted.partition_width).checkpoints)
         partitions = [self._keys.partition(partition) for partition in range(wanted.n_partitions)]
         arguments = (encode_meta(wanted), checkpoints, wanted.index_uuid)
-        found = self._link.run("create", (self._keys.meta, *partitions), *arguments)
+        found = self._link.run("create", (self._keys.meta, self._keys.view, *partitions), *arguments)
         if not found:
             raise lost_meta(self._keys.meta)
         meta = decode_meta(found, self._keys.meta, self._index_name)
@@ -138,12 +140,16 @@ class RedisOwner(OwnerStore):
             )
         known = self._known or self._read_meta()
         keys = [known.partition_keys[partition] for partition in checkpoints]
+        offsets = struct.pack(f">{len(keys)}I", *(records.view_bytes(p, known.width) for p in checkpoints))
         changes = [_pack_changes(partition * known.width, changed) for partition, changed in checkpoints.items()]
-        there, *found = self._link.run("advance", (self._keys.stable, self._keys.meta, *keys), epoch, "", *changes)
-        if not there:
-            if any(found):
+        common = (self._keys.stable, self._keys.meta, self._keys.view)
+        has_meta, has_view, *found = self._link.run("advance", (*common, *keys), epoch, offsets, "", *changes)
+        if not has_meta:
+            if has_view or any(found):
                 raise lost_meta(self._keys.meta)
             raise IndexMissing(f"{self._keys.meta} is gone, and with it the index {self._index_name!r}")
+        if not has_view:
+            raise lost_record(self._keys.view)
         for partition, key, current in zip(checkpoints, keys, found, strict=True):
             if not current:
                 raise lost_record(key)
@@ -227,12 +233,15 @@ class RedisOwner(OwnerStore):
         """Put each into the place of the record it was made from; the partitions whose records have changed since."""
         calls: list[ScriptCall] = []
         for partition, (version, record, old) in successors.items():
-            keys = (self._keys.partition(partition), self._keys.archive(partition))
+            keys = (self._keys.partition(partition), self._keys.archive(partition), self._keys.view)
             checkpoints = records.pack_checkpoints(record.checkpoints)
             history = records.pack_history(record.history)
             fields = (record.epoch, record.owner, checkpoints, history, record.archived)
-            calls.append((keys, (version, *fields, records.pack_history(old))))
+            offset = records.view_bytes(partition, len(record.checkpoints))
+            calls.append((keys, (version, *fields, records.pack_history(old), offset, records.pack_view(record))))
         replies = self._link.run_all("begin", calls)
+        if _NO_VIEW in replies:
+            raise lost_record(self._keys.view)
         return {partition for partition, reply in zip(successors, replies, strict=True) if not reply}
 
 

@@ -8,7 +8,8 @@ from channelindex.errors import StoreUnavailable
 from channelindex.model import IndexMeta
 from channelindex.redis.link import ServerLink
 from channelindex.stores import records
-from channelindex.stores.base import BlockRef, ChannelState, Quarantined
+from channelindex.stores.base import BlockRef, ChannelState, Quarantined, StableView
+from channelindex.stores.meta import decode_meta, lost_record
 from channelindex.stores.redis.directories import read_channels
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record, read_meta
@@ -32,14 +33,28 @@ class RedisReader:
         """See `IndexReader.meta`."""
         return read_meta(self._link, self._keys, self._index_name)
 
-    def partition_records(self) -> Sequence[PartitionRecord]:
+    def stable_view(self) -> StableView:
+        """See `IndexReader.stable_view`.
+
+        Raises:
+            IndexCorrupt: the view is missing or garbled.
+        """
+        stored, view = self._link.pipeline([("GET", self._keys.meta), ("GET", self._keys.view)])
+        meta = decode_meta(stored, self._keys.meta, self._index_name) if stored is not None else self.meta()
+        size = records.view_bytes(meta.n_partitions, meta.partition_width)
+        if view is None or len(view) != size:
+            raise lost_record(self._keys.view, "of all partitions, the stable view, is missing or garbled")
+        return records.unpack_view(view, meta)
+
+    def partition_records(self, partitions: Sequence[int] | None = None) -> Sequence[PartitionRecord]:
         """See `IndexReader.partition_records`."""
         meta = self.meta()
-        keys = [self._keys.partition(partition) for partition in range(meta.n_partitions)]
+        wanted = range(meta.n_partitions) if partitions is None else partitions
+        keys = [self._keys.partition(partition) for partition in wanted]
         found = self._link.pipeline([("HMGET", key, *RECORD_FIELDS) for key in keys])
         return [
             decode_record(fields, meta.vbuckets_of(partition), key)
-            for partition, (key, fields) in enumerate(zip(keys, found, strict=True))
+            for partition, key, fields in zip(wanted, keys, found, strict=True)
         ]
 
     def archived_starts(self, partitions: Sequence[int]) -> Sequence[Sequence[EpochStart]]:

@@ -30,6 +30,7 @@ def restore(link: Link, keys: Keys, index_name: str, wanted: IndexMeta, partitio
     ]
     replaces = "0" if found else "1"
     stored = link.run("restore", (keys.meta, *names), encode_meta(meta), checkpoints, meta.index_uuid, replaces)
+    link.run("view", (keys.view, *map(keys.partition, range(meta.n_partitions))))
     return Restored(decode_meta(stored, keys.meta, index_name), found is None, tuple(broken))
 
 
