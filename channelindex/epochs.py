@@ -5,7 +5,7 @@ Why this makes late writes and rolled-back histories harmless: docs/design/001-e
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from channelindex.errors import IndexCorrupt, StaleEpoch
@@ -31,6 +31,10 @@ class PartitionRecord(NamedTuple):
     `history` is ascending in epoch. An epoch of 0 means that the partition never had an owner.
     Starts of epochs up to `archived` are in the partition's archive instead; 0: none are. They bound only what is
     older than `archived`, which few readers meet (docs/design/004-history.md).
+
+    `compacted_through` and `restarting` are by vbucket; empty stands for 0 everywhere. Up to the first, entries are
+    gone that a rollback would make the newest again. Up to the second, entries of older epochs are live though the
+    stable clock began again at 0; it means nothing once the stable clock is there (docs/design/015-compaction.md).
     """
 
     first_vb: int
@@ -39,11 +43,18 @@ class PartitionRecord(NamedTuple):
     checkpoints: tuple[Checkpoint, ...]
     history: tuple[EpochStart, ...]
     archived: int = 0
+    compacted_through: tuple[int, ...] = ()
+    restarting: tuple[int, ...] = ()
 
     @property
     def stable(self) -> tuple[int, ...]:
         """The seqno up to which the index is complete, per vbucket of the partition."""
         return tuple(checkpoint.seqno for checkpoint in self.checkpoints)
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """The seqno up to which entries stay live when another epoch begins, per vbucket of the partition."""
+        return tuple(map(max, self.stable, self.restarting)) if self.restarting else self.stable
 
     @property
     def vbuckets(self) -> range:
@@ -66,7 +77,8 @@ def begin(
 ) -> PartitionRecord:
     """The record after *epoch* has begun at the stable clock, or lower for the vbuckets in *rollback*.
 
-    *rollback* maps a vbucket to the checkpoint to go back to; one that is not lower than the present is ignored.
+    *rollback* maps a vbucket to the checkpoint to go back to; one that is not lower than the present is ignored. Below
+    `compacted_through`, the stream begins again at 0, while what is at or below the checkpoint stays live.
     With *only_if*, the record's epoch must be exactly that one: an owner that rolls back must still be the owner.
 
     Raises:
@@ -75,20 +87,43 @@ def begin(
     if epoch <= record.epoch or (only_if is not None and record.epoch != only_if):
         raise StaleEpoch(partition, only_if if only_if is not None else epoch, record.epoch)
     assert all(vb in record.vbuckets for vb in rollback or ()), "a vbucket of another partition"
-    lowered = list(record.checkpoints)
+    lowered, starts = list(record.checkpoints), list(record.kept)
+    through = list(record.compacted_through or (0,) * len(starts))
     for vb, checkpoint in (rollback or {}).items():
         index = vb - record.first_vb
-        if checkpoint.seqno < lowered[index].seqno:
+        if checkpoint.seqno >= starts[index]:
+            continue
+        starts[index] = checkpoint.seqno
+        if checkpoint.seqno < through[index]:
+            lowered[index], through[index] = ORIGIN, checkpoint.seqno
+        else:
             lowered[index] = checkpoint
     assert all(now.seqno <= then.seqno for now, then in zip(lowered, record.checkpoints, strict=True))
-    start = EpochStart(epoch, tuple(checkpoint.seqno for checkpoint in lowered))
+    start = EpochStart(epoch, tuple(starts))
+    behind = [kept if kept > at.seqno else 0 for kept, at in zip(starts, lowered, strict=True)]
     return record._replace(
         epoch=epoch,
         owner=owner,
         checkpoints=tuple(lowered),
         history=_without_implied((*record.history, start)),
         archived=record.archived if any(start.starts) else 0,  # a start at 0 everywhere implies all before it
+        compacted_through=tuple(through) if any(through) else (),
+        restarting=tuple(behind) if any(behind) else (),
     )
+
+
+def compact(record: PartitionRecord, epoch: int, through: Sequence[int], partition: int = -1) -> PartitionRecord:
+    """The record after `compacted_through` was raised to *through*, by vbucket; what is higher stays.
+
+    Raises:
+        StaleEpoch: *epoch* is not the record's: what was judged by it may be dead; nothing changes.
+    """
+    if record.epoch != epoch:
+        raise StaleEpoch(partition, epoch, record.epoch)
+    before = record.compacted_through or (0,) * len(record.checkpoints)
+    raised = tuple(max(then, now) for then, now in zip(before, through, strict=True))
+    assert all(seqno <= stable for seqno, stable in zip(through, record.stable, strict=True)), "only what is stable"
+    return record._replace(compacted_through=raised if any(raised) else ())
 
 
 def archive_old(record: PartitionRecord) -> tuple[PartitionRecord, tuple[EpochStart, ...]]:

@@ -203,7 +203,8 @@ class IndexSnapshot:
 
         A vbucket of which the reader had seen something that a rollback took back begins at 0 again. To begin where the
         rollback began is not enough: a document may be back at an earlier revision that the reader never got, because
-        there was a newer one, or that it takes for replaced by one that no longer exists.
+        there was a newer one, or that it takes for replaced by one that no longer exists. So does one that is streamed
+        anew because of a rollback, until the stable clock is where the reader was.
 
         Raises:
             TokenAhead: the token has an epoch or a seqno that the index has not reached.
@@ -214,9 +215,10 @@ class IndexSnapshot:
                 raise _from_the_future(f"partition {partition} is at epoch", newest, epoch)
             if epoch < newest:
                 self._lower(partition, epoch, seqnos, horizons)
-        ahead = next((vb for vb, is_above in enumerate(map(gt, horizons, self.stable)) if is_above), None)
-        if ahead is not None:
-            raise _from_the_future(f"vbucket {ahead} is at seqno", self.stable[ahead], horizons[ahead])
+        for vb in [vb for vb, is_above in enumerate(map(gt, horizons, self.stable)) if is_above]:
+            if horizons[vb] > self._kept(vb):
+                raise _from_the_future(f"vbucket {vb} is at seqno", self.stable[vb], horizons[vb])
+            seqnos[vb] = horizons[vb] = 0
         delivered = token.delivered if tuple(horizons) == token.horizons else Delivered.ANYTHING
         return token._replace(epochs=self.epochs, seqnos=tuple(seqnos), horizons=tuple(horizons), delivered=delivered)
 
@@ -227,9 +229,14 @@ class IndexSnapshot:
             return
         for vb, bound in zip(vbuckets, self._history.bounds_of(epoch, partition), strict=True):
             if horizons[vb] > bound:
-                if bound > self.stable[vb]:
+                if bound > self._kept(vb):
                     raise _from_the_future(f"vbucket {vb} is at seqno", self.stable[vb], horizons[vb])
                 seqnos[vb] = horizons[vb] = 0
+
+    def _kept(self, vb: int) -> int:
+        """The seqno of *vb* up to which the index was complete, before it was streamed anew if it is now."""
+        record = self._history.records[vb // self.meta.partition_width]
+        return max(self.stable[vb], record.restarting[vb - record.first_vb] if record.restarting else 0)
 
 
 def _from_the_future(what: str, ours: int, theirs: int) -> TokenAhead:

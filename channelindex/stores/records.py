@@ -3,7 +3,8 @@
 A checkpoint is five unsigned 64-bit integers, big-endian: vbuuid, seqno, snap_start, snap_end, purge_seqno. The
 checkpoints of a partition follow each other by vbucket. A history is a string of epoch starts: epoch, then one seqno
 per vbucket. A moment of a timeline is time in ms, epoch, mark, and its checkpoints. A stable
-view has per partition, in their order, its epoch and the seqno of each of its vbuckets.
+view has per partition, in their order, its epoch and the seqno of each of its vbuckets. Seqnos are one per vbucket, or
+none, which stands for 0 everywhere.
 """
 
 import struct
@@ -111,6 +112,22 @@ def view_of(meta: IndexMeta, partitions: Sequence[PartitionRecord]) -> StableVie
     stable = [checkpoint.seqno for record in partitions for checkpoint in record.checkpoints]
     assert len(stable) == meta.n_vbuckets, "a record for each partition"
     return StableView(meta, tuple(record.epoch for record in partitions), stable)
+
+
+def pack_seqnos(seqnos: tuple[int, ...]) -> bytes:
+    """A seqno per vbucket of one partition; nothing for none."""
+    return struct.pack(f">{len(seqnos)}Q", *seqnos)
+
+
+def unpack_seqnos(blob: bytes, n_vbuckets: int, where: str) -> tuple[int, ...]:
+    """The seqnos that `pack_seqnos` packed, of a partition of *n_vbuckets*.
+
+    Raises:
+        IndexCorrupt: *blob* has another length; the message names *where*.
+    """
+    if len(blob) not in (0, 8 * n_vbuckets):
+        raise IndexCorrupt(f"{where}: {len(blob)} bytes of seqnos, expected none or {8 * n_vbuckets}")
+    return struct.unpack(f">{len(blob) // 8}Q", blob)
 
 
 def pack_quarantined(document: Quarantined) -> bytes:

@@ -193,3 +193,49 @@ def test_lower_start_of_a_later_epoch_kills_all_before_it():
     bounds = Bounds(PartitionRecord(FIRST_VB, 5, "n1", (_at(12),) * WIDTH, history))
     assert [bounds.bound(epoch, 32) for epoch in (0, 1, 2, 4, 5, 6)] == [0, 4, 4, 4, NO_BOUND, NO_BOUND]
     assert [bounds.bound(epoch, 33) for epoch in (1, 2)] == [10, 12]
+
+
+class TestARollbackBelowWhatWasCompacted:
+    """The stream begins again at 0, and what is below the rollback stays live."""
+
+    RECORD = epochs.compact(epochs.advance(epochs.begin(new_record(0, 1), 1, "n"), 1, {0: _at(100)}), 1, [80])
+
+    def test_above_it_goes_back_as_ever(self):
+        record = epochs.begin(self.RECORD, 2, "n", {0: _at(90)})
+        assert (record.stable, record.history[-1].starts, record.restarting) == ((90,), (90,), ())
+
+    def test_below_it_streams_from_0_and_keeps_what_is_below(self):
+        record = epochs.begin(self.RECORD, 2, "n", {0: _at(50)})
+        assert record.checkpoints == (ORIGIN,)
+        assert Bounds(record).bound(1, 0) == 50, "a deletion at or below it stays live"
+        assert (record.compacted_through, record.restarting) == ((50,), (50,))
+
+    def test_a_takeover_meanwhile_keeps_it_too(self):
+        record = epochs.begin(self.RECORD, 2, "n", {0: _at(50)})
+        record = epochs.begin(epochs.advance(record, 2, {0: _at(10)}), 3, "n")
+        assert (record.stable, record.history[-1].starts, record.restarting) == ((10,), (50,), (50,))
+        assert Bounds(record).bound(1, 0) == 50
+
+    def test_a_takeover_after_it_begins_at_the_stable_clock(self):
+        record = epochs.begin(self.RECORD, 2, "n", {0: _at(50)})
+        record = epochs.begin(epochs.advance(record, 2, {0: _at(60)}), 3, "n")
+        assert (record.stable, record.history[-1].starts, record.restarting) == ((60,), (60,), ())
+
+    def test_another_rollback_meanwhile_begins_again_and_keeps_less(self):
+        record = epochs.begin(self.RECORD, 2, "n", {0: _at(50)})
+        record = epochs.begin(epochs.advance(record, 2, {0: _at(10)}), 3, "n", {0: _at(30)})
+        assert (record.stable, record.history[-1].starts, record.restarting) == ((0,), (30,), (30,))
+
+    def test_a_rebuild_keeps_nothing(self):
+        record = epochs.begin(self.RECORD, 2, "n", {0: ORIGIN})
+        assert (record.stable, record.history[-1].starts) == ((0,), (0,))
+        assert (record.compacted_through, record.restarting) == ((), ())
+
+    def test_is_what_refuses_the_compactor_of_an_older_view(self):
+        record = epochs.begin(self.RECORD, 2, "n")
+        for epoch in (1, 3):
+            with pytest.raises(StaleEpoch):
+                epochs.compact(record, epoch, [90])
+
+    def test_what_was_compacted_further_is_never_lowered(self):
+        assert epochs.compact(self.RECORD, 1, [20]).compacted_through == (80,)

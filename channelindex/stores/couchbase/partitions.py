@@ -6,7 +6,14 @@ from channelindex.epochs import PartitionRecord
 from channelindex.errors import IndexCorrupt
 from channelindex.stores.couchbase.link import Stored
 from channelindex.stores.meta import lost_record
-from channelindex.stores.records import pack_checkpoints, pack_history, unpack_checkpoints, unpack_history
+from channelindex.stores.records import (
+    pack_checkpoints,
+    pack_history,
+    pack_seqnos,
+    unpack_checkpoints,
+    unpack_history,
+    unpack_seqnos,
+)
 
 
 class _PartitionDocument(msgspec.Struct, array_like=True):
@@ -17,6 +24,8 @@ class _PartitionDocument(msgspec.Struct, array_like=True):
     checkpoints: bytes
     history: bytes
     archived: int
+    compacted_through: bytes
+    restarting: bytes
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -26,7 +35,10 @@ _decoder = msgspec.msgpack.Decoder(_PartitionDocument)
 def encode_record(record: PartitionRecord) -> bytes:
     """The document of *record*."""
     checkpoints, history = pack_checkpoints(record.checkpoints), pack_history(record.history)
-    return _encode(_PartitionDocument(record.epoch, record.owner, checkpoints, history, record.archived))
+    through, restarting = pack_seqnos(record.compacted_through), pack_seqnos(record.restarting)
+    return _encode(
+        _PartitionDocument(record.epoch, record.owner, checkpoints, history, record.archived, through, restarting)
+    )
 
 
 def decode_record(stored: Stored | None, vbuckets: range, key: str) -> PartitionRecord:
@@ -49,4 +61,6 @@ def decode_record(stored: Stored | None, vbuckets: range, key: str) -> Partition
         unpack_checkpoints(document.checkpoints, len(vbuckets), key),
         unpack_history(document.history, len(vbuckets), key),
         document.archived,
+        unpack_seqnos(document.compacted_through, len(vbuckets), key),
+        unpack_seqnos(document.restarting, len(vbuckets), key),
     )

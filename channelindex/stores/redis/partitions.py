@@ -6,10 +6,10 @@ from channelindex.epochs import PartitionRecord
 from channelindex.model import IndexMeta
 from channelindex.redis.link import Link
 from channelindex.stores.meta import decode_meta, lost_meta, lost_record
-from channelindex.stores.records import unpack_checkpoints, unpack_history
+from channelindex.stores.records import unpack_checkpoints, unpack_history, unpack_seqnos
 from channelindex.stores.redis.keys import Keys
 
-RECORD_FIELDS = ("epoch", "owner", "ck", "hist", "archived")
+RECORD_FIELDS = ("epoch", "owner", "ck", "hist", "archived", "through", "restart")
 
 
 def decode_record(fields: Sequence[bytes | None], vbuckets: range, key: str) -> PartitionRecord:
@@ -19,9 +19,10 @@ def decode_record(fields: Sequence[bytes | None], vbuckets: range, key: str) -> 
         IndexCorrupt: a field is missing or garbled. An index has all records from its creation on: one that is gone
             was lost, and starting anew in its place would hide that.
     """
-    epoch, owner, checkpoints, history, archived = fields
-    if epoch is None or owner is None or checkpoints is None or history is None or archived is None:
+    present = [field for field in fields if field is not None]
+    if len(present) < len(fields):
         raise lost_record(key, "is missing or incomplete")
+    epoch, owner, checkpoints, history, archived, through, restart = present
     return PartitionRecord(
         vbuckets.start,
         int(epoch),
@@ -29,6 +30,8 @@ def decode_record(fields: Sequence[bytes | None], vbuckets: range, key: str) -> 
         unpack_checkpoints(checkpoints, len(vbuckets), key),
         unpack_history(history, len(vbuckets), key),
         int(archived),
+        unpack_seqnos(through, len(vbuckets), key),
+        unpack_seqnos(restart, len(vbuckets), key),
     )
 
 
