@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -43,9 +42,9 @@ class AsyncChangesReader:
         doc_ids: Iterable[str] | None = None,
     ) -> Changes:
         """See `ChangesReader.changes`."""
-        pages = self.pages(channels, since, limit, active_only=active_only, doc_ids=doc_ids)
-        async with aclosing(pages):
-            return await anext(pages)
+        return await self._in_thread(
+            lambda: self._reader.changes(channels, since, limit, active_only=active_only, doc_ids=doc_ids)
+        )
 
     async def pages(
         self,

@@ -51,8 +51,10 @@ class Pager:
         self._stats = stats
         self._names_by_mask: dict[int, tuple[str, ...]] = {}
 
-    def pages(self, read: Token, limit: int | None) -> Iterator[Changes]:
+    def pages(self, read: Token, limit: int | None, most: int | None = None) -> Iterator[Changes]:
         """All that was found above *read*, beginning with the vbucket whose turn it is, *limit* documents a page.
+
+        With *most*, the scan forgets what is beyond the first page and so many documents, and the pages end before it.
 
         Every page's token covers exactly what was delivered: vbuckets that had their turn are at the stable clock, the
         one at which the page ends is at its last document, the others are where they were.
@@ -61,9 +63,10 @@ class Pager:
         stable, seqnos, horizons = self._scan.snapshot.stable, list(read.seqnos), list(read.horizons)
         self._query.narrow(self._scan, read)
         pending = self._scan.count()
+        kept = self._keep(read.turn_vb, sys.maxsize if most is None else most + size)
         page: list[Found] = []
         before: int | None = None
-        for vb, upto, documents in self._turns(read):
+        for vb, upto, documents in self._turns(read, kept):
             for passed in _between(before, vb, len(stable)):
                 seqnos[passed], horizons[passed] = stable[passed], stable[passed]
             before = vb
@@ -78,25 +81,44 @@ class Pager:
                 page.append(document)
                 seqnos[vb] = document[0]
             seqnos[vb] = max(seqnos[vb], upto)
+        if pending > len(page):
+            return
         assert pending == len(page), "each document that was found is on one page"
         delivered = Delivered.ANYTHING if read.delivered == Delivered.ANYTHING else Delivered.NOTHING
         position = self._scan.snapshot.position
         yield self._answer(page, position._replace(delivered=delivered), 0)
 
-    def _turns(self, read: Token) -> Iterator[tuple[int, int, list[Found]]]:
+    def _keep(self, first: int, most: int) -> list[int]:
+        """The vbuckets with the first *most* documents, or a few more, as their turns come from *first* on.
+
+        The scan forgets the others.
+        """
+        scan, n_documents = self._scan, 0
+        kept: list[int] = []
+        for vb in sorted(scan.vbuckets(), key=lambda vb: (vb < first, vb)):
+            if n_documents < most:
+                n_documents += scan.count_in(vb)
+                kept.append(vb)
+            else:
+                scan.forget(vb)
+        return kept
+
+    def _turns(self, read: Token, kept: list[int]) -> Iterator[tuple[int, int, list[Found]]]:
         """(vbucket, seqno up to which it has its turn, its documents up to there), in the order of delivery.
 
         The first vbucket has a second turn, the last of all, for what came while others waited. Of the others, those
-        without documents are left out.
+        without documents are left out. The scan forgets what had its turn.
         """
-        stable, documents = self._scan.snapshot.stable, self._scan.documents
-        first = read.turn_vb
+        scan, stable = self._scan, self._scan.snapshot.stable
+        first, of_first = read.turn_vb, scan.documents(read.turn_vb)
         upto = min(read.turn_seqno or stable[first], stable[first])
-        yield first, upto, [found for found in documents(first) if found[0] <= upto]
-        for vb in sorted(self._scan.vbuckets(), key=lambda vb: (vb < first, vb)):
+        yield first, upto, [found for found in of_first if found[0] <= upto]
+        for vb in kept:
             if vb != first:
-                yield vb, stable[vb], documents(vb)
-        yield first, stable[first], [found for found in documents(first) if found[0] > upto]
+                documents = scan.documents(vb)
+                scan.forget(vb)
+                yield vb, stable[vb], documents
+        yield first, stable[first], [found for found in of_first if found[0] > upto]
 
     def _answer(self, page: list[Found], continuation: Token, pending: int) -> Changes:
         stored = blocks.iter_entries(b"".join([found[3] for found in page]))

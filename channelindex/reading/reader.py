@@ -10,6 +10,7 @@ from channelindex.errors import ReaderClosed, TokenAhead, Transient
 from channelindex.reading import token
 from channelindex.reading.block_walk import NOTHING_READ, walk
 from channelindex.reading.keeping import TokenStore
+from channelindex.reading.kept_pages import READ_AHEAD, KeptPages
 from channelindex.reading.paging import Changes, Pager
 from channelindex.reading.patience import BEHIND_S, Patience
 from channelindex.reading.query import Query
@@ -24,7 +25,7 @@ NOW = "now"
 
 
 class ChangesReader:
-    """Answers from one index. Keeps nothing between calls but archives; as safe for threads as its store is.
+    """Answers from one index. Keeps nothing between calls that cannot be read again; as safe for threads as its store.
 
     That of `open_index` may be shared by any number of threads, each with its own followers and pages.
 
@@ -46,6 +47,7 @@ class ChangesReader:
         self._store = store
         self._on_corrupt = on_corrupt
         self._snapshots = Snapshots(store)
+        self._kept_pages = KeptPages()
         self._is_closed = False
 
     def changes(
@@ -61,7 +63,9 @@ class ChangesReader:
 
         Ordered by vbucket and seqno, beginning where the page before ended. The pages of a channel at rest give the
         same list whatever the limit; in a busy one, no vbucket keeps the others waiting. Blocks are read as far back
-        as *since* requires, whatever the limit: to page through many changes, use `pages`.
+        as *since* requires, whatever the limit. So what is beyond the page is kept, within bounds (`KeptPages`), for
+        the call that goes on with its token and the same limit, which reads no block then: to page through many changes
+        costs little more than `pages`, in one process.
 
         Raises:
             TypeError: *channels* is a string, or not of strings; so *doc_ids*.
@@ -71,7 +75,8 @@ class ChangesReader:
             IndexMissing, StoreUnavailable: see `IndexReader`.
             ReaderClosed: the reader is closed.
         """
-        return next(self.pages(channels, since, limit, active_only=active_only, doc_ids=doc_ids))
+        check_limit(limit)
+        return self._page(Query.of(channels, doc_ids, active_only=active_only), since, limit)
 
     def pages(
         self,
@@ -90,9 +95,25 @@ class ChangesReader:
         check_limit(limit)
         return self._read(Query.of(channels, doc_ids, active_only=active_only), since, limit)
 
-    def _read(self, query: Query, since: str | None, limit: int | None) -> Iterator[Changes]:
+    def _page(self, query: Query, since: str | None, limit: int | None) -> Changes:
+        """The page at *since*. If another is to follow, what was read of it is kept."""
+        self._refuse_closed()
+        snapshot = self._snapshots.take()
+        pages = self._kept_pages.take(query, since, limit, snapshot) if since else None
+        page = None if pages is None else next(pages, None)
+        if pages is None or page is None:
+            pages = read_pages(self._store, snapshot, query, since, limit, self._on_corrupt, READ_AHEAD)
+            page = next(pages)
+        if page.pending:
+            self._kept_pages.keep(query, page, limit, snapshot, pages)
+        return page
+
+    def _refuse_closed(self) -> None:
         if self._is_closed:
             raise ReaderClosed
+
+    def _read(self, query: Query, since: str | None, limit: int | None) -> Iterator[Changes]:
+        self._refuse_closed()
         return read_pages(self._store, self._snapshots.take(), query, since, limit, self._on_corrupt)
 
     def follow(
@@ -203,6 +224,7 @@ class ChangesReader:
     def close(self) -> None:
         """Close the store; who follows in another thread ends. May be called twice."""
         self._is_closed = True
+        self._kept_pages.clear()
         self._store.close()
 
     def __enter__(self) -> Self:
@@ -237,8 +259,11 @@ def read_pages(
     since: str | None,
     limit: int | None,
     on_corrupt: OnCorrupt = refuse,
+    most: int | None = None,
 ) -> Iterator[Changes]:
     """The pages of what *query* asks for after *since*, as of *snapshot*. All is read before this returns.
+
+    *most*: see `Pager.pages`.
 
     Raises:
         See `ChangesReader.changes`.
@@ -247,7 +272,7 @@ def read_pages(
     read = snapshot.position if is_new else snapshot.resume(token.decode(since, snapshot.meta, query.asked))
     scan = Scan(snapshot, read.seqnos)
     stats = NOTHING_READ if is_new else walk(store, query.channels, scan, on_corrupt)
-    return Pager(query, scan, stats).pages(read, limit)
+    return Pager(query, scan, stats).pages(read, limit, most)
 
 
 def check_limit(limit: int | None) -> None:

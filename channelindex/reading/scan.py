@@ -37,6 +37,14 @@ class Scan:
         """The vbuckets in which documents were found, in no order."""
         return [vb for vb, documents in self._found_by_vb.items() if documents]
 
+    def count_in(self, vb: int) -> int:
+        """Number of documents found in a vbucket."""
+        return len(self._found_by_vb.get(vb, ()))
+
+    def forget(self, vb: int) -> None:
+        """Forget what was found in a vbucket."""
+        self._found_by_vb.pop(vb, None)
+
     def documents(self, vb: int) -> list[Found]:
         """The documents found in a vbucket, by seqno."""
         return sorted(self._found_by_vb.get(vb, {}).values())

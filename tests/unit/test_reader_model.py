@@ -18,7 +18,7 @@ from tests.support.profiles import examples
 
 VBUCKETS = range(4)
 PARTITIONS = (0, 1)
-WHICH = st.integers(0, 2)
+WHICH = st.integers(0, 3)
 MOMENTS = st.sampled_from(("view read", "all records read"))
 CHANNELS = ("A", "B", "C")
 CHANNEL_SETS = st.lists(st.sampled_from(CHANNELS), min_size=1, max_size=3, unique=True).map(tuple)
@@ -64,12 +64,24 @@ class Owner:
 
 
 class Follower:
-    def __init__(self, store, channels, limit):
-        self.channels, self.limit = channels, limit
+    """One that asks page by page. If it keeps its reader, pages are as of when the first of them was read.
+
+    `told_as_of` is what the bucket said then, and at each page since.
+    """
+
+    def __init__(self, store, channels, limit, keeps_reader):
+        self.channels, self.limit, self.keeps_reader = channels, limit, keeps_reader
         self.store = HookedReader(store)
         self.reader = ChangesReader(self.store)
         self.since = None
         self.known = {}
+        self.told_as_of = []
+
+    def next_page(self):
+        if not self.keeps_reader:
+            self.reader = ChangesReader(self.store)
+            self.told_as_of = []
+        return self.reader.changes(self.channels, self.since, self.limit)
 
 
 class HookedReader:
@@ -127,8 +139,13 @@ class IndexMachine(RuleBasedStateMachine):
     def first_owner(self):
         self.take_over(PARTITIONS)
         self.followers = [
-            Follower(self.index.reader, channels, limit)
-            for channels, limit in ((("A",), 1), (CHANNELS, 3), (("B", "C"), None))
+            Follower(self.index.reader, channels, limit, keeps_reader)
+            for channels, limit, keeps_reader in (
+                (("A",), 1, True),
+                (CHANNELS, 3, False),
+                (CHANNELS, 3, True),
+                (("B", "C"), None, True),
+            )
         ]
 
     # -- the bucket
@@ -208,18 +225,18 @@ class IndexMachine(RuleBasedStateMachine):
 
     # -- followers
 
-    @rule(channels=CHANNEL_SETS, limit=st.sampled_from([None, 1, 2, 5]))
-    def join(self, channels, limit):
-        if len(self.followers) < 6:
-            self.followers.append(Follower(self.index.reader, channels, limit))
+    @rule(channels=CHANNEL_SETS, limit=st.sampled_from([None, 1, 2, 5]), keeps_reader=st.booleans())
+    def join(self, channels, limit, keeps_reader):
+        if len(self.followers) < 7:
+            self.followers.append(Follower(self.index.reader, channels, limit, keeps_reader))
 
-    @rule(which=st.integers(0, 5))
+    @rule(which=st.integers(0, 6))
     def follow(self, which):
         if which < len(self.followers):
             self.read_one_page(self.followers[which])
 
     @rule(
-        which=st.integers(0, 2),
+        which=WHICH,
         vb=st.sampled_from(VBUCKETS),
         keep=st.floats(0, 1),
         number=st.integers(0, 3),
@@ -246,18 +263,23 @@ class IndexMachine(RuleBasedStateMachine):
         """*hook* changes the partition of *vb* alone, at *moment*."""
         expected = self.expected(follower.channels)
         follower.store.expect(moment, hook)
-        page = follower.reader.changes(follower.channels, follower.since, follower.limit)
+        page = follower.next_page()
         if follower.store.late and vb // self.index.meta.partition_width in follower.store.late:
             expected = self.expected(follower.channels)
+        follower.told_as_of.append(expected)
         told = [Expected(e.id, e.seqno, e.rev, e.removed, e.channels) for e in page.entries]
         assert len(told) <= (follower.limit or len(told))
         assert len({entry.key for entry in told}) == len(told)
         for entry in told:
-            assert entry == expected.get(entry.key), "told what the bucket does not say"
+            assert entry in [then.get(entry.key) for then in follower.told_as_of], "told what the bucket did not say"
         follower.known.update({entry.key: entry for entry in told})
         follower.since = page.since
         if page.pending == 0:
-            assert {key: follower.known.get(key) for key in expected} == expected, "all was told, they say"
+            for key in expected:
+                assert follower.known.get(key) in [then.get(key) for then in follower.told_as_of], (
+                    "all was told, it says"
+                )
+            follower.told_as_of.clear()
         return page
 
     def expected(self, channels):
@@ -286,9 +308,11 @@ class IndexMachine(RuleBasedStateMachine):
             self.catch_up(vb)
         for follower in self.followers:
             n_pages = 0
-            while self.read_one_page(follower).pending:
+            while (page := self.read_one_page(follower)).pending or page.entries:
                 n_pages += 1
                 assert n_pages < 200
+            expected = self.expected(follower.channels)
+            assert {key: follower.known.get(key) for key in expected} == expected, "all is told at last"
             assert ChangesReader(self.index.reader).changes(follower.channels, follower.since).entries == ()
 
     @rule()
