@@ -125,6 +125,10 @@ class InputInvalid(ChannelIndexError):
     """A file given by the user cannot be read or has a malformed line. The message names file and line."""
 
 
+class NodeUnknown(InputInvalid):
+    """No node of the name that was given is alive, or died not long ago. The message names those there are."""
+
+
 class ProtocolError(ChannelIndexError):
     """The peer sent bytes that break the protocol; the connection must be closed."""
 

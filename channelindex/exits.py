@@ -23,6 +23,7 @@ DRAIN_TIMEOUT = 75
 FORGOTTEN = 76
 AUTH = 77
 INTERNAL = 78
+NAME_TAKEN = 79
 INTERRUPTED = 130
 
 MEANING_BY_CODE = {
@@ -30,8 +31,8 @@ MEANING_BY_CODE = {
     DIFFERENCES: "`verify`, `compare`, `demo`, `status --check` or `quarantine retry` found the index to be wrong",
     USAGE: "the arguments make no sense",
     CONFIG: "a setting is wrong",
-    INPUT: "a file given cannot be read or has a malformed line",
-    MISSING: "there is no index of this name in the store, or nothing in it by this key",
+    INPUT: "an argument or a line of a given file cannot be used, or the file cannot be read",
+    MISSING: "there is no index of this name in the store, nothing in it by this key, or no node of this name",
     OUTPUT: "standard output cannot be written, for example because a disk is full",
     UNKNOWN: "a reply was lost, so it may have happened, or others were faster: give the same command again",
     SOURCE: "the bucket cannot be reached or does not answer as it should",
@@ -44,6 +45,7 @@ MEANING_BY_CODE = {
     FORGOTTEN: "a `memory://` index no longer holds changes as old as `since`",
     AUTH: "bucket or Redis refused our credentials",
     INTERNAL: "a fault of this program",
+    NAME_TAKEN: "another node of the same `node.name` is alive",
     INTERRUPTED: "ended by Ctrl-C, by a second signal, or by not saying yes",
 }
 """Every exit code of `channelindex` with its meaning, ascending; the manual and docs/commands.md print it."""
@@ -52,6 +54,7 @@ _CODE_BY_ERROR: tuple[tuple[type[errors.ChannelIndexError], int], ...] = (
     (errors.AuthenticationFailed, AUTH),
     (errors.IndexMismatch, MISMATCH),
     (errors.ConfigInvalid, CONFIG),
+    (errors.NodeUnknown, MISSING),
     (errors.InputInvalid, INPUT),
     (errors.OutputFailed, OUTPUT),
     (errors.NotConfirmed, INTERRUPTED),

@@ -10,6 +10,7 @@ from coordinator.keeper_link import KeeperReport, SupervisorLink, Trouble
 from coordinator.lease import LeaseTiming
 from coordinator.lease_redis import CoordinationKeys, connect
 from coordinator.membership import Membership
+from coordinator.name_claim import NameClaim
 from coordinator.tick import Identity, Ticker
 from coordinator.wake import WakeSubscription
 
@@ -29,7 +30,7 @@ class LeaseKeeper:
     def __init__(
         self, url: str, index: str, n_partitions: int, identity: Identity, link: SupervisorLink, max_moves: int = 8
     ) -> None:
-        self._identity = identity
+        self._name = NameClaim(identity.node, identity.ttl_s)
         self._link = link
         timeout_s = LeaseTiming(identity.ttl_s).request_timeout_s
         self._redis = connect(url, timeout_s)
@@ -66,8 +67,9 @@ class LeaseKeeper:
         else:
             self._backoff.reset()
             self._has_ticked = True
-            self._trouble = self._name_in_use()
-            self._next_tick_at = time.monotonic() + wait_s
+            now = time.monotonic()
+            self._trouble = self._name.judge(self._membership.refused_s, now)
+            self._next_tick_at = now + wait_s
 
     def _after_failure(self, error: AuthenticationFailed | CoordinationUnavailable) -> None:
         n_expired = len(self._membership.book.expired(time.monotonic()))
@@ -76,16 +78,6 @@ class LeaseKeeper:
         code = exits.COORDINATION if self._has_ticked else exits.code_for(error)
         self._trouble = Trouble(code, message)
         self._next_tick_at = time.monotonic() + self._backoff.next_delay_s()
-
-    def _name_in_use(self) -> Trouble | None:
-        remaining_s = self._membership.refused_s
-        if remaining_s is None:
-            return None
-        return Trouble(
-            exits.COORDINATION,
-            f"node.name {self._identity.node!r} belongs to another process for {remaining_s:.1f} s more: one that died "
-            "a moment ago, or a second node with the same name, which needs another one",
-        )
 
     def _report(self) -> None:
         now, membership = time.monotonic(), self._membership

@@ -4,11 +4,13 @@ It is a new epoch that starts lower, as after a rollback of the source. The owne
 advances, and begins anew at the lowered checkpoints. Until it has caught up, the stable clock is lower than it was.
 """
 
+import os
+import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from channelindex.epochs import PartitionRecord
-from channelindex.errors import StaleEpoch, Transient
+from channelindex.errors import IndexCorrupt, IndexMissing, StaleEpoch, Transient
 from channelindex.model import ORIGIN, Checkpoint
 from channelindex.stores.base import IndexReader, OwnerStore
 
@@ -30,6 +32,23 @@ class Progress(NamedTuple):
 
     done: int
     total: int
+
+
+def requester(job: str) -> str:
+    """Return the owner that a partition record names for an epoch of *job*: command, host and process.
+
+    It has spaces, which no node's name has.
+    """
+    return f"{job} by {socket.gethostname()}:{os.getpid()}"
+
+
+def requested_by(reader: IndexReader, partition: int) -> str:
+    """Return the command that began the present epoch of *partition*; "" where a node did, or nobody can tell now."""
+    try:
+        owner = reader.partition_records()[partition].owner
+    except (Transient, IndexMissing, IndexCorrupt):  # the worker's next life meets it, too
+        return ""
+    return owner if " " in owner else ""
 
 
 def rewind_partitions(

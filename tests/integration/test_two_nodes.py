@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from channelindex import exits
 from coordinator.cluster_state import read_cluster
 from coordinator.lease_redis import connect as connect_redis
 from devbucket.config import DevBucketConfig
@@ -29,7 +30,7 @@ class Cluster:
         self.a = Node("a", tmp_path, redis_url, bucket, **settings)
         self.b = Node("b", tmp_path, redis_url, bucket, **settings)
         self._redis_url = redis_url
-        self._bucket = bucket
+        self.bucket = bucket
         self._loader = Loader(client, InlineLayout())
         self._source = synthetic_revisions(seed=7, n_documents=300)
         self._written = []
@@ -52,7 +53,7 @@ class Cluster:
         until(lambda: self.shares() == {"a": 8, "b": 8}, "two nodes to share the partitions evenly")
 
     def assert_exact(self) -> None:
-        await_stable(self._redis_url, self._bucket)
+        await_stable(self._redis_url, self.bucket)
         lines = [{"id": r.id, "rev": r.rev, "channels": r.channels, "deleted": r.deleted} for r in self._written]
         assert indexed_channels(self._redis_url) == expected_channels(lines)
         assert_verified(self.a.config)
@@ -87,6 +88,24 @@ def test_sigterm_hands_over_without_waiting_for_the_leases_to_run_out(cluster_of
         assert cluster.a.drain() == 0
         until(lambda: cluster.shares() == {"b": 16}, "the other node to take over", deadline_s=20.0)
         cluster.write()
+        cluster.assert_exact()
+
+
+def test_a_second_node_of_a_name_says_so_ends_with_its_own_code_and_takes_nothing(cluster_of, redis_url, tmp_path):
+    with cluster_of(ttl_s=4.0) as cluster:
+        cluster.a.start()
+        until(lambda: cluster.shares() == {"a": 16}, "one node to have all partitions")
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        settings = {"coordination__ttl_s": 4.0, "index__partitions": N_PARTITIONS}
+        with Node("a", elsewhere, redis_url, cluster.bucket, **settings) as second:
+            assert second.start().wait() == exits.NAME_TAKEN
+            log = second.log.read_text()
+        assert "node.name 'a' belongs to another node" in log
+        assert "a name of its own" in log
+        assert "feed.started" not in log
+        assert cluster.shares() == {"a": 16}
+        cluster.write(1)
         cluster.assert_exact()
 
 

@@ -9,8 +9,10 @@ from channelindex import exits
 from workers.node.child_slot import RESTART_FIRST_S, RESTART_MAX_S, SETTLED_S, ChildSlot
 from workers.node.decide import Name
 from workers.pipeline.assignment import assignment_link
-from workers.pipeline.feed_worker import ROLLED_BACK
+from workers.pipeline.batch_writer import TORN
+from workers.pipeline.feed_worker import REWOUND, ROLLED_BACK, STALE
 from workers.telemetry.board import FEED_WORKER, Board
+from workers.telemetry.monitor import NOT_LISTENING
 
 
 class FakeChild:
@@ -77,9 +79,10 @@ def test_child_that_lived_long_ends_the_backoff(slot):
     assert slot.view(200.0 + SETTLED_S + RESTART_FIRST_S).may_start
 
 
-@pytest.mark.parametrize("code", [exits.OK, ROLLED_BACK])
-def test_child_that_has_done_its_work_is_followed_at_once(slot, code):
+@pytest.mark.parametrize("code", [exits.OK, ROLLED_BACK, REWOUND])
+def test_child_that_has_done_its_work_is_followed_at_once_and_is_no_restart(slot, code):
     assert lives(slot, 100.0, 100.0, code).may_start
+    assert slot.restarts == 0
 
 
 def test_child_that_was_told_to_stop_is_followed_at_once_and_is_no_restart(slot):
@@ -123,3 +126,8 @@ def test_new_child_is_not_taken_for_silent_because_of_the_one_before(slot):
     slot.stats.set(beat_ns=1)
     slot.attach(FakeChild(), 100.0)
     assert slot.view(100.0).silent_s < 60.0
+
+
+def test_children_end_for_different_reasons_with_different_codes():
+    own = [ROLLED_BACK, STALE, REWOUND, TORN, NOT_LISTENING]
+    assert len({*own, *exits.MEANING_BY_CODE}) == len(own) + len(exits.MEANING_BY_CODE)

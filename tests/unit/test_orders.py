@@ -2,10 +2,11 @@
 
 import pytest
 
+from channelindex import exits
 from channelindex.config import Config
-from coordinator.keeper_link import KeeperReport, Scale
+from coordinator.keeper_link import KeeperReport, Scale, Trouble
 from workers.node import orders
-from workers.node.orders import ALARM_INTERVAL_S, UnownedAlarm, scaled
+from workers.node.orders import ALARM_INTERVAL_S, TROUBLE_INTERVAL_S, TroubleLog, UnownedAlarm, scaled
 
 
 @pytest.fixture
@@ -16,6 +17,9 @@ def told(monkeypatch):
     class Log:
         def error(self, event, **fields):
             events.append((event, fields.get("partitions")))
+
+        def warning(self, event, **fields):
+            events.append((event, fields["msg"]))
 
         def info(self, event, **fields):
             events.append((event, None))
@@ -50,3 +54,18 @@ def test_alarm_is_repeated_now_and_then_and_its_end_is_told(told):
     alarm.check(_held(), 120.0)
     alarm.check(_held(), 121.0)
     assert [event for event, _ in told] == ["partitions.unowned", "partitions.unowned", "partitions.owned"]
+
+
+def test_trouble_is_logged_again_while_it_lasts_and_its_end_once(told):
+    log, away, taken = TroubleLog(), Trouble(exits.COORDINATION, "away"), Trouble(exits.NAME_TAKEN, "taken")
+    for now in (0.0, 1.0, TROUBLE_INTERVAL_S - 0.1, TROUBLE_INTERVAL_S):
+        log.note(away, now)
+    log.note(taken, TROUBLE_INTERVAL_S + 1)
+    log.note(None, TROUBLE_INTERVAL_S + 2)
+    log.note(None, TROUBLE_INTERVAL_S + 3)
+    assert told == [
+        ("leases.trouble", "away"),
+        ("leases.trouble", "away"),
+        ("leases.trouble", "taken"),
+        ("leases.recovered", None),
+    ]

@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 from typing import NamedTuple
 
 from channelindex.config import REQUIRED_TO_SEE_NODES
-from channelindex.errors import InputInvalid
+from channelindex.errors import NodeUnknown
 from channelindex.redis.link import Link
 from channelindex.stores import open_reader
 from channelindex.terminal import escaped
@@ -45,11 +45,11 @@ class Coordination:
         """The node of this name, alive or not long dead.
 
         Raises:
-            InputInvalid: there is none.
+            NodeUnknown: there is none.
         """
         members = {member.node: member for member in self.state().members}
         if node not in members:
-            raise InputInvalid(f"there is no node {node!r}: the nodes are {', '.join(members) or 'none'}")
+            raise NodeUnknown(f"there is no node {node!r}: the nodes are {', '.join(members) or 'none'}")
         return members[node]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from channelindex import exits
 from channelindex.checking.quarantine import clock_before, fed_again, named, newest_of_each, outdated, still_undecodable
-from channelindex.checking.rewind import Rewound, rewind_partitions
+from channelindex.checking.rewind import Rewound, requester, rewind_partitions
 from channelindex.config import REQUIRED_TO_READ, Config
 from channelindex.errors import ConfigInvalid, InputInvalid, KeyMissing
 from channelindex.reading.query import document_id
@@ -140,7 +140,7 @@ def _rewind(config: Config, store: IndexReader, chosen: Sequence[Quarantined]) -
         job_lock(config.coordination.redis, config.index.name, _JOB.replace(" ", "-")),
     ):
         _, records = store.quarantined(QUARANTINE_DOCUMENTS)  # before: records added from now on are new
-        rewound = list(rewind_partitions(owner, store, partitions, clock, rewind.requester(_JOB)))
+        rewound = list(rewind_partitions(owner, store, partitions, clock, requester(_JOB)))
         owner.forget_quarantined(outdated(records, rewound))
     return rewound
 

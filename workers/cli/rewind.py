@@ -4,8 +4,6 @@
 """
 
 import argparse
-import os
-import socket
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
@@ -16,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from channelindex import exits
-from channelindex.checking.rewind import Rewound, progress, rewind_partitions
+from channelindex.checking.rewind import Rewound, progress, requester, rewind_partitions
 from channelindex.config import REQUIRED_TO_READ, Config
 from channelindex.errors import InputInvalid, NotConfirmed
 from channelindex.model import IndexMeta
@@ -162,11 +160,6 @@ def rewind_and_wait(config: Config, args: argparse.Namespace, job: str, plan: Pl
         )
     elif is_back:
         output.line("the stable clock is back")
-
-
-def requester(job: str) -> str:
-    """The owner that a partition record names for the epoch of *job*: command, host and process."""
-    return f"{job} by {socket.gethostname()}:{os.getpid()}"
 
 
 def confirm(question: str) -> None:

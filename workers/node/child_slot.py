@@ -8,7 +8,7 @@ from channelindex.backoff import Backoff
 from workers.node.child import Child
 from workers.node.decide import ChildView, Name
 from workers.pipeline.assignment import AssignmentLink
-from workers.pipeline.feed_worker import ROLLED_BACK
+from workers.pipeline.feed_worker import REWOUND, ROLLED_BACK
 from workers.telemetry.board import ProcessStats
 
 RESTART_FIRST_S = 0.1
@@ -17,8 +17,8 @@ RESTART_MAX_S = 10.0
 SETTLED_S = 10.0
 """A child that lived this long ends the backoff: its death has nothing to do with those before."""
 
-AT_ONCE_CODES = (exits.OK, ROLLED_BACK)
-"""A child that ends so has done its work: the next one starts without delay."""
+AT_ONCE_CODES = (exits.OK, ROLLED_BACK, REWOUND)
+"""A child that ends so has done its work: the next one starts without delay, and its end counts as no restart."""
 
 _log = logs.get("supervisor")
 
@@ -111,12 +111,12 @@ class ChildSlot:
         if now - self._born_at >= SETTLED_S or code in AT_ONCE_CODES:
             self._backoff.reset()
         self._start_at = now if asked or code in AT_ONCE_CODES else now + self._backoff.next_delay_s()
-        level = _log.info if code == 0 else _log.warning
+        level = _log.info if code in AT_ONCE_CODES else _log.warning
         level("child.ended", child=self.role, number=self.number, child_pid=self.child.pid, code=code)
         if self.link:
             self.link.close()
         self.child, self.link, self._kill_at = None, None, None
         assert not self.partitions, "a dead child works on nothing"
         self.stats.set(pid=0, damaged=int(code == exits.CORRUPT))
-        self.stats.add(restarts=0 if asked else 1)
+        self.stats.add(restarts=0 if asked or code in AT_ONCE_CODES else 1)
         return code

@@ -28,6 +28,8 @@ FATAL_CODES = (exits.CONFIG, exits.AUTH, exits.MISMATCH)
 """A child that ends so would end so again: the node drains and ends with the same code, and is not to be restarted."""
 ENDING_CODES = (*FATAL_CODES, exits.MISSING)
 """A child's codes that end the node. An index that is gone is made anew when the node is restarted."""
+ENDING_TROUBLE = (*FATAL_CODES, exits.NAME_TAKEN)
+"""Trouble with the leases that ends the node. A taken name may be free when the service manager tries again."""
 RELEASE_TIMEOUT_S = 3.0
 """Time for a stopping node to release its leases; then they expire by themselves."""
 
@@ -227,7 +229,7 @@ def heard(state: NodeState, held: KeeperReport, now: float) -> list[Action]:
     assert held.leases.keys() >= set(held.wanted_releases), "what is not held cannot be given up"
     state.held = held
     state.heard_at = now
-    if held.trouble and held.trouble.exit_code in FATAL_CODES and not state.is_draining:
+    if held.trouble and held.trouble.exit_code in ENDING_TROUBLE and not state.is_draining:
         return _drain(state, now, held.trouble.message, held.trouble.exit_code)
     workers = state.config.workers
     if held.scale and held.scale != (workers.feed_workers, workers.batch_writers) and state.phase is NodePhase.RUNNING:

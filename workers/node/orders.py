@@ -1,14 +1,16 @@
-"""Carries out what the keeper reports beyond the leases: worker counts that were ordered, and an alarm."""
+"""Carries out what the keeper reports beyond the leases: worker counts that were ordered, trouble, and an alarm."""
 
 import dataclasses
 
-from channelindex import logs
+from channelindex import exits, logs
 from channelindex.config import Config
-from coordinator.keeper_link import KeeperReport, Scale
+from coordinator.keeper_link import KeeperReport, Scale, Trouble
 
 UNOWNED_SLACK_S = 2.0
 """Time beyond the TTL that a partition may be without an owner before the alarm."""
 ALARM_INTERVAL_S = 10.0
+TROUBLE_INTERVAL_S = 30.0
+"""Time after which trouble that lasts is logged again: who looks at the end of a log should see it."""
 
 _log = logs.get("supervisor")
 
@@ -18,6 +20,23 @@ def scaled(config: Config, scale: Scale | None) -> Config:
     if scale is None:
         return config
     return dataclasses.replace(config, workers=dataclasses.replace(config.workers, **scale._asdict()))
+
+
+class TroubleLog:
+    """Logs that the leases cannot be renewed and why, again while it lasts, and when it is over."""
+
+    def __init__(self) -> None:
+        self._code = exits.OK
+        self._next_at = 0.0
+
+    def note(self, trouble: Trouble | None, now: float) -> None:
+        """Log what the keeper's newest report is worth a line for."""
+        if trouble and (trouble.exit_code != self._code or now >= self._next_at):
+            self._next_at = now + TROUBLE_INTERVAL_S
+            _log.warning("leases.trouble", msg=trouble.message)
+        elif self._code and not trouble:
+            _log.info("leases.recovered", msg="the leases are renewed again")
+        self._code = trouble.exit_code if trouble else exits.OK
 
 
 class UnownedAlarm:

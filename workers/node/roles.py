@@ -1,11 +1,17 @@
 """The programs of a node's children: what each opens for itself after the fork, and nothing of its parent's."""
 
+from contextlib import closing, suppress
+from functools import partial
+
 from channelindex import __version__, exits
+from channelindex.checking.rewind import requested_by
 from channelindex.config import Config
 from channelindex.decode.registry import make_decoder
+from channelindex.errors import Transient
 from channelindex.logs import get
 from channelindex.model import IndexMeta
-from channelindex.stores import open_owner, open_writer
+from channelindex.settings import IndexSettings
+from channelindex.stores import open_owner, open_reader, open_writer
 from coordinator.keeper import LeaseKeeper
 from coordinator.keeper_link import KeeperLink, keeper_link
 from coordinator.tick import Identity
@@ -130,4 +136,12 @@ class Roles:
             stop=stop,
             assignment=link,
             log=get(slot.role),
+            requested_by=partial(_requested_by, config.index),
         )
+
+
+def _requested_by(settings: IndexSettings, partition: int) -> str:
+    """See `checking.rewind.requested_by`; "" where the store does not answer."""
+    with suppress(Transient), closing(open_reader(settings)) as reader:
+        return requested_by(reader, partition)
+    return ""

@@ -19,7 +19,7 @@ from workers.node.child_slot import ChildSlot
 from workers.node.decide import KEEPER, MONITORING, Action, Children, Name, NodeState
 from workers.node.node_status import encode, node_status, status_line
 from workers.node.notify import Notifier
-from workers.node.orders import UnownedAlarm, scaled
+from workers.node.orders import TroubleLog, UnownedAlarm, scaled
 from workers.node.report import NodeReport, Rate
 from workers.node.roles import Roles
 from workers.node.shared import Shared
@@ -49,6 +49,7 @@ class Supervisor:
         self._link: KeeperLink | None = None
         self._report_at = self._watchdog_at = 0.0
         self._ready = False
+        self._trouble_log = TroubleLog()
         self._alarm = UnownedAlarm(config.coordination.ttl_s)
         self._board = board
         self._node_report = NodeReport(board)
@@ -136,11 +137,7 @@ class Supervisor:
         held = self._link.poll() if self._link else None
         if held is None:
             return
-        known = self._node.held.trouble if self._node.held else None
-        if held.trouble and (known is None or known.exit_code != held.trouble.exit_code):
-            _log.warning("leases.trouble", msg=held.trouble.message)
-        elif known and not held.trouble:
-            _log.info("leases.recovered", msg="the leases are renewed again")
+        self._trouble_log.note(held.trouble, now)
         self._alarm.check(held, now)
         self._act(decide.heard(self._node, held, now), now)
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from channelindex import exits
 from channelindex.backoff import Backoff
 from channelindex.epochs import PartitionRecord
-from channelindex.errors import OwnershipLost, Transient
+from channelindex.errors import OwnershipLost, StaleEpoch, Transient
 from channelindex.feeds.base import Feed
 from channelindex.hashing import group_of
 from channelindex.logs import EventLog
@@ -40,6 +40,8 @@ ROLLED_BACK = 10
 """Exit code: the partitions were rolled back in a new epoch; fork a new worker at once."""
 STALE = 11
 """Exit code: a newer epoch of one of our partitions exists; we own it no more, or no longer alone."""
+REWOUND = 14
+"""Exit code: an operator's command took a partition of ours back; fork a new worker at once."""
 
 READ_BYTES = 1 << 20
 """Input per turn. Larger rounds cost less per event, smaller ones delay heartbeats and the first event less."""
@@ -61,6 +63,10 @@ MAX_WAIT_S = 0.25
 """Longest sleep: the heartbeat must not look dead on an idle feed."""
 
 
+def _nobody(partition: int) -> str:  # noqa: ARG001 - the signature of what it stands for
+    return ""
+
+
 class FeedWorker:
     """Runs one life of the feed worker of one vbucket group. `run` in a process of its own; not reusable."""
 
@@ -80,7 +86,9 @@ class FeedWorker:
         stop: StopFlag,
         assignment: Assignment,
         log: EventLog,
+        requested_by: Callable[[int], str] = _nobody,
     ) -> None:
+        """*requested_by* names the command that began the present epoch of a partition; "" where a node did."""
         self._owner = owner
         self._ownership = Ownership(partitions)
         self._joiner = PartitionJoin(self._ownership, store, owner, stats, log)
@@ -96,6 +104,7 @@ class FeedWorker:
         self._lag = LagReport(rows, self._width)
         self._stop = stop
         self._log = log
+        self._requested_by = requested_by
         self._group = group_of(sorted(partitions), meta.n_partitions)
         self._unadvanced: dict[int, Checkpoint] = {}
         self._quarantined: list[Quarantined] = []
@@ -121,11 +130,19 @@ class FeedWorker:
                     return self._roll_back()
             self._drain()
         except OwnershipLost as error:
-            self._log.warning("feed.ownership_lost", epoch=self._ownership.epoch, msg=str(error))
-            return STALE
+            return self._lost(error)
         finally:
             self._feed.close()
         return exits.OK
+
+    def _lost(self, error: OwnershipLost) -> int:
+        """Log why a partition is ours no more; return the exit code."""
+        command = self._requested_by(error.partition) if isinstance(error, StaleEpoch) else ""
+        if command:
+            self._log.info("feed.rewound", epoch=self._ownership.epoch, msg=command)
+            return REWOUND
+        self._log.warning("feed.ownership_lost", epoch=self._ownership.epoch, msg=str(error))
+        return STALE
 
     def _begin_epochs(self) -> dict[int, Checkpoint] | None:
         """Begin one epoch for all partitions; return where to resume each vbucket, None where told to stop before."""
