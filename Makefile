@@ -97,7 +97,7 @@ tests-as-they-come: # its line begins with "+" because what a make within a make
 test-chaos: $(STAMP) ## only the tests that kill, pause and starve whole nodes
 	$(PYTEST) -m 'chaos or not chaos' $(addprefix tests/integration/test_,kills.py two_nodes.py supervision.py rollback.py four_nodes.py zombies.py)
 
-chaos: $(STAMP) ## whole nodes under seeded faults for MINUTES, judged afterwards; SEED=number or SCHEDULE=file repeats; STORE=redis|cluster|sentinel|couchbase
+chaos: $(STAMP) ## whole nodes under seeded faults for MINUTES, judged afterwards; SEED=number or SCHEDULE=file repeats; STORE=redis|cluster|sentinel|address|couchbase
 	$(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(STORE),--store $(STORE)) $(if $(SEED),--seed $(SEED)) $(if $(SCHEDULE),--schedule $(SCHEDULE))
 
 test-couchbase: $(STAMP) ## the tests of the couchbase:// store against a real bucket: COUCHBASE=couchbase://host/bucket

@@ -26,7 +26,7 @@ FEED = "channelindex"
 MOST_BUCKET_NODES = 8
 
 
-STORES = ("redis", "cluster", "sentinel", "couchbase")
+STORES = ("redis", "cluster", "sentinel", "address", "couchbase")
 """The kinds of store that a world can have."""
 
 
@@ -218,7 +218,7 @@ def store_out_of_memory(world: World, rnd: random.Random) -> Iterator[None]:
 
 @kind()
 def forget_scripts(world: World, rnd: random.Random) -> Iterator[None]:
-    parts = (world.single_store, world.leases) if world.store_links else (world.leases, world.leases)
+    parts = (world.store if isinstance(world.store, RedisPart) else world.leases, world.leases)
     with _operator(rnd.choice(parts)) as client:
         client.script_flush()
     yield
@@ -279,13 +279,13 @@ def slow_link(world: World, rnd: random.Random) -> Iterator[None]:
     link.delay_s = 0.0
 
 
-@kind(longest_s=3.0, stores=("redis",))
+@kind(longest_s=3.0, stores=("redis", "address"))
 def lose_requests(world: World, rnd: random.Random) -> Iterator[None]:
     """Every so-many-th request to the store is not carried out, and the connection cut."""
     yield from _losing(_store_link(world, rnd), rnd, reply_only=False)
 
 
-@kind(longest_s=3.0, stores=("redis",))
+@kind(longest_s=3.0, stores=("redis", "address"))
 def lose_replies(world: World, rnd: random.Random) -> Iterator[None]:
     """Every so-many-th request to the store is carried out and the connection cut before the answer."""
     yield from _losing(_store_link(world, rnd), rnd, reply_only=True)
@@ -303,14 +303,14 @@ def split_from_leases(world: World, rnd: random.Random) -> Iterator[None]:
     yield from _refusing(world.leases_links[rnd.choice(NODES)])
 
 
-@kind(longest_s=6.0, stores=("redis",))
+@kind(longest_s=6.0, stores=("redis", "address"))
 def split_from_redis(world: World, rnd: random.Random) -> Iterator[None]:
     """A node reaches neither the store nor the leases."""
     name = rnd.choice(NODES)
     yield from _refusing(world.store_links[name], world.leases_links[name])
 
 
-@kind(longest_s=5.0, stores=("redis",))
+@kind(longest_s=5.0, stores=("redis", "address"))
 def starve_readers(world: World, rnd: random.Random) -> Iterator[None]:
     """All readers stand still, or their connections are cut."""
     if rnd.random() < 0.5:

@@ -13,8 +13,9 @@ from typing import Any
 
 import redis
 
+from tests.chaos.proxy import Link, Proxy
 from tests.support.redis_cluster import N_MASTERS, ClusterOfThree
-from tests.support.redis_sentinel import SentinelAndMaster
+from tests.support.redis_sentinel import MasterAndReplica, SentinelAndMaster
 
 DEADLINE_S = 30.0
 """For a promotion, or for a replica to have what its master has."""
@@ -77,6 +78,9 @@ class ReplicatedStore(ABC):
     @abstractmethod
     def close(self) -> None:
         """End all servers."""
+
+    def replace(self, replica: int) -> None:  # noqa: B027 most do so by themselves
+        """Have *replica* take the place of its master, which does not answer, where nobody else does."""
 
     def signal(self, number: int, signum: signal.Signals) -> None:
         """Signal a server."""
@@ -199,10 +203,77 @@ class SentinelStore(ReplicatedStore):
         self._servers.close()
 
 
+class AddressStore(ReplicatedStore):
+    """A master and its replica behind an address, which the operator moves: each user of it has a link of its own.
+
+    Connections that stand when it is moved stay with the server that they lead to.
+    """
+
+    def __init__(self, proxy: Proxy) -> None:
+        super().__init__()
+        self._servers = MasterAndReplica(append_only=True)
+        self._proxy = proxy
+        self._links: list[Link] = []
+        self._url = self.new_link().url
+
+    @property
+    def url(self) -> str:
+        """See `ReplicatedStore`: the link of operators and watchers."""
+        return self._url
+
+    def new_link(self) -> Link:
+        """A link to wherever the master is."""
+        self._links.append(self._proxy.link(self._servers.ports[self._servers.master]))
+        return self._links[-1]
+
+    def draw(self, rnd: random.Random) -> tuple[int, int]:
+        """See `ReplicatedStore`."""
+        return self._servers.master, 1 - self._servers.master
+
+    def client(self, number: int) -> Any:
+        """See `ReplicatedStore`."""
+        return self._servers.client(number)
+
+    def process(self, number: int) -> subprocess.Popen[bytes]:
+        """See `ReplicatedStore`."""
+        return self._servers.process(number)
+
+    def folder(self, number: int) -> Path:
+        """See `ReplicatedStore`."""
+        return self._servers.folder(number)
+
+    def start(self, number: int, master: int) -> None:
+        """See `ReplicatedStore`."""
+        lines = "" if master == number else f"replicaof 127.0.0.1 {self._servers.ports[master]}"
+        self._servers.start(number, lines)
+
+    def hand_over(self, master: int, replica: int) -> None:
+        """See `ReplicatedStore`."""
+        self._servers.hand_over()
+        self._move_address()
+
+    def replace(self, replica: int) -> None:
+        """Make it a master, and move the address to it. The old master, if it lives, is one too: nobody tells it."""
+        self._servers.promote()
+        self._move_address()
+
+    def demote(self, number: int) -> None:
+        """Make a server, which may be a master, the replica of the other one."""
+        self.client(number).execute_command("REPLICAOF", "127.0.0.1", self._servers.ports[1 - number])
+
+    def _move_address(self) -> None:
+        for link in self._links:
+            link.upstream = self._servers.ports[self._servers.master]
+
+    def close(self) -> None:
+        """See `ReplicatedStore`."""
+        self._servers.close()
+
+
 def tear(folder: Path, rnd: random.Random) -> None:
-    """Cut the end off the append-only file in *folder*, as a machine does that loses its last second."""
+    """Cut the end off the append-only file in *folder*, as a machine does that loses a second; never most of it."""
     files = sorted(folder.glob("appendonlydir/*.incr.aof")) or sorted(folder.glob("*.aof"))
     if not files:
         raise Unfit
     size = files[-1].stat().st_size
-    os.truncate(files[-1], max(0, size - rnd.randrange(1, 200_000)))
+    os.truncate(files[-1], size - rnd.randrange(min(200_000, size // 2) + 1))

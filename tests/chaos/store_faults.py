@@ -10,7 +10,7 @@ from typing import Any
 import redis
 
 from tests.chaos.faults import KINDS, Act, Kind, Missed
-from tests.chaos.replicated import ReplicatedStore, Unfit, tear
+from tests.chaos.replicated import AddressStore, ReplicatedStore, Unfit, tear
 from tests.chaos.world import World
 
 LAG_S = 0.7
@@ -46,10 +46,11 @@ def _guarded(act: StoreAct, *, loses_tail: bool) -> Act:
     return guarded
 
 
-@store_kind("cluster", "sentinel")
+@store_kind("cluster", "sentinel", "address")
 def kill_master(store: ReplicatedStore, rnd: random.Random, master: int, replica: int) -> Iterator[None]:
     """Its replica takes its place; it comes back as a replica."""
     store.kill(master)
+    store.replace(replica)
     store.await_role(replica, "master")
     yield
     store.start(master, replica)
@@ -65,20 +66,37 @@ def hang_master(store: ReplicatedStore, rnd: random.Random, master: int, replica
     time.sleep(1.0)  # it takes a moment to learn that it was replaced
 
 
-@store_kind("cluster", "sentinel")
+@store_kind("cluster", "sentinel", "address")
 def promote_stale_replica(store: ReplicatedStore, rnd: random.Random, master: int, replica: int) -> Iterator[None]:
     """The replica lacks what the master took last."""
     store.signal(replica, signal.SIGSTOP)
     time.sleep(LAG_S)
     store.kill(master)
     store.signal(replica, signal.SIGCONT)
+    store.replace(replica)
     store.await_role(replica, "master")
     yield
     store.start(master, replica)
     store.await_role(master, "slave")
 
 
-@store_kind("cluster")
+@store_kind("address", longest_s=6.0)
+def move_address(store: ReplicatedStore, rnd: random.Random, master: int, replica: int) -> Iterator[None]:
+    """The address moves to the replica, by mistake or because the master hung: it lives on as one, with its clients."""
+    assert isinstance(store, AddressStore)
+    hangs = rnd.random() < 0.5
+    if hangs:
+        store.signal(master, signal.SIGSTOP)
+    store.replace(replica)
+    yield
+    if hangs:
+        store.signal(master, signal.SIGCONT)
+        time.sleep(1.0)  # what waited on its connections, it takes
+    store.demote(master)
+    store.await_role(master, "slave")
+
+
+@store_kind("cluster", "address")
 def tear_append_file(store: ReplicatedStore, rnd: random.Random, master: int, replica: int) -> Iterator[None]:
     """A master comes back before anybody replaces it, without the last of its file."""
     store.kill(master)
@@ -89,9 +107,9 @@ def tear_append_file(store: ReplicatedStore, rnd: random.Random, master: int, re
     _settle(store, master, replica)
 
 
-@store_kind("cluster", "sentinel", loses_tail=False)
+@store_kind("cluster", "sentinel", "address", loses_tail=False)
 def hand_over(store: ReplicatedStore, rnd: random.Random, master: int, replica: int) -> Iterator[None]:
-    """A planned failover: in a cluster nothing is lost."""
+    """A planned failover: but with Sentinels, nothing is lost."""
     store.hand_over(master, replica)
     store.await_role(replica, "master")
     yield

@@ -56,6 +56,18 @@ def test_planned_failovers_of_a_replicated_store_lose_and_invent_nothing(tmp_pat
 
 
 @pytest.mark.timeout(600)
+def test_an_address_that_moves_loses_and_invents_nothing(tmp_path, worlds, capsys):
+    kinds = ("hand_over", "move_address", "promote_stale_replica")
+    schedule.save(tmp_path / "given.jsonl", [(Fault(kind, 1, 0.1, 0.5),) for kind in kinds])
+    arguments = ["--bundle", str(worlds), "--minutes", "0.01", "--shrink-minutes", "0", "--store", "address"]
+    code = chaos.main([*_given(tmp_path), *arguments])
+    told = capsys.readouterr().out
+    print(told)
+    assert code == 0
+    assert all(kind in told.split("injected")[1] for kind in kinds)
+
+
+@pytest.mark.timeout(600)
 def test_failovers_and_crashes_of_a_bucket_that_holds_the_index_lose_and_invent_nothing(tmp_path, worlds, capsys):
     kinds = ("fail_over_index_node", "crash_index_node", "cut_index_connections", "take_index_vbuckets_away")
     episodes = [(Fault(kind, 1, 0.1, 0.3), Fault("kill_batch_writer", 1, 0.2, 0.0)) for kind in kinds]

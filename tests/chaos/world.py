@@ -25,7 +25,7 @@ from tests.chaos.jumping import JumpingNode
 from tests.chaos.proxy import Link, Proxy
 from tests.chaos.record import Record, Rollback
 from tests.chaos.recorder import Recorder, StableClock
-from tests.chaos.replicated import ClusterStore, ReplicatedStore, SentinelStore
+from tests.chaos.replicated import AddressStore, ClusterStore, ReplicatedStore, SentinelStore
 from tests.chaos.writer import KnownWriter
 from tests.support.node import until
 
@@ -150,11 +150,11 @@ class World:
 
     def _start(self, stack: ExitStack) -> None:
         self.bucket = stack.enter_context(DevBucket(DevBucketConfig(n_vbuckets=N_VBUCKETS, n_nodes=N_BUCKET_NODES)))
-        self.store = self._new_store()
+        proxy = stack.enter_context(Proxy())
+        self.store = self._new_store(proxy)
         stack.callback(self.store.close)
         self.leases = RedisPart(self.folder / "leases", save=False)
         stack.callback(self.leases.close)
-        proxy = stack.enter_context(Proxy())
         for number, name in enumerate(NODES):
             self._add_node(stack, proxy, name, number)
         self.operator = JumpingNode(
@@ -165,7 +165,7 @@ class World:
             coordination__redis=self.leases.url,
             **self.store.settings,
         )
-        self.readers_link = proxy.link(self.store.socket) if isinstance(self.store, RedisPart) else None
+        self.readers_link = self._new_link(proxy)
         self._clock = StableClock(self.store.url)
         stack.callback(self._clock.close)
         for node in self.nodes.values():
@@ -181,11 +181,13 @@ class World:
             self.writers.append(writer)
             writer.start()
 
-    def _new_store(self) -> RedisPart | ReplicatedStore | BucketStore:
+    def _new_store(self, proxy: Proxy) -> RedisPart | ReplicatedStore | BucketStore:
         if self._store_kind == "redis":
             return RedisPart(self.folder / "store", save=True)
         if self._store_kind == "couchbase":
             return BucketStore()
+        if self._store_kind == "address":
+            return AddressStore(proxy)
         return ClusterStore() if self._store_kind == "cluster" else SentinelStore()
 
     @property
@@ -194,12 +196,19 @@ class World:
         assert isinstance(self.store, RedisPart)
         return self.store
 
+    def _new_link(self, proxy: Proxy) -> Link | None:
+        """A new link to the store; None for servers that tell each other's addresses: who has one finds all."""
+        if isinstance(self.store, AddressStore):
+            return self.store.new_link()
+        return proxy.link(self.store.socket) if isinstance(self.store, RedisPart) else None
+
     def _store_url(self, proxy: Proxy, name: str) -> str:
-        """Where node *name* finds the store: by a link of its own, but for servers that tell each other's addresses."""
-        if not isinstance(self.store, RedisPart):
+        """Where node *name* finds the store: by a link of its own, where there can be one."""
+        link = self._new_link(proxy)
+        if link is None:
             return self.store.url
-        self.store_links[name] = proxy.link(self.store.socket)
-        return self.store_links[name].url
+        self.store_links[name] = link
+        return link.url
 
     def _add_node(self, stack: ExitStack, proxy: Proxy, name: str, number: int) -> None:
         store_url = self._store_url(proxy, name)

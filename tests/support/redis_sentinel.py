@@ -19,9 +19,13 @@ DOWN_AFTER_MS = 1000
 
 
 class MasterAndReplica:
-    """Server number 0 is the master at the start. Use as a context manager."""
+    """Server number 0 is the master at the start. Use as a context manager.
 
-    def __init__(self) -> None:
+    With *append_only* both write an append-only file, and have on disk what is older than a second.
+    """
+
+    def __init__(self, *, append_only: bool = False) -> None:
+        self._append_only = append_only
         self._folder = Path(tempfile.mkdtemp(prefix="channelindex-replicated-"))
         self.ports = free_ports(3)
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
@@ -44,7 +48,8 @@ class MasterAndReplica:
 
     def start(self, number: int, lines: str = "", *, sentinel: bool = False) -> None:
         """Start server *number*, and wait until it answers and, if it is a replica, has what its master has."""
-        common = () if sentinel else ('save ""', "repl-diskless-sync yes", "repl-diskless-sync-delay 0")
+        writes_file = f"appendonly {'yes' if self._append_only else 'no'}"
+        common = () if sentinel else ('save ""', writes_file, "repl-diskless-sync yes", "repl-diskless-sync-delay 0")
         self._processes[number] = launch(
             self._folder / str(number), self.ports[number], *common, lines, sentinel=sentinel
         )
