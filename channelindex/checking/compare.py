@@ -1,13 +1,13 @@
 """Compares what readers of two indexes get, channel by channel, whatever stores they are in."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from channelindex.errors import IndexMismatch
 from channelindex.model import Entry
-from channelindex.reading.block_walk import read_retained
 from channelindex.reading.query import document_id
+from channelindex.reading.retained import CHANNELS_PER_READ, Retained, read_retained
 from channelindex.reading.snapshot import IndexSnapshot
 from channelindex.stores.base import IndexReader
 
@@ -55,8 +55,15 @@ class Comparison:
         return not (self.missing or self.extra or self.different)
 
 
-def compare(left: IndexReader, right: IndexReader, channels: Iterable[str] | None = None) -> Comparison:
+def compare(
+    left: IndexReader,
+    right: IndexReader,
+    channels: Iterable[str] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,  # noqa: ARG005 nobody looks
+) -> Comparison:
     """Compare *channels*, or all that either has. Both indexes may be written meanwhile.
+
+    *progress* is called now and then with the number of channels that are compared, and of all.
 
     Raises:
         IndexMismatch: they are not of the same bucket.
@@ -69,8 +76,11 @@ def compare(left: IndexReader, right: IndexReader, channels: Iterable[str] | Non
             f"({theirs.n_vbuckets}): only those of one bucket can be compared"
         )
     run = _Run((left, right))
-    for channel in sorted(channels if channels is not None else {*left.channels(), *right.channels()}):
-        run.compare(channel)
+    names = sorted(set(channels) if channels is not None else {*left.channels(), *right.channels()})
+    for n_compared, (ours_of, theirs_of) in enumerate(run.read(names)):
+        if n_compared % CHANNELS_PER_READ == 0:
+            progress(n_compared, len(names))
+        run.compare(ours_of, theirs_of)
     return run.result()
 
 
@@ -83,19 +93,26 @@ class _Run:
         self._by_channel: dict[str, Counter[str]] = {}
         self._details: list[Difference] = []
 
-    def compare(self, channel: str) -> None:
-        """Compare one channel."""
-        (left, left_floor), (right, right_floor) = (
-            _retained(store, channel, snapshot) for store, snapshot in zip(self._stores, self._snapshots, strict=True)
+    def read(self, channels: Sequence[str]) -> Iterator[tuple[Retained, Retained]]:
+        """What both have of each channel."""
+        left, right = (
+            read_retained(store, channels, snapshot)
+            for store, snapshot in zip(self._stores, self._snapshots, strict=True)
         )
-        floor = {vb: max(left_floor.get(vb, 0), right_floor.get(vb, 0)) for vb in {*left_floor, *right_floor}}
+        return zip(left, right, strict=True)
+
+    def compare(self, ours: Retained, theirs: Retained) -> None:
+        """Compare what both have of one channel."""
+        assert ours.channel == theirs.channel
+        left, right = _by_document(ours), _by_document(theirs)
+        floor = {vb: max(ours.floor.get(vb, 0), theirs.floor.get(vb, 0)) for vb in {*ours.floor, *theirs.floor}}
         self._counts.update(channels=1, left_entries=len(left), right_entries=len(right))
         for document in left.keys() | right.keys():
             kind = self._classify(left.get(document), right.get(document), floor.get(document[0], 0))
             if kind in ("in_flux", "forgotten"):
                 self._counts[kind] += 1
             elif kind:
-                self._add(kind, channel, left.get(document), right.get(document))
+                self._add(kind, ours.channel, left.get(document), right.get(document))
 
     def result(self) -> Comparison:
         """The counts of all channels compared so far."""
@@ -121,12 +138,8 @@ class _Run:
             self._details.append(Difference(kind, channel, document, _shown(left), _shown(right)))
 
 
-def _retained(
-    store: IndexReader, channel: str, snapshot: IndexSnapshot
-) -> tuple[dict[_DocumentKey, Entry], Mapping[int, int]]:
-    scan, floor = read_retained(store, channel, snapshot)
-    entries: Iterator[Entry] = scan.entries()
-    return {(entry.vb, entry.key): entry for entry in entries}, floor
+def _by_document(retained: Retained) -> dict[_DocumentKey, Entry]:
+    return {(entry.vb, entry.key): entry for entry in retained.entries}
 
 
 def _shown(entry: Entry | None) -> tuple[str, int, int] | None:

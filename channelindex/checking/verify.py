@@ -10,8 +10,8 @@ from channelindex.decode.base import Decoder
 from channelindex.errors import SourceUnavailable
 from channelindex.feeds.bounded import SILENCE_TIMEOUT_S, BoundedFeed, read_to_end
 from channelindex.model import DELETED, ORIGIN, REMOVED, Entry
-from channelindex.reading.block_walk import read_retained
 from channelindex.reading.query import document_id
+from channelindex.reading.retained import CHANNELS_PER_READ, read_retained
 from channelindex.reading.snapshot import IndexSnapshot
 from channelindex.reading.token import Token
 from channelindex.stores.base import IndexReader
@@ -85,11 +85,13 @@ def verify(
     *,
     stable_timeout_s: float = STABLE_TIMEOUT_S,
     silence_timeout_s: float = SILENCE_TIMEOUT_S,
+    progress: Callable[[int, int], None] = lambda done, total: None,  # noqa: ARG005 nobody looks
 ) -> VerifyReport:
     """Compare *channels*, or all, of the index with the bucket behind *feed*, which has not been started yet.
 
     *high_seqnos* asks the bucket for its highest seqnos, by vbucket. Writers and nodes may continue meanwhile: what
-    changes is counted as in flux instead of compared. The caller closes *feed*.
+    changes is counted as in flux instead of compared. The caller closes *feed*. *progress* is called now and then with
+    the number of channels that are compared, and of all.
 
     Raises:
         SourceUnavailable: the feed sent nothing for *silence_timeout_s*, or the source rolled back meanwhile.
@@ -104,9 +106,10 @@ def verify(
     snapshot = _caught_up(store, highs, stable_timeout_s)
     comparison = _Verification(bucket, snapshot, before, highs)
     names = set(channels) if channels is not None else {*store.channels(), *comparison.documents_by_channel}
-    for channel in sorted(names):
-        scan, floor = read_retained(store, channel, snapshot)
-        comparison.compare(channel, scan.entries(), floor)
+    for n_compared, (channel, entries, floor) in enumerate(read_retained(store, sorted(names), snapshot)):
+        if n_compared % CHANNELS_PER_READ == 0:
+            progress(n_compared, len(names))
+        comparison.compare(channel, entries, floor)
     _check_history(store, snapshot)
     return comparison.report()
 

@@ -1,13 +1,12 @@
 """Walks the blocks of channels, newest first, as far as a reader needs them."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from channelindex.blocks import OnCorrupt, fold_clock, refuse
-from channelindex.errors import ChangesForgotten, IndexCorrupt
+from channelindex.errors import IndexCorrupt
 from channelindex.reading.scan import Scan
-from channelindex.reading.snapshot import IndexSnapshot
-from channelindex.stores.base import BlockRef, GroupState, IndexReader
+from channelindex.stores.base import BlockRef, ChannelState, GroupState, IndexReader
 
 _BLOCKS_PER_READ = 64  # a reader that has a long way to go must not hold all the blocks at once
 
@@ -35,9 +34,16 @@ class _BlockStep(NamedTuple):
         return self._replace(ref=self.ref._replace(number=self.ref.number - 1))
 
 
-def walk(store: IndexReader, channels: Sequence[str], scan: Scan, on_corrupt: OnCorrupt = refuse) -> ReadStats:
+def walk(
+    store: IndexReader,
+    channels: Sequence[str],
+    scan: Scan,
+    on_corrupt: OnCorrupt = refuse,
+    states: Sequence[ChannelState | None] | None = None,
+) -> ReadStats:
     """Add to *scan* all blocks of *channels* that reach into its window; return what was fetched.
 
+    *states* are those of the channels, if they were read already, after the scan's snapshot.
     *on_corrupt* is called for each block or clock that is missing or damaged, with its key. If it returns, the intact
     part is used, and the walk goes as far back as the damaged part might have required.
 
@@ -46,30 +52,10 @@ def walk(store: IndexReader, channels: Sequence[str], scan: Scan, on_corrupt: On
         ChangesForgotten, StoreUnavailable: see `IndexReader`.
     """
     walking = _Walk(store, scan, on_corrupt)
-    steps = walking.begin(channels)
+    steps = walking.begin(channels, store.channel_states(channels) if states is None else states)
     while steps:
         steps = walking.read(steps)
     return ReadStats(walking.n_blocks, walking.n_bytes)
-
-
-def read_retained(store: IndexReader, channel: str, snapshot: IndexSnapshot) -> tuple[Scan, Mapping[int, int]]:
-    """All entries that the index retains of *channel*, and the clock up to which it may have dropped some.
-
-    Only an index in memory drops entries; the clock is empty for every other.
-
-    Raises:
-        IndexCorrupt, StoreUnavailable: see `walk`.
-    """
-    floor: dict[int, int] = {}
-    while True:
-        scan = Scan(snapshot, [floor.get(vb, 0) for vb in range(len(snapshot.stable))])
-        try:
-            walk(store, [channel], scan)
-        except ChangesForgotten as error:  # it may drop more while we read
-            before, floor = floor, {vb: max(floor.get(vb, 0), error.floor.get(vb, 0)) for vb in {*floor, *error.floor}}
-            assert floor != before, "what was dropped lies above the window, or we would read for ever"
-        else:
-            return scan, floor
 
 
 class _Walk:
@@ -82,13 +68,11 @@ class _Walk:
         self.n_blocks = 0
         self.n_bytes = 0
 
-    def begin(self, channels: Sequence[str]) -> list[_BlockStep]:
-        """Add the entries in the states of *channels*; return the blocks to read besides."""
+    def begin(self, channels: Sequence[str], states: Sequence[ChannelState | None]) -> list[_BlockStep]:
+        """Add the entries in *states*, those of *channels*; return the blocks to read besides."""
         return [
             step
-            for position, (channel, state) in enumerate(
-                zip(channels, self._store.channel_states(channels), strict=True)
-            )
+            for position, (channel, state) in enumerate(zip(channels, states, strict=True))
             if state is not None
             for group, of_group in sorted(state.groups.items())
             for step in self._begin_group(position, BlockRef(channel, group, of_group.directory.number), of_group)

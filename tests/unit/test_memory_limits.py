@@ -8,7 +8,7 @@ from channelindex.blocks import FORMAT_VERSION
 from channelindex.errors import ChangesForgotten
 from channelindex.hashing import group_of
 from channelindex.model import Checkpoint, IndexMeta
-from channelindex.reading.block_walk import read_retained
+from channelindex.reading.retained import read_retained
 from channelindex.reading.snapshot import IndexSnapshot
 from channelindex.stores.base import BlockRef
 from channelindex.stores.memory import MemoryIndex, MemoryOwner, MemoryReader, memory_writer
@@ -81,8 +81,8 @@ class Site:
 
     def held(self) -> tuple[list[int], int]:
         """The seqnos that can be read, and the one up to which some are forgotten."""
-        scan, floor = read_retained(self.reader, "A", IndexSnapshot.take(self.reader))
-        return [each.seqno for each in scan.entries()], floor.get(0, 0)
+        (retained,) = read_retained(self.reader, ["A"], IndexSnapshot.take(self.reader))
+        return [each.seqno for each in retained.entries], retained.floor.get(0, 0)
 
 
 def test_what_is_held_begins_right_behind_the_floor():

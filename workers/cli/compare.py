@@ -18,6 +18,7 @@ from channelindex.stores import open_reader, remove_index
 from channelindex.urls import mask_url
 from workers.cli import options, output
 from workers.cli.dual_feed import feed_both
+from workers.cli.progress import progress_bar
 from workers.pipeline.source import describe, high_seqnos, open_feed
 
 _EPILOG = """\
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
             sides = [stack.enter_context(_temporary_index(replace(side, name=name))) for side in sides]
             _feed(config, sides)
         left, right = (stack.enter_context(closing(open_reader(side, run_dir))) for side in sides)
-        found = compare(left, right, args.channel)
+        found = compare(left, right, args.channel, stack.enter_context(progress_bar("channels")))
     if args.json:
         output.json_line({"ok": found.ok, **asdict(found)})
     else:

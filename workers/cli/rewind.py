@@ -10,8 +10,6 @@ from contextlib import closing
 from pathlib import Path
 
 import msgspec
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from channelindex import exits
 from channelindex.checking.rewind import Rewound, progress, requester, rewind_partitions
@@ -22,6 +20,7 @@ from channelindex.stores import open_owner, open_reader
 from channelindex.stores.base import IndexReader
 from coordinator.lock import job_lock
 from workers.cli import options, output
+from workers.cli.progress import progress_bar
 
 BEGINNING = "BEGINNING"
 _MAX_SEQNO = (1 << 64) - 1
@@ -177,14 +176,11 @@ def confirm(question: str) -> None:
 
 def wait_until_stable(reader: IndexReader, rewound: Sequence[Rewound]) -> bool:
     """Wait until the stable clock is back; shows a progress bar on a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("indexing again"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("indexing again", total=None)
+    with progress_bar("seqnos indexed again") as bar:
         while True:
             counter = reader.stable_counter()
             done, total = progress(rewound, reader.partition_records())
-            bar.update(task, completed=done, total=total)
+            bar(done, total)
             if done >= total:
                 return True
             reader.wait_stable(counter, _POLL_S)

@@ -11,6 +11,7 @@ from channelindex.config import REQUIRED_TO_VERIFY, Config
 from channelindex.decode.registry import make_decoder
 from channelindex.stores import open_reader
 from workers.cli import options, output
+from workers.cli.progress import progress_bar
 from workers.pipeline.source import check_source, high_seqnos, open_feed
 
 _EPILOG = """\
@@ -66,8 +67,8 @@ def verify_index(config: Config, channels: Sequence[str] | None, timeout_s: floa
     with closing(open_reader(config.index, config.node.run_dir)) as store:
         source_uuid = store.meta().source_uuid
         check_source(config.source, source_uuid)
-        with closing(open_feed(config.source, "verify", source_uuid, highs())) as feed:
-            return verify(store, feed, decoder, highs, channels, stable_timeout_s=timeout_s)
+        with closing(open_feed(config.source, "verify", source_uuid, highs())) as feed, progress_bar("channels") as bar:
+            return verify(store, feed, decoder, highs, channels, stable_timeout_s=timeout_s, progress=bar)
 
 
 def print_report(report: VerifyReport) -> None:
