@@ -6,6 +6,7 @@ K ?=
 SEED ?=
 JOBS ?= 4
 MINUTES ?= 5
+CASES ?= 5000000
 SCHEDULE ?=
 DEMO_ARGS ?=
 PLAY_ARGS ?=
@@ -27,6 +28,8 @@ export COUCHBASE COUCHBASE_USER COUCHBASE_PASSWORD COUCHBASE_CA_FILE COUCHBASE_S
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_STAMP := $(if $(wildcard $(STAMP)),$(STAMP),$(VENV)/.installed-for-demo)
+KERNEL_SOURCES := $(wildcard kernel/*)
+BUILD_KERNEL = $(BIN)/python kernel/build.py channelindex/_kernel.abi3.so
 SET_UP = $(PY) .ci/preflight.py && $(PY) .ci/set_up.py '$(VENV)'
 INSTALL := $(PY) .ci/preflight.py && $(PY) systemd/install.py --prefix '$(PREFIX)' --bindir '$(BINDIR)' --libdir '$(LIBDIR)' --unitdir '$(UNITDIR)' \
 	--sysconfdir '$(SYSCONFDIR)' --destdir '$(DESTDIR)' --from '$(FROM)' --extras '$(EXTRAS)'
@@ -36,7 +39,7 @@ ON_EACH_SERVER = -k 'not couchbase' tests/contract $(wildcard tests/integration/
 	$(addprefix tests/integration/test_,coordinator.py coordination_trouble.py membership.py least_privilege.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo play test-unit test test-nightly test-servers mutants cov lint fmt type arch audit check test-chaos chaos test-couchbase test-real fuzz bench docs picture package release-check install rollback uninstall tour clean
+.PHONY: help dev demo play test-unit test test-nightly test-servers mutants cov lint fmt type arch audit check test-chaos chaos test-couchbase test-real fuzz fuzz-kernel bench docs picture package release-check install rollback uninstall tour clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -71,10 +74,11 @@ cov: $(STAMP) ## branches that the tests reach, in forked children and subproces
 mutants: $(STAMP) ## six minutes: a hundred small mistakes in the data path, each of which the fast tests must notice; K=text picks
 	$(BIN)/python -m tests.mutants $(if $(K),--only '$(K)')
 
-lint: $(STAMP) ## ruff: rules and format; luacheck: the scripts as they are sent
+lint: $(STAMP) ## ruff: rules and format; luacheck: the scripts as they are sent; the kernel without a warning
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python .ci/lint_lua.py
+	$(BIN)/python kernel/build.py --strict
 
 fmt: $(STAMP) ## bring the code into ruff's format
 	$(BIN)/ruff format .
@@ -108,6 +112,12 @@ test-real: $(STAMP) ## the end-to-end scenarios against a bucket that you have: 
 	@test -n "$(BUCKET)" || { echo 'usage: make test-real BUCKET=couchbase://host/bucket BUCKET_USER=… BUCKET_PASSWORD=… [BUCKET_CA_FILE=…]'; exit 64; }
 	$(BIN)/python -m tests.real '$(BUCKET)' --user '$(BUCKET_USER)' --ca-file '$(BUCKET_CA_FILE)' --only '$(K)'
 
+fuzz-kernel: $(STAMP) ## mutated frames, and as many documents, into a kernel with sanitizers and into Python: an hour; CASES=number, SEED=number
+	$(BIN)/python kernel/build.py $(VENV)/_kernel_sanitized.so --sanitized --strict
+	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=16 \
+		UBSAN_OPTIONS=print_stacktrace=1 \
+		$(BIN)/python -m tests.fuzz --kernel $(VENV)/_kernel_sanitized.so --kernel-frames $(CASES) --kernel-rounds $$(($(CASES) / 8)) --seed $(if $(SEED),$(SEED),0)
+
 fuzz: $(STAMP) ## mutated frames and documents, minutes; SEED=number repeats a run
 	$(BIN)/python -m tests.fuzz --frames 1000000 --documents 100000 --seed $(if $(SEED),$(SEED),0)
 
@@ -139,14 +149,17 @@ uninstall: ## remove what install wrote; configurations stay
 	@$(INSTALL) uninstall
 
 clean: ## remove what these targets made
-	rm -rf $(VENV) .play dist build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) channelindex/_kernel.abi3.so .play dist build .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(STAMP): pyproject.toml
+$(STAMP): $(VENV)/.packages $(KERNEL_SOURCES)
+	@$(BUILD_KERNEL) && touch $@
+
+$(VENV)/.packages: pyproject.toml
 	@$(SET_UP) dev && touch $@
 
 $(VENV)/.installed-for-release: $(STAMP)
 	@$(SET_UP) release && touch $@
 
 $(VENV)/.installed-for-demo: pyproject.toml
-	@$(SET_UP) node,dev-bucket,embedded && touch $@
+	@$(SET_UP) node,dev-bucket,embedded && $(BUILD_KERNEL) && touch $@

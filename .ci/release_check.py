@@ -5,6 +5,7 @@ clone; a tag on this commit has to name the same one.
 """
 
 import email
+import os
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ from email.message import Message
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+KERNEL = "channelindex/_kernel.abi3.so"
 IN_THE_WHEEL = ("channelindex/py.typed", "channelindex/__main__.py", "channelindex/_node/workers/cli/__init__.py")
 FOLDERS = {"channelindex": "", **dict.fromkeys(("coordinator", "devbucket", "workers"), "channelindex/_node/")}
 """The folders whose code the wheel has, and where."""
@@ -31,7 +33,10 @@ class Release:
     tags: tuple[str, ...]
     changelog: str
     wheel: Path
+    """For every machine: without the compiled kernel."""
     sdist: Path
+    compiled: Path
+    """The wheel with the kernel."""
 
     @property
     def wheel_names(self) -> list[str]:
@@ -86,6 +91,19 @@ def check_wheel(release: Release) -> Iterator[str]:
                 yield f"the wheel lacks {name}"
 
 
+def check_compiled(release: Release) -> Iterator[str]:
+    """The compiled wheel is for every Linux with its processor, and has the kernel beside what the other one has."""
+    if not re.search(r"-cp311-abi3-manylinux\S+\.whl$", release.compiled.name):
+        yield f"{release.compiled.name} is not for every Python from 3.11 on, or not for every Linux"
+    names = {name for name in zipfile.ZipFile(release.compiled).namelist() if _is_code(name)}
+    expected = {*(name for name in release.wheel_names if _is_code(name)), KERNEL}
+    yield from (f"the compiled wheel has {name} too much or lacks it" for name in sorted(names ^ expected))
+
+
+def _is_code(name: str) -> bool:
+    return ".dist-info/" not in name and not name.endswith("/")
+
+
 def check_sdist(release: Release) -> Iterator[str]:
     """The source distribution has what its tests and its `make install` need."""
     present = {*release.sdist_names}
@@ -109,8 +127,9 @@ def check_metadata(release: Release) -> Iterator[str]:
 
 
 def check_twine(release: Release) -> Iterator[str]:
-    """PyPI would take both files."""
-    command = [sys.executable, "-m", "twine", "check", "--strict", str(release.wheel), str(release.sdist)]
+    """PyPI would take all files."""
+    command = [sys.executable, "-m", "twine", "check", "--strict"]
+    command += map(str, (release.wheel, release.compiled, release.sdist))
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         yield f"twine: {' '.join((done.stdout + done.stderr).split())}"
@@ -120,6 +139,7 @@ CHECKS: tuple[Callable[[Release], Iterator[str]], ...] = (
     check_tag,
     check_changelog,
     check_wheel,
+    check_compiled,
     check_sdist,
     check_metadata,
     check_twine,
@@ -127,11 +147,16 @@ CHECKS: tuple[Callable[[Release], Iterator[str]], ...] = (
 
 
 def build(folder: Path) -> Release:
-    """Build the source distribution, and the wheel from it, into *folder*, which is emptied before."""
+    """Build the source distribution, and two wheels, into *folder*, which is emptied before."""
     shutil.rmtree(folder, ignore_errors=True)
-    subprocess.run([sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)], check=True, capture_output=True)
-    (wheel,) = folder.glob("*.whl")
+    _run("build", "--outdir", folder, ROOT, kernel="on")
     (sdist,) = folder.glob("*.tar.gz")
+    (local,) = folder.glob("*.whl")
+    _run("auditwheel", "repair", "--wheel-dir", folder, local)  # it finds out which systems it runs on
+    local.unlink()
+    (compiled,) = folder.glob("*.whl")
+    _run("build", "--wheel", "--outdir", folder, ROOT, kernel="off")
+    (wheel,) = {*folder.glob("*.whl")} - {compiled}
     git = ["git", "-C", str(ROOT), "tag", "--points-at", "HEAD"]
     tags = (
         subprocess.run(git, capture_output=True, text=True, check=False).stdout.split() if shutil.which("git") else []
@@ -139,7 +164,14 @@ def build(folder: Path) -> Release:
     source = (ROOT / "channelindex/__init__.py").read_text(encoding="utf-8")
     (version,) = re.findall(r'^__version__ = "(.+)"$', source, re.MULTILINE)
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    return Release(version, tuple(tags), changelog, wheel, sdist)
+    return Release(version, tuple(tags), changelog, wheel, sdist, compiled)
+
+
+def _run(module: str, *arguments: object, kernel: str = "") -> None:
+    """Run a module; with its own tools on PATH, where it looks for them."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    environ = {**os.environ, "PATH": path, "CHANNELINDEX_BUILD_KERNEL": kernel}
+    subprocess.run([sys.executable, "-m", module, *map(str, arguments)], check=True, capture_output=True, env=environ)
 
 
 def main(folder: Path) -> int:
@@ -155,7 +187,7 @@ def main(folder: Path) -> int:
         print(f"{'FAILED' if found else 'ok':6} {(check.__doc__ or '').strip()}")
         for problem in found:
             print(f"       {problem}")
-    for path in (release.sdist, release.wheel):
+    for path in (release.sdist, release.wheel, release.compiled):
         print(f"{path}: {path.stat().st_size / 1024:.0f} KiB")
     return 1 if problems else 0
 

@@ -346,6 +346,11 @@ class WorkerSettings:
         at_least=6,
         at_most=3600,
     )
+    kernel: str = _setting(
+        "auto",
+        "Whether feed workers use the compiled kernel, if it was built. Python does the same, with more CPU.",
+        choices=("auto", "off"),
+    )
     drain_timeout_s: float = _setting(
         20.0,
         "Time for a stopping node to write what it has read. Keep the unit's TimeoutStopSec above it.",

@@ -40,8 +40,9 @@ class RemovalMemory:
 
     def clear(self) -> None:
         """Forget all: what was indexed may have been taken back, or be another's by now."""
-        self._words = memoryview(mmap.mmap(-1, self._n_bytes)).cast("Q")
-        self._is_empty = True
+        self.words = memoryview(mmap.mmap(-1, self._n_bytes)).cast("Q")
+        """The table. The compiled kernel reads and writes it too (kernel/removals.c): both have to do the same."""
+        self.is_empty = True
 
     def due(self, vb: int, key: bytes, route: Route) -> Container[str]:
         """Return the channels whose removal must be indexed with *route*, a document's newest version; remember all."""
@@ -50,11 +51,11 @@ class RemovalMemory:
             for channel, removal in route.channels.items()
             if removal is not None
         }
-        if not hashes and self._is_empty:
+        if not hashes and self.is_empty:
             return hashes
         name = hash((vb, key)) & _MASK | 1  # 0 is an empty row
         at = (name >> 1 & self._mask) * _WORDS
-        words = self._words
+        words = self.words
         before = words[at : at + _WORDS].tolist() if words[at] == name else []
         if not hashes:
             if before:
@@ -67,8 +68,8 @@ class RemovalMemory:
         each = list(hashes.values()) if len(hashes) <= _MOST else []
         row = array("Q", [name, _digest(hashes), *each])
         row.extend([0] * (_WORDS - len(row)))
-        self._words[at : at + _WORDS] = memoryview(row)
-        self._is_empty = False
+        self.words[at : at + _WORDS] = memoryview(row)
+        self.is_empty = False
 
 
 def _new(hashes: Mapping[str, int], before: list[int], route: Route) -> Container[str]:

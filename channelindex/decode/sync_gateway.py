@@ -65,7 +65,7 @@ class SyncGatewayDecoder:
     """A `channelindex.decode.base.Decoder`. With *star_channel*, every document is in the channel `*` too."""
 
     def __init__(self, star_channel: bool = True) -> None:
-        self._star_channel = star_channel
+        self.star_channel = star_channel
 
     def decode(self, kind: int, key: bytes, datatype: int, value: bytes) -> Route | Principal | None:  # noqa: ARG002
         """See `Decoder.decode`. None: an internal key, a binary or foreign document, a deletion without metadata.
@@ -80,7 +80,7 @@ class SyncGatewayDecoder:
         if sync is None:
             return None
         channels = _channels_of(sync, len(value))
-        if self._star_channel:
+        if self.star_channel:
             channels[STAR_CHANNEL] = None
         flags = (sync.flags or 0) & _STORED_FLAGS
         return Route(_rev_of(sync.rev), flags | DELETED if sync.deleted else flags, sync.sequence or 0, channels)

@@ -5,10 +5,13 @@ import resource
 import signal
 import sys
 import time
+from importlib.machinery import ExtensionFileLoader
+from importlib.util import module_from_spec, spec_from_file_location
 from typing import Protocol
 
 from tests.fuzz.documents import DocumentTarget
 from tests.fuzz.frames import FrameTarget
+from tests.fuzz.kernel import DOCUMENTS, KernelDocumentTarget, KernelFrameTarget
 
 _BATCH = 1000
 _BATCH_TIMEOUT_S = 60.0
@@ -20,6 +23,8 @@ class Target(Protocol):
     """What a run needs."""
 
     n_rejected: int
+
+    def __init__(self, seed: int) -> None: ...
 
     def case(self, number: int) -> object:
         """The case, for print."""
@@ -52,17 +57,36 @@ def _memory_kib() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def _use_kernel(file: str) -> None:
+    name = "channelindex._kernel"
+    loader = ExtensionFileLoader(name, file)
+    spec = spec_from_file_location(name, file, loader=loader)
+    assert spec is not None
+    sys.modules[name] = module_from_spec(spec)
+    loader.exec_module(sys.modules[name])
+
+
 def main() -> int:
     """Parse the arguments and run."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--frames", type=int, default=0)
     parser.add_argument("--documents", type=int, default=0)
+    parser.add_argument("--kernel", metavar="FILE", help="a kernel other than the one that was installed")
+    parser.add_argument("--kernel-frames", type=int, default=0, help="into the compiled kernel and into Python")
+    parser.add_argument("--kernel-rounds", type=int, default=0, help=f"of {DOCUMENTS} documents each, likewise")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     args = parser.parse_args()
-    frames_ok = run("mutated frames", FrameTarget(args.seed), args.first, args.frames)
-    documents_ok = run("mutated documents", DocumentTarget(args.seed), args.first, args.documents)
-    return 0 if frames_ok and documents_ok else 1
+    if args.kernel:
+        _use_kernel(args.kernel)
+    runs: list[tuple[str, type[Target], int]] = [
+        ("mutated frames", FrameTarget, args.frames),
+        ("mutated documents", DocumentTarget, args.documents),
+        ("mutated frames for the kernel", KernelFrameTarget, args.kernel_frames),
+        (f"rounds of {DOCUMENTS} mutated documents for the kernel", KernelDocumentTarget, args.kernel_rounds),
+    ]
+    ended_well = [run(name, target(args.seed), args.first, count) for name, target, count in runs if count]
+    return 0 if all(ended_well) else 1
 
 
 if __name__ == "__main__":

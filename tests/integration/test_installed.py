@@ -15,6 +15,7 @@ from channelindex import exits
 from devbucket import DevBucket
 from devbucket.config import DevBucketConfig
 from tests.support.indexing import Row, SmallIndex
+from tests.support.kernel_pairs import build_script
 from tests.support.node import Node
 from tests.support.running import await_stable, connect
 
@@ -82,6 +83,16 @@ def test_the_wheel_puts_nothing_but_our_name_into_site_packages(wheel: Path, lib
     names = {name.partition("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
     assert {name.partition("-")[0] for name in names} == {"channelindex"}
     assert not [name for name in PARTS_OF_THE_PROGRAM if (library.packages / name).exists()]
+
+
+def test_where_there_is_a_compiler_the_wheel_has_the_kernel_and_uses_it(wheel: Path, library: Installation) -> None:
+    done = library.run("python", "-c", "from channelindex import kernel; print(kernel.description())")
+    if build_script().missing():
+        assert wheel.name.endswith("-py3-none-any.whl")
+        assert done.stdout == "python (not built)\n"
+    else:
+        assert "-cp311-abi3-linux_" in wheel.name
+        assert done.stdout == "compiled\n"
 
 
 @pytest.mark.usefixtures("application")

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 
+from channelindex import kernel
 from tests.mutants.mutations import MUTATIONS, Mutation
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,6 +104,7 @@ def _pytest(tree: Path, tests: Sequence[str]) -> int:
     """Run *tests* in *tree*; the exit code. No byte code is kept: a mutant may be as old and as long as what it was."""
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:randomly", "-p", "no:cacheprovider", *tests]
     environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment[kernel.VARIABLE] = kernel.OFF  # it would do in C what the mutation changed
     done = subprocess.run(
         command, cwd=tree, env=environment, check=False, capture_output=True, text=True, timeout=LONGEST_RUN_S
     )

@@ -75,6 +75,7 @@ def test_every_key_can_be_set_by_its_variable() -> None:
         "coordination.redis": "rediss://h:1/2",
         "log.level": "debug",
         "log.format": "json",
+        "workers.kernel": "off",
         "index.durability": "none",
         "source.collections": "shop.orders,shop.carts",
         "source.metadata": "xattr",

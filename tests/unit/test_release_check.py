@@ -5,6 +5,7 @@ import io
 import sys
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,7 +45,10 @@ def release(release_check: ModuleType, tmp_path: Path) -> Any:
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("channelindex-0.2.0.dist-info/METADATA", METADATA)
     tarfile.open(sdist, "w:gz").close()
-    return release_check.Release("0.2.0", (), CHANGELOG, wheel, sdist)
+    compiled = tmp_path / "channelindex-0.2.0-cp311-abi3-manylinux_2_17_x86_64.whl"
+    with zipfile.ZipFile(compiled, "w") as archive:
+        archive.writestr(release_check.KERNEL, b"")
+    return release_check.Release("0.2.0", (), CHANGELOG, wheel, sdist, compiled)
 
 
 def rewrite(release: Any, metadata: str, *names: str) -> None:
@@ -55,7 +59,13 @@ def rewrite(release: Any, metadata: str, *names: str) -> None:
 
 
 def test_what_is_right_is_no_problem(release_check: ModuleType, release: Any) -> None:
-    for check in (release_check.check_tag, release_check.check_changelog, release_check.check_metadata):
+    checks = (
+        release_check.check_tag,
+        release_check.check_changelog,
+        release_check.check_metadata,
+        release_check.check_compiled,
+    )
+    for check in checks:
         assert [*check(release)] == []
 
 
@@ -63,7 +73,7 @@ def test_what_is_right_is_no_problem(release_check: ModuleType, release: Any) ->
 def test_a_tag_has_to_name_the_version(
     release_check: ModuleType, release: Any, tags: tuple[str, ...], n_problems: int
 ) -> None:
-    tagged = release_check.Release(release.version, tags, release.changelog, release.wheel, release.sdist)
+    tagged = replace(release, tags=tags)
     assert len([*release_check.check_tag(tagged)]) == n_problems
 
 
@@ -78,7 +88,7 @@ def test_a_tag_has_to_name_the_version(
 def test_a_changelog_that_is_not_closed_is_found(
     release_check: ModuleType, release: Any, changelog: str, problem: str
 ) -> None:
-    changed = release_check.Release(release.version, (), changelog, release.wheel, release.sdist)
+    changed = replace(release, changelog=changelog)
     (found,) = release_check.check_changelog(changed)
     assert problem in found
 
@@ -106,6 +116,15 @@ def test_a_second_name_in_site_packages_and_missing_files_are_found(release_chec
     assert "the wheel puts workers into site-packages" in found
     assert "the wheel lacks channelindex/_node/workers/cli/__init__.py" in found
     assert "the wheel lacks channelindex/py.typed" not in found
+
+
+def test_a_compiled_wheel_of_one_machine_or_without_a_kernel_is_found(release_check: ModuleType, release: Any) -> None:
+    local = release.compiled.with_name("channelindex-0.2.0-cp311-abi3-linux_x86_64.whl")
+    with zipfile.ZipFile(local, "w") as archive:
+        archive.writestr("libgcc_s.so", b"")
+    found = [*release_check.check_compiled(replace(release, compiled=local))]
+    assert [problem.split()[0] for problem in found] == [local.name, "the", "the"]
+    assert release_check.KERNEL in found[1]
 
 
 def test_a_source_distribution_without_its_tests_is_found(release_check: ModuleType, release: Any) -> None:

@@ -162,7 +162,7 @@ def _print(state: dict[str, Any]) -> None:
         output.line(f"WARNING: {number} documents are in quarantine, in no channel: channelindex quarantine list")
     output.line("")
     if state["nodes"]:
-        header = ("node", "state", "partitions", "lag", "lag s", "changes/s", "restarts", "last seen")
+        header = ("node", "state", "partitions", "lag", "lag s", "changes/s", "restarts", "kernel", "last seen")
         output.table(header, [_node_row(node) for node in state["nodes"]])
     else:
         output.line("no node is alive, and none died within the last hour")
@@ -173,7 +173,7 @@ def _print(state: dict[str, Any]) -> None:
 
 def _node_row(node: dict[str, Any]) -> tuple[object, ...]:
     status = node["status"]
-    numbers = (status.get(name, "?") for name in ("lag", "lag_s", "rate", "restarts"))
+    numbers = (status.get(name, "?") for name in ("lag", "lag_s", "rate", "restarts", "kernel"))
     return node["node"], condition(node), node["n_partitions"], *numbers, f"{node['silent_s']:.1f} s ago"
 
 

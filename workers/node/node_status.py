@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from channelindex import kernel
 from coordinator.keeper_link import KeeperReport
 from workers.node.child_slot import ChildSlot
 from workers.telemetry.board import BATCH_WRITER, FEED_WORKER, Board, Row
@@ -42,6 +43,7 @@ def node_status(
         "unowned": sorted(held.unowned) if held else [],
         "workers": {role: sum(slot.role == role for slot in slots) for role in (FEED_WORKER, BATCH_WRITER)},
         "processes": processes,
+        "kernel": kernel.description(),
     }
 
 

@@ -3,7 +3,7 @@
 from contextlib import closing, suppress
 from functools import partial
 
-from channelindex import __version__, exits
+from channelindex import __version__, exits, kernel
 from channelindex.checking.rewind import requested_by
 from channelindex.config import Config
 from channelindex.decode.registry import make_decoder
@@ -35,14 +35,15 @@ class Roles:
     """Spawns the children of one node for the index *meta*, as configured."""
 
     def __init__(self, config: Config, meta: IndexMeta, incarnation: NodeIncarnation, board: Board) -> None:
-        self._config = config
         self._meta = meta
         self._incarnation = incarnation
         self._board = board
+        self.configure(config)
 
     def configure(self, config: Config) -> None:
         """Give *config* to children that are spawned from now on."""
         self._config = config
+        kernel.choose(config.workers.kernel)
 
     def spawn_keeper(self, slot: ChildSlot, now: float) -> KeeperLink:
         """Fork the lease keeper; return the supervisor's end of the link to it."""

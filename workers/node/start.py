@@ -7,7 +7,7 @@ from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from channelindex import logs
+from channelindex import kernel, logs
 from channelindex.blocks import FORMAT_VERSION
 from channelindex.config import Config
 from channelindex.decode.registry import make_decoder
@@ -39,7 +39,14 @@ def run_node(config: Config, reload: Callable[[], Config]) -> int:
         SourceUnavailable, StoreUnavailable, CoordinationUnavailable: bucket, store or leases cannot be reached.
     """
     meta = prepare_index(config)
-    _log.info("node.started", index=config.index.name, index_uuid=meta.index_uuid, source_uuid=meta.source_uuid)
+    kernel.choose(config.workers.kernel)
+    _log.info(
+        "node.started",
+        index=config.index.name,
+        index_uuid=meta.index_uuid,
+        source_uuid=meta.source_uuid,
+        kernel=kernel.description(),
+    )
     notifier = Notifier(os.environ)
     if config.index.store == MEMORY_URL:
         code = run_memory_node(config, meta, notifier)

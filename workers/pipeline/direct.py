@@ -6,6 +6,7 @@ from itertools import count
 
 from channelindex.model import Checkpoint
 from channelindex.stores.base import ChannelAppend, IndexWriter
+from workers.pipeline.frames import mapping_of
 from workers.pipeline.round import Round
 
 
@@ -28,7 +29,7 @@ class DirectOutbox:
     def put(self, taken: Round, epoch: int, group: str) -> None:
         """See `Outbox.put`."""
         assert len(taken.sections) == 1, "the builder makes rounds for one writer"
-        left: dict[str, list[bytes]] = dict(taken.sections[0])
+        left = mapping_of(taken.sections[0])
         for start in count(0, self._part_entries):
             left = {channel: entries for channel, entries in left.items() if len(entries) > start}
             if not left:

@@ -5,6 +5,7 @@ has no room for.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -16,8 +17,30 @@ _SECTION_BYTES = 11
 """Bound of what one channel takes besides name and entries: one head of a byte, two of at most 5."""
 _PRINCIPAL_BYTES = 5
 
-Sections = Mapping[str, Sequence[bytes]]
+
+class CompiledSections(Protocol):
+    """Sections that the compiled kernel holds. Its length is the number of channels."""
+
+    def __len__(self) -> int:
+        """Count the channels."""
+        ...
+
+    def mapping(self) -> dict[str, list[bytes]]:
+        """Return what it holds, as `Sections` in Python have it."""
+        ...
+
+    def frames(self, epoch: int, group: str, principals: list[str], max_bytes: int, /) -> list[bytes] | None:
+        """Do what `pack_frames` does; None where one channel's entries or one principal have no room in a frame."""
+        ...
+
+
+Sections = Mapping[str, Sequence[bytes]] | CompiledSections
 """By channel: its packed entries in the order of the feed."""
+
+
+def mapping_of(sections: Sections) -> Mapping[str, Sequence[bytes]]:
+    """Return *sections* as a mapping, whoever holds them."""
+    return sections if isinstance(sections, Mapping) else sections.mapping()
 
 
 class RingFrame(msgspec.Struct, array_like=True):
@@ -44,6 +67,11 @@ def pack_frames(epoch: int, group: str, sections: Sections, principals: Sequence
     Raises:
         ValueError: a single entry or principal does not fit.
     """
+    if not isinstance(sections, Mapping):
+        compiled = sections.frames(epoch, group, [*principals], max_bytes)
+        if compiled is not None:
+            return compiled
+        sections = sections.mapping()
     room = max_bytes - _HEAD_BYTES - len(group.encode())
     payloads: list[bytes] = []
     frame, n_bytes = RingFrame(epoch, group, [], []), 0
@@ -62,7 +90,9 @@ def pack_frames(epoch: int, group: str, sections: Sections, principals: Sequence
     return payloads
 
 
-def _items(sections: Sections, principals: Sequence[str], room: int) -> Iterator[tuple[tuple[str, bytes] | str, int]]:
+def _items(
+    sections: Mapping[str, Sequence[bytes]], principals: Sequence[str], room: int
+) -> Iterator[tuple[tuple[str, bytes] | str, int]]:
     """Yield what the frames have to carry, in order, each with a bound of its encoded size, at most *room*."""
     for channel, entries in sections.items():
         overhead = len(channel.encode()) + _SECTION_BYTES

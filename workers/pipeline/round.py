@@ -3,16 +3,21 @@
 A *round* is what the worker makes of the events it could read at once. It is sealed into ring frames, and becomes
 stable when every batch writer has committed them. Work per event is one decode and one append per channel; all
 else is done once per channel and round.
+
+Where the compiled kernel is in use, it takes in what it understands of the events, and holds the entries of the round.
+Each event that it leaves is taken in here, in its turn, so that entries keep the order of the feed.
 """
 
+import secrets
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
-from channelindex import blocks
+from channelindex import blocks, kernel
 from channelindex.decode.base import Decoder
 from channelindex.decode.removals import RemovalMemory
+from channelindex.decode.sync_gateway import SyncGatewayDecoder
 from channelindex.feeds.base import (
     ADVANCED,
     EXPIRATION,
@@ -26,6 +31,7 @@ from channelindex.feeds.base import (
 from channelindex.hashing import shard_of
 from channelindex.model import DELETED, ORIGIN, REMOVED, Checkpoint, Principal, Route
 from channelindex.stores.base import Quarantined
+from workers.pipeline.frames import Sections
 
 MAX_COMPLETE = 32
 """Ends of snapshots that a vbucket remembers, to roll back to. Beyond them it is indexed from its start."""
@@ -38,10 +44,11 @@ _SHARD_CACHE_CHANNELS = 500_000
 class Round(NamedTuple):
     """The entries of some events. `sections` and `principals` are by batch writer.
 
-    A section is what the round adds to one channel: packed entries in the order of the feed.
+    A section is what the round adds to one channel: packed entries in the order of the feed. `frames.mapping_of` and
+    `frames.pack_frames` know both forms in which they come.
     """
 
-    sections: list[dict[str, list[bytes]]]
+    sections: Sequence[Sections]
     principals: list[list[str]]
     checkpoints: dict[int, Checkpoint]
     quarantined: list[Quarantined]
@@ -120,6 +127,7 @@ class RoundBuilder:
         self._removals = RemovalMemory()
         self._positions = {vb: Position(checkpoint) for vb, checkpoint in checkpoints.items()}
         self._shard_by_channel: dict[str, int] = {}
+        self._compiled = _compiled_entries(decoder, n_writers)
         self.rollbacks: dict[int, Checkpoint] = {}
         """Rollbacks of the source: by vbucket the checkpoint to resume at in a new epoch. Their events end with it."""
         self.rollback_since: float | None = None
@@ -150,8 +158,23 @@ class RoundBuilder:
         self.n_events = 0
         """Events since the last round was taken."""
 
-    def add(self, events: Iterable[Event]) -> None:
+    def add(self, events: Sequence[Event]) -> None:
         """Take over *events*, in their order."""
+        if self._compiled is None:
+            self._add(events)
+            return
+        given, at = [*events], 0
+        while at < len(given):
+            left_at = self._compiled.add(given, at, self._positions, self._touched, self._removals)
+            self.n_events += left_at - at
+            self._add(given[left_at : left_at + 1])
+            for channel, section in self._sections.items():
+                for packed in section:
+                    self._compiled.append(channel, packed)
+            self._sections.clear()
+            at = left_at + 1
+
+    def _add(self, events: Iterable[Event]) -> None:
         positions, touched, decode = self._positions, self._touched, self._decode
         for event in events:
             if event[0] > EXPIRATION:
@@ -219,19 +242,23 @@ class RoundBuilder:
         """Take the round of all events added since the last call; None if no seqno moved."""
         if not self._touched:
             return None
-        by_writer: list[dict[str, list[bytes]]] = [{} for _ in range(self._n_writers)]
-        for channel, section in self._sections.items():
-            by_writer[self._shard(channel)][channel] = section
+        sections, n_entries = self._by_writer() if self._compiled is None else self._compiled.take()
         taken = Round(
-            by_writer,
+            sections,
             self._principals,
             {vb: self._positions[vb].checkpoint() for vb in self._touched},
             self._quarantined,
             self.n_events,
-            sum(len(section) for section in self._sections.values()),
+            n_entries,
         )
         self._start_round()
         return taken
+
+    def _by_writer(self) -> tuple[Sequence[Sections], int]:
+        by_writer: list[dict[str, list[bytes]]] = [{} for _ in range(self._n_writers)]
+        for channel, section in self._sections.items():
+            by_writer[self._shard(channel)][channel] = section
+        return by_writer, sum(len(section) for section in self._sections.values())
 
     def _shard(self, channel: str) -> int:
         shard = self._shard_by_channel.get(channel)
@@ -240,6 +267,14 @@ class RoundBuilder:
                 self._shard_by_channel.clear()
             shard = self._shard_by_channel[channel] = shard_of(channel, self._n_writers)
         return shard
+
+
+def _compiled_entries(decoder: Decoder, n_writers: int) -> Any:
+    """What collects entries in the compiled kernel, which knows our own decoder alone; None where Python does it."""
+    compiled = kernel.chosen()
+    if compiled is None or type(decoder) is not SyncGatewayDecoder:
+        return None
+    return compiled.Entries(secrets.token_bytes(16), decoder.star_channel, n_writers)
 
 
 def _reason(key: bytes, error: Exception) -> str:

@@ -1,0 +1,62 @@
+/* The compiled kernel of the feed: what it is for, and what it leaves to Python, is in docs/design/016-kernel.md. */
+#include "python.h"
+
+#include <string.h>
+
+/* Raised with every change of what Python expects of it; channelindex/kernel.py takes no other. */
+enum { VERSION = 1 };
+
+PyObject *name_seqno, *name_snap_end, *name_vb, *name_words, *name_is_empty, *sections_type;
+
+/* decode(key, datatype, value) -> None where it is Python's, () for no entry, else what the index is to have of it. */
+static PyObject *decode_document(PyObject *module, PyObject *args) {
+    (void)module;
+    const char *key, *value;
+    Py_ssize_t key_size, value_size;
+    unsigned datatype;
+    Revision revision;
+    if (!PyArg_ParseTuple(args, "y#Iy#", &key, &key_size, &datatype, &value, &value_size))
+        return NULL;
+    switch (decode((Span){(const uint8_t *)key, (size_t)key_size}, datatype,
+                   (Span){(const uint8_t *)value, (size_t)value_size}, &revision)) {
+    case PYTHONS:
+        Py_RETURN_NONE;
+    case NO_ENTRY:
+        return PyTuple_New(0);
+    default:
+        return Py_BuildValue("(s#iKII)", revision.rev.start, (Py_ssize_t)revision.rev.size, (int)revision.flags,
+                             (unsigned long long)revision.sequence, revision.n_channels, revision.n_left);
+    }
+}
+
+static PyMethodDef methods[] = {
+    {"take_documents", take_documents, METH_VARARGS, NULL},
+    {"decode", decode_document, METH_VARARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_kernel", NULL, -1, methods, NULL, NULL, NULL, NULL};
+
+static bool make_names(void) {
+    name_seqno = PyUnicode_InternFromString("seqno");
+    name_snap_end = PyUnicode_InternFromString("snap_end");
+    name_vb = PyUnicode_InternFromString("vb");
+    name_words = PyUnicode_InternFromString("words");
+    name_is_empty = PyUnicode_InternFromString("is_empty");
+    return name_seqno && name_snap_end && name_vb && name_words && name_is_empty;
+}
+
+PyMODINIT_FUNC PyInit__kernel(void) {
+    make_crc_table();
+    PyObject *module = make_names() ? PyModule_Create(&definition) : NULL;
+    if (module == NULL)
+        return NULL;
+    PyObject *round_type = PyType_FromSpec(&round_spec);
+    sections_type = PyType_FromSpec(&sections_spec);
+    if (round_type == NULL || sections_type == NULL || PyModule_AddObjectRef(module, "Entries", round_type) < 0 ||
+        PyModule_AddObjectRef(module, "Sections", sections_type) < 0 ||
+        PyModule_AddIntConstant(module, "VERSION", VERSION) < 0)
+        Py_CLEAR(module);
+    Py_XDECREF(round_type);
+    return module;
+}

@@ -1,0 +1,198 @@
+#include "python.h"
+
+enum { HEAD_BYTES = 32, HEADER_BYTES = 24, MUTATION_EXTRAS = 31, LEAST_EXTRAS = 18, MOST_EXTRAS = 63 };
+enum { FIRST_KIND = 0x8057, LAST_KIND = 0x8059 };
+
+/* The head of a document frame. */
+typedef struct {
+    unsigned kind, key_size, extras_size, datatype, vb;
+    uint32_t body_size, opaque;
+    uint64_t seqno;
+} FrameHead;
+
+/* The stream that the last document was of, and where it was before. */
+typedef struct {
+    PyObject *stream; /* ours */
+    PyObject *vb;     /* ours */
+    uint32_t opaque;
+    uint64_t vb_number, snap_end, newest;
+    uint64_t seqno; /* its newest now */
+} Current;
+
+/* What the caller gave. */
+typedef struct {
+    const uint8_t *data;
+    size_t size;
+    size_t prefix_bytes;
+    unsigned unusual;
+    PyObject *streams, *events, *look_closer;
+} Input;
+
+static uint64_t read_big(const uint8_t *at, int n_bytes) {
+    uint64_t value = 0;
+    for (int i = 0; i < n_bytes; i++)
+        value = value << 8 | at[i];
+    return value;
+}
+
+static FrameHead read_head(const uint8_t *at) {
+    return (FrameHead){
+        .kind = (unsigned)read_big(at, 2),
+        .key_size = (unsigned)read_big(at + 2, 2),
+        .extras_size = at[4],
+        .datatype = at[5],
+        .vb = (unsigned)read_big(at + 6, 2),
+        .body_size = (uint32_t)read_big(at + 8, 4),
+        .opaque = (uint32_t)read_big(at + 12, 4),
+        .seqno = read_big(at + HEADER_BYTES, 8),
+    };
+}
+
+static void leave_stream(Current *current) {
+    Py_CLEAR(current->stream);
+    Py_CLEAR(current->vb);
+}
+
+static Outcome read_number(PyObject *object, PyObject *name, uint64_t *number) {
+    PyObject *value = PyObject_GetAttr(object, name);
+    if (value == NULL)
+        return FAILED;
+    *number = PyLong_AsUnsignedLongLong(value);
+    Py_DECREF(value);
+    return *number == (uint64_t)-1 && PyErr_Occurred() ? FAILED : DONE;
+}
+
+/* Makes the open stream with *opaque* the current one. LEFT: there is none. */
+static Outcome enter_stream(Current *current, PyObject *streams, uint32_t opaque) {
+    PyObject *number = PyLong_FromUnsignedLong(opaque);
+    if (number == NULL)
+        return FAILED;
+    PyObject *stream = PyDict_GetItemWithError(streams, number);
+    Py_DECREF(number);
+    if (stream == NULL)
+        return PyErr_Occurred() ? FAILED : LEFT;
+    Py_INCREF(stream);
+    PyObject *vb = PyObject_GetAttr(stream, name_vb);
+    leave_stream(current);
+    current->stream = stream;
+    current->vb = vb;
+    current->opaque = opaque;
+    if (vb == NULL)
+        return FAILED;
+    current->vb_number = PyLong_AsUnsignedLongLong(vb);
+    if (PyErr_Occurred())
+        return FAILED;
+    if (read_number(stream, name_snap_end, &current->snap_end) == FAILED)
+        return FAILED;
+    return read_number(stream, name_seqno, &current->seqno);
+}
+
+/* Datatype and value of a document. Python looks more closely at one whose datatype is unusual. */
+static PyObject *read_value(const Input *input, const FrameHead *head, PyObject *key, Span text) {
+    PyObject *value = PyBytes_FromStringAndSize((const char *)text.start, (Py_ssize_t)text.size);
+    if (value == NULL)
+        return NULL;
+    if (!(head->datatype & input->unusual))
+        return Py_BuildValue("(IN)", head->datatype, value);
+    PyObject *pair = PyObject_CallFunction(input->look_closer, "IOIN", head->kind, key, head->datatype, value);
+    if (pair != NULL && (!PyTuple_Check(pair) || PyTuple_Size(pair) != 2)) {
+        Py_CLEAR(pair);
+        PyErr_SetString(PyExc_TypeError, "no datatype and value");
+    }
+    return pair;
+}
+
+static PyObject *make_event(const Input *input, const FrameHead *head, const Current *current, PyObject *seqno, Span key_text,
+                            Span value_text) {
+    PyObject *kind = PyLong_FromLong((long)head->kind - FIRST_KIND);
+    PyObject *key = PyBytes_FromStringAndSize((const char *)key_text.start, (Py_ssize_t)key_text.size);
+    PyObject *pair = key != NULL ? read_value(input, head, key, value_text) : NULL;
+    PyObject *event = NULL;
+    if (kind != NULL && pair != NULL)
+        event = PyTuple_Pack(6, kind, current->vb, seqno, key, PyTuple_GetItem(pair, 0), PyTuple_GetItem(pair, 1));
+    Py_XDECREF(kind);
+    Py_XDECREF(key);
+    Py_XDECREF(pair);
+    return event;
+}
+
+/* Appends the document's event, and moves its stream on. */
+static Outcome take_document(const Input *input, const FrameHead *head, Current *current, Span key, Span value) {
+    PyObject *seqno = PyLong_FromUnsignedLongLong(head->seqno);
+    PyObject *event = seqno != NULL ? make_event(input, head, current, seqno, key, value) : NULL;
+    bool is_taken = event != NULL && PyObject_SetAttr(current->stream, name_seqno, seqno) == 0 &&
+                    PyList_Append(input->events, event) == 0;
+    Py_XDECREF(seqno);
+    Py_XDECREF(event);
+    if (!is_taken)
+        return FAILED;
+    current->newest = current->seqno;
+    current->seqno = head->seqno;
+    return DONE;
+}
+
+/* Takes the frame at *offset* and moves it behind. LEFT: it is not whole, no document, or not in order. */
+static Outcome take_frame(const Input *input, size_t *offset, Current *current) {
+    if (input->size < HEAD_BYTES || *offset > input->size - HEAD_BYTES)
+        return LEFT;
+    const uint8_t *start = input->data + *offset;
+    FrameHead head = read_head(start);
+    size_t left = input->size - *offset - HEADER_BYTES, rest = (size_t)head.extras_size + head.key_size;
+    if (head.kind < FIRST_KIND || head.kind > LAST_KIND || head.body_size > left || rest > head.body_size ||
+        head.extras_size < LEAST_EXTRAS || head.extras_size > MOST_EXTRAS)
+        return LEFT;
+    if (current->stream == NULL || current->opaque != head.opaque) {
+        Outcome outcome = enter_stream(current, input->streams, head.opaque);
+        if (outcome != DONE)
+            return outcome;
+    }
+    if (head.seqno <= current->seqno || head.seqno > current->snap_end || head.vb != current->vb_number)
+        return LEFT;
+    size_t cut = input->prefix_bytes < head.key_size ? input->prefix_bytes : head.key_size;
+    Span key = {start + HEADER_BYTES + head.extras_size + cut, head.key_size - cut};
+    Span value = {start + HEADER_BYTES + rest, head.body_size - rest};
+    Outcome outcome = take_document(input, &head, current, key, value);
+    if (outcome == DONE)
+        *offset += HEADER_BYTES + (size_t)head.body_size;
+    return outcome;
+}
+
+/* take_documents(data, offset, prefix_bytes, unusual, streams, events, look_closer) -> (offset, stream, newest)
+ *
+ * Takes whole documents from *offset* on, up to the first frame that is for Python to see. The last one's stream, None if
+ * there was none, and its newest seqno before. */
+PyObject *take_documents(PyObject *module, PyObject *args) {
+    (void)module;
+    Input input;
+    Current current = {0};
+    const char *data;
+    Py_ssize_t size, offset, prefix_bytes;
+    if (!PyArg_ParseTuple(args, "y#nnIO!O!O", &data, &size, &offset, &prefix_bytes, &input.unusual, &PyDict_Type,
+                          &input.streams, &PyList_Type, &input.events, &input.look_closer))
+        return NULL;
+    if (offset < 0 || offset > size || prefix_bytes < 0) {
+        PyErr_SetString(PyExc_ValueError, "the offset is none of the data");
+        return NULL;
+    }
+    input.data = (const uint8_t *)data;
+    input.size = (size_t)size;
+    input.prefix_bytes = (size_t)prefix_bytes;
+    size_t at = (size_t)offset;
+    PyObject *last = NULL;
+    uint64_t newest = 0;
+    Outcome outcome;
+    while ((outcome = take_frame(&input, &at, &current)) == DONE) {
+        if (last != current.stream) {
+            Py_XDECREF(last);
+            last = current.stream;
+            Py_INCREF(last);
+        }
+        newest = current.newest;
+    }
+    PyObject *result = NULL;
+    if (outcome == LEFT)
+        result = Py_BuildValue("(nOK)", (Py_ssize_t)at, last == NULL ? Py_None : last, (unsigned long long)newest);
+    Py_XDECREF(last);
+    leave_stream(&current);
+    return result;
+}

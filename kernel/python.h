@@ -1,0 +1,38 @@
+/* What the Python-facing parts share. The stable ABI of Python 3.11: one build for it and all later ones. */
+#ifndef CHANNELINDEX_PYTHON_H
+#define CHANNELINDEX_PYTHON_H
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030B0000
+#include <Python.h>
+
+#include "document.h"
+#include "entries.h"
+
+/* Attribute names, made once. */
+extern PyObject *name_seqno, *name_snap_end, *name_vb, *name_words, *name_is_empty;
+
+extern PyType_Spec round_spec, sections_spec;
+extern PyObject *sections_type;
+
+PyObject *take_documents(PyObject *module, PyObject *args);
+
+/* The removals that a document brings and the index has not had: `RemovalMemory.due`, on the same table. */
+typedef struct {
+    PyObject *memory; /* a `RemovalMemory`; borrowed */
+    Py_buffer table;
+    uint64_t *words;
+    size_t mask; /* of row numbers */
+    bool is_empty;
+} Removals;
+
+bool removals_open(Removals *removals, PyObject *memory);
+void removals_close(Removals *removals);
+
+typedef enum { FAILED = -1, LEFT = 0, DONE = 1 } Outcome;
+
+/* Puts into *is_due*, by channel of *revision*, which removals are; remembers them all. LEFT: it is for Python to say, and
+ * nothing was remembered. A channel named *star*, if any, is none that the document left. */
+Outcome removals_due(Removals *removals, PyObject *vb, PyObject *key, const Revision *revision, bool *is_due);
+
+#endif

@@ -1,0 +1,62 @@
+/* Scans JSON text: strictly, or not at all.
+ *
+ * All functions move a cursor over text that they do not own and never read at or behind its end. They return false where
+ * the text is not plain JSON as RFC 8259 has it, and also where it is, but in a form that Python is to look at: nested
+ * deeper than MOST_DEPTH, an unpaired surrogate, a number that hardly is one. The cursor is then anywhere. No Python here.
+ */
+#ifndef CHANNELINDEX_SCAN_H
+#define CHANNELINDEX_SCAN_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+enum { MOST_DEPTH = 64 };
+
+typedef struct {
+    const uint8_t *at;
+    const uint8_t *end;
+} Cursor;
+
+/* A piece of somebody else's text. */
+typedef struct {
+    const uint8_t *start;
+    size_t size;
+} Span;
+
+/* What a string is made of besides plain ASCII. */
+enum { ESCAPED = 1, WIDE = 2 };
+
+typedef struct {
+    Span text; /* between the quotes, as it stands: escapes are not resolved, UTF-8 is whole */
+    unsigned made_of;
+} String;
+
+void skip_space(Cursor *cursor);
+
+/* Takes *byte*, with white space before it. */
+bool take_byte(Cursor *cursor, uint8_t byte);
+
+/* Takes a string, white space before it allowed. */
+bool take_string(Cursor *cursor, String *string);
+
+/* Takes a whole number from 0 to 2^64 - 1, written as digits alone. */
+bool take_natural(Cursor *cursor, uint64_t *number);
+
+/* Takes true or false. */
+bool take_bool(Cursor *cursor, bool *value);
+
+/* Takes null if it stands here. */
+bool take_null(Cursor *cursor);
+
+/* Takes any value inside of *depth* others. */
+bool skip_value(Cursor *cursor, unsigned depth);
+
+typedef enum { MEMBER, NO_MORE, ODD } Next;
+
+/* Takes the next key and its colon, behind the brace of an object (*is_first*) or behind a member's value. */
+Next next_member(Cursor *cursor, bool is_first, String *key);
+
+bool span_is(Span span, const char *text);
+
+#endif

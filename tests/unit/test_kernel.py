@@ -1,0 +1,344 @@
+"""The compiled kernel makes of everything what Python makes of it: documents, rounds, removals, frames, damage."""
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from itertools import islice, pairwise
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from channelindex import kernel
+from channelindex.feeds.base import DELETION, EXPIRATION, JSON, MUTATION, XATTR, Event
+from channelindex.feeds.dcp.parser import decompress
+from channelindex.mcbp import join_xattrs
+from devbucket.sync_gateway.metadata import apply_revision
+from devbucket.sync_gateway.revisions import read_revisions
+from tests.fuzz.documents import seeds
+from tests.support.dcp_replay import Replay
+from tests.support.dcp_wire import deletion, expiration, marker, mutation
+from tests.support.kernel_pairs import ParserPair, RoundPair, needs_kernel, using
+from tests.support.recording import by_connection
+from tests.support.shared import SHARED, shared_path
+
+SYNC = b'"rev":"2-0123456789abcdef0123456789abcdef","sequence":7'
+
+
+@pytest.fixture(autouse=True)
+def _kernel() -> None:
+    needs_kernel()
+
+
+def compiled_decode(value: bytes, datatype: int = JSON, key: bytes = b"doc") -> object:
+    module = kernel._found().compiled
+    assert module is not None
+    return module.decode(key, datatype, value)
+
+
+def inline(sync: bytes) -> bytes:
+    return b'{"a":1,"_sync":{%s}}' % sync
+
+
+def events_of(*values: bytes, key: bytes = b"doc", datatype: int = JSON) -> list[Event]:
+    return [(MUTATION, 0, seqno, key, datatype, value) for seqno, value in enumerate(values, 1)]
+
+
+PLAIN = {
+    "no channels": inline(SYNC),
+    "null channels": inline(SYNC + b',"channels":null'),
+    "channels": inline(SYNC + b',"channels":{"a":null,"b":null,"":null,"*":null}'),
+    "wide names": inline(SYNC + b',"channels":{"\xc3\xa9\xe2\x82\xac\xf0\x9f\x98\x80":null}'),
+    "white space": b' {\r\n"_sync" :\t{ %s , "channels" : { "a" : null } } , "b" : [ ] }\n' % SYNC,
+    "object revision": inline(b'"rev":{"rev":"1-a","src":"s","ver":"0x1"},"channels":{"a":null}'),
+    "flags": inline(SYNC + b',"flags":65535,"channels":{"a":null}'),
+    "large flags": inline(SYNC + b',"flags":18446744073709551615,"channels":{"a":null}'),
+    "deleted": inline(SYNC + b',"deleted":true,"channels":{"a":null}'),
+    "removal": inline(SYNC + b',"channels":{"a":null,"b":{"seq":3,"rev":"1-a"},"c":{"seq":4,"rev":"2-b","del":true}}'),
+    "removal of the star": inline(SYNC + b',"channels":{"*":{"seq":3,"rev":"1-a"},"b":{"seq":3,"rev":"1-a"}}'),
+    "removal by an object": inline(SYNC + b',"channels":{"b":{"seq":3,"rev":{"rev":"1-a","x":[]}},"c":{}}'),
+    "odd generations": inline(b'"rev":"4294967296-0123456789abcdef0123456789abcdef"'),
+    "leading zero": inline(b'"rev":"01-0123456789abcdef0123456789abcdef"'),
+    "generation zero": inline(b'"rev":"0-0123456789abcdef0123456789abcdef"'),
+    "capital digest": inline(b'"rev":"1-0123456789ABCDEF0123456789abcdef"'),
+    "two hyphens": inline(b'"rev":"1-2-0123456789abcdef0123456789abcdef"'),
+    "foreign": b'{"a":{"b":[1,-2.5e-3,true,false,null,"\\u00e9\\n"]}}',
+    "empty": b"{}",
+    "64 deep": b'{"a":%s1%s,"_sync":{%s}}' % (b"[" * 60, b"]" * 60, SYNC),
+    "numbers": b'{"a":[0,-0,0.0,1E+99,1e-99,12345678901234567890123456789],"_sync":{%s}}' % SYNC,
+    "many channels": inline(SYNC + b',"channels":{%s}' % b",".join(b'"c%d":null' % i for i in range(128))),
+}
+ODD = {
+    "no revision": inline(b'"sequence":7'),
+    "empty revision": inline(b'"rev":""'),
+    "null revision": inline(b'"rev":null'),
+    "long revision": inline(b'"rev":"%s"' % (b"r" * 255)),
+    "escaped revision": inline(b'"rev":"1-\\u0061"'),
+    "wide revision": inline(b'"rev":"1-\xc3\xa9"'),
+    "negative sequence": inline(b'"rev":"1-a","sequence":-1'),
+    "float sequence": inline(b'"rev":"1-a","sequence":7.0'),
+    "exponent": inline(b'"rev":"1-a","sequence":7e2'),
+    "65 bits": inline(b'"rev":"1-a","sequence":18446744073709551616'),
+    "leading zero of a number": inline(b'"rev":"1-a","sequence":07'),
+    "two of them": inline(SYNC)[:-1] + b',"_sync":{"rev":"3-c"}}',
+    "two revisions": inline(SYNC + b',"rev":"3-c"'),
+    "a channel twice": inline(SYNC + b',"channels":{"a":null,"b":null,"a":{"seq":1,"rev":"1-a"}}'),
+    "an escaped name": inline(SYNC + b',"channels":{"a":null,"\\u0061":null}'),
+    "an escaped field": inline(SYNC + b',"\\u0063hannels":{"a":null}'),
+    "an escaped _sync": b'{"\\u005fsync":{%s}}' % SYNC,
+    "null _sync": b'{"_sync":null}',
+    "no object": b"[1]",
+    "not UTF-8": b'{"_sync":{%s},"a":"\xff"}' % SYNC,
+    "overlong UTF-8": b'{"_sync":{%s},"a":"\xc0\xaf"}' % SYNC,
+    "a surrogate in UTF-8": b'{"_sync":{%s},"a":"\xed\xa0\x80"}' % SYNC,
+    "a lone surrogate": b'{"_sync":{%s},"a":"\\ud800"}' % SYNC,
+    "a control character": b'{"_sync":{%s},"a":"\x1f"}' % SYNC,
+    "a huge number": b'{"_sync":{%s},"a":1e999}' % SYNC,
+    "no number": b'{"_sync":{%s},"a":01}' % SYNC,
+    "half a word": b'{"_sync":{%s},"a":nul}' % SYNC,
+    "a trailing comma": b'{"_sync":{%s,}}' % SYNC,
+    "trailing text": inline(SYNC) + b"x",
+    "cut off": inline(SYNC)[:-1],
+    "a byte order mark": b"\xef\xbb\xbf" + inline(SYNC),
+    "100 deep": b'{"a":%s1%s,"_sync":{%s}}' % (b"[" * 100, b"]" * 100, SYNC),
+    "1,000,000 deep": b'{"_sync":{%s},"a":%s' % (SYNC, b"[" * 1_000_000),
+    "many channels": inline(SYNC + b',"channels":{%s}' % b",".join(b'"c%d":null' % i for i in range(129))),
+    "a long name": inline(SYNC + b',"channels":{"%s":null}' % (b"n" * 1025)),
+    "null flags": inline(SYNC + b',"flags":null'),
+    "a null sequence of a removal": inline(SYNC + b',"channels":{"a":{"seq":null,"rev":"1-a"}}'),
+}
+
+
+@pytest.mark.parametrize("value", PLAIN.values(), ids=PLAIN)
+@pytest.mark.parametrize("star_channel", [True, False])
+def test_plain_documents_are_the_kernels_and_equal(value: bytes, star_channel: bool) -> None:
+    assert compiled_decode(value) is not None, "it leaves to Python what it could do"
+    RoundPair(star_channel=star_channel).add(events_of(value, value))
+
+
+@pytest.mark.parametrize("value", ODD.values(), ids=ODD)
+def test_odd_documents_are_left_to_python_in_their_turn(value: bytes) -> None:
+    assert compiled_decode(value) is None or value == ODD["a channel twice"]
+    plain = PLAIN["channels"]
+    RoundPair().add(events_of(plain, value, plain, plain, value))
+
+
+@pytest.mark.parametrize("value", [*seeds(), *PLAIN.values(), *ODD.values()])
+def test_each_value_as_attribute_and_in_every_datatype(value: bytes) -> None:
+    attributes = [
+        join_xattrs([("_sync", value)], b""),
+        join_xattrs([("a", b"1"), ("_sync", value), ("z", b"{}")], b"{}"),
+        join_xattrs([("_sync", b"")], value),
+        join_xattrs([("a", b"1")], value),
+        join_xattrs([], value),
+    ]
+    pair = RoundPair()
+    seqno = 0
+    for data in [value, *attributes]:
+        for datatype in range(8):
+            seqno += 1
+            plain = decompress(datatype, data) if datatype & 2 else (datatype, data)
+            pair.add([(DELETION, 0, seqno, b"doc", *plain)])
+
+
+@pytest.mark.parametrize("size", [*range(8), 23, 24, 25])
+def test_attributes_that_are_cut_off_or_lie(size: int) -> None:
+    whole = join_xattrs([("_sync", b'{"rev":"1-a"}')], b"{}")
+    pair = RoundPair()
+    for seqno, claimed in enumerate([0, 1, 5, 6, 7, 9, 10, 11, 26, 27, 28, 255, 2**31, 2**32 - 1], 1):
+        number = claimed.to_bytes(4, "big")
+        for data in (
+            whole[:size],
+            number + whole[4:],
+            whole[:4] + number + whole[8:],
+            whole[:4] + number + whole[8:size],
+        ):
+            pair.add([(MUTATION, 0, seqno, b"doc", JSON | XATTR, data)])
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        b"",
+        b"_sync:user:alice",
+        b"_sync:role:\xff",
+        b"_sync:rev:1",
+        b"_idx:a",
+        b"_txn:a",
+        b"_sync",
+        b"k" * 255,
+        b"k" * 256,
+    ],
+)
+def test_keys_that_mean_something(key: bytes) -> None:
+    RoundPair().add(events_of(PLAIN["channels"], b"{}", key=key))
+
+
+def removal_versions() -> Iterator[bytes]:
+    removals = [b'"c%d":{"seq":%d,"rev":"%d-a"}' % (i, i, i) for i in range(40)]
+    for count in (1, 2, 2, 30, 31, 31, 32, 1, 0, 2, 40):
+        yield inline(SYNC + b',"channels":{"x":null%s}' % b"".join(b"," + each for each in removals[:count]))
+
+
+@pytest.mark.parametrize("n_rows", [1, 16])
+def test_removals_are_due_and_remembered_alike(n_rows: int) -> None:
+    pair = RoundPair(n_rows=n_rows)
+    versions = [*removal_versions()]
+    for seqno, value in enumerate(versions * 2, 1):
+        taken = pair.add(
+            [(MUTATION, 0, seqno, b"doc%d" % (seqno % 3), JSON, value), (MUTATION, 0, seqno + 1000, b"d", JSON, value)]
+        )
+        assert taken is not None
+        pair.add([(MUTATION, 0, seqno + 2000, b"d", JSON, PLAIN["removal"])])
+
+
+def test_a_round_has_as_many_entries_as_came_and_the_next_begins_anew() -> None:
+    pair = RoundPair(vbuckets=(0, 5, 900))
+    documents = [inline(SYNC + b',"channels":{"c%d":null,"d%d":null}' % (i % 7, i)) for i in range(500)]
+    events: list[Event] = [
+        (MUTATION, (0, 5, 900)[i % 3], i + 1, b"k%d" % i, JSON, value) for i, value in enumerate(documents)
+    ]
+    for events_of_round in (events[:1], events[1:300], events[300:]):
+        taken = pair.add(events_of_round)
+        assert taken is not None
+        assert taken.n_entries == 3 * len(events_of_round)
+
+
+def history(count: int) -> Iterator[Event]:
+    """Documents of a repository's history, each as Sync Gateway stores it, inline or as an attribute."""
+    previous: dict[str, dict[str, Any]] = {}
+    now = datetime(2026, 1, 2, tzinfo=UTC)
+    for sequence, revision in enumerate(islice(read_revisions(shared_path("data/repo-history.jsonl.gz")), count), 1):
+        sync = previous[revision.id] = apply_revision(previous.get(revision.id), revision, sequence, now)
+        text = json.dumps(sync).encode()
+        key = revision.id.encode()
+        if len(key) % 2:
+            yield MUTATION, 0, sequence, key, JSON, b'{"_sync":%s,"id":1}' % text
+        else:
+            yield MUTATION, 0, sequence, key, JSON | XATTR, join_xattrs([("_sync", text)], b"{}")
+
+
+@pytest.mark.parametrize("count", [3000, pytest.param(100_000, marks=pytest.mark.nightly)])
+def test_a_real_history_gives_equal_rounds(count: int) -> None:
+    pair = RoundPair(n_rows=1024)
+    events = [*history(count)]
+    assert events
+    for start in range(0, len(events), 500):
+        pair.add(events[start : start + 500])
+
+
+RECORDINGS = sorted(path.name for path in (SHARED / "golden").glob("*.jsonl*")) or ["c_live_tail.jsonl"]
+
+
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_a_recorded_connection_gives_equal_events_and_rounds(name: str) -> None:
+    for conn, lines in by_connection(shared_path(f"golden/{name}")).items():
+        if conn == "c-nonoop":  # of a client that ours never is
+            continue
+        runs = []
+        for mode in (kernel.OFF, kernel.AUTO):
+            with using(mode):
+                runs.append(Replay())
+            runs[-1].run(lines, chunk=4096)
+        assert runs[0].events == runs[1].events
+        documents = [(*event[:1], 0, *event[2:]) for event in runs[0].events if event[0] <= EXPIRATION]
+        RoundPair().add(documents)
+
+
+NAMES = st.text(max_size=8)
+SCALARS = st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats() | NAMES
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3))
+REVS = st.sampled_from(["1-a", "2-0123456789abcdef0123456789abcdef", "", "é"]) | st.fixed_dictionaries({"rev": NAMES})
+REMOVALS = st.fixed_dictionaries(
+    {}, optional={"seq": st.integers(0, 2**64), "rev": REVS, "del": st.booleans(), "x": VALUES}
+)
+SYNCS = st.fixed_dictionaries(
+    {"rev": REVS},
+    optional={
+        "flags": st.integers(0, 2**20),
+        "sequence": st.integers(0, 2**64),
+        "channels": st.none() | st.dictionaries(NAMES, st.none() | REMOVALS, max_size=5),
+        "deleted": st.booleans(),
+        "history": VALUES,
+    },
+)
+
+
+@given(
+    syncs=st.lists(SYNCS | VALUES, min_size=1, max_size=4),
+    body=st.dictionaries(NAMES, VALUES, max_size=3),
+    escapes=st.booleans(),
+)
+def test_any_document_gives_equal_rounds(syncs: list[object], body: dict[str, object], escapes: bool) -> None:
+    values = [json.dumps({**body, "_sync": sync}, ensure_ascii=escapes).encode() for sync in syncs]
+    attributed = [join_xattrs([("_sync", json.dumps(sync, ensure_ascii=escapes).encode())], b"{}") for sync in syncs]
+    pair = RoundPair()
+    pair.add(events_of(*values))
+    pair.add(events_of(*attributed, datatype=JSON | XATTR))
+
+
+FRAMES: list[Callable[[int], bytes]] = [
+    lambda seqno: mutation(1, 0, seqno, b"key", b"value", datatype=JSON),
+    lambda seqno: mutation(2, 1, seqno, b"", b"", more_extras=b"x" * 32),
+    lambda seqno: mutation(2, 1, seqno, b"k" * 250, b"v" * 3000),
+    lambda seqno: deletion(1, 0, seqno, b"key", delete_time=3),
+    lambda seqno: expiration(2, 1, seqno, b"key"),
+    lambda seqno: marker(1, 0, seqno, seqno + 9),
+    lambda seqno: mutation(1, 0, seqno, b"key", b"\x05\x10hello", datatype=3),
+    lambda seqno: mutation(1, 0, seqno, b"key", b"\xff\xff", datatype=3),
+]
+BREAKING: list[Callable[[int], bytes]] = [
+    lambda seqno: mutation(1, 0, 0, b"key"),
+    lambda seqno: mutation(1, 1, seqno, b"key"),
+    lambda seqno: mutation(9, 0, seqno, b"key"),
+    lambda seqno: mutation(1, 0, 1 << 41, b"key"),
+    lambda seqno: mutation(1, 0, seqno, b"key", datatype=8),
+    lambda seqno: mutation(1, 0, seqno, b"key", more_extras=b"x" * 33),
+    lambda seqno: b"\x80\x57" + b"\xff" * 40,
+    lambda seqno: b"garbage" * 10,
+]
+PICKED = st.lists(st.sampled_from(range(len(FRAMES))), max_size=12)
+
+
+@given(
+    picked=PICKED,
+    end=st.none() | st.sampled_from(range(len(BREAKING))),
+    cuts=st.lists(st.floats(0, 1), max_size=4),
+    prefix=st.sampled_from([0, 1, 5]),
+)
+def test_frames_cut_anywhere_give_equal_events(
+    picked: list[int], end: int | None, cuts: list[float], prefix: int
+) -> None:
+    data = b"".join(FRAMES[number](seqno) for seqno, number in enumerate(picked, 1))
+    if end is not None:
+        data += BREAKING[end](len(picked) + 1)
+    pair = ParserPair(prefix_bytes=prefix)
+    places = [0, *sorted(int(cut * len(data)) for cut in cuts), len(data)]
+    for start, stop in pairwise(places):
+        if pair.feed(data[start:stop]):
+            break
+
+
+def test_documents_of_a_closed_stream_are_dropped_between_those_of_others() -> None:
+    pair = ParserPair((0, 1, 2))
+    pair.drop(1)
+    assert pair.feed(b"".join(mutation(vb + 1, vb, 5 + round_, b"k") for round_ in range(3) for vb in range(3))) == ""
+    assert pair.feed(mutation(1, 0, 9, b"k") + mutation(2, 1, 9, b"k") + b"\x00" * 30).startswith("ProtocolError")
+    assert pair.feed(mutation(2, 1, 9, b"k")) == ""
+
+
+def test_a_document_without_its_body_is_asked_about() -> None:
+    pair = ParserPair(bodies=False)
+    assert pair.feed(mutation(1, 0, 1, b"k", b"v", datatype=JSON)) == ""
+    assert pair.feed(mutation(1, 0, 2, b"k") + mutation(1, 0, 3, b"k", datatype=JSON)).startswith("BodiesNeeded")
+
+
+def test_a_kernel_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "VERSION", -1)
+    kernel._found.cache_clear()
+    try:
+        assert kernel.description().startswith("python (built from other sources: version")
+        assert kernel.chosen() is None
+    finally:
+        kernel._found.cache_clear()
