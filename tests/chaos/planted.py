@@ -6,7 +6,7 @@ removes the file when it does.
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,12 @@ class Bug:
         """The numbers that whoever planted it gave with it."""
         return [int(word) for word in self._file.read_text().split()]
 
+    def tell(self, numbers: Iterable[int]) -> None:
+        """Let whoever planted it know *numbers*."""
+        new = self._file.with_suffix(".new")
+        new.write_text(" ".join(map(str, numbers)))
+        new.rename(self._file)
+
 
 BUGS: dict[str, Callable[[Bug], None]] = {}
 
@@ -68,6 +74,10 @@ class PlantedNode(Node):
     def plant(self, bug: Callable[[Bug], None], *told: int) -> None:
         """From now on it has *bug*."""
         (self.log.parent / bug.__name__).write_text(" ".join(map(str, told)))
+
+    def told_of(self, bug: Callable[[Bug], None]) -> list[int]:
+        """The numbers that *bug* has told, or was planted with."""
+        return Bug(self.log.parent, bug.__name__).told()
 
     def cure(self, bug: Callable[[Bug], None]) -> None:
         """From now on it has it no more."""
@@ -125,8 +135,12 @@ def _reversed(append: ChannelAppend) -> ChannelAppend:
 
 @bug
 def revive_a_dead_epoch(bug: Bug) -> None:
-    """What a feed worker that is no more left in the rings is written as if its successor had sent it."""
+    """What a feed worker that is no more left in the rings is written as if its successor had sent it.
+
+    Tells the seqnos that are in the rings: of each vbucket in turn the highest since it was planted.
+    """
     newest = [0]
+    in_rings: dict[int, int] = {}
 
     def make_write_batch(write_batch: Any) -> Any:
         def planted(self: Any) -> Any:
@@ -143,8 +157,18 @@ def revive_a_dead_epoch(bug: Bug) -> None:
 
         return planted
 
+    def make_push(push: Any) -> Any:
+        def planted(self: Any, positions: Any, checkpoints: dict[int, Checkpoint], *more: Any) -> None:
+            push(self, positions, checkpoints, *more)
+            if bug:
+                in_rings.update((vb, checkpoint.seqno) for vb, checkpoint in checkpoints.items())
+                bug.tell(in_rings.get(vb, 0) for vb in range(max(in_rings, default=-1) + 1))
+
+        return planted
+
     replace(BatchWriter, "_write_batch", make_write_batch)
     replace(batch_writer, "decode_frame", make_decode)
+    replace(StableQueue, "push", make_push)
 
 
 @bug
@@ -306,15 +330,18 @@ def hold_the_stable_clock(bug: Bug) -> None:
 # -- readers, in the process of the test
 
 
+EAGER_SEQNOS = 0
+
+
 class EagerReader(ChangesReader):
-    """Tells what is up to two seqnos beyond the stable clock."""
+    """Tells what is up to EAGER_SEQNOS beyond the stable clock."""
 
     def __init__(self, store: IndexReader) -> None:
         super().__init__(_EagerStore(store))
 
 
 class _EagerStore:
-    """A store whose stable clock is two seqnos ahead, and seems to move on all the time."""
+    """A store whose stable clock is EAGER_SEQNOS ahead, and seems to move on all the time."""
 
     def __init__(self, store: IndexReader) -> None:
         self._store = store
@@ -325,11 +352,11 @@ class _EagerStore:
 
     def stable_view(self) -> StableView:
         view = self._store.stable_view()
-        return view._replace(stable=[seqno + 2 for seqno in view.stable])
+        return view._replace(stable=[seqno + EAGER_SEQNOS for seqno in view.stable])
 
     def partition_records(self, partitions: Sequence[int] | None = None) -> Sequence[PartitionRecord]:
         return [
-            record._replace(checkpoints=tuple(at._replace(seqno=at.seqno + 2) for at in record.checkpoints))
+            record._replace(checkpoints=tuple(at._replace(seqno=at.seqno + EAGER_SEQNOS) for at in record.checkpoints))
             for record in self._store.partition_records(partitions)
         ]
 

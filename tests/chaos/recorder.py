@@ -5,6 +5,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from typing import Self
 
 from channelindex.errors import IndexMissing, Transient
@@ -15,11 +16,14 @@ from channelindex.stores.base import IndexReader
 from tests.chaos.raw_index import stable_in
 from tests.chaos.raw_layouts import AWAY, layout_of
 from tests.chaos.record import Reader, Record, StableSample, Told
+from tests.support.node import until
 from tests.support.stores import settings_of
 
 PAGE = 200
 TURN_S = 0.05
 """Least time between two reads of a follower: it reads an active block whole, and the run needs the processor too."""
+LOOK_S = 0.2
+"""Longest time between two looks of a follower at a stable clock that does not move."""
 SAMPLE_S = 0.1
 RETRY_S = 0.2
 STABLE_TIMEOUT_S = 1.0
@@ -64,6 +68,12 @@ class Recorder:
 
     def _threads(self) -> list["_Watch"]:
         return [self._sampler, *self._followers]
+
+    def await_read(self) -> None:
+        """Wait until every follower has read to what is stable now, and the sampler has seen it."""
+        wanted = [(thread, thread.n_turns + 2) for thread in self._threads()]  # the next look, whole, begins after now
+        for thread, n_turns in wanted:
+            until(partial(thread.has_turned, n_turns), f"{thread.name} to have looked")
 
     def told(self) -> list[Told]:
         """What readers were told so far."""
@@ -122,6 +132,12 @@ class _Watch(threading.Thread, ABC):
         super().__init__(name=name, daemon=True)
         self.stop_asked = threading.Event()
         self.problem: Exception | None = None
+        self.n_turns = 0
+        """Looks at the index so far, the present one counted or not; none at which the store was away."""
+
+    def has_turned(self, n_turns: int) -> bool:
+        """Whether it has come so far, or will not come any further."""
+        return self.n_turns >= n_turns or not self.is_alive()
 
     def run(self) -> None:
         try:
@@ -147,6 +163,7 @@ class _Sampler(_Watch):
                 stable = self._clock.read()
                 if stable and (not self.samples or self.samples[-1].stable != stable):
                     self.samples.append(StableSample(time.monotonic(), stable))
+                self.n_turns += stable is not None
 
 
 class _Follower(_Watch):
@@ -165,12 +182,20 @@ class _Follower(_Watch):
             self._await_index()
             since: str | None = None
             reader, channels = ChangesReader(self._store), [self.reader.channel]
-            for page in reader.follow(channels, limit=PAGE, stop=lambda: self.stop_asked.wait(TURN_S)):
+            for page in reader.follow(channels, limit=PAGE, stop=self._turn, wait_s=LOOK_S, sleep=self._stay_away):
                 self._note(page)
                 since = page.since
                 self.stop_asked.wait(self._pause_s)
             for page in self._rest(reader, since):
                 self._note(page)
+
+    def _turn(self) -> bool:
+        self.n_turns += 1
+        return self.stop_asked.wait(TURN_S)
+
+    def _stay_away(self, seconds: float) -> None:
+        self.n_turns -= 1
+        time.sleep(seconds)
 
     def _await_index(self) -> None:
         while not self.stop_asked.is_set():

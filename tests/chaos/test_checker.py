@@ -1,9 +1,8 @@
 """The checker is checked: it finds bugs that are planted into a node or a reader, and accuses nobody who is healthy."""
 
-import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,6 +24,8 @@ from tests.support.running import await_stable
 
 N_VBUCKETS = 16
 FEW_DOCUMENTS = 40
+N_LOST = 3
+"""Seqnos that each vbucket loses by a failover."""
 FOLLOWED = ("*", "ch-001", "ch-002")
 
 
@@ -40,6 +41,7 @@ class Trial:
         node = planted.PlantedNode("n1", folder, store_url, self.bucket, coordination__ttl_s=1.0, **settings)
         self.node = stack.enter_context(node.start())
         self.writer = KnownWriter(self.bucket, "doc", XattrLayout(), FEW_DOCUMENTS)
+        stack.callback(self.writer.finish, Record())
         self.recorder = Recorder(store_url)
         for channel in FOLLOWED:
             self.recorder.follow(channel)
@@ -53,13 +55,13 @@ class Trial:
         self.writer.more(n)
         await_stable(self.store_url, self.bucket)
 
-    def fail_over(self, n_lost: int = 3) -> None:
+    def fail_over(self) -> None:
         """Have all vbuckets lose their newest seqnos."""
         begun = time.monotonic()
         vbs = tuple(range(N_VBUCKETS))
         with self.writer.paused():
             for vb in vbs:
-                self.bucket.failover(vb, n_lost)
+                self.bucket.failover(vb, N_LOST)
             kept = tuple(self.bucket.high_seqnos())
             self.writer.find_what_was_taken_back(vbs)
         self.record.rollbacks.append(Rollback(begun, time.monotonic(), vbs, kept))
@@ -68,6 +70,16 @@ class Trial:
         """The worker of that role, once there is one."""
         until(lambda: self.node.children(role), f"a {role}")
         return self.node.children(role)[0]
+
+    @contextmanager
+    def standing(self, role: str) -> Iterator[psutil.Process]:
+        """Have the worker of that role stand still meanwhile."""
+        child = self.child(role)
+        child.suspend()
+        until(lambda: child.status() == psutil.STATUS_STOPPED, f"the {role} to stand still")
+        yield child
+        with suppress(psutil.NoSuchProcess):
+            child.resume()
 
     def kill(self, role: str) -> None:
         """Kill the worker of that role."""
@@ -98,6 +110,7 @@ def healthy(tmp_path: Path, redis_url: str) -> Iterator[Trial]:
     """A trial in which all is well so far."""
     with trial(tmp_path, redis_url, index__block_bytes=2048) as begun:
         begun.write(100)
+        begun.recorder.await_read()
         yield begun
 
 
@@ -112,6 +125,7 @@ def test_a_healthy_node_whose_processes_die_and_whose_bucket_loses_changes_is_no
     for role in ("feed_worker", "batch_writer"):
         healthy.kill(role)
         healthy.write(60)
+        healthy.recorder.await_read()
     healthy.fail_over()
     healthy.write(60)
     assert healthy.judge() == []
@@ -130,35 +144,40 @@ def test_an_append_that_is_skipped_is_lost(healthy: Trial) -> None:
 
 def test_a_stable_clock_that_does_not_wait_for_the_writers_makes_readers_miss_what_comes_late(healthy: Trial) -> None:
     healthy.node.plant(planted.advance_early)
-    writer = healthy.child("batch_writer")
-    writer.send_signal(signal.SIGSTOP)
-    healthy.write(20)
-    time.sleep(1.0)  # readers read to what they are told is stable
-    writer.send_signal(signal.SIGCONT)
-    healthy.write(1)
+    with healthy.standing("batch_writer"):
+        healthy.write(20)
+        healthy.recorder.await_read()
+        healthy.node.cure(planted.advance_early)
+    healthy.write(1)  # stable once the writer has written all that comes before it
     assert kinds(healthy.judge()) == {"missed"}
 
 
 def test_a_stable_clock_that_does_not_wait_for_the_writers_loses_what_a_killed_node_had(healthy: Trial) -> None:
     healthy.node.plant(planted.advance_early)
-    healthy.child("batch_writer").send_signal(signal.SIGSTOP)
-    healthy.write(20)
-    healthy.node.kill()
+    with healthy.standing("batch_writer") as writer:
+        healthy.write(20)
+        healthy.node.kill()
+    assert not writer.is_running()
     healthy.node.start()
     assert kinds(healthy.judge()) == {"lost", "missed"}
 
 
 def test_frames_of_a_dead_epoch_that_are_revived_are_phantoms(healthy: Trial) -> None:
     healthy.node.plant(planted.revive_a_dead_epoch)
-    writer, feed = healthy.child("batch_writer"), healthy.child("feed_worker")
-    writer.send_signal(signal.SIGSTOP)
-    healthy.writer.more(60)
-    time.sleep(0.3)  # into the rings
-    healthy.fail_over()
-    until(lambda: not feed.is_running(), "the feed worker to roll back")
-    until(lambda: healthy.child("feed_worker") != feed, "its successor")
-    time.sleep(0.5)
-    writer.send_signal(signal.SIGCONT)
+    with healthy.standing("batch_writer"):
+        with healthy.standing("feed_worker"):  # so that all is in the first rounds, which the rings take
+            healthy.writer.more(60)
+        kept = [high - N_LOST for high in healthy.bucket.high_seqnos()]
+
+        def are_in_rings() -> bool:
+            told = healthy.node.told_of(planted.revive_a_dead_epoch)
+            n_doomed: int = sum(seqno > kept[vb] for vb, seqno in enumerate(told))
+            return n_doomed > N_VBUCKETS // 2
+
+        until(are_in_rings, "what will be lost to be in the rings")
+        n_begun = healthy.node.log.read_text().count("feed.started")
+        healthy.fail_over()
+        until(lambda: healthy.node.log.read_text().count("feed.started") > n_begun, "the next epoch")
     healthy.write(100)
     assert "phantom" in kinds(healthy.judge())
 
@@ -220,7 +239,9 @@ def test_entries_in_a_wrong_channel_are_phantoms_and_lost_from_the_right_one(hea
 
 def test_batches_that_are_written_backwards_are_out_of_order(healthy: Trial) -> None:
     healthy.node.plant(planted.reverse_batches)
-    healthy.write(300)
+    with healthy.standing("batch_writer"):  # so that many are in one batch
+        healthy.writer.more(300)
+    healthy.write(1)
     assert kinds(healthy.judge()) == {"order"}
 
 
@@ -235,8 +256,8 @@ def test_a_stable_clock_that_moves_back_without_a_rollback_is_found(healthy: Tri
     healthy.node.plant(planted.hold_the_stable_clock)
     healthy.node.plant(planted.begin_at_zero)
     healthy.kill("feed_worker")
-    until(lambda: healthy.clock.read() != before, "the new epoch")
-    time.sleep(2 * recorder.SAMPLE_S)
+    until(lambda: healthy.clock.read() not in (None, before), "the new epoch")
+    healthy.recorder.await_read()
     healthy.node.cure(planted.begin_at_zero)
     healthy.node.cure(planted.hold_the_stable_clock)
     assert kinds(healthy.judge()) == {"stable moved back", "duplicate"}
@@ -259,20 +280,21 @@ def with_reader(tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch)
         yield begin
 
 
-def test_a_reader_that_tells_what_is_not_stable_is_found(with_reader: Plant) -> None:
+def test_a_reader_that_tells_what_is_not_stable_is_found(with_reader: Plant, monkeypatch: pytest.MonkeyPatch) -> None:
     begun = with_reader(planted.EagerReader)
-
-    def tells_too_early() -> bool:
-        """Whether entries were in the store when the reader looked two seqnos beyond the clock: at times they are."""
-        begun.node.plant(planted.hold_the_stable_clock)
-        begun.writer.more(20)
-        time.sleep(0.5)
-        begun.node.cure(planted.hold_the_stable_clock)
-        begun.writer.more(20)
-        return any(0 <= told.stable < told.seqno for told in begun.recorder.told())
-
     begun.write(100)
-    until(tells_too_early, "the reader to tell what is not stable")
+    begun.node.plant(planted.hold_the_stable_clock)
+    begun.writer.more(20)
+
+    def are_stored() -> bool:
+        """Whether entries are in the store that the reader comes to two seqnos beyond the clock."""
+        stable = begun.clock.read() or ()
+        return any(0 < e.seqno - stable[e.vb] <= 2 for e in read_index(begun.store_url).entries if stable)
+
+    until(are_stored, "entries beyond the stable clock")
+    monkeypatch.setattr(planted, "EAGER_SEQNOS", 2)
+    begun.recorder.await_read()
+    begun.node.cure(planted.hold_the_stable_clock)
     assert "before stable" in kinds(begun.judge())
 
 
