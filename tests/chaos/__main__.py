@@ -55,19 +55,18 @@ def _explain(outcome: Outcome, folder: Path, seed: int, episodes: Sequence[Episo
     schedule.save(folder / "schedule.jsonl", episodes)
     _say(text[:10_000])
     _say(f"seed {seed}; logs, record, index and schedule are in {folder}")
-    shrink_minutes: float = args.shrink_minutes
-    if shrink_minutes <= 0:
+    if args.tries <= 0:
         return
-    deadline = time.monotonic() + shrink_minutes * 60
-    _say(f"making the schedule smaller, for at most {shrink_minutes:g} minutes")
-    tries = folder / "smaller"
+    _say(f"making the schedule smaller, by at most {args.tries} tries")
+    tries = iter(range(args.tries))
+    world = folder / "smaller"
 
     def fails(fewer: list[Episode]) -> bool:
-        if time.monotonic() > deadline:
+        if next(tries, None) is None:
             return False
-        shutil.rmtree(tries, ignore_errors=True)
-        tries.mkdir()
-        failed = bool(play(tries, fewer, math.inf, lambda line: None, args.store).findings)
+        shutil.rmtree(world, ignore_errors=True)
+        world.mkdir()
+        failed = bool(play(world, fewer, math.inf, lambda line: None, args.store).findings)
         _say(f"{len(fewer)} episodes, {sum(map(len, fewer))} faults: {'fails' if failed else 'does not fail'}")
         return failed
 
@@ -84,7 +83,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=5.0, help="how long worlds are begun (default: 5)")
     parser.add_argument("--store", choices=STORES, default="redis", help="what holds the index (default: redis)")
     parser.add_argument("--schedule", type=_episodes, help="play this file of episodes in place of drawn ones")
-    parser.add_argument("--shrink-minutes", type=float, default=10.0, help="for making a failing schedule smaller")
+    parser.add_argument("--tries", type=int, default=30, help="to make a failing schedule smaller (default: 30)")
     parser.add_argument("--bundle", type=Path, default=None, help="where worlds live, and stay if they fail")
     args = parser.parse_args(argv)
     if args.bundle is not None:

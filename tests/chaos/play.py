@@ -19,6 +19,8 @@ from tests.support.running import cli
 
 CALM_S = 0.3
 """Between two episodes: the next one meets nodes at work."""
+VERIFY_S = 30
+"""How long `verify` waits for the index of a world at rest."""
 
 Progress = Callable[[str], None]
 
@@ -53,7 +55,7 @@ def play(
             steps: list[Callable[[], object]] = [
                 lambda: _suffer_all(world, episodes, deadline, outcome, progress),
                 world.come_to_rest,
-                lambda: outcome.findings.extend(_judge(world)),
+                lambda: outcome.findings.extend(_judge(world, at_rest=not outcome.findings)),
             ]
             for step in steps:
                 outcome.findings += _problems_of(step)
@@ -88,12 +90,13 @@ def _suffer_all(
         time.sleep(CALM_S)
 
 
-def _judge(world: World) -> Iterator[Finding]:
+def _judge(world: World, *, at_rest: bool) -> Iterator[Finding]:
     world.record.save(world.folder)
     index = read_index(world.store.url)
     index.save(world.folder)
     yield from judge(world.record, index)
-    verified = cli("verify", "--config", world.operator.config)
+    patience_s = VERIFY_S if at_rest else 1  # else it would wait for what did not come before
+    verified = cli("verify", "--timeout", patience_s, "--config", world.operator.config)
     if verified.returncode != exits.OK:
         yield Finding("verify", verified.stdout + verified.stderr)
     yield from (Finding("ended", end) for end in world.unexpected_ends())

@@ -33,7 +33,7 @@ def worlds() -> Iterator[Path]:
 @pytest.mark.timeout(900)
 def test_short_run_of_many_faults_loses_and_invents_nothing(tmp_path, worlds, capsys):
     schedule.save(tmp_path / "given.jsonl", schedule.draw(SEED, EPISODES))
-    code = chaos.main([*_given(tmp_path), "--bundle", str(worlds), "--minutes", "0.01", "--shrink-minutes", "0"])
+    code = chaos.main([*_given(tmp_path), "--bundle", str(worlds), "--minutes", "0.01", "--tries", "0"])
     told = capsys.readouterr().out
     print(told)
     assert code == 0
@@ -47,7 +47,7 @@ def test_short_run_of_many_faults_loses_and_invents_nothing(tmp_path, worlds, ca
 def test_planned_failovers_of_a_replicated_store_lose_and_invent_nothing(tmp_path, worlds, capsys, store):
     episodes = [(Fault("hand_over", seed, 0.1, 0.0), Fault("pause_leases", seed, 0.2, 0.5)) for seed in range(4)]
     schedule.save(tmp_path / "given.jsonl", episodes)
-    arguments = ["--bundle", str(worlds), "--minutes", "0.01", "--shrink-minutes", "0", "--store", store]
+    arguments = ["--bundle", str(worlds), "--minutes", "0.01", "--tries", "0", "--store", store]
     code = chaos.main([*_given(tmp_path), *arguments])
     told = capsys.readouterr().out
     print(told)
@@ -59,7 +59,7 @@ def test_planned_failovers_of_a_replicated_store_lose_and_invent_nothing(tmp_pat
 def test_an_address_that_moves_loses_and_invents_nothing(tmp_path, worlds, capsys):
     kinds = ("hand_over", "move_address", "promote_stale_replica")
     schedule.save(tmp_path / "given.jsonl", [(Fault(kind, 1, 0.1, 0.5),) for kind in kinds])
-    arguments = ["--bundle", str(worlds), "--minutes", "0.01", "--shrink-minutes", "0", "--store", "address"]
+    arguments = ["--bundle", str(worlds), "--minutes", "0.01", "--tries", "0", "--store", "address"]
     code = chaos.main([*_given(tmp_path), *arguments])
     told = capsys.readouterr().out
     print(told)
@@ -72,7 +72,7 @@ def test_failovers_and_crashes_of_a_bucket_that_holds_the_index_lose_and_invent_
     kinds = ("fail_over_index_node", "crash_index_node", "cut_index_connections", "take_index_vbuckets_away")
     episodes = [(Fault(kind, 1, 0.1, 0.3), Fault("kill_batch_writer", 1, 0.2, 0.0)) for kind in kinds]
     schedule.save(tmp_path / "given.jsonl", episodes)
-    arguments = ["--bundle", str(worlds), "--minutes", "0.01", "--shrink-minutes", "0", "--store", "couchbase"]
+    arguments = ["--bundle", str(worlds), "--minutes", "0.01", "--tries", "0", "--store", "couchbase"]
     code = chaos.main([*_given(tmp_path), *arguments])
     told = capsys.readouterr().out
     print(told)
@@ -114,14 +114,12 @@ def test_run_that_loses_something_says_so_and_shrinks_its_schedule(tmp_path, wor
     harmless = [Fault("cut_link", 1, 0.1, 0.0), Fault("forget_scripts", 1, 0.1, 0.0)]
     schedule.save(tmp_path / "given.jsonl", [(harmless[0],), (harmless[1], culprit)])
     given = [*_given(tmp_path), "--bundle", str(worlds)]
-    assert chaos.main([*given, "--seed", "1", "--minutes", "1", "--shrink-minutes", "3"]) == 1
+    assert chaos.main([*given, "--seed", "1", "--minutes", "1", "--tries", "10"]) == 1
     told = capsys.readouterr().out
     assert "seed 1" in told
     assert "lose_blocks(1)" in told.split("shrunk schedule")[1]
     (bundle,) = worlds.iterdir()
-    left = [fault for episode in schedule.load(bundle / "shrunk.jsonl") for fault in episode]
-    assert culprit in left
-    assert len(left) < 3, "how far it gets in its minutes depends on the machine; test_schedule holds how it shrinks"
+    assert schedule.load(bundle / "shrunk.jsonl") == [(culprit,)]
     assert (bundle / "findings.txt").read_text()
     assert json.loads((bundle / "written.jsonl").read_text().splitlines()[0])["id"]
     assert {"n1.log", "n2.log", "n3.log"} <= {path.name for path in bundle.iterdir()}
