@@ -2,8 +2,6 @@
 
 import signal
 import socket
-import urllib.error
-import urllib.request
 from contextlib import contextmanager
 from functools import partial
 
@@ -20,17 +18,7 @@ from devbucket.sync_gateway.synthetic import synthetic_revisions
 from tests.support.node import Node, until
 from tests.support.ports import free_port
 from tests.support.running import await_stable, cli, connect
-
-
-def get(port: int, path: str) -> tuple[int, str]:
-    """Status and body; 0 where nobody listens."""
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-    except (urllib.error.URLError, ConnectionError):
-        return 0, ""
+from tests.support.scrape import get
 
 
 def total(text: str, name: str) -> float:

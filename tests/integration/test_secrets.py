@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from devbucket.process import DevBucket
 from tests.support.node import Node, until
 from tests.support.ports import free_port
 from tests.support.running import cli
+from tests.support.scrape import get
 
 REDIS_PASSWORD = "r3d1s-5ecret"
 BUCKET_PASSWORD = "buck3t-5ecret"
@@ -90,9 +90,8 @@ def test_a_working_node_tells_nobody_its_secrets(tmp_path: Path, secured: Embedd
         until(lambda: "leases.trouble" in node.log.read_text(), "trouble with the leases")
         secured_client.execute_command("ACL", "SETUSER", "node", f">{REDIS_PASSWORD}")
         bucket.refuse_logins(on=False)
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
-            scraped = answer.read().decode()
-        told = told_by_kernel(node) + told_by_commands(node.config) + scraped
+        until(lambda: get(port, "/metrics")[0] == 200, "the metrics")
+        told = told_by_kernel(node) + told_by_commands(node.config) + get(port, "/metrics")[1]
     stored = repr([(key, secured_client.dump(key)) for key in secured_client.scan_iter()])
     assert "redis.sock" in told
     assert COMMON not in told

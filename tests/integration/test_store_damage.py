@@ -1,8 +1,6 @@
 """Nodes whose store lost records of the index: what they say, and that an operator gets the index back."""
 
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from devbucket.sync_gateway.revisions import Revision
 from tests.support.node import Node, until
 from tests.support.ports import free_port
 from tests.support.running import assert_verified, await_stable, cli, connect
+from tests.support.scrape import get
 
 KEYS = Keys("channels")
 N_DOCUMENTS = 200
@@ -57,21 +56,13 @@ def store(redis_url: str) -> Iterator[redis.Redis]:
         yield client
 
 
-def _readyz(port: int) -> tuple[int, str]:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=5) as reply:
-            return reply.status, reply.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-
-
 @pytest.mark.parametrize("key", [KEYS.partition(2), KEYS.meta])
 def test_a_lost_record_is_shown_and_repaired_under_a_running_node(node, bucket, store, redis_url, metrics_port, key):
     """Readiness and status tell; `repair` writes what is missing and verifies, and the node goes on by itself."""
     store.delete(key)
     _save(bucket, 2)
-    until(lambda: "damaged" in _readyz(metrics_port)[1], "the node to be unready because of the damage")
-    assert _readyz(metrics_port)[0] == 503
+    until(lambda: "damaged" in get(metrics_port, "/readyz")[1], "the node to be unready because of the damage")
+    assert get(metrics_port, "/readyz")[0] == 503
     status = cli("status", "--config", node.config)
     assert status.returncode == exits.CORRUPT
     assert key in status.stderr
@@ -81,7 +72,7 @@ def test_a_lost_record_is_shown_and_repaired_under_a_running_node(node, bucket, 
     report = json.loads(repaired.stdout)
     assert report["written"] == {"meta": key == KEYS.meta, "partitions": [] if key == KEYS.meta else [2]}
     assert report["verified"]["ok"]
-    until(lambda: _readyz(metrics_port)[0] == 200, "the node to be ready again")
+    until(lambda: get(metrics_port, "/readyz")[0] == 200, "the node to be ready again")
     assert node.running
 
 

@@ -86,6 +86,13 @@ class Service:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(int(self._value("TimeoutStopSec")))
 
+    def mark(self) -> Message:
+        """What the service sent before now has come before this message."""
+        mark = f"MARK={time.monotonic_ns()}"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ours:
+            ours.sendto(mark.encode(), self._socket.getsockname())
+        return self.wait_for(*mark.split("="))
+
     def wait_for(self, name: str, value: str, *, after: float = 0.0) -> Message:
         """The first message after *after* that sets *name* to *value*."""
         return self.wait_until(lambda told: told.get(name) == value, f"{name}={value}", after=after)
