@@ -387,6 +387,62 @@ class MetricsSettings:
     )
 
 
+def _origins(value: str) -> str | None:
+    if all(re.fullmatch(r"https?://[^/,\s]+", origin) for origin in value.split(",") if value):
+        return None
+    return "must be origins such as https://app.example.com, with commas between them"
+
+
+def _db_name(value: str) -> str | None:
+    return _name(value) if value else None
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """The changes feed over HTTP: `channelindex serve`. Nodes do not use these."""
+
+    listen: str = _setting("127.0.0.1:4994", "Address to serve clients on.", rule=_listen)
+    operator_listen: str = _setting(
+        "",
+        "Address for operators, who need no token there: /_up, /metrics, and all else. Without it, and without "
+        "serve.tokens_file, serve.listen has them.",
+        rule=_listen,
+    )
+    db: str = _setting("", "Name of the database in paths.", rule=_db_name, default_text="index.name")
+    tokens_file: str = _setting(
+        "",
+        "File of tokens and what each may read, made by `channelindex token`; read again when it changes. Without it "
+        "everybody may read everything, so the service then listens on loopback alone.",
+    )
+    tls_cert_file: str = _setting("", "Certificate of the service (PEM), with those that lead to its authority.")
+    tls_key_file: str = _setting("", "Its key (PEM), not encrypted.", default_text="in serve.tls_cert_file")
+    tls_client_ca_file: str = _setting(
+        "",
+        "Certificates (PEM) of the authorities of clients; with it a client must have a certificate, beside a token.",
+    )
+    origins: str = _setting(
+        "", "Origins whose scripts may use the service in browsers (CORS), with commas between them.", rule=_origins
+    )
+    max_connections: int = _setting(
+        20_000, "Connections of clients.", unit="connections", at_least=1, at_most=1_000_000
+    )
+    max_feeds_per_token: int = _setting(
+        1000, "Requests for changes of one token that are open at once.", unit="feeds", at_least=1, at_most=1_000_000
+    )
+    max_channels: int = _setting(1000, "Channels of one request.", unit="channels", at_least=1, at_most=100_000)
+    scans: int = _setting(8, "Reads of the index at once; some 200 more wait.", unit="reads", at_least=1, at_most=64)
+    slow_client_s: float = _setting(
+        30.0,
+        "Time for a client to send a request, and to read 64 KiB of an answer, before it is cut off.",
+        unit="seconds",
+        at_least=1,
+        at_most=3600,
+    )
+    stop_timeout_s: float = _setting(
+        10.0, "Time for answers to end when the service stops.", unit="seconds", at_least=0, at_most=600
+    )
+
+
 @dataclass(frozen=True)
 class LogSettings:
     """Level and format of log lines."""
@@ -409,6 +465,7 @@ class Config:
     coordination: CoordinationSettings = field(default_factory=CoordinationSettings)
     workers: WorkerSettings = field(default_factory=WorkerSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
+    serve: ServeSettings = field(default_factory=ServeSettings)
     log: LogSettings = field(default_factory=LogSettings)
     origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     warnings: tuple[str, ...] = field(default=(), repr=False, compare=False)
@@ -421,6 +478,7 @@ SECTIONS: Mapping[str, type["DataclassInstance"]] = {
     "coordination": CoordinationSettings,
     "workers": WorkerSettings,
     "metrics": MetricsSettings,
+    "serve": ServeSettings,
     "log": LogSettings,
 }
 """The sections of the configuration, in the order of `Config`."""

@@ -14,7 +14,7 @@ from devbucket.embedded_redis import EmbeddedRedis
 from tests.support.profiles import load_profile
 from tests.support.redis_cluster import ClusterOfThree
 
-WHOLE_FILES = ("test_installed.py", "test_service.py")
+WHOLE_FILES = ("test_installed.py", "test_service.py", "test_serve.py", "test_serve_access.py")
 """Those whose tests share what takes long to set up, so that one process runs all of them."""
 
 load_profile()

@@ -1,17 +1,21 @@
 """The read side for asyncio: any number of followers cost one look at the index."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from types import TracebackType
 from typing import Self, TypeVar
 
 from channelindex.errors import ReaderClosed, TokenAhead, Transient
-from channelindex.reading.hub import TAIL_ENTRIES, Follower, Hub
+from channelindex.model import IndexMeta
+from channelindex.reading.following import Following
+from channelindex.reading.hub import TAIL_ENTRIES, Hub
 from channelindex.reading.paging import Changes
 from channelindex.reading.patience import BEHIND_S, Patience
 from channelindex.reading.query import Query
-from channelindex.reading.reader import ChangesReader, check_limit, read_pages
+from channelindex.reading.reader import ChangesReader, check_limit
+from channelindex.reading.snapshot import IndexSnapshot
 from channelindex.stores.base import IndexReader
 
 Result = TypeVar("Result")
@@ -86,48 +90,70 @@ class AsyncChangesReader:
         self, query: Query, since: str | None, limit: int | None, behind_s: float
     ) -> AsyncGenerator[Changes, None]:
         patience = Patience(behind_s)
-        hub = self._running_hub()
-        follower = hub.join(query.channels)
+        following = self.following(query, since)
         try:
             while True:
+                await following.wait()
                 try:
-                    pages = await self._next_pages(hub, follower, query, since, limit)
+                    async with aclosing(following.news(limit)) as news:
+                        async for part in news:
+                            patience.reset()
+                            if part.page.entries:
+                                yield part.page
                 except (Transient, TokenAhead) as error:
                     await asyncio.sleep(patience.pause_after(error))
-                    continue
-                patience.reset()
-                while page := await self._next_of(pages):
-                    since = page.since
-                    if page.entries:
-                        yield page
         except ReaderClosed:
             return
         finally:
-            hub.leave(follower)
+            following.leave()
 
-    async def _next_pages(
-        self, hub: Hub, follower: Follower, query: Query, since: str | None, limit: int | None
-    ) -> Iterator[Changes]:
-        """What is news to *follower*, as soon as there is any; from memory if it is there."""
-        await follower.news.wait()
-        view = await hub.current()
-        base = follower.base
-        follower.news.clear()  # from here on, for what is newer than the view
-        if base is not None:
-            kept = hub.from_memory(query, base, limit)
-            if kept is not None:
-                return _Kept(kept)
-        try:
-            return await self._in_thread(lambda: read_pages(self._store, view.snapshot, query, since, limit))
-        except BaseException:
-            follower.lose()
-            raise
+    def following(self, query: Query, since: str | None) -> Following:
+        """A follower that asks for *query* and is at *since*, for who has to know more than `follow` tells.
 
-    async def _next_of(self, pages: Iterator[Changes]) -> Changes | None:
-        """The next of *pages*, taken apart in a thread unless it lies ready."""
-        if isinstance(pages, _Kept):
-            return next(pages, None)
-        return await self._in_thread(lambda: next(pages, None))
+        Raises:
+            ReaderClosed: the reader is closed.
+        """
+        return Following(self._running_hub(), self._store, self._in_thread, query, since)
+
+    async def page(self, query: Query, since: str | None, limit: int | None) -> Changes:
+        """The page at *since*, as `changes` returns it."""
+        return await self._in_thread(lambda: self._reader.page(query, since, limit))
+
+    async def parts(self, query: Query, since: str | None, limit: int | None, part: int) -> Iterator[Changes]:
+        """Read what is news to *query* after *since*, as `pages` does, each page in parts of *part* documents.
+
+        What is returned makes no request: it takes time to compute alone.
+        """
+        return await self._in_thread(lambda: self._reader.parts(query, since, limit, part))
+
+    async def compute(self, function: Callable[[], Result]) -> Result:
+        """Return what *function* returns, in one of the reader's threads.
+
+        Raises:
+            ReaderClosed: the reader is closed.
+        """
+        return await self._in_thread(function)
+
+    async def stable_counter(self) -> int:
+        """A number that rises with every advance of the stable clock."""
+        return await self._in_thread(self._store.stable_counter)
+
+    async def meta(self) -> IndexMeta:
+        """See `IndexReader.meta`."""
+        return await self._in_thread(self._store.meta)
+
+    async def channels(self) -> list[str]:
+        """The names of all channels that have an entry, sorted."""
+        return await self._in_thread(lambda: sorted(self._store.channels()))
+
+    async def counters(self, channels: Sequence[str]) -> list[int]:
+        """The counters of *channels*, in their order; 0 for one without entries."""
+        states = await self._in_thread(lambda: self._store.channel_states(channels))
+        return [state.counter if state is not None else 0 for state in states]
+
+    async def snapshot(self) -> IndexSnapshot:
+        """The index as of now."""
+        return await self._in_thread(self._reader.snapshot)
 
     def _running_hub(self) -> Hub:
         if self._is_closed:
@@ -158,13 +184,3 @@ class AsyncChangesReader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
-
-
-class _Kept(Iterator[Changes]):
-    """Pages that lie ready."""
-
-    def __init__(self, pages: Iterable[Changes]) -> None:
-        self._pages = iter(pages)
-
-    def __next__(self) -> Changes:
-        return next(self._pages)

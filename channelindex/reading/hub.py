@@ -11,6 +11,7 @@ time.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from channelindex.reading.patience import Patience
 from channelindex.reading.query import Query
 from channelindex.reading.scan import ChannelScans, FoundByVb, Scan
 from channelindex.reading.snapshot import IndexSnapshot, Snapshots
-from channelindex.reading.token import Token
+from channelindex.reading.token import Token, encode, pack, packed_in
 from channelindex.stores.base import IndexReader
 
 WAIT_S = 1.0
@@ -36,20 +37,35 @@ MOST_AT_ONCE = 5_000
 
 MOST_WAKES = 200
 """Wakes kept in memory; each has a clock of its own."""
+LINGER_S = 5.0
+"""A channel is looked at for so long after its last follower left: who asks again and again comes back at once."""
 
 Result = TypeVar("Result")
 
 
 class HubView(NamedTuple):
-    """The moment at which the hub is."""
+    """The moment at which the hub is; `at` is when it looked, monotonic."""
 
     number: int
     snapshot: IndexSnapshot
+    at: float
 
     @property
     def position(self) -> Token:
         """The token of who is there, too."""
         return self.snapshot.position
+
+    @property
+    def progress(self) -> int:
+        """`Changes.progress` of who is there, too."""
+        return sum(self.snapshot.stable)
+
+
+class Kept(NamedTuple):
+    """Pages from memory, after the token *begin*."""
+
+    begin: str
+    pages: list[Changes]
 
 
 class Wake(NamedTuple):
@@ -57,6 +73,7 @@ class Wake(NamedTuple):
 
     number: int
     before: Token
+    packed_before: bytes
     found: dict[str, FoundByVb]
     n_entries: int
 
@@ -64,7 +81,7 @@ class Wake(NamedTuple):
 class Follower:
     """A follower's place. With `news` set, it is to be told what came after the view of number `base`.
 
-    Without a `base`, it has to read by its token.
+    Without a `base`, it has to read by its token. Without `news`, nothing came up to the hub's view.
     """
 
     __slots__ = ("base", "channels", "news")
@@ -99,10 +116,13 @@ class Hub:
         self._followers_by_channel: dict[str, set[Follower]] = {}
         self._n_followers = 0
         self._late: set[Follower] = set()  # joined while the followed channels were being read
+        self._lingering: dict[str, float] = {}  # channel -> until when it is looked at without a follower
+        self._covered_from: dict[str, int] = {}  # channel -> view from which on all wakes have it
+        self._number_by_position: dict[bytes, int] = {}  # of the views that the wakes in memory began at, and this one
         self._tail: deque[Wake] = deque()
         self._n_entries = 0
-        self._pages: dict[tuple[Query, int, int | None], list[Changes]] = {}
-        self._has_view = asyncio.Event()
+        self._pages: dict[tuple[Query, int, int | None], Kept] = {}
+        self._is_fresh = asyncio.Event()  # the view is no older than the last wait for the stable clock
         self._is_followed = asyncio.Event()
         self.view: HubView | None = None
         self.error: ChannelIndexError | None = None
@@ -120,13 +140,18 @@ class Hub:
             self._end(ReaderClosed())
         await asyncio.get_running_loop().run_in_executor(None, self._thread.shutdown)
 
-    async def current(self) -> HubView:
-        """The newest view, as soon as there is one.
+    @property
+    def is_fresh(self) -> bool:
+        """True if the view is as of now: it is not while nobody follows."""
+        return self._is_fresh.is_set() and self.error is None
+
+    async def fresh(self) -> HubView:
+        """The newest view, as soon as there is one that is as of now.
 
         Raises:
             ChannelIndexError: why the hub has ended.
         """
-        await self._has_view.wait()
+        await self._is_fresh.wait()
         if self.error is not None:
             raise self.error
         assert self.view is not None, "what ends the hub is an error"
@@ -137,6 +162,7 @@ class Hub:
         follower = Follower(channels)
         for channel in channels:
             self._followers_by_channel.setdefault(channel, set()).add(follower)
+            self._lingering.pop(channel, None)
         self._late.add(follower)
         self._n_followers += 1
         self._is_followed.set()
@@ -151,10 +177,26 @@ class Hub:
         for channel in follower.channels:
             followers = self._followers_by_channel.get(channel, set())
             followers.discard(follower)
-            if not followers:
-                self._followers_by_channel.pop(channel, None)
+            if not followers and self._followers_by_channel.pop(channel, None) is not None:
+                self._lingering[channel] = time.monotonic() + LINGER_S
 
-    def from_memory(self, query: Query, base: int, limit: int | None) -> list[Changes] | None:
+    def settle(self, follower: Follower, query: Query, since: str) -> bool:
+        """Put *follower* where the token *since* is, if it is of a view that is in memory; then it need not read.
+
+        True if it is up to date, so that it has to wait.
+        """
+        if self.view is None:
+            return False
+        packed = packed_in(since, self.view.snapshot.meta, query.asked)
+        number = self._number_by_position.get(packed) if packed else None
+        if number == self.view.number:
+            follower.news.clear()
+            return True
+        if number is not None and all(self._covered_from.get(each, number + 1) <= number for each in query.channels):
+            follower.base = number
+        return False
+
+    def from_memory(self, query: Query, base: int, limit: int | None) -> Kept | None:
         """The pages of what came after the view of number *base*; None if that is no longer in memory, or too much.
 
         Followers that ask the same share them.
@@ -170,7 +212,7 @@ class Hub:
             self._pages[key] = self._made(query, wakes, limit)
         return self._pages[key]
 
-    def _made(self, query: Query, wakes: Sequence[Wake], limit: int | None) -> list[Changes]:
+    def _made(self, query: Query, wakes: Sequence[Wake], limit: int | None) -> Kept:
         assert self.view is not None, "a wake ends at a view"
         snapshot, begin = self.view.snapshot, wakes[0].before
         scan = Scan(snapshot, begin.seqnos)
@@ -180,7 +222,8 @@ class Hub:
                     scan.add_found(wake.found[channel], position)
         # Nothing up to `begin` was taken back since, or the wakes would have been forgotten.
         read = begin._replace(epochs=snapshot.epochs)
-        return list(Pager(query, scan, NOTHING_READ).pages(read, limit))
+        pages = list(Pager(query, scan, NOTHING_READ).pages(read, limit))
+        return Kept(encode(begin, snapshot.meta, query.asked), pages)
 
     async def _run(self) -> None:
         try:
@@ -193,7 +236,7 @@ class Hub:
 
     def _end(self, error: ChannelIndexError) -> None:
         self.error = error
-        self._has_view.set()
+        self._is_fresh.set()
         for follower in self._followers():
             follower.lose()
         self._thread.shutdown(wait=False)
@@ -202,31 +245,42 @@ class Hub:
         counter: int | None = None
         patience = Patience()
         while True:
-            await self._is_followed.wait()
+            if not self._is_followed.is_set():
+                self._is_fresh.clear()
+                await self._is_followed.wait()
             try:
-                if counter is None:
+                if counter is None or not self._is_fresh.is_set():
                     now = await self._in_thread(self._store.stable_counter)
                 else:
                     now = await self._in_thread(partial(self._store.wait_stable, counter, WAIT_S))
-                    if now == counter:
-                        continue
+                if now == counter:
+                    self._is_fresh.set()
+                    continue
                 self._late.clear()
-                view, wake = await self._in_thread(partial(self._look, list(self._followers_by_channel)))
+                channels = self._looked_at()
+                view, wake = await self._in_thread(partial(self._look, channels))
             except Transient as error:
                 counter = None  # what the counter promised has not been read
                 await asyncio.sleep(patience.pause_after(error))
                 continue
             counter = now
             patience.reset()
-            self._publish(view, wake)
+            self._publish(view, wake, channels)
+
+    def _looked_at(self) -> list[str]:
+        """The channels that are followed, or were a moment ago."""
+        now = time.monotonic()
+        self._lingering = {channel: end for channel, end in self._lingering.items() if end > now}
+        return [*self._followers_by_channel, *self._lingering]
 
     async def _in_thread(self, function: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
     def _look(self, channels: Sequence[str]) -> tuple[HubView, Wake | None]:
         """The view now, and what came to *channels* since the last one; None if that cannot be said. In a thread."""
+        at = time.monotonic()
         before, snapshot = self.view, self._snapshots.take()
-        view = HubView(before.number + 1 if before else 0, snapshot)
+        view = HubView(before.number + 1 if before else 0, snapshot, at)
         if before is None or before.snapshot.meta != snapshot.meta:
             return view, None
         try:
@@ -237,30 +291,46 @@ class Hub:
         except (TokenAhead, IndexCorrupt, ChangesForgotten):
             return view, None  # whom it concerns will find it, too
         found = {channel: each for channel, each in zip(channels, scans.by_channel, strict=True) if each}
-        return view, Wake(view.number, before.position, found, sum(map(_count, found.values())))
+        pack(view.position)  # here, in a thread, and not where all wait for it
+        n_entries = sum(map(_count, found.values()))
+        return view, Wake(view.number, before.position, pack(before.position), found, n_entries)
 
-    def _publish(self, view: HubView, wake: Wake | None) -> None:
+    def _publish(self, view: HubView, wake: Wake | None, channels: Sequence[str]) -> None:
         self.view = view
-        self._has_view.set()
+        self._is_fresh.set()
         self._pages.clear()
+        packed = pack(view.position)
         if wake is None:
             self._tail.clear()
             self._n_entries = 0
+            self._covered_from.clear()
+            self._number_by_position = {packed: view.number}
             for follower in self._followers():
                 follower.lose()
             return
+        covered = self._covered_from
+        self._covered_from = {channel: covered.get(channel, wake.number - 1) for channel in channels}
+        self._number_by_position[packed] = view.number
         self._tail.append(wake)
         self._n_entries += wake.n_entries
         while self._n_entries > self._tail_entries or len(self._tail) > MOST_WAKES:
-            self._n_entries -= self._tail.popleft().n_entries
+            forgotten = self._tail.popleft()
+            self._n_entries -= forgotten.n_entries
+            self._number_by_position.pop(forgotten.packed_before, None)
         for channel in wake.found:
             for follower in self._followers_by_channel.get(channel, ()):
                 follower.notice(wake.number - 1)
         for follower in self._late:
-            follower.lose()
+            if not all(channel in self._covered_from for channel in follower.channels):
+                follower.lose()
 
     def _followers(self) -> Iterable[Follower]:
         return [follower for followers in self._followers_by_channel.values() for follower in followers]
+
+
+def position(view: HubView, query: Query) -> str:
+    """The token of who asks for *query* and has read all that is visible in *view*."""
+    return encode(view.position, view.snapshot.meta, query.asked)
 
 
 def _count(found: FoundByVb | None) -> int:

@@ -17,7 +17,8 @@ class Change(NamedTuple):
     """A document's newest change within the channels asked for.
 
     `channels` are those of the request in which the document is as of this change, in the request's order. There are
-    none exactly where `removed`: the document left, and `rev` is the revision by which it left.
+    none exactly where `removed`: the document left, and `rev` is the revision by which it left. `left` are those that
+    it left by this change, where it is in none of the others.
     """
 
     id: str
@@ -28,18 +29,21 @@ class Change(NamedTuple):
     removed: bool
     flags: int
     channels: tuple[str, ...]
+    left: tuple[str, ...] = ()
 
 
 class Changes(NamedTuple):
     """One answer. `since` continues after it; `pending` documents are known to follow.
 
-    `stats` count what the read behind the answer fetched; all pages of one read carry the same.
+    `progress` is the sum of the seqnos up to which all is told, for people and progress bars. `stats` count what the
+    read behind the answer fetched; all pages of one read carry the same.
     """
 
     entries: tuple[Change, ...]
     since: str
     pending: int
     stats: ReadStats
+    progress: int = 0
 
 
 class Pager:
@@ -51,15 +55,19 @@ class Pager:
         self._stats = stats
         self._names_by_mask: dict[int, tuple[str, ...]] = {}
 
-    def pages(self, read: Token, limit: int | None, most: int | None = None) -> Iterator[Changes]:
+    def pages(
+        self, read: Token, limit: int | None, most: int | None = None, part: int | None = None
+    ) -> Iterator[Changes]:
         """All that was found above *read*, beginning with the vbucket whose turn it is, *limit* documents a page.
 
+        With *part*, each page of *limit* comes in parts of so many documents, each with its token.
         With *most*, the scan forgets what is beyond the first page and so many documents, and the pages end before it.
 
         Every page's token covers exactly what was delivered: vbuckets that had their turn are at the stable clock, the
         one at which the page ends is at its last document, the others are where they were.
         """
-        size = limit or sys.maxsize
+        sizes = _sizes(limit or sys.maxsize, part or sys.maxsize)
+        size = next(sizes)
         stable, seqnos, horizons = self._scan.snapshot.stable, list(read.seqnos), list(read.horizons)
         self._query.narrow(self._scan, read)
         pending = self._scan.count()
@@ -77,7 +85,7 @@ class Pager:
                     pending -= size
                     at = Token(vb, upto, read.epochs, tuple(seqnos), tuple(horizons), delivered)
                     yield self._answer(page, at, pending)
-                    page = []
+                    page, size = [], next(sizes)
                 page.append(document)
                 seqnos[vb] = document[0]
             seqnos[vb] = max(seqnos[vb], upto)
@@ -132,11 +140,12 @@ class Pager:
                 removed=bool(entry.flags & REMOVED),
                 flags=entry.flags,
                 channels=() if entry.flags & REMOVED else self._names(found[2]),
+                left=self._names(found[2]) if entry.flags & REMOVED else (),
             )
             for found, entry in zip(page, stored, strict=True)
         )
         since = token.encode(continuation, self._scan.snapshot.meta, self._query.asked)
-        return Changes(entries, since, pending, self._stats)
+        return Changes(entries, since, pending, self._stats, sum(continuation.seqnos))
 
     def _names(self, mask: int) -> tuple[str, ...]:
         names = self._names_by_mask.get(mask)
@@ -151,6 +160,15 @@ def _between(before: int | None, vb: int, n_vbuckets: int) -> tuple[slice, ...]:
     if before is None:
         return ()
     return (slice(before + 1, vb),) if before < vb else (slice(before + 1, n_vbuckets), slice(0, vb))
+
+
+def _sizes(limit: int, part: int) -> Iterator[int]:
+    """The sizes of parts: *limit* documents in parts of at most *part*, again and again."""
+    while True:
+        left = limit
+        while left > 0:
+            yield min(part, left)
+            left -= part
 
 
 def _delivered(read: Token, vb: int, upto: int) -> Delivered:

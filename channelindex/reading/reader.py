@@ -76,7 +76,7 @@ class ChangesReader:
             ReaderClosed: the reader is closed.
         """
         check_limit(limit)
-        return self._page(Query.of(channels, doc_ids, active_only=active_only), since, limit)
+        return self.page(Query.of(channels, doc_ids, active_only=active_only), since, limit)
 
     def pages(
         self,
@@ -95,10 +95,9 @@ class ChangesReader:
         check_limit(limit)
         return self._read(Query.of(channels, doc_ids, active_only=active_only), since, limit)
 
-    def _page(self, query: Query, since: str | None, limit: int | None) -> Changes:
+    def page(self, query: Query, since: str | None, limit: int | None) -> Changes:
         """The page at *since*. If another is to follow, what was read of it is kept."""
-        self._refuse_closed()
-        snapshot = self._snapshots.take()
+        snapshot = self.snapshot()
         pages = self._kept_pages.take(query, since, limit, snapshot) if since else None
         page = None if pages is None else next(pages, None)
         if pages is None or page is None:
@@ -108,13 +107,18 @@ class ChangesReader:
             self._kept_pages.keep(query, page, limit, snapshot, pages)
         return page
 
-    def _refuse_closed(self) -> None:
+    def _read(self, query: Query, since: str | None, limit: int | None) -> Iterator[Changes]:
+        return self.parts(query, since, limit, None)
+
+    def parts(self, query: Query, since: str | None, limit: int | None, part: int | None) -> Iterator[Changes]:
+        """The answers of `pages`, each in parts of *part* documents with a token of their own; raises as `changes`."""
+        return read_pages(self._store, self.snapshot(), query, since, limit, self._on_corrupt, part=part)
+
+    def snapshot(self) -> IndexSnapshot:
+        """The index as of now; raises as `changes`."""
         if self._is_closed:
             raise ReaderClosed
-
-    def _read(self, query: Query, since: str | None, limit: int | None) -> Iterator[Changes]:
-        self._refuse_closed()
-        return read_pages(self._store, self._snapshots.take(), query, since, limit, self._on_corrupt)
+        return self._snapshots.take()
 
     def follow(
         self,
@@ -260,10 +264,11 @@ def read_pages(
     limit: int | None,
     on_corrupt: OnCorrupt = refuse,
     most: int | None = None,
+    part: int | None = None,
 ) -> Iterator[Changes]:
     """The pages of what *query* asks for after *since*, as of *snapshot*. All is read before this returns.
 
-    *most*: see `Pager.pages`.
+    *most*, *part*: see `Pager.pages`.
 
     Raises:
         See `ChangesReader.changes`.
@@ -272,7 +277,7 @@ def read_pages(
     read = snapshot.position if is_new else snapshot.resume(token.decode(since, snapshot.meta, query.asked))
     scan = Scan(snapshot, read.seqnos)
     stats = NOTHING_READ if is_new else walk(store, query.channels, scan, on_corrupt)
-    return Pager(query, scan, stats).pages(read, limit, most)
+    return Pager(query, scan, stats).pages(read, limit, most, part)
 
 
 def check_limit(limit: int | None) -> None:

@@ -40,6 +40,8 @@ MAX_SEQNO = (1 << 64) - 1
 _MAX_VARINT_BYTES = 10  # the zigzag of the widest difference has 65 bits
 _DEFLATED = 0x80
 _RAW_DEFLATE = -15
+ANYTHING = bytes(_FINGERPRINT_BYTES)
+"""In the place of what was asked for: a position of the whole index, after which all is news whatever is asked for."""
 
 
 class Delivered(IntEnum):
@@ -110,6 +112,17 @@ def seal(packed: bytes, meta: IndexMeta, asked: bytes) -> str:
     return _to_text(body + zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "big"))
 
 
+def packed_in(text: str, meta: IndexMeta, asked: bytes) -> bytes | None:
+    """The bytes of `pack` in *text*; None if it is no token for *asked*. Takes a fraction of what `decode` takes."""
+    try:
+        body = _checked_bytes(text)
+    except TokenInvalid:
+        return None
+    if body[1:_INDEX_END] != _fingerprint(meta) or body[_INDEX_END:_HEAD_BYTES] not in (asked, ANYTHING):
+        return None
+    return body[:1] + body[_HEAD_BYTES:]
+
+
 def decode(text: str | None, meta: IndexMeta, asked: bytes) -> Token:
     """The token that *text* is; None, "" and "0" stand for the beginning.
 
@@ -127,7 +140,7 @@ def decode(text: str | None, meta: IndexMeta, asked: bytes) -> Token:
         raise TokenInvalid(f"since token has format version {version}, this program reads {TOKEN_VERSION}")
     if body[1:_INDEX_END] != _fingerprint(meta):
         raise TokenInvalid("since token was made by another index; begin again without one")
-    if body[_INDEX_END:_HEAD_BYTES] != asked:
+    if body[_INDEX_END:_HEAD_BYTES] not in (asked, ANYTHING):
         raise TokenInvalid("since token was made for other channels or documents; begin again without one")
     return _unpack(body[:1] + body[_HEAD_BYTES:], meta.n_partitions, meta.n_vbuckets)
 

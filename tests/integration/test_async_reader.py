@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from channelindex import AsyncChangesReader, ChangesReader, IndexMissing, open_async_index, open_index
 from channelindex.errors import IndexCorrupt, ReaderClosed, TokenAhead, TokenInvalid
 from channelindex.model import DELETED, REMOVED
-from channelindex.reading import async_reader, hub
+from channelindex.reading import following, hub
 from channelindex.stores.redis.keys import Keys
 from tests.support.indexing import Row, SmallIndex
 from tests.support.profiles import examples
@@ -208,7 +208,7 @@ def test_who_is_a_few_wakes_behind_is_answered_from_memory_and_told_the_newest_o
                 async with aclosing(reader.follow(["b", "a"])) as slow:
                     since = (await anext(slow)).since
                     await until(partial(all_have, [quick], 1))
-                    monkeypatch.setattr(async_reader, "read_pages", None)  # from here on, all is in memory
+                    monkeypatch.setattr(following, "read_pages", None)  # from here on, all is in memory
                     wakes = [("b", "doc20", 0), ("a", "doc1", DELETED), ("b", "doc21", 0), ("b", "doc20", REMOVED)]
                     for n_before, row in enumerate(wakes, start=1):
                         writer.write(row)

@@ -80,6 +80,9 @@ def test_every_key_can_be_set_by_its_variable() -> None:
         "source.collections": "shop.orders,shop.carts",
         "source.metadata": "xattr",
         "metrics.listen": "[::1]:9480",
+        "serve.listen": "127.0.0.1:0",
+        "serve.operator_listen": "[::1]:9481",
+        "serve.origins": "https://app.example.com,http://localhost:8080",
     }
     for key, setting in SETTINGS.items():
         if key in {"source.password_file", "index.password_file"}:  # the file has to be there

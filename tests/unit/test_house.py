@@ -23,6 +23,7 @@ SHARED_MODULE_NAMES = {
     "quarantine": f"{IMPLEMENTATION}; {COMMAND}",
     "reader": f"what readers of an index use; below it {IMPLEMENTATION}",
     "rewind": COMMAND,
+    "token": "what readers continue from; the command that makes what lets clients in, which HTTP calls a token too",
     "verify": COMMAND,
     "writer": IMPLEMENTATION,
 }

@@ -25,6 +25,8 @@ from workers.cli.output import ReaderGone
 COMMANDS = {
     "run": "run one node until it is stopped",
     "changes": "print changes in channels; --follow to keep going",
+    "serve": "serve the changes feed over HTTP until it is stopped",
+    "token": "make, list and revoke the tokens by which clients of `serve` are let in",
     "status": "show the nodes, the owners of partitions, and the progress of the index",
     "top": "watch the whole cluster live: nodes, processes, lag, hot channels",
     "inspect": "print a block, the clocks of a channel or a partition record as stored",
@@ -55,12 +57,16 @@ COMMANDS = {
 _EXTRA_BY_MODULE = {
     "rich": "cli",
     "prometheus_client": "node",
+    "uvicorn": "serve",
+    "uvloop": "serve",
+    "httptools": "serve",
     "orjson": "dev-bucket",
     "google_crc32c": "dev-bucket",
     "couchbase": "couchbase",
 }
 _EXTRAS_BY_COMMAND = {
     "run": "node",
+    "serve": "serve",
     "demo": "node,dev-bucket,embedded",
     "play": "node,dev-bucket,embedded",
     "load": "dev-bucket",

@@ -6,13 +6,14 @@
 import argparse
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from channelindex import exits
 from channelindex.config_text import format_value
 from channelindex.settings import ENVIRONMENT_PREFIX, SECTIONS, SETTINGS, Setting
 from workers import cli
+from workers.serving.counters import SERVE_METRICS
 from workers.telemetry import alerts, metrics
 
 _CONFIGURATION_INTRODUCTION = f"""\
@@ -60,6 +61,13 @@ the node are streaming, none lags by more than `metrics.ready_lag_s`, and no mor
 ## Catalogue
 """
 
+_SERVE_INTRODUCTION = """\
+## The changes feed
+
+`channelindex serve` has metrics of its own, at `/metrics` of `serve.operator_listen`, beside those of its process that
+prometheus_client calls `process_…`.
+"""
+
 _ALERTS_INTRODUCTION = """\
 ## Alerts
 
@@ -97,18 +105,22 @@ def commands() -> str:
 
 def metrics_and_alerts() -> str:
     """docs/metrics.md."""
-    parts = [_METRICS_INTRODUCTION, "| metric | kind | unit | labels | meaning | when it looks wrong |"]
-    parts[-1] += "\n| --- | --- | --- | --- | --- | --- |"
-    for metric in metrics.METRICS:
-        labels = ", ".join(f"`{label}`" for label in metric.labels)
-        parts[-1] += f"\n| `{metric.exposed_name}` | {metric.kind} | {metric.unit} | {labels} | {metric.meaning} "
-        parts[-1] += f"| {metric.action} |"
-    parts[-1] += "\n"
+    parts = [_METRICS_INTRODUCTION, _metrics_table(metrics.METRICS)]
+    parts += [_SERVE_INTRODUCTION, _metrics_table(SERVE_METRICS)]
     parts += [_ALERTS_INTRODUCTION, "| alert | severity | meaning | what to do |\n| --- | --- | --- | --- |"]
     parts[-1] += "".join(
         f"\n| {alert.name} | {alert.severity} | {alert.meaning} | {alert.action} |" for alert in alerts.ALERTS
     )
     return "\n".join(parts) + "\n"
+
+
+def _metrics_table(catalogue: Sequence[metrics.Metric]) -> str:
+    table = "| metric | kind | unit | labels | meaning | when it looks wrong |\n| --- | --- | --- | --- | --- | --- |"
+    for metric in catalogue:
+        labels = ", ".join(f"`{label}`" for label in metric.labels)
+        table += f"\n| `{metric.exposed_name}` | {metric.kind} | {metric.unit} | {labels} | {metric.meaning} "
+        table += f"| {metric.action} |"
+    return f"{table}\n"
 
 
 def _command(name: str, parser: argparse.ArgumentParser) -> str:

@@ -1,0 +1,131 @@
+"""One follower of an index in asyncio: waits for news, and fetches it from memory or from the index."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import suppress
+from typing import NamedTuple, Protocol, TypeVar
+
+from channelindex.reading.hub import Hub, HubView, position
+from channelindex.reading.paging import Changes
+from channelindex.reading.query import Query
+from channelindex.reading.reader import NOW, read_pages
+from channelindex.stores.base import IndexReader
+
+Result = TypeVar("Result")
+
+
+class InThreads(Protocol):
+    """Runs functions in threads."""
+
+    async def __call__(self, function: Callable[[], Result]) -> Result:
+        """Return what *function* returns in a thread."""
+        ...
+
+
+class Part(NamedTuple):
+    """An answer, and the token `before` it: the last one that the follower had, or one that is as good."""
+
+    before: str | None
+    page: Changes
+
+
+class Following:
+    """A follower of *hub* that asks for *query* and begins after *since*. `leave` it when done.
+
+    Who reads slowly holds up nobody, and nothing is queued for it. `seen_at` is when the hub saw the news that is being
+    told, monotonic; None while they are read from the index.
+    """
+
+    def __init__(self, hub: Hub, store: IndexReader, in_threads: InThreads, query: Query, since: str | None) -> None:
+        self.query = query
+        self._hub = hub
+        self._store = store
+        self._in_threads = in_threads
+        self._since = since
+        self._progress = 0
+        self._is_at_hub = False
+        self._has_left = False
+        self._follower = hub.join(query.channels)
+        self.seen_at: float | None = None
+        if since == NOW and hub.is_fresh:
+            assert hub.view is not None, "it would not be fresh"
+            self._since, self._progress = position(hub.view, query), hub.view.progress
+        if self._since is not None and self._since != NOW:
+            self._is_at_hub = hub.settle(self._follower, query, self._since)
+
+    def move(self, page: Changes) -> None:
+        """Go on after *page*, which was read otherwise."""
+        self._since, self._progress = page.since, page.progress
+        self._is_at_hub = self._hub.settle(self._follower, self.query, page.since)
+
+    @property
+    def place(self) -> tuple[int, str | None]:
+        """`Changes.progress` and the token of where the follower is, the newest that are known."""
+        if self._is_at_hub and self.is_up_to_date:
+            assert self._hub.view is not None, "nobody is where there is nothing"
+            return self._hub.view.progress, position(self._hub.view, self.query)
+        return self._progress, self._since
+
+    @property
+    def has_to_read(self) -> bool:
+        """True if `news` reads the index, which takes time."""
+        return self._follower.base is None
+
+    @property
+    def is_up_to_date(self) -> bool:
+        """True while nothing is known to be news."""
+        return not self._follower.news.is_set()
+
+    async def wait(self, timeout_s: float | None = None) -> bool:
+        """Wait for news, at most *timeout_s*; true if there may be some, or somebody has called `wake`."""
+        if self.is_up_to_date:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout_s):
+                    await self._follower.news.wait()
+        return not self.is_up_to_date
+
+    def wake(self) -> None:
+        """End a `wait` without news."""
+        self._follower.lose()
+
+    async def news(self, limit: int | None) -> AsyncGenerator[Part, None]:
+        """Yield what came up to the hub's view, *limit* documents a page; at least one page, which may be empty.
+
+        Raises:
+            See `ChangesReader.changes`, and whatever has ended the hub.
+        """
+        view = await self._hub.fresh()
+        base = self._follower.base
+        self._follower.news.clear()  # from here on, for what is newer than the view
+        self._is_at_hub = False
+        kept = None if base is None else self._hub.from_memory(self.query, base, limit)
+        self.seen_at = None
+        if kept is None:
+            pages = await self._read(view, limit)
+            while page := await self._in_threads(lambda: next(pages, None)):
+                yield self._moved_to(self._since, page)
+        else:
+            self.seen_at = view.at
+            before: str | None = kept.begin
+            for page in kept.pages:
+                yield self._moved_to(before, page)
+                before = page.since
+        self._is_at_hub = self._since == position(view, self.query)
+
+    def _moved_to(self, before: str | None, page: Changes) -> Part:
+        self._since, self._progress = page.since, page.progress
+        return Part(before, page)
+
+    async def _read(self, view: HubView, limit: int | None) -> Iterator[Changes]:
+        query, since = self.query, self._since
+        try:
+            return await self._in_threads(lambda: read_pages(self._store, view.snapshot, query, since, limit))
+        except BaseException:
+            self._follower.lose()
+            raise
+
+    def leave(self) -> None:
+        """Tell the hub that nobody follows here any more. May be called twice."""
+        if not self._has_left:
+            self._has_left = True
+            self._hub.leave(self._follower)

@@ -1,0 +1,127 @@
+"""Answers `_changes`: in one piece, or for as long as the client stays."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import NamedTuple
+
+from channelindex.reading.async_reader import AsyncChangesReader
+from channelindex.reading.query import Query
+from channelindex.reading.reader import NOW
+from workers.serving import rows
+from workers.serving.counters import Counters
+from workers.serving.http_error import Headers
+from workers.serving.http_exchange import JSON, Exchange
+from workers.serving.live import LIVE, LiveAnswer, OpenFeed
+from workers.serving.request import FeedKind, FeedRequest
+from workers.serving.scans import Scans, is_kept
+from workers.serving.whole import WholeAnswer
+
+VARY = (b"vary", b"Authorization, Cookie")
+
+
+class Asked(NamedTuple):
+    """A request whose channels are granted; `grants` names whose they are, for the ETag."""
+
+    request: FeedRequest
+    query: Query
+    grants: str
+
+
+class Feeds:
+    """Answers requests from the index that *reader* reads."""
+
+    def __init__(self, reader: AsyncChangesReader, scans: Scans, counters: Counters) -> None:
+        self._reader = reader
+        self._scans = scans
+        self._counters = counters
+        self._cache = rows.RowCache()
+
+    async def normal(self, exchange: Exchange, asked: Asked) -> None:
+        """Answer with what there is now.
+
+        Raises:
+            ChannelIndexError, HttpError: before the answer has begun.
+        """
+        request = asked.request
+        if request.since == NOW or (request.since and is_kept(request.limit)):  # may be of an earlier read
+            await self._write(exchange, asked, await self._read(asked), LIVE[0], VARY)
+            return
+        tag = _etag(await self._reader.stable_counter(), asked)
+        if tag[1] == exchange.headers.get(b"if-none-match"):
+            await exchange.begin(HTTPStatus.NOT_MODIFIED, *_cached(tag))
+            await exchange.end()
+            return
+        await self._write(exchange, asked, await self._read(asked), *_cached(tag))
+
+    async def live(self, exchange: Exchange, asked: Asked, opened: Callable[[OpenFeed], None]) -> None:
+        """Answer with what there is and what comes, as a longpoll, line by line, or as events.
+
+        *opened* is given what can end it.
+
+        Raises:
+            ChannelIndexError, HttpError: before the answer has begun.
+        """
+        request = asked.request
+        following = self._reader.following(asked.query, request.since)
+        feed = OpenFeed(following)
+        opened(feed)
+        exchange.connection.on_lost = feed.end
+        n_followers = self._counters.followers.labels(request.feed.value)
+        n_followers.inc()
+        try:
+            if request.feed is not FeedKind.LONGPOLL or not await self._has_answered(exchange, asked, feed):
+                await LiveAnswer(exchange, request, feed, self._cache, self._counters).run()
+        finally:
+            n_followers.dec()
+            following.leave()
+
+    async def _has_answered(self, exchange: Exchange, asked: Asked, feed: OpenFeed) -> bool:
+        """Answer a longpoll as `normal` does, if there is something; what is left serves its next page."""
+        if feed.following.is_up_to_date or asked.request.since == NOW:
+            return False
+        answer = await self._read(asked)
+        if not answer.n_rows:
+            feed.following.move(answer.page)
+            return False
+        await self._write(exchange, asked, answer, *LIVE)
+        return True
+
+    async def _read(self, asked: Asked) -> WholeAnswer:
+        """Read what is asked for, and make the first chunk of it."""
+        request = asked.request
+        began = time.monotonic()
+        parts = await self._scans.read(asked.query, request.since, request.limit)
+        return await self._reader.compute(lambda: WholeAnswer(request, parts, began))
+
+    async def _write(
+        self, exchange: Exchange, asked: Asked, answer: WholeAnswer, *headers: tuple[bytes, bytes]
+    ) -> None:
+        await exchange.begin(rows.OK, JSON, *headers, (b"server-timing", b"read;dur=%.1f" % answer.made_in_ms))
+        await exchange.write(rows.HEAD + answer.first)
+        while not answer.is_done:
+            await exchange.write(await self._reader.compute(answer.chunk))
+        await exchange.end(answer.end())
+        self._counters.rows.labels(asked.request.feed.value).inc(answer.n_rows)
+
+    async def only_count(self, exchange: Exchange, asked: Asked) -> None:
+        """Answer limit=0: no row, but where the client is, and how many follow."""
+        since = asked.request.since
+        page = next(await self._reader.parts(asked.query, since, 1, 1))
+        n_pending = page.pending + len(page.entries)
+        token = since if n_pending else page.since
+        body = rows.HEAD + rows.array_end(page.progress, token, n_pending, is_empty=True)
+        await exchange.answer(rows.OK, body, JSON, LIVE[0], VARY)
+
+
+def _cached(tag: tuple[bytes, bytes]) -> Headers:
+    """The headers of an answer that the client may keep, and ask whether it is still true."""
+    return VARY, (b"cache-control", b"private, no-cache"), tag
+
+
+def _etag(counter: int, asked: Asked) -> tuple[bytes, bytes]:
+    request = asked.request
+    what = (counter, asked.query.channels, asked.query.asked, asked.query.active_only, asked.grants)
+    told = repr((*what, request.since, request.limit, request.seq_interval))
+    return b"etag", b'"%s"' % hashlib.blake2b(told.encode(errors="surrogatepass"), digest_size=12).hexdigest().encode()

@@ -1,0 +1,202 @@
+"""An answer that stays open: tells what comes as it comes, and a heartbeat where nothing does."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing, suppress
+
+from channelindex.errors import TokenAhead, Transient
+from channelindex.reading.following import Following, Part
+from channelindex.reading.patience import Patience
+from workers.serving import rows
+from workers.serving.counters import Counters
+from workers.serving.http_error import Headers
+from workers.serving.http_exchange import JSON, Exchange
+from workers.serving.request import FeedKind, FeedRequest
+
+DEFAULT_TIMEOUT_S = 60.0
+EVENT_HEARTBEAT_S = 30.0
+"""Of an event stream for which none was asked: browsers cannot, and proxies cut connections that are silent."""
+FIRST_READ_S = 1.0
+"""A feed's first read is waited for so long, so that an error in it has a status; then the answer begins without it."""
+LIVE: Headers = ((b"cache-control", b"private, no-store"), (b"x-accel-buffering", b"no"))
+_EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
+_OPENING = {FeedKind.LONGPOLL: rows.HEAD, FeedKind.CONTINUOUS: b"", FeedKind.EVENTSOURCE: b"retry: 2000\n\n"}
+_HEARTBEAT = {
+    FeedKind.LONGPOLL: b"\n",
+    FeedKind.CONTINUOUS: b"\n",
+    FeedKind.EVENTSOURCE: b"event: heartbeat\ndata: \n\n",
+}
+
+
+class OpenFeed:
+    """A feed that is open, as others see it who may have to end it."""
+
+    def __init__(self, following: Following) -> None:
+        self.following = following
+        self._ending = asyncio.Event()
+
+    @property
+    def is_ending(self) -> bool:
+        """True once `end` was called."""
+        return self._ending.is_set()
+
+    async def ended(self, timeout_s: float) -> None:
+        """Wait until it is to end, at most *timeout_s*."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._ending.wait()
+
+    def end(self) -> None:
+        """Have it end as soon as it can, in good order."""
+        self._ending.set()
+        self.following.wake()
+
+
+class LiveAnswer:
+    """One answer to *request*, by *exchange*, of what *feed* follows."""
+
+    def __init__(
+        self, exchange: Exchange, request: FeedRequest, feed: OpenFeed, cache: rows.RowCache, counters: Counters
+    ) -> None:
+        self._exchange = exchange
+        self._request = request
+        self._feed = feed
+        self._following = feed.following
+        self._cache = cache
+        self._wake_seconds = counters.wake_seconds
+        self._rows = counters.rows.labels(request.feed.value)
+        self._left = request.limit
+        self._n_rows = 0
+        self._pending = 0
+        self._is_caught_up = False
+        self._told_at = time.monotonic()
+        by_default = EVENT_HEARTBEAT_S if request.feed is FeedKind.EVENTSOURCE and request.timeout_s is None else None
+        self._heartbeat_s = request.heartbeat_s or by_default
+        self._timeout_s = DEFAULT_TIMEOUT_S if request.timeout_s is None else request.timeout_s
+
+    async def run(self) -> None:
+        """Write all of it.
+
+        Raises:
+            ChannelIndexError: the index cannot be read. A store that is away is waited for, once the answer has begun.
+            Gone: the client has gone.
+        """
+        patience = Patience()
+        while not (self._feed.is_ending or self._is_full()):
+            try:
+                if not self._following.is_up_to_date:
+                    await self._tell_news()
+                    patience.reset()
+                await self.begin()
+                if not (self._is_full() or await self._wait()):
+                    break
+            except (Transient, TokenAhead) as error:
+                if not self._exchange.has_begun:
+                    raise
+                await self._pause(patience.pause_after(error))
+        await self.begin()
+        await self._exchange.end(self._end())
+
+    async def begin(self) -> None:
+        """Send what comes before all rows, if it is not sent."""
+        if not self._exchange.has_begun:
+            kind = _EVENTS if self._request.feed is FeedKind.EVENTSOURCE else JSON
+            await self._exchange.begin(rows.OK, kind, *LIVE)
+            await self._exchange.write(_OPENING[self._request.feed])
+
+    async def _tell_news(self) -> None:
+        async with aclosing(self._following.news(self._page_size())) as news:
+            while part := await self._next(news):
+                self._pending = part.page.pending
+                if part.page.entries:
+                    await self.begin()
+                    await self._tell(part)
+                if self._left == 0 or self._feed.is_ending:
+                    return
+        if not self._is_caught_up:
+            await self._catch_up()
+
+    async def _catch_up(self) -> None:
+        """From here on deletions are told, also where a client that began with nothing was not to get them."""
+        self._is_caught_up = True
+        self._following.query = self._following.query._replace(active_only=False)
+        if self._request.feed is FeedKind.EVENTSOURCE:
+            await self.begin()
+            await self._exchange.write(b"event: up-to-date\ndata: \n\n")
+
+    async def _next(self, news: AsyncGenerator[Part, None]) -> Part | None:
+        """The next part; meanwhile heartbeats."""
+        if not self._following.has_to_read and self._exchange.has_begun:
+            return await anext(news, None)
+        task = asyncio.ensure_future(anext(news, None))
+        try:
+            while not task.done():
+                timeout_s = (self._heartbeat_s or DEFAULT_TIMEOUT_S) if self._exchange.has_begun else FIRST_READ_S
+                done, _ = await asyncio.wait({task}, timeout=timeout_s)
+                if not done:
+                    await (self._beat() if self._exchange.has_begun else self.begin())
+        finally:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+        return task.result()
+
+    async def _tell(self, part: Part) -> None:
+        feed, n_before = self._request.feed, self._n_rows
+        self._n_rows += len(part.page.entries)
+        self._left = None if self._left is None else self._left - len(part.page.entries)
+        if feed is FeedKind.LONGPOLL:
+            made = rows.rows_of(part, n_before, self._request.seq_interval)
+            content = rows.as_array(made, is_first=not n_before)
+        elif self._following.seen_at is not None:
+            content = self._cache.render(part, feed)
+            self._wake_seconds.observe(time.monotonic() - self._following.seen_at)
+        else:
+            content = rows.render(part, feed)
+        self._rows.inc(len(part.page.entries))
+        await self._exchange.write(content)
+        self._told_at = time.monotonic()
+
+    async def _wait(self) -> bool:
+        """Wait for news; false once there were none for as long as the client waits."""
+        if self._heartbeat_s is not None:
+            if not await self._following.wait(self._heartbeat_s):
+                await self._beat()
+            return True
+        left_s = self._told_at + self._timeout_s - time.monotonic()
+        return left_s > 0 and await self._following.wait(left_s)
+
+    async def _pause(self, pause_s: float) -> None:
+        """Pause for a store that is away."""
+        await self._feed.ended(pause_s)
+        if self._heartbeat_s is not None and time.monotonic() - self._told_at >= self._heartbeat_s:
+            await self._beat()
+
+    async def _beat(self) -> None:
+        await self._exchange.write(_HEARTBEAT[self._request.feed])
+        self._told_at = time.monotonic()
+
+    def _page_size(self) -> int:
+        """Documents between full tokens: of a limit a part without a rest, so that a page can end at it."""
+        left = self._left
+        if left is None or left % rows.PART == 0:
+            return rows.PART
+        return left if left < rows.PART else _part_of(left)
+
+    def _is_full(self) -> bool:
+        return self._left == 0 or (self._request.feed is FeedKind.LONGPOLL and self._n_rows > 0)
+
+    def _end(self) -> bytes:
+        progress, token = self._following.place
+        match self._request.feed:
+            case FeedKind.LONGPOLL:
+                return rows.array_end(progress, token, self._pending, is_empty=not self._n_rows)
+            case FeedKind.CONTINUOUS:
+                return rows.line_end(progress, token, self._pending)
+        return b""
+
+
+def _part_of(limit: int) -> int:
+    """The first size from `PART` on of which *limit* is a multiple."""
+    return next(size for size in range(rows.PART, limit + 1) if limit % size == 0)

@@ -1,0 +1,133 @@
+"""Writes changes as the lines of a feed. Pure."""
+
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import NamedTuple
+
+import msgspec
+
+from channelindex.reading.following import Part
+from workers.serving.request import FeedKind
+
+PART = 100
+"""Rows from one full token to the next: as many come again at most when a client continues between them."""
+MAX_RENDERED = 256
+"""Answers whose bytes are remembered for those who ask the same."""
+OK = HTTPStatus.OK
+HEAD = b'{"results":[\n'
+_encode = msgspec.json.Encoder().encode
+
+
+class _Rev(msgspec.Struct):
+    rev: str
+
+
+class FeedRow(msgspec.Struct, omit_defaults=True):
+    """One line of a feed."""
+
+    seq: str | None
+    id: str
+    changes: tuple[_Rev]
+    deleted: bool = False
+    removed: tuple[str, ...] = ()
+    channels: tuple[str, ...] = ()
+
+
+def seq_of(progress: int, token: str | None) -> str:
+    """A `seq` or `last_seq`: for people, and for the next `since`."""
+    return f"{progress}-{token}" if token else "0"
+
+
+def rows_of(part: Part, begun: int = 0, interval: int | None = None) -> list[FeedRow]:
+    """The rows of *part*, before which an answer has *begun* with so many.
+
+    The last one has a token; the others the one before them, and how many rows ago that was. With *interval*, only
+    every so many rows have a `seq` at all.
+    """
+    page, before = part.page, part.before or "0"
+    last = len(page.entries)
+    return [
+        FeedRow(
+            seq_of(page.progress, page.since)
+            if number == last
+            else None
+            if interval and (begun + number) % interval
+            else f"{page.progress}-{before}.{number}",
+            entry.id,
+            (_Rev(entry.rev),),
+            entry.deleted,
+            entry.left,
+            entry.channels,
+        )
+        for number, entry in enumerate(page.entries, start=1)
+    ]
+
+
+def as_array(rows: Sequence[FeedRow], *, is_first: bool) -> bytes:
+    """*rows* in the array of `results`, after others unless *is_first*."""
+    if not rows:
+        return b""
+    lines = b",\n".join([_encode(row) for row in rows])
+    return lines if is_first else b",\n" + lines
+
+
+def as_lines(rows: Sequence[FeedRow]) -> bytes:
+    """*rows* as a continuous feed has them."""
+    return b"".join([_encode(row) + b"\n" for row in rows])
+
+
+def as_events(rows: Sequence[FeedRow]) -> bytes:
+    """*rows* as an event stream has them."""
+    events = [(row.seq, _encode(row)) for row in rows]
+    return b"".join(
+        [
+            b"id: %s\nevent: message\ndata: %s\n\n" % (seq.encode(), line) if seq else b"data: %s\n\n" % line
+            for seq, line in events
+        ]
+    )
+
+
+def array_end(progress: int, token: str | None, pending: int, *, is_empty: bool) -> bytes:
+    """Return the end of an object that `HEAD` began."""
+    return b"%s],\n%s\n" % (b"" if is_empty else b"\n", _summary(progress, token, pending)[1:])
+
+
+def line_end(progress: int, token: str | None, pending: int) -> bytes:
+    """The last line of a continuous feed."""
+    return _summary(progress, token, pending) + b"\n"
+
+
+def _summary(progress: int, token: str | None, pending: int) -> bytes:
+    return _encode({"last_seq": seq_of(progress, token), "pending": pending})
+
+
+def render(part: Part, feed: FeedKind) -> bytes:
+    """*part* as a *feed* that is live has it."""
+    rows = rows_of(part)
+    return as_events(rows) if feed is FeedKind.EVENTSOURCE else as_lines(rows)
+
+
+class Rendered(NamedTuple):
+    """The bytes of one answer; `part` keeps what they were made of, whose identity is their name."""
+
+    part: Part
+    content: bytes
+
+
+class RowCache:
+    """Remembers the bytes of the newest answers: all followers of a channel are told the same."""
+
+    def __init__(self) -> None:
+        self._by_identity: dict[tuple[int, str | None, FeedKind], Rendered] = {}
+
+    def render(self, part: Part, feed: FeedKind) -> bytes:
+        """See the function."""
+        key = id(part.page), part.before, feed
+        known = self._by_identity.get(key)
+        if known is not None:
+            return known.content
+        content = render(part, feed)
+        while len(self._by_identity) >= MAX_RENDERED:
+            self._by_identity.pop(next(iter(self._by_identity)))
+        self._by_identity[key] = Rendered(part, content)
+        return content

@@ -1,0 +1,118 @@
+"""Runs the service until it is stopped."""
+
+import asyncio
+import ipaddress
+import os
+import signal
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import uvloop
+
+from channelindex import exits, logs
+from channelindex.errors import ConfigInvalid
+from channelindex.reading.async_reader import AsyncChangesReader
+from channelindex.settings import Config
+from channelindex.stores import open_reader
+from channelindex.stores.pool import ReaderPool
+from workers.node.notify import Notifier
+from workers.serving.app import App
+from workers.serving.grants import Grants
+from workers.serving.listener import Listener
+from workers.telemetry.monitor import listen_address
+
+_log = logs.get("serve")
+
+
+def run_service(config: Config, announce: Callable[[str], None]) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit code. *announce* is called with the address, once it is served.
+
+    Raises:
+        ConfigInvalid: a setting is wrong, or would let strangers in.
+        StoreUnavailable, IndexMissing: there is no index to serve.
+    """
+    check_exposure(config)
+    return uvloop.run(_serve(config, announce))
+
+
+def check_exposure(config: Config) -> None:
+    """Refuse to serve strangers.
+
+    Raises:
+        ConfigInvalid: an address is none of loopback, and nothing says who may read what.
+    """
+    settings = config.serve
+    if not settings.listen:
+        raise ConfigInvalid("serve.listen is empty: there is nothing to serve on")
+    for key, text in (("tls_key_file", settings.tls_key_file), ("tls_client_ca_file", settings.tls_client_ca_file)):
+        if text and not settings.tls_cert_file:
+            raise ConfigInvalid(f"serve.{key} is set without serve.tls_cert_file")
+    if not settings.tokens_file and not is_loopback(settings.listen):
+        raise ConfigInvalid(
+            f"serve.listen = {settings.listen} is not on loopback, and without serve.tokens_file everybody may read "
+            "everything: make one with `channelindex token new`"
+        )
+
+
+def is_loopback(address: str) -> bool:
+    """True if only programs of this machine reach *address*."""
+    host, _ = listen_address(address)
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+async def _serve(config: Config, announce: Callable[[str], None]) -> int:
+    settings = config.serve
+    grants = Grants(Path(settings.tokens_file)) if settings.tokens_file else None
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(signum, stopped.set)
+    async with AsyncExitStack() as stack:
+        reader = _open(config)
+        await stack.enter_async_context(reader)
+        meta = await reader.meta()
+        app = App(config, reader, grants)
+        addresses = [settings.listen, *filter(None, [settings.operator_listen])]
+        listeners = [Listener(app, *listen_address(address), settings) for address in addresses]
+        tasks = [await listener.listen() for listener in listeners]
+        app.operator_port = listeners[1].config.port if settings.operator_listen else None
+        notifier = Notifier(os.environ)
+        watchers = [asyncio.create_task(app.watch_grants()), asyncio.create_task(_feed_watchdog(notifier))]
+        _log.info("serve.started", index=config.index.name, index_uuid=meta.index_uuid, url=listeners[0].url)
+        announce(listeners[0].url)
+        notifier.ready(f"serves {config.index.name} on {listeners[0].url}")
+        await _until_stopped(stopped, tasks)
+        notifier.stopping()
+        app.stop()
+        for listener in listeners:
+            listener.should_exit = True
+        await asyncio.gather(*tasks)
+        for watcher in watchers:
+            watcher.cancel()
+        await asyncio.wait(watchers)
+    _log.info("serve.ended")
+    return exits.OK
+
+
+async def _until_stopped(stopped: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
+    waiting = asyncio.create_task(stopped.wait())
+    await asyncio.wait({waiting, *tasks}, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+
+
+async def _feed_watchdog(notifier: Notifier) -> None:
+    """Tell systemd that the event loop turns."""
+    while notifier.watchdog_interval_s is not None:
+        notifier.watchdog()
+        await asyncio.sleep(notifier.watchdog_interval_s)
+
+
+def _open(config: Config) -> AsyncChangesReader:
+    n_threads = config.serve.scans
+    first = open_reader(config.index, config.node.run_dir)
+    pool = ReaderPool(lambda: open_reader(config.index, config.node.run_dir), n_threads + 1, first)
+    return AsyncChangesReader(pool, n_threads)
