@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from channelindex.errors import IndexCorrupt, StaleEpoch
 from channelindex.model import ORIGIN, Checkpoint
+from channelindex.timeline import Moment
 
 NO_BOUND = (1 << 64) - 1
 
@@ -169,6 +170,36 @@ def has_begun(
         return False
     starts = record.history[-1].starts
     return all(starts[vb - record.first_vb] <= checkpoint.seqno for vb, checkpoint in (rollback or {}).items())
+
+
+def keeps_any(record: PartitionRecord, rollback: Mapping[int, Checkpoint]) -> bool:
+    """True if `begin` with *rollback* would leave anything of what *record* says is stable."""
+    return any(
+        min(stable, rollback[vb].seqno if vb in rollback else stable)
+        for vb, stable in zip(record.vbuckets, record.stable, strict=True)
+    )
+
+
+def fall_back(whole: PartitionRecord, moments: Sequence[Moment]) -> dict[int, Checkpoint]:
+    """The checkpoints at the newest of *moments*, ascending, by vbucket: the *rollback* of `begin` after a loss.
+
+    *whole* is the partition's whole record. Of a vbucket that a later start took back below a moment, an older moment
+    is true, or the beginning. A vbucket that is not further yet is left out.
+    """
+    bounds = Bounds(whole)
+    lowered: dict[int, Checkpoint] = {}
+    for index, (vb, stable) in enumerate(zip(whole.vbuckets, whole.stable, strict=True)):
+        known = ((moment.epoch, moment.checkpoints[index]) for moment in reversed(moments))
+        true = next((at for epoch, at in known if at.seqno <= bounds.bound(epoch, vb)), ORIGIN)
+        if true.seqno < stable:
+            lowered[vb] = true
+    return lowered
+
+
+def lower_of(one: Mapping[int, Checkpoint], other: Mapping[int, Checkpoint]) -> dict[int, Checkpoint]:
+    """Per vbucket the checkpoint of the lower seqno of two rollbacks."""
+    both = one.keys() & other.keys()
+    return {**one, **other, **{vb: min(one[vb], other[vb], key=lambda each: each.seqno) for vb in both}}
 
 
 def advance(

@@ -9,7 +9,7 @@ was not stable, whatever the moment says.
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from channelindex.model import Checkpoint
@@ -46,6 +46,19 @@ def newest_before(moments: Sequence[Moment], time_ms: int) -> Moment | None:
     """The newest of *moments*, which are ascending, that is not after *time_ms*; None where none is."""
     n_before = bisect_right(moments, time_ms, key=lambda moment: moment.time_ms)
     return moments[n_before - 1] if n_before else None
+
+
+def surviving(moments: Sequence[Moment], marks_by_slot: Sequence[Mapping[int, int]]) -> Sequence[Moment]:
+    """*moments*, ascending, up to the newest whose mark every slot still has; none where there is no such.
+
+    *marks_by_slot* are the newest numbers that each slot has, by epoch. What was stable at that moment is all there,
+    and so is what was stable before it.
+    """
+    for n_left in range(len(moments), 0, -1):
+        _, epoch, mark, _ = moments[n_left - 1]
+        if mark and all(marks.get(epoch, 0) >= mark for marks in marks_by_slot):
+            return moments[:n_left]
+    return ()
 
 
 def next_time(times_ms: Sequence[int], now_ms: int) -> int:

@@ -109,3 +109,23 @@ def test_a_node_follows_an_address_that_was_handed_over(tmp_path, bucket):
 
         with site.node:
             site.suffer(move)
+
+
+def test_a_node_outlives_a_master_whose_file_lost_its_end(tmp_path, bucket):
+    """What was stable is gone, and nobody but the marks in that master's slots knows since when."""
+    with ClusterOfThree(append_only=True) as cluster:
+        site = Site(tmp_path, bucket, cluster.url)
+        records = cluster.owner_of(cluster.nodes[0].execute_command("CLUSTER", "KEYSLOT", "{i}"))
+        number = (records + 1) % N_MASTERS
+
+        def lose() -> None:
+            size = cluster.append_file_size(number)
+            site.save()
+            await_stable(cluster.url, bucket)
+            cluster.kill(number)
+            cluster.tear_append_file(number, size)
+            cluster.restart(number)
+
+        with site.node:
+            site.suffer(lose)
+        assert "store.went_back" in site.node.log.read_text()

@@ -55,6 +55,7 @@ class Users:
     def advance(self) -> None:
         """Move the stable clock over what was written."""
         eventually(lambda: self.owner.advance(self.epoch, checkpoints({0: self.seqno})))
+        eventually(lambda: self.owner.note_moments(self.epoch, [0], time.time()))
 
     def find_the_store_again(self) -> None:
         """Write, begin a new epoch, advance and wait for it: all that a running node and its readers do."""

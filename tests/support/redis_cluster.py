@@ -1,5 +1,6 @@
 """A real Redis Cluster of three masters on loopback, with replicas or without, of the server that all tests use."""
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -86,6 +87,11 @@ class ClusterOfThree:
         """Wait until node *number* replicates, and its master knows it."""
         until(lambda: b"master_link_status:up" in self.nodes[number].execute_command("INFO", "replication"))
 
+    def await_offset(self, number: int) -> None:
+        """Wait until the replica of node *number* has acknowledged all that this has written."""
+        master = self.nodes[number]
+        until(lambda: master.execute_command("WAIT", 1, 0) == 1)
+
     def await_agreement(self, gone: int) -> None:
         """Wait until all nodes beyond *gone* agree that the cluster works."""
         for node in self.nodes[gone + 1 :]:
@@ -107,6 +113,20 @@ class ClusterOfThree:
     def start_again(self, number: int) -> None:
         """Start node *number* again, with what it has on disk."""
         self._processes[number] = self._launch(self.ports[number])
+
+    def append_file_size(self, number: int) -> int:
+        """The size of the append-only file of node *number*, with all that it has acknowledged so far."""
+        until(lambda: b"aof_buffer_length:0" in self.nodes[number].execute_command("INFO", "persistence"))
+        return self._append_file(number).stat().st_size
+
+    def tear_append_file(self, number: int, size: int) -> None:
+        """Cut the file of node *number*, which was killed, to *size*: what came later was not on disk yet."""
+        assert size < self._append_file(number).stat().st_size, "nothing came later"
+        os.truncate(self._append_file(number), size)
+
+    def _append_file(self, number: int) -> Path:
+        folder = self.folder(number)
+        return max((*folder.glob("appendonlydir/*.incr.aof"), *folder.glob("*.aof")))
 
     def await_promotion(self, number: int) -> None:
         """Wait until node *number* is a master, and a node that lives knows it."""
@@ -151,9 +171,12 @@ class ClusterOfThree:
 
     def restart_empty(self, number: int) -> None:
         """Kill node *number* and start it again with its slots and without its keys."""
-        self._processes[number].kill()
-        self._processes[number].wait()
-        self._processes[number] = self._launch(self.ports[number])
+        self.kill(number)
+        self.restart(number)
+
+    def restart(self, number: int) -> None:
+        """Start node *number*, which was killed, before anybody takes its place; wait until the cluster works."""
+        self.start_again(number)
         for node in self.nodes:
             until(lambda node=node: answers(node) and self._agrees(node))
 

@@ -3,9 +3,10 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channelindex import timeline
-from channelindex.model import ORIGIN
-from channelindex.timeline import GAP_SHARE, KEPT_MS, Moment, newest_before, superseded, with_moment
+from channelindex import epochs, timeline
+from channelindex.epochs import EpochStart, PartitionRecord
+from channelindex.model import ORIGIN, Checkpoint
+from channelindex.timeline import GAP_SHARE, KEPT_MS, Moment, newest_before, superseded, surviving, with_moment
 
 
 def _moment(time_ms: int, epoch: int = 1) -> Moment:
@@ -58,3 +59,32 @@ def test_the_moment_for_a_time_is_the_newest_that_is_not_later():
         moments[1],
         moments[2],
     ]
+
+
+def test_what_survives_a_loss_is_what_every_slot_vouches_for():
+    """A mark that followed vouches, too; one of another epoch, and a moment without a mark, do not."""
+    moments = [_moment(1, epoch=5)._replace(mark=3), _moment(2, epoch=5)._replace(mark=4), _moment(3, epoch=6)]
+    assert surviving(moments, [{5: 4}, {5: 9}]) == moments[:2]
+    assert surviving(moments, [{5: 4, 6: 1}, {5: 3}]) == moments[:1]
+    assert surviving(moments, [{5: 4}, {6: 9}]) == ()
+    assert surviving([_moment(1)], [{1: 9}]) == ()
+    assert surviving([], []) == ()
+
+
+def test_a_fall_back_goes_behind_what_a_later_start_took_back():
+    """Per vbucket: the first was taken back to 4 since the newer moment, the second never."""
+
+    def at(seqno: int) -> Checkpoint:
+        return Checkpoint(1, seqno, seqno, seqno)
+
+    record = PartitionRecord(8, 7, "n1", (at(4), at(9)), (EpochStart(5, (0, 0)), EpochStart(7, (4, 9))))
+    assert epochs.fall_back(record, [Moment(1, 7, 1, (at(4), at(8)))]) == {9: at(8)}
+    older, newer = Moment(1, 5, 1, (at(3), at(6))), Moment(2, 6, 1, (at(8), at(9)))
+    assert epochs.fall_back(record, [older, newer]) == {8: at(3)}
+    assert epochs.fall_back(record, [newer]) == {8: ORIGIN}
+    assert epochs.fall_back(record, [older]) == {8: at(3), 9: at(6)}
+
+
+def test_of_two_rollbacks_the_lower_counts():
+    low, high = Checkpoint(1, 3), Checkpoint(2, 5)
+    assert epochs.lower_of({0: low, 1: high, 2: low}, {0: high, 1: low, 3: high}) == {0: low, 1: low, 2: low, 3: high}

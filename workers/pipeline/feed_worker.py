@@ -269,6 +269,7 @@ class FeedWorker:
         self._stable.update((vb, checkpoint.seqno) for vb, checkpoint in checkpoints.items())
         self._builder.begin(checkpoints)
         self._outbox.begin(epoch, self._store.servers())
+        self._is_noted = False
         self._stats.set(epoch=epoch)
         self._feed.add(checkpoints)
         partitions = sorted(record.first_vb // self._width for record in records)

@@ -1,7 +1,8 @@
 -- Replaces a partition record if it is still the one that the new one was made from.
 -- KEYS   1: partition record; 2: its archive; 3: stable view
 -- ARGV   1: expected v; then the new 2: epoch, 3: owner, 4: ck, 5: hist, 6: archived, 7: through, 8: restart; 9: what
---        moves to the archive; 10: where the partition's part of the stable view begins; 11: that part
+--        moves to the archive; 10: where the partition's part of the stable view begins; 11: that part; 12: digest
+--        of the servers that have all up to ck
 -- reply  1 if it was replaced, 0 if somebody changed it meanwhile, -1 if the stable view is missing
 -- atomic the comparison and the replacement, with archive and stable view
 if redis.call('HGET', KEYS[1], 'v') ~= ARGV[1] then
@@ -15,6 +16,6 @@ if ARGV[9] ~= '' then
 end
 redis.call('HINCRBY', KEYS[1], 'v', 1)
 redis.call('HSET', KEYS[1], 'epoch', ARGV[2], 'owner', ARGV[3], 'ck', ARGV[4], 'hist', ARGV[5], 'archived', ARGV[6],
-  'through', ARGV[7], 'restart', ARGV[8])
+  'through', ARGV[7], 'restart', ARGV[8], 'servers', ARGV[12])
 redis.call('SETRANGE', KEYS[3], ARGV[10], ARGV[11])
 return 1

@@ -63,5 +63,9 @@ class Keys:
         """The prefix of all keys of the channels of *slot*. No key is named so: it routes a script."""
         return f"{self.prefix}{{{slot}}}:"
 
+    def marks(self, slot: int) -> str:
+        """The marks of owners in *slot*."""
+        return f"{self.slot(slot)}m"
+
     def _slot(self, channel: str) -> str:
         return self.slot(slot_of(channel))

@@ -14,17 +14,27 @@ from channelindex.stores import records
 from channelindex.stores.base import OwnerStore, Quarantined, Restored
 from channelindex.stores.meta import check_meta, decode_meta, encode_meta, lost_meta, lost_record
 from channelindex.stores.redis.keys import Keys
+from channelindex.stores.redis.losses import fall_back_all
+from channelindex.stores.redis.marks import SWEEP_INTERVAL, MarkSetter, sweep_marks
 from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record, read_meta
 from channelindex.stores.redis.restoring import restore
 from channelindex.stores.redis.servers import ask_servers, digest_of, refuse_eviction
 from channelindex.stores.redis.store_link import open_link
-from channelindex.stores.redis.timelines import TimelineWriter
+from channelindex.stores.redis.timelines import TimelineWriter, read_epochs
 
 ASK_INTERVAL_S = 1.0
 """Time for which the identity of the servers is assumed unchanged."""
 
 _BEGIN_ATTEMPTS = 20
 """Lost comparisons before `begin` gives up: each means that another owner changed the record within a round trip."""
+
+
+class _FoundRecord(NamedTuple):
+    """A record as it is, its version, and the digest of the servers in which its checkpoints are known to be."""
+
+    version: bytes
+    servers: int
+    record: PartitionRecord
 
 
 class _Successor(NamedTuple):
@@ -52,7 +62,8 @@ class RedisOwner(OwnerStore):
     """`OwnerStore` in Redis.
 
     Redis may forget its newest writes when it restarts or fails over: blocks, of which our caller knows that they were
-    written, among them. So the stable clock moves only as long as the Redis that we met first goes on.
+    written, among them. So the stable clock moves only as long as the Redis goes on in which our first epoch began. One
+    Redis forgets the record with them; of a cluster, an epoch begins where all servers have what the record says.
     """
 
     def __init__(self, url: str, index_name: str, *, allow_eviction: bool = False) -> None:
@@ -60,9 +71,12 @@ class RedisOwner(OwnerStore):
         self._keys = Keys(index_name)
         self._link = open_link(url, OutcomeUnknown, reconnects=False)
         self._timelines = TimelineWriter(self._link, self._keys)
+        self._marks = MarkSetter(self._link, self._keys)
         self._known: _Known | None = None
+        self._has_begun = False
         self._allow_eviction = allow_eviction
         self._first_servers = 0
+        """Those in which our first epoch began; 0 before."""
         self._servers = 0
         self._identified_session = -1
         self._ask_again_at = 0.0
@@ -104,21 +118,29 @@ class RedisOwner(OwnerStore):
         owner: str,
         only_if: int | None = None,
     ) -> list[PartitionRecord]:
-        """See `OwnerStore.begin_all`. Two round trips, as long as nobody else changes one of the records."""
-        self._identify_server()
+        """See `OwnerStore.begin_all`. Three round trips, as long as nobody else changes one of the records.
+
+        Raises:
+            OwnershipLost: Redis restarted or failed over since this instance began another epoch.
+            IndexCorrupt: it did since the record was begun, and nothing that is old enough is known of a partition.
+        """
+        self._begin_in_present_servers()
         begun: dict[int, PartitionRecord] = {}
         for _ in range(_BEGIN_ATTEMPTS):
             waiting = [partition for partition in rollbacks if partition not in begun]
             if not waiting:
                 return [begun[partition] for partition in rollbacks]
             wanted: dict[int, _Successor] = {}
-            for partition, (version, record) in zip(waiting, self._records(waiting), strict=True):
+            found = dict(zip(waiting, self._records(waiting), strict=True))
+            fallbacks = self._fallbacks(found, rollbacks)
+            for partition, stored in found.items():
                 rollback = rollbacks[partition]
-                if epochs.has_begun(record, epoch, owner, rollback):
-                    begun[partition] = record
-                else:
-                    new = epochs.begin(record, epoch, owner, rollback, only_if, partition)
-                    wanted[partition] = _Successor(version, *epochs.archive_old(new))
+                if partition not in fallbacks and epochs.has_begun(stored.record, epoch, owner, rollback):
+                    begun[partition] = stored.record
+                    continue
+                rollback = epochs.lower_of(rollback, fallbacks.get(partition, {}))
+                new = epochs.begin(stored.record, epoch, owner, rollback, only_if, partition)
+                wanted[partition] = _Successor(stored.version, *epochs.archive_old(new))
             changed = self._replace(wanted)
             begun |= {partition: new.record for partition, new in wanted.items() if partition not in changed}
         raise Transient(
@@ -131,13 +153,8 @@ class RedisOwner(OwnerStore):
         Raises:
             OwnershipLost: Redis restarted or failed over since this instance began; a new epoch has to.
         """
-        if not self._link.spans_slots and any(checkpoints.values()):
-            self._ask_again_at = 0.0  # of those that took the blocks, we may never have talked to any since we began
-        self._identify_server()
-        if not self._is_first_server:
-            raise OwnershipLost(
-                f"epoch {epoch}: the Redis of index.store restarted or failed over, and may have lost what was written"
-            )
+        # of those that took the blocks, we may never have talked to any since we began
+        self._require_first_servers(epoch, asks=not self._link.spans_slots and any(checkpoints.values()))
         known = self._known or self._read_meta()
         keys = [known.partition_keys[partition] for partition in checkpoints]
         offsets = struct.pack(f">{len(keys)}I", *(records.view_bytes(p, known.width) for p in checkpoints))
@@ -157,10 +174,32 @@ class RedisOwner(OwnerStore):
                 raise StaleEpoch(partition, epoch, int(current))
 
     def note_moments(self, epoch: int, partitions: Collection[int], now_s: float) -> None:
-        """See `OwnerStore.note_moments`. Two round trips."""
+        """See `OwnerStore.note_moments`. Two round trips; in a cluster five, for a mark in each slot.
+
+        Raises:
+            OwnershipLost: see `advance`.
+        """
         due = self._timelines.due(epoch, partitions)
-        if due:
-            self._timelines.note((self._known or self._read_meta()).meta, epoch, due, 0, now_s)
+        if not due:
+            return
+        meta = (self._known or self._read_meta()).meta
+        mark = 0 if self._link.spans_slots else self._set_mark(epoch)
+        self._timelines.note(meta, epoch, due, mark, now_s)
+        if mark % SWEEP_INTERVAL == 1:
+            self._sweep_marks(meta)
+
+    def _set_mark(self, epoch: int) -> int:
+        """Set a mark in each slot of the servers in which our first epoch began; what was stable before is in them."""
+        self._require_first_servers(epoch, asks=True)
+        mark = self._marks.set(epoch)
+        self._require_first_servers(epoch, asks=True)
+        self._marks.confirm(mark)
+        return mark
+
+    def _sweep_marks(self, meta: IndexMeta) -> None:
+        partitions = range(meta.n_partitions)
+        present = min(stored.record.epoch for stored in self._records(partitions))
+        sweep_marks(self._link, self._keys, read_epochs(self._link, self._keys, partitions), present)
 
     def quarantine(self, documents: Sequence[Quarantined]) -> None:
         """See `OwnerStore.quarantine`. Repeating it counts them twice."""
@@ -201,14 +240,43 @@ class RedisOwner(OwnerStore):
         if not self._allow_eviction:
             refuse_eviction(servers)
         self._servers = digest_of(servers)
-        self._first_servers = self._first_servers or self._servers
         self._identified_session = self._link.session
         self._ask_again_at = now + ASK_INTERVAL_S
 
-    @property
-    def _is_first_server(self) -> bool:
-        """True if we are connected to the same Redis, with the same history, as at first."""
-        return self._servers == self._first_servers
+    def _begin_in_present_servers(self) -> None:
+        """Ask who the servers are. If nothing was begun by this instance yet, they are those that it begins in."""
+        self._ask_again_at = 0.0
+        self._identify_server()
+        if not self._has_begun:
+            self._first_servers = self._servers
+        elif self._servers != self._first_servers:
+            raise OwnershipLost("the Redis of index.store restarted or failed over since an epoch of ours began")
+
+    def _require_first_servers(self, epoch: int, *, asks: bool) -> None:
+        """Go on only if the servers are those in which our first epoch began; where *asks*, ask them even now."""
+        if asks:
+            self._ask_again_at = 0.0
+        self._identify_server()
+        self._first_servers = self._first_servers or self._servers
+        if self._servers != self._first_servers:
+            raise OwnershipLost(
+                f"epoch {epoch}: the Redis of index.store restarted or failed over, and may have lost what was written"
+            )
+
+    def _fallbacks(
+        self, found: Mapping[int, _FoundRecord], rollbacks: Mapping[int, Mapping[int, Checkpoint]]
+    ) -> Mapping[int, Mapping[int, Checkpoint]]:
+        """The checkpoints up to which all servers of a cluster have everything, of partitions begun in other ones."""
+        if self._link.spans_slots:
+            return {}
+        moved = {
+            partition: stored.record
+            for partition, stored in found.items()
+            if stored.servers != self._servers and epochs.keeps_any(stored.record, rollbacks[partition])
+        }
+        if not moved:
+            return {}
+        return fall_back_all(self._link, self._keys, (self._known or self._read_meta()).meta, moved)
 
     def _read_meta(self) -> _Known:
         return self._know(read_meta(self._link, self._keys, self._index_name))
@@ -219,14 +287,13 @@ class RedisOwner(OwnerStore):
         self._known = _Known(meta, meta.partition_width, keys)
         return self._known
 
-    def _records(self, partitions: Sequence[int]) -> list[tuple[bytes, PartitionRecord]]:
-        """The version of each partition's record, and the record."""
+    def _records(self, partitions: Sequence[int]) -> list[_FoundRecord]:
         known = self._known or self._read_meta()
         keys = [known.partition_keys[partition] for partition in partitions]
-        replies = self._link.pipeline([("HMGET", key, "v", *RECORD_FIELDS) for key in keys])
+        replies = self._link.pipeline([("HMGET", key, "v", "servers", *RECORD_FIELDS) for key in keys])
         return [
-            (version, decode_record(fields, known.meta.vbuckets_of(partition), key))
-            for partition, key, (version, *fields) in zip(partitions, keys, replies, strict=True)
+            _FoundRecord(version, int(servers or 0), decode_record(fields, known.meta.vbuckets_of(partition), key))
+            for partition, key, (version, servers, *fields) in zip(partitions, keys, replies, strict=True)
         ]
 
     def _replace(self, successors: Mapping[int, _Successor]) -> set[int]:
@@ -239,8 +306,11 @@ class RedisOwner(OwnerStore):
             through, restarting = records.pack_seqnos(record.compacted_through), records.pack_seqnos(record.restarting)
             fields = (record.epoch, record.owner, checkpoints, history, record.archived, through, restarting)
             offset = records.view_bytes(partition, len(record.checkpoints))
-            calls.append((keys, (version, *fields, records.pack_history(old), offset, records.pack_view(record))))
+            calls.append(
+                (keys, (version, *fields, records.pack_history(old), offset, records.pack_view(record), self._servers))
+            )
         replies = self._link.run_all("begin", calls)
+        self._has_begun = True
         if _NO_VIEW in replies:
             raise lost_record(self._keys.view)
         return {partition for partition, reply in zip(successors, replies, strict=True) if not reply}

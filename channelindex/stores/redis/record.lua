@@ -1,7 +1,7 @@
 -- The record of a partition that nobody has owned yet. It names the index, so that a lost meta record can be restored.
 local function write_new_record(key, checkpoints, index_uuid)
   redis.call('HSET', key, 'v', 0, 'epoch', 0, 'owner', '', 'ck', checkpoints, 'hist', '', 'archived', 0, 'through', '',
-    'restart', '', 'index', index_uuid)
+    'restart', '', 'servers', 0, 'index', index_uuid)
 end
 
 -- The stable view of the partition records that begin at KEYS[first]. Epochs are far below 2^53 (epoch.lua).

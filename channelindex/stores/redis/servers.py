@@ -33,7 +33,7 @@ _QUESTIONS = [("INFO", section) for section in ("server", "replication", "memory
 
 def digest_of(servers: Sequence[Server]) -> int:
     """The digest of *servers* and of their history, see `IndexWriter.servers`; never 0."""
-    known = "\n".join(f"{server.run_id} {server.replication_id}" for server in servers)
+    known = "\n".join(sorted(f"{server.run_id} {server.replication_id}" for server in servers))
     return int.from_bytes(hashlib.sha256(known.encode()).digest()[:6], "big") or 1
 
 

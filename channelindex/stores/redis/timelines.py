@@ -62,5 +62,11 @@ def read_timelines(link: Link, keys: Keys, partitions: Iterable[int], width: int
     return [sorted(unpack_moments(b"".join(moments), width, name)) for name, moments in zip(names, found, strict=True)]
 
 
+def read_epochs(link: Link, keys: Keys, partitions: Iterable[int]) -> set[int]:
+    """The epochs of all moments of *partitions*."""
+    found = link.pipeline([("HKEYS", keys.timeline(partition)) for partition in partitions])
+    return {int(field.partition(b":")[2]) for fields in found for field in fields}
+
+
 def _time_ms(field: bytes) -> int:
     return int(field.partition(b":")[0])

@@ -1,0 +1,65 @@
+"""Marks in the slots of a Redis Cluster: how far back a slot goes that has lost the newest of what it acknowledged.
+
+Each master of a cluster loses by itself, and always a suffix: replication and the append-only file are prefixes of what
+it took. An owner that has set its mark number n in every slot, while the servers were the same, knows: a slot that has
+n, or a higher number of this owner, has all that was stable before (docs/design/011-format-2.md).
+
+That holds because a number is set only in place of the one that was confirmed last, or of a higher one, and no number
+is ever set twice, not even by a request that comes late: what is written after a loss cannot vouch for what was lost.
+"""
+
+from collections.abc import Collection
+
+from channelindex.errors import OwnershipLost
+from channelindex.hashing import N_SLOTS
+from channelindex.redis.link import Link
+from channelindex.stores.redis.keys import Keys
+
+SWEEP_INTERVAL = 3600
+"""Marks between two sweeps, about an hour: an owner leaves 64 small fields behind, which its moments may outlive."""
+
+
+class MarkSetter:
+    """Sets the marks of one owner. An epoch has numbers of its own, from 1 on."""
+
+    def __init__(self, link: Link, keys: Keys) -> None:
+        self._link = link
+        self._keys = keys
+        self._epoch = 0
+        self._confirmed = 0
+        self._attempted = 0
+
+    def set(self, epoch: int) -> int:
+        """Set the next mark of *epoch* in all slots, and return its number: it is one more, also after an error.
+
+        Raises:
+            OwnershipLost: a slot has lost marks of ours.
+        """
+        if epoch != self._epoch:
+            self._epoch, self._confirmed, self._attempted = epoch, 0, 0
+        self._attempted += 1
+        arguments = (epoch, self._confirmed, self._attempted)
+        replies = self._link.run_all("mark", [((self._keys.slot(slot),), arguments) for slot in range(N_SLOTS)])
+        if not all(replies):
+            raise OwnershipLost(f"epoch {epoch}: slot {replies.index(0)} of index.store has lost what it acknowledged")
+        return self._attempted
+
+    def confirm(self, number: int) -> None:
+        """Note that mark *number* is in all slots, and that all of them were those of the same servers meanwhile."""
+        assert self._confirmed < number <= self._attempted
+        self._confirmed = number
+
+
+def read_marks(link: Link, keys: Keys) -> list[dict[int, int]]:
+    """Per slot the number of each epoch."""
+    found = link.pipeline([("HGETALL", keys.marks(slot)) for slot in range(N_SLOTS)])
+    return [{int(epoch): int(number) for epoch, number in zip(flat[::2], flat[1::2], strict=True)} for flat in found]
+
+
+def sweep_marks(link: Link, keys: Keys, used: Collection[int], present: int) -> None:
+    """Remove the marks of epochs before *present* that are not *used* by any moment."""
+    gone = [
+        (keys.marks(slot), [epoch for epoch in marks if epoch < present and epoch not in used])
+        for slot, marks in enumerate(read_marks(link, keys))
+    ]
+    link.pipeline([("HDEL", key, *epochs) for key, epochs in gone if epochs])

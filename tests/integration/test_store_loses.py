@@ -1,0 +1,200 @@
+"""Masters of a cluster lose the newest of what they acknowledged: a new epoch begins where all slots are complete."""
+
+import itertools
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from channelindex.checking.rewind import rewind_partitions
+from channelindex.errors import IndexCorrupt, OwnershipLost, StoreUnavailable, Transient
+from channelindex.hashing import N_SLOTS
+from channelindex.model import ORIGIN
+from channelindex.stores.redis.keys import Keys
+from channelindex.stores.redis.marks import read_marks
+from channelindex.stores.redis.store_link import open_link
+from tests.support.redis_cluster import N_MASTERS, ClusterOfThree
+from tests.support.stores import META, Backend, append, checkpoints, entry, visible_entries
+
+CHANNELS = [f"channel-{number}" for number in range(60)]
+DEADLINE_S = 30.0
+_numbers = itertools.count()
+
+
+class Index:
+    """An index whose owner is this test: every seqno is an entry in every channel."""
+
+    def __init__(self, cluster: ClusterOfThree) -> None:
+        self.cluster = cluster
+        self.backend = Backend(cluster.url, f"loses-{next(_numbers)}")
+        self.keys = Keys(self.backend.index_name)
+        self.backend.owner().create_or_check(META)
+        self.writer = self.backend.writer()
+        self.seqno = self.begin()
+
+    def begin(self) -> int:
+        """A new owner's epoch; the seqno at which it begins."""
+        self.owner: Any = self.backend.owner()
+        self.epoch = patiently(self.owner.next_epoch)
+        return int(patiently(lambda: self.owner.begin(0, self.epoch, "n1")).stable[0])
+
+    def write(self) -> None:
+        """The next seqno, made stable."""
+        batch = [append(channel, self.epoch, entry(0, self.seqno + 1)) for channel in CHANNELS]
+        patiently(lambda: self.writer.write(batch))
+        self.seqno += 1
+        self.owner.advance(self.epoch, checkpoints({0: self.seqno}))
+
+    def note(self, now_s: float) -> None:
+        self.owner.note_moments(self.epoch, [0], now_s)
+
+    def heal(self, seqno: int) -> None:
+        """Begin, which has to go back to *seqno*, and write again what comes after it: then all is there."""
+        goal = self.seqno
+        self.seqno = self.begin()
+        assert self.seqno == seqno
+        while self.seqno < goal:
+            self.write()
+        reader = self.backend.reader()
+        for channel in CHANNELS:
+            assert {each.seqno for each in visible_entries(reader, channel)} == set(range(1, goal + 1))
+
+    def master_of(self, key: str) -> int:
+        return self.cluster.owner_of(self.cluster.nodes[0].execute_command("CLUSTER", "KEYSLOT", key))
+
+    def master_of_blocks(self) -> int:
+        """A master that has blocks, and not the records."""
+        index = self.master_of(self.keys.meta)
+        masters = (self.master_of(self.keys.channel(channel)) for channel in CHANNELS)
+        return next(number for number in masters if number != index)
+
+    def lose_tail(self, number: int, size: int) -> None:
+        """Kill a master, and start it again with the first *size* bytes of its file."""
+        self.cluster.kill(number)
+        self.cluster.tear_append_file(number, size)
+        self.cluster.restart(number)
+
+
+def patiently(act: Callable[[], Any]) -> Any:
+    """What *act* returns or raises when the store can be reached."""
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        try:
+            return act()
+        except Transient:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[ClusterOfThree]:
+    """Without replicas; it writes to disk."""
+    with ClusterOfThree(append_only=True) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def index(cluster: ClusterOfThree) -> Iterator[Index]:
+    index = Index(cluster)
+    with closing(index.backend):
+        yield index
+
+
+def test_a_master_whose_file_lacks_the_last_second_is_indexed_again_from_there(index):
+    """Row 4: the record, on another master, says that what was lost is stable."""
+    index.write()
+    index.note(1000.0)
+    index.write()
+    index.note(1001.0)
+    victim = index.master_of_blocks()
+    on_disk = index.cluster.append_file_size(victim)
+    index.write()
+    index.note(1002.0)
+    index.lose_tail(victim, on_disk)
+    index.heal(2)
+
+
+def test_a_stale_replica_that_was_promoted_is_indexed_again_from_where_it_is():
+    """Row 3: it lacks what the master had acknowledged, and what has become stable."""
+    with ClusterOfThree(replicas=True) as cluster:
+        index = Index(cluster)
+        index.write()
+        index.note(1000.0)
+        victim = index.master_of_blocks()
+        replica = cluster.process(victim + N_MASTERS)
+        cluster.await_offset(victim)
+        replica.send_signal(signal.SIGSTOP)
+        cluster.nodes[victim].execute_command("CLIENT", "KILL", "TYPE", "replica")
+        index.write()
+        index.note(1001.0)
+        cluster.kill(victim)
+        replica.send_signal(signal.SIGCONT)
+        cluster.await_promotion(victim + N_MASTERS)
+        index.heal(1)
+        index.backend.close()
+
+
+def test_what_is_written_after_a_loss_does_not_vouch_for_what_was_lost(index):
+    """Neither by an owner that has not noticed, nor by its successor, which has other partitions."""
+    index.owner.begin(1, index.epoch, "n1")
+    index.write()
+    index.owner.advance(index.epoch, checkpoints({4: 1}))
+    victim = index.master_of_blocks()
+    index.owner.note_moments(index.epoch, [0, 1], 1000.0)
+    on_disk = index.cluster.append_file_size(victim)
+    index.write()
+    index.owner.advance(index.epoch, checkpoints({4: 2}))
+    index.owner.note_moments(index.epoch, [0, 1], 1001.0)
+    index.owner.advance(index.epoch, checkpoints({4: 3}))
+    unaware, epoch = index.owner, index.epoch
+    index.lose_tail(victim, on_disk)
+    with pytest.raises(OwnershipLost):
+        patiently(lambda: unaware.note_moments(epoch, [0, 1], 1002.0))
+    index.heal(1)
+    index.note(1003.0)
+    successor = index.backend.owner()
+    assert successor.begin(1, successor.next_epoch(), "n2").stable[0] == 1
+
+
+def test_a_record_that_went_back_with_its_master_goes_back_no_further_than_it_must(index):
+    index.write()
+    index.note(1000.0)
+    index.write()
+    index.note(1001.0)
+    records = index.master_of(index.keys.meta)
+    on_disk = index.cluster.append_file_size(records)
+    index.write()
+    index.lose_tail(records, on_disk)
+    index.heal(2)
+
+
+def test_a_master_that_comes_back_empty_is_refused_until_a_rebuild(index):
+    index.write()
+    index.note(1000.0)
+    index.lose_tail(index.master_of_blocks(), 0)
+    owner = index.backend.owner()
+    epoch = patiently(owner.next_epoch)
+    for rollback in ({}, {1: ORIGIN}):
+        with pytest.raises(IndexCorrupt, match="channelindex rebuild"):
+            owner.begin(0, epoch, "n1", rollback)
+    clock = dict.fromkeys(range(META.n_vbuckets), 0)
+    assert len(list(rewind_partitions(owner, index.backend.reader(), range(4), clock, "rebuild"))) == 4
+    index.heal(0)
+
+
+def test_an_owner_leaves_no_marks_behind_that_no_moment_names(index):
+    index.owner.begin_all({1: {}, 2: {}, 3: {}}, index.epoch, "n1")
+    for number in range(30):
+        index.seqno = index.begin()
+        index.owner.begin_all({1: {}, 2: {}, 3: {}}, index.epoch, "n1")
+        index.owner.advance(index.epoch, checkpoints({0: number + 1}))
+        index.note(1000.0 + number)
+    with closing(open_link(index.cluster.url, StoreUnavailable)) as link:
+        marks = read_marks(link, index.keys)
+    (moments,) = index.backend.reader().timelines([0])
+    assert len(moments) < 20
+    assert len(marks) == N_SLOTS
+    assert all(slot.keys() == {moment.epoch for moment in moments} for slot in marks)
