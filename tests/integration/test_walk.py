@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from channelindex import kernel
 from channelindex.blocks import FORMAT_VERSION
 from channelindex.decode.registry import make_decoder
 from channelindex.feeds.dcp import session
@@ -25,6 +26,7 @@ from devbucket.process import DevBucket
 from devbucket.sync_gateway.layouts import InlineLayout
 from devbucket.sync_gateway.loader import Loader
 from devbucket.sync_gateway.revisions import Revision
+from tests.support.kernel_pairs import using
 from tests.support.running import connect
 from workers.node.shared import Shared
 from workers.pipeline.assignment import assignment_link
@@ -145,11 +147,13 @@ def walked(redis_url, monkeypatch):
     """The files that a change of a document enters, in order, with the functions."""
     monkeypatch.setattr(session, "_HIGH_SEQNOS_INTERVAL_S", float("inf"))  # answers to that are no change
     with DevBucket(DevBucketConfig(n_vbuckets=1)) as bucket, connect(bucket) as client, ExitStack() as opened:
+        opened.enter_context(using(kernel.OFF))  # what it does in C nobody sees
         loader = Loader(client, InlineLayout())
         pipeline = Pipeline(bucket, redis_url, opened)
         checkpoints = pipeline.worker._begin_epochs()
         assert checkpoints is not None
         pipeline.worker._start(checkpoints)
+        pipeline.worker._note_at = float("inf")  # a note of what is stable when is no part of a change
         for number in range(1, WARM_UP + 1):
             loader.load([Revision("doc", f"{number}-a", ("news",))])
             pipeline.run_until(bucket.high_seqnos()[0])
