@@ -15,7 +15,7 @@ from tests.chaos.finding import Finding
 from tests.chaos.record import Reader, Record, Rollback, StableSample, Told
 from tests.support.history import Membership, expected_channels
 
-FOLLOWED_S = 180.0
+FOLLOWED_S = 360.0
 """So long after a rollback has begun the index has followed it, and readers have what they had read before: no fault of
 a run lasts a third of it."""
 SURELY_S = 20.0

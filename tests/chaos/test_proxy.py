@@ -2,14 +2,18 @@
 
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 import redis
 
 from devbucket.embedded_redis import EmbeddedRedis
 from tests.chaos.proxy import Link, Proxy
+from tests.support.node import until
 
+PATIENCE_S = 60.0
 TIMEOUT_S = 0.3
+"""For an answer that does not come."""
 
 
 @pytest.fixture
@@ -20,8 +24,22 @@ def link(redis_server: EmbeddedRedis, redis_url: str) -> Iterator[Link]:
 
 @pytest.fixture
 def client(link: Link) -> Iterator[redis.Redis]:
-    with redis.Redis.from_url(link.url, socket_timeout=TIMEOUT_S, retry=None) as client:
+    with redis.Redis.from_url(link.url, socket_timeout=PATIENCE_S, retry=None) as client:
         yield client
+
+
+@pytest.fixture
+def impatient(link: Link) -> Iterator[redis.Redis]:
+    """A client of the link that is connected, and soon gives up."""
+    with redis.Redis.from_url(link.url, socket_timeout=TIMEOUT_S, retry=None) as client:
+        until(lambda: is_answered(client), "an answer in time")
+        yield client
+
+
+def is_answered(client: redis.Redis) -> bool:
+    with suppress(redis.TimeoutError):
+        return bool(client.ping())
+    return False
 
 
 def test_link_passes_on_what_is_larger_than_a_chunk(client):
@@ -46,20 +64,18 @@ def test_refusing_link_refuses_until_it_is_told_otherwise(link, client):
     assert client.ping()
 
 
-def test_stalled_link_delivers_what_waited(link, client):
-    client.ping()
+def test_stalled_link_delivers_what_waited(link, client, impatient):
     link.stall(on=True)
     with pytest.raises(redis.TimeoutError):
-        client.set("late", 1)
+        impatient.set("late", 1)
     link.stall(on=False)
     assert client.ping()
 
 
-def test_half_open_link_swallows_for_ever_and_new_connections_work(link, client):
-    client.ping()
+def test_half_open_link_swallows_for_ever_and_new_connections_work(link, client, impatient):
     link.become_half_open()
     with pytest.raises(redis.TimeoutError):
-        client.incr("counter")
+        impatient.incr("counter")
     assert client.get("counter") is None
 
 

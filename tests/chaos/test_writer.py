@@ -30,7 +30,7 @@ def present(membership: Membership) -> Membership:
 def await_resync(writer: KnownWriter, n: int) -> None:
     before = writer.n_written
     writer.resync_soon(1, n)
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while writer.n_written < before + n:
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -46,7 +46,7 @@ OUT_OF_MEMORY = ("MemoryError", "Cannot allocate memory", "can't start new threa
 """How a process says that it got no more memory."""
 FATAL = frozenset((exits.INTERNAL, exits.CONFIG, exits.MISMATCH))
 """Exit codes that no fault explains. `AUTH` is none of them: a node that starts while logins are refused has it."""
-RECOVERY_DEADLINE_S = 90.0
+RECOVERY_DEADLINE_S = 180.0
 """The longest that anything here may need once all faults are healed: a client's longest pause, a TTL, a start."""
 
 

@@ -163,7 +163,7 @@ def test_connections_that_are_cut_lose_nothing(private_bucket):
 
 
 def _write_patiently(writer, appends) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while True:
         try:
             writer.write(appends)

@@ -17,7 +17,7 @@ from tests.support.stores import META, Backend, all_entries, append, checkpoints
 
 pytestmark = pytest.mark.slow
 
-DEADLINE_S = 40.0
+DEADLINE_S = 120.0
 CHANNELS = [f"channel-{number}" for number in range(40)]
 
 

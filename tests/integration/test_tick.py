@@ -166,10 +166,10 @@ def test_tick_without_a_clock_of_ours_uses_that_of_redis(node, link):
 def test_who_is_woken_hears_it_and_nobody_else(node, link, client):
     with client.pubsub(ignore_subscribe_messages=True) as subscription:
         subscription.subscribe(CoordinationKeys(INDEX).wake("a"))
-        subscription.get_message(timeout=5.0)
+        subscription.get_message(timeout=60.0)
         order(link, INDEX, "wake", (), ["b"])
         order(link, INDEX, "wake", (), ["a"])
-        assert subscription.get_message(timeout=5.0)["data"] == b"wake"
+        assert subscription.get_message(timeout=60.0)["data"] == b"wake"
         assert subscription.get_message(timeout=0.05) is None
 
 

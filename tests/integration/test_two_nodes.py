@@ -14,7 +14,7 @@ from devbucket.sync_gateway.layouts import InlineLayout
 from devbucket.sync_gateway.loader import Loader
 from devbucket.sync_gateway.synthetic import synthetic_revisions
 from tests.support.history import expected_channels
-from tests.support.node import Node, until
+from tests.support.node import DEADLINE_S, Node, until
 from tests.support.running import assert_verified, await_stable, connect, indexed_channels
 from tests.support.watchers import StableWatch
 
@@ -82,11 +82,11 @@ def test_a_second_node_gets_its_share_and_nothing_is_lost(cluster_of, redis_url)
 
 
 def test_sigterm_hands_over_without_waiting_for_the_leases_to_run_out(cluster_of):
-    with cluster_of(ttl_s=60.0) as cluster:
+    with cluster_of(ttl_s=3 * DEADLINE_S) as cluster:
         cluster.start_both()
         cluster.write()
         assert cluster.a.drain() == 0
-        until(lambda: cluster.shares() == {"b": 16}, "the other node to take over", deadline_s=20.0)
+        until(lambda: cluster.shares() == {"b": 16}, "the other node to take over")
         cluster.write()
         cluster.assert_exact()
 

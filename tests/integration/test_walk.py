@@ -44,7 +44,7 @@ PRODUCT = ("channelindex", "coordinator", "workers")
 MOST_FILES = 20
 WARM_UP = 3
 """Changes that come before: the first one looks for its block, and each script is once sent whole."""
-DEADLINE_S = 30.0
+DEADLINE_S = 120.0
 
 
 class Pipeline:

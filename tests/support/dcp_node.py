@@ -13,7 +13,7 @@ from channelindex.mcbp import REQUEST, Frame, Op, take_frame
 from tests.support.dcp_replay import answer, cluster_config, handshake_answer
 from tests.support.dcp_wire import failover_log
 
-DEADLINE_S = 10.0
+DEADLINE_S = 120.0
 LOG = failover_log((0xABC, 0))
 
 

@@ -14,7 +14,7 @@ from channelindex.mcbp import Status
 from channelindex.model import ORIGIN, Checkpoint
 from devbucket import DevBucket
 
-DEADLINE_S = 15.0
+DEADLINE_S = 120.0
 ADMIN = Credentials("Administrator", "password")
 
 

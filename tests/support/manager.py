@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, NamedTuple, Self
 
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 LOOK_S = 0.5
 """A service that has ended sends no message: look for that now and then."""
 

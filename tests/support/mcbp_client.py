@@ -14,7 +14,7 @@ from devbucket.bucket_cluster import BucketCluster
 from devbucket.client_session import ClientSession, NodeContext
 from devbucket.dispatch import answer
 
-TIMEOUT_S = 10.0
+TIMEOUT_S = 60.0
 
 Call = Callable[..., Frame]
 

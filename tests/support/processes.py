@@ -5,7 +5,7 @@ import signal
 
 from workers.node.child import Child
 
-DEADLINE_S = 30.0
+DEADLINE_S = 120.0
 
 
 def end_of(child: Child) -> int:
