@@ -107,6 +107,14 @@ class IndexCorrupt(ChannelIndexError):
     """Stored bytes fail their checksum or their layout. The message names the key."""
 
 
+class BlockGone(IndexCorrupt):
+    """A writer appended to a block of *channel* that is gone: compacted, if the channel ever was, else lost."""
+
+    def __init__(self, message: str, channel: str) -> None:
+        super().__init__(message)
+        self.channel = channel
+
+
 class TokenInvalid(ChannelIndexError):
     """A `since` token is garbled, of another index, made for other channels, or from a future not reached yet."""
 

@@ -288,6 +288,52 @@ class IndexSettings:
 
 
 @dataclass(frozen=True)
+class CompactionSettings:
+    """Entries that leave the index, and when."""
+
+    min_lag_s: float = _setting(
+        3600.0,
+        "A superseded entry leaves when the newer one has been stable for so long. Readers must not hold a view of the "
+        "index for longer.",
+        unit="seconds",
+        at_least=1,
+        at_most=10**7,
+    )
+    dead_retention_s: float = _setting(
+        86400.0,
+        "What a rollback took back leaves after so long.",
+        unit="seconds",
+        at_least=1,
+        at_most=10**7,
+    )
+    removal_retention_s: float = _setting(
+        0.0,
+        "Removals and deletions leave after so long, and older tokens are refused; 0: never.",
+        unit="seconds",
+        at_least=0,
+        at_most=8 * 10**6,
+    )
+    max_lag_s: float = _setting(
+        7 * 86400.0,
+        "A channel of which anything may leave is compacted after so long, however little it is.",
+        unit="seconds",
+        at_least=60,
+        at_most=10**8,
+    )
+    grace_s: float = _setting(
+        60.0,
+        "Blocks that were compacted stay for so long, for those who are reading them.",
+        unit="seconds",
+        at_least=0,
+        at_most=86400,
+    )
+    cpu_share: float = _setting(0.25, "Share of a core that a node's compactor may take.", at_least=0.01, at_most=1.0)
+    interval_s: float = _setting(
+        60.0, "Pause between two looks at the directories of all channels.", unit="seconds", at_least=0.1, at_most=86400
+    )
+
+
+@dataclass(frozen=True)
 class CoordinationSettings:
     """The Redis in which the nodes share out the partitions."""
 
@@ -462,6 +508,7 @@ class Config:
     node: NodeSettings = field(default_factory=NodeSettings)
     source: SourceSettings = field(default_factory=SourceSettings)
     index: IndexSettings = field(default_factory=IndexSettings)
+    compaction: CompactionSettings = field(default_factory=CompactionSettings)
     coordination: CoordinationSettings = field(default_factory=CoordinationSettings)
     workers: WorkerSettings = field(default_factory=WorkerSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
@@ -475,6 +522,7 @@ SECTIONS: Mapping[str, type["DataclassInstance"]] = {
     "node": NodeSettings,
     "source": SourceSettings,
     "index": IndexSettings,
+    "compaction": CompactionSettings,
     "coordination": CoordinationSettings,
     "workers": WorkerSettings,
     "metrics": MetricsSettings,

@@ -33,7 +33,7 @@ class Counts(NamedTuple):
 
 
 class Selected(NamedTuple):
-    """What stays, sorted; and by vbucket the highest seqno of a removal that left for its age.
+    """Holds the entries that stay, sorted; and by vbucket the highest seqno of a removal that left for its age.
 
     Of what stays, `young_superseded` and `young_dead` entries may leave when they are older.
     """
@@ -119,8 +119,13 @@ class Selection:
         self._n_superseded += len(older)
         document.entries -= older
 
+    @property
+    def n_held(self) -> int:
+        """Number of entries that are held in memory."""
+        return self._n_read - self._n_superseded - self._n_dead - self._n_repeated
+
     def result(self) -> Selected:
-        """What stays of all that was taken in."""
+        """The entries that stay of all that was taken in."""
         kept: list[KeptEntry] = []
         floor: dict[int, int] = {}
         n_removals = young_superseded = young_dead = 0

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from channelindex.blocks import OnCorrupt, fold_clock, refuse
-from channelindex.errors import IndexCorrupt
+from channelindex.blocks import OnCorrupt, fold_clock, refuse, unpack_pairs
+from channelindex.errors import ChangesForgotten, IndexCorrupt
 from channelindex.reading.scan import Scan
 from channelindex.stores.base import BlockRef, ChannelState, GroupState, IndexReader
 
@@ -22,15 +22,24 @@ NOTHING_READ = ReadStats(0, 0)
 
 
 class _BlockStep(NamedTuple):
-    """A block to read. `planned`: the blocks before it are read in any case, whatever its header holds."""
+    """A block to read; `first` is the number of the oldest block of its group.
+
+    `planned`: the blocks before it are read in any case, whatever its header holds.
+    """
 
     position: int
     ref: BlockRef
+    first: int
     planned: bool
+
+    @property
+    def goes_back(self) -> bool:
+        """True if there is a block before this one, to be read if this one reaches back."""
+        return self.ref.number > self.first and not self.planned
 
     def before(self) -> "_BlockStep":
         """The block before this one."""
-        assert self.ref.number > 0, "nothing is before block 0"
+        assert self.ref.number > self.first, "nothing is before the first block"
         return self._replace(ref=self.ref._replace(number=self.ref.number - 1))
 
 
@@ -65,35 +74,69 @@ class _Walk:
         self._store = store
         self._scan = scan
         self._on_corrupt = on_corrupt
+        self._channels: Sequence[str] = ()
+        self._generations: dict[int, int] = {}
         self.n_blocks = 0
         self.n_bytes = 0
 
     def begin(self, channels: Sequence[str], states: Sequence[ChannelState | None]) -> list[_BlockStep]:
         """Add the entries in *states*, those of *channels*; return the blocks to read besides."""
-        return [
-            step
-            for position, (channel, state) in enumerate(zip(channels, states, strict=True))
-            if state is not None
-            for group, of_group in sorted(state.groups.items())
-            for step in self._begin_group(position, BlockRef(channel, group, of_group.directory.number), of_group)
-        ]
+        self._channels = channels
+        return self._begin(range(len(channels)), states)
+
+    def _begin_again(self, positions: Sequence[int]) -> list[_BlockStep]:
+        """Begin the channels at *positions* once more: they were compacted since their directories were read."""
+        return self._begin(positions, self._store.channel_states([self._channels[position] for position in positions]))
+
+    def _begin(self, positions: Sequence[int], states: Sequence[ChannelState | None]) -> list[_BlockStep]:
+        steps: list[_BlockStep] = []
+        for position, state in zip(positions, states, strict=True):
+            if state is None:
+                continue
+            channel = self._channels[position]
+            self._generations[position] = state.compacted.generation
+            if any(group.tail is None for group in state.groups.values()) and self._is_compacted(position):
+                steps += self._begin_again([position])
+                continue
+            if state.floor:
+                self._check_floor(channel, state.floor)
+            for group, of_group in sorted(state.groups.items()):
+                active = BlockRef(channel, group, of_group.directory.number)
+                steps += self._begin_group(position, active, of_group)
+        return steps
+
+    def _check_floor(self, channel: str, floor: bytes) -> None:
+        """Refuse a reader that may hold a document whose removal was dropped; one at 0 holds none."""
+        dropped = unpack_pairs(floor)
+        if any(0 < self._scan.since[vb] < seqno for vb, seqno in dropped.items()):
+            raise ChangesForgotten(channel, dropped)
+
+    def _is_compacted(self, position: int) -> bool:
+        """True if the channel at *position* was compacted since its directory was read: blocks may be gone."""
+        (state,) = self._store.channel_states([self._channels[position]])
+        return state is not None and state.compacted.generation != self._generations[position]
 
     def read(self, steps: Sequence[_BlockStep]) -> list[_BlockStep]:
         """Add the blocks of *steps*; those before them that are to be read next."""
         following: list[_BlockStep] = []
+        compacted: set[int] = set()
         for step, block in _fetched(self._store, steps):
+            if step.position in compacted or (block is None and self._is_compacted(step.position)):
+                compacted.add(step.position)
+                continue
             self.n_blocks += block is not None
-            reaches_back = self._add_block(step.position, step.ref, block)
-            if reaches_back and step.ref.number and not step.planned:
+            if self._add_block(step.position, step.ref, block) and step.goes_back:
                 following.append(step.before())
-        return following
+        following = [step for step in following if step.position not in compacted]
+        return following + (self._begin_again(sorted(compacted)) if compacted else [])
 
     def _begin_group(self, position: int, active: BlockRef, state: GroupState) -> list[_BlockStep]:
         """All blocks at once if the reader has seen nothing of the group."""
-        step = _BlockStep(position, active, planned=False)
+        first = state.directory.first
+        step = _BlockStep(position, active, first, planned=False)
         if not state.directory.upto or state.tail is None:  # all of the block, or nothing
             reaches_back = self._add_block(position, active, state.tail)
-            return [step.before()] if reaches_back and active.number else []
+            return [step.before()] if reaches_back and step.goes_back else []
         try:
             clock = fold_clock(state.clock, self._scan.snapshot.clock_limit)
         except IndexCorrupt as error:
@@ -106,8 +149,8 @@ class _Walk:
         if any(self._scan.since[vb] for vb in clock):
             return [step]
         return [
-            _BlockStep(position, active._replace(number=number), planned=True)
-            for number in range(active.number, -1, -1)
+            _BlockStep(position, active._replace(number=number), first, planned=True)
+            for number in range(active.number, first - 1, -1)
         ]
 
     def _add_block(self, position: int, ref: BlockRef, block: bytes | None) -> bool:

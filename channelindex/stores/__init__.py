@@ -14,17 +14,29 @@ from channelindex.redis_url import SCHEMES as REDIS_SCHEMES
 from channelindex.settings import MEMORY_URL, IndexSettings
 from channelindex.stores.base import IndexReader, IndexWriter, OwnerStore
 from channelindex.stores.block_writer import BlockWriter
+from channelindex.stores.compacting import CompactionStore
 from channelindex.stores.memory import MemoryIndex, MemoryOwner, MemoryReader, memory_writer
 from channelindex.stores.memory_client import MemoryClient
+from channelindex.stores.memory_compaction import MemoryCompaction
 from channelindex.stores.memory_limits import MemoryLimits
 from channelindex.stores.memory_wire import socket_path
+from channelindex.stores.redis.compaction import RedisCompaction
 from channelindex.stores.redis.owner import RedisOwner
 from channelindex.stores.redis.reader import RedisReader
 from channelindex.stores.redis.removal import remove_index as remove_redis_index
 from channelindex.stores.redis.servers import describe_servers
 from channelindex.stores.redis.writer import RedisBlocks
 
-__all__ = ["SCHEMES", "describe_store", "memory_index", "open_owner", "open_reader", "open_writer", "remove_index"]
+__all__ = [
+    "SCHEMES",
+    "describe_store",
+    "memory_index",
+    "open_compaction",
+    "open_owner",
+    "open_reader",
+    "open_writer",
+    "remove_index",
+]
 
 _COUCHBASE = ("couchbase", "couchbases")
 SCHEMES = (*REDIS_SCHEMES, *_COUCHBASE, "memory")
@@ -70,6 +82,19 @@ def open_reader(settings: IndexSettings, run_dir: str | None = None) -> IndexRea
     if run_dir is not None:
         return MemoryClient(socket_path(run_dir, settings.name))
     return MemoryReader(memory_index(settings), settings.name)
+
+
+def open_compaction(settings: IndexSettings) -> CompactionStore:
+    """The compactor's half of an index; as `open_writer`.
+
+    Raises:
+        ConfigInvalid: the store is not compacted: an index in memory that forgets by itself, one in a bucket.
+    """
+    if _scheme(settings) in REDIS_SCHEMES:
+        return RedisCompaction(settings.store, settings.name)
+    if _scheme(settings) in _COUCHBASE:
+        raise ConfigInvalid(f"index.store = {settings.store}: an index in a bucket is not compacted")
+    return MemoryCompaction(memory_index(settings))
 
 
 def describe_store(settings: IndexSettings) -> list[str]:

@@ -5,18 +5,19 @@ Key = tuple[str, str]
 
 
 class ActiveBlock:
-    """The active block of one (channel, group), as its writer knows it: its size, and `Directory.upto`.
+    """The active block of one (channel, group), as its writer knows it: its size, when it is full, `Directory.upto`.
 
     Knowing it is good for one epoch only: between two epochs of ours, another owner may have rotated the block.
     """
 
-    __slots__ = ("epoch", "number", "size", "upto")
+    __slots__ = ("epoch", "limit", "number", "size", "upto")
 
-    def __init__(self, epoch: int, number: int, size: int, upto: int) -> None:
+    def __init__(self, epoch: int, number: int, size: int, upto: int, limit: int) -> None:
         self.epoch = epoch
         self.number = number
         self.size = size
         self.upto = upto
+        self.limit = limit
 
 
 class ActiveBlocks:

@@ -45,7 +45,7 @@ class StableView(NamedTuple):
 
 
 class BlockRef(NamedTuple):
-    """Names one block of a channel. Blocks of one (channel, group) are numbered from 0; gaps mean corruption."""
+    """Names one block of a channel. Those of one (channel, group) have numbers in a row; gaps mean corruption."""
 
     channel: str
     group: str
@@ -63,24 +63,28 @@ class Directory(NamedTuple):
     `number` is the active (newest) block, `epoch` the one that located it last, `before` the size of all blocks before
     it. `upto` is a byte of the active block: what lies before it, in this block and all earlier ones, is summed up by
     the group's clock frame. 0 for the first block until its clock is moved: nothing is summed up.
+    `first` is the oldest block that is there, `dropped` the size of those before it, which were compacted.
     """
 
     number: int
     epoch: int
     before: int = 0
     upto: int = 0
+    first: int = 0
+    dropped: int = 0
 
 
 class GroupState(NamedTuple):
     """A (channel, group): its directory, its clock frame, empty where nothing is summed up, and the rest of the block.
 
     `tail` is the active block from `directory.upto` on, so the whole block if that is 0. None: the block is missing, or
-    shorter than its directory says.
+    shorter than its directory says. `live` is that of the channel (`Compacted`).
     """
 
     directory: Directory
     clock: bytes
     tail: bytes | None
+    live: int = 0
 
     @property
     def n_bytes(self) -> int:
@@ -93,15 +97,42 @@ class GroupState(NamedTuple):
         return self.clock + (self.tail or b"")
 
 
+class Compacted(NamedTuple):
+    """Notes of compaction on a channel. Sizes are in bytes.
+
+    `generation` rises whenever blocks leave the directory; 0: none ever did. `live` is the size of what the last full
+    compaction left, `gone` that of all groups that were removed. `next_number` is the first block of a group that
+    begins. `at` is when the channel was compacted, in Unix seconds.
+    """
+
+    generation: int = 0
+    live: int = 0
+    gone: int = 0
+    next_number: int = 0
+    at: int = 0
+
+
+NEVER_COMPACTED = Compacted()
+
+COMPACT_PREFIX = "compact-"
+"""Begins the name of a group that compaction wrote; those of vbucket groups are 16 hex digits."""
+
+
 class ChannelState(NamedTuple):
-    """The state of each vbucket group that ever wrote to a channel. Each group is consistent in itself."""
+    """The state of each group of a channel. Each group is consistent in itself.
+
+    `floor` has clock pairs: up to there, removals and deletions may have been dropped for their age.
+    """
 
     groups: Mapping[str, GroupState]
+    compacted: Compacted = NEVER_COMPACTED
+    floor: bytes = b""
 
     @property
     def counter(self) -> int:
         """The channel's counter: rises with every append."""
-        return sum(group.n_bytes for group in self.groups.values())
+        written = sum(group.n_bytes for name, group in self.groups.items() if not name.startswith(COMPACT_PREFIX))
+        return self.compacted.gone + written
 
     @property
     def active_by_group(self) -> dict[str, int]:

@@ -14,6 +14,9 @@ A request whose reply was lost may still arrive, even after its repetition. It m
 appends: readers would miss what lies behind the active block, beyond its header clock. So after any error the writer
 forgets all blocks. It has to locate a block before it appends blindly again, that append makes the block grow, and the
 late rotation does not happen. All that such a request can do is append what its repetition appends too.
+
+A block that is full after `full_at` bytes is followed by another one. A block may be compacted away (`compacting.py`),
+but only when no present epoch writes it: a writer that finds one gone was paused, and locates the block anew.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,7 +24,7 @@ from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 from channelindex.blocks import ENTRIES, HEADER, fold_clock, pack_frame, pack_pairs
-from channelindex.errors import IndexCorrupt, RequestTooLarge
+from channelindex.errors import BlockGone, IndexCorrupt, RequestTooLarge
 from channelindex.stores.active import ActiveBlock, ActiveBlocks
 from channelindex.stores.base import BlockRef, ChannelAppend, Directory, GroupState
 from channelindex.stores.call_limit import CallLimit
@@ -31,6 +34,10 @@ REMEMBERED_BLOCKS = 200_000
 
 TAIL_BYTES = 16 << 10
 """Longest tail that the next append leaves alone. Each reader of the channel fetches and parses it, about 0.1 ms."""
+
+MIN_BLOCK_BYTES = 4 << 10
+"""Size at which the smallest block is full. What is in active blocks cannot be compacted, so those of a channel of few
+documents that change often are small."""
 
 MAX_CALL_CHANNELS = 500
 """Channels in one call of the store: Redis runs nothing else meanwhile, about 2 ms."""
@@ -56,11 +63,12 @@ class LocatingAppend(NamedTuple):
 
 
 class Location(NamedTuple):
-    """The active block that was appended to: its number, its size since, and `Directory.upto`."""
+    """The active block that was appended to: its number, size since, `Directory.upto`, `Compacted.live`."""
 
     number: int
     size: int
     upto: int
+    live: int = 0
 
 
 class Move(NamedTuple):
@@ -97,7 +105,7 @@ class BlockOperations(Protocol):
         """Append each frame to its block. A (channel, group, number) may be there more than once.
 
         Raises:
-            IndexCorrupt: a block does not exist; nothing was appended to it.
+            BlockGone: a block does not exist; nothing was appended to it.
         """
         ...
 
@@ -110,7 +118,11 @@ class BlockOperations(Protocol):
         ...
 
     def groups(self, keys: Sequence[tuple[str, str]]) -> Sequence[GroupState | None]:
-        """The state of each (channel, group); None for one that was never written."""
+        """The state of each (channel, group); None for one that was never written, or is compacted."""
+        ...
+
+    def is_compacted(self, channel: str) -> bool:
+        """True if blocks of *channel* were ever compacted."""
         ...
 
     def move(self, moves: Sequence[Move]) -> Sequence[bool]:
@@ -157,6 +169,10 @@ class BlockWriter:
             except RequestTooLarge as error:
                 self._active.clear()
                 self._limit.lower(self._in_flight, error)
+            except BlockGone as error:
+                self._active.clear()
+                if not self._operations.is_compacted(error.channel):
+                    raise
             except BaseException:
                 self._active.clear()  # see above; and a store that comes back may have lost what we know
                 raise
@@ -190,13 +206,13 @@ class BlockWriter:
         known: list[_Known] = []
         due: list[_Known] = []
         unknown: list[ChannelAppend] = []
-        young, limit, tail_limit = self._active.young, self._block_bytes, self._operations.tail_bytes
+        young, tail_limit = self._active.young, self._operations.tail_bytes
         for append in appends:
             key = append[0], append[1]
             active = young.get(key) or self._active.get(key)
             if active is None or active.epoch != append[2]:
                 unknown.append(append)
-            elif active.size < limit and active.size - active.upto < tail_limit:
+            elif active.size < active.limit and active.size - active.upto < tail_limit:
                 known.append((append, active))
             else:
                 due.append((append, active))
@@ -213,7 +229,8 @@ class BlockWriter:
                 if state is None or state.directory[:2] != (active.number, append.epoch):
                     unknown.append(append)
                 else:
-                    moves.append(_move(append, state, self._block_bytes))
+                    moves.append(_move(append, state, active.limit))
+                    active.limit = full_at(state.live, self._block_bytes)
                     moving.append((append, active))
             happened = self._operations.move(moves) if moves else ()
             for (append, active), move, moved in zip(moving, moves, happened, strict=True):
@@ -270,13 +287,23 @@ class BlockWriter:
             if location is None:
                 stale.add(append.epoch)
             else:
-                self._active.put((append.channel, append.group), ActiveBlock(append.epoch, *location))
+                number, size, upto, live = location
+                active = ActiveBlock(append.epoch, number, size, upto, full_at(live, self._block_bytes))
+                self._active.put((append.channel, append.group), active)
         return stale
 
 
-def lost_block(key: str) -> IndexCorrupt:
-    """The error of whoever appends to the block with *key* that should be there and is not."""
-    return IndexCorrupt(f"{key} is gone: the store has lost data, the index has to be rebuilt")
+def full_at(live: int, block_bytes: int) -> int:
+    """The size at which a block is full, of a channel of which compaction left *live* bytes; 0: there was none.
+
+    Garbage in active blocks is bounded by it. At most *block_bytes*.
+    """
+    return min(block_bytes, max(MIN_BLOCK_BYTES, live)) if live else block_bytes
+
+
+def lost_block(key: str, channel: str) -> BlockGone:
+    """The error of whoever appends to the block of *channel* with *key* that should be there and is not."""
+    return BlockGone(f"{key} is gone: the store has lost data, the index has to be rebuilt", channel)
 
 
 def _locating(append: ChannelAppend) -> LocatingAppend:
@@ -295,11 +322,11 @@ def _move(append: ChannelAppend, state: GroupState, block_bytes: int) -> Move:
     channel, group, epoch, _ = append
     known, tail = state.directory, state.tail
     if tail is None:
-        raise lost_block(f"block {BlockRef(channel, group, known.number).key}")
+        raise IndexCorrupt(f"block {BlockRef(channel, group, known.number).key} is gone: the store has lost data")
     size = known.upto + len(tail)
     clock = pack_frame(HEADER, epoch, pack_pairs(fold_clock(state.frames)))
     if size >= block_bytes:
-        new = Directory(known.number + 1, epoch, known.before + size, len(clock))
+        new = known._replace(number=known.number + 1, epoch=epoch, before=known.before + size, upto=len(clock))
     else:
         new = known._replace(upto=size)
     move = Move(channel, group, known, new, clock)

@@ -15,8 +15,10 @@ from channelindex.epochs import EpochStart, PartitionRecord, new_record
 from channelindex.errors import ChangesForgotten, IndexMissing, StaleEpoch
 from channelindex.model import Checkpoint, IndexMeta
 from channelindex.stores.base import (
+    NEVER_COMPACTED,
     BlockRef,
     ChannelState,
+    Compacted,
     Directory,
     GroupState,
     OwnerStore,
@@ -31,6 +33,7 @@ from channelindex.stores.block_writer import (
     LocatingAppend,
     Location,
     Move,
+    lost_block,
 )
 from channelindex.stores.memory_limits import HeldBlocks, MemoryLimits
 from channelindex.stores.meta import check_format, check_meta
@@ -55,6 +58,10 @@ class MemoryIndex:
         self.directories: dict[str, dict[str, Directory]] = defaultdict(dict)
         self.blocks: dict[BlockRef, bytearray] = {}
         self.clocks: dict[tuple[str, str], bytes] = {}
+        self.compacted: dict[str, Compacted] = {}
+        self.floors: dict[str, bytes] = {}
+        self.deadlines: dict[BlockRef, float] = {}
+        """When blocks go, by `monotonic`: what compaction has read, and what it wrote and nobody names yet."""
         self.counter_by_principal: dict[str, int] = defaultdict(int)
         self.quarantine: deque[Quarantined] = deque(maxlen=QUARANTINE_DOCUMENTS)
         self.n_quarantined = 0
@@ -73,11 +80,24 @@ class MemoryIndex:
         if directory is None:
             return None
         block = self.blocks[BlockRef(channel, group, directory.number)]
-        return GroupState(directory, self.clocks.get((channel, group), b""), bytes(block[directory.upto :]))
+        clock, live = self.clocks.get((channel, group), b""), self.compacted_of(channel).live
+        return GroupState(directory, clock, bytes(block[directory.upto :]), live)
+
+    def compacted_of(self, channel: str) -> Compacted:
+        """The notes of compaction on *channel*."""
+        return self.compacted.get(channel, NEVER_COMPACTED)
+
+    def expire(self) -> None:
+        """Forget the blocks whose time is over."""
+        now = self.monotonic()
+        for ref in [ref for ref, deadline in self.deadlines.items() if deadline <= now]:
+            del self.deadlines[ref]
+            self.blocks.pop(ref, None)
 
     def forget_old(self) -> None:
         """Forget what has become too old; to be called now and then."""
         with self.changed:
+            self.expire()
             for (channel, group), number in self.held.expire(self.monotonic(), self._count_active):
                 del self.blocks[BlockRef(channel, group, number)]
 
@@ -108,12 +128,18 @@ class MemoryBlocks:
         self._index = index
 
     def append(self, appends: Sequence[BlindAppend]) -> None:
-        """See `BlockOperations.append`. A block that is not there was forgotten; what comes late was there before."""
+        """See `BlockOperations.append`. In an index that forgets, what comes for a forgotten block was there before."""
+        gone: BlockRef | None = None
         with self._index.changed:
             for channel, group, number, frame in appends:
-                block = self._index.blocks.get(BlockRef(channel, group, number))
+                ref = BlockRef(channel, group, number)
+                block = self._index.blocks.get(ref)
                 if block is not None:
                     block += frame
+                elif self._index.limits == MemoryLimits():
+                    gone = ref
+        if gone is not None:
+            raise lost_block(gone.key, gone.channel)
 
     def append_and_locate(self, appends: Sequence[LocatingAppend]) -> Sequence[Location | None]:
         """See `BlockOperations.append_and_locate`."""
@@ -124,19 +150,25 @@ class MemoryBlocks:
         channel, group, epoch, header, frame = append
         directory = self._index.directories[channel].get(group)
         if directory is None:
-            directory = Directory(0, epoch)
-            self._index.blocks[BlockRef(channel, group, 0)] = bytearray(header)
+            number = self._index.compacted_of(channel).next_number
+            directory = Directory(number, epoch, first=number)
+            self._index.blocks[BlockRef(channel, group, number)] = bytearray(header)
         elif directory.epoch > epoch:
             return None
         block = self._index.blocks[BlockRef(channel, group, directory.number)]
         block += frame
         self._index.directories[channel][group] = directory._replace(epoch=epoch)
-        return Location(directory.number, len(block), directory.upto)
+        return Location(directory.number, len(block), directory.upto, self._index.compacted_of(channel).live)
 
     def groups(self, keys: Sequence[tuple[str, str]]) -> Sequence[GroupState | None]:
         """See `BlockOperations.groups`."""
         with self._index.changed:
             return [self._index.group_state(*key) for key in keys]
+
+    def is_compacted(self, channel: str) -> bool:
+        """See `BlockOperations.is_compacted`."""
+        with self._index.changed:
+            return self._index.compacted_of(channel).generation > 0
 
     def move(self, moves: Sequence[Move]) -> Sequence[bool]:
         """See `BlockOperations.move`."""
@@ -340,7 +372,11 @@ class MemoryReader:
 
     def _channel_state(self, channel: str) -> ChannelState | None:
         groups = {group: self._index.group_state(channel, group) for group in self._index.directories.get(channel, ())}
-        return ChannelState({group: state for group, state in groups.items() if state}) if groups else None
+        compacted = self._index.compacted_of(channel)
+        if not groups and not compacted.generation:
+            return None
+        floor = self._index.floors.get(channel, b"")
+        return ChannelState({group: state for group, state in groups.items() if state}, compacted, floor)
 
     def blocks(self, refs: Sequence[BlockRef]) -> Sequence[bytes | None]:
         """See `IndexReader.blocks`."""
@@ -352,7 +388,7 @@ class MemoryReader:
         if block is not None:
             return bytes(block)
         directory = self._index.directories.get(ref.channel, {}).get(ref.group)
-        if directory is None:
+        if directory is None or self._index.limits == MemoryLimits():
             return None
         oldest = ref._replace(number=self._index.held.oldest((ref.channel, ref.group), directory.number))
         if ref.number >= oldest.number:

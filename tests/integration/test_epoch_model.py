@@ -281,7 +281,7 @@ class World:
         for writer, known in zip(self.writers, state.known, strict=True):
             writer._active.clear()
             if known:
-                writer._active.put(("A", GROUP), ActiveBlock(*known, size=0, upto=0))
+                writer._active.put(("A", GROUP), ActiveBlock(*known, size=0, upto=0, limit=WHOLE_BLOCK))
 
     @property
     def _memory(self) -> MemoryIndex:

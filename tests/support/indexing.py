@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 from channelindex import blocks, hashing
 from channelindex.model import Checkpoint, Entry, IndexMeta
 from channelindex.settings import IndexSettings
-from channelindex.stores import open_owner, open_reader, open_writer
+from channelindex.stores import open_compaction, open_owner, open_reader, open_writer
 from channelindex.stores.base import ChannelAppend, IndexWriter
+from channelindex.stores.compacting import CompactionStore
 
 _names = itertools.count()
 
@@ -28,18 +29,31 @@ class SmallIndex:
     """Owner, writers and reader of one index of its own. `group` says which worker's blocks a row goes to."""
 
     def __init__(self, url: str = "memory://", n_vbuckets: int = 4, n_partitions: int = 2, block_bytes: int = 100):
-        self._url, self.name, self._block_bytes = url, f"small{next(_names)}", block_bytes
-        self.owner = open_owner(IndexSettings(self.name, url))
+        self.name = f"small{next(_names)}"
+        self._settings = IndexSettings(
+            self.name,
+            url,
+            block_bytes=block_bytes,
+            memory_max_entries=0,
+            memory_min_entries=0,
+            memory_max_age_s=0.0,
+        )
+        self.owner = open_owner(self._settings)
         self.meta = IndexMeta(blocks.FORMAT_VERSION, n_vbuckets, n_partitions, "source", f"uuid-{self.name}")
         self.owner.create_or_check(self.meta)
-        self.reader = open_reader(IndexSettings(self.name, url))
+        self.reader = open_reader(self._settings)
         self._open: list[Any] = [self.owner, self.reader]
         self.writer = self.new_writer()
 
     def new_writer(self) -> IndexWriter:
-        writer = open_writer(IndexSettings(self.name, self._url, block_bytes=self._block_bytes))
+        writer = open_writer(self._settings)
         self._open.append(writer)
         return writer
+
+    def compaction(self) -> CompactionStore:
+        store = open_compaction(self._settings)
+        self._open.append(store)
+        return store
 
     def close(self):
         for store in self._open:

@@ -9,12 +9,14 @@ from channelindex.epochs import Bounds, PartitionRecord, whole_record
 from channelindex.errors import OutcomeUnknown, StoreUnavailable
 from channelindex.model import Checkpoint, Entry, IndexMeta
 from channelindex.settings import IndexSettings
-from channelindex.stores import open_owner, open_reader
+from channelindex.stores import open_compaction, open_owner, open_reader
 from channelindex.stores.base import BlockRef, ChannelAppend, IndexReader, OwnerStore
 from channelindex.stores.block_writer import REMEMBERED_BLOCKS, BlockOperations, BlockWriter
+from channelindex.stores.compacting import CompactionStore
 from channelindex.stores.couchbase.link import Link
 from channelindex.stores.couchbase.writer import CouchbaseBlocks
 from channelindex.stores.memory import MemoryBlocks, MemoryIndex, MemoryOwner, MemoryReader
+from channelindex.stores.memory_compaction import MemoryCompaction
 from channelindex.stores.redis.writer import RedisBlocks
 from devbucket.config import DevBucketConfig
 
@@ -77,6 +79,12 @@ class Backend:
         """A writer in its first life."""
         return BlockWriter(operations or self.operations(), block_bytes, remembered_blocks)
 
+    def compaction(self) -> CompactionStore:
+        """A compactor's half."""
+        opened = MemoryCompaction(self.memory) if self.memory else open_compaction(self.settings)
+        self._opened.append(opened)
+        return opened
+
     def owner(self) -> OwnerStore:
         """An owner's half."""
         owner = MemoryOwner(self.memory, self.index_name) if self.memory else open_owner(self.settings)
@@ -133,8 +141,9 @@ def stored_blocks(reader: IndexReader, channel: str) -> dict[str, list[StoredBlo
     if state is None:
         return {}
     blocks_by_group: dict[str, list[StoredBlock]] = {}
-    for group, active in state.active_by_group.items():
-        refs = [BlockRef(channel, group, number) for number in range(active + 1)]
+    for group, of_group in state.groups.items():
+        directory = of_group.directory
+        refs = [BlockRef(channel, group, number) for number in range(directory.first, directory.number + 1)]
         blocks_by_group[group] = [
             _taken_apart(ref, block) for ref, block in zip(refs, reader.blocks(refs), strict=True)
         ]

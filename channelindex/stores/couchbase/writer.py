@@ -80,6 +80,10 @@ class CouchbaseBlocks:
         states = read_groups(self._link, self._keys, {channel: d.active_by_group for channel, d in directories.items()})
         return [states[channel].get(group) for channel, group in keys]
 
+    def is_compacted(self, channel: str) -> bool:  # noqa: ARG002 none is
+        """See `BlockOperations.is_compacted`: the index in a bucket is not compacted."""
+        return False
+
     def move(self, moves: Sequence[Move]) -> Sequence[bool]:
         """See `BlockOperations.move`. All of them rotate."""
         moved = self._change_directories(self._begin_blocks(moves))
@@ -105,7 +109,7 @@ class CouchbaseBlocks:
     def _append(self, frames: Mapping[_Block, bytes]) -> None:
         missing = self._link.append({self._keys.block(*block): frame for block, frame in frames.items()})
         if missing:
-            raise lost_block(min(missing))
+            raise lost_block(min(missing), "")
 
     def _enter(self, appends: Sequence[LocatingAppend], new_blocks: dict[_Block, int]) -> list[int | None]:
         """Note the appends in the directories; the number of each one's block, None where it was refused.

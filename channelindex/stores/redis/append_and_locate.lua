@@ -4,47 +4,50 @@
 --        2: MessagePack [slot, items, slot, items, ...]; items are flat, five per append: channel, group, epoch (16
 --           hex digits, so that they compare as strings), lengths of the header frame of block 0 and of the frame
 --        3: all these headers and frames one after the other
--- reply  MessagePack [number, size, upto, ...] in the order of the appends, number and upto as strings; number is ""
+-- reply  MessagePack [number, size, upto, live, ...] in the order of the appends, all but size as strings; number is ""
 --        where the append was refused, "lost" where the block that should be there, or its directory, is not
 -- atomic per append: refused if the directory names a newer epoch; else frame, and directory, which names this epoch
 --        from now on
 -- include errors.lua
 -- include frames.lua
 
-local function begin_group(channel_key, field, block_key, epoch, header, frame)
+local function begin_group(channel_key, field, number, block_key, epoch, header, frame)
   key = block_key
   if call('EXISTS', block_key) == 1 then
     return 'lost', 0, '0'
   end
   call('SET', block_key, header .. frame)
   key = channel_key
-  call('HSET', channel_key, field, '0:' .. epoch .. ':0:0')
-  return '0', #header + #frame, '0'
+  call('HSET', channel_key, field, number .. ':' .. epoch .. ':0:0:' .. number .. ':0')
+  return number, #header + #frame, '0'
 end
 
 local function append(slot_prefix, channel, group, epoch, header, frame)
   local channel_key, field = slot_prefix .. 'c:' .. channel, 'g' .. group
   local block_prefix = slot_prefix .. 'b:' .. group .. ':'
   key = channel_key
-  local directory = call('HGET', channel_key, field)
+  local directory, compacted = unpack(call('HMGET', channel_key, field, 'v'))
+  local live, next_number = string.match(compacted or '0:0:0:0:0', '^%d+:(%d+):%d+:(%d+)')
   if not directory then
-    return begin_group(channel_key, field, block_prefix .. '0:' .. channel, epoch, header, frame)
+    local block_key = block_prefix .. next_number .. ':' .. channel
+    local number, size, upto = begin_group(channel_key, field, next_number, block_key, epoch, header, frame)
+    return number, size, upto, live
   end
-  local number, noted_epoch, rest = string.match(directory, '^(%d+):(%x+)(:%d+:%d+)$')
+  local number, noted_epoch, rest = string.match(directory, '^(%d+):(%x+)(:%d+:%d+:%d+:%d+)$')
   if noted_epoch > epoch then
-    return '', 0, '0'
+    return '', 0, '0', live
   end
   key = block_prefix .. number .. ':' .. channel
   local size = call('APPEND', key, frame)
   if size == #frame then
     call('DEL', key)
-    return 'lost', 0, '0'
+    return 'lost', 0, '0', live
   end
   if noted_epoch ~= epoch then
     key = channel_key
     call('HSET', channel_key, field, number .. ':' .. epoch .. rest)
   end
-  return number, size, string.match(rest, '%d+$')
+  return number, size, string.match(rest, '^:%d+:(%d+)'), live
 end
 
 return with_key_in_error(function()
@@ -54,10 +57,11 @@ return with_key_in_error(function()
     local items = sections[section + 1]
     for at = 1, #items, 5 do
       local header, frame = take(items[at + 3]), take(items[at + 4])
-      local number, size, upto = append(slot_prefix, items[at], items[at + 1], items[at + 2], header, frame)
+      local number, size, upto, live = append(slot_prefix, items[at], items[at + 1], items[at + 2], header, frame)
       reply[#reply + 1] = number
       reply[#reply + 1] = size
       reply[#reply + 1] = upto
+      reply[#reply + 1] = live
     end
   end
   return cmsgpack.pack(reply)

@@ -4,18 +4,23 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from channelindex.errors import IndexCorrupt
 from channelindex.redis.link import Link
-from channelindex.stores.base import Directory, GroupState
+from channelindex.stores.base import NEVER_COMPACTED, ChannelState, Compacted, Directory, GroupState
+from channelindex.stores.compacting import ChannelSizes, GroupSize
 from channelindex.stores.redis.keys import Keys
 
 DIRECTORY = "g"
 CLOCK = "k"
 """Prefix of the fields of a group; its name follows."""
+COMPACTED = "v"
+FLOOR = "f"
+"""Fields of the channel itself: `Compacted`, and clock pairs."""
 
 
 def encode_directory(directory: Directory) -> str:
     """The value of a `g` field, as append_and_locate.lua and move.lua know it."""
     assert 0 <= directory.epoch < 1 << 64, "the scripts compare 16 digits as strings"
-    return f"{directory.number}:{directory.epoch:016x}:{directory.before}:{directory.upto}"
+    number, epoch, *sizes = directory
+    return ":".join((str(number), f"{epoch:016x}", *map(str, sizes)))
 
 
 def decode_directory(value: bytes, where: str) -> Directory:
@@ -25,38 +30,79 @@ def decode_directory(value: bytes, where: str) -> Directory:
         IndexCorrupt: *value* is something else; the message names *where*.
     """
     try:
-        number, epoch, before, upto = value.split(b":")
-        return Directory(int(number), int(epoch, 16), int(before), int(upto))
+        number, epoch, before, upto, first, dropped = value.split(b":")
+        return Directory(int(number), int(epoch, 16), int(before), int(upto), int(first), int(dropped))
     except ValueError as error:
         raise IndexCorrupt(f"{where}: {value[:80]!r} is no directory of a group") from error
+
+
+def decode_compacted(value: bytes | None, where: str) -> Compacted:
+    """The value of a `v` field, as switch.lua writes it; what no compaction noted where there is none.
+
+    Raises:
+        IndexCorrupt: *value* is something else; the message names *where*.
+    """
+    try:
+        return Compacted(*map(int, value.split(b":"))) if value else NEVER_COMPACTED
+    except (ValueError, TypeError) as error:
+        raise IndexCorrupt(f"{where}: {value!r} is not what compaction notes") from error
 
 
 def read_groups(link: Link, keys: Keys, names: Sequence[tuple[str, str]]) -> list[GroupState | None]:
     """The state of each (channel, group) of *names*; None for one that the directory does not have."""
     replies = link.pipeline(
-        [("HMGET", keys.channel(channel), DIRECTORY + group, CLOCK + group) for channel, group in names]
+        [("HMGET", keys.channel(channel), DIRECTORY + group, CLOCK + group, COMPACTED) for channel, group in names]
     )
     fields = [
-        {DIRECTORY.encode() + group.encode(): directory, CLOCK.encode() + group.encode(): clock}
-        for (_, group), (directory, clock) in zip(names, replies, strict=True)
+        {DIRECTORY.encode() + group.encode(): directory, CLOCK.encode() + group.encode(): clock, b"v": compacted}
+        for (_, group), (directory, clock, compacted) in zip(names, replies, strict=True)
     ]
     states = iter(_with_tails(link, keys, [channel for channel, _ in names], fields))
     return [state.get(group) for (_, group), state in zip(names, states, strict=True)]
 
 
-def read_channels(link: Link, keys: Keys, channels: Sequence[str]) -> list[dict[str, GroupState]]:
-    """The states of all groups of each of *channels*; none for a channel that nobody wrote.
+def read_channels(link: Link, keys: Keys, channels: Sequence[str]) -> list[ChannelState | None]:
+    """The state of each of *channels*; None for a channel that nobody wrote.
 
     Raises:
-        IndexCorrupt: a channel has a hash without a group: something was lost.
+        IndexCorrupt: a channel has a hash that names no group and was not compacted: something was lost.
     """
     hashes = link.pipeline([("HGETALL", keys.channel(channel)) for channel in channels])
     fields_by_channel = [dict(zip(flat[::2], flat[1::2], strict=True)) for flat in hashes]
-    states = _with_tails(link, keys, channels, fields_by_channel)
-    for channel, fields, groups in zip(channels, fields_by_channel, states, strict=True):
-        if fields and not groups:
+    states: list[ChannelState | None] = []
+    for channel, fields, groups in zip(
+        channels, fields_by_channel, _with_tails(link, keys, channels, fields_by_channel), strict=True
+    ):
+        compacted = decode_compacted(fields.get(b"v"), keys.channel(channel))
+        if fields and not groups and not compacted.generation:
             raise IndexCorrupt(f"{keys.channel(channel)}: it names no group: the store has lost data")
+        states.append(ChannelState(groups, compacted, fields.get(b"f", b"")) if fields else None)
     return states
+
+
+def read_sizes(link: Link, keys: Keys, channels: Sequence[str]) -> list[ChannelSizes | None]:
+    """The directory of each of *channels*, with the sizes of the active blocks; None where there is none."""
+    hashes = link.pipeline([("HGETALL", keys.channel(channel)) for channel in channels])
+    fields_by_channel = [dict(zip(flat[::2], flat[1::2], strict=True)) for flat in hashes]
+    found = [
+        [(group, directory) for group, directory, _ in _groups(keys.channel(channel), fields)]
+        for channel, fields in zip(channels, fields_by_channel, strict=True)
+    ]
+    asked = [
+        ("STRLEN", keys.block(channel, group, directory.number))
+        for channel, groups in zip(channels, found, strict=True)
+        for group, directory in groups
+    ]
+    sizes = iter(link.pipeline(asked) if asked else ())
+    return [
+        ChannelSizes(
+            decode_compacted(fields.get(b"v"), keys.channel(channel)),
+            {group: GroupSize(directory, next(sizes)) for group, directory in groups},
+        )
+        if fields
+        else None
+        for channel, fields, groups in zip(channels, fields_by_channel, found, strict=True)
+    ]
 
 
 def _with_tails(
@@ -73,9 +119,13 @@ def _with_tails(
         for group, directory, _ in groups
     ]
     tails = iter(link.pipeline(ranges) if ranges else ())
+    lives = [
+        decode_compacted(fields.get(b"v"), keys.channel(channel)).live
+        for channel, fields in zip(channels, fields_of, strict=True)
+    ]
     return [
-        {group: GroupState(directory, clock, _tail(directory, next(tails))) for group, directory, clock in groups}
-        for groups in found
+        {group: GroupState(directory, clock, _tail(directory, next(tails)), live) for group, directory, clock in groups}
+        for groups, live in zip(found, lives, strict=True)
     ]
 
 

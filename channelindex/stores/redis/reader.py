@@ -88,8 +88,7 @@ class RedisReader:
 
     def channel_states(self, channels: Sequence[str]) -> Sequence[ChannelState | None]:
         """See `IndexReader.channel_states`."""
-        groups_by_channel = read_channels(self._link, self._keys, channels)
-        return [ChannelState(groups) if groups else None for groups in groups_by_channel]
+        return read_channels(self._link, self._keys, channels)
 
     def blocks(self, refs: Sequence[BlockRef]) -> Sequence[bytes | None]:
         """See `IndexReader.blocks`."""

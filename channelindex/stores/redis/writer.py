@@ -16,7 +16,7 @@ from channelindex.hashing import slot_of
 from channelindex.redis.link import ScriptCall
 from channelindex.stores.base import GroupState
 from channelindex.stores.block_writer import TAIL_BYTES, BlindAppend, LocatingAppend, Location, Move, lost_block
-from channelindex.stores.redis.directories import encode_directory, read_groups
+from channelindex.stores.redis.directories import COMPACTED, decode_compacted, encode_directory, read_groups
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.servers import ask_servers, digest_of
 from channelindex.stores.redis.store_link import open_link
@@ -55,7 +55,7 @@ class RedisBlocks:
         for packed in self._link.run_all("append", self._calls(sections)):
             if packed != _NONE_LOST:
                 group, number, channel = _decode(packed)[0].split(":", 2)
-                raise lost_block(self._keys.block(channel, group, int(number)))
+                raise lost_block(self._keys.block(channel, group, int(number)), channel)
 
     def append_and_locate(self, appends: Sequence[LocatingAppend]) -> Sequence[Location | None]:
         """See `BlockOperations.append_and_locate`."""
@@ -72,19 +72,24 @@ class RedisBlocks:
             indices[slot].append(index)
         reply, order = self._run("append_and_locate", sections, indices)
         locations: list[Location | None] = [None] * len(appends)
-        for index, number, size, upto in zip(order, reply[::3], reply[1::3], reply[2::3], strict=True):
+        for index, (number, size, upto, live) in zip(order, _rows(reply, 4), strict=True):
             if number == "lost":
                 raise IndexCorrupt(
                     f"{self._keys.channel(appends[index].channel)}: the directory of group {appends[index].group} and "
                     "its active block are not both there: the store has lost data, the index has to be rebuilt"
                 )
             if number:
-                locations[index] = Location(int(number), size, int(upto))
+                locations[index] = Location(int(number), size, int(upto), int(live))
         return locations
 
     def groups(self, keys: Sequence[tuple[str, str]]) -> Sequence[GroupState | None]:
         """See `BlockOperations.groups`."""
         return read_groups(self._link, self._keys, keys)
+
+    def is_compacted(self, channel: str) -> bool:
+        """See `BlockOperations.is_compacted`."""
+        key = self._keys.channel(channel)
+        return decode_compacted(self._link.execute("HGET", key, COMPACTED), key).generation > 0
 
     def move(self, moves: Sequence[Move]) -> Sequence[bool]:
         """See `BlockOperations.move`."""
@@ -148,6 +153,12 @@ class RedisBlocks:
         return [
             ((self._keys.slot(slot),), (prefix, *_arguments({slot: section}))) for slot, section in sections.items()
         ]
+
+
+def _rows(flat: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """*flat* in rows of *size*."""
+    assert len(flat) % size == 0, "whole rows"
+    return [flat[start : start + size] for start in range(0, len(flat), size)]
 
 
 def _arguments(sections: _Sections) -> tuple[bytes, bytes]:

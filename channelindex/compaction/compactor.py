@@ -1,0 +1,91 @@
+"""Compacts an index: finds the channels that are due and compacts them, those with most to win first."""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+
+from channelindex.compaction.channel import ChannelCompactor, ChannelResult
+from channelindex.compaction.due import DueChannel, Extent, due
+from channelindex.compaction.view import CompactionView, take_view
+from channelindex.errors import StaleEpoch, Transient
+from channelindex.model import STAR_CHANNEL
+from channelindex.settings import CompactionSettings
+from channelindex.stores.base import IndexReader
+from channelindex.stores.compacting import CompactionStore
+
+VIEW_S = 300.0
+"""Age at which a view is taken anew: what settled since may leave, too."""
+
+_CHANNELS_AT_ONCE = 500
+"""Directories in one request, some milliseconds of the store."""
+
+_FENCE_ATTEMPTS = 20
+"""Views in a row that became stale before they were fenced; each means that a partition changed its owner."""
+
+
+class Compactor:
+    """Compacts one index. *pause* is called between requests, and may raise to stop."""
+
+    def __init__(
+        self,
+        store: CompactionStore,
+        reader: IndexReader,
+        settings: CompactionSettings,
+        block_bytes: int,
+        pause: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._reader = reader
+        self._settings = settings
+        self._block_bytes = block_bytes
+        self._pause = pause
+        self._clock = clock
+        self._channels = ChannelCompactor(store, reader, block_bytes, settings.grace_s, pause)
+        self._view: CompactionView | None = None
+        self._view_at = 0.0
+
+    def find_due(self, channels: Iterable[str]) -> list[DueChannel]:
+        """Those of *channels* that are due, in the order in which to compact them: the star channel, then by gain."""
+        present = frozenset(self._reader.stable_view().epochs)
+        found: list[DueChannel] = []
+        for chunk in _chunks(channels, _CHANNELS_AT_ONCE):
+            now_s = self._clock()
+            for channel, sizes in zip(chunk, self._store.sizes(chunk), strict=True):
+                if sizes is not None:
+                    one = due(channel, sizes, present, self._block_bytes, self._settings, now_s)
+                    found += [one] if one else []
+            self._pause()
+        return sorted(found, key=lambda each: (each.channel != STAR_CHANNEL, -each.gain))
+
+    def compact(self, channel: str, extent: Extent = Extent.FULL, *, dry_run: bool = False) -> ChannelResult:
+        """Compact *channel*, due or not.
+
+        Raises:
+            Transient: the store is away; what was done is whole.
+        """
+        view = self._take_view(dry_run=dry_run)
+        return self._channels.compact(channel, extent, view, self._clock(), dry_run=dry_run)
+
+    def _take_view(self, *, dry_run: bool) -> CompactionView:
+        """A view that is not too old, and fenced unless *dry_run*."""
+        now_s = self._clock()
+        if self._view is not None and 0 <= now_s - self._view_at < VIEW_S:
+            return self._view
+        for _ in range(_FENCE_ATTEMPTS):
+            view = take_view(self._reader, self._settings, now_s)
+            if dry_run:
+                return view
+            try:
+                view.fence(self._store)
+            except StaleEpoch:
+                continue
+            self._view, self._view_at = view, now_s
+            return view
+        raise Transient(f"partitions changed their owners {_FENCE_ATTEMPTS} times while a view of them was taken")
+
+
+def _chunks(channels: Iterable[str], size: int) -> Iterator[Sequence[str]]:
+    iterator = iter(channels)
+    while chunk := list(islice(iterator, size)):
+        yield chunk

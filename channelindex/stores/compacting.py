@@ -1,0 +1,113 @@
+"""Defines the operations of a store that compaction needs; their order is in docs/design/015-compaction.md.
+
+As in `base.py`, a call that raises `OutcomeUnknown` may have happened. None is to be repeated, though: who does not
+know whether a switch happened leaves the channel alone until the next pass.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from channelindex.stores.base import COMPACT_PREFIX, Compacted, Directory
+
+STRAY_S = 3600
+"""Time to live of output blocks until a switch names them: more than a compaction takes."""
+
+
+class GroupSize(NamedTuple):
+    """A group's directory and the size of its active block, 0 if it is not there."""
+
+    directory: Directory
+    active_bytes: int
+
+    @property
+    def n_bytes(self) -> int:
+        """Number of bytes that are there."""
+        return self.directory.before - self.directory.dropped + self.active_bytes
+
+
+class ChannelSizes(NamedTuple):
+    """The directory of a channel, to see from it whether compaction is due."""
+
+    compacted: Compacted
+    groups: Mapping[str, GroupSize]
+
+    @property
+    def n_bytes(self) -> int:
+        """Number of bytes in all blocks."""
+        return sum(group.n_bytes for group in self.groups.values())
+
+
+class GroupChange(NamedTuple):
+    """A group whose directory was *known*. Its full blocks leave; where `removed`, the active one and the group too.
+
+    Where its directory has changed since, it is not removed, and the blocks leave that were full then.
+    """
+
+    group: str
+    known: Directory
+    removed: bool
+
+    @property
+    def is_output(self) -> bool:
+        """True if compaction wrote it: its bytes are not counted by the channel's counter."""
+        return self.group.startswith(COMPACT_PREFIX)
+
+
+class Output(NamedTuple):
+    """A group that was written by `write_blocks`: the sizes of its blocks from 0 on, its directory and clock frame."""
+
+    group: str
+    sizes: Sequence[int]
+    directory: Directory
+    clock: bytes
+
+
+class Switch(NamedTuple):
+    """Puts *output*, if anything stayed, into the place of blocks of *changes*, in a channel of *generation*.
+
+    `live` and `at` are those of `Compacted` from now on, `floor` that of `ChannelState`. What left lives for *grace_s*.
+    """
+
+    channel: str
+    generation: int
+    changes: Sequence[GroupChange]
+    output: Output | None
+    live: int
+    at: int
+    floor: bytes
+    grace_s: int
+
+
+class CompactionStore(Protocol):
+    """The compactor's half of a store. To be used from one thread of one process."""
+
+    ends_with_header: bool
+    """True if readers get the active block whole, so that the last block of a group is better a header alone."""
+
+    def sizes(self, channels: Sequence[str]) -> Sequence[ChannelSizes | None]:
+        """The sizes of each channel, in the order asked; None for one that nobody wrote."""
+        ...
+
+    def raise_compacted(self, through: Mapping[int, Sequence[int]], epoch_by_partition: Mapping[int, int]) -> None:
+        """Apply `epochs.compact` to the record of each partition of *through*, under its epoch.
+
+        Raises:
+            StaleEpoch: see `epochs.compact`; of a partition that refused. Others may have been changed.
+        """
+        ...
+
+    def write_blocks(self, channel: str, group: str, first: int, blocks: Sequence[bytes]) -> None:
+        """Write output blocks, numbered from *first* on, to live for STRAY_S. One that exists is left as it is."""
+        ...
+
+    def switch(self, switch: Switch) -> bool:
+        """Let *switch* happen, atomically: only if the channel has its generation, and the output blocks are there."""
+        ...
+
+    def discard(self, channel: str, group: str, n_blocks: int) -> None:
+        """Remove output blocks that no switch named."""
+        ...
+
+    def close(self) -> None:
+        """Let go of connections. May be called twice."""
+        ...

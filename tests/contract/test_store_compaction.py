@@ -1,0 +1,258 @@
+"""The compactor's half of every store that is compacted, and what writers and readers find after a switch."""
+
+import uuid
+from typing import Any, NamedTuple
+
+import pytest
+
+from channelindex.blocks import fold_clock
+from channelindex.compaction.compactor import Compactor
+from channelindex.compaction.due import Extent
+from channelindex.errors import BlockGone, StaleEpoch
+from channelindex.model import DELETED, Checkpoint
+from channelindex.reading.reader import ChangesReader
+from channelindex.settings import CompactionSettings
+from channelindex.stores.base import COMPACT_PREFIX, NEVER_COMPACTED, BlockRef, Directory
+from channelindex.stores.compacting import GroupChange, Output, Switch
+from tests.support.stores import GROUP, META, Backend, append, checkpoints, entry, stored_blocks
+
+OTHER_GROUP = "ffeeddcc99887766"
+OUTPUT = f"{COMPACT_PREFIX}0011"
+SETTINGS = CompactionSettings(min_lag_s=1.0, dead_retention_s=1.0, grace_s=60.0)
+_URL_FIXTURES = {"redis": "redis_url", "cluster": "cluster_url"}
+
+
+class World(NamedTuple):
+    """A store whose partition 0 is at epoch 2, and that of epoch 1 wrote channel A before."""
+
+    backend: Backend
+    owner: Any
+    reader: Any
+    store: Any
+
+    def compactor(self, now_s: float = 1_000_000.0, settings: CompactionSettings = SETTINGS) -> Compactor:
+        return Compactor(self.store, self.reader, settings, 65536, clock=lambda: now_s)
+
+    def told(self, since: str | None = None) -> dict[str, int]:
+        return {change.id: change.seqno for change in ChangesReader(self.reader).changes(["A"], since).entries}
+
+
+@pytest.fixture(params=["memory", *_URL_FIXTURES])
+def world(request):
+    url = "memory://" if request.param == "memory" else request.getfixturevalue(_URL_FIXTURES[request.param])
+    backend = Backend(url, f"compact-{uuid.uuid4().hex}")
+    owner = backend.owner()
+    owner.create_or_check(META)
+    owner.begin(0, 1, "n1")
+    rows = [entry(0, seqno, f"doc-{seqno % 2}", f"{seqno}-x") for seqno in range(1, 9)]
+    writer = backend.writer(block_bytes=100)
+    for row in rows:
+        writer.write([append("A", 1, row)])
+    owner.advance(1, checkpoints({0: 8}))
+    owner.note_moments(1, [0], 1000.0)
+    owner.begin(0, 2, "n2")
+    yield World(backend, owner, backend.reader(), backend.compaction())
+    backend.close()
+
+
+def _switch(world: World, **changes) -> Switch:
+    (sizes,) = world.store.sizes(["A"])
+    known = sizes.groups[GROUP].directory
+    made = Switch("A", 0, [GroupChange(GROUP, known, removed=True)], None, 10, 20, b"", 60)
+    return made._replace(**changes)
+
+
+def test_sizes_are_those_of_all_blocks(world):
+    sizes, absent = world.store.sizes(["A", "nobody's"])
+    assert absent is None
+    assert sizes.compacted == NEVER_COMPACTED
+    (state,) = world.reader.channel_states(["A"])
+    directory = state.groups[GROUP].directory
+    refs = [BlockRef("A", GROUP, number) for number in range(directory.number + 1)]
+    assert sizes.n_bytes == sum(map(len, world.reader.blocks(refs))) == state.counter
+
+
+def test_compaction_is_noted_under_the_present_epoch_alone(world):
+    width = META.partition_width
+    through = (5,) + (0,) * (width - 1)
+    with pytest.raises(StaleEpoch):
+        world.store.raise_compacted({0: through}, {0: 1})
+    world.store.raise_compacted({0: through}, {0: 2})
+    world.store.raise_compacted({0: (0,) * width}, {0: 2})
+    assert world.reader.partition_records()[0].compacted_through == through
+    record = world.owner.begin(0, 3, "n3", {0: Checkpoint(1, 3, 3, 3)})
+    assert (record.stable[0], record.restarting[0]) == (0, 3)
+    assert world.reader.partition_records()[0] == record
+
+
+def test_a_switch_happens_once_and_only_if_all_output_is_there(world):
+    output = Output(OUTPUT, [3, 4], Directory(1, 2, 3, 4), b"clock")
+    assert not world.store.switch(_switch(world, output=output)), "nothing was written"
+    world.store.write_blocks("A", OUTPUT, 0, [b"abc", b"defg"])
+    world.store.write_blocks("A", OUTPUT, 0, [b"late"])
+    assert not world.store.switch(_switch(world, output=output, generation=1)), "of another generation"
+    before = world.reader.channel_states(["A"])[0].counter
+    switch = _switch(world, output=output, floor=b"\0" * 10)
+    assert world.store.switch(switch)
+    assert not world.store.switch(switch), "it has happened"
+    (state,) = world.reader.channel_states(["A"])
+    assert list(state.groups) == [OUTPUT]
+    assert (state.compacted.generation, state.compacted.live, state.compacted.at) == (1, 10, 20)
+    assert (state.groups[OUTPUT].clock, state.groups[OUTPUT].tail, state.floor) == (b"clock", b"", b"\0" * 10)
+    assert state.counter == before, "it never goes back"
+    assert world.reader.blocks([BlockRef("A", OUTPUT, 0), BlockRef("A", GROUP, 0)])[0] == b"abc"
+
+
+@pytest.mark.parametrize("grace_s", [60, 0])
+def test_what_left_stays_for_its_grace(world, grace_s):
+    assert world.store.switch(_switch(world, grace_s=grace_s))
+    assert (world.reader.blocks([BlockRef("A", GROUP, 0)])[0] is None) == (grace_s == 0)
+
+
+def test_output_that_nobody_named_is_removed(world):
+    world.store.write_blocks("A", OUTPUT, 0, [b"abc", b"defg"])
+    world.store.discard("A", OUTPUT, 2)
+    assert list(world.reader.blocks([BlockRef("A", OUTPUT, 0), BlockRef("A", OUTPUT, 1)])) == [None, None]
+
+
+def test_a_group_that_was_located_meanwhile_is_not_removed(world):
+    switch = _switch(world)
+    world.backend.writer().write([append("A", 2, entry(0, 9))])
+    assert world.store.switch(switch)
+    (state,) = world.reader.channel_states(["A"])
+    directory = state.groups[GROUP].directory
+    assert directory.first == switch.changes[0].known.number > 0
+    assert directory.dropped == switch.changes[0].known.before
+    assert [
+        each.seqno for blocks in stored_blocks(world.reader, "A").values() for b in blocks for _, each in b.entries
+    ][-1] == 9
+
+
+def test_a_group_that_begins_again_takes_no_number_that_was_used(world):
+    """A reader in the middle, or a late append, must never meet a new block under an old name."""
+    before = stored_blocks(world.reader, "A")[GROUP]
+    assert world.store.switch(_switch(world))
+    world.backend.writer().write([append("A", 2, entry(0, 9))])
+    ((name, state),) = world.reader.channel_states(["A"])[0].groups.items()
+    assert name == GROUP
+    assert state.directory.number == state.directory.first == len(before)
+    assert fold_clock(state.frames) == {0: 9}
+    refs = [BlockRef("A", GROUP, number) for number in range(len(before))]
+    assert None not in world.reader.blocks(refs), "they are in their grace"
+
+
+def test_a_writer_whose_block_is_compacted_away_locates_it_anew(world):
+    """It was paused: whatever it writes is dead, or there already. It must not end as if the store had lost data."""
+    zombie = world.backend.writer()
+    assert zombie.write([append("A", 1, entry(0, 8, "doc-0", "8-x"))]) == set()
+    switch = _switch(world, grace_s=0)
+    assert world.store.switch(switch)
+    world.backend.writer().write([append("A", 2, entry(0, 9))])
+    assert zombie.write([append("A", 1, entry(0, 8, "doc-0", "8-x"))]) == {1}, "refused: a newer epoch is there"
+
+
+def test_a_block_that_was_lost_is_still_an_error(world):
+    writer = world.backend.writer()
+    writer.write([append("B", 2, entry(0, 9))])
+    world.store.discard("B", GROUP, 1)
+    with pytest.raises(BlockGone):
+        writer.write([append("B", 2, entry(0, 10))])
+
+
+def test_blocks_are_full_at_the_size_that_compaction_left(world):
+    """Of a channel of few documents that change often, little garbage is in the active blocks."""
+    result = world.compactor().compact("A")
+    assert result.outcome == "compacted"
+    writer = world.backend.writer()
+    for seqno in range(9, 409):
+        writer.write([append("A", 2, entry(0, seqno, "doc", "1-x"))])
+    sizes = [
+        len(block)
+        for block in world.reader.blocks(
+            [
+                BlockRef("A", GROUP, number)
+                for number in range(*_numbers(world.reader.channel_states(["A"])[0].groups[GROUP].directory))
+            ]
+        )
+    ]
+    assert len(sizes) == 3
+    assert all(4096 <= size < 4096 + 100 for size in sizes)
+
+
+def _numbers(directory: Directory) -> tuple[int, int]:
+    return directory.first, directory.number
+
+
+def test_compaction_leaves_the_newest_of_each_document_in_one_group(world):
+    before = world.told()
+    dry = world.compactor().compact("A", dry_run=True)
+    assert list(stored_blocks(world.reader, "A")) == [GROUP], "nothing happened"
+    assert world.reader.partition_records()[0].compacted_through == ()
+    result = world.compactor().compact("A")
+    assert result == dry
+    assert (result.counts.read, result.counts.superseded) == (8, 6)
+    ((group, blocks),) = stored_blocks(world.reader, "A").items()
+    assert group.startswith(COMPACT_PREFIX)
+    assert [(epoch, each.seqno) for block in blocks for epoch, each in block.entries] == [(1, 7), (1, 8)]
+    assert (result.bytes_after, result.blocks_after) == (world.store.sizes(["A"])[0].n_bytes, 1)
+    assert world.told() == before == {"doc-1": 7, "doc-0": 8}
+
+
+def test_nothing_leaves_before_its_time(world):
+    result = world.compactor(now_s=1000.5).compact("A")
+    assert (result.counts.superseded, result.young_superseded) == (0, 6)
+    assert world.told() == {"doc-1": 7, "doc-0": 8}
+
+
+def test_a_deletion_whose_tombstone_is_purged_survives_a_rollback_below_what_was_compacted(world):
+    """The stream begins again at 0 and does not bring it; a reader who holds the document must still be told."""
+    store_reader, writer = world.reader, world.backend.writer()
+    since = ChangesReader(store_reader).changes(["A"]).since
+    writer.write([append("A", 2, entry(0, 9, "doc-1", "9-x", DELETED), entry(0, 20, "doc-0", "20-x"))])
+    world.owner.advance(2, checkpoints({0: 20}))
+    world.owner.note_moments(2, [0], 2000.0)
+    world.compactor().compact("A")
+    record = world.owner.begin(0, 3, "n3", {0: Checkpoint(2, 10, 10, 10)})
+    assert record.stable[0] == 0, "doc-0 had left at seqno 8, and is the newest again"
+    anew = world.backend.writer()
+    anew.write([append("A", 3, entry(0, 8, "doc-0", "8-x"))])
+    world.owner.advance(3, checkpoints({0: 4}, vbuuid=2))
+    world.owner.begin(0, 4, "n4")
+    world.owner.advance(4, checkpoints({0: 12}, vbuuid=2))
+    assert world.told() == {"doc-0": 8, "doc-1": 9}
+    (told,) = [each for each in ChangesReader(store_reader).changes(["A"], since).entries if each.id == "doc-1"]
+    assert told.deleted
+
+
+def test_removals_leave_for_their_age_and_a_floor_stays(world):
+    settings = CompactionSettings(min_lag_s=1.0, removal_retention_s=100.0, grace_s=0.0)
+    since = ChangesReader(world.reader).changes(["A"]).since
+    world.backend.writer().write([append("A", 2, entry(0, 9, "doc-1", "9-x", DELETED))])
+    world.owner.advance(2, checkpoints({0: 9}))
+    world.owner.note_moments(2, [0], 2000.0)
+    world.owner.begin(0, 3, "n3")
+    assert world.compactor(2050.0, settings).compact("A").counts.removals == 0
+    result = world.compactor(3000.0, settings).compact("A")
+    assert result.counts.removals == 1
+    assert world.told() == {"doc-0": 8}
+    with pytest.raises(Exception, match="since"):
+        world.told(since)
+
+
+def test_groups_are_merged_where_there_are_many(world):
+    writer, epoch, seqno = world.backend.writer(), 2, 8
+    for number in range(9):
+        epoch, seqno = epoch + 1, seqno + 1
+        world.owner.begin(0, epoch, "n")
+        writer.write([append("A", epoch, entry(0, seqno, "x" * 200), group=f"{number:016x}")])
+        world.owner.advance(epoch, checkpoints({0: seqno}))
+    world.owner.note_moments(epoch, [0], 2000.0)
+    before = world.told()
+    compactor = world.compactor(settings=CompactionSettings(min_lag_s=1.0, max_lag_s=1e9))
+    (found,) = compactor.find_due(["A"])
+    assert found.extent is Extent.MERGE
+    assert compactor.compact("A", found.extent).outcome == "compacted"
+    groups = world.reader.channel_states(["A"])[0].groups
+    assert len(groups) == 2, "what was merged, and the present epoch's"
+    assert world.told() == before
+    assert compactor.find_due(["A"]) == []
