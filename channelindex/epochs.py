@@ -127,6 +127,11 @@ def compact(record: PartitionRecord, epoch: int, through: Sequence[int], partiti
     return record._replace(compacted_through=raised if any(raised) else ())
 
 
+def goes_back(before: PartitionRecord, after: PartitionRecord) -> bool:
+    """True if the stable clock of a partition is lower *after* a start than *before* it: readers have to be told."""
+    return any(now < then for now, then in zip(after.stable, before.stable, strict=True))
+
+
 def archive_old(record: PartitionRecord) -> tuple[PartitionRecord, tuple[EpochStart, ...]]:
     """*record* with at most HISTORY_BYTES of history, and what it lost: to be in the archive before the record changes.
 

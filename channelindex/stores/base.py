@@ -359,7 +359,10 @@ class IndexReader(Protocol):
         ...
 
     def stable_counter(self) -> int:
-        """A number that rises with every advance of the stable clock."""
+        """A number that rises with every advance of the stable clock, and when an epoch begins below it; 0 before.
+
+        A store that may forget counts on from the time in milliseconds, so that it comes to no number again.
+        """
         ...
 
     def wait_stable(self, counter: int, timeout_s: float) -> int:

@@ -265,9 +265,12 @@ class MemoryOwner(OwnerStore):
             for partition, rollback in rollbacks.items():
                 record = self._index.records[partition]
                 if not epochs.has_begun(record, epoch, owner, rollback):
+                    before = record
                     record, old = epochs.archive_old(epochs.begin(record, epoch, owner, rollback, only_if, partition))
                     self._index.archives[partition] += old
                     self._index.records[partition] = record
+                    if epochs.goes_back(before, record):
+                        self._raise_stable_counter()
                 begun.append(record)
         return begun
 
@@ -286,10 +289,13 @@ class MemoryOwner(OwnerStore):
                     self._index.records[partition] = record
                     moved_any = moved_any or bool(moved)
             if moved_any:
-                self._index.stable_counter += 1
-                self._index.changed.notify_all()
+                self._raise_stable_counter()
         if refused:
             raise refused[0]
+
+    def _raise_stable_counter(self) -> None:
+        self._index.stable_counter += 1
+        self._index.changed.notify_all()
 
     def note_moments(self, epoch: int, partitions: Collection[int], now_s: float) -> None:
         """See `OwnerStore.note_moments`."""

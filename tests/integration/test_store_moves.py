@@ -44,7 +44,7 @@ class Users:
         self.seqno = 0
         self.write()
         self.advance()
-        assert self.reader.stable_counter() == 1
+        assert self.reader.stable_counter() > 0
 
     def write(self) -> None:
         """One more entry in every channel."""
@@ -145,13 +145,13 @@ def test_readers_find_the_new_master_though_the_old_one_lives_and_keeps_them(use
         connected = users(link.url)
         servers.promote()
         link.upstream = servers.ports[1]
-        elsewhere = Backend(link.url)
+        elsewhere, counter = Backend(link.url), connected.reader.stable_counter()
         owner = elsewhere.owner()
         epoch = owner.next_epoch()
         owner.begin(0, epoch, "n2")
         owner.advance(epoch, checkpoints({0: 2}))
         deadline = time.monotonic() + DEADLINE_S
-        while connected.reader.wait_stable(1, timeout_s=0.1) == 1:
+        while connected.reader.wait_stable(counter, timeout_s=0.1) <= counter:
             assert time.monotonic() < deadline
         assert connected.reader.partition_records()[0].epoch == epoch
         elsewhere.close()

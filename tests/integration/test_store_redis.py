@@ -104,7 +104,9 @@ def test_stable_clock_moves_before_its_counter_and_the_message(backend, client):
         f"HSET {record}",
         f"HINCRBY {record}",
         f"SETRANGE {KEYS.view}",
-        f"INCR {KEYS.stable}",
+        "TIME",
+        f"GET {KEYS.stable}",
+        f"SET {KEYS.stable}",
         f"PUBLISH {KEYS.stable}",
     ]
 

@@ -119,6 +119,7 @@ class CouchbaseOwner(OwnerStore):
                 return [begun[partition] for partition in rollbacks]
             wanted: dict[int, tuple[PartitionRecord, int]] = {}
             old_by_partition: dict[int, tuple[EpochStart, ...]] = {}
+            going_back: set[int] = set()
             for partition, (record, cas) in self._records(waiting).items():
                 if epochs.has_begun(record, epoch, owner, rollbacks[partition]):
                     begun[partition] = record
@@ -126,8 +127,12 @@ class CouchbaseOwner(OwnerStore):
                 new = epochs.begin(record, epoch, owner, rollbacks[partition], only_if, partition)
                 kept, old_by_partition[partition] = epochs.archive_old(new)
                 wanted[partition] = kept, cas
+                if epochs.goes_back(record, new):
+                    going_back.add(partition)
             self._archive(old_by_partition)
             changed = self._replace(wanted)
+            if going_back - changed:
+                self._raise_stable_counter()
             begun |= {partition: record for partition, (record, _) in wanted.items() if partition not in changed}
         raise Transient(f"partitions {waiting}: their records changed {MAX_ATTEMPTS} times while epoch {epoch} began")
 
@@ -153,7 +158,7 @@ class CouchbaseOwner(OwnerStore):
         else:
             raise Transient(f"partition {min(pending)}: its record changed {MAX_ATTEMPTS} times while it was advanced")
         if moved_any:
-            self._link.increment({self._keys.stable: 1})
+            self._raise_stable_counter()
         if refused:
             raise refused[0]
 
@@ -208,6 +213,10 @@ class CouchbaseOwner(OwnerStore):
     def close(self) -> None:
         """See `OwnerStore.close`."""
         self._link.close()
+
+    def _raise_stable_counter(self) -> None:
+        """Begun at the time in ms: one of an index that was lost and made anew comes to no value again."""
+        self._link.increment({self._keys.stable: 1}, initial=time.time_ns() // 1_000_000)
 
     def _meta(self) -> IndexMeta:
         if self._known_meta is None:

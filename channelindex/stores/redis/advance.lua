@@ -8,6 +8,7 @@
 --        per partition record the epoch that it has (a string; "" if it is not there); where that is not ours, nothing
 --        of it was changed
 -- atomic all of it; a checkpoint whose seqno is lower than the present one is ignored
+-- include stable.lua
 local CHECKPOINT, SEQNO = 40, 9
 local sub = string.sub
 
@@ -50,6 +51,6 @@ for partition = 4, #KEYS do
   reply[partition - 1] = epoch
 end
 if moved then
-  redis.call('PUBLISH', KEYS[1], redis.call('INCR', KEYS[1]))
+  raise_stable_counter(KEYS[1])
 end
 return reply

@@ -1,6 +1,6 @@
 """Finds out where an index in a Redis Cluster is surely complete, after some of its servers have changed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from channelindex import epochs, logs, timeline
 from channelindex.epochs import PartitionRecord
@@ -9,14 +9,17 @@ from channelindex.model import Checkpoint, IndexMeta
 from channelindex.redis.link import Link
 from channelindex.stores import records
 from channelindex.stores.redis.keys import Keys
-from channelindex.stores.redis.marks import read_marks
 from channelindex.stores.redis.timelines import read_timelines
 
 _log = logs.get("index_store")
 
 
 def fall_back_all(
-    link: Link, keys: Keys, meta: IndexMeta, found: Mapping[int, PartitionRecord]
+    link: Link,
+    keys: Keys,
+    meta: IndexMeta,
+    found: Mapping[int, PartitionRecord],
+    marks_by_slot: Sequence[Mapping[int, int]],
 ) -> dict[int, Mapping[int, Checkpoint]]:
     """The checkpoints, by partition and vbucket, up to which the servers that are there now have everything.
 
@@ -25,7 +28,6 @@ def fall_back_all(
     Raises:
         IndexCorrupt: nothing that is old enough is known of a partition.
     """
-    marks_by_slot = read_marks(link, keys)
     timelines = read_timelines(link, keys, found, meta.partition_width)
     fallbacks: dict[int, Mapping[int, Checkpoint]] = {}
     for (partition, record), moments in zip(found.items(), timelines, strict=True):

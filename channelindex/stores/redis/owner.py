@@ -15,7 +15,7 @@ from channelindex.stores.base import OwnerStore, Quarantined, Restored
 from channelindex.stores.meta import check_meta, decode_meta, encode_meta, lost_meta, lost_record
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.losses import fall_back_all
-from channelindex.stores.redis.marks import SWEEP_INTERVAL, MarkSetter, sweep_marks
+from channelindex.stores.redis.marks import SWEEP_INTERVAL, MarkSetter, read_marks, sweep_marks
 from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record, read_meta
 from channelindex.stores.redis.restoring import restore
 from channelindex.stores.redis.servers import ask_servers, digest_of, refuse_eviction
@@ -41,6 +41,7 @@ class _Successor(NamedTuple):
     """A record to be, the version of the one that it was made from, and what goes to the archive with it."""
 
     version: bytes
+    goes_back: bool
     record: PartitionRecord
     old: tuple[EpochStart, ...]
 
@@ -109,7 +110,11 @@ class RedisOwner(OwnerStore):
     def next_epoch(self) -> int:
         """See `OwnerStore.next_epoch`. A number whose reply was lost is never used."""
         self._identify_server()
-        return int(self._link.run("epoch", (self._keys.epoch,)))
+        return self._next_epoch_after(0)
+
+    def _next_epoch_after(self, known: int) -> int:
+        """The next epoch, above *known* too."""
+        return int(self._link.run("epoch", (self._keys.epoch,), known))
 
     def begin_all(
         self,
@@ -132,7 +137,7 @@ class RedisOwner(OwnerStore):
                 return [begun[partition] for partition in rollbacks]
             wanted: dict[int, _Successor] = {}
             found = dict(zip(waiting, self._records(waiting), strict=True))
-            fallbacks = self._fallbacks(found, rollbacks)
+            fallbacks = self._fallbacks(epoch, found, rollbacks)
             for partition, stored in found.items():
                 rollback = rollbacks[partition]
                 if partition not in fallbacks and epochs.has_begun(stored.record, epoch, owner, rollback):
@@ -140,7 +145,8 @@ class RedisOwner(OwnerStore):
                     continue
                 rollback = epochs.lower_of(rollback, fallbacks.get(partition, {}))
                 new = epochs.begin(stored.record, epoch, owner, rollback, only_if, partition)
-                wanted[partition] = _Successor(stored.version, *epochs.archive_old(new))
+                goes_back = epochs.goes_back(stored.record, new)
+                wanted[partition] = _Successor(stored.version, goes_back, *epochs.archive_old(new))
             changed = self._replace(wanted)
             begun |= {partition: new.record for partition, new in wanted.items() if partition not in changed}
         raise Transient(
@@ -264,9 +270,13 @@ class RedisOwner(OwnerStore):
             )
 
     def _fallbacks(
-        self, found: Mapping[int, _FoundRecord], rollbacks: Mapping[int, Mapping[int, Checkpoint]]
+        self, epoch: int, found: Mapping[int, _FoundRecord], rollbacks: Mapping[int, Mapping[int, Checkpoint]]
     ) -> Mapping[int, Mapping[int, Checkpoint]]:
-        """The checkpoints up to which all servers of a cluster have everything, of partitions begun in other ones."""
+        """The checkpoints up to which all servers of a cluster have everything, of partitions begun in other ones.
+
+        Raises:
+            Transient: the counter of epochs went back too, and *epoch* was handed out before; the next one was not.
+        """
         if self._link.spans_slots:
             return {}
         moved = {
@@ -276,7 +286,12 @@ class RedisOwner(OwnerStore):
         }
         if not moved:
             return {}
-        return fall_back_all(self._link, self._keys, (self._known or self._read_meta()).meta, moved)
+        marks_by_slot = read_marks(self._link, self._keys)
+        newest = max(max(marks, default=0) for marks in marks_by_slot)
+        if newest >= epoch:
+            after = self._next_epoch_after(newest)
+            raise Transient(f"epoch {epoch} was handed out again by an index.store that went back; next is {after + 1}")
+        return fall_back_all(self._link, self._keys, (self._known or self._read_meta()).meta, moved, marks_by_slot)
 
     def _read_meta(self) -> _Known:
         return self._know(read_meta(self._link, self._keys, self._index_name))
@@ -299,16 +314,15 @@ class RedisOwner(OwnerStore):
     def _replace(self, successors: Mapping[int, _Successor]) -> set[int]:
         """Put each into the place of the record it was made from; the partitions whose records have changed since."""
         calls: list[ScriptCall] = []
-        for partition, (version, record, old) in successors.items():
-            keys = (self._keys.partition(partition), self._keys.archive(partition), self._keys.view)
+        for partition, (version, goes_back, record, old) in successors.items():
+            archive = self._keys.archive(partition)
+            keys = (self._keys.partition(partition), archive, self._keys.view, self._keys.stable)
             checkpoints = records.pack_checkpoints(record.checkpoints)
             history = records.pack_history(record.history)
             through, restarting = records.pack_seqnos(record.compacted_through), records.pack_seqnos(record.restarting)
             fields = (record.epoch, record.owner, checkpoints, history, record.archived, through, restarting)
-            offset = records.view_bytes(partition, len(record.checkpoints))
-            calls.append(
-                (keys, (version, *fields, records.pack_history(old), offset, records.pack_view(record), self._servers))
-            )
+            view = (records.view_bytes(partition, len(record.checkpoints)), records.pack_view(record))
+            calls.append((keys, (version, *fields, records.pack_history(old), *view, self._servers, int(goes_back))))
         replies = self._link.run_all("begin", calls)
         self._has_begun = True
         if _NO_VIEW in replies:
