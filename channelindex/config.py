@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 from channelindex.config_text import format_value, printable
 from channelindex.errors import ConfigInvalid
@@ -37,6 +38,8 @@ __all__ = [
 
 REQUIRED_TO_READ = ("index.store",)
 
+TRUSTED = "ssl_ca_certs"
+"""Option of a Redis' URL: certificates of its authorities, as `redis-py` names them."""
 _UNREADABLE = "the configuration file"
 MAX_FILE_BYTES = 1 << 20
 """A configuration or password file that is larger is something else: a device without an end, a core dump."""
@@ -296,10 +299,27 @@ def _derive(values: dict[str, Value], origins: dict[str, str], problems: list[st
         problems.append("source.tls_key_file is set without source.tls_cert_file, whose key it would be")
     if "node.name" not in values:
         values["node.name"] = socket.gethostname()
+    _trust("index.store", "index.ca_file", values, problems)
+    _trust("coordination.redis", "coordination.ca_file", values, problems)
     store = str(values.get("index.store", ""))
     if "coordination.redis" not in values and store.partition(":")[0] in REDIS_SCHEMES:
         values["coordination.redis"] = store
         origins["coordination.redis"] = "index.store"
+
+
+def _trust(url_key: str, ca_key: str, values: dict[str, Value], problems: list[str]) -> None:
+    """Put the authorities of *ca_key* into the URL of a Redis, from where all connections take them."""
+    url, path = str(values.get(url_key, "")), str(values.get(ca_key, ""))
+    if not path or not url.startswith((*REDIS_SCHEMES,)):
+        return
+    if not url.startswith("rediss"):
+        problems.append(f"{ca_key} is set, but {url_key} is without TLS: it must begin with rediss")
+    elif f"{TRUSTED}=" in url:
+        problems.append(f"{ca_key} is set, and {url_key} has {TRUSTED}, too; remove one of them")
+    elif not _exists(Path(path)):
+        problems.append(f'{ca_key} = "{printable(path)}": there is no such file, or it may not be read')
+    else:
+        values[url_key] = f"{url}{'&' if '?' in url else '?'}{urlencode({TRUSTED: path})}"
 
 
 def _read_passwords(values: dict[str, Value], origins: dict[str, str], problems: list[str]) -> None:

@@ -1,8 +1,8 @@
 """Formats settings for people: on one line, as TOML writes them, without passwords."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from channelindex.settings import CONTROL_CHARACTERS, DEFAULT_ORIGIN, SETTINGS, Config, Setting
+from channelindex.settings import CONTROL_CHARACTERS, DEFAULT_ORIGIN, SETTINGS, Config, Setting, Value
 from channelindex.urls import mask_value
 
 _SHOWN_CHARACTERS = 500
@@ -32,6 +32,21 @@ def format_value(setting: Setting, value: object) -> str:
 def config_rows(config: Config) -> Iterator[tuple[str, str, str]]:
     """Each key of *config* with its formatted value and its origin."""
     for key, setting in SETTINGS.items():
-        section, _, name = key.partition(".")
-        value = getattr(getattr(config, section), name)
-        yield key, format_value(setting, value), config.origins.get(key, DEFAULT_ORIGIN)
+        yield key, format_value(setting, _value(config, key)), config.origins.get(key, DEFAULT_ORIGIN)
+
+
+def config_values(config: Config) -> Mapping[str, Mapping[str, Value]]:
+    """Each key of *config* with its `value`, without passwords, and its `origin`, for programs."""
+    shown = {}
+    for key, setting in SETTINGS.items():
+        value = _value(config, key)
+        if isinstance(value, str):
+            value = ("***" if value else "") if setting.secret else mask_value(value)
+        shown[key] = {"value": value, "origin": config.origins.get(key, DEFAULT_ORIGIN)}
+    return shown
+
+
+def _value(config: Config, key: str) -> Value:
+    section, _, name = key.partition(".")
+    value: Value = getattr(getattr(config, section), name)
+    return value

@@ -269,7 +269,9 @@ class IndexSettings:
     password: str = _setting("", "Password at the bucket of a couchbase:// store.", secret=True, holds_secret=True)
     password_file: str = _setting("", "File whose first line is the password; not together with index.password.")
     ca_file: str = _setting(
-        "", "Certificates (PEM) of the authorities that may sign a couchbases:// store's.", default_text="the system's"
+        "",
+        "Certificates (PEM) of the authorities that may sign those of a store with TLS, couchbases:// or rediss://.",
+        default_text="the system's",
     )
     scope: str = _setting("_default", "Scope of the index in a couchbase:// store.", rule=_keyspace)
     collection: str = _setting("_default", "Collection of the index in a couchbase:// store.", rule=_keyspace)
@@ -343,6 +345,11 @@ class CoordinationSettings:
         rule=_redis_url,
         holds_secret=True,
         default_text="index.store",
+    )
+    ca_file: str = _setting(
+        "",
+        "Certificates (PEM) of the authorities that may sign those of a coordination.redis with TLS.",
+        default_text="index.ca_file where the Redis is that of index.store, else the system's",
     )
     ttl_s: float = _setting(
         10.0,

@@ -4,6 +4,7 @@
     PREFIX/share/                    documents, alert rules, dashboard, manual pages
     PREFIX.old/                      the same of the version before, for `rollback`
     BINDIR/channelindex              a link to the program
+    BINDIR/../share/                 links to the manual pages and to what bash and zsh complete by
     UNITDIR/, LIBDIR/{sysusers,tmpfiles}.d/
     SYSCONFDIR/channelindex/         example.toml; nothing of the operator's is ever touched
 
@@ -40,6 +41,13 @@ manual.main(pathlib.Path(sys.argv[1]))
 """
 
 
+_COMPLETIONS = {
+    "bash": "bash-completion/completions/channelindex",
+    "zsh": "zsh/site-functions/_channelindex",
+}
+"""Where each shell looks for its script, below a `share`."""
+
+
 class Refused(Exception):
     """It cannot be done; the message says why and what to do."""
 
@@ -58,6 +66,11 @@ class Layout:
     def staged(self, path: Path) -> Path:
         """Where *path* is now."""
         return Path(f"{self.destdir}{path}")
+
+    @property
+    def sharedir(self) -> Path:
+        """Where `man` and the shells look for what belongs to a program in `bindir`."""
+        return self.bindir.parent / "share"
 
     @property
     def home(self) -> Path:
@@ -219,6 +232,11 @@ def _build(new_home: Path, prefix: Path, requirement: str) -> None:
     subprocess.run([*pip, "install", "--no-compile", requirement], check=True)
     share = new_home / "share"
     subprocess.run([python, "-I", "-c", _WRITE_MANUAL, str(share / "man")], check=True)
+    for shell, name in _COMPLETIONS.items():
+        script = share / name
+        script.parent.mkdir(parents=True)
+        with script.open("wb") as file:
+            subprocess.run([python, "-I", "-m", "channelindex", "completion", shell], check=True, stdout=file)
     shutil.copytree(PROJECT / "docs", share / "doc" / "channelindex")
     for path in (new_home / "bin").iterdir():
         if path.is_file() and not path.is_symlink():
@@ -239,7 +257,10 @@ def _write_outside(layout: Layout) -> list[Path]:
     _link(layout.staged(link), layout.prefix / "bin" / "channelindex")
     example = layout.sysconfdir / "channelindex" / "example.toml"
     _put(layout, "example.toml", example, mode=0o640)
-    return [*_units(layout), link, example]
+    shared = [Path("man/man1/channelindex.1"), Path("man/man5/channelindex.toml.5"), *map(Path, _COMPLETIONS.values())]
+    for path in shared:
+        _link(layout.staged(layout.sharedir / path), layout.prefix / "share" / path)
+    return [*_units(layout), link, *(layout.sharedir / path for path in shared), example]
 
 
 def _units(layout: Layout) -> list[Path]:

@@ -284,7 +284,7 @@ def test_config_check_prints_every_problem_and_show_where_values_come_from(tmp_p
     environ = {"CHANNELINDEX_SOURCE_PASSWORD": "hunter2", "CHANNELINDEX_INDEX_PARTITIONS": "8"}
     done = channelindex("config", "show", "--json", cwd=tmp_path, environ=environ)
     assert json.loads(done.stdout)["index.partitions"] == {
-        "value": "8",
+        "value": 8,
         "origin": "environment CHANNELINDEX_INDEX_PARTITIONS",
     }
     assert "hunter2" not in done.stdout

@@ -96,6 +96,10 @@ def test_everything_is_where_it_belongs_and_names_its_final_place(installed):
         "etc/channelindex/example.toml",
         "opt/channelindex/share/man/man1/channelindex.1",
         "opt/channelindex/share/man/man5/channelindex.toml.5",
+        "opt/channelindex/share/zsh/site-functions/_channelindex",
+        "usr/local/share/bash-completion/completions/channelindex",
+        "usr/local/share/man/man1/channelindex.1",
+        "usr/local/share/man/man5/channelindex.toml.5",
         "opt/channelindex/share/doc/channelindex/operations.md",
         "opt/channelindex/share/doc/channelindex/alerts.yml",
         "opt/channelindex/share/doc/channelindex/dashboard.json",
@@ -104,6 +108,9 @@ def test_everything_is_where_it_belongs_and_names_its_final_place(installed):
     assert (installed / "usr/local/bin/channelindex").readlink() == Path("/opt/channelindex/bin/channelindex")
     assert (home / "bin/channelindex").read_text().startswith("#!/opt/channelindex/bin/python")
     assert str(installed) not in unit_of(installed).read_text()
+    completion = "bash-completion/completions/channelindex"
+    assert (installed / f"usr/local/share/{completion}").readlink() == Path(f"/opt/channelindex/share/{completion}")
+    assert "undrain" in (home / "share" / completion).read_text()
     for path in (home / "bin").iterdir():
         assert path.is_symlink() or bytes(installed) not in path.read_bytes(), path
 

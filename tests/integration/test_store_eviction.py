@@ -9,7 +9,9 @@ from channelindex.errors import ConfigInvalid, StoreUnavailable
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_owner
 from channelindex.stores.redis.owner import RedisOwner
+from devbucket.config import DevBucketConfig
 from devbucket.embedded_redis import EmbeddedRedis
+from devbucket.process import DevBucket
 from tests.support.running import cli
 from tests.support.stores import META, Backend, checkpoints
 
@@ -21,6 +23,12 @@ KEEPING = ("noeviction", "volatile-lru", "volatile-ttl")
 def server(tmp_path):
     with EmbeddedRedis(tmp_path) as server:
         yield server
+
+
+@pytest.fixture
+def bucket():
+    with DevBucket(DevBucketConfig(n_vbuckets=64)) as bucket:
+        yield bucket
 
 
 @pytest.fixture
@@ -70,10 +78,11 @@ def test_the_policy_is_looked_at_again_when_the_server_changes(server, set_polic
     backend.close()
 
 
-def test_config_check_connects_and_shows_the_policy(server, set_policy, tmp_path: Path):
+def test_config_check_connects_and_shows_the_policy(server, set_policy, bucket: DevBucket, tmp_path: Path):
     arguments = ["config", "check", "--connect"]
-    for setting in ("source.url=couchbase://127.0.0.1/b", f"index.store={server.url}", f"node.run_dir={tmp_path}"):
-        arguments += ["--set", setting]
+    settings = {"source.url": bucket.url, "source.user": bucket.user, "index.store": server.url}
+    for key, value in {**settings, "source.password": bucket.password, "node.run_dir": tmp_path}.items():
+        arguments += ["--set", f"{key}={value}"]
     shown = cli(*arguments)
     assert shown.returncode == exits.OK, shown.stderr
     assert "maxmemory-policy noeviction" in shown.stdout
@@ -83,3 +92,5 @@ def test_config_check_connects_and_shows_the_policy(server, set_policy, tmp_path
     assert "allkeys-lfu" in refused.stdout
     nowhere = cli(*arguments, "--set", "coordination.redis=redis://127.0.0.1:1")
     assert "coordination.redis" in nowhere.stdout
+    locked_out = cli(*arguments, "--set", "source.password=wrong")
+    assert "source.user" in locked_out.stdout

@@ -1,5 +1,7 @@
 """Index stores behind Sentinels and behind TLS."""
 
+import json
+import re
 import socket
 import ssl
 import subprocess
@@ -11,11 +13,13 @@ from pathlib import Path
 import pytest
 import redis
 
+from channelindex import exits
 from channelindex.errors import AuthenticationFailed, OwnershipLost, StoreUnavailable
 from devbucket.embedded_redis import EmbeddedRedis
 from tests.support.node import until
 from tests.support.ports import free_port
 from tests.support.redis_servers import answers, launch
+from tests.support.running import cli
 from tests.support.stores import META, Backend, all_entries, append, checkpoints, entry
 
 
@@ -145,6 +149,22 @@ def test_store_behind_tls_is_written_and_read(tls_port):
     backend.writer().write([append("A", epoch, entry(0, 1))])
     assert [each.seqno for _, each in all_entries(backend.reader(), "A")] == [1]
     backend.close()
+
+
+def test_authorities_in_a_file_vouch_for_the_index_store_and_the_leases(tls_port):
+    port, authority = tls_port
+    settings = [f"index.store=rediss://127.0.0.1:{port}/2", f"index.ca_file={authority}"]
+    given = [argument for setting in settings for argument in ("--set", setting)]
+    shown = cli("config", "show", "--json", *given)
+    assert json.loads(shown.stdout)["index.ca_file"] == {"value": str(authority), "origin": "the command line"}
+    asked = cli("nodes", *given)
+    assert (asked.returncode, "there is no index" in asked.stderr) == (exits.MISSING, True), asked.stderr
+    own = ["--set", f"coordination.redis=rediss://127.0.0.1:{port}/3", "--set", "source.url=couchbase://127.0.0.1:1/b"]
+    unknown = cli("config", "check", "--connect", *given, *own).stdout
+    assert re.search(r"coordination\.redis.*certificate", unknown), unknown
+    known = cli("config", "check", "--connect", *given, *own, "--set", f"coordination.ca_file={authority}").stdout
+    assert "coordination.redis" not in known, known
+    assert "certificate" not in known
 
 
 def test_certificate_that_nobody_vouches_for_is_refused(tls_port):

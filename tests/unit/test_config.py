@@ -8,6 +8,7 @@ import pytest
 from channelindex.config import REQUIRED_TO_READ, Config, ConfigProblems, check_reload, load_config
 from channelindex.config_text import config_rows, format_value
 from channelindex.errors import ConfigInvalid
+from channelindex.redis_url import parse_redis_url
 from channelindex.settings import SECTIONS, SETTINGS
 from channelindex.urls import mask_url
 
@@ -60,6 +61,32 @@ def test_a_variable_of_somebody_else_is_a_warning_and_a_misspelt_key_a_problem()
     assert "did you mean workers.feed_workers" in problems_of(None, {"CHANNELINDEX_WORKERS_FEEDWORKERS": "3"})[0]
 
 
+@pytest.mark.parametrize(
+    ("store", "file", "says"),
+    [
+        ("redis://h/0", "{ca}", "index.ca_file is set, but index.store is without TLS"),
+        ("rediss://h/0?ssl_ca_certs=/x", "{ca}", "index.store has ssl_ca_certs, too"),
+        ("rediss://h/0", "/nowhere/ca.pem", "there is no such file"),
+    ],
+)
+def test_authorities_that_cannot_be_used_are_a_problem(tmp_path: Path, store: str, file: str, says: str) -> None:
+    authority = tmp_path / "ca.pem"
+    authority.touch()
+    (problem,) = problems_of(None, {}, {"index.store": store, "index.ca_file": file.format(ca=authority)})
+    assert says in problem
+
+
+def test_authorities_go_into_the_url_of_each_redis_that_takes_them(tmp_path: Path) -> None:
+    authority = tmp_path / "c a.pem"
+    authority.touch()
+    store = {"index.store": "rediss+sentinel://h/main/0?a=b", "index.ca_file": str(authority)}
+    config = load_config(None, {}, MINIMUM | store)
+    assert parse_redis_url(config.index.store).options == {"a": "b", "ssl_ca_certs": str(authority)}
+    assert config.coordination.redis == config.index.store
+    bucket = {"index.store": "couchbases://h/b", "coordination.redis": "redis://h/1"}
+    assert load_config(None, {}, MINIMUM | store | bucket).index.store == "couchbases://h/b"
+
+
 def test_a_value_equal_to_the_default_still_counts_as_set(tmp_path: Path) -> None:
     path = write(tmp_path, "[index]\npartitions = 64\n")
     shown = {key: origin for key, _, origin in config_rows(load_config(path, {}, MINIMUM))}
@@ -83,12 +110,13 @@ def test_every_key_can_be_set_by_its_variable() -> None:
         "serve.listen": "127.0.0.1:0",
         "serve.operator_listen": "[::1]:9481",
         "serve.origins": "https://app.example.com,http://localhost:8080",
+        "index.ca_file": __file__,  # the file has to be there
     }
     for key, setting in SETTINGS.items():
         if key in {"source.password_file", "index.password_file"}:  # the file has to be there
             continue
         text = given.get(key) or ("x" if isinstance(setting.default, str) else str(setting.default))
-        others = {**MINIMUM, "source.tls_cert_file": "cert.pem"}
+        others = {**MINIMUM, "index.store": "rediss://h/0", "source.tls_cert_file": "cert.pem"}
         others.pop(key, None)
         config = load_config(None, {setting.variable: text}, others, required=())
         assert config.origins[key] == f"environment {setting.variable}"

@@ -51,11 +51,13 @@ COMMANDS = {
     "devbucket": "serve a bucket for development on loopback",
     "redis": "run a private Redis for development on loopback",
     "config": "show, check or explain the configuration",
+    "completion": "print what a shell needs to complete commands and options",
 }
 """Every command and what it does, in the order of `--help`."""
 
 _EXTRA_BY_MODULE = {
     "rich": "cli",
+    "shtab": "cli",
     "prometheus_client": "node",
     "uvicorn": "serve",
     "uvloop": "serve",

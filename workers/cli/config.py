@@ -1,15 +1,18 @@
 """`channelindex config`: prints the configuration, checks it, or documents all keys."""
 
 import argparse
+from collections.abc import Callable
 
 from channelindex import exits
 from channelindex.config import REQUIRED_TO_RUN, Config, ConfigProblems
-from channelindex.config_text import config_rows
+from channelindex.config_text import config_rows, config_values
+from channelindex.decode.registry import make_decoder
 from channelindex.errors import ChannelIndexError, ConfigInvalid
 from channelindex.settings import MEMORY_URL
 from channelindex.stores import describe_store
 from coordinator.lease_redis import connect
 from workers.cli import options, output, reference
+from workers.pipeline.source import describe
 
 _EPILOG = """\
 example:
@@ -35,7 +38,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="with check: do not read password files, for users who may not",
     )
     parser.add_argument(
-        "--connect", action="store_true", help="with check: also ask the index store and the Redis of the leases"
+        "--connect",
+        action="store_true",
+        help="with check: also ask the bucket, the index store, the Redis of the leases",
     )
     options.add_config(parser)
     options.add_json(parser)
@@ -50,11 +55,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(args: argparse.Namespace) -> int:
-    rows = list(config_rows(options.config_of(args, required=())))
+    config = options.config_of(args, required=())
     if args.json:
-        output.json_line({key: {"value": value, "origin": origin} for key, value, origin in rows})
+        output.json_line(config_values(config))
     else:
-        output.table(("key", "value", "set in"), rows)
+        output.table(("key", "value", "set in"), config_rows(config))
     return exits.OK
 
 
@@ -65,8 +70,10 @@ def _check(args: argparse.Namespace) -> int:
     try:
         config = options.config_of(args, REQUIRED_TO_RUN, read_passwords=not args.no_passwords)
         warnings = config.warnings
+        problems = _refusals(lambda: make_decoder(config.source.decoder, star_channel=config.source.star_channel))
         if args.connect:
-            servers, problems = _ask_servers(config)
+            servers, refusals = _ask_servers(config)
+            problems += refusals
     except ConfigProblems as found:
         problems = found.problems
     if args.json:
@@ -83,19 +90,26 @@ def _check(args: argparse.Namespace) -> int:
     return exits.OK
 
 
-def _ask_servers(config: Config) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Facts about the servers of the index store, and every problem with them or those of the leases."""
-    servers: list[str] = []
-    problems: list[str] = []
+def _refusals(use: Callable[[], object]) -> tuple[str, ...]:
+    """What is wrong with what *use* uses: nothing, or the one error that it ends with."""
     try:
-        servers += describe_store(config.index)
+        use()
     except ChannelIndexError as error:
-        problems.append(str(error))
+        return (str(error),)
+    return ()
+
+
+def _ask_servers(config: Config) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Facts about the servers of the index store, and every problem with them, the bucket or those of the leases."""
+    servers: list[str] = []
+    problems = _refusals(lambda: describe(config.source))
+    problems += _refusals(lambda: servers.extend(describe_store(config.index)))
     if config.index.store != MEMORY_URL:
-        try:
-            with connect(config.coordination.redis, _TIMEOUT_S) as redis:
-                for server in redis.servers():
-                    server.execute("PING")
-        except ChannelIndexError as error:
-            problems.append(str(error))
-    return tuple(servers), tuple(problems)
+        problems += _refusals(lambda: _ask_leases(config.coordination.redis))
+    return tuple(servers), problems
+
+
+def _ask_leases(url: str) -> None:
+    with connect(url, _TIMEOUT_S) as redis:
+        for server in redis.servers():
+            server.execute("PING")

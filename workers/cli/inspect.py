@@ -34,7 +34,7 @@ The exit code is 73 if the record is damaged. docs/format.md explains the format
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     parser.epilog = _EPILOG
-    parser.add_argument("what", choices=_INSPECT, help="kind of record that KEY names")
+    parser.add_argument("what", choices=list(_INSPECT), help="kind of record that KEY names")
     parser.add_argument(
         "key", metavar="KEY", help="GROUP:NUMBER:CHANNEL of a block, a channel, or a partition's number"
     )
