@@ -91,7 +91,7 @@ def test_the_clocks_of_a_channel_name_its_newest_blocks(index: SmallIndex, cli: 
     assert group["active_block"] == newest_block(index).key
     assert group["clock"] == {"0": 4, "2": 1}
     _, out, _ = cli("inspect", "clock", "A")
-    assert "clock 0:4 2:1" in out
+    assert "\n  vb 0: 4  vb 2: 1\n" in out
 
 
 def test_a_partition_shows_its_checkpoints_and_epochs(index: SmallIndex, cli: Cli, monkeypatch) -> None:

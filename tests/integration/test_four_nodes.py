@@ -250,7 +250,7 @@ def test_orders_of_an_operator_are_carried_out_and_told(observed):
         assert (len(node.children("feed_worker")), len(node.children("batch_writer"))) == (2, 3)
 
         told = cli("nodes", "--config", config).stdout
-        assert "sharing" in told
+        assert "running" in told
         assert cli("partitions", "--unowned", "--config", config).stdout.strip() == "every partition has an owner"
         events = [json.loads(line) for line in cli("events", "--json", "--config", config).stdout.splitlines()]
         kinds = {event["event"] for event in events}

@@ -35,12 +35,12 @@ def source_of(bucket: DevBucket, **settings: Any) -> SourceSettings:
     return SourceSettings(url=bucket.url, user=bucket.user, password=bucket.password, **settings)
 
 
-def await_stable(store_url: str, bucket: DevBucket) -> None:
+def await_stable(store_url: str, bucket: DevBucket, index_name: str = "channels") -> None:
     """Wait until the stable clock has reached what the bucket has now."""
     highs = bucket.high_seqnos()
 
     def reached() -> bool:
-        stable = stable_seqnos(store_url)
+        stable = stable_seqnos(store_url, index_name)
         return bool(stable) and all(stable[vb] >= high for vb, high in enumerate(highs))
 
     until(reached, "the stable clock to reach the bucket's high seqnos")

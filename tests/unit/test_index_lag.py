@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from workers.cli.index_lag import describe_lag, is_heard, lag_line, problems
+from workers.cli.index_lag import describe_lag, lag_line, problems
+from workers.cli.node_state import is_heard
 
 STABLE = (10, 10, 20, 20)
 """Of four vbuckets in two partitions."""

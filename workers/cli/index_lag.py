@@ -54,11 +54,6 @@ class BucketHighSeqnos:
             self._client = None
 
 
-def is_heard(node: Node, ttl_s: float) -> bool:
-    """Tell whether a node reported within a tick and a half. Nodes report every third of *ttl_s*."""
-    return bool(node["alive"]) and node["silent_s"] <= ttl_s / 2
-
-
 def describe_lag(
     nodes: Sequence[Node],
     partitions: Sequence[Mapping[str, Any]],

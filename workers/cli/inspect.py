@@ -1,6 +1,7 @@
 """`channelindex inspect`: prints stored records, taken apart."""
 
 import argparse
+import shutil
 from contextlib import closing
 
 from channelindex import exits
@@ -88,12 +89,14 @@ def _print_clock(report: ChannelReport) -> None:
     output.line(f"channel {report.channel}: counter {report.counter}, {len(report.groups)} groups")
     for group in report.groups:
         output.line("")
+        output.line(f"group {group.group}, {len(group.clock)} vbuckets")
         output.line(
             f"newest block {group.active_block}, {group.n_bytes} bytes, {group.n_tail_bytes} since its clock moved"
         )
         for damage in group.damage:
             output.line(f"damaged: {damage}")
-        output.line(f"clock {_clock_text(group.clock)}")
+        for line in clock_lines(group.clock, shutil.get_terminal_size((80, 0)).columns):
+            output.line(line)
 
 
 def _partition(store: IndexReader, key: str, as_json: bool) -> bool:
@@ -123,6 +126,16 @@ def _print_partition(report: PartitionReport) -> None:
     output.table(("epoch", "starts"), [(start.epoch, " ".join(map(str, start.starts))) for start in report.history])
     if report.n_archived:
         output.line(f"{report.n_archived} older epochs in the archive")
+
+
+def clock_lines(clock: dict[int, int], width: int) -> list[str]:
+    """The vbuckets and seqnos of *clock* in columns, at most *width* characters wide."""
+    if not clock:
+        return ["  its clock is empty"]
+    vb_width, seqno_width = len(str(max(clock))), len(str(max(clock.values())))
+    cells = [f"  vb {vb:>{vb_width}}: {seqno:>{seqno_width}}" for vb, seqno in sorted(clock.items())]
+    n_columns = max(1, width // len(cells[0]))
+    return ["".join(cells[start : start + n_columns]) for start in range(0, len(cells), n_columns)]
 
 
 def _clock_text(clock: dict[int, int]) -> str:

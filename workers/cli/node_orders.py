@@ -28,10 +28,11 @@ DescribePending = Callable[[ClusterState], str]
 class Coordination:
     """The coordination of the configured index."""
 
-    def __init__(self, redis: Link, index: str, n_partitions: int) -> None:
+    def __init__(self, redis: Link, index: str, n_partitions: int, ttl_s: float) -> None:
         self._redis = redis
         self._index = index
         self.n_partitions = n_partitions
+        self.ttl_s = ttl_s
 
     def state(self, n_events: int = 0) -> ClusterState:
         """Read the present members and leases, with the newest *n_events*."""
@@ -60,7 +61,7 @@ def open_coordination(args: argparse.Namespace) -> Iterator[Coordination]:
     with closing(open_reader(config.index)) as store:
         n_partitions = store.meta().n_partitions
     with closing(connect(config.coordination.redis, _TIMEOUT_S)) as redis:
-        yield Coordination(redis, config.index.name, n_partitions)
+        yield Coordination(redis, config.index.name, n_partitions, config.coordination.ttl_s)
 
 
 class Outcome(NamedTuple):

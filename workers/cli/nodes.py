@@ -1,14 +1,11 @@
 """`channelindex nodes`: lists the live nodes and their shares."""
 
 import argparse
-from typing import Any
-
-import msgspec
 
 from channelindex import exits
-from coordinator.cluster_state import MemberState
 from workers.cli import options, output
 from workers.cli.node_orders import open_coordination
+from workers.cli.node_state import Node, describe_node, tinted
 
 _EPILOG = """\
 example:
@@ -27,28 +24,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print every node that is alive, or died within the last hour."""
     with open_coordination(args) as coordination:
-        members = coordination.state().members
+        nodes = [describe_node(member, coordination.ttl_s) for member in coordination.state().members]
     if args.json:
-        output.json_line([_as_json(member) for member in members])
+        output.json_line(nodes)
+    elif nodes:
+        output.table(("node", "state", "zone", "weight", "partitions", "here since", "last seen"), map(_row, nodes))
     else:
-        header = ("node", "state", "zone", "weight", "partitions", "here since", "last seen")
-        output.table(header, [_row(member) for member in members])
+        output.line("no node is alive, and none died within the last hour")
     return exits.OK
 
 
-def _as_json(member: MemberState) -> dict[str, Any]:
-    return {**member._asdict(), "status": msgspec.json.decode(member.status) if member.status else {}}
-
-
-def _row(member: MemberState) -> tuple[object, ...]:
-    ages = f"{member.joined_s:.0f} s", f"{member.silent_s:.1f} s ago"
-    return member.node, state_of(member), member.zone or "-", member.weight, member.n_partitions, *ages
-
-
-def state_of(member: MemberState) -> str:
-    """State of a node in one word."""
-    if not member.alive:
-        return "dead"
-    if member.drained:
-        return "drained" if not member.n_partitions else "draining"
-    return "leaving" if member.draining else "sharing"
+def _row(node: Node) -> tuple[object, ...]:
+    ages = f"{node['joined_s']:.0f} s", f"{node['silent_s']:.1f} s ago"
+    return node["node"], tinted(node["state"]), node["zone"] or "-", node["weight"], node["n_partitions"], *ages

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
-import msgspec
-
 from channelindex import exits
 from channelindex.checking.quarantine import newest_of_each
 from channelindex.config import REQUIRED_TO_SEE_NODES, Config
@@ -18,6 +16,7 @@ from coordinator.cluster_state import ClusterState, MemberState, PartitionState,
 from coordinator.lease_redis import connect
 from workers.cli import index_lag, options, output
 from workers.cli.index_lag import BucketHighSeqnos
+from workers.cli.node_state import describe_node, tinted
 
 _TIMEOUT_S = 5.0
 MAX_LAG_S = 60.0
@@ -91,7 +90,7 @@ class StatusReader:
         )
         high = self._bucket.read()
         ttl_s = config.coordination.ttl_s
-        nodes = [_node(member, ttl_s) for member in cluster.members]
+        nodes = [describe_node(member, ttl_s) for member in cluster.members]
         partitions = _partitions(cluster, self._records)
         return {
             "index": {
@@ -131,12 +130,6 @@ def _single_node(records: Sequence[PartitionRecord]) -> ClusterState:
     return ClusterState((member,), tuple(PartitionState(owner, None) for _ in records))
 
 
-def _node(member: MemberState, ttl_s: float) -> dict[str, Any]:
-    status = msgspec.json.decode(member.status) if member.status else {}
-    node = {**member._asdict(), "status": status}
-    return node | {"heard": index_lag.is_heard(node, ttl_s)}
-
-
 def _partitions(cluster: ClusterState, records: Sequence[PartitionRecord]) -> list[dict[str, Any]]:
     return [
         {"partition": number, **_lease(lease), "epoch": record.epoch, "stable": sum(record.stable)}
@@ -174,16 +167,7 @@ def _print(state: dict[str, Any]) -> None:
 def _node_row(node: dict[str, Any]) -> tuple[object, ...]:
     status = node["status"]
     numbers = (status.get(name, "?") for name in ("lag", "lag_s", "rate", "restarts", "kernel"))
-    return node["node"], condition(node), node["n_partitions"], *numbers, f"{node['silent_s']:.1f} s ago"
-
-
-def condition(node: index_lag.Node) -> str:
-    """Return the state of a node in the word that all commands use for it."""
-    if not node["alive"]:
-        return "dead"
-    if not node["heard"]:
-        return "silent"
-    return "draining" if node["draining"] else str(node["status"].get("state", "starting"))
+    return node["node"], tinted(node["state"]), node["n_partitions"], *numbers, f"{node['silent_s']:.1f} s ago"
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from workers.cli import top_model as top
-from workers.cli.status import condition
+from workers.cli.node_state import DEAD, SILENT, state_of
 from workers.cli.top_model import State, Trend
 from workers.telemetry.board import FEED_WORKER
 
@@ -124,8 +124,8 @@ def _nodes(state: State, width: int, rows: int) -> Table:
 
 
 def _condition(node: State) -> Text:
-    word = condition(node)
-    return Text(word, style="" if word == "running" else "red" if word in {"dead", "silent"} else "yellow")
+    word = state_of(node)
+    return Text(word, style="" if word == "running" else "red" if word in {DEAD, SILENT} else "yellow")
 
 
 def _processes(state: State, width: int, rows: int) -> Table:
