@@ -20,6 +20,7 @@ DESTDIR ?=
 FROM ?= .
 EXTRAS ?= node
 PYTEST_ARGS ?=
+FLAKY ?=
 COV ?=
 export REDIS_SERVER SEED
 export BUCKET_PASSWORD
@@ -33,7 +34,7 @@ BUILD_KERNEL = $(BIN)/python kernel/build.py channelindex/_kernel.abi3.so
 SET_UP = $(PY) .ci/preflight.py && $(PY) .ci/set_up.py '$(VENV)'
 INSTALL := $(PY) .ci/preflight.py && $(PY) systemd/install.py --prefix '$(PREFIX)' --bindir '$(BINDIR)' --libdir '$(LIBDIR)' --unitdir '$(UNITDIR)' \
 	--sysconfdir '$(SYSCONFDIR)' --destdir '$(DESTDIR)' --from '$(FROM)' --extras '$(EXTRAS)'
-PYTEST = $(BIN)/pytest -n $(JOBS) $(if $(SEED),--randomly-seed=$(SEED)) $(if $(K),-k '$(K)') $(PYTEST_ARGS)
+PYTEST = $(if $(FLAKY),$(BIN)/python .ci/test_twice.py '$(FLAKY)',$(BIN)/pytest) -n $(JOBS) $(if $(SEED),--randomly-seed=$(SEED)) $(if $(K),-k '$(K)') $(PYTEST_ARGS)
 
 ON_EACH_SERVER = -k 'not couchbase' tests/contract $(wildcard tests/integration/test_store_redis*.py) tests/unit/test_embedded.py \
 	$(addprefix tests/integration/test_,coordinator.py coordination_trouble.py membership.py least_privilege.py)
