@@ -187,7 +187,8 @@ class _Reading:
 
     def _read_group(self, channel: str, group: Group) -> None:
         n_bytes = 0
-        for number, block in enumerate(self._layout.blocks(channel, group.name, group.active + 1)):
+        numbers = range(group.first, group.active + 1)
+        for number, block in zip(numbers, self._layout.blocks(channel, group.name, numbers), strict=True):
             if block is None:
                 raise Damaged(f"block {number} of {group.active + 1} is missing")
             self._read_block(channel, group.name, number, block)
@@ -198,7 +199,7 @@ class _Reading:
                 upto, clock = _header_of(block)
             else:
                 upto, clock = group.upto or 0, group.clock
-            if len(block) < upto or n_bytes < group.before:
+            if len(block) < upto or n_bytes < group.before - group.dropped:
                 raise Damaged(f"directory {group}: {n_bytes} bytes before the active block of {len(block)}")
             summed_up = list(map(_said_by, _frames(clock)))
             n_entries = sum(len(list(_entries(body))) for kind, _, body in _frames(block[:upto]) if kind == ENTRIES)

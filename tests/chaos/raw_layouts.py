@@ -54,7 +54,7 @@ class Group(NamedTuple):
     """What the directory of a channel says of one group.
 
     `clock` sums up what is before byte `upto` of block `active`; None: it is that block's header. `before` are the
-    bytes of all earlier blocks.
+    bytes of all earlier blocks, `dropped` of those before block `first`: they were compacted.
     """
 
     name: str
@@ -62,6 +62,8 @@ class Group(NamedTuple):
     before: int
     upto: int | None
     clock: bytes | None
+    first: int = 0
+    dropped: int = 0
 
 
 class Layout(ABC):
@@ -88,8 +90,8 @@ class Layout(ABC):
         """Each group that wrote a channel."""
 
     @abstractmethod
-    def blocks(self, channel: str, group: str, n_blocks: int) -> Iterator[bytes | None]:
-        """The first blocks of a channel in a group; None for one that is missing."""
+    def blocks(self, channel: str, group: str, numbers: range) -> Iterator[bytes | None]:
+        """Blocks of a channel in a group; None for one that is missing."""
 
     @abstractmethod
     def close(self) -> None:
@@ -145,12 +147,14 @@ class RedisLayout(Layout):
         fields = self._client.hgetall(self._key(channel, b"c:"))
         for name, value in sorted(fields.items()):
             if name.startswith(b"g"):
-                number, _, before, upto = value.split(b":")
-                yield Group(name[1:].decode(), int(number), int(before), int(upto), fields.get(b"k" + name[1:], b""))
+                number, _, *sizes = value.split(b":")
+                before, upto, first, dropped = map(int, sizes)
+                clock = fields.get(b"k" + name[1:], b"")
+                yield Group(name[1:].decode(), int(number), before, upto, clock, first, dropped)
 
-    def blocks(self, channel: str, group: str, n_blocks: int) -> Iterator[bytes | None]:
+    def blocks(self, channel: str, group: str, numbers: range) -> Iterator[bytes | None]:
         """See `Layout`."""
-        keys = (self._key(channel, b"b:%s:%d:" % (group.encode(), number)) for number in range(n_blocks))
+        keys = (self._key(channel, b"b:%s:%d:" % (group.encode(), number)) for number in numbers)
         while chunk := list(islice(keys, AT_ONCE)):
             yield from getattr(self._client, "mget_nonatomic", self._client.mget)(chunk)
 
@@ -239,9 +243,9 @@ class BucketLayout(Layout):
         for name, (number, _, before) in sorted(msgspec.msgpack.decode(stored).items()) if stored else ():
             yield Group(name, number, before, None, None)
 
-    def blocks(self, channel: str, group: str, n_blocks: int) -> Iterator[bytes | None]:
+    def blocks(self, channel: str, group: str, numbers: range) -> Iterator[bytes | None]:
         """See `Layout`."""
-        keys = (f"b:{group}:{number}:{_short(channel)}" for number in range(n_blocks))
+        keys = (f"b:{group}:{number}:{_short(channel)}" for number in numbers)
         while chunk := list(islice(keys, AT_ONCE)):
             yield from self._get(chunk)
 
