@@ -87,6 +87,19 @@ class ChangesForgotten(ChannelIndexError):
         self.floor = dict(floor)
 
 
+class RemovalsForgotten(ChangesForgotten):
+    """Compaction dropped removals for their age that the holder of the token may not have been told."""
+
+    def __init__(self, channel: str, floor: Mapping[int, int]) -> None:
+        ChannelIndexError.__init__(
+            self,
+            f"channel {channel!r}: since is older than compaction.removal_retention_s: removals after it were dropped; "
+            "begin again without a token, and drop the documents that do not come",
+        )
+        self.channel = channel
+        self.floor = dict(floor)
+
+
 class OutputFailed(ChannelIndexError):
     """The result could not be written to standard output."""
 

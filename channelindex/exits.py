@@ -42,7 +42,7 @@ MEANING_BY_CODE = {
     CORRUPT: "stored bytes are damaged",
     TOKEN: "a `since` token is garbled, of another index or other channels, or from the future",
     DRAIN_TIMEOUT: "a stopping node was not done in time and left the rest to its successor",
-    FORGOTTEN: "a `memory://` index no longer holds changes as old as `since`",
+    FORGOTTEN: "`since` is older than what a `memory://` index holds, or than removals that compaction dropped",
     AUTH: "bucket or Redis refused our credentials",
     INTERNAL: "a fault of this program",
     NAME_TAKEN: "another node of the same `node.name` is alive",

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from channelindex.blocks import OnCorrupt, fold_clock, refuse, unpack_pairs
-from channelindex.errors import ChangesForgotten, IndexCorrupt
+from channelindex.errors import IndexCorrupt, RemovalsForgotten
 from channelindex.reading.scan import Scan
 from channelindex.stores.base import BlockRef, ChannelState, GroupState, IndexReader
 
@@ -109,7 +109,7 @@ class _Walk:
         """Refuse a reader that may hold a document whose removal was dropped; one at 0 holds none."""
         dropped = unpack_pairs(floor)
         if any(0 < self._scan.since[vb] < seqno for vb, seqno in dropped.items()):
-            raise ChangesForgotten(channel, dropped)
+            raise RemovalsForgotten(channel, dropped)
 
     def _is_compacted(self, position: int) -> bool:
         """True if the channel at *position* was compacted since its directory was read: blocks may be gone."""

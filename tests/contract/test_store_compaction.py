@@ -8,7 +8,7 @@ import pytest
 from channelindex.blocks import fold_clock
 from channelindex.compaction.compactor import Compactor
 from channelindex.compaction.due import Extent
-from channelindex.errors import BlockGone, StaleEpoch
+from channelindex.errors import BlockGone, RemovalsForgotten, StaleEpoch
 from channelindex.model import DELETED, Checkpoint
 from channelindex.reading.reader import ChangesReader
 from channelindex.settings import CompactionSettings
@@ -235,7 +235,7 @@ def test_removals_leave_for_their_age_and_a_floor_stays(world):
     result = world.compactor(3000.0, settings).compact("A")
     assert result.counts.removals == 1
     assert world.told() == {"doc-0": 8}
-    with pytest.raises(Exception, match="since"):
+    with pytest.raises(RemovalsForgotten):
         world.told(since)
 
 

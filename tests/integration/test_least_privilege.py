@@ -126,6 +126,7 @@ def test_node_reader_and_operator_do_their_work_and_are_refused_nothing(
         ("undrain", "n1"),
         ("rebalance",),
         ("rewind", "--partition", "1", "--to", "BEGINNING", "--yes"),
+        ("compact", "--now"),
         ("rebuild", "--yes"),
         ("quarantine", "retry", "--all", "--yes"),
     ):

@@ -41,6 +41,7 @@ COMMANDS = {
     "rewind": "take partitions back to an earlier clock; the nodes index again from there",
     "rebuild": "have the nodes index the whole bucket again",
     "repair": "write anew what the store lost of the index's records, and verify",
+    "compact": "take out of the index what is superseded, dead or old",
     "quarantine": "list the documents that could not be decoded, and retry them",
     "size": "calculate workers, rings and the memory of the index",
     "verify": "compare the index with the bucket",
