@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def checkout(tmp_path: Path) -> Path:
     program.parent.mkdir(parents=True)
     program.write_text(f"#!{sys.executable}\nimport sys\nfrom channelindex.__main__ import main\nsys.exit(main())\n")
     program.chmod(0o755)
-    (tmp_path / ".venv" / ".installed").touch()
+    (tmp_path / ".venv" / ".installed-for-demo").touch()
     return tmp_path
 
 
@@ -60,6 +61,8 @@ def test_what_readme_says_to_try_works_word_for_word(checkout: Path) -> None:
         assert len(printed) == 5
         (failover,) = [line for line in printed if "failover" in line]
         assert subprocess.run(failover, shell=True, cwd=checkout, timeout=60, check=False).returncode == exits.OK
+        (url,) = re.findall(r"curl -N '(.*?)'", play.text)
+        until(lambda: b'"seq"' in urllib.request.urlopen(url, timeout=60).readline(), "a row of the feed over HTTP")
         play.press("\x03")
         play.wait()
     assert (checkout / ".play" / "bucket.sqlite").exists()

@@ -12,15 +12,15 @@ STOP_TIMEOUT_S = 60.0
 
 
 class LocalNode:
-    """Runs `channelindex run` on the configuration *config*, with its log in the file *log*."""
+    """Runs `channelindex run`, or `serve`, on the configuration *config*, with its log in the file *log*."""
 
-    def __init__(self, name: str, config: Path, log: Path, *settings: str) -> None:
+    def __init__(self, name: str, config: Path, log: Path, *settings: str, command: str = "run") -> None:
         """*settings* are of the form `section.key=value`."""
         assert all("=" in setting for setting in settings)
         self.name = name
         self._log = log
         given = [argument for setting in (f"node.name={name}", *settings) for argument in ("--set", setting)]
-        self._command = [sys.executable, "-m", "channelindex", "run", "--config", str(config), *given]
+        self._command = [sys.executable, "-m", "channelindex", command, "--config", str(config), *given]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:

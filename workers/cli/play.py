@@ -11,7 +11,7 @@ examples:
   channelindex play
   channelindex play --dir play --rate 500
 
-Starts a private Redis, a dev bucket of two nodes and two nodes of the index, lets
+Starts a private Redis, a dev bucket, two nodes and the changes feed, lets
 documents change, and prints commands to try in another terminal. A node that
 ends is started again after a moment, as systemd would. Ctrl-C ends everything.
 With --dir the bucket and the index are still there next time.

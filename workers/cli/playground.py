@@ -1,4 +1,4 @@
-"""The playground of `channelindex play`: a private Redis, a dev bucket, two nodes, and documents that keep changing."""
+"""The playground of `channelindex play`: private Redis and dev bucket, two nodes, the changes feed, and changes."""
 
 import fcntl
 import sys
@@ -33,6 +33,7 @@ from workers.signals import interrupt_on_termination
 
 INDEX = "play"
 NODES = ("play-1", "play-2")
+FEED = "serve"
 CHANNELS = ("orders", "invoices", "customers", *(f"store-{number}" for number in range(1, 18)))
 N_VBUCKETS = 128
 N_FIRST = 20 * N_VBUCKETS
@@ -99,13 +100,15 @@ class Playground:
         with self._client() as client:
             Loader(client, InlineLayout()).load(islice(self._revisions, N_FIRST))
         self._nodes = [self._node(name) for name in NODES]
+        self._feed_address = f"127.0.0.1:{free_port()}"
         for node in self._nodes:
             stack.callback(node.close)
         stack.callback(self._drain)
         for node in self._nodes:
             node.start()
         self._await_nodes(store.url)
-        self._restart_at = dict.fromkeys(NODES, 0.0)
+        self._nodes.append(self._serve(stack))
+        self._restart_at = dict.fromkeys((node.name for node in self._nodes), 0.0)
 
     def _await_nodes(self, store_url: str) -> None:
         """Wait until all nodes report.
@@ -136,12 +139,23 @@ class Playground:
         folder.mkdir(exist_ok=True)
         return LocalNode(name, self.config, folder / "node.log", f"node.run_dir={folder}")
 
+    def _serve(self, stack: ExitStack) -> LocalNode:
+        """Start the changes feed over HTTP; it needs an index that is there."""
+        feed = LocalNode(
+            FEED, self.config, self._folder / "serve.log", f"serve.listen={self._feed_address}", command="serve"
+        )
+        stack.callback(feed.close)
+        feed.start()
+        return feed
+
     def welcome(self) -> str:
         """What a person can do now."""
         call, config = program.command(), f"--config {program.nearest(self.config)}"
+        feed_url = f"http://{self._feed_address}/{INDEX}/_changes?feed=continuous&channels=orders"
         rows = [
             (f"{call} top {config}", "everything at once, live"),
             (f"{call} changes orders --follow {config}", "what changes in a channel"),
+            (f"curl -N '{feed_url}'", "the same over HTTP"),
             (f"{call} drain play-2 {config}", "take a node out; undrain brings it back"),
             (f"{call} devbucket ctl --admin {self._admin} failover 17 lose=3", "the bucket takes changes back"),
             (f"{call} verify {config}", "compare the index with the bucket"),
