@@ -5,13 +5,20 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import suppress
 from typing import NamedTuple, Protocol, TypeVar
 
+from channelindex.errors import TokenAhead
 from channelindex.reading.hub import Hub, HubView, position
 from channelindex.reading.paging import Changes
 from channelindex.reading.query import Query
 from channelindex.reading.reader import NOW, read_pages
+from channelindex.reading.snapshot import IndexSnapshot
+from channelindex.reading.token import Delivered
 from channelindex.stores.base import IndexReader
 
 Result = TypeVar("Result")
+
+
+_AT_REST = (Delivered.NOTHING, Delivered.ANYTHING)
+"""Marks of who has read all: since the beginning, or since a rollback."""
 
 
 class InThreads(Protocol):
@@ -44,6 +51,7 @@ class Following:
         self._since = since
         self._progress = 0
         self._is_at_hub = False
+        self._delivered: Delivered | None = Delivered.NOTHING
         self._has_left = False
         self._follower = hub.join(query.channels)
         self.seen_at: float | None = None
@@ -62,8 +70,9 @@ class Following:
     def place(self) -> tuple[int, str | None]:
         """`Changes.progress` and the token of where the follower is, the newest that are known."""
         if self._is_at_hub and self.is_up_to_date:
-            assert self._hub.view is not None, "nobody is where there is nothing"
-            return self._hub.view.progress, position(self._hub.view, self.query)
+            assert self._hub.view is not None, "it is where the hub is"
+            assert self._delivered is not None, "it would be elsewhere"
+            return self._hub.view.progress, position(self._hub.view, self.query, self._delivered)
         return self._progress, self._since
 
     @property
@@ -110,7 +119,9 @@ class Following:
             for page in kept.pages:
                 yield self._moved_to(before, page)
                 before = page.since
-        self._is_at_hub = self._since == position(view, self.query)
+        self._delivered = next((mark for mark in _AT_REST if self._since == position(view, self.query, mark)), None)
+        self._is_at_hub = self._delivered is not None
+        self._follower.is_elsewhere = not self._is_at_hub
 
     def _moved_to(self, before: str | None, page: Changes) -> Part:
         self._since, self._progress = page.since, page.progress
@@ -118,8 +129,15 @@ class Following:
 
     async def _read(self, view: HubView, limit: int | None) -> Iterator[Changes]:
         query, since = self.query, self._since
+
+        def read() -> Iterator[Changes]:
+            try:
+                return read_pages(self._store, view.snapshot, query, since, limit)
+            except TokenAhead:  # of an answer that was read after the hub looked: some of it may be told again
+                return read_pages(self._store, IndexSnapshot.take(self._store), query, since, limit)
+
         try:
-            return await self._in_threads(lambda: read_pages(self._store, view.snapshot, query, since, limit))
+            return await self._in_threads(read)
         except BaseException:
             self._follower.lose()
             raise

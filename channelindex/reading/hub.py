@@ -25,7 +25,7 @@ from channelindex.reading.patience import Patience
 from channelindex.reading.query import Query
 from channelindex.reading.scan import ChannelScans, FoundByVb, Scan
 from channelindex.reading.snapshot import IndexSnapshot, Snapshots
-from channelindex.reading.token import Token, encode, pack, packed_in
+from channelindex.reading.token import Delivered, Token, encode, pack, packed_in
 from channelindex.stores.base import IndexReader
 
 WAIT_S = 1.0
@@ -82,20 +82,22 @@ class Follower:
     """A follower's place. With `news` set, it is to be told what came after the view of number `base`.
 
     Without a `base`, it has to read by its token. Without `news`, nothing came up to the hub's view.
+    One that `is_elsewhere`, because it read after the hub looked, is told by its token: it knows some of the news.
     """
 
-    __slots__ = ("base", "channels", "news")
+    __slots__ = ("base", "channels", "is_elsewhere", "news")
 
     def __init__(self, channels: tuple[str, ...]) -> None:
         self.channels = channels
         self.base: int | None = None
+        self.is_elsewhere = False
         self.news = asyncio.Event()
         self.news.set()
 
     def notice(self, base: int) -> None:
         """There is news after the view of number *base*."""
         if not self.news.is_set():
-            self.base = base
+            self.base = None if self.is_elsewhere else base
             self.news.set()
 
     def lose(self) -> None:
@@ -328,9 +330,9 @@ class Hub:
         return [follower for followers in self._followers_by_channel.values() for follower in followers]
 
 
-def position(view: HubView, query: Query) -> str:
-    """The token of who asks for *query* and has read all that is visible in *view*."""
-    return encode(view.position, view.snapshot.meta, query.asked)
+def position(view: HubView, query: Query, delivered: Delivered = Delivered.NOTHING) -> str:
+    """The token of who asks for *query* and has read all that is visible in *view*; *delivered*: see `Token`."""
+    return encode(view.position._replace(delivered=delivered), view.snapshot.meta, query.asked)
 
 
 def _count(found: FoundByVb | None) -> int:

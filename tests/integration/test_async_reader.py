@@ -374,6 +374,46 @@ def test_an_index_that_is_missing_or_behind_is_an_error_to_each(
     run(test)
 
 
+def test_who_read_after_the_hub_looked_follows_at_once(redis_url: str, index: SmallIndex, writer: Writer) -> None:
+    async def test() -> None:
+        async with open_async_index(redis_url, index.name) as reader:
+            first = Told(reader, ["b"])
+            await until(lambda: bool(first.pages))
+            writer.epoch = index.begin()  # which wakes nobody
+            since = (await reader.changes(["a"])).since
+            later = Told(reader, ["a"], since, behind_s=0)
+            await until(lambda: reader._hub is not None and reader._hub._n_followers == 2)
+            await asyncio.sleep(0.05)
+            assert not later.task.done()
+            writer.write(("a", "doc7", 0))
+            await until(lambda: later.documents.keys() == {"doc7"})
+            await cancel(first, later)
+
+    run(test)
+
+
+def test_who_comes_back_to_where_the_hub_is_need_not_read(
+    redis_url: str, index: SmallIndex, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        async with open_async_index(redis_url, index.name) as reader:
+            stays, leaves = Told(reader, ["b"]), Told(reader, ["a"])
+            await until(partial(all_have, [stays, leaves], 1))
+            await cancel(leaves)
+            monkeypatch.setattr(following, "read_pages", None)  # from here on, all is in memory
+            writer.write(("b", "doc20", 0), ("a", "doc1", 0))
+            await until(partial(all_have, [stays], 2))
+            writer.write(("b", "doc21", 0))
+            await until(partial(all_have, [stays], 3))
+            again, idle = Told(reader, ["a"], leaves.since), Told(reader, ["b"], stays.since)
+            await until(lambda: again.pages == [["doc1"]])
+            assert not idle.task.done()
+            assert not idle.pages
+            await cancel(stays, again, idle)
+
+    run(test)
+
+
 def test_a_damaged_channel_fails_its_own_followers_alone(redis_url: str, index: SmallIndex, writer: Writer) -> None:
     async def test() -> None:
         async with open_async_index(redis_url, index.name) as reader:

@@ -84,7 +84,7 @@ class App:
     async def _refuse(self, exchange: Exchange, refused: HttpError, why: ChannelIndexError | None = None) -> None:
         self.count_refused(refused.error)
         is_ours = refused.status >= HTTPStatus.INTERNAL_SERVER_ERROR and refused.status != HTTPStatus.NOT_IMPLEMENTED
-        if exchange.has_begun or is_ours:
+        if exchange.has_begun or (is_ours and not self._is_stopping):
             _log.warning("serve.refused", error=refused.error, msg=str(why or refused.reason))
         await exchange.refuse(refused)
 
