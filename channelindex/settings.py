@@ -457,8 +457,8 @@ class ServeSettings:
     listen: str = _setting("127.0.0.1:4994", "Address to serve clients on.", rule=_listen)
     operator_listen: str = _setting(
         "",
-        "Address for operators, who need no token there: /_up, /metrics, and all else. Without it, and without "
-        "serve.tokens_file, serve.listen has them.",
+        "Address for operators: /_up and /metrics, and on loopback all else too, without a token. Without it, and "
+        "without serve.tokens_file, serve.listen has them.",
         rule=_listen,
     )
     db: str = _setting("", "Name of the database in paths.", rule=_db_name, default_text="index.name")

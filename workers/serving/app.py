@@ -1,9 +1,11 @@
 """The application: finds out who asks for what, and has it answered. One plain ASGI callable."""
 
 import asyncio
+import ipaddress
 from collections import defaultdict
 from http import HTTPStatus
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -45,7 +47,7 @@ class Resource(NamedTuple):
 
 
 class App:
-    """See the module. *operator_port*: requests that come there are the operators'."""
+    """See the module."""
 
     def __init__(self, config: Config, reader: AsyncChangesReader, grants: Grants | None) -> None:
         self.max_connections = config.serve.max_connections
@@ -60,13 +62,11 @@ class App:
         self._feeds = Feeds(reader, scans, self.counters)
         self._open: dict[str, set[OpenFeed]] = defaultdict(set)  # by digest of the token
         self._is_stopping = False
-        self.operator_port: int | None = None
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Serve one request."""
         assert scope["type"] == "http", "no websockets, no lifespan"
-        is_operator = self._grants is None or (scope["server"] or (None, None))[1] == self.operator_port
-        exchange = Exchange(scope, receive, send, is_operator=is_operator)
+        exchange = Exchange(scope, receive, send)
         try:
             await self._serve(exchange)
         except Gone:
@@ -115,19 +115,24 @@ class App:
         if first == self._db:
             return _IN_DB.get("/".join(rest).rstrip("/"), _NOT_OURS)
         known = _AT_ROOT.get(path)
-        if known is None or (known in _OPERATORS and not exchange.is_operator):
+        if known is None or (known in _OPERATORS and not exchange.door.is_operators):
             raise not_found()
         return known
 
     def _access(self, exchange: Exchange) -> Access:
         """Whose request this is. Raises HttpError: nobody's that we know, or of one who asks too often."""
-        return EVERYTHING if exchange.is_operator else self._sessions.access(exchange)
+        if not exchange.door.is_trusted:
+            return self._sessions.access(exchange)
+        if not is_plain_host(exchange.headers.get(b"host", b"")):
+            reason = "without tokens this service answers to localhost or an address, not to another name"
+            raise HttpError(HTTPStatus.FORBIDDEN, "forbidden", reason)
+        return EVERYTHING
 
     async def _serve_root(self, exchange: Exchange) -> None:
         """Say who we are."""
         vendor = {"name": "channelindex", "version": __version__}
         answer: dict[str, object] = {"couchdb": "Welcome", "version": __version__, "vendor": vendor}
-        if exchange.is_operator or self._sessions.access_or_none(exchange):
+        if exchange.door.is_trusted or self._sessions.access_or_none(exchange):
             answer["uuid"] = (await self._reader.meta()).index_uuid
         await self._json(exchange, answer)
 
@@ -282,6 +287,20 @@ _AT_ROOT = {
     "/metrics": Resource("metrics", "GET"),
 }
 _OPERATORS = frozenset({_AT_ROOT["/_up"], _AT_ROOT["/metrics"]})
+
+
+def is_plain_host(host: bytes) -> bool:
+    """True if a Host header is empty, localhost or an IP address, with or without a port.
+
+    A page of anybody can make its own name resolve to 127.0.0.1; the browser then sends that name.
+    """
+    if not host:
+        return True
+    try:
+        name = urlsplit(f"//{host.decode('latin-1')}").hostname or ""
+        return name == "localhost" or bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
 
 
 def _too_many(reason: str) -> HttpError:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -12,6 +12,15 @@ from workers.serving.http_error import HttpError, unavailable
 MAX_HEAD_BYTES = 64 * 1024
 """Of a request's line and headers: ten of the longest tokens."""
 CONNECTION_KEY = "channelindex.connection"
+
+
+class Door(NamedTuple):
+    """Says what those may do who come by one listener."""
+
+    is_operators: bool
+    """They are told the state of the service."""
+    is_trusted: bool
+    """They need no token to read the index."""
 
 
 class Limits(Protocol):
@@ -43,6 +52,7 @@ class FeedConnection(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self.on_lost: Callable[[], None] | None = None
         self.limits = cast("Limits", self.config.loaded_app)
+        self.door: Door = cast("Any", self.config).door
         self._n_head_bytes = 0
         self._is_in_head = True
         self._head_timer: asyncio.TimerHandle | None = None

@@ -21,17 +21,17 @@ class Gone(Exception):
 
 
 class Exchange:
-    """See the module. `headers` has the last of each name; `is_operator`: it came by the operators' listener."""
+    """See the module. `headers` has the last of each name."""
 
-    def __init__(self, scope: Message, receive: Receive, send: Send, *, is_operator: bool) -> None:
+    def __init__(self, scope: Message, receive: Receive, send: Send) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.raw_path: bytes = scope["raw_path"]
         self.query: bytes = scope["query_string"]
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         self.is_tls: bool = scope["scheme"] == "https"
-        self.is_operator = is_operator
         self.connection: FeedConnection = scope[CONNECTION_KEY]
+        self.door = self.connection.door
         self.has_begun = False
         self.more_headers: Headers = ()
         self._receive = receive

@@ -11,7 +11,7 @@ import uvicorn
 
 from channelindex.errors import ConfigInvalid
 from channelindex.settings import ServeSettings
-from workers.serving.feed_connection import FeedConnection
+from workers.serving.feed_connection import Door, FeedConnection
 
 if TYPE_CHECKING:
     from workers.serving.app import App
@@ -20,16 +20,25 @@ BACKLOG = 4096
 """Connections that the kernel keeps for us: all clients come back at once after a restart."""
 
 
+class DoorConfig(uvicorn.Config):
+    """uvicorn's, and the door that connections come by."""
+
+    def __init__(self, door: Door, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.door = door
+
+
 class Listener(uvicorn.Server):
-    """Serves *app* on *host* and *port*; 0 is any free one. Leaves signals to whoever runs it.
+    """Serves *app* on *host* and *port*, by *door*; port 0 is any free one. Leaves signals to whoever runs it.
 
     Raises:
         ConfigInvalid: the certificates cannot be used.
     """
 
-    def __init__(self, app: "App", host: str, port: int, settings: ServeSettings) -> None:
-        config = uvicorn.Config(
-            cast("Any", app),
+    def __init__(self, app: "App", host: str, port: int, door: Door, settings: ServeSettings) -> None:
+        config = DoorConfig(
+            door,
+            app=cast("Any", app),
             host=host,
             port=port,
             loop="uvloop",

@@ -13,11 +13,12 @@ import uvloop
 from channelindex import exits, logs
 from channelindex.errors import ConfigInvalid
 from channelindex.reading.async_reader import AsyncChangesReader
-from channelindex.settings import Config
+from channelindex.settings import Config, ServeSettings
 from channelindex.stores import open_reader
 from channelindex.stores.pool import ReaderPool
 from workers.node.notify import Notifier
 from workers.serving.app import App
+from workers.serving.feed_connection import Door
 from workers.serving.grants import Grants
 from workers.serving.listener import Listener
 from workers.telemetry.monitor import listen_address
@@ -64,6 +65,15 @@ def is_loopback(address: str) -> bool:
         return host == "localhost"
 
 
+def doors(settings: ServeSettings) -> list[tuple[str, Door]]:
+    """Addresses to listen on. `check_exposure` has seen that all may read only where nobody comes from elsewhere."""
+    is_open = not settings.tokens_file
+    found = [(settings.listen, Door(is_operators=is_open, is_trusted=is_open))]
+    if address := settings.operator_listen:
+        found.append((address, Door(is_operators=True, is_trusted=is_loopback(address))))
+    return found
+
+
 async def _serve(config: Config, announce: Callable[[str], None]) -> int:
     settings = config.serve
     grants = Grants(Path(settings.tokens_file)) if settings.tokens_file else None
@@ -76,10 +86,8 @@ async def _serve(config: Config, announce: Callable[[str], None]) -> int:
         await stack.enter_async_context(reader)
         meta = await reader.meta()
         app = App(config, reader, grants)
-        addresses = [settings.listen, *filter(None, [settings.operator_listen])]
-        listeners = [Listener(app, *listen_address(address), settings) for address in addresses]
+        listeners = [Listener(app, *listen_address(address), door, settings) for address, door in doors(settings)]
         tasks = [await listener.listen() for listener in listeners]
-        app.operator_port = listeners[1].config.port if settings.operator_listen else None
         notifier = Notifier(os.environ)
         watchers = [asyncio.create_task(app.watch_grants()), asyncio.create_task(_feed_watchdog(notifier))]
         _log.info("serve.started", index=config.index.name, index_uuid=meta.index_uuid, url=listeners[0].url)

@@ -106,7 +106,7 @@ class Sessions:
         access = self._grants.find(token) if self._grants else None
         if self._grants is not None and access is None:
             raise HttpError(HTTPStatus.UNAUTHORIZED, "unauthorized", "no such token")
-        cookie = self._cookie(token, COOKIE_S)
+        cookie = self._cookie(token if access else "", COOKIE_S)
         if kind == b"application/x-www-form-urlencoded" and b"text/html" in exchange.headers.get(b"accept", b""):
             await exchange.answer(HTTPStatus.SEE_OTHER, b"", (b"location", b"/"), _NO_STORE, cookie)
             return
