@@ -5,22 +5,38 @@
 
 enum { FIRST_ROOM = 64 };
 
-static uint32_t crc_table[256];
+enum { CRC_BYTES = 8 };
 
-void make_crc_table(void) {
+static uint32_t crc_tables[CRC_BYTES][256];
+
+void make_crc_tables(void) {
     for (uint32_t i = 0; i < 256; i++) {
         uint32_t value = i;
         for (int bit = 0; bit < 8; bit++)
             value = value & 1 ? 0xEDB88320u ^ value >> 1 : value >> 1;
-        crc_table[i] = value;
+        crc_tables[0][i] = value;
     }
+    for (int table = 1; table < CRC_BYTES; table++)
+        for (uint32_t i = 0; i < 256; i++) {
+            uint32_t value = crc_tables[table - 1][i];
+            crc_tables[table][i] = crc_tables[0][value & 0xFF] ^ value >> 8;
+        }
 }
 
-/* CRC-32, as zlib has it. */
-static uint32_t crc32_of(Span text) {
-    uint32_t crc = 0xFFFFFFFFu;
-    for (size_t i = 0; i < text.size; i++)
-        crc = crc_table[(crc ^ text.start[i]) & 0xFF] ^ crc >> 8;
+/* Eight bytes at a time: table k has what a byte that lies k bytes before the last one does to the sum. */
+uint32_t crc32_of(Span text, uint32_t before) {
+    uint32_t crc = ~before;
+    const uint8_t *at = text.start, *end = text.start + text.size;
+    for (; end - at >= CRC_BYTES; at += CRC_BYTES) {
+        uint32_t sum = 0;
+        for (int i = 0; i < CRC_BYTES; i++) {
+            uint8_t byte = i < 4 ? (uint8_t)(at[i] ^ crc >> (8 * i)) : at[i];
+            sum ^= crc_tables[CRC_BYTES - 1 - i][byte];
+        }
+        crc = sum;
+    }
+    for (; at < end; at++)
+        crc = crc_tables[0][(crc ^ *at) & 0xFF] ^ crc >> 8;
     return ~crc;
 }
 
@@ -140,7 +156,7 @@ static Section *section_of(Entries *entries, Span name, uint64_t hash) {
     entries->names = names;
     Section *section = &sections[entries->n_sections++];
     *section = (Section){.hash = hash, .name_at = entries->n_names, .name_size = (uint32_t)name.size,
-                         .shard_hash = crc32_of(name) >> 8, .first_link = NO_LINK, .last_link = NO_LINK};
+                         .shard_hash = crc32_of(name, 0) >> 8, .first_link = NO_LINK, .last_link = NO_LINK};
     memcpy(names + entries->n_names, name.start, name.size);
     entries->n_names += name.size;
     entries->table[place] = (uint32_t)entries->n_sections;
@@ -169,13 +185,21 @@ bool add_link(Entries *entries, Span name, uint64_t hash, size_t at, uint32_t si
     return true;
 }
 
+uint8_t *copy_section(const Entries *entries, const Section *section, uint8_t *to) {
+    for (uint32_t link = section->first_link; link != NO_LINK; link = entries->links[link].next) {
+        memcpy(to, entries->packed + entries->links[link].entry_at, entries->links[link].size);
+        to += entries->links[link].size;
+    }
+    return to;
+}
+
 bool is_of_writer(const Section *section, uint32_t writer, uint32_t n_writers) {
     return section->shard_hash % n_writers == writer;
 }
 
 /* MessagePack, as msgspec writes it: the shortest form. */
 
-static uint8_t *write_big(uint8_t *to, uint64_t number, int n_bytes) {
+uint8_t *write_big(uint8_t *to, uint64_t number, int n_bytes) {
     for (int i = n_bytes - 1; i >= 0; i--)
         *to++ = (uint8_t)(number >> (8 * i));
     return to;
@@ -254,10 +278,7 @@ uint8_t *write_part(const Entries *entries, uint32_t writer, uint32_t n_writers,
         to = write_text_head(to, section->name_size);
         memcpy(to, entries->names + section->name_at, section->name_size);
         to = write_bytes_head(to + section->name_size, section->n_bytes);
-        for (uint32_t link = section->first_link; link != NO_LINK; link = entries->links[link].next) {
-            memcpy(to, entries->packed + entries->links[link].entry_at, entries->links[link].size);
-            to += entries->links[link].size;
-        }
+        to = copy_section(entries, section, to);
     }
     return to;
 }

@@ -78,6 +78,14 @@ uint8_t *write_text_head(uint8_t *to, size_t size);
 size_t natural_size(uint64_t number);
 uint8_t *write_natural(uint8_t *to, uint64_t number);
 
-void make_crc_table(void);
+/* Copies the entries of a section, one behind the other; returns the place behind them. */
+uint8_t *copy_section(const Entries *entries, const Section *section, uint8_t *to);
+
+uint8_t *write_big(uint8_t *to, uint64_t number, int n_bytes);
+
+void make_crc_tables(void);
+
+/* CRC-32 as zlib has it, begun with that of what came before, 0 for nothing. */
+uint32_t crc32_of(Span text, uint32_t before);
 
 #endif

@@ -4,9 +4,10 @@
 #include <string.h>
 
 /* Raised with every change of what Python expects of it; channelindex/kernel.py takes no other. */
-enum { VERSION = 1 };
+enum { VERSION = 2 };
 
-PyObject *name_seqno, *name_snap_end, *name_vb, *name_words, *name_is_empty, *sections_type;
+PyObject *attr_seqno, *attr_snap_end, *attr_vb, *attr_words, *attr_is_empty, *attr_number, *attr_size, *sections_type;
+uint64_t secret[2];
 
 /* decode(key, datatype, value) -> None where it is Python's, () for no entry, else what the index is to have of it. */
 static PyObject *decode_document(PyObject *module, PyObject *args) {
@@ -31,6 +32,9 @@ static PyObject *decode_document(PyObject *module, PyObject *args) {
 
 static PyMethodDef methods[] = {
     {"take_documents", take_documents, METH_VARARGS, NULL},
+    {"merge", merge_payloads, METH_VARARGS, NULL},
+    {"blind_appends", blind_appends, METH_VARARGS, NULL},
+    {"append_arguments", append_arguments, METH_VARARGS, NULL},
     {"decode", decode_document, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
@@ -38,17 +42,32 @@ static PyMethodDef methods[] = {
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_kernel", NULL, -1, methods, NULL, NULL, NULL, NULL};
 
 static bool make_names(void) {
-    name_seqno = PyUnicode_InternFromString("seqno");
-    name_snap_end = PyUnicode_InternFromString("snap_end");
-    name_vb = PyUnicode_InternFromString("vb");
-    name_words = PyUnicode_InternFromString("words");
-    name_is_empty = PyUnicode_InternFromString("is_empty");
-    return name_seqno && name_snap_end && name_vb && name_words && name_is_empty;
+    attr_seqno = PyUnicode_InternFromString("seqno");
+    attr_snap_end = PyUnicode_InternFromString("snap_end");
+    attr_vb = PyUnicode_InternFromString("vb");
+    attr_words = PyUnicode_InternFromString("words");
+    attr_is_empty = PyUnicode_InternFromString("is_empty");
+    attr_number = PyUnicode_InternFromString("number");
+    attr_size = PyUnicode_InternFromString("size");
+    return attr_number && attr_size && attr_seqno && attr_snap_end && attr_vb && attr_words && attr_is_empty;
+}
+
+static bool make_secret(void) {
+    PyObject *os = PyImport_ImportModule("os");
+    PyObject *bytes = os != NULL ? PyObject_CallMethod(os, "urandom", "n", (Py_ssize_t)sizeof(secret)) : NULL;
+    char *start;
+    Py_ssize_t size;
+    bool is_made = bytes != NULL && PyBytes_AsStringAndSize(bytes, &start, &size) == 0 && size == sizeof(secret);
+    if (is_made)
+        memcpy(secret, start, sizeof(secret));
+    Py_XDECREF(os);
+    Py_XDECREF(bytes);
+    return is_made;
 }
 
 PyMODINIT_FUNC PyInit__kernel(void) {
-    make_crc_table();
-    PyObject *module = make_names() ? PyModule_Create(&definition) : NULL;
+    make_crc_tables();
+    PyObject *module = make_names() && make_secret() ? PyModule_Create(&definition) : NULL;
     if (module == NULL)
         return NULL;
     PyObject *round_type = PyType_FromSpec(&round_spec);

@@ -72,7 +72,7 @@ static Outcome enter_stream(Current *current, PyObject *streams, uint32_t opaque
     if (stream == NULL)
         return PyErr_Occurred() ? FAILED : LEFT;
     Py_INCREF(stream);
-    PyObject *vb = PyObject_GetAttr(stream, name_vb);
+    PyObject *vb = PyObject_GetAttr(stream, attr_vb);
     leave_stream(current);
     current->stream = stream;
     current->vb = vb;
@@ -82,9 +82,9 @@ static Outcome enter_stream(Current *current, PyObject *streams, uint32_t opaque
     current->vb_number = PyLong_AsUnsignedLongLong(vb);
     if (PyErr_Occurred())
         return FAILED;
-    if (read_number(stream, name_snap_end, &current->snap_end) == FAILED)
+    if (read_number(stream, attr_snap_end, &current->snap_end) == FAILED)
         return FAILED;
-    return read_number(stream, name_seqno, &current->seqno);
+    return read_number(stream, attr_seqno, &current->seqno);
 }
 
 /* Datatype and value of a document. Python looks more closely at one whose datatype is unusual. */
@@ -120,7 +120,7 @@ static PyObject *make_event(const Input *input, const FrameHead *head, const Cur
 static Outcome take_document(const Input *input, const FrameHead *head, Current *current, Span key, Span value) {
     PyObject *seqno = PyLong_FromUnsignedLongLong(head->seqno);
     PyObject *event = seqno != NULL ? make_event(input, head, current, seqno, key, value) : NULL;
-    bool is_taken = event != NULL && PyObject_SetAttr(current->stream, name_seqno, seqno) == 0 &&
+    bool is_taken = event != NULL && PyObject_SetAttr(current->stream, attr_seqno, seqno) == 0 &&
                     PyList_Append(input->events, event) == 0;
     Py_XDECREF(seqno);
     Py_XDECREF(event);

@@ -10,12 +10,18 @@
 #include "entries.h"
 
 /* Attribute names, made once. */
-extern PyObject *name_seqno, *name_snap_end, *name_vb, *name_words, *name_is_empty;
+extern PyObject *attr_seqno, *attr_snap_end, *attr_vb, *attr_words, *attr_is_empty, *attr_number, *attr_size;
+
+/* Of this process: what names are hashed with. */
+extern uint64_t secret[2];
 
 extern PyType_Spec round_spec, sections_spec;
 extern PyObject *sections_type;
 
 PyObject *take_documents(PyObject *module, PyObject *args);
+PyObject *merge_payloads(PyObject *module, PyObject *args);
+PyObject *blind_appends(PyObject *module, PyObject *args);
+PyObject *append_arguments(PyObject *module, PyObject *args);
 
 /* The removals that a document brings and the index has not had: `RemovalMemory.due`, on the same table. */
 typedef struct {

@@ -7,7 +7,7 @@ enum { ROW_WORDS = 32, DIGEST = 1, FIRST = 2, MOST = ROW_WORDS - FIRST };
 
 bool removals_open(Removals *removals, PyObject *memory) {
     removals->memory = memory;
-    PyObject *is_empty = PyObject_GetAttr(memory, name_is_empty);
+    PyObject *is_empty = PyObject_GetAttr(memory, attr_is_empty);
     if (is_empty == NULL)
         return false;
     int truth = PyObject_IsTrue(is_empty);
@@ -15,7 +15,7 @@ bool removals_open(Removals *removals, PyObject *memory) {
     if (truth < 0)
         return false;
     removals->is_empty = truth;
-    PyObject *words = PyObject_GetAttr(memory, name_words);
+    PyObject *words = PyObject_GetAttr(memory, attr_words);
     if (words == NULL)
         return false;
     int failed = PyObject_GetBuffer(words, &removals->table, PyBUF_WRITABLE);
@@ -86,7 +86,7 @@ static bool has(const uint64_t *row, uint64_t hash) {
 }
 
 static bool remember(Removals *removals, uint64_t *row, uint64_t name, const uint64_t *hashes, unsigned count, uint64_t digest) {
-    if (removals->is_empty && PyObject_SetAttr(removals->memory, name_is_empty, Py_False) < 0)
+    if (removals->is_empty && PyObject_SetAttr(removals->memory, attr_is_empty, Py_False) < 0)
         return false;
     removals->is_empty = false;
     memset(row, 0, ROW_WORDS * sizeof(uint64_t));

@@ -162,7 +162,7 @@ static Outcome add_revision(RoundObject *self, const Document *document, Revisio
 
 /* Moves the position of the document's vbucket on. */
 static Outcome move_position(const Document *document, PyObject *position, PyObject *touched) {
-    if (PyObject_SetAttr(position, name_seqno, document->seqno) < 0 || PySet_Add(touched, document->vb) < 0)
+    if (PyObject_SetAttr(position, attr_seqno, document->seqno) < 0 || PySet_Add(touched, document->vb) < 0)
         return FAILED;
     return DONE;
 }
@@ -278,24 +278,21 @@ static PyObject *round_take(RoundObject *self, PyObject *unused) {
 }
 
 static PyObject *round_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    static char *names[] = {"secret", "star_channel", "n_writers", NULL};
-    const char *secret;
-    Py_ssize_t secret_size;
+    static char *names[] = {"star_channel", "n_writers", NULL};
     int has_star;
     Py_ssize_t n_writers;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "y#pn", names, &secret, &secret_size, &has_star, &n_writers))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "pn", names, &has_star, &n_writers))
         return NULL;
     RoundObject *self;
-    if (secret_size != sizeof(self->entries.secret) || n_writers < 1 || n_writers > UINT16_MAX) {
-        PyErr_SetString(PyExc_ValueError, "16 bytes of secret and at least one writer are needed");
+    if (n_writers < 1 || n_writers > UINT16_MAX) {
+        PyErr_SetString(PyExc_ValueError, "there is at least one writer");
         return NULL;
     }
     allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
     self = (RoundObject *)allocate(type, 0);
     if (self == NULL)
         return NULL;
-    self->entries = (Entries){0};
-    memcpy(self->entries.secret, secret, sizeof(self->entries.secret));
+    self->entries = (Entries){.secret = {secret[0], secret[1]}};
     self->has_star = has_star;
     self->n_writers = (uint32_t)n_writers;
     return (PyObject *)self;

@@ -21,8 +21,10 @@ but only when no present epoch writes it: a writer that finds one gone was pause
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import NamedTuple, Protocol
 
+from channelindex import kernel
 from channelindex.blocks import ENTRIES, HEADER, fold_clock, pack_frame, pack_pairs
 from channelindex.errors import BlockGone, IndexCorrupt, RequestTooLarge
 from channelindex.stores.active import ActiveBlock, ActiveBlocks
@@ -156,6 +158,8 @@ class BlockWriter:
         self._block_bytes = block_bytes
         self._active = ActiveBlocks(remembered_blocks)
         self._limit = CallLimit(MAX_CALL_BYTES)
+        compiled = kernel.chosen()
+        self._blind_appends = blind_appends if compiled is None else compiled.blind_appends
         self._in_flight: Sequence[ChannelAppend] = ()
         """The entries that the last call of the store had to append."""
         self.n_block_lookups = 0
@@ -241,22 +245,12 @@ class BlockWriter:
                 else:
                     unknown.append(append)
 
-    def _append(self, known: Sequence[_Known]) -> None:
-        appends: list[BlindAppend] = []
-        n_done = n_bytes = 0
-        limit = self._limit.n_bytes
-        for (channel, group, epoch, entries), active in known:
-            frame = pack_frame(ENTRIES, epoch, entries)
-            appends.append((channel, group, active.number, frame))
-            size = len(frame)
-            active.size += size
-            n_bytes += size
-            if len(appends) >= MAX_CALL_CHANNELS or n_bytes >= limit:
-                self._append_at_once(known[n_done : n_done + len(appends)], appends)
-                n_done += len(appends)
-                appends, n_bytes = [], 0
-        if appends:
-            self._append_at_once(known[n_done:], appends)
+    def _append(self, known: list[_Known]) -> None:
+        n_done = 0
+        while n_done < len(known):
+            appends = self._blind_appends(known, n_done, MAX_CALL_CHANNELS, self._limit.n_bytes)
+            self._append_at_once(known[n_done : n_done + len(appends)], appends)
+            n_done += len(appends)
 
     def _append_at_once(self, known: Sequence[_Known], appends: Sequence[BlindAppend]) -> None:
         assert len(known) == len(appends), "what is in flight is what this call appends"
@@ -299,6 +293,24 @@ def full_at(live: int, block_bytes: int) -> int:
     Garbage in active blocks is bounded by it. At most *block_bytes*.
     """
     return min(block_bytes, max(MIN_BLOCK_BYTES, live)) if live else block_bytes
+
+
+def blind_appends(known: Sequence[_Known], start: int, most: int, most_bytes: int) -> list[BlindAppend]:
+    """Pack what one call of the store appends of *known* from *start* on; their blocks grow by it.
+
+    At most so many, and none behind the one that reaches so many bytes. The compiled kernel has a function like it.
+    """
+    appends: list[BlindAppend] = []
+    n_bytes = 0
+    for (channel, group, epoch, entries), active in islice(known, start, start + most):
+        frame = pack_frame(ENTRIES, epoch, entries)
+        appends.append((channel, group, active.number, frame))
+        size = len(frame)
+        active.size += size
+        n_bytes += size
+        if n_bytes >= most_bytes:
+            break
+    return appends
 
 
 def lost_block(key: str, channel: str) -> BlockGone:

@@ -166,11 +166,9 @@ _BATCH_WRITER = _of(
     "workers/pipeline/batch_writer.py",
     "batch_writer",
     (
-        "        appends = merge(frames)\n",
-        "        [ring.commit() for ring in self._rings]\n        appends = merge(frames)\n",
+        "        store_us = self._write(merged.",
+        "        [ring.commit() for ring in self._rings]\n        store_us = self._write(merged.",
     ),
-    ("if frame.epoch >= ring.epoch and", "if"),
-    ("if frame.epoch >= ring.epoch and", "if frame.epoch == ring.epoch and"),
     ("            ring.reset_consumer()\n", ""),
     ("                self._sleep(delay_s)\n                continue\n", "                return\n"),
     ("while appends or principals:", "while appends:"),
@@ -178,6 +176,13 @@ _BATCH_WRITER = _of(
         "            if self._stop.is_set():\n                return exits.OK\n            self._wait()",
         "            return exits.OK",
     ),
+)
+
+_MERGE = _of(
+    "workers/pipeline/frames.py",
+    "batch_writer",
+    ("if frame.epoch >= least and", "if"),
+    ("if frame.epoch >= least and", "if frame.epoch == least and"),
 )
 
 _ASSIGNMENT = _of(
@@ -275,6 +280,7 @@ MUTATIONS: list[Mutation] = [
     *_FRAMES,
     *_RING,
     *_BATCH_WRITER,
+    *_MERGE,
     *_ASSIGNMENT,
     *_DECIDE,
     *_CHILD_SLOT,

@@ -16,7 +16,7 @@ from channelindex.errors import StoreUnavailable, Transient
 from channelindex.logs import EventLog
 from channelindex.polling import wait_readable
 from channelindex.stores.base import ChannelAppend, IndexWriter
-from workers.pipeline.frames import decode_frame, merge
+from workers.pipeline.frames import merge_payloads
 from workers.pipeline.ring import Bell, Ring, TornFrame
 from workers.signals import StopFlag
 from workers.telemetry.board import BATCH_BYTES, STORE_US, ProcessStats
@@ -104,21 +104,16 @@ class BatchWriter:
         if not any(taken):
             return None
         self._reconnect_if_expected(taken)
-        frames = [
-            frame
-            for ring, payloads in zip(self._rings, taken, strict=True)
-            for frame in map(decode_frame, payloads)
-            if frame.epoch >= ring.epoch and frame.epoch not in self._stale_epochs
-        ]
-        appends = merge(frames)
+        epochs = [ring.epoch for ring in self._rings]
+        merged = merge_payloads(zip(epochs, taken, strict=True), self._stale_epochs)
         began = time.monotonic()
-        store_us = self._write(appends, [key for frame in frames for key in frame.principals])
+        store_us = self._write(merged.appends, merged.principals)
         took_s = time.monotonic() - began
         for ring, payloads, bell in zip(self._rings, taken, self._space_bells, strict=True):
             if payloads:
                 self._commit(ring)
                 bell.ring()
-        return Batch(appends, len(frames), took_s, store_us)
+        return Batch(merged.appends, merged.n_frames, took_s, store_us)
 
     def _count(self, batch: Batch) -> None:
         """Publish what was written."""

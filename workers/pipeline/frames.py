@@ -5,10 +5,11 @@ has no room for.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import msgspec
 
+from channelindex import kernel
 from channelindex.stores.base import ChannelAppend
 
 _HEAD_BYTES = 32
@@ -135,6 +136,33 @@ def _too_large(what: str, size: int, room: int) -> str:
 def decode_frame(payload: bytes | memoryview) -> RingFrame:
     """Decode the frame in *payload*, copied out of the ring."""
     return _decode(payload)
+
+
+class Merged(NamedTuple):
+    """One batch: its appends, the principals that changed, and how many ring frames it is made of."""
+
+    appends: list[ChannelAppend]
+    principals: list[str]
+    n_frames: int
+
+
+def merge_payloads(taken: Iterable[tuple[int, list[memoryview]]], stale: set[int]) -> Merged:
+    """Make one batch of the payloads that were taken from rings, each with its ring's least epoch.
+
+    Frames of a lower epoch, or of a *stale* one, are left out.
+    """
+    rings = [*taken]
+    compiled = kernel.chosen()
+    merged = None if compiled is None else compiled.merge(rings, stale, ChannelAppend)
+    if merged is not None:
+        return Merged(*merged)
+    frames = [
+        frame
+        for least, payloads in rings
+        for frame in map(decode_frame, payloads)
+        if frame.epoch >= least and frame.epoch not in stale
+    ]
+    return Merged(merge(frames), [key for frame in frames for key in frame.principals], len(frames))
 
 
 def merge(frames: Iterable[RingFrame]) -> list[ChannelAppend]:

@@ -8,7 +8,6 @@ Where the compiled kernel is in use, it takes in what it understands of the even
 Each event that it leaves is taken in here, in its turn, so that entries keep the order of the feed.
 """
 
-import secrets
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -274,7 +273,7 @@ def _compiled_entries(decoder: Decoder, n_writers: int) -> Any:
     compiled = kernel.chosen()
     if compiled is None or type(decoder) is not SyncGatewayDecoder:
         return None
-    return compiled.Entries(secrets.token_bytes(16), decoder.star_channel, n_writers)
+    return compiled.Entries(decoder.star_channel, n_writers)
 
 
 def _reason(key: bytes, error: Exception) -> str:

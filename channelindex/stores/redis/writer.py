@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from channelindex import kernel
 from channelindex.errors import IndexCorrupt, OutcomeUnknown
 from channelindex.hashing import slot_of
 from channelindex.redis.link import ScriptCall
@@ -38,11 +39,25 @@ class RedisBlocks:
     def __init__(self, url: str, index_name: str) -> None:
         self._keys = Keys(index_name)
         self._link = open_link(url, OutcomeUnknown, reconnects=False)
+        self._compiled = kernel.chosen()
         self._servers = 0
         self._identified_session = -1
 
     def append(self, appends: Sequence[BlindAppend]) -> None:
         """See `BlockOperations.append`."""
+        for packed in self._link.run_all("append", self._append_calls(appends)):
+            if packed != _NONE_LOST:
+                group, number, channel = _decode(packed)[0].split(":", 2)
+                raise lost_block(self._keys.block(channel, group, int(number)), channel)
+
+    def _append_calls(self, appends: Sequence[BlindAppend]) -> list[ScriptCall]:
+        """The calls of the script that appends blindly. The compiled kernel packs their arguments as `_arguments`."""
+        if self._compiled is not None:
+            together = self._link.spans_slots
+            return [
+                (() if together else (self._keys.slot(slot),), (self._keys.prefix, arguments, body))
+                for slot, arguments, body in self._compiled.append_arguments([*appends], together)
+            ]
         sections: _Sections = {}
         for channel, group, number, frame in appends:
             slot = slot_of(channel)
@@ -52,10 +67,7 @@ class RedisBlocks:
             section[0].append(f"{group}:{number}:{channel}")
             section[0].append(len(frame))
             section[1].append(frame)
-        for packed in self._link.run_all("append", self._calls(sections)):
-            if packed != _NONE_LOST:
-                group, number, channel = _decode(packed)[0].split(":", 2)
-                raise lost_block(self._keys.block(channel, group, int(number)), channel)
+        return self._calls(sections)
 
     def append_and_locate(self, appends: Sequence[LocatingAppend]) -> Sequence[Location | None]:
         """See `BlockOperations.append_and_locate`."""
