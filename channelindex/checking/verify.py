@@ -23,6 +23,13 @@ STABLE_TIMEOUT_S = 30.0
 """Time for the index to catch up with what the feed sent: a node that starts needs some seconds."""
 
 
+OnLacking = Callable[[str, DocumentVersion], None]
+
+
+def _ignore(channel: str, document: DocumentVersion) -> None:
+    """Who only verifies does nothing about it."""
+
+
 @dataclass(frozen=True)
 class WrongEntry:
     """One entry that is not as it should be. `kind` is "missing", "extra", "different" or "undecodable".
@@ -86,12 +93,14 @@ def verify(
     stable_timeout_s: float = STABLE_TIMEOUT_S,
     silence_timeout_s: float = SILENCE_TIMEOUT_S,
     progress: Callable[[int, int], None] = lambda done, total: None,  # noqa: ARG005 nobody looks
+    on_lacking: OnLacking = _ignore,
 ) -> VerifyReport:
     """Compare *channels*, or all, of the index with the bucket behind *feed*, which has not been started yet.
 
     *high_seqnos* asks the bucket for its highest seqnos, by vbucket. Writers and nodes may continue meanwhile: what
     changes is counted as in flux instead of compared. The caller closes *feed*. *progress* is called now and then with
-    the number of channels that are compared, and of all.
+    the number of channels that are compared, and of all; *on_lacking* with a channel and the document of which it
+    lacks the newest version.
 
     Raises:
         SourceUnavailable: the feed sent nothing for *silence_timeout_s*, or the source rolled back meanwhile.
@@ -104,7 +113,7 @@ def verify(
     before = IndexSnapshot.take(store).stable
     highs = dict(high_seqnos())
     snapshot = _caught_up(store, highs, stable_timeout_s)
-    comparison = _Verification(bucket, snapshot, before, highs)
+    comparison = _Verification(bucket, snapshot, before, highs, on_lacking)
     names = set(channels) if channels is not None else {*store.channels(), *comparison.documents_by_channel}
     for n_compared, (channel, entries, floor) in enumerate(read_retained(store, sorted(names), snapshot)):
         if n_compared % CHANNELS_PER_READ == 0:
@@ -145,9 +154,15 @@ class _Verification:
     """
 
     def __init__(
-        self, bucket: BucketState, snapshot: IndexSnapshot, stable_before: list[int], highs: Mapping[int, int]
+        self,
+        bucket: BucketState,
+        snapshot: IndexSnapshot,
+        stable_before: list[int],
+        highs: Mapping[int, int],
+        on_lacking: OnLacking,
     ) -> None:
         self._bucket = bucket
+        self._on_lacking = on_lacking
         self._stable = snapshot.stable
         self._behind = _behind(snapshot, highs)
         self._ahead = {vb for vb, high in highs.items() if stable_before[vb] > high}
@@ -200,6 +215,8 @@ class _Verification:
             if not entry.flags & REMOVED:
                 self._add("extra", channel, entry, "not in the channel", _described(_membership(entry), entry.seqno))
         elif not _agrees(entry, document, expected):
+            if entry.seqno < document.seqno:
+                self._on_lacking(channel, document)
             self._add(
                 "different",
                 channel,
@@ -215,6 +232,7 @@ class _Verification:
         elif expected is not None and floor and (document.seqno <= floor or expected.removed):
             self._counts["forgotten"] += 1  # a removal may have been indexed with any older version
         elif expected is not None:
+            self._on_lacking(channel, document)
             self._add("missing", channel, document, _described(expected, document.seqno), "no entry")
 
     def _changed_since(self, entry: Entry) -> bool:

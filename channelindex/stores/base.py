@@ -158,6 +158,13 @@ class Restored(NamedTuple):
     partitions: tuple[int, ...]
 
 
+class Mended(NamedTuple):
+    """Names what was put back of channels: keys of directories, and blocks of which something is lost for good."""
+
+    directories: tuple[str, ...] = ()
+    blocks: tuple[str, ...] = ()
+
+
 class IndexWriter(Protocol):
     """The write half. One live instance per (index, batch writer)."""
 
@@ -225,6 +232,14 @@ class OwnerStore(Protocol):
             IndexMismatch: there is an index of another format, shape or source bucket; nothing was changed.
         """
         ...
+
+    def mend(self, channels: Collection[str] | None = None) -> Mended:  # noqa: ARG002 a store that loses nothing
+        """Put back directories and blocks that the store has lost, of *channels* or of all, so that all can go on.
+
+        A directory comes back as it was. Of a block, what cannot be read is left out: the caller has to see that it is
+        indexed again. May be repeated, while nodes run. A store that loses no single key mends nothing.
+        """
+        return Mended()
 
     def next_epoch(self) -> int:
         """A number that is higher than any returned before, to any process.

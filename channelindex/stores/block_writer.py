@@ -315,7 +315,9 @@ def blind_appends(known: Sequence[_Known], start: int, most: int, most_bytes: in
 
 def lost_block(key: str, channel: str) -> BlockGone:
     """The error of whoever appends to the block of *channel* with *key* that should be there and is not."""
-    return BlockGone(f"{key} is gone: the store has lost data, the index has to be rebuilt", channel)
+    return BlockGone(
+        f"{key} is gone: the store has lost data; channelindex repair, or in a bucket a new index.name", channel
+    )
 
 
 def _locating(append: ChannelAppend) -> LocatingAppend:

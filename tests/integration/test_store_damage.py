@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -36,7 +37,12 @@ def metrics_port() -> int:
 @pytest.fixture
 def node(tmp_path: Path, redis_url: str, bucket: DevBucket, metrics_port: int) -> Iterator[Node]:
     """A node that has indexed the bucket, and serves its health."""
-    settings = {"index__partitions": 4, "metrics__listen": f"127.0.0.1:{metrics_port}", "coordination__ttl_s": 1.0}
+    settings = {
+        "index__partitions": 4,
+        "index__block_bytes": 2048,
+        "metrics__listen": f"127.0.0.1:{metrics_port}",
+        "coordination__ttl_s": 1.0,
+    }
     with Node("n1", tmp_path, redis_url, bucket, **settings).start() as node:
         _save(bucket, 1)
         await_stable(redis_url, bucket)
@@ -46,7 +52,7 @@ def node(tmp_path: Path, redis_url: str, bucket: DevBucket, metrics_port: int) -
 def _save(bucket: DevBucket, generation: int) -> None:
     with connect(bucket) as client:
         Loader(client, InlineLayout()).load(
-            Revision(f"doc-{n}", f"{generation}-{n:032x}", ("a", f"b{n % 7}")) for n in range(N_DOCUMENTS)
+            Revision(f"doc-{n}", f"{generation}-{n:032x}", ("a", "c", "d", f"b{n % 7}")) for n in range(N_DOCUMENTS)
         )
 
 
@@ -70,10 +76,67 @@ def test_a_lost_record_is_shown_and_repaired_under_a_running_node(node, bucket, 
     repaired = cli("repair", "--yes", "--json", "--config", node.config)
     assert repaired.returncode == exits.OK, repaired.stderr + repaired.stdout
     report = json.loads(repaired.stdout)
-    assert report["written"] == {"meta": key == KEYS.meta, "partitions": [] if key == KEYS.meta else [2]}
+    assert report["written"] == {"meta": key == KEYS.meta, "partitions": [] if key == KEYS.meta else [2], "entries": 0}
     assert report["verified"]["ok"]
     until(lambda: get(metrics_port, "/readyz")[0] == 200, "the node to be ready again")
     assert node.running
+
+
+def damage_channels(store: Any) -> None:
+    """The directory of "a" goes, and the first and the active block of each group of "c".
+
+    Each block of "d" has a wrong byte: in its header, in a frame, or at its end.
+    """
+    assert store.delete(*store.scan_iter("ci:channels:{*}:c:a")) == 1
+    blocks = _blocks_of(store, "c")
+    for group in {group for group, _ in blocks}:
+        numbers = sorted(number for of_group, number in blocks if of_group == group)
+        assert len(numbers) > 2, "there are blocks between the two that are lost"
+        store.delete(blocks[group, numbers[0]], blocks[group, numbers[-1]])
+    for place, key in enumerate(_blocks_of(store, "d").values()):
+        block = store.get(key)
+        offset = (20, len(block) // 2, len(block) - 1)[place % 3]
+        store.setrange(key, offset, bytes([block[offset] ^ 0xFF]))
+
+
+def _blocks_of(store: Any, channel: str) -> dict[tuple[str, int], str]:
+    """The keys of a channel's blocks, by group and number."""
+    keys = [key.decode() for key in sorted(store.scan_iter(f"ci:channels:{{*}}:b:*:{channel}"))]
+    parts = [key.partition(":b:")[2].split(":") for key in keys]
+    return {(group, int(number)): key for key, (group, number, _) in zip(keys, parts, strict=True)}
+
+
+@pytest.mark.parametrize("command", [("repair", *(f"--channel={c}" for c in "acd")), ("repair",), ("rebuild",)])
+def test_channels_of_which_something_is_lost_are_put_back_under_a_running_node(node, bucket, store, redis_url, command):
+    """The node goes on by itself, though its writers have stopped with the key again and again."""
+    for generation in (2, 3, 4, 5):
+        _save(bucket, generation)
+        await_stable(redis_url, bucket)
+    damage_channels(store)
+    _save(bucket, 6)
+    verified = cli("verify", "--channel", "a", "--timeout", "1", "--config", node.config)
+    assert verified.returncode in {exits.CORRUPT, exits.DIFFERENCES}, verified.stdout
+    done = cli(*command, "--yes", "--json", "--config", node.config)
+    assert done.returncode == exits.OK, done.stderr + done.stdout
+    _save(bucket, 7)
+    await_stable(redis_url, bucket)
+    assert_verified(node.config)
+    told = [
+        json.loads(line)
+        for line in cli("changes", "a", "c", "d", "--json", "--config", node.config).stdout.splitlines()
+    ]
+    assert {line["rev"].partition("-")[0] for line in told if "rev" in line} == {"7"}
+    assert len(told) == N_DOCUMENTS + 1
+
+
+def test_entries_that_are_gone_without_a_trace_are_written_again(node, bucket, store, redis_url):
+    """A channel with all its keys gone, which nobody writes any more: its documents are still in the bucket."""
+    keys = [*store.scan_iter("ci:channels:{*}:*:b3")]
+    assert store.delete(*keys) > 1
+    done = cli("repair", "--channel", "b3", "--yes", "--json", "--config", node.config)
+    assert done.returncode == exits.OK, done.stderr + done.stdout
+    assert json.loads(done.stdout)["written"]["entries"] == len([n for n in range(N_DOCUMENTS) if n % 7 == 3])
+    assert_verified(node.config)
 
 
 def test_rebuild_starts_from_an_index_without_some_partition_records(node, bucket, store, redis_url):

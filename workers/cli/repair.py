@@ -6,10 +6,12 @@ from contextlib import closing
 from dataclasses import asdict
 
 from channelindex import exits
+from channelindex.checking.refill import Lacking, write_lacking
+from channelindex.checking.verify import VerifyReport
 from channelindex.config import REQUIRED_TO_RUN, Config
 from channelindex.errors import InputInvalid
-from channelindex.stores import open_owner
-from channelindex.stores.base import Restored
+from channelindex.stores import open_owner, open_reader, open_writer
+from channelindex.stores.base import Mended, Restored
 from coordinator.lock import job_lock
 from workers.cli import options, output, verify
 from workers.cli.rewind import confirm, number
@@ -19,16 +21,21 @@ _EPILOG = """\
 example:
   channelindex repair
   channelindex repair --partition 12
+  channelindex repair --channel orders
 
-For an index whose meta record or partition records are missing or damaged:
-`status` and the log of the nodes name them. A partition whose record is written
-anew is indexed again by the running nodes, from its beginning; the others are
-left as they are. Given by --partition, it is written anew even if it is whole.
+For an index of which the store has lost something: `status`, `verify`, readers
+and the log of the nodes name it. A partition whose record is written anew is
+indexed again by the running nodes, from its beginning; the others are left as
+they are. Given by --partition, it is written anew even if it is whole. If nothing
+of the index can be read, no token of it is accepted any more.
 
-Then waits until the index has caught up with the bucket, and verifies all of it;
-the exit code is that of verify. A reader with an older token gets every document
-of these partitions once more. If nothing of the index can be read, no token of it
-is accepted any more.
+Directories of channels are put back from their blocks, and blocks that are gone
+or damaged are replaced by what is left of them. Then waits until the index has
+caught up with the bucket, verifies all of it, or the channels of --channel, writes
+from the bucket what they lack, and verifies again; the exit code is that of verify.
+What is written so is not told to readers who were past it: who has read a repaired
+channel in the meantime reads it from its beginning. A reader with an older token
+gets every document of a partition that was indexed again once more.
 """
 
 
@@ -36,29 +43,55 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     parser.epilog = _EPILOG
     parser.add_argument("--partition", type=number, action="append", metavar="P", help="a partition; may be repeated")
+    parser.add_argument("--channel", action="append", metavar="C", help="look at this channel only; may be repeated")
     parser.add_argument("--yes", action="store_true", help="do not ask for confirmation")
-    parser.add_argument("--no-wait", action="store_true", help="do not wait for the nodes, and do not verify")
+    parser.add_argument(
+        "--no-wait", action="store_true", help="put back what needs no bucket, and neither wait nor verify"
+    )
     verify.add_timeout(parser)
     options.add_json(parser)
     options.add_config(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Restore, and verify."""
+    """Restore, mend, verify, and write what is missing."""
     config = options.config_of(args, REQUIRED_TO_RUN)
     if not args.yes:
         confirm(f"repair index {config.index.name!r}?")
     restored = restore(config, args.partition or (), "repair")
+    with closing(open_owner(config.index)) as owner:
+        mended = owner.mend(args.channel)
     if not args.json:
         print_restored(restored)
-    report = None if args.no_wait else verify.verify_index(config, None, args.timeout)
+        _print_mended(mended)
+    report, n_written = (None, 0) if args.no_wait else _write_lacking(config, args)
     if args.json:
         verified = {"ok": report.ok, **asdict(report)} if report else None
-        written = {"meta": restored.wrote_meta, "partitions": restored.partitions}
-        output.json_line({"index": config.index.name, "written": written, "verified": verified})
+        written = {"meta": restored.wrote_meta, "partitions": restored.partitions, "entries": n_written}
+        line = {"index": config.index.name, "written": written, "mended": mended._asdict(), "verified": verified}
+        output.json_line(line)
     elif report:
+        output.line(f"{n_written} entries written from the bucket")
         verify.print_report(report)
     return exits.OK if report is None or report.ok else exits.DIFFERENCES
+
+
+def _write_lacking(config: Config, args: argparse.Namespace) -> tuple[VerifyReport, int]:
+    """Verify, and write what is missing; the report of the last verification, and how many entries were written."""
+    lacking: list[Lacking] = []
+    report = verify.verify_index(config, args.channel, args.timeout, lacking)
+    if not lacking:
+        return report, 0
+    with closing(open_reader(config.index)) as reader, closing(open_writer(config.index)) as writer:
+        n_written = write_lacking(writer, reader.partition_records(), lacking)
+    return verify.verify_index(config, args.channel, args.timeout), n_written
+
+
+def _print_mended(mended: Mended) -> None:
+    for key in mended.directories:
+        output.line(f"put back from its blocks: {key}")
+    for key in mended.blocks:
+        output.line(f"replaced by what is left of it: block {key}")
 
 
 def restore(config: Config, partitions: Collection[int], job: str) -> Restored:

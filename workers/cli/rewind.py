@@ -125,7 +125,7 @@ def add_rewind_arguments(parser: argparse.ArgumentParser) -> None:
 def rewind_and_wait(config: Config, args: argparse.Namespace, job: str, plan: Plan, *, restores: bool = False) -> None:
     """Rewind what *plan* chooses, after confirmation, and wait; *job* names the command.
 
-    Where it *restores*, partition records that are missing or damaged are written anew before.
+    Where it *restores*, partition records and channels that are missing or damaged are put back before.
 
     Raises:
         NotConfirmed: a person declined, or nobody could be asked.
@@ -138,6 +138,7 @@ def rewind_and_wait(config: Config, args: argparse.Namespace, job: str, plan: Pl
         with closing(open_owner(config.index)) as owner, job_lock(config.coordination.redis, config.index.name, job):
             if restores:
                 owner.restore(reader.meta())
+                owner.mend()
             rewound = list(rewind_partitions(owner, reader, partitions, clock, requester(job)))
         n_lowered = sum(each.before[vb] > each.after[vb] for each in rewound for vb in each.after)
         if not args.json:

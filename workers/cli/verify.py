@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import asdict
 
 from channelindex import exits
+from channelindex.checking.refill import Lacking
 from channelindex.checking.verify import STABLE_TIMEOUT_S, VerifyReport, verify
 from channelindex.config import REQUIRED_TO_VERIFY, Config
 from channelindex.decode.registry import make_decoder
@@ -57,8 +58,11 @@ def run(args: argparse.Namespace) -> int:
     return exits.OK if report.ok else exits.DIFFERENCES
 
 
-def verify_index(config: Config, channels: Sequence[str] | None, timeout_s: float) -> VerifyReport:
-    """Compare the configured index, or some of its channels, with the configured bucket."""
+def verify_index(
+    config: Config, channels: Sequence[str] | None, timeout_s: float, lacking: list[Lacking] | None = None
+) -> VerifyReport:
+    """Compare the configured index, or some of its channels, with the configured bucket; add what they lack to it."""
+    found = [] if lacking is None else lacking
 
     def highs() -> Mapping[int, int]:
         return high_seqnos(config.source)
@@ -68,7 +72,16 @@ def verify_index(config: Config, channels: Sequence[str] | None, timeout_s: floa
         source_uuid = store.meta().source_uuid
         check_source(config.source, source_uuid)
         with closing(open_feed(config.source, "verify", source_uuid, highs())) as feed, progress_bar("channels") as bar:
-            return verify(store, feed, decoder, highs, channels, stable_timeout_s=timeout_s, progress=bar)
+            return verify(
+                store,
+                feed,
+                decoder,
+                highs,
+                channels,
+                stable_timeout_s=timeout_s,
+                progress=bar,
+                on_lacking=lambda channel, document: found.append((channel, document)),
+            )
 
 
 def print_report(report: VerifyReport) -> None:

@@ -1,6 +1,7 @@
 """Names an index's keys in Redis. KEYSPACE.md describes their values; the scripts build those of channels alike."""
 
 from channelindex.hashing import slot_of
+from channelindex.stores.base import BlockRef
 
 SETTING = "index.store"
 """The setting that names the store, for messages to a person."""
@@ -47,6 +48,10 @@ class Keys:
         """A SCAN pattern that all `channel` keys of the index match. Others may too: ask `channel_of`."""
         return f"{self._escaped_prefix()}{{*}}:c:*"
 
+    def blocks_pattern(self) -> str:
+        """A SCAN pattern that all `block` keys of the index match. Others may too: ask `block_of`."""
+        return f"{self._escaped_prefix()}{{*}}:b:*"
+
     def all_pattern(self) -> str:
         """A SCAN pattern that the keys of the index match, and no others."""
         return f"{self._escaped_prefix()}*"
@@ -58,6 +63,14 @@ class Keys:
         """The channel whose `channel` key this is, None if it is another key."""
         channel = key.decode(errors="replace").partition("}:c:")[2]
         return channel if self.channel(channel).encode() == key else None
+
+    def block_of(self, key: bytes) -> BlockRef | None:
+        """The block whose `block` key this is, None if it is another key."""
+        group, _, rest = key.decode(errors="replace").partition("}:b:")[2].partition(":")
+        number, _, channel = rest.partition(":")
+        if not number.isdecimal() or self.block(channel, group, int(number)).encode() != key:
+            return None
+        return BlockRef(channel, group, int(number))
 
     def slot(self, slot: int) -> str:
         """The prefix of all keys of the channels of *slot*. No key is named so: it routes a script."""

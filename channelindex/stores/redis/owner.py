@@ -11,11 +11,12 @@ from channelindex.errors import IndexMissing, OutcomeUnknown, OwnershipLost, Sta
 from channelindex.model import Checkpoint, IndexMeta
 from channelindex.redis.link import ScriptCall
 from channelindex.stores import records
-from channelindex.stores.base import OwnerStore, Quarantined, Restored
+from channelindex.stores.base import Mended, OwnerStore, Quarantined, Restored
 from channelindex.stores.meta import check_meta, decode_meta, encode_meta, lost_meta, lost_record
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.losses import fall_back_all
 from channelindex.stores.redis.marks import SWEEP_INTERVAL, MarkSetter, read_marks, sweep_marks
+from channelindex.stores.redis.mending import mend
 from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record, read_meta
 from channelindex.stores.redis.restoring import restore
 from channelindex.stores.redis.servers import ask_servers, digest_of, refuse_eviction
@@ -106,6 +107,10 @@ class RedisOwner(OwnerStore):
         restored = restore(self._link, self._keys, self._index_name, wanted, partitions)
         self._know(restored.meta)
         return restored
+
+    def mend(self, channels: Collection[str] | None = None) -> Mended:
+        """See `OwnerStore.mend`."""
+        return mend(self._link, self._keys, channels)
 
     def next_epoch(self) -> int:
         """See `OwnerStore.next_epoch`. A number whose reply was lost is never used."""

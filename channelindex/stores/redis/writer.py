@@ -88,7 +88,7 @@ class RedisBlocks:
             if number == "lost":
                 raise IndexCorrupt(
                     f"{self._keys.channel(appends[index].channel)}: the directory of group {appends[index].group} and "
-                    "its active block are not both there: the store has lost data, the index has to be rebuilt"
+                    "its active block are not both there: the store has lost data; channelindex repair puts it back"
                 )
             if number:
                 locations[index] = Location(int(number), size, int(upto), int(live))

@@ -1,0 +1,177 @@
+"""Puts back what Redis has lost of channels: directories, from their blocks, and the place of blocks.
+
+A directory says nothing that the blocks of its group do not say. A block that is missing, or of which frames are
+damaged, is put back with what is left of it, behind a header that sums up the blocks before it: so readers and writers
+go on. What it held is lost here; whoever mends has to see that it is indexed again.
+
+Blocks that have a time to live belong to nobody: compaction wrote or left them. What compaction noted of a channel is
+lost with its directory, its floor too.
+
+Slow and rare: all blocks are read. Nodes may run meanwhile.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
+
+from channelindex.blocks import ENTRIES, HEADER, fold_clock, iter_frames, pack_frame, pack_pairs, split_header
+from channelindex.errors import IndexCorrupt, Transient
+from channelindex.redis.link import Link
+from channelindex.stores.base import BlockRef, Directory, Mended
+from channelindex.stores.redis.directories import CLOCK, DIRECTORY, decode_directory, encode_directory
+from channelindex.stores.redis.keys import Keys
+
+_ATTEMPTS = 20
+"""Lost comparisons before a group is given up: each means that its block grew within a round trip."""
+
+_SCAN_COUNT = 1000
+
+_FOR_EVER = -1
+"""Answer of PTTL for a key without a time to live."""
+
+_Group = tuple[str, str]
+"""(channel, group)."""
+
+
+class _StoredGroup(NamedTuple):
+    """A group as it is stored: its directory, and its blocks from number `first` on. None is what is gone."""
+
+    directory: Directory | None
+    clock: bytes
+    first: int
+    blocks: Sequence[bytes | None]
+
+
+class _MendedGroup(NamedTuple):
+    """The same group as it has to be."""
+
+    directory: Directory
+    clock: bytes
+    blocks: Sequence[bytes]
+
+
+def mend(link: Link, keys: Keys, channels: Collection[str] | None) -> Mended:
+    """See `OwnerStore.mend`."""
+    directories: list[str] = []
+    blocks: list[str] = []
+    for (channel, group), numbers in sorted(_stored_groups(link, keys, channels).items()):
+        changed = _mend_group(link, keys, (channel, group), numbers)
+        directories += [keys.channel(channel)] if changed and changed.directory is None else []
+        blocks += [BlockRef(channel, group, number).key for number in changed.lost] if changed else []
+    return Mended(tuple(dict.fromkeys(directories)), tuple(blocks))
+
+
+class _Changed(NamedTuple):
+    """Names what was put back of a group: the directory that was there, and the blocks of which something was lost."""
+
+    directory: Directory | None
+    lost: Sequence[int]
+
+
+def _stored_groups(link: Link, keys: Keys, channels: Collection[str] | None) -> dict[_Group, set[int]]:
+    """The numbers of each group's blocks that are there; none where there is a directory alone."""
+    numbers: defaultdict[_Group, set[int]] = defaultdict(set)
+    for key in _scan(link, keys.blocks_pattern()):
+        ref = keys.block_of(key)
+        if ref is not None and (channels is None or ref.channel in channels):
+            numbers[ref.channel, ref.group].add(ref.number)
+    named = {keys.channel_of(key) for key in _scan(link, keys.channel_pattern())} - {None}
+    for channel in named if channels is None else named & set(channels):
+        assert channel is not None
+        for group, _, _ in _directories(link, keys, channel):
+            numbers[channel, group] |= set()
+    return numbers
+
+
+def _scan(link: Link, pattern: str) -> Iterator[bytes]:
+    for server in link.servers():
+        cursor = b"0"
+        while True:
+            cursor, found = server.execute("SCAN", cursor, "MATCH", pattern, "COUNT", _SCAN_COUNT)
+            yield from found
+            if cursor == b"0":
+                break
+
+
+def _directories(link: Link, keys: Keys, channel: str) -> Iterator[tuple[str, Directory, bytes]]:
+    flat: Sequence[bytes] = link.execute("HGETALL", keys.channel(channel))
+    fields = dict(zip(flat[::2], flat[1::2], strict=True))
+    for name, value in fields.items():
+        if name.startswith(DIRECTORY.encode()):
+            group = name[len(DIRECTORY) :].decode()
+            clock = fields.get(CLOCK.encode() + name[len(DIRECTORY) :], b"")
+            yield group, decode_directory(value, keys.channel(channel)), clock
+
+
+def _mend_group(link: Link, keys: Keys, name: _Group, numbers: Collection[int]) -> _Changed | None:
+    """Put back what is lost of a group; None if nothing is."""
+    for _ in range(_ATTEMPTS):
+        found = _read(link, keys, name, numbers)
+        if not found.blocks:
+            return None
+        whole = _whole(found)
+        compared = enumerate(zip(found.blocks, whole.blocks, strict=True), found.first)
+        lost = [number for number, (old, new) in compared if old != new]
+        if not lost and found.directory is not None:
+            return None
+        if _write(link, keys, name, found, whole, lost):
+            return _Changed(found.directory, lost)
+    raise Transient(f"{keys.channel(name[0])}, group {name[1]}: it changed {_ATTEMPTS} times while it was mended")
+
+
+def _read(link: Link, keys: Keys, name: _Group, numbers: Collection[int]) -> _StoredGroup:
+    """The group; without blocks if it is none, because nothing names those that are there."""
+    channel, group = name
+    of_group = (found for found in _directories(link, keys, channel) if found[0] == group)
+    _, directory, clock = next(of_group, ("", None, b""))
+    if directory is not None:
+        wanted = range(directory.first, directory.number + 1)
+    else:
+        lives = link.pipeline([("PTTL", keys.block(channel, group, number)) for number in numbers])
+        kept = [number for number, life in zip(numbers, lives, strict=True) if life == _FOR_EVER]
+        wanted = range(min(kept), max(kept) + 1) if kept else range(0)
+    blocks = link.pipeline([("GET", keys.block(channel, group, number)) for number in wanted]) if wanted else ()
+    return _StoredGroup(directory, clock, wanted.start, blocks)
+
+
+def _whole(found: _StoredGroup) -> _MendedGroup:
+    """The group without what is damaged, with a header for each block that has none."""
+    frames = [list(iter_frames(block or b"", _ignore)) for block in found.blocks]
+    known = found.directory.epoch if found.directory is not None else 0
+    newest = max([known, *(epoch for of_block in frames for _, epoch, _ in of_block)])
+    before: dict[int, int] = {}
+    blocks: list[bytes] = []
+    for old, of_block in zip(found.blocks, frames, strict=True):
+        header, _ = split_header(old or b"")
+        entries = b"".join(pack_frame(kind, epoch, body) for kind, epoch, body in of_block if kind == ENTRIES)
+        blocks.append((header or pack_frame(HEADER, newest, pack_pairs(before))) + entries)
+        for vb, seqno in fold_clock(blocks[-1]).items():
+            before[vb] = max(seqno, before.get(vb, 0))
+    dropped = found.directory.dropped if found.directory is not None else 0
+    before_active = dropped + sum(map(len, blocks[:-1]))
+    if found.directory is not None and blocks[-1] == found.blocks[-1]:
+        return _MendedGroup(found.directory._replace(before=before_active), found.clock, blocks)
+    epoch = known or max((epoch for _, epoch, _ in frames[-1]), default=newest)
+    header, _ = split_header(blocks[-1])
+    clock, upto = (header, len(header)) if len(blocks) > 1 else (b"", 0)
+    number = found.first + len(blocks) - 1
+    return _MendedGroup(Directory(number, epoch, before_active, upto, found.first, dropped), clock, blocks)
+
+
+def _ignore(error: IndexCorrupt) -> None:
+    """Go on behind the damage."""
+
+
+def _write(link: Link, keys: Keys, name: _Group, found: _StoredGroup, whole: _MendedGroup, lost: Sequence[int]) -> bool:
+    """Store the group, if it is as it was *found*."""
+    channel, group = name
+    arguments: list[bytes | str | int] = [
+        group,
+        encode_directory(found.directory) if found.directory is not None else "",
+        encode_directory(whole.directory),
+        whole.clock,
+    ]
+    for number in lost:
+        arguments += [len(found.blocks[number - found.first] or b""), whole.blocks[number - found.first]]
+    names = [keys.channel(channel), *(keys.block(channel, group, number) for number in lost)]
+    return bool(link.run("mend", names, *arguments))
