@@ -48,11 +48,12 @@ class _Successor(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """The shape from the meta record: vbuckets per partition, and the key of each partition's record."""
+    """The shape from the meta record: vbuckets per partition; each partition's key and its place in the stable view."""
 
     meta: IndexMeta
     width: int
     partition_keys: Sequence[str]
+    view_offsets: Sequence[int]
 
 
 _CHANGE = struct.Struct(">H5Q")
@@ -168,7 +169,7 @@ class RedisOwner(OwnerStore):
         self._require_first_servers(epoch, asks=not self._link.spans_slots and any(checkpoints.values()))
         known = self._known or self._read_meta()
         keys = [known.partition_keys[partition] for partition in checkpoints]
-        offsets = struct.pack(f">{len(keys)}I", *(records.view_bytes(p, known.width) for p in checkpoints))
+        offsets = struct.pack(f">{len(keys)}I", *(known.view_offsets[partition] for partition in checkpoints))
         changes = [_pack_changes(partition * known.width, changed) for partition, changed in checkpoints.items()]
         common = (self._keys.stable, self._keys.meta, self._keys.view)
         has_meta, has_view, *found = self._link.run("advance", (*common, *keys), epoch, offsets, "", *changes)
@@ -304,7 +305,8 @@ class RedisOwner(OwnerStore):
     def _know(self, meta: IndexMeta) -> _Known:
         """Keep what every advance needs of *meta*, which never changes."""
         keys = [self._keys.partition(partition) for partition in range(meta.n_partitions)]
-        self._known = _Known(meta, meta.partition_width, keys)
+        offsets = [records.view_bytes(partition, meta.partition_width) for partition in range(meta.n_partitions)]
+        self._known = _Known(meta, meta.partition_width, keys, offsets)
         return self._known
 
     def _records(self, partitions: Sequence[int]) -> list[_FoundRecord]:
