@@ -13,9 +13,12 @@ import redis
 from devbucket.config import DevBucketConfig
 from devbucket.embedded_redis import EmbeddedRedis
 from devbucket.process import DevBucket
+from devbucket.sync_gateway.layouts import InlineLayout
+from devbucket.sync_gateway.loader import Loader
+from devbucket.sync_gateway.revisions import Revision
 from tests.support.node import Node, until
 from tests.support.ports import free_port
-from tests.support.running import cli
+from tests.support.running import await_stable, cli, connect
 from tests.support.scrape import get
 
 REDIS_PASSWORD = "r3d1s-5ecret"
@@ -81,7 +84,9 @@ def test_a_working_node_tells_nobody_its_secrets(tmp_path: Path, secured: Embedd
     port = free_port()
     settings = {"log__level": "debug", "metrics__listen": f"127.0.0.1:{port}", "index__partitions": 8}
     with Node("n1", tmp_path, url_of(secured), bucket, coordination__ttl_s=1.0, **settings).start() as node:
-        until(lambda: "feed.connected" in node.log.read_text(), "the node to stream")
+        with connect(bucket) as client:
+            Loader(client, InlineLayout()).load(Revision(f"doc-{number}", "1-a", ("a",)) for number in range(200))
+        await_stable(url_of(secured), bucket)  # so that every worker has streamed: it would end where it is refused
         bucket.refuse_logins(on=True)
         bucket.drop_connections()
         secured_client = redis.Redis(unix_socket_path=str(secured.socket))

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from channelindex import exits
 from channelindex.config import Config
 from coordinator.keeper_link import KeeperReport, Scale, Trouble
+from tests.support.profiles import examples
 from workers.node import decide as node
 from workers.node.decide import (
     KEEPER,
@@ -392,4 +393,4 @@ class NodeModel(RuleBasedStateMachine):
 
 
 TestNodeModel = NodeModel.TestCase
-TestNodeModel.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestNodeModel.settings = settings(max_examples=examples(2), stateful_step_count=40, deadline=None)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from channelindex.errors import InvariantBroken
+from tests.support.profiles import examples
 from workers.pipeline.ownership import TRANSITIONS, Ownership, Phase, Step
 
 SOME = st.frozensets(st.integers(0, 5))
@@ -142,4 +143,4 @@ class OwnershipModel(RuleBasedStateMachine):
 
 
 TestOwnershipModel = OwnershipModel.TestCase
-TestOwnershipModel.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
+TestOwnershipModel.settings = settings(max_examples=examples(2), stateful_step_count=30, deadline=None)
