@@ -382,6 +382,13 @@ class WorkerSettings:
     batch_writers: int = _setting(
         2, "Processes that write to the index store.", unit="processes", at_least=1, at_most=64
     )
+    compactors: int = _setting(
+        1,
+        "Processes that compact the index, beside those of the other nodes; 0: none on this node.",
+        unit="processes",
+        at_least=0,
+        at_most=1,
+    )
     ring_bytes: int = _setting(
         4 * 2**20,
         "Size of the ring between one feed worker and one batch writer.",

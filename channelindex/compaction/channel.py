@@ -40,6 +40,8 @@ class ChannelResult(NamedTuple):
     blocks_after: int = 0
     young_superseded: int = 0
     young_dead: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
     detail: str = ""
 
 
@@ -156,6 +158,8 @@ class ChannelCompactor:
             n_blocks = sum(_input_blocks(plan.sizes.groups[name], name in plan.removed) for name in plan.inputs)
             result = result._replace(
                 outcome="compacted",
+                bytes_read=input_bytes,
+                bytes_written=bytes_out,
                 bytes_after=result.bytes_before - input_bytes + bytes_out,
                 blocks_after=result.blocks_before - n_blocks + blocks_out,
             )

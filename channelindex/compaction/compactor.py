@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
+from typing import NamedTuple
 
 from channelindex.compaction.channel import ChannelCompactor, ChannelResult
 from channelindex.compaction.due import DueChannel, Extent, due
@@ -21,6 +22,14 @@ _CHANNELS_AT_ONCE = 500
 
 _FENCE_ATTEMPTS = 20
 """Views in a row that became stale before they were fenced; each means that a partition changed its owner."""
+
+
+class SeenSizes(NamedTuple):
+    """Sums over the directories of the last look: channels, bytes in all blocks, bytes that compaction left."""
+
+    n_channels: int = 0
+    n_bytes: int = 0
+    live_bytes: int = 0
 
 
 class Compactor:
@@ -44,19 +53,34 @@ class Compactor:
         self._channels = ChannelCompactor(store, reader, block_bytes, settings.grace_s, pause)
         self._view: CompactionView | None = None
         self._view_at = 0.0
+        self.seen = SeenSizes()
+        """Of the last call of `find_due`."""
 
     def find_due(self, channels: Iterable[str]) -> list[DueChannel]:
         """Those of *channels* that are due, in the order in which to compact them: the star channel, then by gain."""
         present = frozenset(self._reader.stable_view().epochs)
         found: list[DueChannel] = []
+        n_channels = n_bytes = live_bytes = 0
         for chunk in _chunks(channels, _CHANNELS_AT_ONCE):
             now_s = self._clock()
             for channel, sizes in zip(chunk, self._store.sizes(chunk), strict=True):
                 if sizes is not None:
+                    n_channels += 1
+                    n_bytes += sizes.n_bytes
+                    live_bytes += sizes.compacted.live
                     one = due(channel, sizes, present, self._block_bytes, self._settings, now_s)
                     found += [one] if one else []
             self._pause()
+        self.seen = SeenSizes(n_channels, n_bytes, live_bytes)
         return sorted(found, key=lambda each: (each.channel != STAR_CHANNEL, -each.gain))
+
+    def is_due(self, channel: str) -> bool:
+        """True if *channel* is due now."""
+        present = frozenset(self._reader.stable_view().epochs)
+        (sizes,) = self._store.sizes([channel])
+        if sizes is None:
+            return False
+        return due(channel, sizes, present, self._block_bytes, self._settings, self._clock()) is not None
 
     def compact(self, channel: str, extent: Extent = Extent.FULL, *, dry_run: bool = False) -> ChannelResult:
         """Compact *channel*, due or not.

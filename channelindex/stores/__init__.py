@@ -30,6 +30,7 @@ from channelindex.stores.redis.writer import RedisBlocks
 __all__ = [
     "SCHEMES",
     "describe_store",
+    "is_compacted",
     "memory_index",
     "open_compaction",
     "open_owner",
@@ -95,6 +96,11 @@ def open_compaction(settings: IndexSettings) -> CompactionStore:
     if _scheme(settings) in _COUCHBASE:
         raise ConfigInvalid(f"index.store = {settings.store}: an index in a bucket is not compacted")
     return MemoryCompaction(memory_index(settings))
+
+
+def is_compacted(settings: IndexSettings) -> bool:
+    """True if nodes compact an index in this store: `open_compaction` opens it from any process."""
+    return settings.store.partition("://")[0] in REDIS_SCHEMES
 
 
 def describe_store(settings: IndexSettings) -> list[str]:

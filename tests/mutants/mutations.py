@@ -213,7 +213,7 @@ _DECIDE = _of(
         "    if state.phase is not NodePhase.RUNNING:\n        return\n    for child in children.writers:",
         "    for child in children.writers:",
     ),
-    (" and name != MONITORING and not state.is_draining:", " and not state.is_draining:"),
+    (" and name not in ASIDE and not state.is_draining:", " and not state.is_draining:"),
 )
 
 _CHILD_SLOT = _of(

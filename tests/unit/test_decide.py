@@ -10,12 +10,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from channelindex import exits
 from channelindex.config import Config
+from channelindex.settings import IndexSettings
 from coordinator.keeper_link import KeeperReport, Scale, Trouble
 from tests.support.profiles import examples
 from workers.node import decide as node
 from workers.node.decide import (
+    COMPACTING,
     KEEPER,
     MONITORING,
+    RELEASE_TIMEOUT_S,
+    Action,
     Assign,
     Children,
     ChildView,
@@ -87,6 +91,20 @@ def test_monitor_runs_where_it_is_to_listen(state):
     state.config = config(listen="127.0.0.1:9000")
     assert Start(MONITORING) in node.decide(state, children(monitor=empty(MONITORING)), 100.0)
     assert Start(MONITORING) not in node.decide(state, children(monitor=alive(MONITORING)), 100.0)
+
+
+def test_a_compactor_runs_where_the_store_is_compacted_and_ends_at_once(state):
+    def decided(compactor: ChildView) -> list[Action]:
+        return node.decide(state, children()._replace(compactor=compactor), 100.0)
+
+    assert Start(COMPACTING) not in decided(empty(COMPACTING)), "no store that is compacted is configured"
+    state.config = dataclasses.replace(state.config, index=IndexSettings(store="redis://h"))
+    assert Start(COMPACTING) in decided(empty(COMPACTING))
+    assert node.child_ended(state, COMPACTING, exits.CONFIG, 100.0) == [], "the node goes on without it"
+    node.signalled(state, signal.SIGTERM, 100.0)
+    assert Stop(COMPACTING, 100.0 + RELEASE_TIMEOUT_S) in decided(alive(COMPACTING))
+    assert Start(COMPACTING) not in decided(empty(COMPACTING))
+    assert Kill(COMPACTING, "it does not stop") in decided(alive(COMPACTING)._replace(is_overdue=True))
 
 
 def test_leases_are_spread_over_feed_workers(state):

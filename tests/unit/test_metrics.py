@@ -41,7 +41,7 @@ def board() -> Board:
     NodeReport(board)
     now_ns = time.monotonic_ns()
     board.supervisor.set(heard_ns=now_ns)
-    for slot in (board.keeper, board.feeds[0], board.writers[0], board.writers[1]):
+    for slot in (board.keeper, board.compactor, board.feeds[0], board.writers[0], board.writers[1]):
         slot.start()
     board.partitions[2].set(leased_ns=now_ns - 10**9, deadline_ns=now_ns + 5 * 10**9, lag=7, streaming=1)
     board.partitions[2].set(behind_ns=now_ns - 3 * 10**9)

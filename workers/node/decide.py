@@ -19,10 +19,11 @@ import msgspec
 
 from channelindex import exits
 from channelindex.config import Config
+from channelindex.stores import is_compacted
 from coordinator.keeper_link import KeeperReport, Scale
 from workers.node.spread import spread
 from workers.pipeline.batch_writer import TORN
-from workers.telemetry.board import BATCH_WRITER, FEED_WORKER, LEASE_KEEPER, MONITOR, NodePhase
+from workers.telemetry.board import BATCH_WRITER, COMPACTOR, FEED_WORKER, LEASE_KEEPER, MONITOR, NodePhase
 
 FATAL_CODES = (exits.CONFIG, exits.AUTH, exits.MISMATCH)
 """A child that ends so would end so again: the node drains and ends with the same code, and is not to be restarted."""
@@ -43,6 +44,9 @@ class Name(NamedTuple):
 
 KEEPER = Name(LEASE_KEEPER)
 MONITORING = Name(MONITOR)
+COMPACTING = Name(COMPACTOR)
+ASIDE = (MONITORING, COMPACTING)
+"""Children without which a node works: however they end, it goes on."""
 
 
 class ChildView(NamedTuple):
@@ -68,6 +72,7 @@ class Children(NamedTuple):
     writers: Sequence[ChildView]
     keeper: ChildView
     monitor: ChildView
+    compactor: ChildView = ChildView(COMPACTING)
 
 
 class Kill(NamedTuple):
@@ -162,6 +167,11 @@ class NodeState:
         """True if the node is about to end."""
         return self.phase is NodePhase.DRAINING
 
+    @property
+    def compacts(self) -> bool:
+        """True if this node compacts the index."""
+        return self.config.workers.compactors > 0 and is_compacted(self.config.index)
+
     def leases(self, now: float) -> dict[int, float]:
         """Return the partitions that may be worked on at *now*, with their deadlines."""
         return {p: deadline for p, deadline in self.held.leases.items() if now < deadline} if self.held else {}
@@ -200,7 +210,7 @@ def child_ended(state: NodeState, name: Name, code: int, now: float) -> list[Act
     """Take in that a child ended with *code*: most are just replaced, see `decide`."""
     if code == TORN:
         return _renew_rings(state)
-    if code in ENDING_CODES and name != MONITORING and not state.is_draining:
+    if code in ENDING_CODES and name not in ASIDE and not state.is_draining:
         return _drain(state, now, f"{name.role} cannot run: exit code {code}, see its log line", code)
     return []
 
@@ -258,6 +268,7 @@ def decide(state: NodeState, children: Children, now: float) -> list[Action]:
     actions = [*_judge(state, children, now)]
     state.targets = _targets(state, now)
     actions += _assign(state, children, now)
+    actions += _stop_compactor(state, children.compactor, now)
     actions += _start(state, children)
     actions += _release(state, children)
     state.check()
@@ -276,7 +287,9 @@ def _judge(state: NodeState, children: Children, now: float) -> Iterable[Action]
         if child.is_overdue:
             _note_failed_drain(state)
             yield Kill(child.name, "still running after workers.drain_timeout_s")
-    for child in (*children.feeds, *children.writers, children.monitor):
+    if children.compactor.is_overdue:
+        yield Kill(COMPACTING, "it does not stop")
+    for child in (*children.feeds, *children.writers, children.monitor, children.compactor):
         if not we_were_paused and child.silent_s > timeout_s:
             yield Kill(child.name, f"no heartbeat for {child.silent_s:.0f} s (workers.heartbeat_timeout_s)")
     silent_s = now - state.heard_at
@@ -319,6 +332,12 @@ def _assign(state: NodeState, children: Children, now: float) -> Iterable[Action
             yield FinishReload()
 
 
+def _stop_compactor(state: NodeState, compactor: ChildView, now: float) -> Iterable[Action]:
+    """Stop it at once where the node drains, or its configuration may change: nothing is lost."""
+    if compactor.is_alive and state.phase is not NodePhase.RUNNING:
+        yield Stop(COMPACTING, now + RELEASE_TIMEOUT_S)
+
+
 def _start(state: NodeState, children: Children) -> Iterable[Action]:
     """Start what is missing; a feed worker only with what no other one works on."""
     if not state.is_draining:
@@ -331,6 +350,8 @@ def _start(state: NodeState, children: Children) -> Iterable[Action]:
     for child in children.writers:
         if child.may_start:
             yield Start(child.name)
+    if state.compacts and children.compactor.may_start:
+        yield Start(COMPACTING)
     worked_on = _worked_on(children.feeds)
     for child, target in zip(children.feeds, state.targets, strict=True):
         if child.may_start and target - worked_on:
@@ -360,5 +381,5 @@ def is_over(state: NodeState, children: Children, now: float) -> bool:
     """Return whether the drain is over: everything has ended, or its time has."""
     if state.end_at is None:
         return False
-    everybody = (*children.feeds, *children.writers, children.keeper, children.monitor)
+    everybody = (*children.feeds, *children.writers, children.keeper, children.monitor, children.compactor)
     return now >= state.end_at or not any(child.is_alive for child in everybody)

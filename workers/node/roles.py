@@ -1,5 +1,6 @@
 """The programs of a node's children: what each opens for itself after the fork, and nothing of its parent's."""
 
+import os
 from contextlib import closing, suppress
 from functools import partial
 
@@ -11,7 +12,7 @@ from channelindex.errors import Transient
 from channelindex.logs import get
 from channelindex.model import IndexMeta
 from channelindex.settings import IndexSettings
-from channelindex.stores import open_owner, open_reader, open_writer
+from channelindex.stores import open_compaction, open_owner, open_reader, open_writer
 from coordinator.keeper import LeaseKeeper
 from coordinator.keeper_link import KeeperLink, keeper_link
 from coordinator.tick import Identity
@@ -29,6 +30,9 @@ from workers.signals import StopFlag
 from workers.telemetry.board import Board
 from workers.telemetry.hot_channels import HotChannels
 from workers.telemetry.monitor import Monitor, listen_address
+
+_COMPACTOR_NICE = 10
+"""Its priority: whatever else wants the core gets it first."""
 
 
 class Roles:
@@ -80,6 +84,23 @@ class Roles:
         def main(stop: StopFlag) -> int:
             slot.stats.start()
             return Monitor(address, self._board, slot.stats, info, config.metrics).run(stop)
+
+        slot.attach(spawn(slot.role, main), now)
+
+    def spawn_compactor(self, slot: ChildSlot, now: float) -> None:
+        """Fork the process that compacts the index."""
+        config = self._config
+
+        def main(stop: StopFlag) -> int:
+            from workers.pipeline.compaction_worker import CompactionWorker  # noqa: PLC0415 only a node that compacts
+
+            slot.stats.start()
+            os.nice(_COMPACTOR_NICE)
+            store, reader = open_compaction(config.index), open_reader(config.index)
+            worker = CompactionWorker(
+                store, reader, config.compaction, config.index.block_bytes, config.node.name, slot.stats, stop
+            )
+            return worker.run()
 
         slot.attach(spawn(slot.role, main), now)
 

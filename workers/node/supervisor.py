@@ -16,7 +16,7 @@ from channelindex.polling import wait_readable
 from coordinator.keeper_link import KeeperLink
 from workers.node import decide
 from workers.node.child_slot import ChildSlot
-from workers.node.decide import KEEPER, MONITORING, Action, Children, Name, NodeState
+from workers.node.decide import COMPACTING, KEEPER, MONITORING, Action, Children, Name, NodeState
 from workers.node.node_status import encode, node_status, status_line
 from workers.node.notify import Notifier
 from workers.node.orders import TroubleLog, UnownedAlarm, scaled
@@ -24,7 +24,7 @@ from workers.node.report import NodeReport, Rate
 from workers.node.roles import Roles
 from workers.node.shared import Shared
 from workers.signals import SignalQueue
-from workers.telemetry.board import BATCH_WRITER, FEED_WORKER, LEASE_KEEPER, MONITOR, Board
+from workers.telemetry.board import BATCH_WRITER, COMPACTOR, FEED_WORKER, LEASE_KEEPER, MONITOR, Board
 
 TURN_S = 0.2
 """Longest sleep: bounds the delay with which an expired lease or a stalled worker is noticed."""
@@ -56,6 +56,7 @@ class Supervisor:
         self._rate = Rate()
         self._keeper = ChildSlot(KEEPER, board.keeper)
         self._monitor = ChildSlot(MONITORING, board.monitor)
+        self._compactor = ChildSlot(COMPACTING, board.compactor)
         self._make_slots()
 
     def _make_slots(self) -> None:
@@ -68,7 +69,7 @@ class Supervisor:
 
     @property
     def _slots(self) -> list[ChildSlot]:
-        return [*self._feeds, *self._writers, self._keeper, self._monitor]
+        return [*self._feeds, *self._writers, self._keeper, self._monitor, self._compactor]
 
     def _children(self, now: float) -> Children:
         return Children(
@@ -76,6 +77,7 @@ class Supervisor:
             [slot.view(now) for slot in self._writers],
             self._keeper.view(now),
             self._monitor.view(now),
+            self._compactor.view(now),
         )
 
     def run(self) -> int:
@@ -222,6 +224,7 @@ class Supervisor:
         spawn = {
             LEASE_KEEPER: partial(self._start_keeper, now),
             MONITOR: partial(self._roles.spawn_monitor, slot, now),
+            COMPACTOR: partial(self._roles.spawn_compactor, slot, now),
             BATCH_WRITER: partial(self._roles.spawn_batch_writer, slot, self._shared, now),
             FEED_WORKER: partial(self._roles.spawn_feed_worker, slot, self._shared, partitions, now),
         }

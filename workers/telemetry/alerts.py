@@ -74,6 +74,11 @@ ALERTS = (
         "Raise `workers.batch_writers` and reload while cores are free; else see `StoreSlow`, or add a node.",
     ),
     Alert(
+        "CompactionBehind", "max(channelindex_compaction_oldest_due_seconds) > 86400", "1h", "warning",
+        "A channel has waited for a day to be compacted: the index grows.",
+        "`compaction.cpu_share` too small, or the log line `compaction.skipped` names a damaged channel: repair it.",
+    ),
+    Alert(
         "Quarantined", "sum by (instance) (increase(channelindex_feed_quarantined_total[1h])) > 0", "0m", "warning",
         "Documents could not be decoded. They are in no channel.",
         "`channelindex quarantine list` prints keys and reasons; fix the documents and save them again.",

@@ -22,6 +22,7 @@ FEED_WORKER = "feed_worker"
 BATCH_WRITER = "batch_writer"
 LEASE_KEEPER = "lease_keeper"
 MONITOR = "monitor"
+COMPACTOR = "compactor"
 SUPERVISOR = "supervisor"
 
 MAX_WORKERS = 64
@@ -93,6 +94,21 @@ FIELDS_BY_ROLE: dict[str, tuple[str, ...]] = {
     ),
     LEASE_KEEPER: _COMMON,
     MONITOR: _COMMON,
+    COMPACTOR: (
+        *_COMMON,
+        "looks",  # at all directories of the index
+        "channels",  # in the last look
+        "due",  # channels that wait to be compacted
+        "live_bytes",  # that the last compaction of each channel left, as of the last look
+        "index_bytes",  # in all blocks, as of the last look
+        "oldest_due_ns",  # since when a channel waits; 0: none does
+        "compacted",  # channels
+        "refused",  # switches: somebody else was faster
+        "skipped",  # channels that are damaged or too large
+        "left_entries",
+        "read_bytes",
+        "written_bytes",
+    ),
     SUPERVISOR: (
         *_COMMON,
         "state",  # index in `NodePhase`, in its order
@@ -202,7 +218,9 @@ class Board:
     """Words for each process that a node can have, a note for each batch writer, a row for each partition."""
 
     def __init__(self, n_partitions: int) -> None:
-        self.supervisor, self.keeper, self.monitor = make_stats([SUPERVISOR, LEASE_KEEPER, MONITOR])
+        self.supervisor, self.keeper, self.monitor, self.compactor = make_stats(
+            [SUPERVISOR, LEASE_KEEPER, MONITOR, COMPACTOR]
+        )
         self.feeds = make_stats([FEED_WORKER] * MAX_WORKERS)
         self.writers = make_stats([BATCH_WRITER] * MAX_WORKERS)
         self.hot_channels = [SharedNote() for _ in range(MAX_WORKERS)]
@@ -216,7 +234,8 @@ class Board:
     def processes(self) -> list[tuple[int, ProcessStats]]:
         """The words of every process that lives or will live again, each with its number among its role."""
         workers = [*enumerate(self.feeds), *enumerate(self.writers)]
-        processes = [(0, self.supervisor), (0, self.keeper), (0, self.monitor), *workers]
+        single = (self.supervisor, self.keeper, self.monitor, self.compactor)
+        processes = [*((0, stats) for stats in single), *workers]
         return [(number, stats) for number, stats in processes if stats.get("started_ns")]
 
 

@@ -13,6 +13,7 @@ from channelindex.settings import MetricsSettings
 from workers.telemetry.board import (
     BATCH_BYTES,
     BATCH_WRITER,
+    COMPACTOR,
     FEED_WORKER,
     STORE_US,
     SUPERVISOR,
@@ -44,6 +45,18 @@ _WORD_BY_METRIC = {
         "writer_appends": "channels",
         "writer_block_lookups": "block_lookups",
         "writer_store_errors": "store_errors",
+    },
+    COMPACTOR: {
+        "compaction_due_channels": "due",
+        "compaction_index_bytes": "index_bytes",
+        "compaction_live_bytes": "live_bytes",
+        "compaction_channels": "compacted",
+        "compaction_refused": "refused",
+        "compaction_skipped": "skipped",
+        "compaction_left_entries": "left_entries",
+        "compaction_read_bytes": "read_bytes",
+        "compaction_written_bytes": "written_bytes",
+        "compaction_store_errors": "store_errors",
     },
 }
 """Metrics that are words of a worker's stats, unchanged."""
@@ -112,6 +125,9 @@ class BoardCollector(Collector):
         workers = [(number, stats) for number, stats in self._board.processes if stats.role == FEED_WORKER]
         values = [((str(number),), lag_s_of(stats.get("oldest_ns"), now_ns)) for number, stats in workers]
         yield _family("feed_oldest_unacknowledged_seconds", values)
+        compactors = [(number, stats) for number, stats in self._board.processes if stats.role == COMPACTOR]
+        values = [((str(number),), lag_s_of(stats.get("oldest_due_ns"), now_ns)) for number, stats in compactors]
+        yield _family("compaction_oldest_due_seconds", values)
 
     def _histogram(self, name: str, histogram: Histogram, unit: float) -> Metric:
         catalogued = METRIC_BY_NAME[name]

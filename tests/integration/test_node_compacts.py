@@ -1,0 +1,88 @@
+"""A node compacts its index while it writes it, and goes on whatever becomes of its compactor."""
+
+import signal
+from contextlib import closing
+
+import pytest
+
+from channelindex import exits
+from channelindex.settings import IndexSettings
+from channelindex.stores import open_reader
+from devbucket.config import DevBucketConfig
+from devbucket.process import DevBucket
+from devbucket.sync_gateway.layouts import InlineLayout
+from devbucket.sync_gateway.loader import Loader
+from devbucket.sync_gateway.synthetic import synthetic_revisions
+from tests.support.history import expected_channels
+from tests.support.node import Node, until
+from tests.support.running import await_stable, connect, indexed_channels
+
+SETTINGS = {
+    "compaction__min_lag_s": 1.0,
+    "compaction__interval_s": 0.2,
+    "compaction__grace_s": 1.0,
+    "compaction__cpu_share": 1.0,
+    "index__block_bytes": 1024,
+    "index__partitions": 16,
+}
+
+
+@pytest.fixture
+def bucket():
+    with DevBucket(DevBucketConfig(n_vbuckets=64)) as opened:
+        yield opened
+
+
+def test_a_node_compacts_what_it_writes_and_readers_are_told_the_same(bucket, tmp_path, redis_url):
+    source, written = synthetic_revisions(seed=3, n_documents=20), []
+    with (
+        connect(bucket) as client,
+        Node("n1", tmp_path, redis_url, bucket, **SETTINGS).start() as node,
+        closing(open_reader(IndexSettings(store=redis_url))) as reader,
+    ):
+        loader = Loader(client, InlineLayout())
+
+        def write(n: int) -> None:
+            part = [next(source) for _ in range(n)]
+            loader.load(part)
+            written.extend(part)
+
+        def generations() -> int:
+            return sum(state.compacted.generation for state in reader.channel_states(list(reader.channels())) if state)
+
+        until(lambda: node.children("compactor"), "the compactor to run")
+        write(400)
+        await_stable(redis_url, bucket)
+        write(400)  # moments are noted as the clock moves on
+        await_stable(redis_url, bucket)
+
+        def is_compacted() -> bool:
+            write(1)
+            return generations() > 2
+
+        until(is_compacted, "channels to be compacted")
+        (compactor,) = node.children("compactor")
+        compactor.send_signal(signal.SIGKILL)
+        before = generations()
+        until(
+            lambda: any(child.pid != compactor.pid for child in node.children("compactor")), "another compactor to run"
+        )
+
+        def is_compacted_again() -> bool:
+            write(20)
+            return generations() > before
+
+        until(is_compacted_again, "the next one to compact")
+        await_stable(redis_url, bucket)
+        expected = expected_channels(
+            [{"id": r.id, "rev": r.rev, "channels": r.channels, "deleted": r.deleted} for r in written]
+        )
+        assert indexed_channels(redis_url) == expected
+        assert node.drain() == exits.OK
+
+
+def test_a_node_with_no_compactor_compacts_nothing(bucket, tmp_path, redis_url):
+    with Node("n1", tmp_path, redis_url, bucket, **SETTINGS, workers__compactors=0).start() as node:
+        until(lambda: node.children("batch_writer"), "the node to run")
+        assert node.children("compactor") == []
+        assert node.drain() == exits.OK
