@@ -186,7 +186,7 @@ class RedisOwner(OwnerStore):
                 raise StaleEpoch(partition, epoch, int(current))
 
     def note_moments(self, epoch: int, partitions: Collection[int], now_s: float) -> None:
-        """See `OwnerStore.note_moments`. Two round trips; in a cluster five, for a mark in each slot.
+        """See `OwnerStore.note_moments`. Two round trips; in a cluster four, for a mark in each slot.
 
         Raises:
             OwnershipLost: see `advance`.
@@ -201,8 +201,10 @@ class RedisOwner(OwnerStore):
             self._sweep_marks(meta)
 
     def _set_mark(self, epoch: int) -> int:
-        """Set a mark in each slot of the servers in which our first epoch began; what was stable before is in them."""
-        self._require_first_servers(epoch, asks=True)
+        """Set a mark in each slot of the servers in which our first epoch began; what was stable before is in them.
+
+        To ask who they are afterwards is enough: none that was replaced ever comes back as it was.
+        """
         mark = self._marks.set(epoch)
         self._require_first_servers(epoch, asks=True)
         self._marks.confirm(mark)
