@@ -94,7 +94,7 @@ class _Run:
         self._details: list[Difference] = []
 
     def read(self, channels: Sequence[str]) -> Iterator[tuple[Retained, Retained]]:
-        """What both have of each channel."""
+        """Read each channel from both."""
         left, right = (
             read_retained(store, channels, snapshot)
             for store, snapshot in zip(self._stores, self._snapshots, strict=True)

@@ -30,7 +30,7 @@ class Retained(NamedTuple):
 
 
 def read_retained(store: IndexReader, channels: Sequence[str], snapshot: IndexSnapshot) -> Iterator[Retained]:
-    """What the index retains of each of *channels*, in their order.
+    """Read what the index retains of each of *channels*, in their order.
 
     Raises:
         IndexCorrupt, StoreUnavailable: see `walk`.

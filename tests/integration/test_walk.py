@@ -21,6 +21,7 @@ from channelindex.logs import get
 from channelindex.model import IndexMeta
 from channelindex.settings import IndexSettings, SourceSettings
 from channelindex.stores import open_owner, open_reader, open_writer
+from channelindex.stores.redis import owner
 from devbucket.config import DevBucketConfig
 from devbucket.process import DevBucket
 from devbucket.sync_gateway.layouts import InlineLayout
@@ -146,6 +147,7 @@ def entered(files: dict[str, list[str]]) -> Iterator[None]:
 def walked(redis_url, monkeypatch):
     """The files that a change of a document enters, in order, with the functions."""
     monkeypatch.setattr(session, "_HIGH_SEQNOS_INTERVAL_S", float("inf"))  # answers to that are no change
+    monkeypatch.setattr(owner, "ASK_INTERVAL_S", float("inf"))  # nor is the identity of the servers
     with DevBucket(DevBucketConfig(n_vbuckets=1)) as bucket, connect(bucket) as client, ExitStack() as opened:
         opened.enter_context(using(kernel.OFF))  # what it does in C nobody sees
         loader = Loader(client, InlineLayout())

@@ -10,7 +10,7 @@ from channelindex.logs import get
 from channelindex.model import IndexMeta, Route
 from channelindex.stores.memory import MemoryIndex, MemoryOwner
 from workers.pipeline.assignment import assignment_link
-from workers.pipeline.feed_worker import FeedWorker
+from workers.pipeline.feed_worker import FeedWorker, ReadPace
 from workers.pipeline.frames import decode_frame
 from workers.pipeline.outbox import RingOutbox
 from workers.pipeline.ring import Bell, Ring
@@ -122,6 +122,7 @@ class FeedRig:
             assignment=self.its,
             log=get("test"),
         )
+        self.worker._pace = ReadPace(beat_s=0.0)
         checkpoints = self.worker._begin_epochs()
         assert checkpoints is not None
         self.worker._start(checkpoints)

@@ -7,8 +7,9 @@ import pytest
 from channelindex import exits
 from channelindex.errors import OutcomeUnknown, StoreUnavailable
 from channelindex.logs import get
+from workers.pipeline import batch_writer
 from workers.pipeline import ring as ring_module
-from workers.pipeline.batch_writer import TORN, BatchWriter
+from workers.pipeline.batch_writer import GATHER_S, MAX_WAIT_S, MUCH_BYTES, TORN, BatchWriter
 from workers.pipeline.frames import pack_frames
 from workers.pipeline.ring import Bell, Ring
 from workers.telemetry.board import Board
@@ -238,3 +239,20 @@ def test_damaged_ring_ends_the_writer_with_its_own_code(rings, bells, monkeypatc
     store = Store(rings)
     assert writer_of(store, rings, bells).run() == TORN
     assert store.writes == []
+
+
+@pytest.mark.parametrize(("n_bytes", "waits"), [(10, [MAX_WAIT_S, GATHER_S]), (MUCH_BYTES, [MAX_WAIT_S])])
+def test_little_waits_a_moment_for_what_comes_with_it_and_much_does_not(monkeypatch, bells, n_bytes, waits):
+    ring = Ring(4 * MUCH_BYTES)
+    seen: list[float] = []
+
+    def wait(_, timeout_s):
+        seen.append(timeout_s)
+        return True
+
+    monkeypatch.setattr(batch_writer, "wait_readable", wait)
+    rings = [ring, Ring(1 << 14)]
+    writer = writer_of(Store(rings), rings, bells)
+    ring.try_publish(b"x" * n_bytes)
+    writer._wait()
+    assert seen == waits

@@ -89,7 +89,7 @@ def test_partition_that_a_former_owner_begins_once_more_is_begun_again_and_the_o
 
 def test_others_are_paused_for_no_longer_than_what_was_read_takes_to_get_stable(rig, monkeypatch):
     waits = []
-    monkeypatch.setattr(rig.worker, "_wait", lambda now, wake_at: waits.append(rig.record(0).epoch))
+    monkeypatch.setattr(rig.worker, "_wait", lambda now: waits.append(rig.record(0).epoch))
     before = rig.record(0).epoch
     rig.brings(0, 1)
     rig.turn()

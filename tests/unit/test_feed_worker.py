@@ -9,7 +9,7 @@ from channelindex.errors import OutcomeUnknown, StaleEpoch, StoreUnavailable
 from channelindex.feeds.base import ROLLBACK
 from channelindex.model import ORIGIN
 from tests.support.feed_rig import FeedRig
-from workers.pipeline.feed_worker import BUSY_ROUNDS
+from workers.pipeline.feed_worker import BUSY_ROUNDS, MUCH_EVENTS, ReadPace
 
 
 @pytest.fixture
@@ -162,3 +162,34 @@ class _Beating:
 
     def __getattr__(self, name):
         return getattr(self._stats, name)
+
+
+def test_what_comes_within_a_beat_is_one_read_and_one_round(rig):
+    rig.worker._pace = ReadPace(beat_s=3600.0)
+    rig.brings(0, 1)
+    rig.turn()
+    assert rig.feed.n_reads == 1, "the first change of a quiet source does not wait"
+    for seqno in range(2, 52):
+        rig.brings(0, seqno)
+        rig.turn()
+    assert rig.feed.n_reads == 1
+    rig.worker._pace.read_at = 0.0  # the beat
+    rig.turn()
+    assert rig.feed.n_reads == 2
+    rig.write()
+    rig.turn()
+    assert rig.record(0).stable == (51, 0)
+
+
+def test_what_is_committed_becomes_stable_though_the_next_read_is_not_due(rig):
+    rig.worker._pace = ReadPace(beat_s=3600.0)
+    assert rig.indexes(0, 5)
+    assert rig.feed.n_reads == 1
+
+
+def test_much_is_read_on_at_once(rig):
+    rig.worker._pace = ReadPace(beat_s=3600.0)
+    for seqno in range(1, MUCH_EVENTS + 1):
+        rig.brings(0, seqno)
+    rig.turn(2)
+    assert rig.feed.n_reads == 2

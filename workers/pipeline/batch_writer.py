@@ -29,6 +29,10 @@ RECONNECT_INTERVAL_S = 0.5
 """Least time between two connections that are made anew because a feed worker knows other servers: each makes the
 writer locate all its blocks again."""
 
+GATHER_S = 0.002
+MUCH_BYTES = 64 << 10
+"""A batch of less waits a moment: the feed workers read at the same beats, so more is on its way."""
+
 MAX_WAIT_S = 0.25
 """Longest sleep: the heartbeat must not look dead while there is nothing to write."""
 
@@ -123,7 +127,7 @@ class BatchWriter:
         self._stats.observe(BATCH_BYTES, n_bytes)
         self._hot_channels.add(batch.appends, n_bytes, batch.took_s)
         self._stats.add(batches=1, frames=batch.n_frames, channels=len(batch.appends), entry_bytes=n_bytes)
-        self._stats.set(ring_fill=sum(ring.fill for ring in self._rings), block_lookups=self._store.n_block_lookups)
+        self._stats.set(ring_fill=self._fill(), block_lookups=self._store.n_block_lookups)
 
     def _take(self, ring: Ring) -> list[memoryview]:
         """The next payloads of *ring*; none as long as its epoch is one that the store refused."""
@@ -186,4 +190,9 @@ class BatchWriter:
             delay_s -= MAX_WAIT_S
 
     def _wait(self) -> None:
-        wait_readable([self._data_bell, self._stop], MAX_WAIT_S)
+        """Sleep until there is something to write, and while that is little, a moment more for what comes with it."""
+        if wait_readable([self._data_bell, self._stop], MAX_WAIT_S) and self._fill() < MUCH_BYTES:
+            wait_readable([self._stop], GATHER_S)
+
+    def _fill(self) -> int:
+        return sum(ring.fill for ring in self._rings)

@@ -49,6 +49,10 @@ BUSY_ROUNDS = 2
 ROUND_EVENTS = 4_000
 """While the writers have that many rounds to write, the next one grows, up to so many events. A channel costs once per
 round, and a writer that is busy gains nothing from getting its work in crumbs."""
+BEAT_S = 0.03
+"""How long a change may wait to be read, at most; half of it on the average. The rest of its way takes some ms."""
+MUCH_EVENTS = 200
+"""A read of as many events is a round that is worth its cost: the next one may follow at once."""
 ADVANCE_INTERVAL_S = 0.02
 """Least time between two moves of the stable clock: without it a fast feed would spend its time on them."""
 EPOCH_CHECK_S = 1.0
@@ -65,6 +69,27 @@ MAX_WAIT_S = 0.25
 
 def _nobody(partition: int) -> str:  # noqa: ARG001 - the signature of what it stands for
     return ""
+
+
+class ReadPace:
+    """Says when the next read is due, in seconds of the monotonic clock: at once after much, or after a quiet time.
+
+    Each read becomes a round, each round a frame for every batch writer, calls of the store and a move of the stable
+    clock. That is much for one document. So what comes within a *beat* of a feed that brings little becomes one round.
+    All workers of a machine read at the same beats: a batch writer gets the frames of all of them in one batch.
+    """
+
+    def __init__(self, beat_s: float = BEAT_S) -> None:
+        assert beat_s >= 0
+        self._beat_s = beat_s
+        self.read_at = 0.0
+
+    def note(self, now: float, n_events: int) -> None:
+        """So many events were read *now*."""
+        if n_events >= MUCH_EVENTS or not self._beat_s:
+            self.read_at = now
+        elif n_events:
+            self.read_at = (now // self._beat_s + 1) * self._beat_s
 
 
 class FeedWorker:
@@ -110,6 +135,8 @@ class FeedWorker:
         self._quarantined: list[Quarantined] = []
         self._quarantine_log = QuarantineLog(log)
         self._backoff = Backoff(0.05, 2.0)
+        self._pace = ReadPace()
+        self._tick_at = 0.0
         self._advance_at = 0.0
         self._check_at = 0.0
         self._note_at = 0.0
@@ -175,17 +202,19 @@ class FeedWorker:
     def _turn(self) -> None:
         now = time.monotonic()
         self._stats.beat()
-        wake_at = self._feed.tick(now)
+        lingers = self._pace.read_at > now
+        if not lingers or now >= self._tick_at:
+            self._tick_at = self._feed.tick(now)
         self._take_assignment(now)
         is_paused = self._ownership.is_paused
-        has_read, taken = self._move_changes(now, reads=not is_paused)
+        has_read, taken = self._move_changes(now, reads=not (is_paused or lingers))
         if taken is not None:
             self._count(taken)
         self._follow_assignment(now)
         self._report(now)
         resumes = is_paused and not self._ownership.is_paused
-        if not has_read and not resumes:
-            self._wait(now, wake_at)
+        if not resumes and (not has_read or self._pace.read_at > now):
+            self._wait(now)
 
     def _move_changes(self, now: float, *, reads: bool) -> tuple[bool, Round | None]:
         """Move changes on by one step each: from the source into a round, into the rings, under the stable clock.
@@ -197,6 +226,7 @@ class FeedWorker:
             StaleEpoch: somebody else owns one of the partitions.
         """
         events = self._feed.read(READ_BYTES) if reads else ()
+        self._pace.note(now, len(events))
         self._builder.add(events)
         taken = self._hand_over()
         self._advance(now)
@@ -381,14 +411,17 @@ class FeedWorker:
             highs[vb] = max(seqno, highs.get(vb, 0))
         return self._lag.publish(time.monotonic_ns(), self._ownership.owned, highs, self._stable, connected)
 
-    def _wait(self, now: float, wake_at: float) -> None:
+    def _wait(self, now: float) -> None:
         """Sleep until there is something to read, room or a commit in the rings, an order, or something to do."""
-        wake_at = min(wake_at, now + MAX_WAIT_S)
+        wake_at = min(self._tick_at, now + MAX_WAIT_S)
         if self._unadvanced:
             wake_at = min(wake_at, self._advance_at)
         if self._joiner.retry_at > now:
             wake_at = min(wake_at, self._joiner.retry_at)
-        feed = () if self._ownership.is_paused else (self._feed,)
+        lingers = self._pace.read_at > now
+        if lingers:
+            wake_at = min(wake_at, self._pace.read_at)
+        feed = () if self._ownership.is_paused or lingers else (self._feed,)
         sources = [self._space_bell, self._stop, *self._assignment.sources, *feed]
         wait_readable(sources, wake_at - time.monotonic())
         self._space_bell.clear()
