@@ -43,6 +43,7 @@ COMMANDS = {
     "repair": "write anew what the store lost of the index's records, and verify",
     "compact": "take out of the index what is superseded, dead or old",
     "quarantine": "list the documents that could not be decoded, and retry them",
+    "tune": "measure on this machine which numbers of workers are worth it",
     "size": "calculate workers, rings and the memory of the index",
     "verify": "compare the index with the bucket",
     "compare": "feed the bucket to two stores and compare the answers of both",
