@@ -40,7 +40,7 @@ ON_EACH_SERVER = -k 'not couchbase' tests/contract $(wildcard tests/integration/
 	$(addprefix tests/integration/test_,coordinator.py coordination_trouble.py membership.py least_privilege.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo play test-unit test test-nightly test-servers mutants cov lint fmt type arch audit check test-chaos chaos test-couchbase test-real fuzz fuzz-kernel bench docs picture package release-check install rollback uninstall tour clean
+.PHONY: help dev demo play test-unit test test-nightly test-servers mutants cov lint fmt type arch audit check test-chaos chaos test-couchbase test-real fuzz fuzz-kernel bench bench-compare docs picture package release-check install rollback uninstall tour clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -122,8 +122,12 @@ fuzz-kernel: $(STAMP) ## mutated frames, and as many documents, into a kernel wi
 fuzz: $(STAMP) ## mutated frames and documents, minutes; SEED=number repeats a run
 	$(BIN)/python -m tests.fuzz --frames 1000000 --documents 100000 --seed $(if $(SEED),$(SEED),0)
 
-bench: $(STAMP) ## measure, and write the figures to benchmarks/results
-	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+bench: $(STAMP) ## measure all there is to measure, print tables, write the figures to benchmarks/results; BENCH_ARGS="--only stages"
+	$(BIN)/python -m benchmarks.suite $(BENCH_ARGS)
+
+bench-compare: $(STAMP) ## run two commits in turn and print the ratios pair by pair: A=commit B=commit
+	@test -n "$(A)" -a -n "$(B)" || { echo 'usage: make bench-compare A=<commit> B=<commit> [BENCH_ARGS="--pairs 3 --case c100"]'; exit 64; }
+	$(BIN)/python -m benchmarks.compare '$(A)' '$(B)' $(BENCH_ARGS)
 
 picture: $(STAMP) ## draw docs/images/top.svg, the picture of the README, from two running nodes
 	$(BIN)/python -m benchmarks.picture

@@ -23,14 +23,14 @@ class Case(NamedTuple):
 CASES = (Case("c100", 100, 2), Case("c1000", 1_000, 2), Case("c100000", 100_000, 2), Case("hot", 1, 1))
 
 
-def documents(case: Case, count: int) -> Iterator[tuple[int, int, bytes, bytes]]:
+def documents(case: Case, count: int, n_vbuckets: int = N_VBUCKETS) -> Iterator[tuple[int, int, bytes, bytes]]:
     """(vbucket, seqno, key, value) of *count* documents; the same for the same arguments."""
     rnd = random.Random(20_170_214)
     names = [f"ch_{number:06}" for number in range(case.n_channels)]
-    seqnos = [0] * N_VBUCKETS
+    seqnos = [0] * n_vbuckets
     for number in range(count):
         key = b"order::%07d" % number
-        vb = vbucket_of(key, N_VBUCKETS)
+        vb = vbucket_of(key, n_vbuckets)
         seqnos[vb] += 1
         yield vb, seqnos[vb], key, _document(rnd, rnd.sample(names, case.per_document), 100_000 + 2 * number)
 

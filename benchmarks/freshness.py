@@ -205,6 +205,15 @@ def _figures(rate: int, before: _Usage, used: _Usage, latencies: Sequence[float]
     )
 
 
+def table_of(found: Sequence[Figures]) -> Table:
+    """A row for each rate."""
+    table = Table("documents/s", "node %", "Redis %", "scripts/s", "p50 ms", "p99 ms", "% (wake-ups/s) by role")
+    for rate, node, redis_percent, by_role, wakes, *numbers in found:
+        roles = ", ".join(f"{role} {by_role[role]:.1f} ({wakes[role]:.0f})" for role in by_role)
+        table.add_row(f"{rate:,}", f"{node:.1f}", f"{redis_percent:.1f}", *(f"{n:.0f}" for n in numbers), roles)
+    return table
+
+
 def main() -> None:
     """Measure each rate and print a table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.freshness", description=__doc__)
@@ -216,11 +225,7 @@ def main() -> None:
     if args.json:
         print(json.dumps([figures._asdict() for figures in found]))
         return
-    table = Table("documents/s", "node %", "Redis %", "scripts/s", "p50 ms", "p99 ms", "% (wake-ups/s) by role")
-    for rate, node, redis_percent, by_role, wakes, *numbers in found:
-        roles = ", ".join(f"{role} {by_role[role]:.1f} ({wakes[role]:.0f})" for role in by_role)
-        table.add_row(f"{rate:,}", f"{node:.1f}", f"{redis_percent:.1f}", *(f"{n:.0f}" for n in numbers), roles)
-    Console(width=None if sys.stdout.isatty() else 180).print(table)
+    Console(width=None if sys.stdout.isatty() else 180).print(table_of(found))
 
 
 if __name__ == "__main__":

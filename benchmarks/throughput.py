@@ -9,7 +9,6 @@ is followed by one of `benchmarks.plain` on the same documents; the ratios are w
 
 import argparse
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,13 +19,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import orjson
 import psutil
 import redis
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cases import CASES, N_VBUCKETS, Case, documents
+from benchmarks.machine import write_results
 from benchmarks.plain import index_all
 from channelindex.errors import ChannelIndexError
 from channelindex.settings import IndexSettings, SourceSettings
@@ -36,7 +35,6 @@ from devbucket.embedded_redis import EmbeddedRedis
 from devbucket.process import DevBucket
 from workers.pipeline.source import describe, open_feed
 
-RESULTS = Path(__file__).parent / "results"
 POLL_S = 0.005
 DEADLINE_S = 300.0
 
@@ -161,7 +159,7 @@ def main() -> None:
         "CPU ratio",
     ):
         table.add_column(heading, justify="left" if heading == "case" else "right")
-    results: dict[str, Any] = {"machine": _machine(), "documents": args.documents, "runs": args.runs, "cases": {}}
+    results: dict[str, Any] = {"documents": args.documents, "runs": args.runs, "cases": {}}
     for case in CASES:
         if args.case and case.name not in args.case:
             continue
@@ -178,10 +176,7 @@ def main() -> None:
             "median_cpu_us": statistics.median(run.cpu_us for run in ours),
         }
     Console().print(table)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"throughput-{time.strftime('%Y%m%d-%H%M%S')}.json"
-    path.write_bytes(orjson.dumps(results, option=orjson.OPT_INDENT_2))
-    print(f"figures of every run: {path}")
+    print(f"figures of every run: {write_results('throughput', results)}")
 
 
 def _cells(ours: Figures, plain: Figures | None) -> list[str]:
@@ -190,7 +185,3 @@ def _cells(ours: Figures, plain: Figures | None) -> list[str]:
     if plain is None:
         return [*cells, "", "", ""]
     return [*cells, f"{plain.documents_per_s:,.0f}", f"{plain.cpu_us:.1f}", f"{plain.cpu_us / ours.cpu_us:.1f}"]
-
-
-def _machine() -> dict[str, Any]:
-    return {"python": platform.python_version(), "cores": os.cpu_count(), "machine": platform.machine()}

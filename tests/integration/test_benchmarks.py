@@ -1,0 +1,24 @@
+"""What `make bench` measures can be measured: each stage costs something, and what starting costs is not counted."""
+
+import pytest
+
+from benchmarks import stages
+from benchmarks.cases import CASES
+from benchmarks.compare import FEW_DOCUMENTS, Run
+
+
+@pytest.mark.parametrize("n_vbuckets", [64, 1024])
+def test_every_stage_of_a_change_is_measured(n_vbuckets):
+    found = stages.measure(CASES[0], 300, n_vbuckets)
+    assert found.us_by_stage.keys() == set(stages.STAGES)
+    assert all(us >= 0 for us in found.us_by_stage.values())
+    assert found.total_us > 0
+    assert 0 < found.updates_per_document <= CASES[0].per_document
+
+
+def test_compared_is_what_documents_cost_beyond_those_of_a_start():
+    few = Run(1.0, 500.0, 50.0)  # 0.5 s for the first thousand
+    whole = Run(1.0, 600.0 * FEW_DOCUMENTS / (10 * FEW_DOCUMENTS), 10.0)
+    run = whole.without_start(10 * FEW_DOCUMENTS, few)
+    assert run.cpu_us == pytest.approx((600.0 - 500.0) / 9)
+    assert run.redis_us == pytest.approx((100.0 - 50.0) / 9)
