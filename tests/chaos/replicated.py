@@ -6,7 +6,7 @@ import signal
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -93,12 +93,21 @@ class ReplicatedStore(ABC):
 
     def await_role(self, number: int, role: str) -> None:
         """Wait until a server is "master", or "slave" with a link to its master."""
+        self._await(lambda: self._has_role(number, role))
+
+    def await_replica(self, *numbers: int) -> None:
+        """Wait until one of some servers is a replica with a link to its master: it may not be settled yet which."""
+        self._await(lambda: any(self._has_role(number, "slave") for number in numbers))
+
+    def _has_role(self, number: int, role: str) -> bool:
+        with suppress(redis.RedisError):
+            found = self.client(number).info("replication")
+            return found["role"] == role and (role == "master" or found["master_link_status"] == "up")
+        return False
+
+    def _await(self, condition: Callable[[], bool]) -> None:
         deadline = time.monotonic() + DEADLINE_S
-        while True:
-            with suppress(redis.RedisError):
-                found = self.client(number).info("replication")
-                if found["role"] == role and (role == "master" or found["master_link_status"] == "up"):
-                    return
+        while not condition():
             if time.monotonic() > deadline:
                 raise Unfit
             time.sleep(0.05)

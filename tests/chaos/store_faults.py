@@ -5,7 +5,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Any
 
 import redis
 
@@ -104,7 +103,7 @@ def tear_append_file(store: ReplicatedStore, rnd: random.Random, master: int, re
         tear(store.folder(master), rnd)
     store.start(master, master)
     yield
-    _settle(store, master, replica)
+    store.await_replica(master, replica)
 
 
 @store_kind("cluster", "sentinel", "address", loses_tail=False)
@@ -114,12 +113,3 @@ def hand_over(store: ReplicatedStore, rnd: random.Random, master: int, replica: 
     store.await_role(replica, "master")
     yield
     store.await_role(master, "slave")
-
-
-def _settle(store: ReplicatedStore, *pair: int) -> None:
-    """Wait until one of *pair* is the master, and the other its replica."""
-    roles: list[Any] = []
-    for number in pair:
-        with suppress(redis.RedisError):
-            roles.append(store.client(number).info("replication")["role"])
-    store.await_role(pair[1] if roles[:1] != ["slave"] else pair[0], "slave")
