@@ -22,11 +22,12 @@ from channelindex.errors import (
     StoreUnavailable,
     Transient,
 )
+from channelindex.hashing import slot_of
 from channelindex.reading.reader import ChangesReader
 from channelindex.redis.link import ServerLink
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_owner, open_reader, open_writer
-from channelindex.stores.base import BlockRef, Quarantined
+from channelindex.stores.base import BlockRef, Mended, Quarantined
 from channelindex.stores.records import view_of
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.store_link import open_link
@@ -87,6 +88,7 @@ def test_a_new_block_is_there_before_the_directory_names_it(backend, client):
         f"HMGET {KEYS.channel('A')}",
         f"EXISTS {KEYS.block('A', GROUP, 0)}",
         f"SET {KEYS.block('A', GROUP, 0)}",
+        f"HSET {KEYS.names(slot_of('A'))}",
         f"HSET {KEYS.channel('A')}",
     ]
 
@@ -496,6 +498,28 @@ def test_a_directory_that_is_gone_stops_the_writer_and_its_block_is_kept(backend
     with pytest.raises(IndexCorrupt, match=re.escape(KEYS.channel("A"))):
         backend.writer().write([append("A", 1, entry(0, 2))])
     assert client.get(KEYS.block("A", GROUP, 0)) == block
+
+
+def test_a_reader_tells_a_channel_that_lost_its_directory_from_one_that_never_was(backend, client):
+    backend.writer().write([append("A", 1, entry(0, 1))])
+    client.delete(KEYS.channel("A"))
+    reader = backend.reader()
+    assert reader.channel_states(["never"]) == [None]
+    with pytest.raises(IndexCorrupt, match=re.escape(f"{KEYS.channel('A')} is gone")):
+        reader.channel_states(["never", "A"])
+    backend.owner().mend(["A"])
+    assert [state is None for state in reader.channel_states(["never", "A"])] == [True, False]
+
+
+def test_a_channel_of_which_nothing_is_left_may_begin_again_once_it_was_mended(backend, client):
+    backend.writer().write([append("A", 1, entry(0, 1))])
+    client.delete(KEYS.channel("A"), KEYS.block("A", GROUP, 0))
+    owner, reader = backend.owner(), backend.reader()
+    assert owner.mend() == Mended()
+    assert reader.channel_states(["A"]) == [None]
+    backend.writer().write([append("A", 1, entry(0, 2))])
+    assert owner.mend() == Mended()
+    assert reader.channel_states(["A"]) != [None]
 
 
 @pytest.mark.parametrize("value", [b"", b"7", b"0:x:0:0", b"0:0000000000000001:0"])

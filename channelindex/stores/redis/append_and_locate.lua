@@ -11,14 +11,16 @@
 -- include errors.lua
 -- include frames.lua
 
-local function begin_group(channel_key, field, number, block_key, epoch, header, frame)
+local function begin_group(slot_prefix, channel, field, number, block_key, epoch, header, frame)
   key = block_key
   if call('EXISTS', block_key) == 1 then
     return 'lost', 0, '0'
   end
   call('SET', block_key, header .. frame)
-  key = channel_key
-  call('HSET', channel_key, field, number .. ':' .. epoch .. ':0:0:' .. number .. ':0')
+  key = slot_prefix .. 'n'
+  call('HSET', key, channel, '') -- first: a name without a directory is a directory that was lost
+  key = slot_prefix .. 'c:' .. channel
+  call('HSET', key, field, number .. ':' .. epoch .. ':0:0:' .. number .. ':0')
   return number, #header + #frame, '0'
 end
 
@@ -30,7 +32,7 @@ local function append(slot_prefix, channel, group, epoch, header, frame)
   local live, next_number = string.match(compacted or '0:0:0:0:0', '^%d+:(%d+):%d+:(%d+)')
   if not directory then
     local block_key = block_prefix .. next_number .. ':' .. channel
-    local number, size, upto = begin_group(channel_key, field, next_number, block_key, epoch, header, frame)
+    local number, size, upto = begin_group(slot_prefix, channel, field, next_number, block_key, epoch, header, frame)
     return number, size, upto, live
   end
   local number, noted_epoch, rest = string.match(directory, '^(%d+):(%x+)(:%d+:%d+:%d+:%d+)$')

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from channelindex.errors import IndexCorrupt
+from channelindex.hashing import slot_of
 from channelindex.redis.link import Link
 from channelindex.stores.base import NEVER_COMPACTED, ChannelState, Compacted, Directory, GroupState
 from channelindex.stores.compacting import ChannelSizes, GroupSize
@@ -65,9 +66,11 @@ def read_channels(link: Link, keys: Keys, channels: Sequence[str]) -> list[Chann
     """The state of each of *channels*; None for a channel that nobody wrote.
 
     Raises:
-        IndexCorrupt: a channel has a hash that names no group and was not compacted: something was lost.
+        IndexCorrupt: a channel has a hash that names no group and was not compacted, or none though it was written:
+            something was lost.
     """
     hashes = link.pipeline([("HGETALL", keys.channel(channel)) for channel in channels])
+    _refuse_lost(link, keys, [channel for channel, flat in zip(channels, hashes, strict=True) if not flat])
     fields_by_channel = [dict(zip(flat[::2], flat[1::2], strict=True)) for flat in hashes]
     states: list[ChannelState | None] = []
     for channel, fields, groups in zip(
@@ -78,6 +81,20 @@ def read_channels(link: Link, keys: Keys, channels: Sequence[str]) -> list[Chann
             raise IndexCorrupt(f"{keys.channel(channel)}: it names no group: the store has lost data")
         states.append(ChannelState(groups, compacted, fields.get(b"f", b"")) if fields else None)
     return states
+
+
+def _refuse_lost(link: Link, keys: Keys, absent: Sequence[str]) -> None:
+    """Raise IndexCorrupt if one of the channels that are *absent* was written once."""
+    if not absent:
+        return
+    named = link.pipeline([("HGET", keys.names(slot_of(channel)), channel) for channel in absent])
+    written = [channel for channel, name in zip(absent, named, strict=True) if name is not None]
+    # One that began since we looked has a directory now: both came in one script.
+    there = link.pipeline([("EXISTS", keys.channel(channel)) for channel in written]) if written else ()
+    for channel, is_there in zip(written, there, strict=True):
+        if not is_there:
+            cure = f"channelindex repair --channel {channel} puts it back"
+            raise IndexCorrupt(f"{keys.channel(channel)} is gone: the store has lost data; {cure}")
 
 
 def read_sizes(link: Link, keys: Keys, channels: Sequence[str]) -> list[ChannelSizes | None]:

@@ -72,6 +72,10 @@ class Keys:
             return None
         return BlockRef(channel, group, int(number))
 
+    def names(self, slot: int) -> str:
+        """The names of the channels of *slot* that were ever written."""
+        return f"{self.slot(slot)}n"
+
     def slot(self, slot: int) -> str:
         """The prefix of all keys of the channels of *slot*. No key is named so: it routes a script."""
         return f"{self.prefix}{{{slot}}}:"

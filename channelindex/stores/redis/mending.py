@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from channelindex.blocks import ENTRIES, HEADER, fold_clock, iter_frames, pack_frame, pack_pairs, split_header
 from channelindex.errors import IndexCorrupt, Transient
+from channelindex.hashing import N_SLOTS, slot_of
 from channelindex.redis.link import Link
 from channelindex.stores.base import BlockRef, Directory, Mended
 from channelindex.stores.redis.directories import CLOCK, DIRECTORY, decode_directory, encode_directory
@@ -58,7 +59,17 @@ def mend(link: Link, keys: Keys, channels: Collection[str] | None) -> Mended:
         changed = _mend_group(link, keys, (channel, group), numbers)
         directories += [keys.channel(channel)] if changed and changed.directory is None else []
         blocks += [BlockRef(channel, group, number).key for number in changed.lost] if changed else []
+    _forget(link, keys, channels)
     return Mended(tuple(dict.fromkeys(directories)), tuple(blocks))
+
+
+def _forget(link: Link, keys: Keys, channels: Collection[str] | None) -> None:
+    """Forget the names of channels of which nothing was left: they may begin again."""
+    for slot in range(N_SLOTS) if channels is None else {slot_of(channel) for channel in channels}:
+        for name in link.execute("HKEYS", keys.names(slot)):
+            channel = name.decode()
+            if channels is None or channel in channels:
+                link.run("forget", (keys.names(slot), keys.channel(channel)), channel)
 
 
 class _Changed(NamedTuple):
@@ -115,6 +126,7 @@ def _mend_group(link: Link, keys: Keys, name: _Group, numbers: Collection[int]) 
         if not lost and found.directory is not None:
             return None
         if _write(link, keys, name, found, whole, lost):
+            link.execute("HSET", keys.names(slot_of(name[0])), name[0], "")
             return _Changed(found.directory, lost)
     raise Transient(f"{keys.channel(name[0])}, group {name[1]}: it changed {_ATTEMPTS} times while it was mended")
 
