@@ -115,6 +115,7 @@ test-real: $(STAMP) ## the end-to-end scenarios against a bucket that you have: 
 
 fuzz-kernel: $(STAMP) ## mutated frames, and as many documents, into a kernel with sanitizers and into Python: an hour; CASES=number, SEED=number
 	$(BIN)/python kernel/build.py $(VENV)/_kernel_sanitized.so --sanitized --strict
+	$(BIN)/python -m tests.fuzz.alone $(CASES) $(if $(SEED),$(SEED),1)
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=16 \
 		UBSAN_OPTIONS=print_stacktrace=1 \
 		$(BIN)/python -m tests.fuzz --kernel $(VENV)/_kernel_sanitized.so --kernel-frames $(CASES) --kernel-rounds $$(($(CASES) / 8)) --seed $(if $(SEED),$(SEED),0)

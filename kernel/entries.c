@@ -30,7 +30,7 @@ uint32_t crc32_of(Span text, uint32_t before) {
     for (; end - at >= CRC_BYTES; at += CRC_BYTES) {
         uint32_t sum = 0;
         for (int i = 0; i < CRC_BYTES; i++) {
-            uint8_t byte = i < 4 ? (uint8_t)(at[i] ^ crc >> (8 * i)) : at[i];
+            uint32_t byte = (i < 4 ? at[i] ^ crc >> (8 * i) : at[i]) & 0xFF;
             sum ^= crc_tables[CRC_BYTES - 1 - i][byte];
         }
         crc = sum;

@@ -18,6 +18,12 @@ extern uint64_t secret[2];
 extern PyType_Spec round_spec, sections_spec;
 extern PyObject *sections_type;
 
+/* Gives an object back, and the reference to its type that each object of a heap type has. */
+void free_object(PyObject *self);
+
+/* Takes all *entries* out: (sections by writer, number of entries). */
+PyObject *take_sections(Entries *entries, uint32_t n_writers);
+
 PyObject *take_documents(PyObject *module, PyObject *args);
 PyObject *merge_payloads(PyObject *module, PyObject *args);
 PyObject *blind_appends(PyObject *module, PyObject *args);

@@ -40,13 +40,13 @@ def run(name: str, target: Target, first: int, count: int) -> bool:
     started, before_kib = time.monotonic(), _memory_kib()
     for number in range(first, first + count):
         if (number - first) % _BATCH == 0:
-            signal.setitimer(signal.ITIMER_REAL, _BATCH_TIMEOUT_S)  # its signal ends the process: something hangs
+            signal.setitimer(signal.ITIMER_PROF, _BATCH_TIMEOUT_S)  # its signal ends the process: something hangs
         try:
             target.run(number)
         except Exception as error:
             print(f"{name} case {number}: {type(error).__name__}: {error}\n{target.case(number)!r}", file=sys.stderr)
             return False
-    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.setitimer(signal.ITIMER_PROF, 0)
     growth_kib = _memory_kib() - before_kib
     seconds = time.monotonic() - started
     print(f"{count} {name}, {target.n_rejected} rejected, {seconds:.0f} s, {growth_kib / 1024:.0f} MiB more memory")

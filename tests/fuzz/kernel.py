@@ -1,4 +1,7 @@
-"""Mutated documents and frames into the compiled kernel and into Python, which must make the same of them."""
+"""Mutated documents and frames into the compiled kernel and into Python, which must make the same of them.
+
+`decoder_alone.c` is the faster half of it: the same documents, no Python, and nothing to compare.
+"""
 
 import random
 from collections.abc import Sequence
