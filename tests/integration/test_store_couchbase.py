@@ -91,6 +91,24 @@ def settings_for(bucket: DevBucket, **more) -> IndexSettings:
 # --- failures at every request
 
 
+def test_a_directory_that_is_gone_stops_the_writer_and_its_block_is_kept(backend):
+    """To begin it anew would hide what it said of later blocks, and nobody would ever miss them."""
+    backend.writer().write([append("A", 1, entry(0, 1))])
+    keys, link = Keys(backend.index_name), backend.link()
+    (block,) = link.get([keys.block("A", GROUP, 0)])
+    link._opened().remove(keys.directory("A"))
+    with pytest.raises(IndexCorrupt, match="directory of group"):
+        backend.writer().write([append("A", 1, entry(0, 2))])
+    assert link.get([keys.block("A", GROUP, 0)]) == [block]
+
+
+def test_a_header_that_somebody_left_behind_is_gone_on_with(backend):
+    link, keys = backend.link(), Keys(backend.index_name)
+    link.insert({keys.block("A", GROUP, 0): pack_frame(HEADER, 1, b"")})
+    backend.writer().write([append("A", 2, entry(0, 1))])
+    assert [each.seqno for _, each in all_entries(backend.reader(), "A")] == [1]
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("every", [17, 19, 23, 31])
 def test_every_nth_request_fails_and_nothing_is_lost_or_invented(backend, every, fault):

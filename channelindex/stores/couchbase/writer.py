@@ -17,7 +17,7 @@ import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeVar
 
-from channelindex.errors import Transient
+from channelindex.errors import IndexCorrupt, Transient
 from channelindex.settings import IndexSettings
 from channelindex.stores.base import GroupState
 from channelindex.stores.block_writer import BlindAppend, LocatingAppend, Location, Move, lost_block
@@ -139,12 +139,34 @@ class CouchbaseBlocks:
         raise Transient(f"{self._keys.directory(min(pending))} changed {MAX_ATTEMPTS} times while it was written")
 
     def _begin_groups(self, appends: Iterable[LocatingAppend], new_blocks: dict[_Block, int]) -> None:
-        """Let there be block 0; it may be left over from somebody who stopped half-way."""
+        """Let there be block 0; a header alone may be left over from somebody who stopped half-way."""
         append_by_key = {self._keys.block(append.channel, append.group, 0): append for append in appends}
         existing = self._link.insert({key: append.header for key, append in append_by_key.items()})
         for key, append in append_by_key.items():
             if key not in existing:
                 new_blocks[append.channel, append.group, 0] = len(append.header)
+        if existing:
+            self._require_no_entries({key: append_by_key[key] for key in existing})
+
+    def _require_no_entries(self, append_by_key: Mapping[str, LocatingAppend]) -> None:
+        """Accept blocks 0 that no directory named when it was read, only if they have no entry, or one names them now.
+
+        Entries come after the directory: if they are there and it is not, it was lost, with what it said of later
+        blocks.
+        """
+        found = self._link.get(list(append_by_key))
+        full = [
+            append
+            for append, stored in zip(append_by_key.values(), found, strict=True)
+            if stored and len(stored.value) > len(append.header)
+        ]
+        directories = self._directories.read({append.channel for append in full}) if full else {}
+        for append in full:
+            if append.group not in directories[append.channel].active_by_group:
+                raise IndexCorrupt(
+                    f"{self._keys.directory(append.channel)}: the directory of group {append.group} is gone and its "
+                    "block is not: the store has lost data, the index has to be rebuilt"
+                )
 
     def _sizes(self, frames: Mapping[_Block, bytes], new_blocks: Mapping[_Block, int]) -> dict[_Block, int]:
         """The sizes of the blocks to which *frames* were appended. The SDK gives no document's size otherwise."""
