@@ -30,6 +30,10 @@ STORES = ("redis", "cluster", "sentinel", "address", "couchbase")
 """The kinds of store that a world can have."""
 
 
+_COMPACTED = tuple(store for store in STORES if store != "couchbase")
+"""An index in a bucket is not compacted."""
+
+
 class Missed(Exception):
     """There was nobody to harm."""
 
@@ -95,6 +99,19 @@ def kill_batch_writer(world: World, rnd: random.Random) -> Iterator[None]:
     """What the kernel does when memory is short, too."""
     send(_child(world, rnd, "batch_writer"), signal.SIGKILL)
     yield
+
+
+@kind(stores=_COMPACTED)
+def kill_compactor(world: World, rnd: random.Random) -> Iterator[None]:
+    """Whatever it is in the middle of; those of the other nodes go on."""
+    send(_child(world, rnd, "compactor"), signal.SIGKILL)
+    yield
+
+
+@kind(longest_s=6.0, stores=_COMPACTED)
+def pause_compactor(world: World, rnd: random.Random) -> Iterator[None]:
+    """It goes on by a view that is old by then, in channels that others may have compacted."""
+    yield from _stopped([_child(world, rnd, "compactor")])
 
 
 @kind()

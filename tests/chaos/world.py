@@ -226,6 +226,10 @@ class World:
             workers__batch_writers=1 + number // 2,
             workers__heartbeat_timeout_s=6.0,
             workers__drain_timeout_s=5.0,
+            compaction__min_lag_s=2.0,
+            compaction__dead_retention_s=5.0,
+            compaction__grace_s=5.0,
+            compaction__interval_s=0.5,
             **self.store.settings,
         )
         self.nodes[name] = stack.enter_context(node)

@@ -10,13 +10,21 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule, run_state_machine_as_test
 
+from channelindex import epochs
+from channelindex.compaction import channel as compaction_channel
 from channelindex.compaction.compactor import Compactor
 from channelindex.compaction.due import Extent
+from channelindex.compaction.judge import Judge
+from channelindex.compaction.packing import pack_group
+from channelindex.compaction.view import CompactionView
+from channelindex.errors import ChannelIndexError
+from channelindex.reading import block_walk
 from channelindex.reading.reader import ChangesReader
+from channelindex.reading.snapshot import IndexSnapshot
 from channelindex.settings import CompactionSettings
 from tests.support.profiles import examples
 from tests.unit.test_reader_model import CHANNEL_SETS, CHANNELS, PARTITIONS, VBUCKETS, IndexMachine
@@ -189,3 +197,74 @@ def test_followers_of_a_compacted_index_are_told_what_the_bucket_says_in_a_clust
         url = cluster_url
 
     _run(InCluster, share=0.05)
+
+
+def _break_the_fence(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(CompactionView, "fence", lambda *_: None)
+
+
+def _rewrite_under_a_newer_epoch(patch: pytest.MonkeyPatch) -> None:
+    def pack(kept, epoch, *arguments, **options):
+        return pack_group([(seqno, vb, epoch, raw) for seqno, vb, _, raw in kept], epoch, *arguments, **options)
+
+    patch.setattr(compaction_channel, "pack_group", pack)
+
+
+def _compact_active_blocks_of_present_epochs(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(compaction_channel, "is_removable", lambda *_: True)
+
+
+def _let_what_is_not_settled_supersede(patch: pytest.MonkeyPatch) -> None:
+    computed = Judge._computed
+
+    def of_live(self, epoch):
+        limits = computed(self, epoch)
+        return limits._replace(settled=limits.live)
+
+    patch.setattr(Judge, "_computed", of_live)
+
+
+def _take_a_block_that_is_gone_for_damage(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(block_walk._Walk, "_is_compacted", lambda *_: False)
+
+
+def _go_back_below_what_was_compacted(patch: pytest.MonkeyPatch) -> None:
+    begin = epochs.begin
+
+    def heedless(record, *arguments, **options):
+        return begin(record._replace(compacted_through=()), *arguments, **options)
+
+    patch.setattr(epochs, "begin", heedless)
+
+
+def _refuse_tokens_while_it_is_streamed_anew(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(IndexSnapshot, "_kept", lambda self, vb: self.stable[vb])
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(
+    "plant",
+    [
+        _break_the_fence,
+        _rewrite_under_a_newer_epoch,
+        _compact_active_blocks_of_present_epochs,
+        _let_what_is_not_settled_supersede,
+        _take_a_block_that_is_gone_for_damage,
+        _go_back_below_what_was_compacted,
+        _refuse_tokens_while_it_is_streamed_anew,
+    ],
+)
+def test_each_rule_that_is_broken_is_found(plant, monkeypatch):
+    plant(monkeypatch)
+    with pytest.raises((AssertionError, ChannelIndexError)):
+        run_state_machine_as_test(
+            CompactedIndexMachine,
+            settings=settings(
+                max_examples=1000,
+                stateful_step_count=50,
+                phases=[Phase.generate],  # found is enough
+                suppress_health_check=list(HealthCheck),
+                derandomize=True,
+                database=None,
+            ),
+        )
