@@ -86,7 +86,6 @@ def test_a_new_block_is_there_before_the_directory_names_it(backend, client):
     seen = _commands_of_scripts(client, lambda: backend.writer().write([append("A", 1, entry(0, 1))]))
     assert seen == [
         f"HMGET {KEYS.channel('A')}",
-        f"EXISTS {KEYS.block('A', GROUP, 0)}",
         f"SET {KEYS.block('A', GROUP, 0)}",
         f"HSET {KEYS.names(slot_of('A'))}",
         f"HSET {KEYS.channel('A')}",

@@ -29,7 +29,6 @@ from workers.pipeline.source import open_feed
 from workers.signals import StopFlag
 from workers.telemetry.board import Board
 from workers.telemetry.hot_channels import HotChannels
-from workers.telemetry.monitor import Monitor, listen_address
 
 _COMPACTOR_NICE = 10
 """Its priority: whatever else wants the core gets it first."""
@@ -77,6 +76,8 @@ class Roles:
 
     def spawn_monitor(self, slot: ChildSlot, now: float) -> None:
         """Fork the process that serves metrics and health."""
+        from workers.telemetry.monitor import Monitor, listen_address  # noqa: PLC0415 what it imports, nobody else needs
+
         config = self._config
         info = {"node": config.node.name, "index": config.index.name, "version": __version__}
         address = listen_address(config.metrics.listen)

@@ -11,28 +11,31 @@
 -- include errors.lua
 -- include frames.lua
 
-local function begin_group(slot_prefix, channel, field, number, block_key, epoch, header, frame)
+local function begin_group(slot_prefix, channel, field, number, block_key, epoch, frames)
   key = block_key
-  if call('EXISTS', block_key) == 1 then
+  if not call('SET', block_key, frames, 'NX') then
     return 'lost', 0, '0'
   end
-  call('SET', block_key, header .. frame)
   key = slot_prefix .. 'n'
   call('HSET', key, channel, '') -- first: a name without a directory is a directory that was lost
   key = slot_prefix .. 'c:' .. channel
   call('HSET', key, field, number .. ':' .. epoch .. ':0:0:' .. number .. ':0')
-  return number, #header + #frame, '0'
+  return number, #frames, '0'
 end
 
-local function append(slot_prefix, channel, group, epoch, header, frame)
+-- `frames` are the header, of `header_size` bytes, and the frame.
+local function append(slot_prefix, channel, group, epoch, header_size, frames)
   local channel_key, field = slot_prefix .. 'c:' .. channel, 'g' .. group
   local block_prefix = slot_prefix .. 'b:' .. group .. ':'
   key = channel_key
   local directory, compacted = unpack(call('HMGET', channel_key, field, 'v'))
-  local live, next_number = string.match(compacted or '0:0:0:0:0', '^%d+:(%d+):%d+:(%d+)')
+  local live, next_number = '0', '0'
+  if compacted then
+    live, next_number = string.match(compacted, '^%d+:(%d+):%d+:(%d+)')
+  end
   if not directory then
     local block_key = block_prefix .. next_number .. ':' .. channel
-    local number, size, upto = begin_group(slot_prefix, channel, field, next_number, block_key, epoch, header, frame)
+    local number, size, upto = begin_group(slot_prefix, channel, field, next_number, block_key, epoch, frames)
     return number, size, upto, live
   end
   local number, noted_epoch, rest = string.match(directory, '^(%d+):(%x+)(:%d+:%d+:%d+:%d+)$')
@@ -40,6 +43,7 @@ local function append(slot_prefix, channel, group, epoch, header, frame)
     return '', 0, '0', live
   end
   key = block_prefix .. number .. ':' .. channel
+  local frame = string.sub(frames, header_size + 1)
   local size = call('APPEND', key, frame)
   if size == #frame then
     call('DEL', key)
@@ -58,8 +62,8 @@ return with_key_in_error(function()
     local slot_prefix = prefix .. '{' .. sections[section] .. '}:'
     local items = sections[section + 1]
     for at = 1, #items, 5 do
-      local header, frame = take(items[at + 3]), take(items[at + 4])
-      local number, size, upto, live = append(slot_prefix, items[at], items[at + 1], items[at + 2], header, frame)
+      local frames = take(items[at + 3] + items[at + 4])
+      local number, size, upto, live = append(slot_prefix, items[at], items[at + 1], items[at + 2], items[at + 3], frames)
       reply[#reply + 1] = number
       reply[#reply + 1] = size
       reply[#reply + 1] = upto
