@@ -5,8 +5,12 @@ import os
 import sys
 
 from channelindex import logs
-from channelindex.config import REQUIRED_TO_READ
+from channelindex.config import REQUIRED_TO_READ, Config
+from channelindex.errors import CoordinationUnavailable
+from channelindex.settings import MEMORY_URL
 from workers.cli import options, output
+from workers.cli.status import StatusReader
+from workers.serving.cluster_watch import ClusterSource
 from workers.serving.service import run_service
 
 _EPILOG = """\
@@ -36,7 +40,15 @@ def run(args: argparse.Namespace) -> int:
     config = options.config_of(args, REQUIRED_TO_READ, {"serve.listen": args.listen} if args.listen else None)
     journal = logs.goes_to_journal(sys.stdout, os.environ.get("JOURNAL_STREAM", ""))
     logs.configure(config.log.level, config.log.format, with_priority=journal, role="serve", node=config.node.name)
-    return run_service(config, _announce if sys.stdout.isatty() else _say_nothing)
+    return run_service(config, lambda: _source(config), _announce if sys.stdout.isatty() else _say_nothing)
+
+
+def _source(config: Config) -> ClusterSource:
+    """What the page shows of the cluster is what `status` prints."""
+    if config.index.store != MEMORY_URL and not config.coordination.redis:
+        raise CoordinationUnavailable("coordination.redis is not set: nobody knows the nodes")
+    reader = StatusReader(config)
+    return ClusterSource(reader.read, reader.waiting, reader.close)
 
 
 def _announce(url: str) -> None:

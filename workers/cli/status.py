@@ -88,7 +88,7 @@ class StatusReader:
             if self._redis
             else _single_node(self._records)
         )
-        high = self._bucket.read()
+        high = self._high = self._bucket.read()
         ttl_s = config.coordination.ttl_s
         nodes = [describe_node(member, ttl_s) for member in cluster.members]
         partitions = _partitions(cluster, self._records)
@@ -114,6 +114,12 @@ class StatusReader:
     def stable(self) -> list[int]:
         """The stable clock at the last `read`, by vbucket."""
         return [seqno for record in self._records for seqno in record.stable]
+
+    def waiting(self) -> list[int] | None:
+        """The changes that waited at the last `read`, by vbucket; None if the bucket could not be asked."""
+        if self._high is None:
+            return None
+        return [max(0, self._high.get(vb, stable) - stable) for vb, stable in enumerate(self.stable())]
 
     def close(self) -> None:
         """Close the connections."""

@@ -12,17 +12,19 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from channelindex import __version__, logs
 from channelindex.errors import ChannelIndexError, ConfigInvalid
-from channelindex.model import IndexMeta
+from channelindex.model import STAR_CHANNEL, IndexMeta
 from channelindex.reading import token
 from channelindex.reading.async_reader import AsyncChangesReader
 from channelindex.reading.query import Query
 from channelindex.settings import Config
+from workers.serving.cluster_watch import ClusterWatch
 from workers.serving.counters import Counters, make_counters
 from workers.serving.feeds import Asked, Feeds
 from workers.serving.grants import EVERYTHING, Access, Grants
 from workers.serving.http_error import HttpError, bad_request, from_error, method_not_allowed, not_found
 from workers.serving.http_exchange import JSON, Exchange, Gone, Message, Receive, Send
 from workers.serving.live import OpenFeed
+from workers.serving.page import Page
 from workers.serving.request import FeedKind, FeedRequest, parse_body, parse_changes, parse_query
 from workers.serving.rows import seq_of
 from workers.serving.scans import Scans
@@ -49,12 +51,13 @@ class Resource(NamedTuple):
 class App:
     """See the module."""
 
-    def __init__(self, config: Config, reader: AsyncChangesReader, grants: Grants | None) -> None:
+    def __init__(self, config: Config, reader: AsyncChangesReader, grants: Grants | None, watch: ClusterWatch) -> None:
         self.max_connections = config.serve.max_connections
         self.slow_client_s = config.serve.slow_client_s
         self.counters: Counters = make_counters()
         self._settings = config.serve
         self._db = config.serve.db or config.index.name
+        self._page = Page(watch, self._db)
         self._reader = reader
         self._grants = grants
         self._sessions = Sessions(grants, config.serve)
@@ -129,7 +132,14 @@ class App:
         return EVERYTHING
 
     async def _serve_root(self, exchange: Exchange) -> None:
-        """Say who we are."""
+        """Say who we are; show the page to a browser."""
+        if b"text/html" in exchange.headers.get(b"accept", b""):
+            is_trusted = exchange.door.is_trusted
+            access = self._access(exchange) if is_trusted else self._sessions.access_or_none(exchange)
+            await self._page.serve(
+                exchange, may_read_all=access is not None and access.reads_all and not access.is_proxy
+            )
+            return
         vendor = {"name": "channelindex", "version": __version__}
         answer: dict[str, object] = {"couchdb": "Welcome", "version": __version__, "vendor": vendor}
         if exchange.door.is_trusted or self._sessions.access_or_none(exchange):
@@ -212,6 +222,25 @@ class App:
         listed = [{"name": name, "counter": counter} for name, counter in zip(names, counters, strict=False)]
         await self._json(exchange, {"channels": listed, "more": len(names) > MAX_NAMES})
 
+    async def _serve_events(self, exchange: Exchange) -> None:
+        """Stream what the page shows: pictures of the cluster, and what comes to one channel from now on."""
+        access = self._access(exchange)
+        if not access.reads_all:
+            raise HttpError(HTTPStatus.FORBIDDEN, "forbidden", "the cluster is shown to who may read all channels: *")
+        channel = str(parse_query(exchange.query).get("channel") or STAR_CHANNEL)
+        request = parse_changes({"feed": "eventsource", "since": "now"}, {"channels": [channel]}, exchange.headers)
+        asked = self._granted(request, access)
+        pushing = asyncio.create_task(self._page.push(exchange))
+        try:
+            await self._live(exchange, asked, self._open[access.digest])
+        finally:
+            pushing.cancel()
+            await asyncio.wait([pushing])
+
+    async def _serve_asset(self, exchange: Exchange) -> None:
+        """Answer with a file of the page."""
+        await self._page.serve_asset(exchange)
+
     async def _serve_session(self, exchange: Exchange) -> None:
         """Make a cookie of a token, say whose it is, or take it back."""
         await self._sessions.serve(exchange)
@@ -283,6 +312,9 @@ _IN_DB = {
 _AT_ROOT = {
     "/": Resource("root", "GET, HEAD"),
     "/_session": Resource("session", "GET, POST, DELETE"),
+    "/_events": Resource("events", "GET"),
+    "/_page.css": Resource("asset", "GET, HEAD"),
+    "/_page.js": Resource("asset", "GET, HEAD"),
     "/_up": Resource("up", "GET, HEAD"),
     "/metrics": Resource("metrics", "GET"),
 }

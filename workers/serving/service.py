@@ -18,6 +18,7 @@ from channelindex.stores import open_reader
 from channelindex.stores.pool import ReaderPool
 from workers.node.notify import Notifier
 from workers.serving.app import App
+from workers.serving.cluster_watch import ClusterSource, ClusterWatch
 from workers.serving.feed_connection import Door
 from workers.serving.grants import Grants
 from workers.serving.listener import Listener
@@ -26,15 +27,17 @@ from workers.telemetry.monitor import listen_address
 _log = logs.get("serve")
 
 
-def run_service(config: Config, announce: Callable[[str], None]) -> int:
+def run_service(config: Config, open_source: Callable[[], ClusterSource], announce: Callable[[str], None]) -> int:
     """Serve until SIGTERM or SIGINT; return the exit code. *announce* is called with the address, once it is served.
+
+    *open_source*: see `ClusterWatch`.
 
     Raises:
         ConfigInvalid: a setting is wrong, or would let strangers in.
         StoreUnavailable, IndexMissing: there is no index to serve.
     """
     check_exposure(config)
-    return uvloop.run(_serve(config, announce))
+    return uvloop.run(_serve(config, open_source, announce))
 
 
 def check_exposure(config: Config) -> None:
@@ -74,7 +77,7 @@ def doors(settings: ServeSettings) -> list[tuple[str, Door]]:
     return found
 
 
-async def _serve(config: Config, announce: Callable[[str], None]) -> int:
+async def _serve(config: Config, open_source: Callable[[], ClusterSource], announce: Callable[[str], None]) -> int:
     settings = config.serve
     grants = Grants(Path(settings.tokens_file)) if settings.tokens_file else None
     stopped = asyncio.Event()
@@ -85,7 +88,9 @@ async def _serve(config: Config, announce: Callable[[str], None]) -> int:
         reader = _open(config)
         await stack.enter_async_context(reader)
         meta = await reader.meta()
-        app = App(config, reader, grants)
+        watch = ClusterWatch(open_source)
+        stack.push_async_callback(watch.close)
+        app = App(config, reader, grants, watch)
         listeners = [Listener(app, *listen_address(address), door, settings) for address, door in doors(settings)]
         tasks = [await listener.listen() for listener in listeners]
         notifier = Notifier(os.environ)
