@@ -156,6 +156,7 @@ class Playground:
             (f"{call} top {config}", "everything at once, live"),
             (f"{call} changes orders --follow {config}", "what changes in a channel"),
             (f"curl -N '{feed_url}'", "the same over HTTP"),
+            (f"http://{self._feed_address}/", "open it in a browser: the cluster, and what changes"),
             (f"{call} drain play-2 {config}", "take a node out; undrain brings it back"),
             (f"{call} devbucket ctl --admin {self._admin} failover 17 lose=3", "the bucket takes changes back"),
             (f"{call} verify {config}", "compare the index with the bucket"),
