@@ -31,7 +31,7 @@ _PLAIN = re.compile(r"/[\w./+-]*")
 """What a folder may be called: a unit and the first line of a script are read word by word."""
 _HIDDEN = (Path("/home"), Path("/root"), Path("/run/user"))
 """Folders that the unit's ProtectHome hides from the service."""
-_RUNNING = "channelindex@*.service"
+_RUNNING = ("channelindex@*.service", "channelindex-serve@*.service")
 _WRITE_MANUAL = """
 import pathlib, sys
 from channelindex.__main__ import add_parts
@@ -197,7 +197,9 @@ def uninstall(layout: Layout) -> None:
     if not layout.manifest.exists():
         raise Refused(f"nothing of ours is in {layout.home}")
     if not layout.destdir and _nodes_run():
-        raise Refused("nodes run: first `systemctl disable --now channelindex@NAME` for each of them")
+        raise Refused(
+            "nodes run: first `systemctl disable --now channelindex@NAME channelindex-serve@NAME` for each of them"
+        )
     for line in layout.manifest.read_text().splitlines():
         layout.staged(Path(line)).unlink(missing_ok=True)
     shutil.rmtree(layout.home)
@@ -213,7 +215,7 @@ def _nodes_run() -> bool:
     systemctl = shutil.which("systemctl")
     if systemctl is None:
         return False
-    return subprocess.run([systemctl, "is-active", "--quiet", _RUNNING], check=False).returncode == 0
+    return subprocess.run([systemctl, "is-active", "--quiet", *_RUNNING], check=False).returncode == 0
 
 
 def _requirement(source: str, extras: str) -> str:
@@ -266,6 +268,7 @@ def _write_outside(layout: Layout) -> list[Path]:
 def _units(layout: Layout) -> list[Path]:
     targets = {
         "channelindex@.service": layout.unitdir / "channelindex@.service",
+        "channelindex-serve@.service": layout.unitdir / "channelindex-serve@.service",
         "channelindex.target": layout.unitdir / "channelindex.target",
         "channelindex.sysusers": layout.libdir / "sysusers.d" / "channelindex.conf",
         "channelindex.tmpfiles": layout.libdir / "tmpfiles.d" / "channelindex.conf",

@@ -4,6 +4,7 @@ import gzip
 import http.client
 import json
 import signal
+import socket
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -361,6 +362,22 @@ def test_a_service_that_stops_ends_its_feeds_in_good_order(
             assert events.rest().endswith(b"\n\n")
             assert json.loads('{"results":[' + poll.rest().decode())["results"] == []
         assert "Traceback" not in service.log.read_text()
+
+
+def test_the_service_manager_is_told_that_it_serves_and_that_its_loop_turns(
+    store: EmbeddedRedis, documents: Documents, tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(60)
+        with Service(tmp_path, store.url, documents.index.name) as service:
+            service.environ |= {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"}
+            service.start()
+            told = {manager.recv(4096).decode().splitlines()[0] for _ in range(4)}
+            assert told == {"READY=1", "WATCHDOG=1"}
+            assert service.stop() == 0
+            while manager.recv(4096) != b"STOPPING=1":
+                pass
 
 
 def test_a_store_that_is_away_is_waited_for_by_feeds_and_told_to_requests(tmp_path: Path) -> None:

@@ -90,6 +90,7 @@ def test_everything_is_where_it_belongs_and_names_its_final_place(installed):
     assert {
         "usr/local/bin/channelindex",
         "usr/local/lib/systemd/system/channelindex@.service",
+        "usr/local/lib/systemd/system/channelindex-serve@.service",
         "usr/local/lib/systemd/system/channelindex.target",
         "usr/local/lib/sysusers.d/channelindex.conf",
         "usr/local/lib/tmpfiles.d/channelindex.conf",
@@ -119,20 +120,21 @@ def test_systemd_accepts_the_units_and_finds_little_to_expose(installed, tmp_pat
     if not shutil.which("systemd-analyze"):
         pytest.skip("systemd-analyze is not installed (Debian: apt-get install systemd)")
     folder = unit_of(installed).parent
-    for name in ("channelindex@.service", "channelindex.target"):
+    for name in ("channelindex@.service", "channelindex-serve@.service", "channelindex.target"):
         text = (folder / name).read_text().replace("/opt/channelindex", f"{installed}/opt/channelindex")
         (tmp_path / name).write_text(text)
-    unit = tmp_path / f"channelindex@{INSTANCE}.service"
+    units = [tmp_path / f"{name}@{INSTANCE}.service" for name in ("channelindex", "channelindex-serve")]
     done = subprocess.run(
-        ["systemd-analyze", "verify", unit, tmp_path / "channelindex.target"],
+        ["systemd-analyze", "verify", *units, tmp_path / "channelindex.target"],
         capture_output=True,
         text=True,
         check=False,
     )
     show(f"\n$ systemd-analyze verify: exit code {done.returncode}", done.stderr.rstrip())
     assert (done.returncode, done.stderr) == (0, "")
-    security = run("systemd-analyze", "security", "--offline=yes", tmp_path / "channelindex@.service")
-    assert float(security.rpartition("service:")[2].split()[0]) <= MAX_EXPOSURE
+    for name in ("channelindex@.service", "channelindex-serve@.service"):
+        security = run("systemd-analyze", "security", "--offline=yes", tmp_path / name)
+        assert float(security.rpartition("service:")[2].split()[0]) <= MAX_EXPOSURE
 
 
 def test_the_example_configuration_is_valid_and_the_commands_work(installed, tmp_path):

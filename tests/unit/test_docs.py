@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from channelindex import exits
-from channelindex.settings import SETTINGS, WorkerSettings
+from channelindex.settings import SETTINGS, ServeSettings, WorkerSettings
 from tests.support import house
 from workers.cli import COMMANDS, build_parser, reference
 from workers.node.decide import FATAL_CODES, RELEASE_TIMEOUT_S
@@ -16,14 +16,15 @@ from workers.node.decide import FATAL_CODES, RELEASE_TIMEOUT_S
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 UNIT = ROOT / "systemd" / "channelindex@.service"
+SERVE_UNIT = ROOT / "systemd" / "channelindex-serve@.service"
 
 
 def text_of(name: str) -> str:
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def unit_value(name: str) -> str:
-    (value,) = map(str, re.findall(rf"^{name}=(.*)$", UNIT.read_text(encoding="utf-8"), re.MULTILINE))
+def unit_value(name: str, unit: Path = UNIT) -> str:
+    (value,) = map(str, re.findall(rf"^{name}=(.*)$", unit.read_text(encoding="utf-8"), re.MULTILINE))
     return value
 
 
@@ -105,6 +106,15 @@ def test_the_unit_does_not_restart_what_a_restart_cannot_cure() -> None:
 
 def test_the_unit_gives_a_stopping_node_its_time() -> None:
     assert int(unit_value("TimeoutStopSec")) > WorkerSettings().drain_timeout_s + RELEASE_TIMEOUT_S
+
+
+def test_the_unit_of_the_changes_feed_is_as_strict_and_gives_feeds_their_time_to_end() -> None:
+    def sandbox(unit: Path) -> str:
+        return unit.read_text(encoding="utf-8").partition("\nUser=")[2]
+
+    assert sandbox(SERVE_UNIT) == sandbox(UNIT)
+    assert unit_value("RestartPreventExitStatus", SERVE_UNIT) == unit_value("RestartPreventExitStatus")
+    assert int(unit_value("TimeoutStopSec", SERVE_UNIT)) > ServeSettings().stop_timeout_s
 
 
 def test_operations_explains_exactly_the_events_that_are_logged() -> None:

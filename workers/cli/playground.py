@@ -149,7 +149,7 @@ class Playground:
         return feed
 
     def welcome(self) -> str:
-        """What a person can do now."""
+        """Return the commands that a person can try now."""
         call, config = program.command(), f"--config {program.nearest(self.config)}"
         feed_url = f"http://{self._feed_address}/{INDEX}/_changes?feed=continuous&channels=orders"
         rows = [

@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _source(config: Config) -> ClusterSource:
-    """What the page shows of the cluster is what `status` prints."""
+    """The page shows of the cluster what `status` prints."""
     if config.index.store != MEMORY_URL and not config.coordination.redis:
         raise CoordinationUnavailable("coordination.redis is not set: nobody knows the nodes")
     reader = StatusReader(config)

@@ -19,7 +19,7 @@ _log = logs.get("serve")
 
 
 class ClusterSource(NamedTuple):
-    """Where the state of the cluster comes from. Both are called in one thread, `waiting` after `read`.
+    """Reads the state of the cluster. All are called in one thread, `waiting` after `read`.
 
     `read` returns what `channelindex status --json` prints; `waiting` the changes that wait by vbucket, None if the
     bucket cannot be asked.
