@@ -298,9 +298,9 @@ class App:
         """Count an answer that was cut off."""
         self.counters.cut.labels(reason).inc()
 
-    def count_connections(self, n: int) -> None:
-        """There are *n* connections now."""
-        self.counters.connections.set(n)
+    def count_connections(self, change: int) -> None:
+        """Count connections that came or went, of all listeners."""
+        self.counters.connections.inc(change)
 
 
 _NOT_OURS = Resource("not_ours", "GET, HEAD, POST, PUT, DELETE, COPY")

@@ -37,8 +37,8 @@ class Limits(Protocol):
         """Count a connection that was cut."""
         ...
 
-    def count_connections(self, n: int) -> None:
-        """There are *n* connections now."""
+    def count_connections(self, change: int) -> None:
+        """Count connections that came or went."""
         ...
 
 
@@ -60,7 +60,7 @@ class FeedConnection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Begin, unless there are too many."""
         super().connection_made(transport)
-        self.limits.count_connections(len(self.connections))
+        self.limits.count_connections(1)
         if len(self.connections) > self.limits.max_connections:
             self._refuse(unavailable("there are too many connections"))
             return
@@ -69,7 +69,7 @@ class FeedConnection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell whoever writes an answer."""
         super().connection_lost(exc)
-        self.limits.count_connections(len(self.connections))
+        self.limits.count_connections(-1)
         self._forget_timer()
         if self.on_lost is not None:
             self.on_lost()
