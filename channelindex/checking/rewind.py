@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from channelindex.epochs import PartitionRecord
-from channelindex.errors import IndexCorrupt, IndexMissing, StaleEpoch, Transient
+from channelindex.errors import IndexCorrupt, IndexMissing, OwnershipLost, StaleEpoch, Transient
 from channelindex.model import ORIGIN, Checkpoint
 from channelindex.stores.base import IndexReader, OwnerStore
 
@@ -59,7 +59,8 @@ def rewind_partitions(
     Each partition is changed by itself, atomically. Repeating all of it does no harm.
 
     Raises:
-        Transient: the store is away, or a partition kept changing its owner. Those yielded before are taken back.
+        Transient: the store is away or has moved, or a partition kept changing its owner. Those yielded before are
+            taken back.
     """
     epoch = owner.next_epoch()
     records = reader.partition_records()
@@ -70,6 +71,8 @@ def rewind_partitions(
                 after = owner.begin(partition, epoch, who, _lowered(before, clock), only_if=before.epoch)
             except StaleEpoch:  # a new owner began since
                 epoch, records = owner.next_epoch(), reader.partition_records()
+            except OwnershipLost as error:  # the store moved: what follows needs another connection
+                raise Transient(str(error)) from error
             else:
                 yield Rewound(partition, epoch, _stable(before), _stable(after))
                 break

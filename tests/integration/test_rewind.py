@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from channelindex import exits
+from channelindex.checking.rewind import rewind_partitions
+from channelindex.errors import OwnershipLost, Transient
 from channelindex.reading.reader import ChangesReader
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_reader
@@ -212,3 +214,14 @@ def test_two_rebuilds_at_once_are_kept_apart(small: SmallIndex, redis_url: str) 
     assert done.returncode == exits.OK
     assert "2 partitions taken back, 1 vbuckets" in done.stdout
     assert [record.stable for record in small.reader.partition_records()] == [(0, 0), (0, 0)]
+
+
+def test_a_store_that_moves_meanwhile_is_an_error_that_passes(
+    small: SmallIndex, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OwnershipLost("it moved")
+
+    monkeypatch.setattr(small.owner, "begin", refuse)
+    with pytest.raises(Transient, match="it moved"):
+        list(rewind_partitions(small.owner, small.reader, [0], {0: 0}, "test"))
