@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import subprocess
+import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -33,6 +34,7 @@ class ReplicatedStore(ABC):
 
     def __init__(self) -> None:
         self.settings: dict[str, object] = {}
+        self.begun = time.monotonic()
         self._is_taken = False
 
     @contextmanager
@@ -286,3 +288,18 @@ def tear(folder: Path, rnd: random.Random) -> None:
         raise Unfit
     size = files[-1].stat().st_size
     os.truncate(files[-1], size - rnd.randrange(min(200_000, size // 2) + 1))
+
+
+@contextmanager
+def kept_file(folder: Path) -> Iterator[Callable[[], None]]:
+    """Keep a copy of the append-only file in *folder* as it is now; what is yielded puts it back."""
+    name = "appendonlydir" if (folder / "appendonlydir").exists() else "appendonly.aof"
+    with tempfile.TemporaryDirectory() as kept:
+        command = ["cp", "-r", str(folder / name), f"{kept}/{name}"]
+        subprocess.run(command, check=True)
+
+        def put_back() -> None:
+            subprocess.run(["rm", "-r", str(folder / name)], check=True)
+            subprocess.run(["cp", "-r", f"{kept}/{name}", str(folder / name)], check=True)
+
+        yield put_back

@@ -9,11 +9,14 @@ from contextlib import suppress
 import redis
 
 from tests.chaos.faults import KINDS, Act, Kind, Missed
-from tests.chaos.replicated import AddressStore, ReplicatedStore, Unfit, tear
+from tests.chaos.replicated import AddressStore, ReplicatedStore, Unfit, kept_file, tear
 from tests.chaos.world import World
 
 LAG_S = 0.7
 """How long a replica stands still before its master dies: what the master took meanwhile is lost."""
+
+YOUNG_S = 20.0
+"""A store younger than that may have been restored from before its index had a moment."""
 
 StoreAct = Callable[[ReplicatedStore, random.Random, int, int], Iterator[None]]
 
@@ -102,6 +105,25 @@ def tear_append_file(store: ReplicatedStore, rnd: random.Random, master: int, re
     with suppress(FileNotFoundError):
         tear(store.folder(master), rnd)
     store.start(master, master)
+    yield
+    store.await_replica(master, replica)
+
+
+@store_kind("cluster", "address")
+def restore_older_file(store: ReplicatedStore, rnd: random.Random, master: int, replica: int) -> Iterator[None]:
+    """A master and its replica come back with what the master's file was a while ago, as from a back-up.
+
+    Of a cluster that is older than its index's first moment nobody knows what was there then: nodes ask for a rebuild.
+    """
+    if time.monotonic() < store.begun + YOUNG_S:
+        raise Unfit
+    with kept_file(store.folder(master)) as put_back:
+        time.sleep(rnd.uniform(0.5, 3.0))
+        store.kill(replica)
+        store.kill(master)
+        put_back()
+    store.start(master, master)
+    store.start(replica, master)
     yield
     store.await_replica(master, replica)
 
