@@ -68,17 +68,24 @@ static size_t mutate(uint8_t *text, size_t n_bytes) {
     }
 }
 
-static void enter(Entries *entries, const Revision *revision) {
+static size_t add_rev(Entries *entries, Span rev, uint32_t *size) {
     uint8_t stored[MOST_REV_BYTES];
-    size_t size, at;
-    pack_rev(revision->rev, stored, &size);
-    if (!add_packed(entries, stored, size, &at))
+    size_t n_bytes, at;
+    pack_rev(rev, stored, &n_bytes);
+    if (!add_packed(entries, stored, n_bytes, &at))
         abort();
+    *size = (uint32_t)n_bytes;
+    return at;
+}
+
+static void enter(Entries *entries, const Revision *revision) {
+    uint32_t size, removal_size;
+    size_t at = add_rev(entries, revision->rev, &size);
     for (unsigned i = 0; i < revision->n_channels; i++) {
         const Channel *channel = &revision->channels[i];
-        if (channel->is_left)
-            pack_rev(channel->rev, stored, &size);
-        if (!add_link(entries, channel->name, hash_name(entries, channel->name), at, (uint32_t)size % 21))
+        size_t removal_at = channel->is_left ? add_rev(entries, channel->rev, &removal_size) : 0;
+        if (!add_link(entries, channel->name, hash_name(entries, channel->name), channel->is_left ? removal_at : at,
+                      channel->is_left ? removal_size : size))
             abort();
     }
 }
