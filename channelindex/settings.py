@@ -331,7 +331,11 @@ class CompactionSettings:
     )
     cpu_share: float = _setting(0.25, "Share of a core that a node's compactor may take.", at_least=0.01, at_most=1.0)
     interval_s: float = _setting(
-        60.0, "Pause between two looks at the directories of all channels.", unit="seconds", at_least=0.1, at_most=86400
+        600.0,
+        "Pause between two looks at the directories of all channels; each reads some KB per channel.",
+        unit="seconds",
+        at_least=0.1,
+        at_most=86400,
     )
 
 
