@@ -352,8 +352,6 @@ def test_every_reachable_state_keeps_the_promises(world: World, n_states: int) -
     [
         pytest.param(World(), id="from the first moment on"),
         pytest.param(World(is_stable=True, n_owners=3), id="three owners"),
-        pytest.param(World(is_stable=True, n_owners=3, n_partitions=2), id="two partitions"),
-        pytest.param(World(is_stable=True, n_marks=3, replies_get_lost=True), id="lost replies"),
     ],
 )
 def test_every_reachable_state_of_larger_worlds_keeps_the_promises(world: World) -> None:
