@@ -171,8 +171,10 @@ def test_a_refused_epoch_is_over_and_nothing_of_it_is_committed(pair: Pair, node
     first.advance()
     keys = Keys(node.backend.index_name)
     (channel,) = pair.old.keys(f"{keys.prefix}*:c:A")
-    ahead = b"0:%016x:0:0" % (first.epoch + (1 << 40))
-    pair.old.hset(channel, "ggroup", ahead)
+    directory: Any = pair.old.hget(channel, "ggroup")
+    present, ahead = (b"%016x" % epoch for epoch in (first.epoch, first.epoch + (1 << 40)))
+    assert present in directory
+    pair.old.hset(channel, "ggroup", directory.replace(present, ahead))
     second = node.new_worker()
     second.put(2)
     assert node.writer._write_batch()
@@ -181,7 +183,7 @@ def test_a_refused_epoch_is_over_and_nothing_of_it_is_committed(pair: Pair, node
         second.advance()
     assert index_of(node) == (1, [1])
     assert not node.writer._write_batch(), "nothing of a refused epoch is taken"
-    pair.old.hset(channel, "ggroup", b"0:%016x:0:0" % first.epoch)
+    pair.old.hset(channel, "ggroup", directory)
     third = node.new_worker()
     third.put(2)
     assert node.writer._write_batch()

@@ -43,6 +43,7 @@ from workers.telemetry.hot_channels import HotChannels
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCT = ("channelindex", "coordinator", "workers")
 MOST_FILES = 20
+FORK = Path("channelindex/kernel.py")
 WARM_UP = 3
 """Changes that come before: the first one looks for its block, and each script is once sent whole."""
 DEADLINE_S = 120.0
@@ -125,13 +126,18 @@ class Pipeline:
         return self.stable > before
 
 
+def is_of_the_way(path: Path) -> bool:
+    """Whether a file is the product's: what chooses between Python and the kernel is a fork, no part of the way."""
+    return path.parts[0] in PRODUCT and path != FORK
+
+
 @contextmanager
 def entered(files: dict[str, list[str]]) -> Iterator[None]:
     """Note in *files* the product files, in order, whose functions are called meanwhile, and which these are."""
 
     def note(frame: FrameType, event: str, _argument: Any) -> None:
         path = Path(frame.f_code.co_filename)
-        if event == "call" and path.is_relative_to(ROOT) and path.relative_to(ROOT).parts[0] in PRODUCT:
+        if event == "call" and path.is_relative_to(ROOT) and is_of_the_way(path.relative_to(ROOT)):
             functions = files.setdefault(str(path.relative_to(ROOT)), [])
             if frame.f_code.co_qualname not in functions:
                 functions.append(frame.f_code.co_qualname)
