@@ -45,7 +45,7 @@ def test_short_run_of_many_faults_loses_and_invents_nothing(tmp_path, worlds, ca
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("store", ["cluster", "sentinel"])
 def test_planned_failovers_of_a_replicated_store_lose_and_invent_nothing(tmp_path, worlds, capsys, store):
-    episodes = [(Fault("hand_over", seed, 0.1, 0.0), Fault("pause_leases", seed, 0.2, 0.5)) for seed in range(4)]
+    episodes = [(Fault("hand_over", seed, 0.1, 0.0), Fault("pause_leases", seed, 0.2, 0.5)) for seed in range(2)]
     schedule.save(tmp_path / "given.jsonl", episodes)
     arguments = ["--bundle", str(worlds), "--minutes", "0.01", "--tries", "0", "--store", store]
     code = chaos.main([*_given(tmp_path), *arguments])

@@ -20,7 +20,7 @@ from tests.support.redis_cluster import N_MASTERS, ClusterOfThree
 from tests.support.stores import META, Backend, append, checkpoints, entry, visible_entries
 
 CHANNELS = [f"channel-{number}" for number in range(60)]
-DEADLINE_S = 30.0
+DEADLINE_S = 120.0
 _numbers = itertools.count()
 
 
