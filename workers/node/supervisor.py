@@ -20,6 +20,7 @@ from workers.node.decide import COMPACTING, KEEPER, MONITORING, Action, Children
 from workers.node.node_status import encode, node_status, status_line
 from workers.node.notify import Notifier
 from workers.node.orders import TroubleLog, UnownedAlarm, scaled
+from workers.node.orphans import adopts_orphans, reap_orphans
 from workers.node.report import NodeReport, Rate
 from workers.node.roles import Roles
 from workers.node.shared import Shared
@@ -49,6 +50,7 @@ class Supervisor:
         self._link: KeeperLink | None = None
         self._report_at = self._watchdog_at = 0.0
         self._ready = False
+        self._adopts_orphans = adopts_orphans()
         self._trouble_log = TroubleLog()
         self._alarm = UnownedAlarm(config.coordination.ttl_s)
         self._board = board
@@ -130,6 +132,8 @@ class Supervisor:
                 self._link.close()
                 self._link = None
             self._act(decide.child_ended(self._node, slot.name, code, now), now)
+        if self._adopts_orphans:
+            reap_orphans({slot.child.pid for slot in self._slots if slot.child})
 
     def _read_links(self, now: float) -> None:
         """Take over what the keeper and the feed workers report."""
