@@ -22,7 +22,7 @@ from tests.support.terminal import Terminal
 ROOT = Path(__file__).resolve().parents[2]
 EXPECTED = {"top": r"play-2 +running", "changes": "orders", "drain": "drained", "undrain": "", "verify": "0 missing"}
 """What each line of README has to print, by command."""
-UNTIL_CTRL_C = ("top", "changes")
+CTRL_C = "\x03"
 
 
 def blocks_of_readme(section: str) -> list[list[str]]:
@@ -53,17 +53,21 @@ def test_what_readme_says_to_try_works_word_for_word(checkout: Path) -> None:
             command = line.split()[1]
             with Terminal(line, checkout) as terminal:
                 terminal.wait_for(EXPECTED[command])
-                if command in UNTIL_CTRL_C:
-                    terminal.press("\x03")
+                if command == "top":
+                    terminal.press("s")
+                    terminal.wait_for("by cpu")
+                    terminal.press("q")
+                if command == "changes":
+                    terminal.press(CTRL_C)
                 code = terminal.wait()
-            assert code == (exits.INTERRUPTED if command in UNTIL_CTRL_C else exits.OK), terminal.text
+            assert code == (exits.INTERRUPTED if command == "changes" else exits.OK), terminal.text
         printed = re.findall(r"^  (\.venv/bin/channelindex .*?) +# ", play.text, re.MULTILINE)
         assert len(printed) == 5
         (failover,) = [line for line in printed if "failover" in line]
         assert subprocess.run(failover, shell=True, cwd=checkout, timeout=60, check=False).returncode == exits.OK
         (url,) = re.findall(r"curl -N '(.*?)'", play.text)
         until(lambda: b'"seq"' in urllib.request.urlopen(url, timeout=60).readline(), "a row of the feed over HTTP")
-        play.press("\x03")
+        play.press(CTRL_C)
         play.wait()
     assert (checkout / ".play" / "bucket.sqlite").exists()
 

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from workers.cli import top_model as top
+from workers.cli.top_keys import CHANNELS, OVERVIEW, PARTITIONS, SORTS, Choice, pressed
 from workers.cli.top_model import Trend
 from workers.cli.top_screen import screen
 from workers.telemetry.hot_channels import HotChannel
@@ -141,3 +142,82 @@ def test_every_table_is_on_every_terminal_whatever_the_cluster(width, height, n_
     for needed in ("dead", "partition 0", "3600.0", "100,000 ms"):
         assert needed in text
     assert "more" in text or n_nodes < 40
+
+
+def viewed(state, trend, width, height, view):
+    text = io.StringIO()
+    Console(file=text, width=width, height=height).print(screen(state, trend, width, height, "12:00:00", view))
+    return text.getvalue()
+
+
+def test_keys_change_the_view_and_others_nothing():
+    view, nodes = Choice(), ["alpha", "beta"]
+    assert pressed(view, "x", nodes) == view
+    assert pressed(view, "q", nodes).is_over
+    assert [pressed(view, key, nodes).focus for key in "pc"] == [PARTITIONS, CHANNELS]
+    assert pressed(pressed(view, "p", nodes), "p", nodes).focus == OVERVIEW
+    for sort in (*SORTS[1:], SORTS[0]):
+        view = pressed(view, "s", nodes)
+        assert view.sort == sort
+    for node in ("alpha", "beta", ""):
+        view = pressed(view, "n", nodes)
+        assert view.node == node
+    assert pressed(Choice(node="gone"), "n", nodes).node == "alpha"
+
+
+@pytest.mark.parametrize("sort", SORTS)
+def test_a_stalled_process_is_first_in_every_order(state, sort):
+    first, *_ = top.processes(state, sort)
+    assert top.is_stalled(first[1])
+
+
+def test_processes_can_be_ordered_by_what_they_use(state):
+    for node in state["nodes"]:
+        for process in node["status"]["processes"]:
+            process["silent_s"] = 0.1
+            process["memory_bytes"] = 50_000_000 if (node["node"], process["number"]) == ("beta", 1) else 1_000_000
+    assert top.processes(state, "memory")[0][1]["number"] == 1
+    assert top.processes(state, "cpu", {101: 0.9})[0][1]["pid"] == 101
+
+
+def test_one_node_alone_is_shown_when_it_was_chosen(state):
+    shown = viewed(state, Trend(), 120, 40, Choice(node="beta"))
+    assert "beta" in shown
+    assert "alpha" not in shown
+    assert "alpha" in viewed(state, Trend(), 120, 40, Choice(node="gone"))
+
+
+@pytest.mark.parametrize(
+    ("focus", "there", "gone"), [(PARTITIONS, "largest lag", "hot"), (CHANNELS, "hot ch", "largest")]
+)
+def test_what_has_the_focus_has_the_room(state, focus, there, gone):
+    shown = viewed(state, Trend(), 100, 30, Choice(focus=focus))
+    assert there in shown
+    assert gone not in shown
+    assert "writer" not in shown
+
+
+@pytest.mark.parametrize(("width", "height"), [(60, 15), (80, 16), (80, 24), (120, 40), (200, 60)])
+@pytest.mark.parametrize("focus", [OVERVIEW, PARTITIONS, CHANNELS])
+def test_the_picture_with_history_is_never_higher_than_the_terminal(state, width, height, focus):
+    trend = Trend()
+    for second in range(300):
+        trend.add(float(second), [second * 10] * 64)
+        trend.note({**state, "nodes": []})
+    assert viewed(state, trend, width, height, Choice(focus=focus)).count("\n") <= height
+
+
+def test_cpu_is_measured_between_two_reports_of_a_node(state):
+    trend = Trend()
+    node = next(node for node in state["nodes"] if node["node"] == "alpha")
+    process = node["status"]["processes"][0]
+    for at, cpu_s in ((100.0, 5.0), (100.0, 5.0), (102.0, 6.0), (102.0, 6.0)):
+        node["status"]["at"], process["cpu_s"] = at, cpu_s
+        trend.note({**state, "nodes": [node]})
+    assert trend.cpu_by_pid[process["pid"]] == 0.5
+
+
+def test_a_sparkline_shows_the_newest_values_against_the_largest():
+    assert top.sparkline([9.0, 0.0, 3.5, 7.0], 3) == "▁▅█"
+    assert top.sparkline([0.0, 0.0], 5) == "▁▁"
+    assert top.sparkline([], 5) == ""

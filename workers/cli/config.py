@@ -91,7 +91,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _refusals(use: Callable[[], object]) -> tuple[str, ...]:
-    """What is wrong with what *use* uses: nothing, or the one error that it ends with."""
+    """Call *use*; return the error that it ends with, or nothing."""
     try:
         use()
     except ChannelIndexError as error:

@@ -1,6 +1,8 @@
 """`channelindex status`: prints the nodes, the owners of partitions, and the progress of the index."""
 
 import argparse
+import re
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
@@ -9,6 +11,7 @@ from channelindex import exits
 from channelindex.checking.quarantine import newest_of_each
 from channelindex.config import REQUIRED_TO_SEE_NODES, Config
 from channelindex.epochs import PartitionRecord
+from channelindex.errors import ChannelIndexError
 from channelindex.settings import MEMORY_URL
 from channelindex.stores import open_reader
 from channelindex.stores.records import QUARANTINE_DOCUMENTS
@@ -81,7 +84,9 @@ class StatusReader:
     def read(self) -> dict[str, Any]:
         """The document that `channelindex status --json` prints."""
         config, meta = self._config, self._meta
+        asked_at = time.monotonic()
         self._records = self._store.partition_records()
+        read_ms = (time.monotonic() - asked_at) * 1000
         n_quarantined, records = self._store.quarantined(QUARANTINE_DOCUMENTS)
         cluster = (
             read_cluster(self._redis, config.index.name, meta.n_partitions)
@@ -106,10 +111,24 @@ class StatusReader:
             },
             "lag": index_lag.describe_lag(nodes, partitions, self.stable(), high)
             | {"bucket_error": self._bucket.error or None},
+            "store": {"read_ms": round(read_ms, 1), "memory_bytes": self._memory_bytes()},
             "nodes": nodes,
             "partitions": partitions,
             "unowned": list(cluster.missing),
         }
+
+    def _memory_bytes(self) -> int | None:
+        """The memory of the Redis that has the index; None where it is another one than that of the leases, or not
+        for us to know.
+        """
+        if self._redis is None or self._config.coordination.redis != self._config.index.store:
+            return None
+        try:
+            infos = [server.execute("INFO", "memory") for server in self._redis.servers()]
+        except ChannelIndexError:  # an account for the leases alone may not ask
+            return None
+        used = [re.search(rb"used_memory:(\d+)", info) for info in infos]
+        return sum(int(found[1]) for found in used if found)
 
     def stable(self) -> list[int]:
         """The stable clock at the last `read`, by vbucket."""

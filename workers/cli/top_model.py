@@ -1,7 +1,7 @@
 """Selects and ranks what `channelindex top` shows: nodes, processes, lag, and trends over the last seconds."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from heapq import nlargest, nsmallest
 from typing import Any, NamedTuple
 
@@ -9,10 +9,14 @@ from workers.telemetry.board import BATCH_WRITER, FEED_WORKER
 from workers.telemetry.hot_channels import HotChannel, top_channels
 
 WINDOW_S = 5.0
+HISTORY = 200
+"""Updates that are remembered for the sparklines: as many as the widest terminal shows."""
 SILENT_S = 5.0
 
 State = Mapping[str, Any]
 """As `channelindex status --json` prints it."""
+Worker = tuple[str, State]
+"""A process with the name of its node."""
 
 
 class _Sample(NamedTuple):
@@ -21,10 +25,33 @@ class _Sample(NamedTuple):
 
 
 class Trend:
-    """Measures the movement of the stable clock over the last WINDOW_S seconds."""
+    """Measures the movement of the stable clock over the last WINDOW_S seconds, and what processes used meanwhile."""
 
     def __init__(self) -> None:
         self._samples: deque[_Sample] = deque()
+        self._used: dict[int, tuple[float, float]] = {}
+        self.cpu_by_pid: dict[int, float] = {}
+        """Share of one core between the last two reports of its node, 0 to 1 and more, by process id."""
+        self.rates: deque[float] = deque(maxlen=HISTORY)
+        self.lags: deque[float] = deque(maxlen=HISTORY)
+        """Changes per second, and the lag in seconds, at each update; the newest is last."""
+
+    def note(self, state: State) -> None:
+        """Take in *state*, after `add`."""
+        self.rates.append(sum(self.per_s()))
+        if state["lag"]["seconds"] is not None:
+            self.lags.append(state["lag"]["seconds"])
+        for node in state["nodes"]:
+            for process in _processes_of(node):
+                self._note_use(node["status"]["at"], process)
+
+    def _note_use(self, at: float, process: State) -> None:
+        pid, used_s = process["pid"], process.get("cpu_s", 0.0)
+        before_at, before_s = self._used.get(pid, (at, used_s))
+        if at > before_at:
+            self.cpu_by_pid[pid] = max(0.0, used_s - before_s) / (at - before_at)
+        if at != before_at or pid not in self._used:
+            self._used[pid] = (at, used_s)
 
     def add(self, at: float, stable: Sequence[int]) -> None:
         """The stable seqnos of all vbuckets as of *at*."""
@@ -58,16 +85,38 @@ def worst_nodes(state: State, limit: int) -> list[State]:
     return nsmallest(limit, everyone, key=lambda node: (node["heard"], -node["status"].get("lag_s", 0.0)))
 
 
-def processes(state: State) -> list[tuple[str, State]]:
-    """The workers of all live nodes with their node's name: stalled ones first, then those with the fullest rings.
+def processes(state: State, sort: str = "ring", cpu_by_pid: Mapping[int, float] | None = None) -> list[Worker]:
+    """The workers of all live nodes with their node's name: stalled ones first, then as *sort* says.
 
-    Rings are compared by tenths, so that lines do not swap places all the time.
+    *sort* is one of `top_keys.SORTS`. Rings and CPU are compared by tenths, so that lines do not swap places all the
+    time.
     """
     reported = [(node["node"], process) for node in nodes(state) if node["heard"] for process in _processes_of(node)]
     workers = [(name, process) for name, process in reported if process["role"] in {FEED_WORKER, BATCH_WRITER}]
-    return sorted(
-        workers, key=lambda pair: (not is_stalled(pair[1]), -round(fill(pair[1]), 1), pair[0], pair[1]["role"])
-    )
+    cpu = cpu_by_pid or {}
+    rank: Mapping[str, Callable[[State], float]] = {
+        "ring": lambda process: -round(fill(process), 1),
+        "cpu": lambda process: -round(cpu.get(process["pid"], 0.0), 1),
+        "memory": lambda process: -round(process.get("memory_bytes", 0) / 2**20),
+        "node": lambda _: 0,
+    }
+    return sorted(workers, key=lambda pair: (not is_stalled(pair[1]), rank[sort](pair[1]), pair[0], pair[1]["role"]))
+
+
+def of_node(state: State, name: str) -> State:
+    """*state* as if there were only the node *name*; all of it where the name is "" or gone."""
+    chosen = [node for node in state["nodes"] if node["node"] == name]
+    return {**state, "nodes": chosen} if chosen else state
+
+
+SPARKS = "▁▂▃▄▅▆▇█"
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """The last *width* of *values* as a line of bars, the largest as a full one."""
+    shown = list(values)[-width:]
+    largest = max(shown, default=0.0)
+    return "".join(SPARKS[round(value / largest * (len(SPARKS) - 1)) if largest else 0] for value in shown)
 
 
 def is_stalled(process: State) -> bool:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from workers.cli import top_model as top
 from workers.cli.node_state import DEAD, SILENT, state_of
+from workers.cli.top_keys import HELP, OVERVIEW, PARTITIONS, Choice
 from workers.cli.top_model import State, Trend
 from workers.telemetry.board import FEED_WORKER
 
@@ -20,11 +21,17 @@ WIDE = 120
 """Columns from which processes and hot channels fit beside each other."""
 MEDIUM = 80
 """Columns below which a table leaves out less important columns."""
-_WITH_AGE = 95
+_WITH_KEYS = 16
+"""Lines from which the keys are named; they work on any terminal."""
+_WITH_AGE = 105
+_WITH_USE = 95
+_NARROW = 60
 ROOMY = 20
 """Lines from which tables are separated by empty lines."""
 _HOT_ROWS = 5
+_HOT_ROWS_WIDE = 15
 _WARN_FILL, _BAD_FILL = 0.5, 0.8
+_WARN_CPU, _BAD_CPU = 0.7, 0.95
 _WARN_LAG_S, _BAD_LAG_S = 5.0, 60.0
 _WARN_BATCH_MS, _BAD_BATCH_MS = 500, 5000
 _NARROW_NAME, _MEDIUM_NAME, _LONGEST_CHANNEL = 12, 18, 40
@@ -44,30 +51,64 @@ class _Room(NamedTuple):
     channels: int
 
 
-def screen(state: State, trend: Trend, width: int, height: int, clock: str) -> RenderableType:
-    """The whole picture for a terminal of *width* by *height*."""
-    headlines = [_headline(state, trend, clock), *_troubles(state)]
+def screen(
+    state: State, trend: Trend, width: int, height: int, clock: str, view: Choice | None = None
+) -> RenderableType:
+    """The whole picture for a terminal of *width* by *height*. Without a *view* nobody can press a key."""
+    headlines = [_headline(state, trend, clock), *_history(state, trend, width, height), *_troubles(state)]
+    if view and height >= _WITH_KEYS:
+        headlines.insert(1, _keys(view))
+    view = view or Choice()
+    state = top.of_node(state, view.node)
     n_lines = sum(-(-text.cell_len // width) for text in headlines)
-    room = _room(height - n_lines, width, len(state["nodes"]), len(top.processes(state)))
-    gap = [Text("")] if height >= ROOMY else []
-    hot = [_lagging(state, width, room.hot), _vbuckets(trend, room.hot)]
+    workers = top.processes(state, view.sort, trend.cpu_by_pid)
+    gap = [Text("")] if height - n_lines >= ROOMY else []
+    room = _room(height - n_lines, width, len(state["nodes"]), len(workers))
     head: list[RenderableType] = [*headlines, *gap, _nodes(state, width, room.nodes), *gap]
+    if view.focus != OVERVIEW:
+        rows = max(1, height - n_lines - room.nodes - 2 - 2 * len(gap))
+        only = _lagging(state, width, rows) if view.focus == PARTITIONS else _channels(state, width, rows)
+        return Group(*head, only)
+    hot = [_lagging(state, width, room.hot), _vbuckets(trend, room.hot)]
     if width >= WIDE:
-        left = _processes(state, width - _HOT_COLUMNS, room.processes)
+        left = _processes(workers, trend, width - _HOT_COLUMNS, room.processes)
         channels = _channels(state, _HOT_COLUMNS - _GUTTER, room.channels)
         return Group(*head, _beside(left, Group(hot[0], *gap, channels, *gap, hot[1])))
-    processes = _processes(state, width, room.processes)
+    processes = _processes(workers, trend, width, room.processes)
     return Group(*head, processes, *gap, _beside(*hot), *gap, _channels(state, width, room.channels))
+
+
+def _keys(view: Choice) -> Text:
+    """Name the keys, and what was chosen by them."""
+    text = Text(HELP, style="dim")
+    text.append(f"  by {view.sort}" + (f", of {view.node}" if view.node else ""), style="cyan")
+    return text
+
+
+def _history(state: State, trend: Trend, width: int, height: int) -> list[Text]:
+    """Sparklines of the last updates, and the store; nothing on a low terminal."""
+    if height < ROOMY or len(trend.rates) < 2:
+        return []
+    store = state.get("store", {})
+    bars = max(8, (width - 60) // 2)
+    text = Text("changes/s ", style="dim")
+    text.append(top.sparkline(trend.rates, bars).rjust(bars), style="green")
+    text.append(f" {_short(round(max(trend.rates)))} at most   lag ", style="dim")
+    text.append(top.sparkline(trend.lags, bars).rjust(bars), style="yellow")
+    text.append(f"   store {store.get('read_ms', 0):.0f} ms", style="dim")
+    if store.get("memory_bytes"):
+        text.append(f", {_short_bytes(store['memory_bytes'])}", style="dim")
+    return [text]
 
 
 def _room(height: int, width: int, n_nodes: int, n_processes: int) -> _Room:
     """Share out *height* lines: up to a third for nodes, what hot channels need, the rest for processes."""
     n_headers, n_gaps = (2, 2) if width >= WIDE else (4, 4)
     free = height - n_headers - (n_gaps if height >= ROOMY else 0)
-    nodes = min(n_nodes, max(2, height // 3))
+    nodes = min(n_nodes + (n_nodes > 1), max(2, height // 3))
     free -= nodes
     if width >= WIDE:
-        hot = max(1, min(_HOT_ROWS, (free - 4) // 3))
+        hot = max(1, min(_HOT_ROWS_WIDE, (free - 4) // 3))
         return _Room(nodes, max(1, free), hot, hot)
     hot = max(1, min(_HOT_ROWS, free // 4))
     channels = max(1, min(_HOT_ROWS, free // 3))
@@ -103,6 +144,8 @@ def _nodes(state: State, width: int, rows: int) -> Table:
     longest_name = _NARROW_NAME if width < MEDIUM else _MEDIUM_NAME if width < WIDE else None
     table = _table(columns, dropped, left={"node", "state"}, longest_name=longest_name)
     left_out = len(state["nodes"]) - rows
+    if len(state["nodes"]) > 1 and rows > len(state["nodes"]):
+        table.add_row(*_kept(columns, dropped, _total(state)))
     for node in top.worst_nodes(state, rows if left_out <= 0 else rows - 1):
         status = node["status"] if node["heard"] else {}
         ring = top.node_fill(node)
@@ -123,17 +166,30 @@ def _nodes(state: State, width: int, rows: int) -> Table:
     return table
 
 
+def _total(state: State) -> list[Text]:
+    """The row that adds up the nodes that report."""
+    heard = [node["status"] for node in state["nodes"] if node["heard"]]
+    sums = [sum(status.get(name, 0) for status in heard) for name in ("rate", "lag", "restarts")]
+    lag_s = max((status.get("lag_s", 0.0) for status in heard), default=0.0)
+    owned = sum(node["n_partitions"] for node in state["nodes"])
+    words = ["all", "", str(owned), _short(sums[0]), _short(sums[1]), f"{lag_s:.1f}", "", _short(sums[2]), ""]
+    return [Text(word, style="bold") for word in words]
+
+
 def _condition(node: State) -> Text:
     word = state_of(node)
     return Text(word, style="" if word == "running" else "red" if word in {DEAD, SILENT} else "yellow")
 
 
-def _processes(state: State, width: int, rows: int) -> Table:
-    columns = ["process", "node", "pid", "up", "ring", "lag", "work", "errors", "died"]
-    dropped = {"pid", "up", "died"} if width < MEDIUM else {"up"} if width < _WITH_AGE else set()
+def _processes(workers: Sequence[top.Worker], trend: Trend, width: int, rows: int) -> Table:
+    columns = ["process", "node", "pid", "up", "cpu", "memory", "ring", "lag", "work", "errors", "died"]
+    dropped = {"up"} if width < _WITH_AGE else set()
+    if width < _WITH_USE:
+        dropped |= {"pid", "died", "errors"} if width < MEDIUM else {"pid"}
+    if width < _NARROW:
+        dropped |= {"memory", "cpu"}
     longest_name = _NARROW_NAME if width < MEDIUM else _MEDIUM_NAME
     table = _table(columns, dropped, left={"process", "node"}, longest_name=longest_name)
-    workers = top.processes(state)
     n_shown = len(workers) if len(workers) <= rows else rows - 1
     for name, process in workers[:n_shown]:
         is_feed = process["role"] == FEED_WORKER
@@ -144,6 +200,8 @@ def _processes(state: State, width: int, rows: int) -> Table:
             Text(name),
             Text(str(process["pid"])),
             Text(_age(process["age_s"])),
+            _cpu(trend.cpu_by_pid.get(process["pid"])),
+            Text(_short_bytes(process.get("memory_bytes", 0))),
             Text(f"{ring:.0%}" if is_feed else "", style=_style(ring, _WARN_FILL, _BAD_FILL)),
             _number(process.get("lag")) if is_feed else Text(""),
             Text(f"stalled {process['silent_s']:.0f} s", style="red") if top.is_stalled(process) else Text(work),
@@ -154,6 +212,10 @@ def _processes(state: State, width: int, rows: int) -> Table:
     if n_shown < len(workers):
         table.add_row(Text(f"… {len(workers) - n_shown} more", style="dim"))
     return table
+
+
+def _cpu(share: float | None) -> Text:
+    return Text("") if share is None else Text(f"{share:.0%}", style=_style(share, _WARN_CPU, _BAD_CPU))
 
 
 def _lagging(state: State, width: int, rows: int) -> Table:
@@ -230,6 +292,11 @@ def _short(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return str(count)
+
+
+def _short_bytes(count: int) -> str:
+    """*count* of bytes in MB, as people count memory."""
+    return f"{count / 1e6:,.0f} MB"
 
 
 def _style(value: float, warn: float, bad: float) -> str:

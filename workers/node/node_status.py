@@ -12,6 +12,7 @@ from coordinator.keeper_link import KeeperReport
 from workers.node.child_slot import ChildSlot
 from workers.telemetry.board import BATCH_WRITER, FEED_WORKER, Board, Row
 from workers.telemetry.health import lag_s_of
+from workers.telemetry.process_use import process_use
 
 WORST = 5
 """Partitions with the largest lag that are named."""
@@ -60,6 +61,7 @@ def _process(slot: ChildSlot, board: Board) -> dict[str, Any]:
     words = slot.stats.as_dict()
     age_s = lag_s_of(words.pop("started_ns"), time.monotonic_ns())  # 0 until the child has set it
     silent_s = max(0.0, (time.monotonic_ns() - words.pop("beat_ns")) / 1e9)
+    cpu_s, memory_bytes = process_use(words["pid"])
     oldest_s = lag_s_of(words.pop("oldest_ns", 0), time.monotonic_ns())
     return {
         "role": slot.role,
@@ -69,6 +71,8 @@ def _process(slot: ChildSlot, board: Board) -> dict[str, Any]:
         "age_s": round(age_s, 1),
         "silent_s": round(silent_s, 1),
         "oldest_s": round(oldest_s, 1),
+        "cpu_s": round(cpu_s, 2),
+        "memory_bytes": memory_bytes,
         **words,
         **({"hottest": _hottest(board, slot.number)} if slot.role == BATCH_WRITER else {}),
     }

@@ -1,0 +1,21 @@
+"""What a process uses of the machine, as /proc says it."""
+
+import os
+import time
+
+from workers.telemetry.process_use import process_use
+
+
+def test_cpu_time_and_memory_of_this_process_grow_with_what_it_does():
+    cpu_before_s, memory_before = process_use(os.getpid())
+    held = bytearray(os.urandom(1)) * 50_000_000
+    until = time.process_time() + 0.1
+    while time.process_time() < until:
+        pass
+    cpu_s, memory = process_use(os.getpid())
+    assert cpu_s > cpu_before_s
+    assert memory > memory_before + len(held) // 2
+
+
+def test_a_process_that_has_ended_uses_nothing():
+    assert process_use(2**22 + 1) == (0.0, 0)
