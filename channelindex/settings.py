@@ -171,7 +171,8 @@ class SourceSettings:
     url: str = _setting(
         "",
         "The bucket: couchbase://host,host:port/bucket, with some of the cluster's data nodes (port 11210 unless "
-        "given); couchbases:// for TLS (11207); ?network=external for the nodes' alternate addresses.",
+        "given), or one name of SRV records; couchbases:// for TLS (11207); ?network=external for the nodes' alternate "
+        "addresses.",
         rule=_source_url,
     )
     user: str = _setting("", "User name at the bucket.")

@@ -29,8 +29,8 @@ def _of(file: str, tests: str, *changes: tuple[str, str]) -> list[Mutation]:
     return [Mutation(file, old, new, paths) for old, new in changes]
 
 
-_ROUND = _of(
-    "workers/pipeline/round.py",
+_POSITION = _of(
+    "channelindex/feeds/position.py",
     "round",
     ("if self._complete() or snap_start > self.seqno:", "if self._complete():"),
     ("deque([checkpoint.snap_start], MAX_COMPLETE)", "deque([checkpoint.seqno], MAX_COMPLETE)"),
@@ -43,6 +43,11 @@ _ROUND = _of(
     ("self._complete_at.append(self.seqno)", "pass"),
     ("self._vbuuid_at(self.snap_end)", "self._vbuuid_at(self.seqno)"),
     ("self.snap_start, self.snap_end, self.purge_seqno)", "self.seqno, self.seqno, self.purge_seqno)"),
+)
+
+_ROUND = _of(
+    "workers/pipeline/round.py",
+    "round",
     ("            self._removals.clear()\n", ""),
     ("        self._removals.clear()  #", "        #"),
     (
@@ -271,6 +276,7 @@ _BLOCK_WRITER = _of(
 )
 
 MUTATIONS: list[Mutation] = [
+    *_POSITION,
     *_ROUND,
     *_REMOVALS,
     *_FEED_WORKER,

@@ -9,7 +9,6 @@ Each event that it leaves is taken in here, in its turn, so that entries keep th
 """
 
 import time
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,16 +23,13 @@ from channelindex.feeds.base import (
     ROLLBACK,
     SNAPSHOT,
     Event,
-    FailoverLog,
-    vbuuid_at,
 )
+from channelindex.feeds.position import Position
 from channelindex.hashing import shard_of
-from channelindex.model import DELETED, ORIGIN, REMOVED, Checkpoint, Principal, Route
+from channelindex.model import DELETED, REMOVED, Checkpoint, Principal, Route
 from channelindex.stores.base import Quarantined
 from workers.pipeline.frames import Sections
 
-MAX_COMPLETE = 32
-"""Ends of snapshots that a vbucket remembers, to roll back to. Beyond them it is indexed from its start."""
 _REASON_CHARACTERS = 500
 """Characters kept of the reason for a quarantine: an operator's own decoder may quote a whole document."""
 _SHARD_CACHE_CHANNELS = 500_000
@@ -53,68 +49,6 @@ class Round(NamedTuple):
     quarantined: list[Quarantined]
     n_events: int
     n_entries: int
-
-
-class Position:
-    """Tracks how far the feed of one vbucket is, and what its next checkpoint has to say.
-
-    Deduplication happens within a snapshot: until its end, any earlier revision of it may still be missing.
-    So a feed is complete at the ends of snapshots only, and `snap_start` is the last of these, not what the marker
-    said: a marker in memory begins at the next seqno, one from disk at the seqno asked for.
-    """
-
-    __slots__ = ("_complete_at", "failover_log", "purge_seqno", "seqno", "snap_end", "snap_start")
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        assert checkpoint.snap_start <= checkpoint.seqno <= checkpoint.snap_end, "it lies in its snapshot"
-        self.failover_log: FailoverLog = ((checkpoint.vbuuid, 0),)
-        self.seqno = checkpoint.seqno
-        self.snap_start = checkpoint.snap_start
-        self.snap_end = checkpoint.snap_end
-        self.purge_seqno = checkpoint.purge_seqno
-        self._complete_at = deque([checkpoint.snap_start], MAX_COMPLETE)
-
-    def enter_snapshot(self, snap_start: int, snap_end: int, purge_seqno: int | None = None) -> None:
-        """Take a snapshot marker. One that reaches back to what we have goes on with the snapshot we are in."""
-        assert snap_start <= snap_end
-        if self._complete() or snap_start > self.seqno:
-            self.snap_start = self.seqno
-            self._complete_at.append(self.seqno)
-        self.snap_end = snap_end
-        if purge_seqno is not None:
-            self.purge_seqno = purge_seqno
-
-    def checkpoint(self) -> Checkpoint:
-        """Return where to resume after everything up to `seqno` is in the index.
-
-        Within a snapshot, the branch of history is that of the snapshot's end: under the name of an older branch
-        that ended inside the snapshot, the server would roll back to the snapshot's start.
-        """
-        if self._complete():
-            vbuuid = self._vbuuid_at(self.seqno)
-            return Checkpoint(vbuuid, self.seqno, self.seqno, self.seqno, self.purge_seqno)
-        assert self.snap_start <= self.seqno < self.snap_end, "else the server refuses to resume here"
-        vbuuid = self._vbuuid_at(self.snap_end)
-        return Checkpoint(vbuuid, self.seqno, self.snap_start, self.snap_end, self.purge_seqno)
-
-    def rolled_back(self, to: Checkpoint) -> Checkpoint:
-        """Return where to resume when the source has taken back everything above the seqno of *to*.
-
-        That is the last point at or below it at which we were complete. To go on right at it could lose a document: a
-        snapshot that reached beyond it may have brought only a version that is gone now, in place of one that is back.
-        """
-        complete_at = [*self._complete_at, self.seqno] if self._complete() else self._complete_at
-        safe = max((seqno for seqno in complete_at if seqno <= to.seqno), default=0)
-        assert safe <= to.seqno, "nothing above it is there any more"
-        return Checkpoint(to.vbuuid, safe, safe, safe) if safe else ORIGIN
-
-    def _vbuuid_at(self, seqno: int) -> int:
-        """Return the branch of history that *seqno* lies on: with hardly an exception the newest one."""
-        vbuuid, branched_at = self.failover_log[0]
-        return vbuuid if branched_at <= seqno else vbuuid_at(self.failover_log, seqno)
-
-    def _complete(self) -> bool:
-        return self.seqno >= self.snap_end or self.seqno == self.snap_start
 
 
 class RoundBuilder:

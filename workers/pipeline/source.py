@@ -11,6 +11,7 @@ from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.client import DcpFeed, FeedOptions
 from channelindex.feeds.dcp.connstr import SourceAddress, parse_source_url
 from channelindex.feeds.dcp.kv import KvClient, source_info
+from channelindex.feeds.dcp.srv import find_nodes
 from channelindex.feeds.dcp.tls import TlsOptions
 from channelindex.settings import SourceSettings
 
@@ -22,7 +23,7 @@ def address_of(source: SourceSettings) -> tuple[SourceAddress, Credentials]:
     """Return where the bucket is, what of it is wanted, and who we are there."""
     tls = TlsOptions(source.tls_ca_file, source.tls_cert_file, source.tls_key_file, source.tls_verify_host)
     collections = tuple(source.collections.split(",")) if source.collections else ()
-    address = replace(parse_source_url(source.url, tls), collections=collections)
+    address = replace(find_nodes(parse_source_url(source.url, tls)), collections=collections)
     return address, Credentials(source.user, source.password, source.allow_plain)
 
 

@@ -1,7 +1,7 @@
 """Parses the connection string that names a bucket and its nodes."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import parse_qsl, unquote
 
@@ -35,7 +35,8 @@ class SourceAddress:
 
     *network* names which of the addresses that the nodes announce is for us: "default", "external", another that the
     cluster knows, or "auto": the one that the seeds belong to. *tls* None: no encryption. *collections* are names
-    "scope.collection" or "scope.*"; none: the default collection.
+    "scope.collection" or "scope.*"; none: the default collection. *srv_name* is where SRV records may name the nodes
+    (`feeds.dcp.srv`); "" where the seeds are hosts for sure: several, or with a port, or an address.
     """
 
     seeds: tuple[Endpoint, ...]
@@ -43,6 +44,7 @@ class SourceAddress:
     network: str = AUTO
     tls: TlsOptions | None = None
     collections: tuple[str, ...] = ()
+    srv_name: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         """The URL, without options."""
@@ -70,7 +72,16 @@ def parse_source_url(url: str, tls: TlsOptions | None = None) -> SourceAddress:
         raise _wrong(url, "it must name one bucket")
     port = DEFAULT_TLS_PORT if encrypted else DEFAULT_PORT
     seeds = tuple(_seed(url, text, port) for text in parts.netloc.split(","))
-    return SourceAddress(seeds, bucket, _network(url, parts.query), (tls or TlsOptions()) if encrypted else None)
+    network = _network(url, parts.query)
+    srv_name = _srv_name(parts.scheme, parts.netloc)
+    return SourceAddress(seeds, bucket, network, (tls or TlsOptions()) if encrypted else None, srv_name=srv_name)
+
+
+def _srv_name(scheme: str, hosts: str) -> str:
+    """Return the name of the SRV records that may stand behind *hosts*: of one name without a port."""
+    if re.search(r"[,:\[]", hosts) or re.fullmatch(r"[0-9.]+|localhost", hosts):
+        return ""
+    return f"_{scheme}._tcp.{hosts.lower()}"
 
 
 def _seed(url: str, text: str, default_port: int) -> Endpoint:
