@@ -37,7 +37,7 @@ def merged_by(mode: str, rings: list[tuple[int, list[bytes]]], stale: set[int]) 
     with using(mode):
         try:
             views = [(least, [memoryview(payload) for payload in payloads]) for least, payloads in rings]
-            return merge_payloads(views, stale)
+            return merge_payloads(views, stale, kernel.chosen())
         except ValueError as error:  # of msgspec, or of what is no UTF-8
             return str(error)
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from channelindex import exits
+from channelindex import exits, kernel
 from channelindex.backoff import Backoff
 from channelindex.errors import StoreUnavailable, Transient
 from channelindex.logs import EventLog
@@ -76,6 +76,7 @@ class BatchWriter:
         self._stop = stop
         self._log = log
         self._backoff = Backoff(0.05, 2.0)
+        self._compiled = kernel.chosen()
         self._stale_epochs: set[int] = set()
         self._servers = 0
         """Digest of the servers that the last batch was written to; 0 before the first."""
@@ -109,7 +110,7 @@ class BatchWriter:
             return None
         self._reconnect_if_expected(taken)
         epochs = [ring.epoch for ring in self._rings]
-        merged = merge_payloads(zip(epochs, taken, strict=True), self._stale_epochs)
+        merged = merge_payloads(zip(epochs, taken, strict=True), self._stale_epochs, self._compiled)
         began = time.monotonic()
         store_us = self._write(merged.appends, merged.principals)
         took_s = time.monotonic() - began

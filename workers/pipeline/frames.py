@@ -5,11 +5,11 @@ has no room for.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import ModuleType
 from typing import NamedTuple, Protocol
 
 import msgspec
 
-from channelindex import kernel
 from channelindex.stores.base import ChannelAppend
 
 _HEAD_BYTES = 32
@@ -146,13 +146,14 @@ class Merged(NamedTuple):
     n_frames: int
 
 
-def merge_payloads(taken: Iterable[tuple[int, list[memoryview]]], stale: set[int]) -> Merged:
+def merge_payloads(
+    taken: Iterable[tuple[int, list[memoryview]]], stale: set[int], compiled: ModuleType | None = None
+) -> Merged:
     """Make one batch of the payloads that were taken from rings, each with its ring's least epoch.
 
-    Frames of a lower epoch, or of a *stale* one, are left out.
+    Frames of a lower epoch, or of a *stale* one, are left out. The kernel does it, if *compiled* is there.
     """
     rings = [*taken]
-    compiled = kernel.chosen()
     merged = None if compiled is None else compiled.merge(rings, stale, ChannelAppend)
     if merged is not None:
         return Merged(*merged)
