@@ -27,7 +27,7 @@ from channelindex.stores.block_writer import Move
 from channelindex.stores.redis.owner import RedisOwner
 from tests.support.node import Node
 from workers.cli import main
-from workers.pipeline import batch_writer
+from workers.pipeline import frames
 from workers.pipeline.batch_writer import BatchWriter
 from workers.pipeline.feed_worker import FeedWorker
 from workers.pipeline.frames import RingFrame
@@ -167,7 +167,7 @@ def revive_a_dead_epoch(bug: Bug) -> None:
         return planted
 
     replace(BatchWriter, "_write_batch", make_write_batch)
-    replace(batch_writer, "decode_frame", make_decode)
+    replace(frames, "decode_frame", make_decode)
     replace(StableQueue, "push", make_push)
 
 

@@ -37,7 +37,13 @@ class Trial:
         self.store_url = store_url
         self.record = Record()
         self.bucket = stack.enter_context(DevBucket(DevBucketConfig(n_vbuckets=N_VBUCKETS)))
-        settings = {"index__partitions": 4, "workers__feed_workers": 1, "workers__batch_writers": 1, **settings}
+        settings = {
+            "workers__kernel": "off",
+            "index__partitions": 4,
+            "workers__feed_workers": 1,
+            "workers__batch_writers": 1,
+            **settings,
+        }
         node = planted.PlantedNode("n1", folder, store_url, self.bucket, coordination__ttl_s=1.0, **settings)
         self.node = stack.enter_context(node.start())
         self.writer = KnownWriter(self.bucket, "doc", XattrLayout(), FEW_DOCUMENTS)
