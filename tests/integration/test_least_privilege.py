@@ -138,9 +138,9 @@ def test_node_reader_and_operator_do_their_work_and_are_refused_nothing(
 
 def test_a_reader_changes_nothing(accounts: Accounts) -> None:
     make_index(accounts, "ci-node")
-    with pytest.raises(AuthenticationFailed, match="rights"):
-        make_index(accounts, "ci-reader")
     settings = IndexSettings(INDEX, accounts.url("ci-reader"))
+    with closing(open_owner(settings)) as owner, pytest.raises(AuthenticationFailed, match="rights"):
+        owner.next_epoch()
     with closing(open_writer(settings)) as writer, pytest.raises(AuthenticationFailed):
         writer.write([ChannelAppend("a", "g", 1, b"")])
     with closing(open_owner(settings)) as owner, pytest.raises(AuthenticationFailed):
