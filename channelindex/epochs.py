@@ -127,6 +127,16 @@ def compact(record: PartitionRecord, epoch: int, through: Sequence[int], partiti
     return record._replace(compacted_through=raised if any(raised) else ())
 
 
+def assume_compacted(record: PartitionRecord) -> PartitionRecord:
+    """The record of an epoch that began after a loss of the store, which may have been of `compacted_through` too.
+
+    Nothing above the stable clock was compacted and kept, so the stable clock is the highest that it can have been.
+    """
+    through = record.compacted_through or (0,) * len(record.checkpoints)
+    raised = tuple(map(max, through, record.stable))
+    return record._replace(compacted_through=raised if any(raised) else ())
+
+
 def goes_back(before: PartitionRecord, after: PartitionRecord) -> bool:
     """True if the stable clock of a partition is lower *after* a start than *before* it: readers have to be told."""
     return any(now < then for now, then in zip(after.stable, before.stable, strict=True))

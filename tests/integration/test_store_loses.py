@@ -174,6 +174,21 @@ def test_a_record_that_went_back_with_its_master_goes_back_no_further_than_it_mu
     index.heal(2)
 
 
+def test_what_was_compacted_before_a_loss_is_streamed_again_after_a_rollback(index):
+    """The compactor's note of it, in the record, may have been lost with the rest."""
+    index.write()
+    index.write()
+    index.note(1000.0)
+    records = index.master_of(index.keys.meta)
+    on_disk = index.cluster.append_file_size(records)
+    index.write()
+    index.lose_tail(records, on_disk)
+    assert index.begin() == 2
+    rolled_back = index.owner.begin(0, index.owner.next_epoch(), "n1", checkpoints({0: 1})[0])
+    assert rolled_back.stable[0] == 0
+    assert rolled_back.kept[0] == 1
+
+
 def test_a_counter_of_epochs_that_was_ahead_of_time_and_went_back_hands_out_none_again(index):
     """Row 8: the clock of the server was wrong for a while, and directories name what it handed out then."""
     index.write()

@@ -237,5 +237,12 @@ class TestARollbackBelowWhatWasCompacted:
             with pytest.raises(StaleEpoch):
                 epochs.compact(record, epoch, [90])
 
+    def test_after_a_loss_all_that_is_stable_counts_as_compacted(self):
+        lost = epochs.begin(self.RECORD, 2, "n", {0: _at(90)})
+        assert epochs.assume_compacted(lost).compacted_through == (90,)
+        begun_anew = epochs.begin(self.RECORD, 2, "n", {0: _at(50)})
+        assert epochs.assume_compacted(begun_anew) == begun_anew
+        assert epochs.assume_compacted(new_record(0, 1)).compacted_through == ()
+
     def test_what_was_compacted_further_is_never_lowered(self):
         assert epochs.compact(self.RECORD, 1, [20]).compacted_through == (80,)

@@ -151,6 +151,8 @@ class RedisOwner(OwnerStore):
                     continue
                 rollback = epochs.lower_of(rollback, fallbacks.get(partition, {}))
                 new = epochs.begin(stored.record, epoch, owner, rollback, only_if, partition)
+                if partition in fallbacks:
+                    new = epochs.assume_compacted(new)
                 goes_back = epochs.goes_back(stored.record, new)
                 wanted[partition] = _Successor(stored.version, goes_back, *epochs.archive_old(new))
             changed = self._replace(wanted)
