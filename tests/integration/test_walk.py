@@ -42,7 +42,7 @@ from workers.telemetry.hot_channels import HotChannels
 
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCT = ("channelindex", "coordinator", "workers")
-MOST_FILES = 21
+MOST_FILES = 20
 FORK = Path("channelindex/kernel.py")
 WARM_UP = 3
 """Changes that come before: the first one looks for its block, and each script is once sent whole."""

@@ -54,9 +54,6 @@ class BodiesNeeded(ChannelIndexError):
     """
 
 
-_SNAPSHOT_RANGE = struct.Struct(">QQ")
-_MARKER_2_2 = b"\x02"
-_PURGE_SEQNO_END = 44  # behind start, end, type u32, max visible and high completed seqno; a high prepared one follows
 _OBSERVED = struct.Struct(">BHQQQ")  # format, vbucket, vbuuid, persisted seqno, current seqno
 _OBSERVED_FAILED_OVER = struct.Struct(">QQ")  # the vbuuid that was asked for, and the last seqno of its history here
 
@@ -111,28 +108,6 @@ def failover_log(answer: Frame) -> FailoverLog:
     if not answer.value or len(answer.value) % 16:
         raise ProtocolError(f"failover log of {len(answer.value)} bytes")
     return tuple(struct.iter_unpack(">QQ", answer.value))
-
-
-class Snapshot(NamedTuple):
-    """The content of a marker: the range, and the seqno up to which the source had purged tombstones, if given."""
-
-    start: int
-    end: int
-    purge_seqno: int | None = None
-
-
-def snapshot(frame: Frame) -> Snapshot:
-    """Read a marker: of version 1 in the extras, of versions 2.x in the value, with a purge seqno from 2.2 on."""
-    body = frame.extras if len(frame.extras) >= _SNAPSHOT_RANGE.size else frame.value
-    if len(body) < _SNAPSHOT_RANGE.size:
-        raise ProtocolError(f"snapshot marker of {len(frame.extras)} + {len(frame.value)} bytes")
-    start, end = _SNAPSHOT_RANGE.unpack_from(body)
-    if start > end:
-        raise ProtocolError(f"snapshot from {start} to {end}")
-    if frame.extras != _MARKER_2_2 or len(body) < _PURGE_SEQNO_END:
-        return Snapshot(start, end)
-    purge_seqno = int.from_bytes(body[_PURGE_SEQNO_END - 8 : _PURGE_SEQNO_END], "big")
-    return Snapshot(start, end, purge_seqno)
 
 
 def seqno_of(frame: Frame) -> int:

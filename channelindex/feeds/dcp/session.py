@@ -300,7 +300,7 @@ class Session:
     def _on_stream_frame(self, stream: Stream, frame: Frame) -> None:
         opcode = frame.opcode
         if opcode == Op.DCP_SNAPSHOT_MARKER:
-            self._on_snapshot(stream, messages.snapshot(frame))
+            self._parser.events.append((SNAPSHOT, stream.vb, *stream.enter_snapshot(frame)))
         elif opcode == Op.DCP_STREAM_END:
             self._on_stream_end(stream, messages.stream_end_reason(frame))
         elif opcode in messages.SEQNO_OFFSET:
@@ -317,14 +317,6 @@ class Session:
     def _told_missing(self, what: str) -> str:
         names = ",".join(self._options.address.collections)
         return f"source.collections = {names!r}: {what}; it is looked up until it is there again"
-
-    def _on_snapshot(self, stream: Stream, snapshot: messages.Snapshot) -> None:
-        stream.snap_start, stream.snap_end, purge_seqno = snapshot
-        if purge_seqno is None:
-            self._parser.events.append((SNAPSHOT, stream.vb, stream.snap_start, stream.snap_end))
-        else:
-            stream.purge_seqno = purge_seqno
-            self._parser.events.append((SNAPSHOT, stream.vb, *snapshot))
 
     def _on_stream_end(self, stream: Stream, reason: int) -> None:
         if reason == StreamEnd.FILTER_EMPTY:

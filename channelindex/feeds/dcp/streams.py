@@ -15,7 +15,7 @@ from channelindex.backoff import Backoff
 from channelindex.errors import InvariantBroken, ProtocolError
 from channelindex.feeds.base import FailoverLog
 from channelindex.feeds.dcp.exchange import Request
-from channelindex.mcbp import Op
+from channelindex.mcbp import Frame, Op
 from channelindex.model import Checkpoint
 
 LIVE = (1 << 64) - 1
@@ -24,6 +24,9 @@ LIVE = (1 << 64) - 1
 _ACTIVE_VB_ONLY = 0x10
 """Stream flag: without it replica and pending vbuckets accept streams too, of a history that may never be."""
 _STREAM_REQUEST = struct.Struct(">IIQQQQQ")
+_SNAPSHOT_RANGE = struct.Struct(">QQ")
+_MARKER_2_2 = b"\x02"
+_PURGE_SEQNO_END = 44  # behind start, end, type u32, max visible and high completed seqno; a high prepared one follows
 _MOST_REQUESTED = 64
 """Stream requests without an answer. Each may start a backfill; hundreds at once starve a node's other work."""
 _FIRST_RETRY_S = 0.1
@@ -91,6 +94,27 @@ class Stream:
             _ACTIVE_VB_ONLY, 0, at.seqno, self.end_seqno, at.vbuuid, at.snap_start, at.snap_end
         )
         return Request(Op.DCP_STREAM_REQ, extras=extras, value=stream_filter, vb=self.vb)
+
+    def enter_snapshot(self, marker: Frame) -> tuple[int, ...]:
+        """Take a snapshot marker, and return what it says: start, end, and a purge seqno where it has one.
+
+        Version 1 says it in the extras, versions 2.x in the value; from 2.2 on with the seqno up to which the source
+        had purged tombstones (kv_engine, DCP_SNAPSHOT_MARKER).
+
+        Raises:
+            ProtocolError: it says no range.
+        """
+        body = marker.extras if len(marker.extras) >= _SNAPSHOT_RANGE.size else marker.value
+        if len(body) < _SNAPSHOT_RANGE.size:
+            raise ProtocolError(f"snapshot marker of {len(marker.extras)} + {len(marker.value)} bytes")
+        start, end = _SNAPSHOT_RANGE.unpack_from(body)
+        if start > end:
+            raise ProtocolError(f"snapshot from {start} to {end}")
+        self.snap_start, self.snap_end = start, end
+        if marker.extras != _MARKER_2_2 or len(body) < _PURGE_SEQNO_END:
+            return start, end
+        self.purge_seqno = int.from_bytes(body[_PURGE_SEQNO_END - 8 : _PURGE_SEQNO_END], "big")
+        return start, end, self.purge_seqno
 
     def position(self, seqno: int) -> Checkpoint:
         """The position to resume at when *seqno* is the newest received."""
