@@ -4,6 +4,7 @@
 -- reply  the meta record that is there now; "" where there is none, though partition records are: nothing was written
 -- atomic all of it: whoever sees the meta record sees all partition records, so a missing one is a loss, not a beginning
 -- include record.lua
+-- include write_view.lua
 local meta = redis.call('GET', KEYS[1])
 if meta then
   return meta

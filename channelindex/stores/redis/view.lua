@@ -3,6 +3,6 @@
 -- ARGV   none
 -- reply  1
 -- atomic all of it
--- include record.lua
+-- include write_view.lua
 write_view(KEYS[1], 2)
 return 1
