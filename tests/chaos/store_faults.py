@@ -39,7 +39,7 @@ def _guarded(act: StoreAct, *, loses_tail: bool) -> Act:
             with store.taken():
                 master, replica = store.draw(rnd)
                 store.await_role(replica, "slave")
-                if loses_tail or store.hand_over_may_lose:
+                if loses_tail or store.hand_over_sends_back:
                     world.note_loss()
                 yield from act(store, rnd, master, replica)
         except (Unfit, redis.RedisError) as error:
