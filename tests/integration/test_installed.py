@@ -20,6 +20,10 @@ from tests.support.node import Node
 from tests.support.running import await_stable, connect
 
 ROOT = Path(__file__).resolve().parents[2]
+A_NODE = (
+    "--set source.url=couchbase://127.0.0.1/b --set source.user=u --set source.password=p "
+    "--set index.store=redis://127.0.0.1:1"
+)
 PARTS_OF_THE_PROGRAM = ("coordinator", "devbucket", "workers")
 
 pytestmark = [
@@ -122,7 +126,7 @@ def test_commands_that_read_need_no_extra(library: Installation, redis_url: str,
     ("command", "extras"),
     [
         ("top", "cli"),
-        ("run", "node"),
+        (f"run {A_NODE} --set metrics.listen=127.0.0.1:9480", "node"),
         ("devbucket", "dev-bucket"),
         ("load x", "dev-bucket"),
         ("demo", "node,dev-bucket,embedded"),

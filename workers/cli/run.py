@@ -3,9 +3,11 @@
 import argparse
 import os
 import sys
+from importlib.util import find_spec
 
 from channelindex import logs
 from channelindex.config import REQUIRED_TO_RUN, Config
+from channelindex.errors import ExtraMissing
 from workers.cli import options
 from workers.node.start import run_node
 
@@ -41,4 +43,7 @@ def run(args: argparse.Namespace) -> int:
             _log.warning("config.ignored", msg=warning)
         return config
 
-    return run_node(load(), load)
+    config = load()
+    if config.metrics.listen and find_spec("prometheus_client") is None:  # before anything is forked
+        raise ExtraMissing("node", "prometheus_client")
+    return run_node(config, load)
