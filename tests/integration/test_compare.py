@@ -131,10 +131,15 @@ def test_running_nodes_are_compared_as_they_are_and_a_lost_entry_is_found(tmp_pa
         assert found["left_entries"] > 4000
         with redis.Redis.from_url(redis_url) as client:
             directory = next(client.scan_iter("ci:channels:{*}:c:*"))
+            slot, _, name = directory.partition(b":c:")
+            channel = name.decode()
             client.delete(directory)
+            done = cli("compare", *sides, "--config", node.config)
+            assert done.returncode == exits.CORRUPT
+            assert f"repair --channel {channel}" in done.stderr
+            client.hdel(slot + b":n", name)
         code, found = _compare(node.config, *sides)
         assert code == exits.DIFFERENCES
-        channel = directory.partition(b"}:c:")[2].decode()
         assert set(found["differences_by_channel"]) == {channel}
         assert found["missing"] == found["differences_by_channel"][channel]["missing"] > 0
 
