@@ -168,4 +168,4 @@ $(VENV)/.installed-for-release: $(STAMP)
 	@$(SET_UP) release && touch $@
 
 $(VENV)/.installed-for-demo: pyproject.toml
-	@$(SET_UP) node,dev-bucket,embedded && $(BUILD_KERNEL) && touch $@
+	@$(SET_UP) node,serve,dev-bucket,embedded && $(BUILD_KERNEL) && touch $@

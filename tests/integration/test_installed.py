@@ -140,6 +140,13 @@ def test_a_command_without_its_extra_names_it_in_one_line(library: Installation,
     assert line.endswith(f"is not installed: pip install 'channelindex[{extras}]'")
 
 
+def test_play_without_the_changes_feed_names_what_it_needs(complete: Installation) -> None:
+    done = complete.run("channelindex", "play")
+    assert (done.returncode, done.stdout) == (exits.CONFIG, "")
+    (line,) = done.stderr.splitlines()
+    assert line.endswith("pip install 'channelindex[node,serve,dev-bucket,embedded]'")
+
+
 def test_the_library_without_its_extra_raises_an_import_error_that_names_it(library: Installation) -> None:
     code = (
         "import channelindex\n"

@@ -72,7 +72,7 @@ _EXTRAS_BY_COMMAND = {
     "run": "node",
     "serve": "serve",
     "demo": "node,dev-bucket,embedded",
-    "play": "node,dev-bucket,embedded",
+    "play": "node,serve,dev-bucket,embedded",
     "load": "dev-bucket",
     "devbucket": "dev-bucket",
 }

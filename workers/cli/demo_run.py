@@ -206,8 +206,8 @@ class Demo:
         self._node.check()
         killed = self._killed
         if killed and killed.back_after_s is None:
-            for process in self._feed_workers():
-                if process["number"] == killed.number and process["pid"] != killed.pid and process["connected"]:
+            for process in self._connected():
+                if process["number"] == killed.number and process["pid"] not in {0, killed.pid}:
                     killed.back_after_s = round(time.monotonic() - killed.at, 2)
                     self._screen.say(
                         f"feed worker {killed.number} is back (pid {process['pid']}) after {killed.back_after_s} s"

@@ -1,6 +1,7 @@
 """`channelindex play`: keeps the whole system running on private servers, to try every command on."""
 
 import argparse
+import importlib
 
 from channelindex import exits
 from workers.cli import options
@@ -34,5 +35,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Play until Ctrl-C."""
+    importlib.import_module("uvicorn")  # the changes feed is a process of its own, which would end and begin for ever
     play(PlayOptions(folder=args.dir, rate=args.rate))
     return exits.OK
