@@ -177,8 +177,8 @@ class _Bytes(Transcoder):  # type: ignore[misc]
     """Documents are bytes."""
 
     def encode_value(self, value: bytes) -> tuple[bytes, int]:
-        """Nothing is written."""
-        raise NotImplementedError
+        """The value as it is."""
+        return value, 0
 
     def decode_value(self, value: bytes, flags: int) -> bytes:
         """The value as it is."""

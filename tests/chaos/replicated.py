@@ -172,76 +172,12 @@ class ClusterStore(ReplicatedStore):
         self._cluster.close()
 
 
-class SentinelStore(ReplicatedStore):
-    """A master, its replica and a Sentinel.
+class OneMasterStore(ReplicatedStore):
+    """A master and its replica, numbers 0 and 1 of *servers*, whichever is which."""
 
-    SENTINEL FAILOVER does not stop the master's writes before it promotes the replica, as CLUSTER FAILOVER does.
-    """
-
-    hand_over_sends_back = True
-
-    def __init__(self) -> None:
+    def __init__(self, servers: MasterAndReplica) -> None:
         super().__init__()
-        self._servers = SentinelAndMaster()
-
-    @property
-    def url(self) -> str:
-        """See `ReplicatedStore`."""
-        return self._servers.url
-
-    def draw(self, rnd: random.Random) -> tuple[int, int]:
-        """See `ReplicatedStore`."""
-        master = self._servers.master
-        return master, 1 - master
-
-    def client(self, number: int) -> Any:
-        """See `ReplicatedStore`."""
-        return self._servers.client(number)
-
-    def process(self, number: int) -> subprocess.Popen[bytes]:
-        """See `ReplicatedStore`."""
-        return self._servers.process(number)
-
-    def folder(self, number: int) -> Path:
-        """See `ReplicatedStore`."""
-        return self._servers.folder(number)
-
-    def start(self, number: int, master: int) -> None:
-        """See `ReplicatedStore`."""
-        lines = "" if master == number else f"replicaof 127.0.0.1 {self._servers.ports[master]}"
-        self._servers.start(number, lines)
-
-    def hand_over(self, master: int, replica: int) -> None:
-        """See `ReplicatedStore`."""
-        self._servers.client(2).execute_command("SENTINEL", "FAILOVER", "main")
-
-    def close(self) -> None:
-        """See `ReplicatedStore`."""
-        self._servers.close()
-
-
-class AddressStore(ReplicatedStore):
-    """A master and its replica behind an address, which the operator moves: each user of it has a link of its own.
-
-    Connections that stand when it is moved stay with the server that they lead to.
-    """
-
-    def __init__(self, proxy: Proxy) -> None:
-        super().__init__()
-        self._servers = MasterAndReplica(append_only=True)
-        self._proxy = proxy
-        self._links: list[Link] = []
-        self._url = self.new_link().url
-
-    @property
-    def url(self) -> str:
-        """See `ReplicatedStore`: the link of operators and watchers."""
-        return self._url
-
-    def new_link(self) -> Link:
-        """A link to wherever the master is."""
-        self._links.append(self._proxy.link(self._servers.ports[self._servers.master]))
-        return self._links[-1]
+        self._servers = servers
 
     def draw(self, rnd: random.Random) -> tuple[int, int]:
         """See `ReplicatedStore`."""
@@ -264,6 +200,56 @@ class AddressStore(ReplicatedStore):
         lines = "" if master == number else f"replicaof 127.0.0.1 {self._servers.ports[master]}"
         self._servers.start(number, lines)
 
+    def close(self) -> None:
+        """See `ReplicatedStore`."""
+        self._servers.close()
+
+
+class SentinelStore(OneMasterStore):
+    """A master, its replica and a Sentinel.
+
+    SENTINEL FAILOVER does not stop the master's writes before it promotes the replica, as CLUSTER FAILOVER does.
+    """
+
+    hand_over_sends_back = True
+
+    def __init__(self) -> None:
+        servers = SentinelAndMaster()
+        super().__init__(servers)
+        self._url = servers.url
+
+    @property
+    def url(self) -> str:
+        """See `ReplicatedStore`."""
+        return self._url
+
+    def hand_over(self, master: int, replica: int) -> None:
+        """See `ReplicatedStore`."""
+        self._servers.client(2).execute_command("SENTINEL", "FAILOVER", "main")
+
+
+class AddressStore(OneMasterStore):
+    """A master and its replica behind an address, which the operator moves: each user of it has a link of its own.
+
+    Connections that stand when it is moved stay with the server that they lead to.
+    """
+
+    def __init__(self, proxy: Proxy) -> None:
+        super().__init__(MasterAndReplica(append_only=True))
+        self._proxy = proxy
+        self._links: list[Link] = []
+        self._url = self.new_link().url
+
+    @property
+    def url(self) -> str:
+        """See `ReplicatedStore`: the link of operators and watchers."""
+        return self._url
+
+    def new_link(self) -> Link:
+        """A link to wherever the master is."""
+        self._links.append(self._proxy.link(self._servers.ports[self._servers.master]))
+        return self._links[-1]
+
     def hand_over(self, master: int, replica: int) -> None:
         """See `ReplicatedStore`."""
         self._servers.hand_over()
@@ -281,10 +267,6 @@ class AddressStore(ReplicatedStore):
     def _move_address(self) -> None:
         for link in self._links:
             link.upstream = self._servers.ports[self._servers.master]
-
-    def close(self) -> None:
-        """See `ReplicatedStore`."""
-        self._servers.close()
 
 
 def tear(folder: Path, rnd: random.Random) -> None:

@@ -2,25 +2,24 @@
 
 import itertools
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
 import pytest
 
 from channelindex.checking.rewind import rewind_partitions
-from channelindex.errors import IndexCorrupt, OwnershipLost, StoreUnavailable, Transient
+from channelindex.errors import IndexCorrupt, OwnershipLost, StoreUnavailable
 from channelindex.hashing import N_SLOTS
 from channelindex.model import ORIGIN
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.marks import read_marks
 from channelindex.stores.redis.store_link import open_link
+from tests.support.node import eventually
 from tests.support.redis_cluster import N_MASTERS, ClusterOfThree
 from tests.support.stores import META, Backend, append, checkpoints, entry, visible_entries
 
 CHANNELS = [f"channel-{number}" for number in range(60)]
-DEADLINE_S = 120.0
 _numbers = itertools.count()
 
 
@@ -38,7 +37,7 @@ class Index:
     def begin(self) -> int:
         """A new owner's epoch; the seqno at which it begins."""
         self.owner: Any = self.backend.owner()
-        return int(patiently(self._begin))
+        return int(eventually(self._begin))
 
     def _begin(self) -> int:
         self.epoch = self.owner.next_epoch()
@@ -47,7 +46,7 @@ class Index:
     def write(self) -> None:
         """The next seqno, made stable."""
         batch = [append(channel, self.epoch, entry(0, self.seqno + 1)) for channel in CHANNELS]
-        assert patiently(lambda: self.writer.write(batch)) == set(), "refused"
+        assert eventually(lambda: self.writer.write(batch)) == set(), "refused"
         self.seqno += 1
         self.owner.advance(self.epoch, checkpoints({0: self.seqno}))
 
@@ -79,17 +78,6 @@ class Index:
         self.cluster.kill(number)
         self.cluster.tear_append_file(number, size)
         self.cluster.restart(number)
-
-
-def patiently(act: Callable[[], Any]) -> Any:
-    """What *act* returns or raises when the store can be reached."""
-    deadline = time.monotonic() + DEADLINE_S
-    while True:
-        try:
-            return act()
-        except Transient:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +143,7 @@ def test_what_is_written_after_a_loss_does_not_vouch_for_what_was_lost(index):
     unaware, epoch = index.owner, index.epoch
     index.lose_tail(victim, on_disk)
     with pytest.raises(OwnershipLost):
-        patiently(lambda: unaware.note_moments(epoch, [0, 1], 1002.0))
+        eventually(lambda: unaware.note_moments(epoch, [0, 1], 1002.0))
     index.heal(1)
     index.note(1003.0)
     successor = index.backend.owner()
@@ -210,7 +198,7 @@ def test_a_master_that_comes_back_empty_is_refused_until_a_rebuild(index):
     index.note(1000.0)
     index.lose_tail(index.master_of_blocks(), 0)
     owner = index.backend.owner()
-    epoch = patiently(owner.next_epoch)
+    epoch = eventually(owner.next_epoch)
     for rollback in ({}, {1: ORIGIN}):
         with pytest.raises(IndexCorrupt, match="channelindex rebuild"):
             owner.begin(0, epoch, "n1", rollback)

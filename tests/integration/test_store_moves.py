@@ -5,12 +5,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import Any
 
 import pytest
 
-from channelindex.errors import OwnershipLost, Transient
+from channelindex.errors import OwnershipLost
 from tests.chaos.proxy import Link, Proxy
+from tests.support.node import eventually
 from tests.support.redis_cluster import N_MASTERS, ClusterOfThree
 from tests.support.redis_sentinel import MasterAndReplica, SentinelAndMaster
 from tests.support.stores import META, Backend, all_entries, append, checkpoints, entry
@@ -19,17 +19,6 @@ pytestmark = pytest.mark.slow
 
 DEADLINE_S = 120.0
 CHANNELS = [f"channel-{number}" for number in range(40)]
-
-
-def eventually(act: Callable[[], Any]) -> Any:
-    """What *act* returns once the store can be reached again; nothing but errors that pass may come before."""
-    deadline = time.monotonic() + DEADLINE_S
-    while True:
-        try:
-            return act()
-        except Transient:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
 
 
 class Users:

@@ -141,6 +141,17 @@ def until(condition: Callable[[], object], what: str, deadline_s: float = DEADLI
         time.sleep(0.05)
 
 
+def eventually(act: Callable[[], Any]) -> Any:
+    """What *act* returns once the store can be reached again; nothing but errors that pass may come before."""
+    deadline = time.monotonic() + DEADLINE_S
+    while True:
+        try:
+            return act()
+        except Transient:
+            assert time.monotonic() < deadline, f"waited {DEADLINE_S:.0f} s for the store"
+            time.sleep(0.05)
+
+
 def stable_seqnos(store_url: str, index: str = "channels") -> dict[int, int]:
     """The stable clock, by vbucket; empty while there is no index, or no store that answers."""
     reader = open_reader(settings_of(store_url, index))

@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -208,9 +207,3 @@ def raw(port: int, request: bytes, timeout_s: float = DEADLINE_S) -> bytes:
             while part := link.recv(65536):
                 received += part
     return received
-
-
-def wait_for_log(service: Service, text: str) -> None:
-    """Wait until the service has logged *text*."""
-    until(lambda: text in service.log.read_text(), f"{text!r} in the log")
-    time.sleep(0)
