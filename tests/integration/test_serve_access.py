@@ -228,6 +228,17 @@ def test_a_proxy_names_the_channels_of_its_user(service: Service, token: dict[st
     assert asked("?channels=orders", "[broken").status == 400
 
 
+def test_a_token_has_so_many_feeds_open_and_no_more(service: Service, token: dict[str, str]) -> None:
+    with ExitStack() as stack:
+        for _ in range(20):
+            opened = stack.enter_context(service.open(token=token["all"], feed="continuous", channels="orders"))
+            assert opened.status == 200
+        for path in (f"/{service.db}/_changes?feed=longpoll&channels=orders", "/_events"):
+            refused = service.ask("GET", path, Authorization=f"Bearer {token['all']}")
+            assert (refused.status, refused.json["error"]) == (429, "too_many_requests"), path
+        assert service.changes(token=token["some"], channels="orders").status == 200
+
+
 def test_a_token_asks_no_oftener_than_it_may(service: Service, token: dict[str, str]) -> None:
     assert service.changes(token=token["slow"], channels="orders").status == 200
     refused = service.changes(token=token["slow"], channels="orders")

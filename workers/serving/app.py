@@ -176,15 +176,20 @@ class App:
         request = parse_changes(parse_query(exchange.query), parse_body(body, encoding), exchange.headers)
         asked = self._granted(request, access)
         self.counters.requests.labels(request.feed.value).inc()
-        feeds = self._open[access.digest]
-        if len(feeds) >= self._settings.max_feeds_per_token and access.digest:
-            raise _too_many("this token has too many feeds open")
+        feeds = self._feeds_of(access)
         if request.limit == 0:
             await self._feeds.only_count(exchange, asked)
         elif request.feed is FeedKind.NORMAL:
             await self._feeds.normal(exchange, asked)
         else:
             await self._live(exchange, asked, feeds)
+
+    def _feeds_of(self, access: Access) -> set[OpenFeed]:
+        """The open feeds of a token. Raises HttpError: there may be no more."""
+        feeds = self._open[access.digest]
+        if len(feeds) >= self._settings.max_feeds_per_token and access.digest:
+            raise _too_many("this token has too many feeds open")
+        return feeds
 
     async def _live(self, exchange: Exchange, asked: Asked, feeds: set[OpenFeed]) -> None:
         opened: list[OpenFeed] = []
@@ -229,10 +234,10 @@ class App:
             raise HttpError(HTTPStatus.FORBIDDEN, "forbidden", "the cluster is shown to who may read all channels: *")
         channel = str(parse_query(exchange.query).get("channel") or STAR_CHANNEL)
         request = parse_changes({"feed": "eventsource", "since": "now"}, {"channels": [channel]}, exchange.headers)
-        asked = self._granted(request, access)
+        asked, feeds = self._granted(request, access), self._feeds_of(access)
         pushing = asyncio.create_task(self._page.push(exchange))
         try:
-            await self._live(exchange, asked, self._open[access.digest])
+            await self._live(exchange, asked, feeds)
         finally:
             pushing.cancel()
             await asyncio.wait([pushing])
