@@ -6,6 +6,7 @@ from contextlib import closing
 import pytest
 
 from channelindex import exits
+from channelindex.config import load_config
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_reader
 from devbucket.config import DevBucketConfig
@@ -16,6 +17,7 @@ from devbucket.sync_gateway.synthetic import synthetic_revisions
 from tests.support.history import expected_channels
 from tests.support.node import Node, until
 from tests.support.running import await_stable, connect, indexed_channels
+from workers.cli.status import StatusReader
 
 SETTINGS = {
     "compaction__min_lag_s": 1.0,
@@ -61,6 +63,8 @@ def test_a_node_compacts_what_it_writes_and_readers_are_told_the_same(bucket, tm
             return generations() > 2
 
         until(is_compacted, "channels to be compacted")
+        with closing(StatusReader(load_config(node.config, {}, {}))) as status:
+            until(lambda: (status.read()["compaction"] or {"compacted": 0})["compacted"] > 0, "the node to tell of it")
         (compactor,) = node.children("compactor")
         compactor.send_signal(signal.SIGKILL)
         before = generations()

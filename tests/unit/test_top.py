@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 
 from workers.cli import top_model as top
+from workers.cli.compaction_state import compaction_line, describe_compaction
 from workers.cli.top_keys import CHANNELS, OVERVIEW, PARTITIONS, SORTS, Choice, pressed
 from workers.cli.top_model import Trend
 from workers.cli.top_screen import screen
@@ -16,8 +17,12 @@ ROLES = ("feed_worker", "batch_writer")
 
 def process(role, number, **words):
     common = {"pid": 100 + number, "age_s": 200.0, "silent_s": 0.1, "restarts": 0, "store_errors": 0, "ring_fill": 0}
-    own = {"events": 5000, "lag": 3, "ring_bytes": 1000} if role == "feed_worker" else {"batches": 70}
-    return {"role": role, "number": number, **common, **own, **words}
+    own = {
+        "feed_worker": {"events": 5000, "lag": 3, "ring_bytes": 1000},
+        "batch_writer": {"batches": 70},
+        "compactor": {"compacted": 12, "looks": 3, "index_bytes": 9_000_000, "live_bytes": 5_000_000},
+    }
+    return {"role": role, "number": number, **common, **own[role], **words}
 
 
 def hot(channel, bytes_per_s, batch_ms):
@@ -215,6 +220,32 @@ def test_cpu_is_measured_between_two_reports_of_a_node(state):
         node["status"]["at"], process["cpu_s"] = at, cpu_s
         trend.note({**state, "nodes": [node]})
     assert trend.cpu_by_pid[process["pid"]] == 0.5
+
+
+def test_compaction_is_told_by_all_compactors_that_report(state):
+    alpha, beta, gamma = (
+        node for name in ("alpha", "beta", "gamma") for node in state["nodes"] if node["node"] == name
+    )
+    assert describe_compaction(state["nodes"]) is None
+    assert compaction_line(None) == "compaction: no node that reports has a compactor"
+    alpha["status"]["processes"].append(process("compactor", 0, due=2, oldest_due_s=40.0, refused=1))
+    beta["status"]["processes"].append(process("compactor", 0, compacted=0, looks=0, index_bytes=0, live_bytes=0))
+    gamma["status"]["processes"].append(process("compactor", 0, due=900))
+    told = describe_compaction(state["nodes"])
+    assert told is not None
+    assert compaction_line(told) == (
+        "compaction: 9.0 MB in blocks, 4.0 MB of it not compacted yet; 12 channels compacted, 2 due, the oldest for "
+        "40 s, 1 refused"
+    )
+    assert compaction_line({**told, "looks": 0}) == "compaction: no look at the index yet"
+    trend = Trend()
+    for at in (1.0, 2.0):
+        trend.add(at, [0])
+        trend.note({**state, "nodes": []})
+    shown = viewed({**state, "compaction": told}, trend, 200, 60, Choice())
+    assert "9.0 MB in blocks" in shown
+    assert "compactor 0" in shown
+    assert "12 channels" in shown
 
 
 def test_a_sparkline_shows_the_newest_values_against_the_largest():

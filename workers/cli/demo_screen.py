@@ -97,4 +97,6 @@ def _work(process: dict[str, Any]) -> str:
             return f"{process['events']:,} events, {process['entries']:,} entries, lag {process['lag']:,}"
         case "batch_writer":
             return f"{process['batches']:,} batches, {process['channels']:,} appends, ring {process['ring_fill']:,} B"
+        case "compactor":
+            return f"{process['compacted']:,} channels compacted"
     return "leases"

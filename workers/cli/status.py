@@ -18,6 +18,7 @@ from channelindex.stores.records import QUARANTINE_DOCUMENTS
 from coordinator.cluster_state import ClusterState, MemberState, PartitionState, read_cluster
 from coordinator.lease_redis import connect
 from workers.cli import index_lag, options, output
+from workers.cli.compaction_state import compaction_line, describe_compaction
 from workers.cli.index_lag import BucketHighSeqnos
 from workers.cli.node_state import describe_node, tinted
 
@@ -112,6 +113,7 @@ class StatusReader:
             "lag": index_lag.describe_lag(nodes, partitions, self.stable(), high)
             | {"bucket_error": self._bucket.error or None},
             "store": {"read_ms": round(read_ms, 1), "memory_bytes": self._memory_bytes()},
+            "compaction": describe_compaction(nodes),
             "nodes": nodes,
             "partitions": partitions,
             "unowned": list(cluster.missing),
@@ -173,6 +175,7 @@ def _print(state: dict[str, Any]) -> None:
     output.line(f"source bucket {index['source_uuid']}")
     output.line(f"stable {index['stable']} (sum of seqnos), quarantined {index['quarantined']}")
     output.line(index_lag.lag_line(state["lag"], sum(n["status"].get("rate", 0) for n in state["nodes"] if n["heard"])))
+    output.line(compaction_line(state["compaction"]))
     if state["lag"]["bucket_error"]:
         output.line(f"the lag is what nodes report; the bucket was not asked: {state['lag']['bucket_error']}")
     if index["in_quarantine"]:

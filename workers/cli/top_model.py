@@ -5,13 +5,14 @@ from collections.abc import Callable, Mapping, Sequence
 from heapq import nlargest, nsmallest
 from typing import Any, NamedTuple
 
-from workers.telemetry.board import BATCH_WRITER, FEED_WORKER
+from workers.telemetry.board import BATCH_WRITER, COMPACTOR, FEED_WORKER
 from workers.telemetry.hot_channels import HotChannel, top_channels
 
 WINDOW_S = 5.0
 HISTORY = 200
 """Updates that are remembered for the sparklines: as many as the widest terminal shows."""
 SILENT_S = 5.0
+_SHOWN_ROLES = (FEED_WORKER, BATCH_WRITER, COMPACTOR)
 
 State = Mapping[str, Any]
 """As `channelindex status --json` prints it."""
@@ -92,7 +93,7 @@ def processes(state: State, sort: str = "ring", cpu_by_pid: Mapping[int, float] 
     time.
     """
     reported = [(node["node"], process) for node in nodes(state) if node["heard"] for process in _processes_of(node)]
-    workers = [(name, process) for name, process in reported if process["role"] in {FEED_WORKER, BATCH_WRITER}]
+    workers = [(name, process) for name, process in reported if process["role"] in _SHOWN_ROLES]
     cpu = cpu_by_pid or {}
     rank: Mapping[str, Callable[[State], float]] = {
         "ring": lambda process: -round(fill(process), 1),

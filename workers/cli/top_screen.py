@@ -12,10 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from workers.cli import top_model as top
+from workers.cli.compaction_state import compaction_line
 from workers.cli.node_state import DEAD, SILENT, state_of
 from workers.cli.top_keys import HELP, OVERVIEW, PARTITIONS, Choice
 from workers.cli.top_model import State, Trend
-from workers.telemetry.board import FEED_WORKER
+from workers.telemetry.board import BATCH_WRITER, COMPACTOR, FEED_WORKER
 
 WIDE = 120
 """Columns from which processes and hot channels fit beside each other."""
@@ -38,6 +39,7 @@ _NARROW_NAME, _MEDIUM_NAME, _LONGEST_CHANNEL = 12, 18, 40
 _CHANNEL_NUMBERS = 44
 """Largest width of the numbers of a hot channel."""
 _GUTTER = 3
+_SHORT_ROLES = {FEED_WORKER: "feed", BATCH_WRITER: "writer", COMPACTOR: "compactor"}
 _HOT_COLUMNS = 60
 """Width of the hot channels beside the processes."""
 
@@ -86,7 +88,7 @@ def _keys(view: Choice) -> Text:
 
 
 def _history(state: State, trend: Trend, width: int, height: int) -> list[Text]:
-    """Sparklines of the last updates, and the store; nothing on a low terminal."""
+    """Sparklines of the last updates, the store and its compaction; nothing on a low terminal."""
     if height < ROOMY or len(trend.rates) < 2:
         return []
     store = state.get("store", {})
@@ -98,7 +100,7 @@ def _history(state: State, trend: Trend, width: int, height: int) -> list[Text]:
     text.append(f"   store {store.get('read_ms', 0):.0f} ms", style="dim")
     if store.get("memory_bytes"):
         text.append(f", {_short_bytes(store['memory_bytes'])}", style="dim")
-    return [text]
+    return [text, Text(compaction_line(state.get("compaction")), style="dim")]
 
 
 def _room(height: int, width: int, n_nodes: int, n_processes: int) -> _Room:
@@ -194,9 +196,8 @@ def _processes(workers: Sequence[top.Worker], trend: Trend, width: int, rows: in
     for name, process in workers[:n_shown]:
         is_feed = process["role"] == FEED_WORKER
         ring = top.fill(process)
-        work = f"{_short(process['events'])} changes" if is_feed else f"{_short(process['batches'])} batches"
         cells = [
-            Text(f"{'feed' if is_feed else 'writer'} {process['number']}"),
+            Text(f"{_SHORT_ROLES[process['role']]} {process['number']}"),
             Text(name),
             Text(str(process["pid"])),
             Text(_age(process["age_s"])),
@@ -204,7 +205,9 @@ def _processes(workers: Sequence[top.Worker], trend: Trend, width: int, rows: in
             Text(_short_bytes(process.get("memory_bytes", 0))),
             Text(f"{ring:.0%}" if is_feed else "", style=_style(ring, _WARN_FILL, _BAD_FILL)),
             _number(process.get("lag")) if is_feed else Text(""),
-            Text(f"stalled {process['silent_s']:.0f} s", style="red") if top.is_stalled(process) else Text(work),
+            Text(f"stalled {process['silent_s']:.0f} s", style="red")
+            if top.is_stalled(process)
+            else Text(_work(process)),
             Text(str(process["store_errors"]), style="yellow" if process["store_errors"] else ""),
             Text(str(process["restarts"]), style="yellow" if process["restarts"] else ""),
         ]
@@ -212,6 +215,15 @@ def _processes(workers: Sequence[top.Worker], trend: Trend, width: int, rows: in
     if n_shown < len(workers):
         table.add_row(Text(f"… {len(workers) - n_shown} more", style="dim"))
     return table
+
+
+def _work(process: State) -> str:
+    """What the process has done in this life."""
+    if process["role"] == FEED_WORKER:
+        return f"{_short(process['events'])} changes"
+    if process["role"] == COMPACTOR:
+        return f"{_short(process['compacted'])} channels"
+    return f"{_short(process['batches'])} batches"
 
 
 def _cpu(share: float | None) -> Text:

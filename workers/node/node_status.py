@@ -10,7 +10,7 @@ import msgspec
 from channelindex import kernel
 from coordinator.keeper_link import KeeperReport
 from workers.node.child_slot import ChildSlot
-from workers.telemetry.board import BATCH_WRITER, FEED_WORKER, Board, Row
+from workers.telemetry.board import BATCH_WRITER, COMPACTOR, FEED_WORKER, Board, Row
 from workers.telemetry.health import lag_s_of
 from workers.telemetry.process_use import process_use
 
@@ -63,6 +63,7 @@ def _process(slot: ChildSlot, board: Board) -> dict[str, Any]:
     silent_s = max(0.0, (time.monotonic_ns() - words.pop("beat_ns")) / 1e9)
     cpu_s, memory_bytes = process_use(words["pid"])
     oldest_s = lag_s_of(words.pop("oldest_ns", 0), time.monotonic_ns())
+    oldest_due_s = lag_s_of(words.pop("oldest_due_ns", 0), time.monotonic_ns())
     return {
         "role": slot.role,
         "number": slot.number,
@@ -75,6 +76,7 @@ def _process(slot: ChildSlot, board: Board) -> dict[str, Any]:
         "memory_bytes": memory_bytes,
         **words,
         **({"hottest": _hottest(board, slot.number)} if slot.role == BATCH_WRITER else {}),
+        **({"oldest_due_s": round(oldest_due_s, 1)} if slot.role == COMPACTOR else {}),
     }
 
 

@@ -79,6 +79,18 @@ ALERTS = (
         "`compaction.cpu_share` too small, or the log line `compaction.skipped` names a damaged channel: repair it.",
     ),
     Alert(
+        "CompactionSkips", "sum by (instance) (increase(channelindex_compaction_skipped_total[1h])) > 0", "0m",
+        "warning", "Channels cannot be compacted: they are damaged, or too large.",
+        "The log line `compaction.skipped` names channel and reason. Damaged: `channelindex repair --channel C`.",
+    ),
+    Alert(
+        "CompactionRefused",
+        "sum(increase(channelindex_compaction_refused_total[1h])) "
+        "> sum(increase(channelindex_compaction_channels_total[1h])) + 10",
+        "0m", "warning", "Most compactions come to nothing: the nodes compact the same channels at the same time.",
+        "Set `workers.compactors` to 0 on some nodes.",
+    ),
+    Alert(
         "Quarantined", "sum by (instance) (increase(channelindex_feed_quarantined_total[1h])) > 0", "0m", "warning",
         "Documents could not be decoded. They are in no channel.",
         "`channelindex quarantine list` prints keys and reasons; fix the documents and save them again.",
