@@ -20,8 +20,6 @@ from tests.support.node import until
 from tests.support.profiles import examples
 from tests.support.served import Documents, Service, raw
 
-pytestmark = pytest.mark.timeout(120)
-
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[EmbeddedRedis]:

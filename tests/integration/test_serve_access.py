@@ -24,8 +24,6 @@ from tests.support.served import Documents, Service, raw
 from workers.serving.feed_connection import Door
 from workers.serving.service import doors
 
-pytestmark = pytest.mark.timeout(120)
-
 
 @pytest.fixture(scope="module")
 def store() -> Iterator[EmbeddedRedis]:
@@ -328,6 +326,17 @@ def test_a_service_that_would_let_strangers_in_or_nobody_does_not_start(
     assert why in done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("channelindex: ")
+
+
+def test_a_service_whose_address_is_taken_says_so_and_ends(
+    store: EmbeddedRedis, documents: Documents, tmp_path: Path
+) -> None:
+    service = Service(tmp_path, store.url, documents.index.name)
+    taken = service.port
+    with socket.create_server(("127.0.0.1", taken)), service.start():
+        assert service.port != taken, "it was begun anew elsewhere"
+        assert service.changes(channels="orders").status == 200
+    assert f"cannot listen on 127.0.0.1:{taken}: Address already in use" in service.log.read_text()
 
 
 def test_a_file_of_tokens_that_others_could_read_is_refused(

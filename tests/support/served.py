@@ -48,6 +48,7 @@ class Service:
             **{f"CHANNELINDEX_{key.upper()}": str(value) for key, value in settings.items()},
         }
         self._process: subprocess.Popen[bytes] | None = None
+        self._has_listened = False
 
     @property
     def url(self) -> str:
@@ -59,8 +60,22 @@ class Service:
         return self._process.pid
 
     def start(self) -> Self:
+        """Start it, and wait until it says that it listens; another program may have that port of ours by then."""
+        while not self._has_started():
+            assert not self._has_listened, f"port {self.port} was taken while the service was away"
+            self._listen_on(free_port())
+        self._has_listened = True
+        return self
+
+    def _listen_on(self, port: int) -> None:
+        self.port = port
+        self.environ["CHANNELINDEX_SERVE_LISTEN"] = f"127.0.0.1:{port}"
+
+    def _has_started(self) -> bool:
+        """False if its port is taken. What it says is waited for: whoever has the port would answer, too."""
+        begin = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
+            self._process = process = subprocess.Popen(
                 [sys.executable, "-m", "channelindex", "serve"],
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -68,14 +83,18 @@ class Service:
                 cwd=self.log.parent,
                 start_new_session=True,
             )
-        until(self._answers, "the service to listen")
-        return self
 
-    def _answers(self) -> bool:
-        assert self._process
-        assert self._process.poll() is None, self.log.read_text()[-3000:]
-        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 5):
-            return True
+        def said() -> str:
+            return self.log.read_bytes()[begin:].decode()
+
+        try:
+            until(lambda: "event=serve.started" in said() or process.poll() is not None, "the service to listen")
+            if "event=serve.started" in said():
+                return True
+            assert f"cannot listen on 127.0.0.1:{self.port}: Address already in use" in said(), said()[-6000:]
+        except BaseException:
+            self._end()
+            raise
         return False
 
     def stop(self, signum: signal.Signals = signal.SIGTERM) -> int:
@@ -83,15 +102,18 @@ class Service:
         self._process.send_signal(signum)
         return self._process.wait(DEADLINE_S)
 
+    def _end(self) -> None:
+        if self._process and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait(DEADLINE_S)
+
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait(DEADLINE_S)
+        self._end()
         if error is not None and self.log.exists():
             print(f"--- log of the service, last lines\n{self.log.read_text()[-6000:]}")
 
