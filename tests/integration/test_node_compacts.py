@@ -64,7 +64,13 @@ def test_a_node_compacts_what_it_writes_and_readers_are_told_the_same(bucket, tm
 
         until(is_compacted, "channels to be compacted")
         with closing(StatusReader(load_config(node.config, {}, {}))) as status:
-            until(lambda: (status.read()["compaction"] or {"compacted": 0})["compacted"] > 0, "the node to tell of it")
+
+            def is_told() -> bool:
+                write(20)
+                compaction = status.read()["compaction"]
+                return bool(compaction and compaction["compacted"])
+
+            until(is_told, "the node to tell of it")
         (compactor,) = node.children("compactor")
         compactor.send_signal(signal.SIGKILL)
         before = generations()
