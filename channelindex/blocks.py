@@ -39,6 +39,8 @@ PACKED = 255
 _FRAME = struct.Struct(">BIIQ")
 _EPOCH_OFFSET = 9
 _ENTRY = struct.Struct(">HQHBB")
+_ENTRY_SIZES = struct.Struct(">HQ2xBB")
+"""The same without the flags."""
 _PACKED_REV = struct.Struct(">I16s")
 PACKED_REV_BYTES = _PACKED_REV.size
 _PAIR = struct.Struct(">HQ")
@@ -218,19 +220,32 @@ def pack_pairs(clock: Mapping[int, int]) -> bytes:
     return b"".join(_PAIR.pack(vb, seqno) for vb, seqno in sorted(clock.items()))
 
 
+def pack_clock(frames: bytes) -> bytes:
+    """The clock in *frames*, as pairs. The compiled kernel has a function like it, which leaves damaged ones to this.
+
+    Raises:
+        IndexCorrupt: see `fold_clock`.
+    """
+    return pack_pairs(fold_clock(frames))
+
+
 def unpack_pairs(pairs: bytes) -> dict[int, int]:
     """The clock in *pairs*, by maximum where a vbucket occurs twice.
 
     Raises:
         IndexCorrupt: the length is no multiple of PAIR_BYTES.
     """
+    clock: dict[int, int] = {}
+    _add_pairs(clock, pairs)
+    return clock
+
+
+def _add_pairs(clock: dict[int, int], pairs: bytes) -> None:
     if len(pairs) % PAIR_BYTES:
         raise IndexCorrupt(f"clock pairs of {len(pairs)} bytes, no multiple of {PAIR_BYTES}")
-    clock: dict[int, int] = {}
     for vb, seqno in _PAIR.iter_unpack(pairs):
         if seqno > clock.get(vb, -1):
             clock[vb] = seqno
-    return clock
 
 
 def fold_clock(frames: bytes, limit: Callable[[int, int], int] | None = None) -> dict[int, int]:
@@ -244,25 +259,26 @@ def fold_clock(frames: bytes, limit: Callable[[int, int], int] | None = None) ->
     """
     clock: dict[int, int] = {}
     for kind, epoch, body in iter_frames(frames):
-        of_frame = unpack_pairs(body) if kind == HEADER else _clock_of_entries(body)
-        for vb, seqno in of_frame.items():
-            lowered = seqno if limit is None else min(seqno, limit(epoch, vb))
-            if lowered > clock.get(vb, -1):
-                clock[vb] = lowered
+        of_frame = clock if limit is None else {}
+        _add_pairs(of_frame, body) if kind == HEADER else _add_entries(of_frame, body)
+        if limit is not None:
+            for vb, seqno in of_frame.items():
+                lowered = min(seqno, limit(epoch, vb))
+                if lowered > clock.get(vb, -1):
+                    clock[vb] = lowered
     return clock
 
 
-def _clock_of_entries(body: bytes) -> dict[int, int]:
-    clock: dict[int, int] = {}
+def _add_entries(clock: dict[int, int], body: bytes) -> None:
+    unpack, seqno_of = _ENTRY_SIZES.unpack_from, clock.get
     offset, end = 0, len(body)
     try:
         while offset < end:
-            vb, seqno, _, key_size, rev_size = _ENTRY.unpack_from(body, offset)
-            offset += _ENTRY.size + key_size + (PACKED_REV_BYTES if rev_size == PACKED else rev_size)
-            if seqno > clock.get(vb, -1):
+            vb, seqno, key_size, rev_size = unpack(body, offset)
+            offset += ENTRY_HEAD_BYTES + key_size + (PACKED_REV_BYTES if rev_size == PACKED else rev_size)
+            if seqno > seqno_of(vb, -1):
                 clock[vb] = seqno
     except struct.error as error:
         raise IndexCorrupt(f"entry at byte {offset} of {end} is cut off") from error
     if offset > end:
         raise IndexCorrupt(f"the last entry ends {offset - end} bytes after its frame")
-    return clock

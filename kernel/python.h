@@ -28,6 +28,7 @@ PyObject *take_documents(PyObject *module, PyObject *args);
 PyObject *merge_payloads(PyObject *module, PyObject *args);
 PyObject *blind_appends(PyObject *module, PyObject *args);
 PyObject *append_arguments(PyObject *module, PyObject *args);
+PyObject *pack_clock(PyObject *module, PyObject *frames);
 
 /* The removals that a document brings and the index has not had: `RemovalMemory.due`, on the same table. */
 typedef struct {

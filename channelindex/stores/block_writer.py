@@ -25,7 +25,7 @@ from itertools import islice
 from typing import NamedTuple, Protocol
 
 from channelindex import kernel
-from channelindex.blocks import ENTRIES, HEADER, fold_clock, pack_frame, pack_pairs
+from channelindex.blocks import ENTRIES, HEADER, pack_clock, pack_frame
 from channelindex.errors import BlockGone, IndexCorrupt, RequestTooLarge
 from channelindex.stores.active import ActiveBlock, ActiveBlocks
 from channelindex.stores.base import BlockRef, ChannelAppend, Directory, GroupState
@@ -160,6 +160,7 @@ class BlockWriter:
         self._limit = CallLimit(MAX_CALL_BYTES)
         compiled = kernel.chosen()
         self._blind_appends = blind_appends if compiled is None else compiled.blind_appends
+        self._compiled = compiled
         self._in_flight: Sequence[ChannelAppend] = ()
         """The entries that the last call of the store had to append."""
         self.n_block_lookups = 0
@@ -233,7 +234,7 @@ class BlockWriter:
                 if state is None or state.directory[:2] != (active.number, append.epoch):
                     unknown.append(append)
                 else:
-                    moves.append(_move(append, state, active.limit))
+                    moves.append(self._move_of(append, state, active.limit))
                     active.limit = full_at(state.live, self._block_bytes)
                     moving.append((append, active))
             happened = self._operations.move(moves) if moves else ()
@@ -244,6 +245,13 @@ class BlockWriter:
                     known.append((append, active))
                 else:
                     unknown.append(append)
+
+    def _move_of(self, append: ChannelAppend, state: GroupState, block_bytes: int) -> Move:
+        if state.tail is None:
+            block = BlockRef(append.channel, append.group, state.directory.number)
+            raise IndexCorrupt(f"block {block.key} is gone: the store has lost data")
+        pairs = None if self._compiled is None else self._compiled.pack_clock(state.frames)
+        return _move(append, state, pack_clock(state.frames) if pairs is None else pairs, block_bytes)
 
     def _append(self, known: list[_Known]) -> None:
         n_done = 0
@@ -331,14 +339,12 @@ def _first_header(epoch: int) -> bytes:
     return pack_frame(HEADER, epoch, b"")
 
 
-def _move(append: ChannelAppend, state: GroupState, block_bytes: int) -> Move:
+def _move(append: ChannelAppend, state: GroupState, pairs: bytes, block_bytes: int) -> Move:
     """The clock frame has our epoch for older ones' seqnos, too: it may claim too much, never too little."""
     channel, group, epoch, _ = append
-    known, tail = state.directory, state.tail
-    if tail is None:
-        raise IndexCorrupt(f"block {BlockRef(channel, group, known.number).key} is gone: the store has lost data")
-    size = known.upto + len(tail)
-    clock = pack_frame(HEADER, epoch, pack_pairs(fold_clock(state.frames)))
+    known = state.directory
+    size = known.upto + len(state.tail or b"")
+    clock = pack_frame(HEADER, epoch, pairs)
     if size >= block_bytes:
         new = known._replace(number=known.number + 1, epoch=epoch, before=known.before + size, upto=len(clock))
     else:

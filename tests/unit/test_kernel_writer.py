@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channelindex import blocks, kernel
+from channelindex.errors import IndexCorrupt
+from channelindex.model import Entry
 from channelindex.stores.active import ActiveBlock
 from channelindex.stores.base import ChannelAppend
 from channelindex.stores.block_writer import BlindAppend, blind_appends
@@ -77,6 +79,48 @@ def test_damaged_payloads_are_never_merged_otherwise(seed: int) -> None:
     ]
     for _ in range(100):
         assert_equal([(0, [mutated(chance, seeds), chance.choice(seeds)])], {8})
+
+
+CLOCK_FRAMES = st.one_of(
+    st.tuples(
+        st.just(blocks.ENTRIES),
+        st.lists(
+            st.builds(
+                Entry,
+                st.sampled_from([0, 1, 63, 64, 1023, 65_535]),
+                NUMBERS,
+                st.binary(max_size=255),
+                st.sampled_from(["1-a", "7-" + "0a" * 16, "x" * 254]),
+                st.just(0),
+            ),
+            max_size=5,
+        ).map(lambda entries: b"".join(map(blocks.pack_entry, entries))),
+    ),
+    st.tuples(
+        st.just(blocks.HEADER), st.dictionaries(st.integers(0, 65_535), NUMBERS, max_size=5).map(blocks.pack_pairs)
+    ),
+)
+
+
+def clock_by_python(frames: bytes) -> bytes | None:
+    try:
+        return blocks.pack_clock(frames)
+    except IndexCorrupt:
+        return None
+
+
+@given(parts=st.lists(CLOCK_FRAMES, max_size=4), seed=st.integers(0, 1 << 32))
+def test_clocks_are_equal_and_damage_is_left_to_python(parts: list[tuple[int, bytes]], seed: int) -> None:
+    module = kernel._found().compiled
+    assert module is not None
+    frames = b"".join(blocks.pack_frame(kind, 7, body) for kind, body in parts)
+    assert module.pack_clock(frames) == clock_by_python(frames) is not None
+    if frames:
+        damaged = mutated(random.Random(seed), [frames])
+        assert module.pack_clock(damaged) == clock_by_python(damaged)
+    for kind, body in parts:  # a checksum that fits what is cut off within
+        cut = blocks.pack_frame(kind, 7, body[: len(body) - seed % 30])
+        assert module.pack_clock(cut) == clock_by_python(cut)
 
 
 ENTRIES = st.binary(max_size=400) | st.sampled_from([b"x" * 5000, b""])
