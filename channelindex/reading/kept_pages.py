@@ -21,11 +21,22 @@ _Key = tuple[Query, str, int | None]
 """(query, the token at which the next page begins, its limit)."""
 
 
-class _NextPages(NamedTuple):
+class NextPages(NamedTuple):
+    """The pages that follow an answer, all as of *snapshot*."""
+
     snapshot: IndexSnapshot
     pages: Iterator[Changes]
     n_documents: int
     until: float
+
+    def next(self, now: IndexSnapshot) -> Changes | None:
+        """The next page; None if there is none, or if it is the last and the stable clock has moved until *now*.
+
+        Who is told that nothing follows takes the answer for complete: what was stable before the call is in it.
+        """
+        page = next(self.pages, None)
+        is_complete = page is None or page.pending or self.snapshot.stable == now.stable
+        return page if is_complete else None
 
 
 class KeptPages:
@@ -34,26 +45,26 @@ class KeptPages:
     def __init__(self, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._monotonic = monotonic
         self._lock = threading.Lock()
-        self._kept: OrderedDict[_Key, _NextPages] = OrderedDict()
+        self._kept: OrderedDict[_Key, NextPages] = OrderedDict()
         self._n_documents = 0
 
-    def take(self, query: Query, since: str, limit: int | None, now: IndexSnapshot) -> Iterator[Changes] | None:
-        """The pages that follow the token *since*; None if they are not there, or not all visible *now*.
+    def take(self, query: Query, since: str, limit: int | None, now: IndexSnapshot) -> NextPages | None:
+        """The pages that follow the token *since*; None if they are not there, too old, or not all visible *now*.
 
         Nothing is taken back but by the begin of an epoch. What is newer than they are comes after them.
         """
         with self._lock:
             kept = self._pop((query, since, limit))
-        if kept is None or (kept.snapshot.meta, kept.snapshot.epochs) != (now.meta, now.epochs):
+        if kept is None or kept.until <= self._monotonic():
             return None
-        return kept.pages
+        return kept if (kept.snapshot.meta, kept.snapshot.epochs) == (now.meta, now.epochs) else None
 
     def keep(
         self, query: Query, page: Changes, limit: int | None, snapshot: IndexSnapshot, pages: Iterator[Changes]
     ) -> None:
         """Keep *pages*, those after *page* of a read as of *snapshot*. The longest unused are forgotten."""
         now = self._monotonic()
-        kept = _NextPages(snapshot, pages, min(page.pending, READ_AHEAD), now + KEPT_S)
+        kept = NextPages(snapshot, pages, min(page.pending, READ_AHEAD), now + KEPT_S)
         with self._lock:
             self._pop((query, page.since, limit))
             self._kept[query, page.since, limit] = kept
@@ -70,7 +81,7 @@ class KeptPages:
             self._kept.clear()
             self._n_documents = 0
 
-    def _pop(self, key: _Key) -> _NextPages | None:
+    def _pop(self, key: _Key) -> NextPages | None:
         kept = self._kept.pop(key, None)
         if kept is not None:
             self._n_documents -= kept.n_documents

@@ -98,9 +98,11 @@ class ChangesReader:
     def page(self, query: Query, since: str | None, limit: int | None) -> Changes:
         """The page at *since*. If another is to follow, what was read of it is kept."""
         snapshot = self.snapshot()
-        pages = self._kept_pages.take(query, since, limit, snapshot) if since else None
-        page = None if pages is None else next(pages, None)
-        if pages is None or page is None:
+        kept = self._kept_pages.take(query, since, limit, snapshot) if since else None
+        page = kept.next(snapshot) if kept else None
+        if kept and page:
+            snapshot, pages = kept.snapshot, kept.pages
+        else:
             pages = read_pages(self._store, snapshot, query, since, limit, self._on_corrupt, READ_AHEAD)
             page = next(pages)
         if page.pending:

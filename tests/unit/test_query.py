@@ -63,7 +63,7 @@ def test_pages_bring_what_one_unlimited_answer_brings(writes, reads, active_only
         bucket, reader = Bucket(index), ChangesReader(index.reader)
         for write in writes[:10]:
             bucket.write(*write)
-        since = since and reader.changes(CHANNELS, None, 2, **asked).since
+        since = since and ChangesReader(index.reader).changes(CHANNELS, None, 2, **asked).since  # keeps its own pages
         for write in writes[10:]:
             bucket.write(*write)
         whole = reader.changes(CHANNELS, since, **asked)
