@@ -9,6 +9,8 @@ class Backoff:
     __slots__ = ("_first_s", "_max_s", "failures")
 
     def __init__(self, first_s: float, max_s: float) -> None:
+        assert first_s > 0
+        assert max_s > 0
         self._first_s = first_s
         self._max_s = max_s
         self.failures = 0

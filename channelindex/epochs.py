@@ -6,6 +6,7 @@ Why this makes late writes and rolled-back histories harmless: docs/design/001-e
 
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from channelindex.errors import IndexCorrupt, StaleEpoch
@@ -62,9 +63,25 @@ class PartitionRecord(NamedTuple):
         """The partition's vbuckets, ascending."""
         return range(self.first_vb, self.first_vb + len(self.checkpoints))
 
+    def check(self) -> None:
+        """Assert what holds after every step of an owner, of a compactor, and of a rollback."""
+        width = len(self.checkpoints)
+        epochs = [start.epoch for start in self.history]
+        assert width > 0
+        assert all(one < after for one, after in pairwise(epochs)), "the history is ascending"
+        assert not epochs or self.archived < epochs[0], "what is archived is older than the history"
+        assert not epochs or epochs[-1] == self.epoch, "the present epoch has a start"
+        assert all(len(start.starts) == width for start in self.history), "a start for each vbucket"
+        assert len(self.compacted_through) in {0, width}, "one for each vbucket, or 0 everywhere"
+        assert len(self.restarting) in {0, width}, "one for each vbucket, or 0 everywhere"
+        for checkpoint in self.checkpoints:
+            assert checkpoint.snap_start <= checkpoint.seqno <= checkpoint.snap_end, "it lies in its snapshot"
+
 
 def new_record(first_vb: int, n_vbuckets: int) -> PartitionRecord:
     """The record of a partition that nobody has owned yet."""
+    assert first_vb >= 0
+    assert n_vbuckets > 0
     return PartitionRecord(first_vb, 0, "", (ORIGIN,) * n_vbuckets, ())
 
 
@@ -201,6 +218,7 @@ def fall_back(whole: PartitionRecord, moments: Sequence[Moment]) -> dict[int, Ch
     *whole* is the partition's whole record. Of a vbucket that a later start took back below a moment, an older moment
     is true, or the beginning. A vbucket that is not further yet is left out.
     """
+    assert all(one.time_ms <= after.time_ms for one, after in pairwise(moments)), "a timeline is ascending"
     bounds = Bounds(whole)
     lowered: dict[int, Checkpoint] = {}
     for index, (vb, stable) in enumerate(zip(whole.vbuckets, whole.stable, strict=True)):
@@ -260,6 +278,7 @@ class Bounds:
     def __init__(self, record: PartitionRecord) -> None:
         self._record = record
         self._epochs = [start.epoch for start in record.history]
+        assert all(one < after for one, after in pairwise(self._epochs)), "a history is ascending"
         no_bound = (NO_BOUND,) * len(record.checkpoints)
         suffix_minima = [no_bound]
         for start in reversed(record.history):

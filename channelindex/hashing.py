@@ -29,6 +29,8 @@ def shard_of(name: str, n_shards: int) -> int:
 
 def group_of(partitions: Iterable[int], n_partitions: int) -> str:
     """The stable name of a set of partitions: 16 hex digits, the same in every process and life."""
-    bitmap = sum(1 << partition for partition in set(partitions))
+    partitions = set(partitions)
+    assert all(0 <= partition < n_partitions for partition in partitions)
+    bitmap = sum(1 << partition for partition in partitions)
     digest = bitmap.to_bytes((n_partitions + 7) // 8, "big")
     return f"{zlib.crc32(digest):08x}{zlib.crc32(digest[::-1] + b'g'):08x}"

@@ -297,6 +297,8 @@ def _iter_xattrs(value: bytes, section_end: int) -> Iterator[tuple[str, bytes]]:
 
 def join_xattrs(xattrs: Iterable[tuple[str, bytes]], body: bytes) -> bytes:
     """Build a value with an xattr section: the inverse of `split_xattrs`."""
+    xattrs = [*xattrs]
+    assert not any("\0" in name for name, _ in xattrs), "a zero byte ends a name"
     pairs = b"".join(
         (len(name.encode()) + len(text) + 2).to_bytes(4, "big") + name.encode() + b"\0" + text + b"\0"
         for name, text in xattrs
@@ -306,6 +308,7 @@ def join_xattrs(xattrs: Iterable[tuple[str, bytes]], body: bytes) -> bytes:
 
 def pack_leb128(number: int) -> bytes:
     """Return *number* in unsigned LEB128, as it begins keys in collections: seven bits a byte, the lowest first."""
+    assert number >= 0, "unsigned"
     packed = bytearray()
     while number > 0x7F:
         packed.append(number & 0x7F | 0x80)

@@ -10,6 +10,7 @@ was not stable, whatever the moment says.
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from channelindex.model import Checkpoint
@@ -37,6 +38,7 @@ class Moment(NamedTuple):
 def with_moment(moments: Sequence[Moment], new: Moment) -> list[Moment]:
     """*moments* with *new* behind them, at `next_time` at the earliest, and without those that it supersedes."""
     times_ms = [moment.time_ms for moment in moments]
+    assert _is_ascending(times_ms)
     new = new._replace(time_ms=next_time(times_ms, new.time_ms))
     gone = set(superseded(times_ms, new.time_ms))
     return [*(moment for position, moment in enumerate(moments) if position not in gone), new]
@@ -44,6 +46,7 @@ def with_moment(moments: Sequence[Moment], new: Moment) -> list[Moment]:
 
 def newest_before(moments: Sequence[Moment], time_ms: int) -> Moment | None:
     """The newest of *moments*, which are ascending, that is not after *time_ms*; None where none is."""
+    assert _is_ascending([moment.time_ms for moment in moments])
     n_before = bisect_right(moments, time_ms, key=lambda moment: moment.time_ms)
     return moments[n_before - 1] if n_before else None
 
@@ -54,6 +57,7 @@ def surviving(moments: Sequence[Moment], marks_by_slot: Sequence[Mapping[int, in
     *marks_by_slot* are the newest numbers that each slot has, by epoch. What was stable at that moment is all there,
     and so is what was stable before it.
     """
+    assert _is_ascending([moment.time_ms for moment in moments])
     for n_left in range(len(moments), 0, -1):
         _, epoch, mark, _ = moments[n_left - 1]
         if mark and all(marks.get(epoch, 0) >= mark for marks in marks_by_slot):
@@ -73,6 +77,7 @@ def superseded(times_ms: Sequence[int], now_ms: int) -> list[int]:
     oldest goes when the one after it is older than KEPT_MS.
     """
     assert all(time_ms <= now_ms for time_ms in times_ms), "see `next_time`"
+    assert _is_ascending(times_ms)
     gone: list[int] = []
     kept: list[int] = []
     for position, time_ms in enumerate(times_ms):
@@ -84,3 +89,7 @@ def superseded(times_ms: Sequence[int], now_ms: int) -> list[int]:
     while len(kept) > 1 and now_ms - times_ms[kept[1]] > KEPT_MS:
         gone.append(kept.pop(0))
     return sorted(gone)
+
+
+def _is_ascending(times_ms: Sequence[int]) -> bool:
+    return all(one <= after for one, after in pairwise(times_ms))

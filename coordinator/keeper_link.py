@@ -157,11 +157,15 @@ class KeeperLink(SocketEnd):
         self._flush()
 
     def _flush(self) -> None:
+        assert not self._unsent or self._unsent.number == self._n_sent + 1, (
+            "orders arrive in the order of their numbers"
+        )
         if self._unsent and self.send(msgspec.msgpack.encode(self._unsent)):
             self._n_sent = self._unsent.number
             self._unsent = None
 
     def _without_released(self, held: KeeperReport) -> KeeperReport:
+        assert held.last_order <= self._n_sent, "it has read what was never sent"
         self._order_by_released = {
             partition: order for partition, order in self._order_by_released.items() if order > held.last_order
         }

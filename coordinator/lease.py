@@ -48,6 +48,8 @@ class LeaseBook:
     """
 
     def __init__(self, timing: LeaseTiming) -> None:
+        budget_s = ATTEMPTS * timing.period_s + timing.request_timeout_s + timing.margin_s
+        assert 0 < budget_s < timing.ttl_s, "see `LeaseTiming`"
         self._timing = timing
         self._deadline_by_partition: dict[int, float] = {}
 

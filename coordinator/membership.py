@@ -33,6 +33,8 @@ class Membership:
         max_moves: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        assert n_partitions > 0
+        assert max_moves > 0, "nothing would ever move"
         self._ticker = ticker
         self._identity = identity
         self._n_partitions = n_partitions
@@ -80,6 +82,7 @@ class Membership:
     def release(self, partitions: Iterable[int]) -> None:
         """Release *partitions*, which were drained, with the next tick."""
         given = set(partitions)
+        assert all(0 <= partition < self._n_partitions for partition in given)
         self._to_release |= given
         self.book.give_up(given)
 
@@ -104,6 +107,17 @@ class Membership:
             self._plan()
         self._wake_others(freed, joined)
         return self._until_next(answer)
+
+    def check(self) -> None:
+        """Assert what holds after every tick that was answered."""
+        held = self._view.held_by(self._identity.node)
+        assert self.book.held(self._clock()).keys() <= set(held), "we work on what Redis says is ours, and nothing else"
+        assert set(self.wanted_releases) <= set(held), "only what is ours can be released"
+        assert self.leaving or len(self.wanted_releases) <= self._max_moves
+        assert self.free_since.keys().isdisjoint(self._view.leases), "what is owned is not free"
+        assert all(0 <= partition < self._n_partitions for partition in self.free_since)
+        assert not self._to_release, "the tick that was answered released it"
+        assert not self.has_left or not self.book.held(self._clock())
 
     def _ask(self, take: Iterable[int]) -> TickAnswer:
         sent_at = self._clock()
@@ -130,6 +144,9 @@ class Membership:
         return answer
 
     def _see(self, view: View, version: int) -> None:
+        names = [member.node for member in view.live]
+        assert len(names) == len(set(names)), "a node is a member once"
+        assert len(view.leases) == sum(len(member.partitions) for member in view.live), "a partition has one owner"
         self._view, self._version = view, version
         self._target = view.target(self._n_partitions)
         leases, now = view.leases, self._clock()
@@ -178,6 +195,7 @@ class Membership:
     def _until_next(self, answer: TickAnswer) -> float:
         """Seconds until the next tick: a period, or less where a peer has missed its renewal and its leases expire."""
         wait_s = self.timing.period_s * (1 - JITTER * random.random())
+        assert 0 < wait_s <= self.timing.period_s, "a lease is renewed in time"
         if answer.next_end_ms < 0:
             return wait_s
         spread_s = min(EXPIRY_SPREAD_S, EXPIRY_SPREAD_S_PER_NODE * self.n_members)

@@ -69,6 +69,7 @@ def target(
     *leases* maps a partition to the node that holds it; one that is absent, or held by no member, is free. *homes* maps
     a partition to the node that had it before that node went, for as long as this is remembered.
     """
+    assert n_partitions > 0
     by_name = {member.node: member for member in sorted(members)}
     assert all(member.weight > 0 for member in by_name.values())
     held_by_node: dict[str, list[int]] = {node: [] for node in by_name}
@@ -115,6 +116,8 @@ def _excess(node: str, held: Sequence[int], n: int, home_of: Mapping[int, str]) 
 
 def _takers(moving: Sequence[int], missing: dict[str, int], home_of: Mapping[int, str]) -> dict[str, list[int]]:
     """Distribute *moving* by node, where *missing* is the number that each needs: homecomers first, then runs."""
+    assert all(n >= 0 for n in missing.values())
+    assert not missing or sum(missing.values()) == len(moving), "what moves is what is missing elsewhere"
     taken_by: dict[str, list[int]] = {}
     homeless = []
     for partition in moving:

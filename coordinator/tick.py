@@ -14,6 +14,8 @@ FORGET_AFTER_S = 3600.0
 GRACE_S = 600.0
 """Default time for which a node that went is remembered as the home of its partitions."""
 
+RELEASE_REASONS = ("rebalance", "left", "drained")
+
 
 class Identity(msgspec.Struct, frozen=True):
     """Identifies a node to Redis. `incarnation` is unique to one run of it: a restart under the same name is another.
@@ -33,7 +35,7 @@ class Identity(msgspec.Struct, frozen=True):
 class TickRequest(msgspec.Struct, frozen=True):
     """A node's requests beyond the renewal. `take`: partitions to take if they are free.
 
-    `reason` of the releases: rebalance, left or drained. `known_version` is that of the newest view the node has.
+    `reason` of the releases: one of `RELEASE_REASONS`. `known_version` is that of the newest view the node has.
     """
 
     release: Sequence[int] = ()
@@ -131,6 +133,7 @@ class Ticker:
             AuthenticationFailed, CoordinationUnavailable: see `lease_redis.connect`.
         """
         assert set(request.take).isdisjoint(request.release), "what is released is not taken again by the same tick"
+        assert request.reason in RELEASE_REASONS
         reply, view = self._run("tick", self._arguments(request))
         return _decode_answer(reply), _decode_view(view) if view else None
 
@@ -149,6 +152,9 @@ class Ticker:
 
     def _arguments(self, request: TickRequest) -> tuple[object, ...]:
         me = self._identity
+        assert me.ttl_s > 0
+        assert me.weight > 0
+        assert me.incarnation != me.predecessor, "no run is the one before itself"
         return (
             me.node,
             me.incarnation,

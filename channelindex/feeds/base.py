@@ -102,6 +102,7 @@ def vbuuid_at(failover_log: FailoverLog, seqno: int) -> int:
     To resume within a snapshot, ask for the branch of the snapshot's end: a server rolls back a snapshot that ends
     beyond the end of the branch it is named with.
     """
+    assert failover_log, "there is always a branch of history"
     for vbuuid, branched_at in failover_log:
         if branched_at <= seqno:
             return vbuuid

@@ -45,6 +45,7 @@ def events(feed: EventSource, done: Callable[[], bool] = lambda: False) -> Itera
 
 
 def _read_until(feed: EventSource, done: Callable[[], bool], silence_timeout_s: float) -> Iterator[Sequence[Event]]:
+    assert silence_timeout_s > 0
     heard_at = time.monotonic()
     while not done():
         due = feed.tick(time.monotonic())

@@ -1,6 +1,7 @@
 """Tracks how far the feed of one vbucket is, and where it can be resumed without loss."""
 
 from collections import deque
+from itertools import pairwise
 
 from channelindex.feeds.base import FailoverLog, vbuuid_at
 from channelindex.model import ORIGIN, Checkpoint
@@ -27,6 +28,14 @@ class Position:
         self.snap_end = checkpoint.snap_end
         self.purge_seqno = checkpoint.purge_seqno
         self._complete_at = deque([checkpoint.snap_start], MAX_COMPLETE)
+
+    def check(self) -> None:
+        """Assert what holds after every event."""
+        assert self.failover_log, "there is always a branch of history"
+        assert self.snap_start <= self.seqno, "the snapshot began at what we had"
+        assert self._complete_at[0] <= self._complete_at[-1] <= self.seqno
+        assert all(one <= after for one, after in pairwise(self._complete_at)), "ascending"
+        assert self.checkpoint().seqno == self.seqno
 
     def enter_snapshot(self, snap_start: int, snap_end: int, purge_seqno: int | None = None) -> None:
         """Take a snapshot marker. One that reaches back to what we have goes on with the snapshot we are in."""

@@ -244,6 +244,8 @@ class IndexLife(RuleBasedStateMachine):
     @invariant()
     def index_says_what_the_source_said(self):
         records = self.store_reader.partition_records()
+        for record in records:
+            record.check()
         for channel in CHANNELS:
             expected = {entry for named, entry in self._expected() if named == channel}
             assert visible_entries(self.store_reader, channel, META.partition_width) == expected

@@ -40,6 +40,7 @@ class Rig:
         """One tick; how long the next may wait, and who was woken."""
         self.woken.clear()
         wait_s = node.tick()
+        node.check()
         return wait_s, list(self.woken)
 
     def give_back(self, node: Membership) -> list[str]:

@@ -105,6 +105,7 @@ class FeedRig:
         self.feed = FakeFeed()
         self.ring = Ring(1 << 16)
         self.bells = Bell(), Bell()
+        self.outbox = RingOutbox([self.ring], [self.bells[0]])
         self.ours, self.its = assignment_link(frozenset(partitions))
         board = Board(META.n_partitions)
         self.worker = FeedWorker(
@@ -114,7 +115,7 @@ class FeedRig:
             store=self.owner,
             feed=self.feed,
             new_builder=lambda checkpoints: RoundBuilder(Everything(), 1, checkpoints),
-            outbox=RingOutbox([self.ring], [self.bells[0]]),
+            outbox=self.outbox,
             space_bell=self.bells[1],
             stats=board.feeds[0],
             rows=board.partitions,
@@ -138,7 +139,7 @@ class FeedRig:
             self.worker._joiner.retry_at = 0.0
             self.worker._turn()
             self.worker.check()
-            self.ring.check()
+            self.outbox.check()
             self.ours.poll()
 
     def indexes(self, vb, seqno):

@@ -42,8 +42,17 @@ def ticker():
     return ScriptedTicker()
 
 
+class CheckedMembership(Membership):
+    """Asserts after every tick what has to hold then."""
+
+    def tick(self):
+        wait_s = super().tick()
+        self.check()
+        return wait_s
+
+
 def member(ticker, n_partitions=2):
-    return Membership(ticker, Identity("n1", "i1", TTL_S), n_partitions, 8, lambda: ticker.now)
+    return CheckedMembership(ticker, Identity("n1", "i1", TTL_S), n_partitions, 8, lambda: ticker.now)
 
 
 def test_lease_counts_from_before_the_request_was_sent(ticker):

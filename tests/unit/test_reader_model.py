@@ -296,6 +296,11 @@ class IndexMachine(RuleBasedStateMachine):
         return newest
 
     @invariant()
+    def records_agree_with_themselves(self):
+        for record in self.index.reader.partition_records():
+            record.check()
+
+    @invariant()
     def a_new_reader_is_told_exactly_the_bucket(self):
         for channels in (("A",), ("B", "C")):
             told = ChangesReader(self.index.reader).changes(channels).entries

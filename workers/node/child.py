@@ -38,6 +38,8 @@ class Child:
     """
 
     def __init__(self, role: str, pid: int, pidfd: int) -> None:
+        assert pid > 0
+        assert pidfd >= 0
         self.role = role
         self.pid = pid
         self.exit_code: int | None = None
@@ -76,6 +78,7 @@ def spawn(role: str, main: Callable[[StopFlag], int], keep: Iterable[HasFileno] 
         OSError: no process or no descriptor is to be had; no child is left.
     """
     kept_fds = {0, 1, 2, *(thing.fileno() for thing in keep)}
+    assert min(kept_fds) >= 0, "what is closed cannot be kept"
     sys.stdout.flush()
     sys.stderr.flush()
     parent = os.getpid()

@@ -69,6 +69,7 @@ class ChildSlot:
     def attach(self, child: Child, now: float, link: AssignmentLink | None = None) -> None:
         """Take *child* in. *link*: to assign partitions to it."""
         assert self.child is None, "the one before it is not reaped"
+        assert self.link is None, "and so is its link"
         self.stats.beat()  # what the one before it left there is no sign of death
         self.child = child
         self.link = link
@@ -79,6 +80,7 @@ class ChildSlot:
 
     def failed_to_start(self, error: OSError, now: float) -> None:
         """Note that no process is to be had, or no descriptor for it: try again later."""
+        assert self.child is None
         self._start_at = now + self._backoff.next_delay_s()
         _log.error("child.not_started", child=self.role, number=self.number, msg=str(error))
 
@@ -116,7 +118,13 @@ class ChildSlot:
         if self.link:
             self.link.close()
         self.child, self.link, self._kill_at = None, None, None
-        assert not self.partitions, "a dead child works on nothing"
         self.stats.set(pid=0, damaged=int(code == exits.CORRUPT))
         self.stats.add(restarts=0 if asked or code in AT_ONCE_CODES else 1)
+        self.check()
         return code
+
+    def check(self) -> None:
+        """Assert what holds after every step."""
+        assert self.link is None or self.child is not None, "only a child has a link"
+        assert self._kill_at is None or self.child is not None, "only a child can be stopping"
+        assert not self.partitions or self.child is not None, "a dead child works on nothing"

@@ -43,6 +43,7 @@ class UnownedAlarm:
     """Logs that partitions have had no owner for longer than any take-over lasts, and when that is over."""
 
     def __init__(self, ttl_s: float) -> None:
+        assert ttl_s > 0
         self._after_s = ttl_s + UNOWNED_SLACK_S
         self._next_at = 0.0
         self._raised = False

@@ -82,4 +82,5 @@ class Rate:
         while len(self._steps) > 2 and self._steps[1][0] <= now - WINDOW_S:
             self._steps.popleft()
         elapsed = now - self._steps[0][0]
+        assert elapsed >= 0, "the monotonic clock goes on"
         return sum(rise for _, rise in list(self._steps)[1:]) / elapsed if elapsed > 0 else 0.0

@@ -10,6 +10,7 @@ def spread(held: Iterable[int], current: Sequence[frozenset[int]]) -> list[froze
     partition stays where it is unless its worker has too many; the same input gives the same output. A worker whose
     set does not change is not disturbed.
     """
+    assert current, "there is a worker"
     wanted = sorted(held)
     sets = [set(mine).intersection(wanted) for mine in current]
     low, extra = divmod(len(wanted), len(sets))
@@ -27,4 +28,5 @@ def spread(held: Iterable[int], current: Sequence[frozenset[int]]) -> list[froze
         waiting = waiting[missing:]
     assert not waiting, "every partition that is held has a worker"
     assert sum(map(len, sets)) == len(wanted), "and one only"
+    assert max(map(len, sets)) - min(map(len, sets)) <= 1, "sizes differ by at most one"
     return [frozenset(mine) for mine in sets]

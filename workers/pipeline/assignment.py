@@ -54,6 +54,7 @@ class AssignmentLink(SocketEnd):
             reported = self._decode(message)
             assert reported.number <= self._wanted.number, "it has read what was never sent"
             if reported.number == self._wanted.number:  # else it may have begun since what it did not know of then
+                assert reported.partitions <= self.working, "it works on what it was given"
                 self.working = reported.partitions
 
 
@@ -109,6 +110,7 @@ class WorkerLink(SocketEnd):
             newest = self._decode(message)
         if newest is None:
             return None
+        assert newest.number > self._number, "numbers rise"
         self._number = newest.number
         return newest.partitions
 

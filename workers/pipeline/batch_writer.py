@@ -69,7 +69,8 @@ class BatchWriter:
         self._rings = rings
         self._space_bells = space_bells
         self._data_bell = data_bell
-        assert len(rings) == len(space_bells), "a bell for each feed worker"
+        assert len(rings) == len(space_bells) > 0, "a bell for each feed worker"
+        assert batch_bytes > 0
         self._ring_budget = max(1, batch_bytes // len(rings))
         self._stats = stats
         self._hot_channels = hot_channels
@@ -115,6 +116,7 @@ class BatchWriter:
         store_us = self._write(merged.appends, merged.principals)
         took_s = time.monotonic() - began
         for ring, payloads, bell in zip(self._rings, taken, self._space_bells, strict=True):
+            assert not payloads or ring.committed < ring.read, "what was taken is committed once, after it was written"
             if payloads:
                 self._commit(ring)
                 bell.ring()
@@ -173,6 +175,7 @@ class BatchWriter:
                 self._log.warning("batch.write_failed", msg=str(error), failures=failures, retry_s=round(delay_s, 2))
                 self._sleep(delay_s)
                 continue
+            assert all(epoch > 0 for epoch in stale), "the store refuses epochs that have begun"
             took_us = (time.monotonic_ns() - began_ns) // 1000
             if stale:
                 self._stale_epochs |= stale

@@ -114,6 +114,7 @@ class FeedWorker:
         requested_by: Callable[[int], str] = _nobody,
     ) -> None:
         """*requested_by* names the command that began the present epoch of a partition; "" where a node did."""
+        assert all(0 <= partition < meta.n_partitions for partition in partitions)
         self._owner = owner
         self._ownership = Ownership(partitions)
         self._joiner = PartitionJoin(self._ownership, store, owner, stats, log)
@@ -184,6 +185,8 @@ class FeedWorker:
                 self._log.warning("feed.begin_failed", msg=str(error), failures=failures, retry_s=round(delay_s, 2))
                 self._stop.wait(delay_s)
             else:
+                assert len(records) == len(self._ownership.owned), "a record of each partition"
+                assert all(record.epoch == self._ownership.epoch for record in records), "ours, and no other"
                 return _checkpoints(records)
         return None
 
@@ -294,6 +297,7 @@ class FeedWorker:
         if records is None:
             return
         epoch, checkpoints = self._ownership.epoch, _checkpoints(records)
+        assert self._stable.keys().isdisjoint(checkpoints), "what comes was not here"
         # The group is named anew: whoever may use the same name elsewhere must own all that we write to it.
         self._group = group_of(sorted(self._ownership.owned), self._meta.n_partitions)
         self._stable.update((vb, checkpoint.seqno) for vb, checkpoint in checkpoints.items())
@@ -314,6 +318,10 @@ class FeedWorker:
         assert self._unadvanced.keys() <= owned
         seqnos = self._builder.seqnos()
         assert seqnos.keys() == owned
+        self._builder.check()
+        assert self._builder.rollbacks.keys() <= owned
+        assert len(self._quarantined) <= MAX_QUARANTINED, "the memory is bounded while the store is away"
+        assert not self._ownership.begun or self._ownership.next_epoch > 0
         assert all(stable <= seqnos[vb] for vb, stable in self._stable.items()), "nothing unread is stable"
 
     def _hand_over(self) -> Round | None:
@@ -349,6 +357,7 @@ class FeedWorker:
         by_partition: dict[int, dict[int, Checkpoint]] = {p: {} for p in self._ownership.owned} if checks else {}
         for vb, checkpoint in self._unadvanced.items():
             by_partition.setdefault(vb // self._width, {})[vb] = checkpoint
+        assert by_partition.keys() <= self._ownership.owned, "what was let go had nothing in flight"
         try:
             if self._quarantined:
                 self._store.quarantine(self._quarantined)
@@ -442,7 +451,10 @@ class FeedWorker:
             self._log.warning(
                 "feed.rolled_back", epoch=self._ownership.epoch, vb=vb, seqno=checkpoint.seqno, stable=self._stable[vb]
             )
+        assert by_partition, "a rollback is of some vbucket"
+        assert by_partition.keys() <= self._ownership.owned
         epoch = self._store.next_epoch()
+        assert epoch > self._ownership.epoch, "each epoch is begun once"
         self._store.begin_all(by_partition, epoch, self._owner, only_if=self._ownership.epoch)
         return ROLLED_BACK
 

@@ -74,6 +74,7 @@ def pack_frames(epoch: int, group: str, sections: Sections, principals: Sequence
             return compiled
         sections = sections.mapping()
     room = max_bytes - _HEAD_BYTES - len(group.encode())
+    assert room > 0, "the smallest ring has room for more than a head"
     payloads: list[bytes] = []
     frame, n_bytes = RingFrame(epoch, group, [], []), 0
     for item, size in _items(sections, principals, room):
@@ -104,6 +105,7 @@ def _items(
             continue
         for part in _split(entries, room - overhead):
             joined = b"".join(part)
+            assert overhead + len(joined) <= room, "`_split` keeps within its room"
             yield (channel, joined), overhead + len(joined)
     for principal in principals:
         size = len(principal.encode()) + _PRINCIPAL_BYTES
@@ -156,6 +158,7 @@ def merge_payloads(
     rings = [*taken]
     merged = None if compiled is None else compiled.merge(rings, stale, ChannelAppend)
     if merged is not None:
+        assert merged[2] <= sum(len(payloads) for _, payloads in rings), "no frame is there twice"
         return Merged(*merged)
     frames = [
         frame

@@ -51,6 +51,7 @@ class PartitionJoin:
             self._retry_later(now, error)
         else:
             assert len(self._records) == len(coming)
+            assert all(record.epoch == epoch for record in self._records), "what comes is in one epoch"
             self._backoff.reset()
             self._ownership.begin(coming, epoch)
 
@@ -64,6 +65,7 @@ class PartitionJoin:
             return None
         ownership = self._ownership
         ours = ownership.join()
+        assert self._records, "something comes"
         try:
             self._store.begin_all(no_rollbacks(ours), ownership.next_epoch, self._owner, only_if=ownership.epoch)
         except Transient as error:

@@ -26,6 +26,7 @@ class LagMeter:
     """Measures the lag of the vbuckets of partitions that are *partition_width* vbuckets wide."""
 
     def __init__(self, partition_width: int) -> None:
+        assert partition_width > 0
         self._width = partition_width
         self._marks: dict[int, deque[tuple[int, int]]] = {}
 
@@ -65,6 +66,8 @@ class LagMeter:
                 seen_ns, _ = marks.pop()
             marks.append((seen_ns, high))
         assert len(marks) <= MAX_MARKS
+        assert not marks or marks[0][1] > stable, "what is stable waits no more"
+        assert not marks or marks[-1][1] >= high, "what is not stable has a mark"
         return marks[0][0] if marks else 0
 
 

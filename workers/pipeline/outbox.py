@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Sequence
+from itertools import pairwise
 from operator import le
 from typing import NamedTuple, Protocol
 
@@ -63,6 +64,14 @@ class StableQueue:
         assert self.n_events >= 0
         assert self._queue or self.n_events == 0, "what is in no round is not on its way"
         return newest
+
+    def check(self) -> None:
+        """Assert what holds after every step."""
+        assert self.n_events == sum(item.n_events for item in self._queue)
+        for one, after in pairwise(self._queue):
+            assert one.positions != after.positions, "a round without frames joins the one before"
+            assert all(map(le, one.positions, after.positions)), "a ring's position never goes back"
+            assert one.put_ns <= after.put_ns, "the oldest round is the first one"
 
     def vbuckets(self) -> set[int]:
         """Return the vbuckets of the rounds in the queue."""
@@ -160,6 +169,7 @@ class RingOutbox:
     def begin(self, epoch: int, servers: int = 0) -> None:
         """See `Outbox.begin`."""
         assert epoch >= self._epoch, "a lower epoch would let the writers take what an earlier life left"
+        assert self.empty, "the writers would skip what is on its way"
         self._epoch = epoch
         self._begun_at = [ring.written for ring in self._rings]
         self._expected = [ring.took_of(servers) for ring in self._rings]
@@ -172,6 +182,7 @@ class RingOutbox:
         """See `Outbox.put`."""
         assert self._round is None, "the round before is not in the rings yet"
         assert epoch == self._epoch, "the writers would skip it, or take it and what an earlier life left"
+        assert len(taken.sections) == len(taken.principals) == len(self._rings), "a part for each batch writer"
         for writer, ring in enumerate(self._rings):
             sections, principals = taken.sections[writer], taken.principals[writer]
             if sections or principals:
@@ -206,6 +217,15 @@ class RingOutbox:
                     "which the epoch began"
                 )
         return self._in_flight.pop_committed(committed)
+
+    def check(self) -> None:
+        """Assert what holds after every step of ours, and of the writers."""
+        self._in_flight.check()
+        assert not self._pending or self._round is not None, "frames are of the round that is handed over"
+        assert all(0 <= writer < len(self._rings) for writer, _ in self._pending)
+        for ring in self._rings:
+            ring.check()
+            assert ring.epoch == self._epoch, "the writers take what we put"
 
     @property
     def n_rounds(self) -> int:

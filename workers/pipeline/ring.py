@@ -139,6 +139,7 @@ class Ring:
     def took_of(self, digest: int) -> int:
         """The value of `took` after the servers with *digest* took something: unchanged if they were the last ones."""
         took = self._words[_TOOK]
+        assert 0 <= digest < 1 << 64 - _COUNT_BITS, "it shares a word with the count"
         if took >> _COUNT_BITS == digest:
             return took
         return digest << _COUNT_BITS | (took + 1) & ((1 << _COUNT_BITS) - 1)
@@ -150,6 +151,7 @@ class Ring:
 
     def refuse(self, epoch: int) -> None:
         """Leave what was taken uncommitted, because the store refused frames of *epoch*. Consumer only."""
+        assert epoch > 0, "0 stands for none"
         self._words[_READ] = self._words[_COMMITTED]
         self._words[_REFUSED] = epoch
 
@@ -206,6 +208,7 @@ class Ring:
 
     def _put_head(self, position: int, length: int, payload: bytes) -> int:
         """Write a frame's head; return the offset of what follows it."""
+        assert not position % 8, "a frame begins at a whole word"
         offset = position % self.capacity
         _FRAME_HEAD.pack_into(self._frames, offset, length, zlib.crc32(payload, _seed(position)))
         return offset + _FRAME_HEAD.size
@@ -229,6 +232,7 @@ class Ring:
                     break
                 payloads.append(payload)
             position = after
+        assert position <= written, "nothing was published there"
         self._words[_READ] = position
         return payloads
 
@@ -271,6 +275,7 @@ class Ring:
     def reset_consumer(self) -> None:
         """Start a new consumer: what its predecessor took and did not commit will be taken again."""
         self._words[_READ] = self._words[_COMMITTED]
+        assert self._words[_READ] <= self._words[_WRITTEN]
 
 
 def _frame_bytes(length: int) -> int:

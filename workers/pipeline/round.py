@@ -55,6 +55,7 @@ class RoundBuilder:
     """Takes events in, gives rounds out. Keeps the position of every vbucket across rounds."""
 
     def __init__(self, decoder: Decoder, n_writers: int, checkpoints: Mapping[int, Checkpoint]) -> None:
+        assert n_writers > 0
         self._decode = decoder.decode
         self._n_writers = n_writers
         self._removals = RemovalMemory()
@@ -171,6 +172,16 @@ class RoundBuilder:
         """Return how far each vbucket has been read."""
         return {vb: position.seqno for vb, position in self._positions.items()}
 
+    def check(self) -> None:
+        """Assert what holds after every step."""
+        assert self._touched <= self._positions.keys()
+        assert self.n_events >= len(self._touched), "each vbucket of the round had an event"
+        assert self.rollbacks.keys() <= self._positions.keys()
+        assert bool(self.rollbacks) == (self.rollback_since is not None)
+        assert self._compiled is None or not self._sections, "the kernel keeps the entries of the round"
+        for position in self._positions.values():
+            position.check()
+
     def take(self) -> Round | None:
         """Take the round of all events added since the last call; None if no seqno moved."""
         if not self._touched:
@@ -184,6 +195,8 @@ class RoundBuilder:
             self.n_events,
             n_entries,
         )
+        assert len(taken.sections) == len(taken.principals) == self._n_writers, "a part for each batch writer"
+        assert taken.n_events >= len(taken.checkpoints), "each vbucket of the round had an event"
         self._start_round()
         return taken
 
