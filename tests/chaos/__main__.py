@@ -40,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         total.add(outcome)
         if outcome.findings:
             _explain(outcome, folder, seed, episodes, args)
+        elif max((seconds for _, seconds in outcome.recoveries), default=0.0) > args.keep_slow:
+            _say(f"what recovered slowly is in {folder}")
         else:
             shutil.rmtree(folder)
     _say(table(total, time.monotonic() - begun))
@@ -84,6 +86,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--store", choices=STORES, default="redis", help="what holds the index (default: redis)")
     parser.add_argument("--schedule", type=_episodes, help="play this file of episodes in place of drawn ones")
     parser.add_argument("--tries", type=int, default=30, help="to make a failing schedule smaller (default: 30)")
+    parser.add_argument(
+        "--keep-slow", type=float, default=math.inf, metavar="SECONDS", help="keep worlds that took longer to recover"
+    )
     parser.add_argument("--bundle", type=Path, default=None, help="where worlds live, and stay if they fail")
     args = parser.parse_args(argv)
     if args.bundle is not None:

@@ -53,6 +53,8 @@ class Kind(NamedTuple):
     alone: bool
     stores: tuple[str, ...] = STORES
     """The kinds of store that it can hit."""
+    weight: int = 1
+    """How often it is drawn, in comparison with others of its store."""
 
 
 KINDS: dict[str, Kind] = {}

@@ -33,6 +33,8 @@ class Outcome:
     recoveries: list[tuple[frozenset[str], float]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     n_events: int = 0
+    n_lost_tails: int = 0
+    """Failovers of the store to a replica that lacked what its master had acknowledged."""
 
     def add(self, other: "Outcome") -> None:
         """Count *other* in."""
@@ -40,6 +42,7 @@ class Outcome:
         self.recoveries += other.recoveries
         self.findings += other.findings
         self.n_events += other.n_events
+        self.n_lost_tails += other.n_lost_tails
 
 
 def play(
@@ -60,6 +63,7 @@ def play(
             for step in steps:
                 outcome.findings += _problems_of(step)
             outcome.n_events = world.n_events()
+            outcome.n_lost_tails = world.n_lost_tails()
     except Exception as error:  # a world that could not begin or end
         outcome.findings.append(_problem(error))
     return outcome

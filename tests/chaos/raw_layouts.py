@@ -135,6 +135,10 @@ class RedisLayout(Layout):
         archive = self._client.get(self._prefix + b"{i}:h:%d" % partition) or b""
         return RawRecord(int(fields[b"epoch"]), fields[b"ck"], fields[b"hist"], int(fields[b"archived"]), archive)
 
+    def n_moments(self, partition: int) -> int:
+        """How many moments the timeline of a partition has."""
+        return self._client.hlen(self._prefix + b"{i}:t:%d" % partition)  # type: ignore[no-any-return]
+
     def channels(self) -> Iterator[str]:
         """See `Layout`. One under another slot than its own, no reader could find."""
         for key in sorted(set(self._client.scan_iter(match=self._prefix + b"{*}:c:*", count=1000))):

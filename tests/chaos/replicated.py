@@ -22,6 +22,10 @@ DEADLINE_S = 30.0
 """For a promotion, or for a replica to have what its master has."""
 
 
+TAIL_BYTES = 512
+"""More than a master sends to an idle replica within a fault: so much of its stream has writes."""
+
+
 class Unfit(Exception):
     """There is no master with a replica that could take its place, or another fault has the store."""
 
@@ -35,6 +39,8 @@ class ReplicatedStore(ABC):
     def __init__(self) -> None:
         self.settings: dict[str, object] = {}
         self.begun = time.monotonic()
+        self.n_lost_tails = 0
+        """Replicas that took the place of masters and lacked writes that these had acknowledged."""
         self._is_taken = False
 
     @contextmanager
@@ -92,6 +98,27 @@ class ReplicatedStore(ABC):
         """SIGKILL a server."""
         self.process(number).kill()
         self.process(number).wait()
+
+    def cut_replication(self, master: int) -> None:
+        """Close the connections of a master's replicas; what it takes from now on they have to ask for."""
+        self.client(master).execute_command("CLIENT", "KILL", "TYPE", "replica")
+
+    def await_tail(self, master: int) -> None:
+        """Wait until a master, whose replica was cut off, has taken something that the replica lacks."""
+        begun = self._offset(master)
+        self._await(lambda: self._offset(master) >= begun + TAIL_BYTES)
+
+    @contextmanager
+    def losing_tail(self, master: int, replica: int) -> Iterator[None]:
+        """In here *replica* takes the place of *master*; count it if it lacks what that has acknowledged."""
+        acknowledged = self._offset(master)
+        yield
+        taken_over = self.client(replica).info("replication")["second_repl_offset"] - 1
+        self.n_lost_tails += taken_over + TAIL_BYTES <= acknowledged
+
+    def _offset(self, number: int) -> int:
+        """How many bytes of the stream of replication a server has."""
+        return int(self.client(number).info("replication")["master_repl_offset"])
 
     def await_role(self, number: int, role: str) -> None:
         """Wait until a server is "master", or "slave" with a link to its master."""

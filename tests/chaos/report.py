@@ -26,6 +26,7 @@ def _totals(outcome: Outcome, seconds: float) -> Iterator[str]:
     yield f"| {seconds / 60:.0f} minutes | |"
     yield "| --- | ---: |"
     yield f"| faults injected, of {len(outcome.injected)} kinds | {outcome.injected.total()} |"
+    yield f"| failovers to a replica that lacked acknowledged writes | {outcome.n_lost_tails} |"
     yield f"| episodes | {len(times)} |"
     yield f"| events (revisions that the bucket took) | {outcome.n_events} |"
     yield from (f"| {name} | {kinds.count(name)} |" for name in counted)

@@ -38,7 +38,8 @@ def _draw_episode(rnd: random.Random, store: str) -> Episode:
     possible = [name for name, kind in KINDS.items() if store in kind.stores]
     names = [rnd.choice(possible) for _ in range(rnd.randint(2, 7))]
     if store != "redis":  # what this world is for
-        names.append(rnd.choice([name for name in possible if "redis" not in KINDS[name].stores]))
+        of_store = [name for name in possible if "redis" not in KINDS[name].stores]
+        names += rnd.choices(of_store, [KINDS[name].weight for name in of_store])
     alone = [name for name in names if KINDS[name].alone]
     kept = [name for name in names if not KINDS[name].alone] + alone[:1]
     faults = (

@@ -13,7 +13,7 @@ from tests.chaos.replicated import AddressStore, ReplicatedStore, Unfit, kept_fi
 from tests.chaos.world import World
 
 LAG_S = 0.7
-"""How long a replica stands still before its master dies: what the master took meanwhile is lost."""
+"""How long a replica stands still, at least, before its master dies: what the master took meanwhile is lost."""
 
 YOUNG_S = 20.0
 """A store younger than that may have been restored from before its index had a moment."""
@@ -21,11 +21,13 @@ YOUNG_S = 20.0
 StoreAct = Callable[[ReplicatedStore, random.Random, int, int], Iterator[None]]
 
 
-def store_kind(*stores: str, longest_s: float = 0.0, loses_tail: bool = True) -> Callable[[StoreAct], StoreAct]:
+def store_kind(
+    *stores: str, longest_s: float = 0.0, loses_tail: bool = True, weight: int = 1
+) -> Callable[[StoreAct], StoreAct]:
     """Register a fault of a master and its replica. Replication is asynchronous: whatever is not planned may lose."""
 
     def register(act: StoreAct) -> StoreAct:
-        KINDS[act.__name__] = Kind(_guarded(act, loses_tail=loses_tail), longest_s, alone=False, stores=stores)
+        KINDS[act.__name__] = Kind(_guarded(act, loses_tail=loses_tail), longest_s, False, stores, weight)
         return act
 
     return register
@@ -51,9 +53,10 @@ def _guarded(act: StoreAct, *, loses_tail: bool) -> Act:
 @store_kind("cluster", "sentinel", "address")
 def kill_master(store: ReplicatedStore, rnd: random.Random, master: int, replica: int) -> Iterator[None]:
     """Its replica takes its place; it comes back as a replica."""
-    store.kill(master)
-    store.replace(replica)
-    store.await_role(replica, "master")
+    with store.losing_tail(master, replica):
+        store.kill(master)
+        store.replace(replica)
+        store.await_role(replica, "master")
     yield
     store.start(master, replica)
     store.await_role(master, "slave")
@@ -68,15 +71,24 @@ def hang_master(store: ReplicatedStore, rnd: random.Random, master: int, replica
     time.sleep(1.0)  # it takes a moment to learn that it was replaced
 
 
-@store_kind("cluster", "sentinel", "address")
+@store_kind("cluster", "sentinel", "address", weight=5)
 def promote_stale_replica(store: ReplicatedStore, rnd: random.Random, master: int, replica: int) -> Iterator[None]:
-    """The replica lacks what the master took last."""
+    """The replica lacks what the master took last: it stood still, and its connection was cut.
+
+    One that only stands still loses nothing: what its master sends waits in its socket.
+    """
     store.signal(replica, signal.SIGSTOP)
-    time.sleep(LAG_S)
-    store.kill(master)
-    store.signal(replica, signal.SIGCONT)
-    store.replace(replica)
-    store.await_role(replica, "master")
+    try:
+        store.cut_replication(master)
+        time.sleep(LAG_S)
+        store.await_tail(master)
+        with store.losing_tail(master, replica):
+            store.kill(master)
+            store.signal(replica, signal.SIGCONT)
+            store.replace(replica)
+            store.await_role(replica, "master")
+    finally:
+        store.signal(replica, signal.SIGCONT)
     yield
     store.start(master, replica)
     store.await_role(master, "slave")

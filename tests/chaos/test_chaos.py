@@ -65,6 +65,7 @@ def test_an_address_that_moves_loses_and_invents_nothing(tmp_path, worlds, capsy
     print(told)
     assert code == 0
     assert all(kind in told.split("injected")[1] for kind in kinds)
+    assert "| failovers to a replica that lacked acknowledged writes | 1 |" in told
 
 
 @pytest.mark.timeout(600)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -23,6 +23,7 @@ from devbucket.sync_gateway.layouts import InlineLayout, Layout, XattrLayout
 from tests.chaos.bucket_store import BucketStore
 from tests.chaos.jumping import JumpingNode
 from tests.chaos.proxy import Link, Proxy
+from tests.chaos.raw_layouts import RedisLayout
 from tests.chaos.record import Record, Rollback
 from tests.chaos.recorder import Recorder, StableClock
 from tests.chaos.replicated import AddressStore, ClusterStore, ReplicatedStore, SentinelStore
@@ -30,6 +31,7 @@ from tests.chaos.writer import KnownWriter
 from tests.support.node import until
 
 N_VBUCKETS = 32
+N_PARTITIONS = 8
 N_BUCKET_NODES = 3
 NODES = ("n1", "n2", "n3")
 FOLLOWED = ("*", "ch-000", "ch-001", "ch-002")
@@ -171,6 +173,8 @@ class World:
         for node in self.nodes.values():
             node.start()
         until(self._clock.read, "the index to be there")
+        if self._store_kind == "cluster":
+            self._await_moments()
         self._recorder = Recorder(self.readers_link.url if self.readers_link else self.store.url)
         for channel in FOLLOWED:
             self._recorder.follow(channel)
@@ -189,6 +193,11 @@ class World:
         if self._store_kind == "address":
             return AddressStore(proxy)
         return ClusterStore() if self._store_kind == "cluster" else SentinelStore()
+
+    def _await_moments(self) -> None:
+        """Wait for the first second of the index: who loses a master in it is asked for a rebuild."""
+        with closing(RedisLayout(self.store.url, "channels", OPERATOR_TIMEOUT_S)) as layout:
+            until(lambda: all(map(layout.n_moments, range(N_PARTITIONS))), "a moment of each partition")
 
     @property
     def single_store(self) -> RedisPart:
@@ -220,7 +229,7 @@ class World:
             self.bucket,
             coordination__redis=self.leases_links[name].url,
             coordination__ttl_s=2.0,
-            index__partitions=8,
+            index__partitions=N_PARTITIONS,
             index__block_bytes=4096,
             workers__feed_workers=1 + number % 2,
             workers__batch_writers=1 + number // 2,
@@ -344,6 +353,10 @@ class World:
     def n_events(self) -> int:
         """How many revisions the bucket took."""
         return sum(writer.n_written for writer in self.writers)
+
+    def n_lost_tails(self) -> int:
+        """How many times a replica took the place of a master of the store without its newest writes."""
+        return self.store.n_lost_tails if isinstance(self.store, ReplicatedStore) else 0
 
 
 def _tells_a_crash(line: str) -> bool:
