@@ -40,7 +40,7 @@ ON_EACH_SERVER = -k 'not couchbase' tests/contract $(wildcard tests/integration/
 	$(addprefix tests/integration/test_,coordinator.py coordination_trouble.py membership.py least_privilege.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo play test-unit test test-nightly test-servers mutants cov lint fmt type arch audit check test-chaos chaos test-couchbase test-real fuzz fuzz-kernel bench bench-compare docs picture package release-check install rollback uninstall tour clean
+.PHONY: help dev demo play test-unit test test-nightly test-servers mutants cov lint fmt type arch audit check test-chaos chaos test-couchbase test-real fuzz fuzz-kernel bench bench-compare docs site picture package release-check install rollback uninstall tour clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -135,6 +135,10 @@ picture: $(STAMP) ## draw docs/images/top.svg, the picture of the README, from t
 
 docs: $(STAMP) ## write docs/configuration.md and docs/commands.md anew from the code
 	$(BIN)/python -m workers.cli.reference docs
+
+site: $(STAMP) ## the documents as a site, without a server: build/site/docs/index.html; fails where a link or a page is lost
+	@$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet -c docs -d build/doctrees . build/site
+	@echo 'open build/site/docs/index.html'
 
 package: $(STAMP) ## source distribution, and the wheel made from it, in dist/
 	$(BIN)/python -m build --outdir dist .

@@ -1,7 +1,6 @@
 """The asyncio stream of a bucket's changes: goes on where it ended, tells rollbacks, and finds nodes by SRV records."""
 
 import asyncio
-import os
 import signal
 import socket
 import subprocess
@@ -18,13 +17,17 @@ import pytest
 from dns.resolver import Resolver
 
 from channelindex.errors import AuthenticationFailed, InputInvalid
+from channelindex.feeds.bounded import events
 from channelindex.feeds.dcp import DcpChange, KvClient, RolledBack, parse_source_url, srv, stream
+from channelindex.model import ORIGIN
 from channelindex.settings import SourceSettings
 from devbucket import DevBucket, DevBucketConfig
-from tests.support.dcp_reading import ADMIN, fill
+from tests.support.dcp_reading import ADMIN, Reading, fill
+from tests.support.pages import fences_of
 from workers.pipeline.source import describe
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "examples" / "stream_changes.py"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "stream.md"
+WRITTEN = 'main("couchbase://127.0.0.1:11210/default", "Administrator", "password")'
 
 
 @pytest.fixture
@@ -97,22 +100,31 @@ def test_what_is_no_position_or_of_another_bucket_is_refused(bucket: DevBucket, 
         asyncio.run(anext(stream(bucket.url, "nobody", "wrong")))
 
 
-def test_the_example_prints_and_goes_on(bucket: DevBucket, kv: KvClient) -> None:
-    environment = {**os.environ, "BUCKET_PASSWORD": bucket.password}
-    position: list[str] = []
-    for name in (b"first", b"second"):
-        kv.store(name, b"{}")
-        command = [sys.executable, str(EXAMPLE), bucket.url, bucket.user, *position]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        with subprocess.Popen(command, env=environment, text=True, **pipes) as printing:  # type: ignore[call-overload]
-            lines = iter(printing.stdout.readline, "")
-            assert name.decode() in next(line for line in lines if name.decode() in line)
-            kv.store(b"last" + name, b"{}")
-            assert next(lines) == f"last{name.decode()}\n"
+def test_the_example_that_keeps_its_position_repeats_nothing(bucket: DevBucket, kv: KvClient, tmp_path: Path) -> None:
+    (code,) = [fence.text for fence in fences_of(PAGE.read_text(encoding="utf-8")) if fence.name == "resume.py"]
+    assert WRITTEN in code
+    example = tmp_path / "resume.py"
+    example.write_text(code.replace(WRITTEN, f"main({bucket.url!r}, {bucket.user!r}, {bucket.password!r})"))
+    kv.store(b"first", b"{}")
+    for first, last in (("first 1", "second"), ("third 1", "fourth")):
+        with subprocess.Popen([sys.executable, example], cwd=tmp_path, text=True, stdout=subprocess.PIPE) as printing:
+            assert printing.stdout
+            assert printing.stdout.readline() == f"{first}\n"
+            kv.store(last.encode(), b"{}")
+            assert printing.stdout.readline() == f"{last} 1\n"
             printing.send_signal(signal.SIGINT)
-            _, err = printing.communicate(timeout=60)
-        position = [err.splitlines()[0]]
-    assert '"source":' in position[0]
+            printing.communicate(timeout=60)
+        kv.store(b"third", b"{}")
+
+
+def test_the_loop_ends_when_it_is_told() -> None:
+    with DevBucket(DevBucketConfig(n_vbuckets=4)) as bucket:
+        with KvClient(parse_source_url(bucket.url), ADMIN) as kv:
+            fill(kv, 50)
+        ends = dict(enumerate(bucket.high_seqnos()))
+        with Reading(bucket, dict.fromkeys(range(4), ORIGIN), end_seqnos=ends) as reading:
+            came = list(events(reading.feed, reading.feed.ended))
+        assert len([event for event in came if event[0] == 0]) == 50
 
 
 class NameServer:
