@@ -29,11 +29,9 @@ example:
 Each line of the file is a revision, in the order in which they were made:
   {"id": "a", "rev": "1-ab12", "channels": ["orders"], "body": {"total": 12}}
 "body" is optional; "deleted": true marks a deletion. Revisions that the bucket
-        if args.resync:
-            lines = list(read_revisions(file))
-            n_revisions, n_saved = len(lines), resync(client, layout, {line.id: line.channels for line in lines})
-        else:
-            n_revisions, n_saved = _load(Loader(client, layout), file, total)
+already has are skipped, so an interrupted load can be repeated. A file is
+checked as a whole before anything is saved; a pipe can be read only once, so
+the lines before a malformed one are saved.
 """
 
 
