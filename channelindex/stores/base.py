@@ -233,11 +233,16 @@ class OwnerStore(Protocol):
         """
         ...
 
-    def mend(self, channels: Collection[str] | None = None) -> Mended:  # noqa: ARG002 a store that loses nothing
+    def mend(
+        self,
+        channels: Collection[str] | None = None,  # noqa: ARG002 a store that loses nothing
+        floor: bytes = b"",  # noqa: ARG002
+    ) -> Mended:
         """Put back directories and blocks that the store has lost, of *channels* or of all, so that all can go on.
 
-        A directory comes back as it was. Of a block, what cannot be read is left out: the caller has to see that it is
-        indexed again. May be repeated, while nodes run. A store that loses no single key mends nothing.
+        A directory comes back as it was, but for what compaction noted: a channel that was compacted gets *floor*. Of
+        a block, what cannot be read is left out: the caller has to see that it is indexed again. May be repeated, while
+        nodes run. A store that loses no single key mends nothing.
         """
         return Mended()
 

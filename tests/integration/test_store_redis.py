@@ -9,6 +9,7 @@ import msgspec
 import pytest
 import redis
 
+from channelindex.blocks import HEADER, pack_frame, pack_pairs
 from channelindex.epochs import new_record
 from channelindex.errors import (
     AuthenticationFailed,
@@ -18,6 +19,7 @@ from channelindex.errors import (
     InvariantBroken,
     OutcomeUnknown,
     OwnershipLost,
+    RemovalsForgotten,
     StaleEpoch,
     StoreUnavailable,
     Transient,
@@ -27,7 +29,8 @@ from channelindex.reading.reader import ChangesReader
 from channelindex.redis.link import ServerLink
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_owner, open_reader, open_writer
-from channelindex.stores.base import BlockRef, Mended, Quarantined
+from channelindex.stores.base import BlockRef, Directory, Mended, Quarantined
+from channelindex.stores.compacting import GroupChange, Output, Switch
 from channelindex.stores.records import view_of
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.store_link import open_link
@@ -508,6 +511,34 @@ def test_a_reader_tells_a_channel_that_lost_its_directory_from_one_that_never_wa
         reader.channel_states(["never", "A"])
     backend.owner().mend(["A"])
     assert [state is None for state in reader.channel_states(["never", "A"])] == [True, False]
+
+
+def test_notes_of_compaction_that_went_with_a_directory_are_missed_and_replaced(backend, client):
+    """A late switch of a compactor must not fit, no number of a block be used twice, and old tokens be refused."""
+    owner, writer, reader, store = backend.owner(), backend.writer(), backend.reader(), backend.compaction()
+    writer.write([append("A", 1, entry(0, 5))])
+    owner.begin(0, 1, "n1")
+    owner.advance(1, checkpoints({0: 5}))
+    since = ChangesReader(reader).changes(["A"]).since
+    store.write_blocks("A", "compact-01", 0, [pack_frame(HEADER, 1, b"")])
+    (sizes,) = store.sizes(["A"])
+    output = Output("compact-01", [17], Directory(0, 1, 0, 17), pack_frame(HEADER, 1, b""))
+    store.switch(
+        Switch("A", 0, [GroupChange(GROUP, sizes.groups[GROUP].directory, removed=True)], output, 1, 1, b"", 60)
+    )
+    late = Switch("A", 1, [], None, 1, 1, b"", 60)
+    client.delete(KEYS.channel("A"))
+    owner.mend(["A"], pack_pairs({0: 9}))
+    assert not store.switch(late)
+    backend.writer().write([append("A", 1, entry(0, 10))])
+    (state,) = reader.channel_states(["A"])
+    assert state.groups[GROUP].directory.number == 1
+    with pytest.raises(RemovalsForgotten):
+        ChangesReader(reader).changes(["A"], since)
+    before = state.compacted
+    client.hdel(KEYS.channel("A"), "gcompact-01")
+    owner.mend(["A"], b"")
+    assert reader.channel_states(["A"])[0].compacted == before, "what is there stays"
 
 
 def test_a_channel_of_which_nothing_is_left_may_begin_again_once_it_was_mended(backend, client):

@@ -1,15 +1,18 @@
 """`channelindex repair`: writes anew what the store has lost of the records of an index, and verifies the index."""
 
 import argparse
+import time
 from collections.abc import Collection
 from contextlib import closing
 from dataclasses import asdict
 
 from channelindex import exits
+from channelindex.blocks import pack_pairs
 from channelindex.checking.refill import Lacking, write_lacking
 from channelindex.checking.verify import VerifyReport
 from channelindex.config import REQUIRED_TO_RUN, Config
 from channelindex.errors import InputInvalid
+from channelindex.reading.snapshot import IndexSnapshot
 from channelindex.stores import open_owner, open_reader, open_writer
 from channelindex.stores.base import Mended, Restored
 from coordinator.lock import job_lock
@@ -60,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         confirm(f"repair index {config.index.name!r}?")
     restored = restore(config, args.partition or (), "repair")
     with closing(open_owner(config.index)) as owner:
-        mended = owner.mend(args.channel)
+        mended = owner.mend(args.channel, _removal_floor(config))
     if not args.json:
         print_restored(restored)
         _print_mended(mended)
@@ -85,6 +88,18 @@ def _write_lacking(config: Config, args: argparse.Namespace) -> tuple[VerifyRepo
     with closing(open_reader(config.index)) as reader, closing(open_writer(config.index)) as writer:
         n_written = write_lacking(writer, reader.partition_records(), lacking)
     return verify.verify_index(config, args.channel, args.timeout), n_written
+
+
+def _removal_floor(config: Config) -> bytes:
+    """The floor of channels whose own is lost: up to there removals may have been dropped for their age."""
+    settings = config.compaction
+    if not settings.removal_retention_s:
+        return b""
+    with closing(open_reader(config.index)) as reader:
+        snapshot = IndexSnapshot.take(reader)
+        timelines = reader.timelines(range(snapshot.meta.n_partitions))
+    seqnos = snapshot.stable_before(timelines, time.time() - settings.removal_retention_s)
+    return pack_pairs({vb: seqno for vb, seqno in enumerate(seqnos) if seqno})
 
 
 def _print_mended(mended: Mended) -> None:

@@ -49,6 +49,11 @@ def decode_compacted(value: bytes | None, where: str) -> Compacted:
         raise IndexCorrupt(f"{where}: {value!r} is not what compaction notes") from error
 
 
+def encode_compacted(compacted: Compacted) -> str:
+    """The value of a `v` field."""
+    return ":".join(map(str, compacted))
+
+
 def read_groups(link: Link, keys: Keys, names: Sequence[tuple[str, str]]) -> list[GroupState | None]:
     """The state of each (channel, group) of *names*; None for one that the directory does not have."""
     replies = link.pipeline(

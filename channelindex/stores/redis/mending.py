@@ -5,11 +5,12 @@ damaged, is put back with what is left of it, behind a header that sums up the b
 go on. What it held is lost here; whoever mends has to see that it is indexed again.
 
 Blocks that have a time to live belong to nobody: compaction wrote or left them. What compaction noted of a channel is
-lost with its directory, its floor too.
+lost with its directory. In its place comes a generation that none had before, and the floor that the caller gives.
 
 Slow and rare: all blocks are read. Nodes may run meanwhile.
 """
 
+import time
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
@@ -18,8 +19,14 @@ from channelindex.blocks import ENTRIES, HEADER, fold_clock, iter_frames, pack_f
 from channelindex.errors import IndexCorrupt, Transient
 from channelindex.hashing import N_SLOTS, slot_of
 from channelindex.redis.link import Link
-from channelindex.stores.base import BlockRef, Directory, Mended
-from channelindex.stores.redis.directories import CLOCK, DIRECTORY, decode_directory, encode_directory
+from channelindex.stores.base import COMPACT_PREFIX, BlockRef, Compacted, Directory, Mended
+from channelindex.stores.redis.directories import (
+    CLOCK,
+    DIRECTORY,
+    decode_directory,
+    encode_compacted,
+    encode_directory,
+)
 from channelindex.stores.redis.keys import Keys
 
 _ATTEMPTS = 20
@@ -51,12 +58,18 @@ class _MendedGroup(NamedTuple):
     blocks: Sequence[bytes]
 
 
-def mend(link: Link, keys: Keys, channels: Collection[str] | None) -> Mended:
+def mend(link: Link, keys: Keys, channels: Collection[str] | None, floor: bytes) -> Mended:
     """See `OwnerStore.mend`."""
     directories: list[str] = []
     blocks: list[str] = []
-    for (channel, group), numbers in sorted(_stored_groups(link, keys, channels).items()):
-        changed = _mend_group(link, keys, (channel, group), numbers)
+    groups = _stored_groups(link, keys, channels)
+    next_number_by_channel: defaultdict[str, int] = defaultdict(int)
+    for (channel, _), numbers in groups.items():
+        next_number_by_channel[channel] = max(next_number_by_channel[channel], max(numbers, default=-1) + 1)
+    for (channel, group), numbers in sorted(groups.items()):
+        note = encode_compacted(Compacted(int(time.time()), next_number=next_number_by_channel[channel]))
+        notes = (note, floor) if group.startswith(COMPACT_PREFIX) else ("", b"")
+        changed = _mend_group(link, keys, (channel, group), numbers, notes)
         directories += [keys.channel(channel)] if changed and changed.directory is None else []
         blocks += [BlockRef(channel, group, number).key for number in changed.lost] if changed else []
     _forget(link, keys, channels)
@@ -114,8 +127,10 @@ def _directories(link: Link, keys: Keys, channel: str) -> Iterator[tuple[str, Di
             yield group, decode_directory(value, keys.channel(channel)), clock
 
 
-def _mend_group(link: Link, keys: Keys, name: _Group, numbers: Collection[int]) -> _Changed | None:
-    """Put back what is lost of a group; None if nothing is."""
+def _mend_group(
+    link: Link, keys: Keys, name: _Group, numbers: Collection[int], notes: tuple[str, bytes]
+) -> _Changed | None:
+    """Put back what is lost of a group, with *notes* of the channel where there are none; None if nothing is."""
     for _ in range(_ATTEMPTS):
         found = _read(link, keys, name, numbers)
         if not found.blocks:
@@ -125,7 +140,7 @@ def _mend_group(link: Link, keys: Keys, name: _Group, numbers: Collection[int]) 
         lost = [number for number, (old, new) in compared if old != new]
         if not lost and found.directory is not None:
             return None
-        if _write(link, keys, name, found, whole, lost):
+        if _write(link, keys, name, found, whole, lost, notes):
             link.execute("HSET", keys.names(slot_of(name[0])), name[0], "")
             return _Changed(found.directory, lost)
     raise Transient(f"{keys.channel(name[0])}, group {name[1]}: it changed {_ATTEMPTS} times while it was mended")
@@ -174,7 +189,15 @@ def _ignore(error: IndexCorrupt) -> None:
     """Go on behind the damage."""
 
 
-def _write(link: Link, keys: Keys, name: _Group, found: _StoredGroup, whole: _MendedGroup, lost: Sequence[int]) -> bool:
+def _write(
+    link: Link,
+    keys: Keys,
+    name: _Group,
+    found: _StoredGroup,
+    whole: _MendedGroup,
+    lost: Sequence[int],
+    notes: tuple[str, bytes],
+) -> bool:
     """Store the group, if it is as it was *found*."""
     channel, group = name
     arguments: list[bytes | str | int] = [
@@ -182,6 +205,7 @@ def _write(link: Link, keys: Keys, name: _Group, found: _StoredGroup, whole: _Me
         encode_directory(found.directory) if found.directory is not None else "",
         encode_directory(whole.directory),
         whole.clock,
+        *notes,
     ]
     for number in lost:
         arguments += [len(found.blocks[number - found.first] or b""), whole.blocks[number - found.first]]

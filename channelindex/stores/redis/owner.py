@@ -109,9 +109,9 @@ class RedisOwner(OwnerStore):
         self._know(restored.meta)
         return restored
 
-    def mend(self, channels: Collection[str] | None = None) -> Mended:
+    def mend(self, channels: Collection[str] | None = None, floor: bytes = b"") -> Mended:
         """See `OwnerStore.mend`."""
-        return mend(self._link, self._keys, channels)
+        return mend(self._link, self._keys, channels, floor)
 
     def next_epoch(self) -> int:
         """See `OwnerStore.next_epoch`. A number whose reply was lost is never used."""
