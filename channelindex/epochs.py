@@ -20,10 +20,18 @@ HISTORY_BYTES = 8192
 
 
 class EpochStart(NamedTuple):
-    """The start of one epoch: `starts[i]` is the seqno of the partition's i-th vbucket above which it writes."""
+    """The start of one epoch: `starts[i]` is the seqno of the partition's i-th vbucket above which it writes.
+
+    In an archive, one of NO_BOUND everywhere bounds nothing: it marks that the starts up to it were pruned.
+    """
 
     epoch: int
     starts: tuple[int, ...]
+
+    @property
+    def is_mark(self) -> bool:
+        """True if it stands for starts that were pruned."""
+        return min(self.starts) == NO_BOUND
 
 
 class PartitionRecord(NamedTuple):
@@ -37,6 +45,9 @@ class PartitionRecord(NamedTuple):
     `compacted_through` and `restarting` are by vbucket; empty stands for 0 everywhere. Up to the first, entries are
     gone that a rollback would make the newest again. Up to the second, entries of older epochs are live though the
     stable clock began again at 0; it means nothing once the stable clock is there (docs/design/015-compaction.md).
+
+    `pruned` is of a `whole_record`: starts are missing that bound epochs before it. No entry of theirs is left that
+    these starts took back, but what a position of such an epoch is worth is not known any more.
     """
 
     first_vb: int
@@ -47,6 +58,7 @@ class PartitionRecord(NamedTuple):
     archived: int = 0
     compacted_through: tuple[int, ...] = ()
     restarting: tuple[int, ...] = ()
+    pruned: int = 0
 
     @property
     def stable(self) -> tuple[int, ...]:
@@ -177,18 +189,26 @@ def archive_old(record: PartitionRecord) -> tuple[PartitionRecord, tuple[EpochSt
 def whole_record(record: PartitionRecord, archive: Iterable[EpochStart]) -> PartitionRecord:
     """*record* with the starts of its partition's *archive* in its history: it bounds all epochs that ever were.
 
-    The archive has to be read after the record. It may hold a start twice, or starts that were moved into it since.
+    The archive has to be read after the record. It may hold a start twice, or starts that were moved into it since; it
+    may have been pruned.
 
     Raises:
         IndexCorrupt: the archive lacks a start that the record counts.
     """
-    old = {start.epoch: start for start in archive if start.epoch <= record.archived}
-    if record.archived and record.archived not in old:
+    pruned = 0
+    old: dict[int, EpochStart] = {}
+    for start in archive:
+        if start.is_mark:
+            pruned = max(pruned, start.epoch)
+        elif start.epoch <= record.archived:
+            old[start.epoch] = start
+    pruned = min(pruned, record.archived)  # what went there and was pruned since is in the record
+    if record.archived > pruned and record.archived not in old:
         raise IndexCorrupt(
             f"vbucket {record.first_vb}: its partition's archive of epochs is missing; rebuild the index"
         )
     history = (*(old[epoch] for epoch in sorted(old)), *record.history)
-    return record._replace(history=_without_implied(history), archived=0)
+    return record._replace(history=_without_implied(history), archived=0, pruned=pruned)
 
 
 def has_begun(
@@ -220,6 +240,7 @@ def fall_back(whole: PartitionRecord, moments: Sequence[Moment]) -> dict[int, Ch
     """
     assert all(one.time_ms <= after.time_ms for one, after in pairwise(moments)), "a timeline is ascending"
     bounds = Bounds(whole)
+    moments = [moment for moment in moments if moment.epoch >= whole.pruned]
     lowered: dict[int, Checkpoint] = {}
     for index, (vb, stable) in enumerate(zip(whole.vbuckets, whole.stable, strict=True)):
         known = ((moment.epoch, moment.checkpoints[index]) for moment in reversed(moments))

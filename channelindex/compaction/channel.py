@@ -29,6 +29,7 @@ class ChannelResult(NamedTuple):
 
     `outcome` is "compacted", "noted" (too little leaves: only its size was noted), "refused" (somebody else compacted
     it meanwhile), "damaged", "too large" or "gone". Sizes before and after are of all blocks that it has.
+    `long_dead_left` entries are still there though they have been dead for `dead_retention`.
     """
 
     channel: str
@@ -40,6 +41,7 @@ class ChannelResult(NamedTuple):
     blocks_after: int = 0
     young_superseded: int = 0
     young_dead: int = 0
+    long_dead_left: int = 0
     bytes_read: int = 0
     bytes_written: int = 0
     detail: str = ""
@@ -53,6 +55,12 @@ class _ReadPlan(NamedTuple):
     read: Sequence[str]
     inputs: AbstractSet[str]
     removed: AbstractSet[str]
+    taken: Mapping[str, int]
+    """Of `removed`, groups that a present epoch writes, and the sizes of their active blocks."""
+
+    def taking(self, taken: Mapping[str, int]) -> "_ReadPlan":
+        """Take these groups in, too."""
+        return self._replace(inputs=self.inputs | taken.keys(), removed=self.removed | taken.keys(), taken=taken)
 
 
 class _BlocksGone(Exception):
@@ -72,9 +80,18 @@ class ChannelCompactor:
         self._pause = pause
 
     def compact(
-        self, channel: str, extent: Extent, view: CompactionView, now_s: float, *, dry_run: bool = False
+        self,
+        channel: str,
+        extent: Extent,
+        view: CompactionView,
+        now_s: float,
+        *,
+        dry_run: bool = False,
+        all_dead: bool = False,
     ) -> ChannelResult:
         """Compact *channel* by *view*, which is fenced, unless *dry_run*.
+
+        With *all_dead*, whatever was dead for long leaves, be it little, or in an active block of a present epoch.
 
         Raises:
             StoreUnavailable, OutcomeUnknown: it may have happened, or be left half-way, which harms nobody.
@@ -83,7 +100,7 @@ class ChannelCompactor:
         if plan is None:
             return ChannelResult(channel, "gone")
         try:
-            selection = self._select(channel, plan, view)
+            selection, taken = self._select(channel, plan, view, takes_active=all_dead)
         except _BlocksGone as error:
             (state,) = self._reader.channel_states([channel])
             is_same = state is not None and state.compacted.generation == plan.state.compacted.generation
@@ -92,7 +109,20 @@ class ChannelCompactor:
             return ChannelResult(channel, "damaged", detail=str(error))
         if selection is None:
             return ChannelResult(channel, "too large", detail=f"more than {MAX_ENTRIES} entries stay")
-        return self._finish(channel, extent, plan, selection.result(), view, now_s, dry_run=dry_run)
+        plan = plan.taking(taken)
+        selected = selection.result()
+        is_wanted = all_dead and selected.long_dead > 0
+        result = self._finish(channel, extent, plan, selected, view, now_s, dry_run=dry_run, is_wanted=is_wanted)
+        if all_dead and not self._have_left(channel, plan):
+            return result._replace(long_dead_left=selected.long_dead + selected.long_dead_outside)
+        return result
+
+    def _have_left(self, channel: str, plan: _ReadPlan) -> bool:
+        """True if all groups left that were to: one that somebody located or wrote meanwhile stays."""
+        (sizes,) = self._store.sizes([channel])
+        groups = sizes.groups if sizes else {}
+        number_by_group = {name: plan.state.groups[name].directory.number for name in plan.removed}
+        return all(groups[name].directory.number > number for name, number in number_by_group.items() if name in groups)
 
     def _plan(self, channel: str, extent: Extent) -> _ReadPlan | None:
         """Decide what to read. The epochs are asked for after the directory: who begins later finds it as it is."""
@@ -108,11 +138,15 @@ class ChannelCompactor:
         removed = frozenset(name for name, group in groups.items() if is_removable(name, group, present))
         if extent is Extent.MERGE:
             removed = merged_groups(sizes, present)
-            return _ReadPlan(state, sizes, sorted(removed), removed, removed) if removed else None
+            return _ReadPlan(state, sizes, sorted(removed), removed, removed, {}) if removed else None
         full = {name for name, group in groups.items() if group.directory.number > group.directory.first}
-        return _ReadPlan(state, sizes, sorted(groups), removed | full, removed)
+        return _ReadPlan(state, sizes, sorted(groups), removed | full, removed, {})
 
-    def _select(self, channel: str, plan: _ReadPlan, view: CompactionView) -> Selection | None:
+    def _select(
+        self, channel: str, plan: _ReadPlan, view: CompactionView, *, takes_active: bool
+    ) -> tuple[Selection | None, Mapping[str, int]]:
+        """Select what stays, None if it is too much; return it and the groups of present epochs that were taken in."""
+        taken: dict[str, int] = {}
         selection = Selection(view.judge, is_whole=len(plan.read) == len(plan.state.groups))
         for name in plan.read:
             directory = plan.state.groups[name].directory
@@ -122,11 +156,14 @@ class ChannelCompactor:
                 for ref, block in zip(chunk, self._reader.blocks(chunk), strict=True):
                     if block is None:
                         raise _BlocksGone(f"block {ref.key} is missing")
-                    _add_block(selection, ref, block, is_input=ref.number < directory.number or name in plan.removed)
+                    is_input = ref.number < directory.number or name in plan.removed
+                    if not is_input and takes_active and _has_long_dead(view, ref, block):
+                        is_input, taken[name] = True, len(block)
+                    _add_block(selection, ref, block, is_input=is_input)
                 self._pause()
                 if selection.n_held > MAX_ENTRIES:
-                    return None
-        return selection
+                    return None, taken
+        return selection, taken
 
     def _finish(
         self,
@@ -138,14 +175,16 @@ class ChannelCompactor:
         now_s: float,
         *,
         dry_run: bool,
+        is_wanted: bool,
     ) -> ChannelResult:
         kept_bytes = sum(len(entry[3]) for entry in selected.kept)
         result = _result(channel, plan, selected)
         changes = [
-            GroupChange(name, plan.state.groups[name].directory, name in plan.removed) for name in sorted(plan.inputs)
+            GroupChange(name, plan.state.groups[name].directory, name in plan.removed, plan.taken.get(name))
+            for name in sorted(plan.inputs)
         ]
         input_bytes = sum(_input_bytes(plan.sizes.groups[name], name in plan.removed) for name in plan.inputs)
-        is_worth_it = len(plan.removed) > 1 or (input_bytes - kept_bytes) * _LEAST_SHARE >= input_bytes > 0
+        is_worth_it = is_wanted or len(plan.removed) > 1 or (input_bytes - kept_bytes) * _LEAST_SHARE >= input_bytes > 0
         packed = self._pack(selected, view) if selected.kept and is_worth_it else None
         live = plan.state.compacted.live
         if extent is Extent.FULL:
@@ -158,6 +197,7 @@ class ChannelCompactor:
             n_blocks = sum(_input_blocks(plan.sizes.groups[name], name in plan.removed) for name in plan.inputs)
             result = result._replace(
                 outcome="compacted",
+                long_dead_left=selected.long_dead_outside,
                 bytes_read=input_bytes,
                 bytes_written=bytes_out,
                 bytes_after=result.bytes_before - input_bytes + bytes_out,
@@ -174,6 +214,8 @@ class ChannelCompactor:
             return result
         if output:
             self._store.discard(channel, output.group, len(output.sizes))
+        left = selected.long_dead + selected.long_dead_outside
+        result = result._replace(long_dead_left=left)
         return result._replace(outcome="refused", bytes_after=result.bytes_before, blocks_after=result.blocks_before)
 
     def _pack(self, selected: Selected, view: CompactionView) -> PackedGroup:
@@ -201,6 +243,13 @@ def _add_block(selection: Selection, ref: BlockRef, block: bytes, *, is_input: b
         raise IndexCorrupt(f"block {ref.key}: {str(error) or 'it is empty'}") from error
 
 
+def _has_long_dead(view: CompactionView, ref: BlockRef, block: bytes) -> bool:
+    try:
+        return view.judge.has_long_dead(block)
+    except (IndexCorrupt, IndexError) as error:
+        raise IndexCorrupt(f"block {ref.key}: {error}") from error
+
+
 def _raised_floor(floor: bytes, dropped: Mapping[int, int]) -> bytes:
     if not dropped:
         return b""
@@ -222,6 +271,7 @@ def _result(channel: str, plan: _ReadPlan, selected: Selected) -> ChannelResult:
         n_blocks,
         selected.young_superseded,
         selected.young_dead,
+        selected.long_dead + selected.long_dead_outside,
     )
 
 

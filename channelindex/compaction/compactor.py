@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from channelindex.compaction.channel import ChannelCompactor, ChannelResult
 from channelindex.compaction.due import DueChannel, Extent, due
+from channelindex.compaction.pruning import PRUNED_AT_ONCE, prunings
 from channelindex.compaction.view import CompactionView, take_view
 from channelindex.errors import StaleEpoch, Transient
 from channelindex.model import STAR_CHANNEL
@@ -90,6 +91,30 @@ class Compactor:
         """
         view = self._take_view(dry_run=dry_run)
         return self._channels.compact(channel, extent, view, self._clock(), dry_run=dry_run)
+
+    def prune(self, channels: Callable[[], Iterable[str]], least: int = PRUNED_AT_ONCE) -> int:
+        """Prune the archives of epochs if *least* starts of one are needed no more; the number that went.
+
+        A start is needed as long as there may be an entry that it took back. So all *channels* are read, and what was
+        dead for long leaves each of them, before anything is pruned. A channel of which that cannot be said for certain
+        ends it; so does one that others compact meanwhile, until the next time.
+        """
+        view = self._take_view(dry_run=False)
+        archives = self._reader.archived_starts(range(view.meta.n_partitions))
+        found = prunings(view.records, archives, view.prunable, least)
+        if not found:
+            return 0
+        for channel in channels():
+            view = self._take_view(dry_run=False)
+            result = self._channels.compact(channel, Extent.FULL, view, self._clock(), all_dead=True)
+            if result.long_dead_left or result.outcome not in ("compacted", "noted", "gone"):
+                return 0
+            self._pause()
+        pruned = 0
+        for partition, before, after in found:
+            if self._store.prune(partition, before, after):
+                pruned += len(before) - len(after)
+        return pruned
 
     def _take_view(self, *, dry_run: bool) -> CompactionView:
         """A view that is not too old, and fenced unless *dry_run*."""

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from channelindex.blocks import HEADER, iter_entries, iter_frames
 from channelindex.epochs import NO_BOUND, Bounds, PartitionRecord
 
 
@@ -70,3 +71,15 @@ class Judge:
             live += bounds.clamp(epoch, no_bound)
             lately_live += bounds_then.clamp(epoch, no_bound)
         return AgeLimits(settled, live, lately_live)
+
+    def has_long_dead(self, block: bytes) -> bool:
+        """True if an entry in *block* has been dead for `dead_retention`.
+
+        Raises:
+            IndexCorrupt: the block is damaged.
+        """
+        return any(
+            kind != HEADER
+            and any(entry.seqno > self.limits(epoch).lately_live[entry.vb] for entry in iter_entries(body))
+            for kind, epoch, body in iter_frames(block)
+        )

@@ -35,7 +35,8 @@ class Counts(NamedTuple):
 class Selected(NamedTuple):
     """Holds the entries that stay, sorted; and by vbucket the highest seqno of a removal that left for its age.
 
-    Of what stays, `young_superseded` and `young_dead` entries may leave when they are older.
+    Of what stays, `young_superseded` and `young_dead` entries may leave when they are older. `long_dead` entries of the
+    inputs were dead for long, whatever they left for; so are `long_dead_outside`, which stay where they are.
     """
 
     kept: list[KeptEntry]
@@ -43,6 +44,8 @@ class Selected(NamedTuple):
     counts: Counts
     young_superseded: int
     young_dead: int
+    long_dead: int = 0
+    long_dead_outside: int = 0
 
 
 class _DocumentEntries:
@@ -69,6 +72,7 @@ class Selection:
         self._is_whole = is_whole
         self._by_vb: defaultdict[int, dict[bytes, _DocumentEntries]] = defaultdict(dict)
         self._n_read = self._n_dead = self._n_repeated = self._n_superseded = 0
+        self._n_long_dead = self._n_long_dead_outside = 0
 
     def add(self, epoch: int, body: bytes, *, is_input: bool) -> None:
         """Take in a frame of *epoch*. Without *is_input* its entries stay where they are, and may supersede others.
@@ -96,14 +100,17 @@ class Selection:
                 document.newest_live = max(document.newest_live, seqno)
             if document.newest_settled < seqno <= settled[vb]:
                 self._settle(document, seqno)
+            is_dead = seqno > lately_live[vb]
             if not is_input:
+                self._n_long_dead_outside += is_dead
                 outside = document.oldest_outside
                 document.oldest_outside = seqno if outside is None else min(outside, seqno)
                 continue
             self._n_read += 1
+            self._n_long_dead += is_dead
             if seqno < document.newest_settled:
                 self._n_superseded += 1
-            elif seqno > lately_live[vb]:
+            elif is_dead:
                 self._n_dead += 1
             else:
                 size = len(document.entries)
@@ -143,7 +150,8 @@ class Selection:
         kept.sort()
         counts = Counts(self._n_read, self._n_superseded, self._n_dead, n_removals, self._n_repeated)
         assert counts.read - counts.left == len(kept), "an entry that was read stays or is counted"
-        return Selected(kept, floor, counts, young_superseded, young_dead)
+        dead = self._n_long_dead, self._n_long_dead_outside
+        return Selected(kept, floor, counts, young_superseded, young_dead, *dead)
 
     def _may_forget(self, document: _DocumentEntries, removable: int) -> bool:
         """True if all that is left of *document* is a removal that is old enough, and nothing of it is elsewhere."""

@@ -12,6 +12,10 @@ from channelindex.stores.base import IndexReader
 from channelindex.stores.compacting import CompactionStore
 from channelindex.timeline import Moment, newest_before
 
+PRUNED_AFTER_S = 7 * 86400.0
+"""Age of an epoch's start before it may be pruned. What a process writes that was stopped in the midst of a request for
+longer than that is judged without it."""
+
 
 class CompactionView(NamedTuple):
     """Partition records at one moment, and how old what is in the index was then."""
@@ -19,6 +23,8 @@ class CompactionView(NamedTuple):
     meta: IndexMeta
     records: Sequence[PartitionRecord]
     judge: Judge
+    prunable: Sequence[int]
+    """By partition, the newest epoch whose start is needed for its age no more; 0 for none."""
 
     def fence(self, store: CompactionStore) -> None:
         """Raise `compacted_through` to all that is settled, before the first switch by this view.
@@ -55,9 +61,11 @@ def take_view(reader: IndexReader, settings: CompactionSettings, now_s: float) -
         ),
         dead_epochs=[_epoch_before(moments, now_s - settings.dead_retention_s) for moments in timelines],
     )
+    longest_s = max(PRUNED_AFTER_S, settings.dead_retention_s, removal_s)  # moments of an older epoch say nothing
+    prunable = [_epoch_before(moments, now_s - longest_s) for moments in timelines]
     archived = archives.of(records)
     whole = [whole_record(record, archived.get(partition, ())) for partition, record in enumerate(records)]
-    return CompactionView(meta, records, Judge(whole, ages))
+    return CompactionView(meta, records, Judge(whole, ages), prunable)
 
 
 def _epoch_before(moments: Sequence[Moment], time_s: float) -> int:

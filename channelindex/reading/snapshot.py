@@ -64,6 +64,7 @@ class History:
         self._newest_archived = max((record.archived for record in records), default=0)
         self._bounds = [Bounds(record) for record in records]
         self._known: dict[int, list[int]] = {}
+        self._pruned: dict[int, int] = {}
 
     def bounds(self, epoch: int) -> list[int]:
         """The `Bounds.bound` of *epoch* in each vbucket."""
@@ -75,9 +76,14 @@ class History:
             known = self._known[epoch] = [bound for bounds in self._bounds for bound in bounds.of(epoch)]
         return known
 
-    def bounds_of(self, epoch: int, partition: int) -> tuple[int, ...]:
-        """The same of one partition's vbuckets."""
+    def position_bounds(self, epoch: int, partition: int) -> tuple[int, ...]:
+        """By vbucket of *partition*, what a position that was taken under *epoch* is lowered to: a token, a moment.
+
+        0 where the starts that bound it were pruned: what they took back is gone from the index.
+        """
         self._reach_back_to(epoch)
+        if epoch < self._pruned.get(partition, 0):
+            return (0,) * len(self.records[partition].checkpoints)
         return self._bounds[partition].of(epoch)
 
     def _reach_back_to(self, epoch: int) -> None:
@@ -85,7 +91,8 @@ class History:
         if epoch >= self._newest_archived:
             return
         for partition, starts in self._archives.of(self.records).items():
-            self._bounds[partition] = Bounds(whole_record(self.records[partition], starts))
+            whole = whole_record(self.records[partition], starts)
+            self._bounds[partition], self._pruned[partition] = Bounds(whole), whole.pruned
         self._newest_archived = 0  # last: threads that share this go by it
 
 
@@ -188,8 +195,10 @@ class IndexSnapshot:
             if moment is None:
                 seqnos += (0,) * len(vbuckets)
                 continue
-            limits = self.limits(moment.epoch).clock[vbuckets.start : vbuckets.stop]
-            seqnos += [min(checkpoint.seqno, left) for checkpoint, left in zip(moment.checkpoints, limits, strict=True)]
+            bounds = self._history.position_bounds(moment.epoch, partition)
+            stable = self.stable[vbuckets.start : vbuckets.stop]
+            then = (checkpoint.seqno for checkpoint in moment.checkpoints)
+            seqnos += map(min, then, bounds, stable)
         return seqnos
 
     @cached_property
@@ -227,7 +236,7 @@ class IndexSnapshot:
         vbuckets = self.meta.vbuckets_of(partition)
         if not any(horizons[vbuckets.start : vbuckets.stop]):
             return
-        for vb, bound in zip(vbuckets, self._history.bounds_of(epoch, partition), strict=True):
+        for vb, bound in zip(vbuckets, self._history.position_bounds(epoch, partition), strict=True):
             if horizons[vb] > bound:
                 if bound > self._kept(vb):
                     raise _from_the_future(f"vbucket {vb} is at seqno", self.stable[vb], horizons[vb])

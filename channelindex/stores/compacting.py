@@ -7,6 +7,7 @@ know whether a switch happened leaves the channel alone until the next pass.
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from channelindex.epochs import EpochStart
 from channelindex.stores.base import COMPACT_PREFIX, Compacted, Directory
 
 STRAY_S = 3600
@@ -40,12 +41,15 @@ class ChannelSizes(NamedTuple):
 class GroupChange(NamedTuple):
     """A group whose directory was *known*. Its full blocks leave; where `removed`, the active one and the group too.
 
-    Where its directory has changed since, it is not removed, and the blocks leave that were full then.
+    Where its directory has changed since, it is not removed, and the blocks leave that were full then. With
+    `active_bytes`, a present epoch writes the group: it is removed only if its active block has that size, and the
+    block goes at once. Whoever appends to it next finds it gone, and begins the group anew.
     """
 
     group: str
     known: Directory
     removed: bool
+    active_bytes: int | None = None
 
     @property
     def is_output(self) -> bool:
@@ -102,6 +106,10 @@ class CompactionStore(Protocol):
 
     def switch(self, switch: Switch) -> bool:
         """Let *switch* happen, atomically: only if the channel has its generation, and the output blocks are there."""
+        ...
+
+    def prune(self, partition: int, before: Sequence[EpochStart], after: Sequence[EpochStart]) -> bool:
+        """Put *after* in the place of *before*, with which the archive of *partition* begins; false if it does not."""
         ...
 
     def discard(self, channel: str, group: str, n_blocks: int) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from channelindex import epochs
+from channelindex.epochs import EpochStart
 from channelindex.errors import ConfigInvalid
 from channelindex.stores.base import BlockRef, Compacted
 from channelindex.stores.compacting import STRAY_S, ChannelSizes, GroupSize, Switch
@@ -88,24 +89,37 @@ class MemoryCompaction:
         directories = self._index.directories[channel]
         deadline = self._index.monotonic() + switch.grace_s
         for change in switch.changes:
-            group, known, removed = change
+            group, known, removed, active_bytes = change
             present = directories.get(group)
             if present is None:
                 continue
             last = known.number - 1
-            if removed and present == known:
+            active = BlockRef(channel, group, known.number)
+            if removed and present == known and active_bytes in (None, len(self._index.blocks[active])):
                 last = known.number
                 if not change.is_output:
-                    gone += known.before + len(self._index.blocks[BlockRef(channel, group, known.number)])
+                    gone += known.before + len(self._index.blocks[active])
                     next_number = max(next_number, known.number + 1)
                 del directories[group]
                 self._index.clocks.pop((channel, group), None)
+                if active_bytes is not None:
+                    del self._index.blocks[active]
+                    last = known.number - 1
             else:
                 directories[group] = present._replace(first=known.number, dropped=known.before)
             for number in range(known.first, last + 1):
                 self._index.deadlines[BlockRef(channel, group, number)] = deadline
         noted = Compacted(before.generation + 1, switch.live, gone, next_number, switch.at)
         self._index.compacted[channel] = noted
+
+    def prune(self, partition: int, before: Sequence[EpochStart], after: Sequence[EpochStart]) -> bool:
+        """See `CompactionStore.prune`."""
+        with self._index.changed:
+            archive = self._index.archives[partition]
+            if archive[: len(before)] != tuple(before):
+                return False
+            self._index.archives[partition] = (*after, *archive[len(before) :])
+            return True
 
     def discard(self, channel: str, group: str, n_blocks: int) -> None:
         """See `CompactionStore.discard`."""

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from channelindex import epochs
 from channelindex.blocks import fold_clock
 from channelindex.compaction.compactor import Compactor
 from channelindex.compaction.due import Extent
@@ -14,7 +15,17 @@ from channelindex.reading.reader import ChangesReader
 from channelindex.settings import CompactionSettings
 from channelindex.stores.base import COMPACT_PREFIX, NEVER_COMPACTED, BlockRef, Directory
 from channelindex.stores.compacting import GroupChange, Output, Switch
-from tests.support.stores import GROUP, META, Backend, append, checkpoints, entry, stored_blocks
+from tests.support.stores import (
+    GROUP,
+    META,
+    Backend,
+    all_entries,
+    append,
+    checkpoints,
+    entry,
+    stored_blocks,
+    whole_records,
+)
 
 OTHER_GROUP = "ffeeddcc99887766"
 OUTPUT = f"{COMPACT_PREFIX}0011"
@@ -256,3 +267,83 @@ def test_groups_are_merged_where_there_are_many(world):
     assert len(groups) == 2, "what was merged, and the present epoch's"
     assert world.told() == before
     assert compactor.find_due(["A"]) == []
+
+
+def _long_life(world: World, patch: pytest.MonkeyPatch) -> float:
+    """Let partition 0 have 20 owners, each of whom leaves an entry that the next one's start takes back."""
+    patch.setattr(epochs, "HISTORY_BYTES", 4 * 8 * (1 + META.partition_width))
+    writer, now_s = world.backend.writer(), 2000.0
+    for epoch in range(2, 22):
+        seqno = 8 + epoch
+        writer.write([append("A", epoch, entry(0, seqno), entry(0, 100 + epoch, f"dead-{epoch}"))])
+        world.owner.advance(epoch, checkpoints({0: seqno}))
+        world.owner.note_moments(epoch, [0], now_s)
+        world.owner.begin(0, epoch + 1, "n")
+        now_s += 3600.0
+    return now_s
+
+
+def _archived(world: World) -> list[int]:
+    return [start.epoch for start in world.reader.archived_starts([0])[0]]
+
+
+def test_starts_that_are_needed_no_more_are_pruned(world, monkeypatch):
+    now_s = _long_life(world, monkeypatch)
+    before, archived = world.told(), _archived(world)
+    settings = CompactionSettings(min_lag_s=1.0, dead_retention_s=1.0, grace_s=0.0)
+    assert world.compactor(now_s, settings).prune(world.reader.channels, 1) == 0, "none is old enough"
+    world.owner.note_moments(22, [0], now_s)
+    compactor = world.compactor(now_s + 8 * 86400.0, settings)
+    assert compactor.prune(world.reader.channels, 100) == 0, "it is not worth it"
+    assert compactor.prune(world.reader.channels, 1) == len(archived) - 1
+    assert _archived(world) == archived[-1:], "a mark is left, and what a record counts"
+    assert world.told() == before
+    taken_back = [each.seqno for _, each in all_entries(world.reader, "A") if each.seqno > 100]
+    assert taken_back == [121], "by the last start, under which no moment was noted"
+    assert compactor.prune(world.reader.channels, 1) == 0
+
+
+def test_a_position_of_a_pruned_epoch_stands_at_0(world, monkeypatch):
+    since = ChangesReader(world.reader).changes(["A"]).since
+    now_s = _long_life(world, monkeypatch)
+    world.owner.note_moments(22, [0], now_s)
+    assert "doc-0" not in world.told(since)
+    world.compactor(now_s + 8 * 86400.0).prune(world.reader.channels, 1)
+    assert world.told(since) == world.told()
+    ((_, *moments),) = world.reader.timelines([0])
+    whole = whole_records(world.reader)[0]
+    assert whole.pruned > moments[0].epoch
+    assert epochs.fall_back(whole, moments[:1])[0].seqno == 0
+
+
+def test_what_is_written_while_a_channel_is_cleared_for_pruning_holds_it_up(world, monkeypatch):
+    """The active block that had dead entries has grown: it stays, with them."""
+    now_s = _long_life(world, monkeypatch)
+    world.owner.note_moments(22, [0], now_s)
+    writer, store = world.backend.writer(), world.store
+    writer.write([append("A", 22, entry(0, 200))])
+
+    class Late:
+        """Writes before the first switch."""
+
+        switched = False
+
+        def __getattr__(self, name):
+            return getattr(store, name)
+
+        def switch(self, switch):
+            if not self.switched:
+                self.switched = True
+                writer.write([append("A", 22, entry(0, 201))])
+            return store.switch(switch)
+
+    compactor = World(world.backend, world.owner, world.reader, Late()).compactor(now_s + 8 * 86400.0)
+    archived = _archived(world)
+    assert compactor.prune(world.reader.channels, 1) == 0
+    assert _archived(world) == archived
+    assert compactor.prune(world.reader.channels, 1) == len(archived) - 1
+    writer.write([append("A", 22, entry(0, 202))])
+    world.owner.advance(22, checkpoints({0: 202}))
+    told = world.told()
+    assert all(told[f"doc-0-{seqno}"] == seqno for seqno in (*range(10, 30), 200, 201, 202))
+    assert not [key for key in told if key.startswith("dead")]

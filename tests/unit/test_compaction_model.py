@@ -20,11 +20,11 @@ from channelindex.compaction.compactor import Compactor
 from channelindex.compaction.due import Extent
 from channelindex.compaction.judge import Judge
 from channelindex.compaction.packing import pack_group
-from channelindex.compaction.view import CompactionView
+from channelindex.compaction.view import PRUNED_AFTER_S, CompactionView
 from channelindex.errors import ChannelIndexError
 from channelindex.reading import block_walk
 from channelindex.reading.reader import ChangesReader
-from channelindex.reading.snapshot import IndexSnapshot
+from channelindex.reading.snapshot import History, IndexSnapshot
 from channelindex.settings import CompactionSettings
 from tests.support.profiles import examples
 from tests.unit.test_reader_model import CHANNEL_SETS, CHANNELS, PARTITIONS, VBUCKETS, IndexMachine
@@ -151,6 +151,22 @@ class CompactedIndexMachine(IndexMachine):
 
         self._new_compactor(self.store, Interrupted(self.index.reader, at, hook)).compact(channel)
 
+    @rule(vb=st.sampled_from(VBUCKETS), number=st.integers(0, 3), keep=st.floats(0, 1))
+    def starts_are_pruned(self, vb, number, keep):
+        """Something is taken back, its start goes to the archive, and nobody is in the midst of a request so long."""
+        self.change(vb, number, ("A",), 1)
+        self.receive(vb, 100)
+        self.flush(self.owner_of(vb), 100)
+        self.fail_over(vb, keep)
+        for _ in range(3):
+            self.change(vb, (number + 1) % 4, ("B",), 1)
+            self.catch_up(vb)
+            self.time_passes(5.0)
+            self.take_over(self.owner_of(vb).partitions)
+        self.time_passes(1.1 * PRUNED_AFTER_S)
+        self.zombies.clear()
+        self._new_compactor(self.store).prune(self.index.reader.channels, 1)
+
     @rule(channels=st.sampled_from([("A",), ("B", "C"), CHANNELS]), at=st.integers(1, 7), n=st.integers(1, 3))
     def read_while_it_is_compacted(self, channels, at, n):
         """From the beginning: the oracle is that of the moment at which the reader began."""
@@ -172,6 +188,12 @@ class CompactedIndexMachine(IndexMachine):
             (state,) = self.index.reader.channel_states([channel])
             if state is not None:
                 assert all(group.tail is not None for group in state.groups.values())
+
+
+@pytest.fixture(autouse=True)
+def _short_history(monkeypatch):
+    """Two epoch starts in a record, the others in the archive."""
+    monkeypatch.setattr(epochs, "HISTORY_BYTES", 2 * 8 * (1 + len(VBUCKETS) // len(PARTITIONS)))
 
 
 def _run(machine: type[CompactedIndexMachine], share: float) -> None:
@@ -241,10 +263,25 @@ def _refuse_tokens_while_it_is_streamed_anew(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(IndexSnapshot, "_kept", lambda self, vb: self.stable[vb])
 
 
+def _prune_while_something_dead_is_left(patch: pytest.MonkeyPatch) -> None:
+    compact = compaction_channel.ChannelCompactor.compact
+
+    def lax(*arguments, all_dead=False, **options):
+        return compact(*arguments, **options)._replace(long_dead_left=0)
+
+    patch.setattr(compaction_channel.ChannelCompactor, "compact", lax)
+
+
+def _trust_positions_of_pruned_epochs(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(History, "position_bounds", lambda self, epoch, partition: self._bounds[partition].of(epoch))
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize(
     "plant",
     [
+        _prune_while_something_dead_is_left,
+        _trust_positions_of_pruned_epochs,
         _break_the_fence,
         _rewrite_under_a_newer_epoch,
         _compact_active_blocks_of_present_epochs,

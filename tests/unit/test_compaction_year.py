@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import pytest
 
+from channelindex import epochs
+from channelindex.compaction import view
 from channelindex.compaction.compactor import Compactor
 from channelindex.compaction.due import MAX_GROUPS
 from channelindex.reading.reader import ChangesReader
@@ -16,6 +18,9 @@ from tests.support.indexing import Row, SmallIndex
 
 BLOCK_BYTES = 1024
 HOUR_S = 3600.0
+KEPT_STARTS = 6
+PRUNED_AFTER_HOURS = 26
+PRUNED_AT_ONCE = 8
 
 
 class Year(NamedTuple):
@@ -44,7 +49,7 @@ class Life:
             BLOCK_BYTES,
             clock=lambda: self.now_s,
         )
-        self.written = self.rewritten = 0
+        self.written = self.rewritten = self.pruned = 0
 
     def live_an_hour(self, hour: int) -> None:
         """Hand over, index changes, and compact what is due."""
@@ -73,11 +78,14 @@ class Life:
         self.now_s += HOUR_S
         channels = list(self.index.reader.channels())
         self.written = sum(state.counter for state in self.index.reader.channel_states(channels) if state)
+        self.pruned += self.compactor.prune(lambda: channels, PRUNED_AT_ONCE)
         for due in self.compactor.find_due(channels):
             self.rewritten += self.compactor.compact(due.channel, due.extent).bytes_written
 
     def check(self) -> None:
-        """Hold space and directories against their bounds, and a reader's answer against what was written."""
+        """Hold space, directories and histories against their bounds, and an answer against what was written."""
+        for starts in self.index.reader.archived_starts((0, 1)):
+            assert len(starts) <= PRUNED_AFTER_HOURS + PRUNED_AT_ONCE + KEPT_STARTS
         for channel in self.index.reader.channels():
             (state,) = self.index.reader.channel_states([channel])
             assert state is not None
@@ -98,7 +106,9 @@ class Life:
     ],
     ids=["three days", "a month"],
 )
-def test_space_directories_and_writes_stay_in_proportion(year):
+def test_space_directories_histories_and_writes_stay_in_proportion(year, monkeypatch):
+    monkeypatch.setattr(epochs, "HISTORY_BYTES", KEPT_STARTS * 8 * 3)
+    monkeypatch.setattr(view, "PRUNED_AFTER_S", PRUNED_AFTER_HOURS * HOUR_S)
     life = Life(year)
     for hour in range(year.hours):
         life.live_an_hour(hour)
@@ -106,4 +116,5 @@ def test_space_directories_and_writes_stay_in_proportion(year):
             life.check()
     life.check()
     assert life.rewritten <= life.written, "each byte is written twice at most: once appended, once rewritten"
+    assert life.pruned > year.hours // 2
     life.index.close()

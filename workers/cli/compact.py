@@ -56,6 +56,7 @@ class CompactTotals:
     blocks_after: int = 0
     young_superseded: int = 0
     young_dead: int = 0
+    pruned_starts: int = 0
     outcomes: dict[str, int] = field(default_factory=dict)
 
     def add(self, result: ChannelResult) -> None:
@@ -92,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
                 if result.outcome in ("damaged", "too large"):
                     output.warn(f"channel {channel}: {result.outcome}: {result.detail}")
                 show(number, len(work))
+        if not (args.dry_run or args.channel):
+            totals.pruned_starts = compactor.prune(reader.channels)
     if args.json:
         output.json_line(totals)
     else:
@@ -112,6 +115,8 @@ def _work(
 def _report(totals: CompactTotals, *, dry_run: bool) -> Iterator[str]:
     outcomes = ", ".join(f"{count} {outcome}" for outcome, count in sorted(totals.outcomes.items()))
     yield f"channels  {outcomes or 'none is due'}" + (" (dry run: nothing was written)" if dry_run else "")
+    if totals.pruned_starts:
+        yield f"epochs    {totals.pruned_starts} starts pruned"
     if not totals.channels:
         return
     yield (

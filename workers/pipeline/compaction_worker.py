@@ -21,6 +21,9 @@ from channelindex.stores.compacting import CompactionStore
 from workers.signals import StopFlag
 from workers.telemetry.board import ProcessStats
 
+PRUNE_INTERVAL_S = 3600.0
+"""Time between two looks at the archives of epochs, which are read for it."""
+
 _BEAT_S = 1.0
 """Longest sleep between two heartbeats."""
 
@@ -53,6 +56,7 @@ class CompactionWorker:
         self._pace = Pace(settings.cpu_share, sleep=self._sleep)
         self._compactor = Compactor(store, reader, settings, block_bytes, self._pause)
         self._due_since_ns: dict[str, int] = {}
+        self._prune_at = 0.0
 
     def run(self) -> int:
         """Compact until stopped; return an exit code."""
@@ -60,6 +64,7 @@ class CompactionWorker:
             while True:
                 try:
                     self._look()
+                    self._prune()
                 except Transient as error:
                     self._stats.add(store_errors=1)
                     _log.warning("compaction.interrupted", msg=str(error))
@@ -89,6 +94,15 @@ class CompactionWorker:
                 _log.warning("compaction.skipped", channel=due.channel, msg=f"{result.outcome}: {result.detail}")
             else:
                 self._done(due.channel)
+
+    def _prune(self) -> None:
+        """Now and then, prune what is needed no more of the archives of epochs."""
+        if time.monotonic() < self._prune_at:
+            return
+        self._prune_at = time.monotonic() + PRUNE_INTERVAL_S
+        n_pruned = self._compactor.prune(self._reader.channels)
+        if n_pruned:
+            _log.info("compaction.pruned", starts=n_pruned)
 
     def _note(self, result: ChannelResult) -> None:
         outcome = result.outcome

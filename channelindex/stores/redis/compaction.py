@@ -5,11 +5,12 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from channelindex import epochs
+from channelindex.epochs import EpochStart
 from channelindex.errors import OutcomeUnknown, StaleEpoch, Transient
 from channelindex.hashing import slot_of
 from channelindex.stores.compacting import STRAY_S, ChannelSizes, Switch
 from channelindex.stores.meta import lost_record
-from channelindex.stores.records import pack_seqnos
+from channelindex.stores.records import pack_history, pack_seqnos
 from channelindex.stores.redis.directories import encode_directory, read_sizes
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record, read_meta
@@ -74,8 +75,9 @@ class RedisCompaction:
     def switch(self, switch: Switch) -> bool:
         """See `CompactionStore.switch`. About 2 µs for each block."""
         groups: list[str | int] = []
-        for group, known, removed in switch.changes:
-            groups += (group, encode_directory(known), known.number, known.before, known.first, int(removed))
+        for group, known, removed, active_bytes in switch.changes:
+            size = -1 if active_bytes is None else active_bytes
+            groups += (group, encode_directory(known), known.number, known.before, known.first, int(removed), size)
         output = switch.output
         named = (output.group, encode_directory(output.directory), output.sizes) if output else ("", "", ())
         slot = self._keys.slot(slot_of(switch.channel))
@@ -83,6 +85,11 @@ class RedisCompaction:
         keys = () if self._link.spans_slots else (slot,)
         arguments = (slot, switch.channel, packed, output.clock if output else b"", switch.floor)
         return bool(self._link.run("switch", keys, *arguments))
+
+    def prune(self, partition: int, before: Sequence[EpochStart], after: Sequence[EpochStart]) -> bool:
+        """See `CompactionStore.prune`."""
+        archives = pack_history(tuple(before)), pack_history(tuple(after))
+        return bool(self._link.run("prune", (self._keys.archive(partition),), *archives))
 
     def discard(self, channel: str, group: str, n_blocks: int) -> None:
         """See `CompactionStore.discard`."""

@@ -2,12 +2,12 @@
 -- KEYS   none, on a cluster the prefix of the slot; the channel's keys are built here (KEYSPACE.md)
 -- ARGV   1: prefix of all keys of the channel's slot; 2: channel; 3: MessagePack [generation, live, at, seconds that
 --        the old blocks have to live, group of the output ("": nothing stayed), its directory, [size of each of its
---        blocks], groups]; groups are flat, six per group: name, its directory as it was read, number of the active
---        block, bytes before it, number of the first block, 1 if the group is to be removed; 4: clock frame of the
---        output; 5: floor of the channel
+--        blocks], groups]; groups are flat, seven per group: name, its directory as it was read, number of the active
+--        block, bytes before it, number of the first block, 1 if the group is to be removed, -1 or the size that its
+--        active block must have, which goes at once then; 4: clock frame of the output; 5: floor of the channel
 -- reply  1 if it happened, 0 if the channel was compacted meanwhile, or output blocks are missing
--- atomic all of it. A group whose directory has changed since is not removed: it keeps its blocks from the one on that
---        was active then
+-- atomic all of it. A group whose directory has changed since, or its active block, is not removed: it keeps its blocks
+--        from the one on that was active then
 -- include errors.lua
 local prefix, channel = ARGV[1], ARGV[2]
 local generation, live, at, grace, output, directory, sizes, groups = unpack(cmsgpack.unpack(ARGV[3]))
@@ -45,17 +45,22 @@ return with_key_in_error(function()
   for number = 1, #sizes do
     call('PERSIST', block_key(output, number - 1))
   end
-  for index = 1, #groups, 6 do
+  for index = 1, #groups, 7 do
     local group, known, active, bytes, first = groups[index], groups[index + 1], groups[index + 2], groups[index + 3],
       groups[index + 4]
+    local size = call('STRLEN', block_key(group, string.format('%.0f', active)))
+    local wanted = groups[index + 6]
     key = channel_key
     local present = call('HGET', channel_key, 'g' .. group)
-    if groups[index + 5] == 1 and present == known then
+    if groups[index + 5] == 1 and present == known and (wanted < 0 or wanted == size) then
       if string.sub(group, 1, 8) ~= 'compact-' then
-        gone = gone + bytes + call('STRLEN', block_key(group, string.format('%.0f', active)))
+        gone = gone + bytes + size
         next_number = math.max(next_number, active + 1)
       end
       expire(group, first, active)
+      if wanted >= 0 then
+        call('UNLINK', block_key(group, string.format('%.0f', active)))
+      end
       call('HDEL', channel_key, 'g' .. group, 'k' .. group)
     elseif present then
       local kept = string.match(present, '^(%d+:%x+:%d+:%d+):')
