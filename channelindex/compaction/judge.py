@@ -21,14 +21,15 @@ class Ages(NamedTuple):
 
 
 class AgeLimits(NamedTuple):
-    """Of the entries of one epoch, by vbucket the highest seqno that is settled, live, and was live lately.
+    """Of the entries of one epoch, by vbucket the highest seqno that is settled, live, was live lately, and is judged.
 
-    An epoch that began after the view is 0, NO_BOUND and NO_BOUND: nothing is known of it.
+    An epoch that began after the view is 0, NO_BOUND, NO_BOUND and 0: nothing is known of it, and its entries stay.
     """
 
     settled: list[int]
     live: list[int]
     lately_live: list[int]
+    judged: list[int]
 
 
 class Judge:
@@ -59,18 +60,21 @@ class Judge:
         settled: list[int] = []
         live: list[int] = []
         lately_live: list[int] = []
+        judged: list[int] = []
         for record, bounds, bounds_then in zip(self._records, self._bounds, self._bounds_then, strict=True):
             no_bound = (NO_BOUND,) * len(record.checkpoints)
             if epoch > record.epoch:
                 settled += (0,) * len(no_bound)
                 live += no_bound
                 lately_live += no_bound
+                judged += (0,) * len(no_bound)
                 continue
             vbuckets = record.vbuckets
             settled += bounds.clamp(epoch, self.ages.settled[vbuckets.start : vbuckets.stop])
             live += bounds.clamp(epoch, no_bound)
             lately_live += bounds_then.clamp(epoch, no_bound)
-        return AgeLimits(settled, live, lately_live)
+            judged += no_bound
+        return AgeLimits(settled, live, lately_live, judged)
 
     def has_long_dead(self, block: bytes) -> bool:
         """True if an entry in *block* has been dead for `dead_retention`.

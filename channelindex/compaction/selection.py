@@ -49,12 +49,17 @@ class Selected(NamedTuple):
 
 
 class _DocumentEntries:
-    """The entries of one document: those of the inputs that are not known to be superseded, and what is known else."""
+    """The entries of one document: those of the inputs that are not known to be superseded, and what is known else.
 
-    __slots__ = ("entries", "newest_live", "newest_settled", "oldest_outside")
+    `later` are those of epochs after the view: the source may have brought them once more because what supersedes them
+    by the view has died since.
+    """
+
+    __slots__ = ("entries", "later", "newest_live", "newest_settled", "oldest_outside")
 
     def __init__(self) -> None:
         self.entries: set[tuple[int, int, bytes]] = set()
+        self.later: set[tuple[int, int, bytes]] | None = None
         self.newest_settled = -1
         self.newest_live = -1
         self.oldest_outside: int | None = None
@@ -80,7 +85,7 @@ class Selection:
         Raises:
             IndexCorrupt: an entry is cut off, or of a vbucket that the index does not have.
         """
-        settled, live, lately_live = self._judge.limits(epoch)
+        settled, live, lately_live, judged = self._judge.limits(epoch)
         offset, end = 0, len(body)
         while offset < end:
             start = offset
@@ -108,7 +113,9 @@ class Selection:
                 continue
             self._n_read += 1
             self._n_long_dead += is_dead
-            if seqno < document.newest_settled:
+            if seqno > judged[vb]:
+                self._keep_later(document, (seqno, epoch, body[start:offset]))
+            elif seqno < document.newest_settled:
                 self._n_superseded += 1
             elif is_dead:
                 self._n_dead += 1
@@ -118,6 +125,12 @@ class Selection:
                 self._n_repeated += len(document.entries) == size
         if offset > end:
             raise IndexCorrupt(f"an entry ends {offset - end} bytes after its frame")
+
+    def _keep_later(self, document: _DocumentEntries, entry: tuple[int, int, bytes]) -> None:
+        """Keep *entry*, of which nothing is known."""
+        document.later = document.later or set()
+        self._n_repeated += entry in document.later
+        document.later.add(entry)
 
     def _settle(self, document: _DocumentEntries, seqno: int) -> None:
         """*seqno* is the newest settled one of *document*: what is older leaves."""
@@ -143,7 +156,8 @@ class Selection:
                     floor[vb] = max(floor.get(vb, 0), document.newest_settled)
                     n_removals += len(document.entries)
                     continue
-                for seqno, epoch, raw in document.entries:
+                entries = document.entries if document.later is None else document.entries | document.later
+                for seqno, epoch, raw in entries:
                     kept.append((seqno, vb, epoch, raw))
                     young_superseded += seqno < document.newest_live
                     young_dead += seqno > self._judge.limits(epoch).live[vb]
@@ -155,7 +169,8 @@ class Selection:
 
     def _may_forget(self, document: _DocumentEntries, removable: int) -> bool:
         """True if all that is left of *document* is a removal that is old enough, and nothing of it is elsewhere."""
-        if not (self._is_whole and document.entries and document.oldest_outside is None):
+        is_all = self._is_whole and document.oldest_outside is None and document.later is None
+        if not (is_all and document.entries):
             return False
         return all(
             seqno == document.newest_settled <= removable and _flags(raw) & _GONE for seqno, _, raw in document.entries

@@ -187,6 +187,17 @@ def test_entries_of_an_epoch_after_the_view_stay_and_supersede_nothing():
     assert [entry[:3] for entry in _select(record, stored, settled=9).kept] == [(3, 0, 1), (5, 0, 2)]
 
 
+def test_what_is_brought_again_after_the_view_is_not_superseded_by_what_the_view_takes_for_live():
+    """A rollback to 3 that the view does not know: 5 is dead, and 3 is the newest, brought again."""
+    record = _record((1, 0, 9))
+    old = [Stored(1, Entry(0, seqno, b"doc", "1-x", DELETED)) for seqno in (3, 5)]
+    again = Stored(2, Entry(0, 3, b"doc", "1-x", DELETED))
+    for stored in ([*old, again, again], [again, *old]):
+        selected = _select(record, stored, settled=9, removable=9)
+        assert [entry[:3] for entry in selected.kept] == [(3, 0, 2), (5, 0, 1)]
+        assert not selected.floor
+
+
 def test_one_of_equal_entries_stays():
     record = _record((1, 0, 9))
     selected = _select(record, [Stored(1, Entry(0, 3, b"doc", "1-x", 0))] * 3)
