@@ -205,7 +205,8 @@ def whole_record(record: PartitionRecord, archive: Iterable[EpochStart]) -> Part
     pruned = min(pruned, record.archived)  # what went there and was pruned since is in the record
     if record.archived > pruned and record.archived not in old:
         raise IndexCorrupt(
-            f"vbucket {record.first_vb}: its partition's archive of epochs is missing; rebuild the index"
+            f"vbucket {record.first_vb}: its partition's archive of epochs is missing: the store has lost data; "
+            "channelindex repair has the partition indexed again"
         )
     history = (*(old[epoch] for epoch in sorted(old)), *record.history)
     return record._replace(history=_without_implied(history), archived=0, pruned=pruned)

@@ -249,7 +249,7 @@ class BlockWriter:
     def _move_of(self, append: ChannelAppend, state: GroupState, block_bytes: int) -> Move:
         if state.tail is None:
             block = BlockRef(append.channel, append.group, state.directory.number)
-            raise IndexCorrupt(f"block {block.key} is gone: the store has lost data")
+            raise IndexCorrupt(f"block {block.key} is gone: {_LOST}")
         pairs = None if self._compiled is None else self._compiled.pack_clock(state.frames)
         return _move(append, state, pack_clock(state.frames) if pairs is None else pairs, block_bytes)
 
@@ -323,9 +323,10 @@ def blind_appends(known: Sequence[_Known], start: int, most: int, most_bytes: in
 
 def lost_block(key: str, channel: str) -> BlockGone:
     """The error of whoever appends to the block of *channel* with *key* that should be there and is not."""
-    return BlockGone(
-        f"{key} is gone: the store has lost data; channelindex repair, or in a bucket a new index.name", channel
-    )
+    return BlockGone(f"{key} is gone: {_LOST}", channel)
+
+
+_LOST = "the store has lost data; channelindex repair, or in a bucket a new index.name"
 
 
 def _locating(append: ChannelAppend) -> LocatingAppend:

@@ -168,6 +168,27 @@ def test_wrong_type_under_a_key_is_reported_and_cured_by_its_removal(databases, 
     assert held["a"]
 
 
+KEYS = ("members", "ends", "leases", "status", "state", "events", "drained", "asked", "scale")
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_key_that_is_evicted_leaves_each_partition_with_one_owner(databases, links, key):
+    """What an operator ordered has to be ordered again; all else is written anew by the next ticks."""
+    client, _ = databases
+    cluster = Cluster(links[0])
+    cluster.share("a", "b")
+    client.delete(getattr(CoordinationKeys(INDEX), key))
+    for _ in range(5):
+        cluster.turn("b", "a")
+        held = cluster.held()
+        assert not held["a"] & held["b"]
+    assert {name: len(mine) for name, mine in cluster.share("a", "b").items()} == {"a": 8, "b": 8}
+
+
+def test_every_key_of_the_leases_is_among_those_that_are_evicted_here():
+    assert {getattr(CoordinationKeys(INDEX), key) for key in KEYS} == set(CoordinationKeys(INDEX).all)
+
+
 def test_rights_that_are_taken_away_and_given_back(redis_url, databases):
     admin, _ = databases
     admin.acl_setuser("node", enabled=True, passwords=["+pw"], categories=["+@all"], keys=["*"], channels=["*"])

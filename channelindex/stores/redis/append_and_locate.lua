@@ -50,6 +50,8 @@ local function append(slot_prefix, channel, group, epoch, header_size, frames)
     return 'lost', 0, '0', live
   end
   if noted_epoch ~= epoch then
+    key = slot_prefix .. 'n'
+    call('HSET', key, channel, '') -- again: the names may have been lost
     key = channel_key
     call('HSET', channel_key, field, number .. ':' .. epoch .. rest)
   end

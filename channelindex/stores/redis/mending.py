@@ -72,8 +72,17 @@ def mend(link: Link, keys: Keys, channels: Collection[str] | None, floor: bytes)
         changed = _mend_group(link, keys, (channel, group), numbers, notes)
         directories += [keys.channel(channel)] if changed and changed.directory is None else []
         blocks += [BlockRef(channel, group, number).key for number in changed.lost] if changed else []
+    _remember(link, keys, channels)
     _forget(link, keys, channels)
     return Mended(tuple(dict.fromkeys(directories)), tuple(blocks))
+
+
+def _remember(link: Link, keys: Keys, channels: Collection[str] | None) -> None:
+    """Note the names of channels that have a directory: they are lost apart from it."""
+    found = {keys.channel_of(key) for key in _scan(link, keys.channel_pattern())} - {None}
+    for channel in found if channels is None else found & set(channels):
+        assert channel is not None
+        link.execute("HSET", keys.names(slot_of(channel)), channel, "")
 
 
 def _forget(link: Link, keys: Keys, channels: Collection[str] | None) -> None:
@@ -141,7 +150,6 @@ def _mend_group(
         if not lost and found.directory is not None:
             return None
         if _write(link, keys, name, found, whole, lost, notes):
-            link.execute("HSET", keys.names(slot_of(name[0])), name[0], "")
             return _Changed(found.directory, lost)
     raise Transient(f"{keys.channel(name[0])}, group {name[1]}: it changed {_ATTEMPTS} times while it was mended")
 

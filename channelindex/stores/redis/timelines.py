@@ -27,7 +27,7 @@ class TimelineWriter:
         self._noted: dict[int, bytes] = {}
 
     def due(self, epoch: int, partitions: Collection[int]) -> dict[int, Due]:
-        """Of *partitions*, those in *epoch* whose checkpoints are not noted yet, as they are now."""
+        """Of *partitions*, those in *epoch* whose checkpoints are not noted yet, or whose timeline was lost."""
         asked = list(partitions)
         records = [("HMGET", self._keys.partition(partition), "epoch", "ck") for partition in asked]
         times = [("HKEYS", self._keys.timeline(partition)) for partition in asked]
@@ -36,7 +36,9 @@ class TimelineWriter:
         return {
             partition: Due(checkpoints, sorted(fields, key=_time_ms))
             for partition, (current, checkpoints), fields in found
-            if current is not None and int(current) == epoch and checkpoints != self._noted.get(partition)
+            if current is not None
+            and int(current) == epoch
+            and not (fields and checkpoints == self._noted.get(partition))
         }
 
     def note(self, meta: IndexMeta, epoch: int, due: Mapping[int, Due], mark: int, now_s: float) -> None:
