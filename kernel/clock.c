@@ -1,11 +1,10 @@
-#include "python.h"
+#include "batch.h"
 
 #include <string.h>
 
 /* Frames of a block into the clock that they sum up: `blocks.pack_clock` says what is to come out. */
 
-enum { N_VBUCKETS = 1 << 16, WORD_BITS = 64, PAIR_BYTES = 10, ENTRY_HEAD_BYTES = 14, FRAME_HEAD_BYTES = 17 };
-enum { HEADER_KIND = 0x48, ENTRIES_KIND = 0x45 };
+enum { N_VBUCKETS = 1 << 16, WORD_BITS = 64, PAIR_BYTES = 10, ENTRY_HEAD_BYTES = 14 };
 
 /* The highest seqno of each vbucket that came. One for all calls: the interpreter lock keeps them apart. */
 typedef struct {

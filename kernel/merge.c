@@ -1,4 +1,4 @@
-#include "python.h"
+#include "batch.h"
 
 #include <string.h>
 
@@ -145,42 +145,36 @@ static Outcome take_payload(Merged *merged, Span payload, uint64_t least, PyObje
     return outcome != DONE ? outcome : cursor.at == cursor.end ? DONE : LEFT;
 }
 
-/* The entries of a section as one bytes object. */
-static PyObject *joined(const Entries *entries, const Section *section) {
-    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)section->n_bytes);
-    if (bytes != NULL)
-        copy_section(entries, section, (uint8_t *)PyBytes_AsString(bytes));
-    return bytes;
-}
-
-/* An object of *type*, a named tuple, with these items, which are taken over; NULL where one is. */
-static PyObject *named(PyTypeObject *type, PyObject *channel, PyObject *group, PyObject *epoch, PyObject *entries) {
-    newfunc new_tuple = (newfunc)PyType_GetSlot(&PyTuple_Type, Py_tp_new);
-    PyObject *items = channel && entries ? PyTuple_Pack(4, channel, group, epoch, entries) : NULL;
-    PyObject *arguments = items != NULL ? PyTuple_Pack(1, items) : NULL;
-    PyObject *made = arguments != NULL ? new_tuple(type, arguments, NULL) : NULL;
-    Py_XDECREF(channel);
-    Py_XDECREF(entries);
-    Py_XDECREF(items);
-    Py_XDECREF(arguments);
-    return made;
-}
-
-static bool append_merge(const Merge *merge, PyTypeObject *type, PyObject *appends) {
-    PyObject *group = PyUnicode_DecodeUTF8((const char *)merge->group.start, (Py_ssize_t)merge->group.size, NULL);
-    PyObject *epoch = PyLong_FromUnsignedLongLong(merge->epoch);
-    bool is_well = group != NULL && epoch != NULL;
-    for (size_t i = 0; is_well && i < merge->entries.n_sections; i++) {
-        const Section *section = &merge->entries.sections[i];
-        const char *name = (const char *)merge->entries.names + section->name_at;
-        PyObject *append = named(type, PyUnicode_DecodeUTF8(name, section->name_size, NULL), group, epoch,
-                                 joined(&merge->entries, section));
-        is_well = append != NULL && PyList_Append(appends, append) == 0;
-        Py_XDECREF(append);
+/* Adds what *merge* brings to a batch that has room for it. */
+static void add_merge(const Merge *merge, BatchObject *batch) {
+    const Entries *entries = &merge->entries;
+    Span group = keep_bytes(batch, merge->group);
+    for (size_t i = 0; i < entries->n_sections; i++) {
+        const Section *section = &entries->sections[i];
+        Span channel = keep_bytes(batch, (Span){entries->names + section->name_at, section->name_size});
+        Span packed = {batch->end + FRAME_HEAD_BYTES, section->n_bytes};
+        batch->end = copy_section(entries, section, batch->end + FRAME_HEAD_BYTES);
+        add_item(batch, channel, section->hash, group, merge->epoch, packed);
     }
-    Py_XDECREF(group);
-    Py_XDECREF(epoch);
-    return is_well;
+}
+
+static size_t merge_bytes(const Merge *merge) {
+    size_t n_bytes = merge->group.size;
+    for (size_t i = 0; i < merge->entries.n_sections; i++) {
+        const Section *section = &merge->entries.sections[i];
+        n_bytes += section->name_size + FRAME_HEAD_BYTES + section->n_bytes;
+    }
+    return n_bytes;
+}
+
+/* Python says what is wrong with text that is no UTF-8, and with entries that no frame can hold. */
+static bool is_plain(const Merge *merge) {
+    for (size_t i = 0; i < merge->entries.n_sections; i++) {
+        const Section *section = &merge->entries.sections[i];
+        if (section->n_bytes > UINT32_MAX || !is_text((Span){merge->entries.names + section->name_at, section->name_size}))
+            return false;
+    }
+    return is_text(merge->group);
 }
 
 /* Takes in the payloads of one ring: (least epoch, payloads). Their buffers are kept in *buffers* until all is done. */
@@ -215,15 +209,26 @@ static size_t count_payloads(PyObject *rings) {
     return count;
 }
 
-static PyObject *result_of(const Merged *merged, PyTypeObject *type) {
-    PyObject *appends = PyList_New(0);
-    for (size_t i = 0; appends != NULL && i < merged->n_merges; i++)
-        if (!append_merge(&merged->merges[i], type, appends))
-            Py_CLEAR(appends);
-    return appends == NULL ? NULL : Py_BuildValue("(NOn)", appends, merged->principals, merged->n_frames);
+static Outcome result_of(const Merged *merged, PyObject *type, PyObject **result) {
+    size_t n_items = 0, n_bytes = 0;
+    for (size_t i = 0; i < merged->n_merges; i++) {
+        if (!is_plain(&merged->merges[i]))
+            return LEFT;
+        n_items += merged->merges[i].entries.n_sections;
+        n_bytes += merge_bytes(&merged->merges[i]);
+    }
+    BatchObject *batch = new_batch(type, n_items, n_bytes);
+    if (batch == NULL)
+        return FAILED;
+    for (size_t i = 0; i < merged->n_merges; i++)
+        add_merge(&merged->merges[i], batch);
+    *result = Py_BuildValue("(OOnnN)", batch, merged->principals, merged->n_frames, (Py_ssize_t)n_entry_bytes(batch),
+                            largest_of(batch));
+    Py_DECREF((PyObject *)batch);
+    return *result == NULL ? FAILED : DONE;
 }
 
-/* merge(rings, stale, append_type) -> (appends, principals, frames), or None where a payload is not as ours are */
+/* merge(rings, stale, append_type) -> the items of a `Merged`, or None where a payload is not as ours are */
 PyObject *merge_payloads(PyObject *module, PyObject *args) {
     (void)module;
     PyObject *rings, *stale, *type, *result = NULL;
@@ -244,8 +249,8 @@ PyObject *merge_payloads(PyObject *module, PyObject *args) {
     for (Py_ssize_t i = 0; outcome == DONE && i < PyList_Size(rings); i++)
         outcome = take_ring(merged, PyList_GetItem(rings, i), stale, buffers, &n_buffers, room);
     if (outcome == DONE)
-        result = result_of(merged, (PyTypeObject *)type);
-    if (result == NULL && outcome != LEFT && PyErr_ExceptionMatches(PyExc_UnicodeDecodeError)) {
+        outcome = result_of(merged, type, &result);
+    if (outcome == FAILED && PyErr_ExceptionMatches(PyExc_UnicodeDecodeError)) {
         PyErr_Clear();
         outcome = LEFT;
     }

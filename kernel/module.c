@@ -1,12 +1,12 @@
 /* The compiled kernel of the feed: what it is for, and what it leaves to Python, is in docs/design/016-kernel.md. */
-#include "python.h"
+#include "batch.h"
 
 #include <string.h>
 
 /* Raised with every change of what Python expects of it; channelindex/kernel.py takes no other. */
-enum { VERSION = 3 };
+enum { VERSION = 4 };
 
-PyObject *attr_seqno, *attr_snap_end, *attr_vb, *attr_words, *attr_is_empty, *attr_number, *attr_size, *sections_type;
+PyObject *attr_seqno, *attr_snap_end, *attr_vb, *attr_words, *attr_is_empty, *sections_type;
 uint64_t secret[2];
 
 /* decode(key, datatype, value) -> None where it is Python's, () for no entry, else what the index is to have of it. */
@@ -33,8 +33,7 @@ static PyObject *decode_document(PyObject *module, PyObject *args) {
 static PyMethodDef methods[] = {
     {"take_documents", take_documents, METH_VARARGS, NULL},
     {"merge", merge_payloads, METH_VARARGS, NULL},
-    {"blind_appends", blind_appends, METH_VARARGS, NULL},
-    {"append_arguments", append_arguments, METH_VARARGS, NULL},
+    {"batch_of", batch_of, METH_VARARGS, NULL},
     {"pack_clock", pack_clock, METH_O, NULL},
     {"decode", decode_document, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
@@ -48,9 +47,7 @@ static bool make_names(void) {
     attr_vb = PyUnicode_InternFromString("vb");
     attr_words = PyUnicode_InternFromString("words");
     attr_is_empty = PyUnicode_InternFromString("is_empty");
-    attr_number = PyUnicode_InternFromString("number");
-    attr_size = PyUnicode_InternFromString("size");
-    return attr_number && attr_size && attr_seqno && attr_snap_end && attr_vb && attr_words && attr_is_empty;
+    return attr_seqno && attr_snap_end && attr_vb && attr_words && attr_is_empty;
 }
 
 static bool make_secret(void) {
@@ -66,17 +63,24 @@ static bool make_secret(void) {
     return is_made;
 }
 
+static bool add_type(PyObject *module, const char *name, PyType_Spec *spec, PyObject **type) {
+    *type = PyType_FromSpec(spec);
+    return *type != NULL && PyModule_AddObjectRef(module, name, *type) == 0;
+}
+
 PyMODINIT_FUNC PyInit__kernel(void) {
     make_crc_tables();
     PyObject *module = make_names() && make_secret() ? PyModule_Create(&definition) : NULL;
-    if (module == NULL)
-        return NULL;
-    PyObject *round_type = PyType_FromSpec(&round_spec);
-    sections_type = PyType_FromSpec(&sections_spec);
-    if (round_type == NULL || sections_type == NULL || PyModule_AddObjectRef(module, "Entries", round_type) < 0 ||
-        PyModule_AddObjectRef(module, "Sections", sections_type) < 0 ||
-        PyModule_AddIntConstant(module, "VERSION", VERSION) < 0)
+    PyObject *round_type = NULL, *active_type = NULL;
+    if (module != NULL &&
+        (!add_type(module, "Entries", &round_spec, &round_type) ||
+         !add_type(module, "Sections", &sections_spec, &sections_type) ||
+         !add_type(module, "Batch", &batch_spec, &batch_type) ||
+         !add_type(module, "Selection", &selection_spec, &selection_type) ||
+         !add_type(module, "ActiveBlocks", &active_spec, &active_type) ||
+         PyModule_AddIntConstant(module, "VERSION", VERSION) < 0))
         Py_CLEAR(module);
     Py_XDECREF(round_type);
+    Py_XDECREF(active_type);
     return module;
 }

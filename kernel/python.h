@@ -10,7 +10,7 @@
 #include "entries.h"
 
 /* Attribute names, made once. */
-extern PyObject *attr_seqno, *attr_snap_end, *attr_vb, *attr_words, *attr_is_empty, *attr_number, *attr_size;
+extern PyObject *attr_seqno, *attr_snap_end, *attr_vb, *attr_words, *attr_is_empty;
 
 /* Of this process: what names are hashed with. */
 extern uint64_t secret[2];
@@ -26,8 +26,6 @@ PyObject *take_sections(Entries *entries, uint32_t n_writers);
 
 PyObject *take_documents(PyObject *module, PyObject *args);
 PyObject *merge_payloads(PyObject *module, PyObject *args);
-PyObject *blind_appends(PyObject *module, PyObject *args);
-PyObject *append_arguments(PyObject *module, PyObject *args);
 PyObject *pack_clock(PyObject *module, PyObject *frames);
 
 /* The removals that a document brings and the index has not had: `RemovalMemory.due`, on the same table. */

@@ -68,6 +68,17 @@ static bool skip_wide(Cursor *cursor) {
     return true;
 }
 
+bool is_text(Span bytes) {
+    Cursor cursor = {bytes.start, bytes.start + bytes.size};
+    while (cursor.at < cursor.end) {
+        if (*cursor.at < 0x80)
+            cursor.at++;
+        else if (!skip_wide(&cursor))
+            return false;
+    }
+    return true;
+}
+
 static int hex_digit(uint8_t byte) {
     if (is_digit(byte))
         return byte - '0';

@@ -57,6 +57,9 @@ typedef enum { MEMBER, NO_MORE, ODD } Next;
 /* Takes the next key and its colon, behind the brace of an object (*is_first*) or behind a member's value. */
 Next next_member(Cursor *cursor, bool is_first, String *key);
 
+/* Whether it is UTF-8 as Python takes it. */
+bool is_text(Span bytes);
+
 bool span_is(Span span, const char *text);
 
 #endif

@@ -1,4 +1,14 @@
-"""Remembers the active blocks of a writer in a bounded map, cheap to ask once per channel and batch."""
+"""Remembers the active blocks of a writer in a bounded map, cheap to ask once per channel and batch.
+
+The compiled kernel has a class like it (`kernel/active.c`).
+"""
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from channelindex.blocks import ENTRIES, HEADER, pack_frame
+from channelindex.stores.base import ChannelAppend
 
 Key = tuple[str, str]
 """(channel, group)."""
@@ -20,6 +30,29 @@ class ActiveBlock:
         self.limit = limit
 
 
+BlindAppend = tuple[str, str, int, bytes]
+"""(channel, group, block number, frame). A plain tuple: there is one per channel and batch."""
+
+
+class LocatingAppend(NamedTuple):
+    """An append to a block that we do not know; `header` begins block 0 if the channel has none."""
+
+    channel: str
+    group: str
+    epoch: int
+    header: bytes
+    frame: bytes
+
+
+class Location(NamedTuple):
+    """The active block that was appended to: its number, size since, `Directory.upto`, `Compacted.live`."""
+
+    number: int
+    size: int
+    upto: int
+    live: int = 0
+
+
 class ActiveBlocks:
     """At most *limit* blocks by (channel, group), the longest unused ones forgotten first, in two generations.
 
@@ -28,9 +61,9 @@ class ActiveBlocks:
     """
 
     def __init__(self, limit: int) -> None:
-        self._half = max(1, limit // 2)
+        self.half = max(1, limit // 2)
         self.young: dict[Key, ActiveBlock] = {}
-        """The blocks used last, to be looked up before `get` is called: one lookup per channel and batch."""
+        """The blocks used last, to be looked up before `use` is called."""
         self._old: dict[Key, ActiveBlock] = {}
 
     def __len__(self) -> int:
@@ -38,18 +71,28 @@ class ActiveBlocks:
 
     def get(self, key: Key) -> ActiveBlock | None:
         """The active block of *key*, None if it is not remembered."""
-        active = self.young.get(key)
-        if active is None:
-            active = self._old.pop(key, None)
-            if active is not None:
-                self.put(key, active)
+        active = self.use(key)
+        self.forget_if_full()
         return active
 
     def put(self, key: Key, active: ActiveBlock) -> None:
         """Remember *active*, instead of what *key* had."""
         self._old.pop(key, None)
         self.young[key] = active
-        if len(self.young) >= self._half:
+        self.forget_if_full()
+
+    def use(self, key: Key) -> ActiveBlock | None:
+        """Do what `get` does, without forgetting others: `forget_if_full` does, later."""
+        active = self.young.get(key)
+        if active is None:
+            active = self._old.pop(key, None)
+            if active is not None:
+                self.young[key] = active
+        return active
+
+    def forget_if_full(self) -> None:
+        """Forget the old ones where half of what may be remembered is young."""
+        if len(self.young) >= self.half:
             self._old, self.young = self.young, {}
 
     def drop(self, key: Key) -> None:
@@ -61,3 +104,37 @@ class ActiveBlocks:
         """Forget everything."""
         self.young.clear()
         self._old.clear()
+
+
+def learn(
+    blocks: ActiveBlocks,
+    appends: Sequence[LocatingAppend],
+    locations: Sequence[Location | None],
+    block_bytes: int,
+    full_at: Callable[[int, int], int],
+) -> set[int]:
+    """Remember the blocks to which *appends* went; the epochs of those that were refused.
+
+    A block is full at *block_bytes*, or where the channel was compacted, at `full_at(live, block_bytes)`.
+    """
+    stale: set[int] = set()
+    for append, location in zip(appends, locations, strict=True):
+        if location is None:
+            stale.add(append.epoch)
+        else:
+            number, size, upto, live = location
+            limit = full_at(live, block_bytes) if live else block_bytes
+            blocks.put((append.channel, append.group), ActiveBlock(append.epoch, number, size, upto, limit))
+    return stale
+
+
+def locating(append: ChannelAppend) -> LocatingAppend:
+    """Make the append of which a store has to look for the block."""
+    channel, group, epoch, entries = append
+    return LocatingAppend(channel, group, epoch, _first_header(epoch), pack_frame(ENTRIES, epoch, entries))
+
+
+@lru_cache(64)
+def _first_header(epoch: int) -> bytes:
+    """The header of block 0: nothing is before it."""
+    return pack_frame(HEADER, epoch, b"")

@@ -20,14 +20,13 @@ but only when no present epoch writes it: a writer that finds one gone was pause
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from functools import lru_cache
-from itertools import islice
-from typing import NamedTuple, Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from channelindex import kernel
-from channelindex.blocks import ENTRIES, HEADER, pack_clock, pack_frame
+from channelindex.blocks import ENTRIES, HEADER, iter_frames, pack_clock, pack_frame
 from channelindex.errors import BlockGone, IndexCorrupt, RequestTooLarge
-from channelindex.stores.active import ActiveBlock, ActiveBlocks
+from channelindex.stores.active import ActiveBlock, ActiveBlocks, BlindAppend, LocatingAppend, Location, learn, locating
 from channelindex.stores.base import BlockRef, ChannelAppend, Directory, GroupState
 from channelindex.stores.call_limit import CallLimit
 
@@ -49,28 +48,6 @@ MAX_CALL_BYTES = 2 << 20
 
 MAX_CALL_MOVES = 50
 """Moves in one call of the store: a rotation copies a whole block, about 40 µs at 64 KB."""
-
-BlindAppend = tuple[str, str, int, bytes]
-"""(channel, group, block number, frame). A plain tuple: there is one per channel and batch."""
-
-
-class LocatingAppend(NamedTuple):
-    """An append to a block that we do not know; `header` begins block 0 if the channel has none."""
-
-    channel: str
-    group: str
-    epoch: int
-    header: bytes
-    frame: bytes
-
-
-class Location(NamedTuple):
-    """The active block that was appended to: its number, size since, `Directory.upto`, `Compacted.live`."""
-
-    number: int
-    size: int
-    upto: int
-    live: int = 0
 
 
 class Move(NamedTuple):
@@ -144,7 +121,20 @@ class BlockOperations(Protocol):
         ...
 
 
-_Known = tuple[ChannelAppend, ActiveBlock]
+Due = tuple[ChannelAppend, ActiveBlock]
+"""An append to a block whose directory is to be moved first."""
+
+
+class Sorted(NamedTuple):
+    """A batch by what its writer knows of the blocks: `known` and `unknown` are for `calls_of`."""
+
+    known: Sequence[BlindAppend]
+    due: list[Due]
+    unknown: Sequence[LocatingAppend]
+
+
+_Appends = TypeVar("_Appends", BlindAppend, LocatingAppend)
+_AnyAppend = ChannelAppend | BlindAppend | LocatingAppend
 
 
 class BlockWriter:
@@ -156,13 +146,15 @@ class BlockWriter:
         assert block_bytes > 0
         self._operations = operations
         self._block_bytes = block_bytes
-        self._active = ActiveBlocks(remembered_blocks)
         self._limit = CallLimit(MAX_CALL_BYTES)
-        compiled = kernel.chosen()
-        self._blind_appends = blind_appends if compiled is None else compiled.blind_appends
-        self._compiled = compiled
-        self._in_flight: Sequence[ChannelAppend] = ()
-        """The entries that the last call of the store had to append."""
+        self._compiled = compiled = kernel.chosen()
+        self._active: Any = (
+            ActiveBlocks(remembered_blocks)
+            if compiled is None
+            else compiled.ActiveBlocks(remembered_blocks, ActiveBlock, LocatingAppend)
+        )
+        self._in_flight: Sequence[_AnyAppend] = ()
+        """The appends of the last call of the store."""
         self.n_block_lookups = 0
 
     def write(self, appends: Sequence[ChannelAppend], principals: Iterable[str] = ()) -> set[int]:
@@ -173,7 +165,7 @@ class BlockWriter:
                 return self._write(self._limit.fit(appends) if self._limit.is_lowered else appends, keys)
             except RequestTooLarge as error:
                 self._active.clear()
-                self._limit.lower(self._in_flight, error)
+                self._limit.lower([*map(_entries_of, self._in_flight)], error)
             except BlockGone as error:
                 self._active.clear()
                 if not self._operations.is_compacted(error.channel):
@@ -183,15 +175,23 @@ class BlockWriter:
                 raise
 
     def _write(self, appends: Sequence[ChannelAppend], principals: Sequence[str]) -> set[int]:
-        known, due, unknown = self._classify(appends)
-        if due:
-            self._move(due, known, unknown)
-        if known:
-            self._append(known)
-        stale = self._append_and_locate(unknown) if unknown else set()
+        known, due, unknown = self._sort(appends)
+        moved, not_moved = self._move(due) if due else ([], [])
+        for blind_appends in (known, moved):
+            self._append(blind_appends)
+        stale: set[int] = set()
+        for locating_appends in (unknown, not_moved):
+            stale |= self._append_and_locate(locating_appends)
         if principals:
             self._operations.count_principals(principals)
         return stale
+
+    def _sort(self, appends: Sequence[ChannelAppend]) -> Sorted:
+        if self._compiled is None:
+            return sort(self._active, appends, self._operations.tail_bytes)
+        if type(appends) is not self._compiled.Batch:
+            appends = self._compiled.batch_of([*appends], ChannelAppend)
+        return Sorted(*self._active.sort(appends, self._operations.tail_bytes))
 
     def servers(self) -> int:
         """See `IndexWriter.servers`."""
@@ -206,33 +206,19 @@ class BlockWriter:
         """See `IndexWriter.close`."""
         self._operations.close()
 
-    def _classify(self, appends: Sequence[ChannelAppend]) -> tuple[list[_Known], list[_Known], list[ChannelAppend]]:
-        """Of *appends*, those to a block that we know, to one whose directory is due to move, to one unknown to us."""
-        known: list[_Known] = []
-        due: list[_Known] = []
-        unknown: list[ChannelAppend] = []
-        young, tail_limit = self._active.young, self._operations.tail_bytes
-        for append in appends:
-            key = append[0], append[1]
-            active = young.get(key) or self._active.get(key)
-            if active is None or active.epoch != append[2]:
-                unknown.append(append)
-            elif active.size < active.limit and active.size - active.upto < tail_limit:
-                known.append((append, active))
-            else:
-                due.append((append, active))
-        return known, due, unknown
-
-    def _move(self, due: Sequence[_Known], known: list[_Known], unknown: list[ChannelAppend]) -> None:
-        """Move the directories of *due*; each goes on to *known*, or to *unknown* where it was not to be."""
-        for chunk in _chunks(due, max(1, MAX_CALL_MOVES * self._limit.n_bytes // MAX_CALL_BYTES)):
+    def _move(self, due: Sequence[Due]) -> tuple[list[BlindAppend], list[LocatingAppend]]:
+        """Move the directories of *due*; what of it is to be appended blindly now, and what where it was not to be."""
+        known: list[BlindAppend] = []
+        unknown: list[LocatingAppend] = []
+        for start, end in _chunks(len(due), max(1, MAX_CALL_MOVES * self._limit.n_bytes // MAX_CALL_BYTES)):
+            chunk = due[start:end]
             self._in_flight = [append for append, _ in chunk]
             states = self._operations.groups([(append.channel, append.group) for append, _ in chunk])
             moves: list[Move] = []
-            moving: list[_Known] = []
+            moving: list[Due] = []
             for (append, active), state in zip(chunk, states, strict=True):
                 if state is None or state.directory[:2] != (active.number, append.epoch):
-                    unknown.append(append)
+                    unknown.append(locating(append))
                 else:
                     moves.append(self._move_of(append, state, active.limit))
                     active.limit = full_at(state.live, self._block_bytes)
@@ -242,9 +228,11 @@ class BlockWriter:
                 if moved:
                     active.number, active.upto = move.new.number, move.new.upto
                     active.size = active.upto
-                    known.append((append, active))
+                    known.append(_blind(append, active))
+                    self._active.put((append.channel, append.group), active)
                 else:
-                    unknown.append(append)
+                    unknown.append(locating(append))
+        return known, unknown
 
     def _move_of(self, append: ChannelAppend, state: GroupState, block_bytes: int) -> Move:
         if state.tail is None:
@@ -253,46 +241,51 @@ class BlockWriter:
         pairs = None if self._compiled is None else self._compiled.pack_clock(state.frames)
         return _move(append, state, pack_clock(state.frames) if pairs is None else pairs, block_bytes)
 
-    def _append(self, known: list[_Known]) -> None:
-        n_done = 0
-        while n_done < len(known):
-            appends = self._blind_appends(known, n_done, MAX_CALL_CHANNELS, self._limit.n_bytes)
-            self._append_at_once(known[n_done : n_done + len(appends)], appends)
-            n_done += len(appends)
+    def _append(self, known: Sequence[BlindAppend]) -> None:
+        for appends in calls_of(known, self._limit.n_bytes):
+            self._in_flight = appends
+            self._operations.append(appends)
 
-    def _append_at_once(self, known: Sequence[_Known], appends: Sequence[BlindAppend]) -> None:
-        assert len(known) == len(appends), "what is in flight is what this call appends"
-        self._in_flight = [append for append, _ in known]
-        self._operations.append(appends)
-
-    def _append_and_locate(self, unknown: Sequence[ChannelAppend]) -> set[int]:
+    def _append_and_locate(self, unknown: Sequence[LocatingAppend]) -> set[int]:
         """Append *unknown* and learn their blocks; the epochs that were refused."""
         stale: set[int] = set()
-        appends: list[ChannelAppend] = []
-        n_bytes = 0
-        for append in unknown:
-            appends.append(append)
-            n_bytes += len(append.entries)
-            if len(appends) >= MAX_CALL_CHANNELS or n_bytes >= self._limit.n_bytes:
-                stale |= self._locate_at_once(appends)
-                appends, n_bytes = [], 0
-        if appends:
-            stale |= self._locate_at_once(appends)
+        for appends in calls_of(unknown, self._limit.n_bytes):
+            self._in_flight = appends
+            locations = self._operations.append_and_locate(appends)
+            self.n_block_lookups += len(appends)
+            remember = partial(learn, self._active) if isinstance(appends, list) else self._active.learn
+            stale |= remember(appends, locations, self._block_bytes, full_at)
         return stale
 
-    def _locate_at_once(self, appends: Sequence[ChannelAppend]) -> set[int]:
-        stale: set[int] = set()
-        self._in_flight = appends
-        found = self._operations.append_and_locate([_locating(append) for append in appends])
-        self.n_block_lookups += len(appends)
-        for append, location in zip(appends, found, strict=True):
-            if location is None:
-                stale.add(append.epoch)
-            else:
-                number, size, upto, live = location
-                active = ActiveBlock(append.epoch, number, size, upto, full_at(live, self._block_bytes))
-                self._active.put((append.channel, append.group), active)
-        return stale
+
+def sort(blocks: ActiveBlocks, appends: Iterable[ChannelAppend], tail_bytes: int) -> Sorted:
+    """Say of *appends* where they go; a known block grows by what goes to it. The kernel has a function like it.
+
+    Due is the directory of a block that is full, or whose tail has *tail_bytes*.
+    """
+    known: list[Due] = []
+    due: list[Due] = []
+    unknown: list[LocatingAppend] = []
+    young = blocks.young
+    for append in appends:
+        key = append[0], append[1]
+        active = young.get(key) or blocks.use(key)
+        if active is None or active.epoch != append[2]:
+            unknown.append(locating(append))
+        elif active.size < active.limit and active.size - active.upto < tail_bytes:
+            known.append((append, active))
+        else:
+            due.append((append, active))
+    if len(young) >= blocks.half:
+        blocks.forget_if_full()
+    return Sorted([_blind(append, active) for append, active in known], due, unknown)
+
+
+def _blind(append: ChannelAppend, active: ActiveBlock) -> BlindAppend:
+    channel, group, epoch, entries = append
+    frame = pack_frame(ENTRIES, epoch, entries)
+    active.size += len(frame)
+    return channel, group, active.number, frame
 
 
 def full_at(live: int, block_bytes: int) -> int:
@@ -303,22 +296,26 @@ def full_at(live: int, block_bytes: int) -> int:
     return min(block_bytes, max(MIN_BLOCK_BYTES, live)) if live else block_bytes
 
 
-def blind_appends(known: Sequence[_Known], start: int, most: int, most_bytes: int) -> list[BlindAppend]:
-    """Pack what one call of the store appends of *known* from *start* on; their blocks grow by it.
+def calls_of(appends: Sequence[_Appends], most_bytes: int) -> Iterable[Sequence[_Appends]]:
+    """Return what each call of the store appends of *appends*: none behind the one with which it has *most_bytes*."""
+    if isinstance(appends, list):
+        return _cut(appends, most_bytes)
+    compiled: Any = appends
+    calls: Iterable[Sequence[_Appends]] = compiled.calls(MAX_CALL_CHANNELS, most_bytes)
+    return calls
 
-    At most so many, and none behind the one that reaches so many bytes. The compiled kernel has a function like it.
-    """
-    appends: list[BlindAppend] = []
+
+def _cut(appends: list[_Appends], most_bytes: int) -> Iterator[list[_Appends]]:
+    call: list[_Appends] = []
     n_bytes = 0
-    for (channel, group, epoch, entries), active in islice(known, start, start + most):
-        frame = pack_frame(ENTRIES, epoch, entries)
-        appends.append((channel, group, active.number, frame))
-        size = len(frame)
-        active.size += size
-        n_bytes += size
-        if n_bytes >= most_bytes:
-            break
-    return appends
+    for append in appends:
+        call.append(append)
+        n_bytes += len(append[-1])
+        if len(call) >= MAX_CALL_CHANNELS or n_bytes >= most_bytes:
+            yield call
+            call, n_bytes = [], 0
+    if call:
+        yield call
 
 
 def lost_block(key: str, channel: str) -> BlockGone:
@@ -327,17 +324,6 @@ def lost_block(key: str, channel: str) -> BlockGone:
 
 
 _LOST = "the store has lost data; channelindex repair, or in a bucket a new index.name"
-
-
-def _locating(append: ChannelAppend) -> LocatingAppend:
-    channel, group, epoch, entries = append
-    return LocatingAppend(channel, group, epoch, _first_header(epoch), pack_frame(ENTRIES, epoch, entries))
-
-
-@lru_cache(64)
-def _first_header(epoch: int) -> bytes:
-    """The header of block 0: nothing is before it."""
-    return pack_frame(HEADER, epoch, b"")
 
 
 def _move(append: ChannelAppend, state: GroupState, pairs: bytes, block_bytes: int) -> Move:
@@ -355,5 +341,12 @@ def _move(append: ChannelAppend, state: GroupState, pairs: bytes, block_bytes: i
     return move
 
 
-def _chunks(items: Sequence[_Known], size: int) -> Iterator[Sequence[_Known]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
+def _entries_of(append: _AnyAppend) -> bytes:
+    if isinstance(append, ChannelAppend):
+        return append.entries
+    ((_, _, entries),) = iter_frames(append[-1])
+    return entries
+
+
+def _chunks(count: int, size: int) -> Iterator[tuple[int, int]]:
+    return ((start, start + size) for start in range(0, count, size))

@@ -22,15 +22,15 @@ class CallLimit:
         """Return *appends*, those that are too large for a call of their own in pieces."""
         return [piece for append in appends for piece in split(append, self.n_bytes)]
 
-    def lower(self, refused: Sequence[ChannelAppend], error: RequestTooLarge) -> None:
-        """Halve the limit after a call with *refused* was refused with *error*.
+    def lower(self, refused: Sequence[bytes], error: RequestTooLarge) -> None:
+        """Halve the limit after a call was refused with *error* that had to append *refused*, packed entries.
 
         Raises:
             RequestTooLarge: it was a single entry.
         """
-        if sum(len(split(append, 1)) for append in refused) <= 1:
+        if sum(len(_pieces(entries, 1)) for entries in refused) <= 1:
             raise error
-        n_bytes = sum(len(append.entries) for append in refused)
+        n_bytes = sum(map(len, refused))
         self.n_bytes = max(1, min(self.n_bytes, n_bytes) // 2)
         self.is_lowered = True
         _log.warning("store.request_too_large", bytes=n_bytes, limit=self.n_bytes, msg=str(error))
@@ -40,10 +40,14 @@ def split(append: ChannelAppend, n_bytes: int) -> list[ChannelAppend]:
     """Split *append* into pieces of at most *n_bytes* of entries, and at least one entry, in their order."""
     if len(append.entries) <= n_bytes:
         return [append]
+    return [append._replace(entries=piece) for piece in _pieces(append.entries, n_bytes)]
+
+
+def _pieces(entries: bytes, n_bytes: int) -> list[bytes]:
     pieces: list[bytes] = [b""]
-    for entry in iter_entries(append.entries):
+    for entry in iter_entries(entries):
         packed = pack_entry(entry)
         if pieces[-1] and len(pieces[-1]) + len(packed) > n_bytes:
             pieces.append(b"")
         pieces[-1] += packed
-    return [append._replace(entries=piece) for piece in pieces]
+    return pieces

@@ -14,6 +14,7 @@ from channelindex import blocks, epochs, timeline
 from channelindex.epochs import EpochStart, PartitionRecord, new_record
 from channelindex.errors import ChangesForgotten, IndexMissing, StaleEpoch
 from channelindex.model import Checkpoint, IndexMeta
+from channelindex.stores.active import BlindAppend, LocatingAppend, Location
 from channelindex.stores.base import (
     NEVER_COMPACTED,
     BlockRef,
@@ -26,15 +27,7 @@ from channelindex.stores.base import (
     Restored,
     StableView,
 )
-from channelindex.stores.block_writer import (
-    TAIL_BYTES,
-    BlindAppend,
-    BlockWriter,
-    LocatingAppend,
-    Location,
-    Move,
-    lost_block,
-)
+from channelindex.stores.block_writer import TAIL_BYTES, BlockWriter, Move, lost_block
 from channelindex.stores.memory_limits import HeldBlocks, MemoryLimits
 from channelindex.stores.meta import check_format, check_meta
 from channelindex.stores.records import QUARANTINE_DOCUMENTS, view_of

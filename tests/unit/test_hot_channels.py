@@ -2,16 +2,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from channelindex.stores.base import ChannelAppend
 from workers.telemetry.hot_channels import WINDOW_S, HotChannel, HotChannels, SharedNote
 
 
-def appends(**size_by_channel: int) -> list[ChannelAppend]:
-    return [ChannelAppend(name, "group", 1, bytes(size)) for name, size in size_by_channel.items()]
-
-
 def add(hot_channels: HotChannels, took_s: float, **size_by_channel: int) -> None:
-    hot_channels.add(appends(**size_by_channel), sum(size_by_channel.values()), took_s)
+    hot_channels.add(size_by_channel.items(), sum(size_by_channel.values()), took_s)
 
 
 @pytest.fixture
@@ -52,14 +47,13 @@ def test_the_channel_in_the_slowest_batch_is_noted_however_small(note, hot_chann
 
 
 def test_what_one_channel_has_of_several_epochs_is_one(note, hot_channels):
-    parts = [ChannelAppend("a", group, epoch, bytes(50)) for epoch, group in enumerate("xyz")]
-    hot_channels.add(parts, 150, 0.02)
+    hot_channels.add([("a", 50)] * 3, 150, 0.02)
     hot_channels.publish_if_due(105.0)
     assert note.read() == [HotChannel("a", 30, 20, 100)]
 
 
 def test_the_channel_of_everything_does_not_count(note, hot_channels):
-    hot_channels.add([*appends(a=100), ChannelAppend("*", "group", 1, bytes(300))], 400, 0.5)
+    hot_channels.add([("*", 300), ("a", 100)], 400, 0.5)
     hot_channels.publish_if_due(105.0)
     assert note.read() == [HotChannel("a", 20, 500, 25)]
 

@@ -2,19 +2,19 @@
 
 import random
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from channelindex import blocks, kernel
 from channelindex.errors import IndexCorrupt
 from channelindex.model import Entry
-from channelindex.stores.active import ActiveBlock
+from channelindex.stores.active import ActiveBlock, ActiveBlocks, LocatingAppend, Location, learn
 from channelindex.stores.base import ChannelAppend
-from channelindex.stores.block_writer import BlindAppend, blind_appends
+from channelindex.stores.block_writer import calls_of, full_at, sort
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.writer import RedisBlocks
 from tests.fuzz.mutation import mutated
@@ -39,7 +39,8 @@ def merged_by(mode: str, rings: list[tuple[int, list[bytes]]], stale: set[int]) 
     with using(mode):
         try:
             views = [(least, [memoryview(payload) for payload in payloads]) for least, payloads in rings]
-            return merge_payloads(views, stale, kernel.chosen())
+            merged = merge_payloads(views, stale, kernel.chosen())
+            return merged._replace(appends=[*merged.appends])
         except ValueError as error:  # of msgspec, or of what is no UTF-8
             return str(error)
 
@@ -49,6 +50,7 @@ def assert_equal(rings: list[tuple[int, list[bytes]]], stale: set[int]) -> Merge
     assert python == compiled
     if isinstance(compiled, Merged):
         assert {type(append) for append in compiled.appends} <= {ChannelAppend}
+        assert compiled.n_bytes == sum(len(append.entries) for append in compiled.appends)
     return python
 
 
@@ -124,26 +126,113 @@ def test_clocks_are_equal_and_damage_is_left_to_python(parts: list[tuple[int, by
 
 
 ENTRIES = st.binary(max_size=400) | st.sampled_from([b"x" * 5000, b""])
-KNOWN = st.lists(st.tuples(CHANNELS, GROUPS, NUMBERS, ENTRIES, NUMBERS), max_size=12)
+APPENDS = st.lists(
+    st.builds(ChannelAppend, CHANNELS | st.text(max_size=9), GROUPS, st.sampled_from([1, 2, (1 << 64) - 1]), ENTRIES),
+    max_size=12,
+)
+LOCATIONS = st.none() | st.builds(
+    Location,
+    NUMBERS,
+    st.integers(0, 1 << 40),
+    st.integers(0, 1 << 17),
+    st.sampled_from([0, 0, 100, 5000, 1 << 30]),
+)
 
 
-@given(given_=KNOWN, most=st.integers(1, 5), most_bytes=st.sampled_from([1, 300, 6000]))
-def test_frames_of_blocks_and_their_growth_are_equal(given_: Any, most: int, most_bytes: int) -> None:
-    module = kernel._found().compiled
-    assert module is not None
-    results = []
-    for pack in (blind_appends, module.blind_appends):
-        actives = [ActiveBlock(epoch, number, 5, 0, 1 << 16) for _, _, epoch, _, number in given_]
-        appends = [ChannelAppend(*each[:4]) for each in given_]
-        known = [*zip(appends, actives, strict=True)]
-        calls: list[list[BlindAppend]] = []
-        while sum(map(len, calls)) < len(known):
-            calls.append(pack(known, sum(map(len, calls)), most, most_bytes))
-            assert calls[-1], "each call takes something"
-        results.append((calls, [active.size for active in actives]))
-    assert results[0] == results[1]
-    for _, _, _, frame in chain.from_iterable(results[1][0]):
-        assert [kind for kind, _, _ in blocks.iter_frames(frame)] == [blocks.ENTRIES]
+class Lookups(NamedTuple):
+    """The two maps of active blocks: a kernel's and Python's."""
+
+    compiled: Any
+    python: ActiveBlocks
+
+    @classmethod
+    def of(cls, limit: int) -> "Lookups":
+        return cls(module().ActiveBlocks(limit, ActiveBlock, LocatingAppend), ActiveBlocks(limit))
+
+    def both(self) -> tuple[Any, Any]:
+        return self.compiled, self.python
+
+
+def module() -> Any:
+    found = kernel._found().compiled
+    assert found is not None
+    return found
+
+
+def fields(active: ActiveBlock | None) -> list[int] | None:
+    return None if active is None else [getattr(active, name) for name in ActiveBlock.__slots__]
+
+
+def sorted_by(blocks_: Any, appends: list[ChannelAppend], tail_bytes: int) -> Any:
+    if isinstance(blocks_, ActiveBlocks):
+        known, due, unknown = sort(blocks_, appends, tail_bytes)
+    else:
+        known, due, unknown = blocks_.sort(module().batch_of(appends, ChannelAppend), tail_bytes)
+    return known, [(append, fields(active)) for append, active in due], unknown
+
+
+@given(batches=st.lists(st.tuples(APPENDS, st.data()), min_size=1, max_size=4), limit=st.integers(1, 8))
+@settings(suppress_health_check=[HealthCheck.data_too_large, HealthCheck.too_slow])
+def test_what_is_known_of_blocks_is_equal_after_any_batches(batches: Any, limit: int) -> None:
+    lookups = Lookups.of(limit)
+    for appends, data in batches:
+        tail_bytes = data.draw(st.sampled_from([1, 300, 16 << 10, 1 << 62]))
+        compiled, python = (sorted_by(each, appends, tail_bytes) for each in lookups.both())
+        assert [*map(list, compiled)] == [*map(list, python)]
+        calls = compiled[2].calls(3, 700)
+        locations = [[data.draw(LOCATIONS) for _ in call] for call in calls]
+        stale = set[int]()
+        for call, found in zip(calls, locations, strict=True):
+            stale |= lookups.compiled.learn(call, found, 1 << 16, full_at)
+        flat = [*chain.from_iterable(calls)]
+        assert learn(lookups.python, flat, [*chain.from_iterable(locations)], 1 << 16, full_at) == stale
+        dropped = data.draw(st.sampled_from([*{append[:2] for append in appends}, ("?", "")]))
+        for each in lookups.both():
+            each.drop(dropped)
+        assert len(lookups.compiled) == len(lookups.python)
+        for append in appends:
+            assert len({repr(fields(each.get(append[:2]))) for each in lookups.both()}) == 1
+
+
+def test_a_block_comes_back_from_the_kernel_as_it_was_put_and_is_forgotten_with_all_others() -> None:
+    for each in Lookups.of(10).both():
+        each.put(("a", "g"), ActiveBlock(1, 2, 3, 4, 5))
+        assert fields(each.get(("a", "g"))) == fields(ActiveBlock(1, 2, 3, 4, 5))
+        each.clear()
+        assert each.get(("a", "g")) is None
+        assert len(each) == 0
+
+
+@pytest.mark.parametrize("limit", [1, 2, 10, 300])
+def test_the_longest_unused_blocks_are_forgotten_alike(limit: int) -> None:
+    chance, lookups = random.Random(limit), Lookups.of(limit)
+    for number in range(3000):
+        key = f"channel {int(chance.expovariate(1 / limit))}", "g"
+        put = chance.random() < 0.5
+        found = [
+            each.put(key, ActiveBlock(1, number, 0, 0, 9)) if put else fields(each.get(key)) for each in lookups.both()
+        ]
+        assert found[0] == found[1]
+        assert len(lookups.compiled) == len(lookups.python)
+
+
+def selections(appends: list[ChannelAppend]) -> tuple[Any, Any]:
+    """The same appends as blind ones, to block 7, and as such that locate."""
+    known: Any = module().ActiveBlocks(100, ActiveBlock, LocatingAppend)
+    for channel, group, epoch, _ in appends:
+        known.put((channel, group), ActiveBlock(epoch, 7, 0, 0, 1 << 60))
+    batch = module().batch_of(appends, ChannelAppend)
+    unknown = module().ActiveBlocks(1, ActiveBlock, LocatingAppend)
+    return known.sort(batch, 1 << 62)[0], unknown.sort(batch, 1)[2]
+
+
+@given(appends=APPENDS, most_bytes=st.sampled_from([1, 300, 6000]))
+def test_each_call_takes_what_it_may_and_all_is_taken(appends: list[ChannelAppend], most_bytes: int) -> None:
+    for selection in selections(appends):
+        calls = [list(call) for call in selection.calls(500, most_bytes)]
+        assert [sorted(call) for call in calls] == [sorted(call) for call in calls_of([*selection], most_bytes)]
+        for append in chain.from_iterable(calls):
+            assert [kind for kind, _, _ in blocks.iter_frames(append[-1])] == [blocks.ENTRIES]
 
 
 class LinkOfKind:
@@ -153,18 +242,34 @@ class LinkOfKind:
         self.spans_slots = spans_slots
 
 
-@given(
-    appends=st.lists(st.tuples(CHANNELS | st.text(max_size=9), GROUPS, NUMBERS, ENTRIES), max_size=30),
-    spans_slots=st.booleans(),
-)
-def test_arguments_for_redis_are_equal(appends: list[BlindAppend], spans_slots: bool) -> None:
-    calls = []
-    for mode in (kernel.OFF, kernel.AUTO):
-        writer = RedisBlocks.__new__(RedisBlocks)
-        writer._keys = Keys("index")
-        writer._link = LinkOfKind(spans_slots=spans_slots)  # type: ignore[assignment]  # of all that it has, this
-        with using(mode):
-            writer._compiled = kernel.chosen()
-        calls.append(writer._append_calls(appends))
-    if appends or not spans_slots:
-        assert calls[0] == calls[1]
+@given(appends=APPENDS, spans_slots=st.booleans())
+def test_arguments_for_redis_are_equal(appends: list[ChannelAppend], spans_slots: bool) -> None:
+    writer = RedisBlocks.__new__(RedisBlocks)
+    writer._keys = Keys("index")
+    writer._link = LinkOfKind(spans_slots=spans_slots)  # type: ignore[assignment]  # of all that it has, this
+    blind_, locating_ = selections(appends)
+    for call in blind_.calls(500, 1 << 20):
+        assert writer._append_calls(call) == writer._append_calls([*call])
+    for call in locating_.calls(500, 1 << 20):
+        compiled, order = writer._locating_calls(call)
+        assert (compiled, [*order]) == writer._locating_calls([*call])
+
+
+def test_what_is_no_append_is_refused() -> None:
+    table = module().ActiveBlocks(1, ActiveBlock, LocatingAppend)
+    for wrong in ([("a", "g", 1)], [("a", "g", -1, b"")], [("a", "g", 1, "")], [(1, "g", 1, b"")], [None]):
+        with pytest.raises((TypeError, OverflowError)):
+            module().batch_of(wrong, ChannelAppend)
+    with pytest.raises(TypeError):
+        module().batch_of([], int)
+    with pytest.raises(TypeError):
+        table.sort([], 1)
+    selection = table.sort(module().batch_of([ChannelAppend("a", "g", 1, b"x")], ChannelAppend), 1)[2]
+    with pytest.raises(ValueError, match="a location for each"):
+        table.learn(selection, [], 1, full_at)
+    with pytest.raises((TypeError, OverflowError)):
+        table.learn(selection, [(1, -2, 3, 4)], 1, full_at)
+    with pytest.raises(ValueError, match="each call takes something"):
+        selection.calls(0, 1)
+    with pytest.raises(TypeError):
+        module().Batch()

@@ -16,7 +16,7 @@ from channelindex.errors import StoreUnavailable, Transient
 from channelindex.logs import EventLog
 from channelindex.polling import wait_readable
 from channelindex.stores.base import ChannelAppend, IndexWriter
-from workers.pipeline.frames import merge_payloads
+from workers.pipeline.frames import Merged, merge_payloads
 from workers.pipeline.ring import Bell, Ring, TornFrame
 from workers.signals import StopFlag
 from workers.telemetry.board import BATCH_BYTES, STORE_US, ProcessStats
@@ -40,8 +40,7 @@ MAX_WAIT_S = 0.25
 class Batch(NamedTuple):
     """Sums up what was written and committed at once: *took_s* with all repetitions, *store_us* the successful one."""
 
-    appends: Sequence[ChannelAppend]
-    n_frames: int
+    merged: Merged
     took_s: float
     store_us: int | None
 
@@ -120,16 +119,16 @@ class BatchWriter:
             if payloads:
                 self._commit(ring)
                 bell.ring()
-        return Batch(merged.appends, merged.n_frames, took_s, store_us)
+        return Batch(merged, took_s, store_us)
 
     def _count(self, batch: Batch) -> None:
         """Publish what was written."""
-        n_bytes = sum(len(append.entries) for append in batch.appends)
+        appends, _, n_frames, n_bytes, largest = batch.merged
         if batch.store_us is not None:
             self._stats.observe(STORE_US, batch.store_us)
         self._stats.observe(BATCH_BYTES, n_bytes)
-        self._hot_channels.add(batch.appends, n_bytes, batch.took_s)
-        self._stats.add(batches=1, frames=batch.n_frames, channels=len(batch.appends), entry_bytes=n_bytes)
+        self._hot_channels.add(largest, n_bytes, batch.took_s)
+        self._stats.add(batches=1, frames=n_frames, channels=len(appends), entry_bytes=n_bytes)
         self._stats.set(ring_fill=self._fill(), block_lookups=self._store.n_block_lookups)
 
     def _take(self, ring: Ring) -> list[memoryview]:

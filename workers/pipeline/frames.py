@@ -5,12 +5,15 @@ has no room for.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from heapq import nlargest
+from operator import itemgetter
 from types import ModuleType
 from typing import NamedTuple, Protocol
 
 import msgspec
 
 from channelindex.stores.base import ChannelAppend
+from workers.telemetry.hot_channels import CANDIDATES
 
 _HEAD_BYTES = 32
 """Bound of what a frame takes besides group, channels and principals: its head, the epoch, three heads of at most 5."""
@@ -141,11 +144,16 @@ def decode_frame(payload: bytes | memoryview) -> RingFrame:
 
 
 class Merged(NamedTuple):
-    """One batch: its appends, the principals that changed, and how many ring frames it is made of."""
+    """One batch: its appends, the principals that changed, and how many ring frames it is made of.
 
-    appends: list[ChannelAppend]
+    `n_bytes` are those of all entries, `largest` the channels of the largest appends, with their bytes.
+    """
+
+    appends: Sequence[ChannelAppend]
     principals: list[str]
     n_frames: int
+    n_bytes: int
+    largest: Sequence[tuple[str, int]]
 
 
 def merge_payloads(
@@ -166,7 +174,11 @@ def merge_payloads(
         for frame in map(decode_frame, payloads)
         if frame.epoch >= least and frame.epoch not in stale
     ]
-    return Merged(merge(frames), [key for frame in frames for key in frame.principals], len(frames))
+    appends = merge(frames)
+    sizes = [(append.channel, len(append.entries)) for append in appends]
+    n_bytes = sum(size for _, size in sizes)
+    principals = [key for frame in frames for key in frame.principals]
+    return Merged(appends, principals, len(frames), n_bytes, nlargest(CANDIDATES, sizes, key=itemgetter(1)))
 
 
 def merge(frames: Iterable[RingFrame]) -> list[ChannelAppend]:

@@ -8,19 +8,16 @@ with a small share only waited.
 import mmap
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from heapq import nlargest
 from typing import NamedTuple
 
 import msgspec
-
-from channelindex.stores.base import ChannelAppend
 
 WINDOW_S = 5.0
 """Longer than the interval of a node's status (a third of the usual coordination.ttl_s): no window is missed."""
 EVERYTHING = "*"
 """The channel of all documents is always the largest, so it is left out."""
-_CANDIDATES = 8
-"""Appends of a batch that are examined: bounds the cost."""
+CANDIDATES = 8
+"""Appends of a batch that are examined, its largest: bounds the cost."""
 REPORTED = 4
 _NAME_BYTES = 60
 _LENGTH_BYTES = 2
@@ -73,7 +70,7 @@ def _cut(name: str) -> str:
 
 
 class HotChannels:
-    """Samples the largest appends of each batch, so the work per channel is one look at its length."""
+    """Samples the largest appends of each batch."""
 
     def __init__(self, note: SharedNote) -> None:
         self._note = note
@@ -84,11 +81,11 @@ class HotChannels:
         self._bytes_by_channel: Counter[str] = Counter()
         self._slowest_by_channel: dict[str, tuple[int, int]] = {}  # the batch's ms, the channel's percent of it
 
-    def add(self, appends: Sequence[ChannelAppend], n_bytes: int, took_s: float) -> None:
-        """Count a batch of *n_bytes* that took the store *took_s*."""
+    def add(self, largest: Iterable[tuple[str, int]], n_bytes: int, took_s: float) -> None:
+        """Count a batch of *n_bytes* that took the store *took_s*: channels and bytes of its *largest* appends."""
         size_by_channel: Counter[str] = Counter()
-        for append in nlargest(_CANDIDATES, appends, key=_size):
-            size_by_channel[append.channel] += _size(append)
+        for channel, size in largest:
+            size_by_channel[channel] += size
         size_by_channel.pop(EVERYTHING, None)
         took_ms = round(took_s * 1000)
         for channel, size in size_by_channel.items():
@@ -109,7 +106,3 @@ class HotChannels:
         self._note.write(top_channels(channels, REPORTED))
         self._start_window()
         self._began = now
-
-
-def _size(append: ChannelAppend) -> int:
-    return len(append.entries)

@@ -19,8 +19,9 @@ from typing import TypeVar
 
 from channelindex.errors import IndexCorrupt, Transient
 from channelindex.settings import IndexSettings
+from channelindex.stores.active import BlindAppend, LocatingAppend, Location
 from channelindex.stores.base import GroupState
-from channelindex.stores.block_writer import BlindAppend, LocatingAppend, Location, Move, lost_block
+from channelindex.stores.block_writer import Move, lost_block
 from channelindex.stores.couchbase.directories import ChannelDirectory, Directories, DirectoryEntry, read_groups
 from channelindex.stores.couchbase.keys import Keys
 from channelindex.stores.couchbase.link import Link, Stored

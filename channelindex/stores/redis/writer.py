@@ -6,17 +6,17 @@ script costs to run.
 Items are grouped by slot. One Redis takes all slots in one call; a cluster takes a call per slot, all of them together.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 
-from channelindex import kernel
 from channelindex.errors import IndexCorrupt, OutcomeUnknown
 from channelindex.hashing import slot_of
 from channelindex.redis.link import ScriptCall
+from channelindex.stores.active import BlindAppend, LocatingAppend, Location
 from channelindex.stores.base import GroupState
-from channelindex.stores.block_writer import TAIL_BYTES, BlindAppend, LocatingAppend, Location, Move, lost_block
+from channelindex.stores.block_writer import TAIL_BYTES, Move, lost_block
 from channelindex.stores.redis.directories import COMPACTED, decode_compacted, encode_directory, read_groups
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.servers import ask_servers, digest_of
@@ -39,7 +39,6 @@ class RedisBlocks:
     def __init__(self, url: str, index_name: str) -> None:
         self._keys = Keys(index_name)
         self._link = open_link(url, OutcomeUnknown, reconnects=False)
-        self._compiled = kernel.chosen()
         self._servers = 0
         self._identified_session = -1
 
@@ -51,13 +50,9 @@ class RedisBlocks:
                 raise lost_block(self._keys.block(channel, group, int(number)), channel)
 
     def _append_calls(self, appends: Sequence[BlindAppend]) -> list[ScriptCall]:
-        """The calls of the script that appends blindly. The compiled kernel packs their arguments as `_arguments`."""
-        if self._compiled is not None:
-            together = self._link.spans_slots
-            return [
-                (() if together else (self._keys.slot(slot),), (self._keys.prefix, arguments, body))
-                for slot, arguments, body in self._compiled.append_arguments([*appends], together)
-            ]
+        """The calls of the script that appends blindly."""
+        if not isinstance(appends, list):
+            return self._compiled_calls(appends)
         sections: _Sections = {}
         for channel, group, number, frame in appends:
             slot = slot_of(channel)
@@ -71,6 +66,23 @@ class RedisBlocks:
 
     def append_and_locate(self, appends: Sequence[LocatingAppend]) -> Sequence[Location | None]:
         """See `BlockOperations.append_and_locate`."""
+        calls, order = self._locating_calls(appends)
+        reply = [answer for packed in self._link.run_all("append_and_locate", calls) for answer in _decode(packed)]
+        locations: list[Location | None] = [None] * len(appends)
+        for index, (number, size, upto, live) in zip(order, _rows(reply, 4), strict=True):
+            if number == "lost":
+                raise IndexCorrupt(
+                    f"{self._keys.channel(appends[index].channel)}: the directory of group {appends[index].group} and "
+                    "its active block are not both there: the store has lost data; channelindex repair puts it back"
+                )
+            if number:
+                locations[index] = Location(int(number), size, int(upto), int(live))
+        return locations
+
+    def _locating_calls(self, appends: Sequence[LocatingAppend]) -> tuple[list[ScriptCall], Iterable[int]]:
+        """The calls of the script that locates, and for each of its answers the index of the append."""
+        if not isinstance(appends, list):
+            return self._compiled_calls(appends), range(len(appends))
         sections: _Sections = {}
         indices: dict[int, list[int]] = {}
         for index, (channel, group, epoch, header, frame) in enumerate(appends):
@@ -82,17 +94,15 @@ class RedisBlocks:
             section[0].extend((channel, group, f"{epoch:016x}", len(header), len(frame)))
             section[1].extend((header, frame))
             indices[slot].append(index)
-        reply, order = self._run("append_and_locate", sections, indices)
-        locations: list[Location | None] = [None] * len(appends)
-        for index, (number, size, upto, live) in zip(order, _rows(reply, 4), strict=True):
-            if number == "lost":
-                raise IndexCorrupt(
-                    f"{self._keys.channel(appends[index].channel)}: the directory of group {appends[index].group} and "
-                    "its active block are not both there: the store has lost data; channelindex repair puts it back"
-                )
-            if number:
-                locations[index] = Location(int(number), size, int(upto), int(live))
-        return locations
+        return self._calls(sections), [index for at in indices.values() for index in at]
+
+    def _compiled_calls(self, appends: Any) -> list[ScriptCall]:
+        """The same of a selection of the compiled kernel, which is in the order of slots."""
+        together = self._link.spans_slots
+        return [
+            (() if together else (self._keys.slot(slot),), (self._keys.prefix, arguments, body))
+            for slot, arguments, body in appends.arguments(together)
+        ]
 
     def groups(self, keys: Sequence[tuple[str, str]]) -> Sequence[GroupState | None]:
         """See `BlockOperations.groups`."""
@@ -149,10 +159,6 @@ class RedisBlocks:
             values += [len(value) if isinstance(value, bytes) else value for value in item]
             parts += [value for value in item if isinstance(value, bytes)]
             indices.setdefault(slot, []).append(index)
-        return self._run(name, sections, indices)
-
-    def _run(self, name: str, sections: _Sections, indices: dict[int, list[int]]) -> tuple[list[Any], list[int]]:
-        """The reply of a script to *sections*, and for each of its answers the index of the item, *indices* by slot."""
         replies = self._link.run_all(name, self._calls(sections))
         reply = [answer for packed in replies for answer in _decode(packed)]
         return reply, [index for at in indices.values() for index in at]
