@@ -1,143 +1,283 @@
-"""`python -m benchmarks.serve`: what followers over HTTP cost one `channelindex serve`.
+"""What one `channelindex serve` takes and bears, each figure beside what it has to be.
 
-One service, one private Redis, one small index, and all clients in another process, which shares the machine's cores
-with them. Prints a line a figure: the service's memory and CPU with idle followers, how long a write takes to the
-first, the middle and the last follower of one hot channel, Redis' commands per write, and the pace of a first read.
+    python -m benchmarks.serve [--only idle --only hot …] [--followers 10000] [--rows 100000] [--seconds 10]
+
+One service, a private Redis, a process that writes and one that has all clients share the machine. Latency is from the
+write to the store until the row is in the client's process. CPU is that of the service's process.
+
+poll: a client that asks again in vain. read: a first read. idle: followers to whom nothing is told. hot: all follow one
+channel. spread: each follows a channel of its own. fresh: few followers of a busy index.
 """
 
 import argparse
 import asyncio
-import os
+import http.client
 import resource
 import tempfile
 import time
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import psutil
 import redis
+import uvloop
+from rich.console import Console
+from rich.table import Table
 
+from benchmarks.serve_load import Followers, Writer, write, write_steadily
 from devbucket.embedded_redis import EmbeddedRedis
-from tests.support.served import Documents, Service
+from tests.support.served import Service
 
-IDLE_S = 10.0
 WRITES = 10
-ROWS = 100_000
-BATCH = 5_000
-CONNECT_AT_ONCE = 200
+POLLS = 200
+SETTLE_S = 2.0
+DESCRIPTORS = 65_536
 
 
-class Client(asyncio.Protocol):
-    """One follower: `rows_at` has when each row of a live feed came, monotonic."""
+class Load(NamedTuple):
+    """How much: followers of each kind, rows of a first read, seconds of a steady load."""
 
-    def __init__(self, request: bytes) -> None:
-        self._request = request
-        self.has_begun = asyncio.Event()
-        self.rows_at: list[float] = []
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ask."""
-        assert isinstance(transport, asyncio.WriteTransport)
-        transport.write(self._request)
-
-    def data_received(self, data: bytes) -> None:
-        """Count rows."""
-        self.has_begun.set()
-        now = time.monotonic()
-        self.rows_at += [now] * data.count(b'"seq"')
+    followers: int = 10_000
+    rows: int = 100_000
+    seconds: float = 10.0
 
 
-async def connected(port: int, path: str, n: int) -> list[Client]:
-    """*n* clients whose answers have begun."""
-    loop = asyncio.get_running_loop()
-    request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
-    clients: list[Client] = []
-    while len(clients) < n:
-        pairs = [loop.create_connection(lambda: Client(request), "127.0.0.1", port) for _ in range(CONNECT_AT_ONCE)]
-        new = [client for _, client in await asyncio.gather(*pairs)]
-        await asyncio.gather(*(client.has_begun.wait() for client in new))
-        clients += new
-    return clients
+class Figure(NamedTuple):
+    """One figure; `goal` is the most that it may be, or the least where `at_least`."""
+
+    name: str
+    value: float
+    unit: str
+    goal: float
+    at_least: bool = False
+
+    @property
+    def is_met(self) -> bool:
+        """True if it is as good as it has to be."""
+        return self.value >= self.goal if self.at_least else self.value <= self.goal
 
 
-def cpu_s(service: psutil.Process) -> float:
-    """CPU seconds of the service so far."""
-    times = service.cpu_times()
-    return times.user + times.system
+class World(NamedTuple):
+    """What is measured, and by whose writes."""
+
+    service: Service
+    writer: Writer
+    store: redis.Redis
+    load: Load
+
+    def cpu_s(self) -> float:
+        """CPU seconds of the service so far."""
+        times = psutil.Process(self.service.pid).cpu_times()
+        return times.user + times.system
+
+    def megabytes(self) -> float:
+        """Memory of the service."""
+        return psutil.Process(self.service.pid).memory_info().rss / 1e6
+
+    def n_commands(self) -> int:
+        """Commands that Redis was ever sent."""
+        return int(self.store.info("stats")["total_commands_processed"])
+
+    def path(self, feed: str, channel: str) -> str:
+        """Of a feed of *channel* from now on."""
+        return f"/{self.service.db}/_changes?since=now&heartbeat=60000&feed={feed}&channels={channel}"
 
 
-async def measure_followers(service: Service, documents: Documents, url: str, n: int) -> None:
-    """*n* followers each of a longpoll of a quiet channel and a continuous feed of a hot one."""
-    process = psutil.Process(service.pid)
-    began = time.monotonic()
-    path = f"/{service.db}/_changes?since=now&heartbeat=60000"
-    hot = await connected(service.port, f"{path}&feed=continuous&channels=hot", n)
-    await connected(service.port, f"{path}&feed=longpoll&channels=quiet", n)
-    print(f"connected {2 * n} followers in {time.monotonic() - began:.1f} s")
-    before = cpu_s(process)
-    await asyncio.sleep(IDLE_S)
-    idle = 100 * (cpu_s(process) - before) / IDLE_S
-    print(f"idle: {process.memory_info().rss / 1e6:.0f} MB resident, {idle:.1f} % of a core")
-    with redis.Redis.from_url(url) as client:
-        await write_hot(documents, hot)
-        firsts, middles, lasts, commands = [], [], [], []
-        for _ in range(WRITES):
-            n_before = int(client.info("stats")["total_commands_processed"])
-            firsts_, middle, last = await write_hot(documents, hot)
-            firsts.append(firsts_)
-            middles.append(middle)
-            lasts.append(last)
-            commands.append(int(client.info("stats")["total_commands_processed"]) - n_before)
-    for name, seconds in (("first", firsts), ("p50", middles), ("last", lasts)):
-        print(f"write to {name} follower of {n}: {1000 * sorted(seconds)[WRITES // 2]:.0f} ms")
-    print(f"Redis commands per write, its own among them: {sorted(commands)[WRITES // 2]}")
+def measure_poll(world: World) -> list[Figure]:
+    """A client on one connection that asks for what came after all that there is."""
+    world.writer.do(partial(write, "polled", 100))
+    first = world.service.changes(channels="polled")
+    path = f"/{world.service.db}/_changes?channels=polled&since={first.json['last_seq']}"
+    connection = http.client.HTTPConnection("127.0.0.1", world.service.port, timeout=60)
+
+    def poll_ms(**headers: str) -> tuple[float, str]:
+        began = time.perf_counter()
+        connection.request("GET", path, headers=headers)
+        answer = connection.getresponse()
+        answer.read()
+        return 1000 * (time.perf_counter() - began), answer.headers["ETag"]
+
+    tag = poll_ms()[1]
+    took = [sorted(poll_ms(**headers)[0] for _ in range(POLLS)) for headers in ({}, {"If-None-Match": tag})]
+    connection.close()
+    return [
+        Figure("a poll in vain, p50", took[0][POLLS // 2], "ms", 2),
+        Figure("the same with its ETag, p50", took[1][POLLS // 2], "ms", 2),
+    ]
 
 
-async def write_hot(documents: Documents, hot: list[Client]) -> tuple[float, float, float]:
-    """Write one document; seconds until the first, the middle and the last client had it."""
-    n_rows = [len(client.rows_at) for client in hot]
-    began = time.monotonic()
-    await asyncio.to_thread(documents.write, ("hot", "doc1", 0))
-    while any(len(client.rows_at) == before for client, before in zip(hot, n_rows, strict=True)):  # noqa: ASYNC110 each is looked at
-        await asyncio.sleep(0.02)
-    took = sorted(client.rows_at[before] - began for client, before in zip(hot, n_rows, strict=True))
-    return took[0], took[len(took) // 2], took[-1]
-
-
-def measure_first_read(service: Service, documents: Documents, n_rows: int) -> None:
-    """A first read of a channel with *n_rows* documents."""
-    for start in range(0, n_rows, BATCH):
-        documents.write(*[("big", f"doc{number}", 0) for number in range(start, start + BATCH)])
-    process = psutil.Process(service.pid)
-    before = process.memory_info().rss
-    began = time.monotonic()
-    answer = service.changes(channels="big")
+def measure_read(world: World) -> list[Figure]:
+    """A first read of one channel."""
+    batch = 5000
+    for _ in range(0, world.load.rows, batch):
+        world.writer.do(partial(write, "big", batch))
+    for_warmth = world.service.changes(channels="big", limit=1000)
+    assert for_warmth.status == 200
+    memory, cpu, began = world.megabytes(), world.cpu_s(), time.monotonic()
+    body = world.service.changes(channels="big").body
     took = time.monotonic() - began
-    rows = answer.body.count(b"\n{")
-    assert rows == n_rows
-    grown = (process.memory_info().rss - before) / 1e6
-    print(f"first read of {rows} rows: {took:.2f} s, {rows / took:,.0f} rows/s, {grown:.0f} MB more")
+    n_rows = body.count(b"\n{")
+    assert n_rows == world.load.rows, "all of it was told"
+    return [
+        Figure(f"first read of {n_rows:,} rows", n_rows / took, "rows/s", 50_000, at_least=True),
+        Figure("the same, CPU of the service", 1e6 * (world.cpu_s() - cpu) / n_rows, "µs/row", 20),
+        Figure("the same, more memory after it", world.megabytes() - memory, "MB", 30),
+    ]
 
 
-def main() -> None:
-    """Measure."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--followers", type=int, default=5_000, help="of each kind (default: 5000)")
-    parser.add_argument("--rows", type=int, default=ROWS, help="of the first read (default: 100000)")
-    args = parser.parse_args()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    print(f"load of the machine before: {os.getloadavg()[0]:.1f}, descriptors {soft} → {hard}")
+async def measure_idle(world: World) -> list[Figure]:
+    """As many continuous feeds as longpolls, of a channel to which nothing comes."""
+    before, began = world.megabytes(), time.monotonic()
+    n = world.load.followers
+    async with Followers(world.service.port) as followers:
+        for feed in ("continuous", "longpoll"):
+            await followers.follow([world.path(feed, "quiet")] * n)
+        took = time.monotonic() - began
+        await asyncio.sleep(SETTLE_S)
+        cpu = world.cpu_s()
+        await asyncio.sleep(world.load.seconds)
+        percent = 100 * (world.cpu_s() - cpu) / world.load.seconds
+        memory = world.megabytes()
+    return [
+        Figure(f"{2 * n:,} idle followers, memory", memory, "MB", 300),
+        Figure("the same, for each", 1000 * (memory - before) / (2 * n), "KB", 15),
+        Figure("the same, CPU", percent, "% of a core", 2),
+        Figure("the same, to connect all", took, "s", 60),
+    ]
+
+
+async def measure_hot(world: World) -> list[Figure]:
+    """One document at a time to one channel, which all follow; and how much of that Redis notices."""
+    n_commands: list[int] = []
+    n_all = world.load.followers
+    async with Followers(world.service.port) as followers:
+        for n_more, n in ((1, 1), (n_all - 1, n_all)):
+            await followers.follow([world.path("continuous", "hot")] * n_more)
+            await _write_hot(world, followers, n)
+            before = world.n_commands()
+            await _write_hot(world, followers, n)
+            n_commands.append(world.n_commands() - before)
+        cpu = world.cpu_s()
+        told = [await _write_hot(world, followers, n_all) for _ in range(WRITES)]
+        us = 1e6 * (world.cpu_s() - cpu) / WRITES / n_all
+    return [
+        Figure(
+            f"one channel, {n_all:,} followers, to the middle one", _middle([t[n_all // 2] for t in told]), "ms", 300
+        ),
+        Figure("the same, to the last", _middle([t[-1] for t in told]), "ms", 1000),
+        Figure("the same, CPU of the service", us, "µs/row", 40),
+        Figure("commands to Redis more than with one follower, per write", n_commands[1] - n_commands[0], "", 8),
+    ]
+
+
+async def _write_hot(world: World, followers: Followers, n: int) -> list[float]:
+    """Write one document; how late it came to each of the *n* followers, ascending."""
+    late_ms = followers.late_ms
+    late_ms.clear()
+    await asyncio.to_thread(world.writer.do, partial(write, "hot", 1))
+    async with asyncio.timeout(60):
+        while len(late_ms) < n:  # noqa: ASYNC110 an event would cost each row something
+            await asyncio.sleep(0.05)
+    return sorted(late_ms)
+
+
+async def measure_spread(world: World) -> list[Figure]:
+    """A thousand changes a second, spread over as many channels as there are followers."""
+    return await _measure_steady(world, world.load.followers, world.load.followers, 1000, 200, 100)
+
+
+async def measure_fresh(world: World) -> list[Figure]:
+    """Ten thousand documents a second in a hundred channels, ten of which are followed."""
+    return await _measure_steady(world, 10, 100, 10_000, 100, 100, middle_ms=25)
+
+
+async def _measure_steady(
+    world: World, n_followers: int, n_channels: int, per_s: int, late_ms: float, percent: float, middle_ms: float = 200
+) -> list[Figure]:
+    paths = [world.path("continuous", f"c{number}") for number in range(n_followers)]
+    async with Followers(world.service.port) as followers:
+        await followers.follow(paths)
+        await asyncio.to_thread(world.writer.do, partial(write_steadily, n_channels, per_s, SETTLE_S))
+        await asyncio.sleep(SETTLE_S)
+        followers.late_ms.clear()
+        cpu, began = world.cpu_s(), time.monotonic()
+        rate = await asyncio.to_thread(world.writer.do, partial(write_steadily, n_channels, per_s, world.load.seconds))
+        used = 100 * (world.cpu_s() - cpu) / (time.monotonic() - began)
+        await asyncio.sleep(SETTLE_S)
+        late = sorted(followers.late_ms)
+    name = f"{n_followers:,} followers of {n_channels:,} channels, {rate:,.0f} changes/s"
+    return [
+        Figure(f"{name}, p50", late[len(late) // 2], "ms", middle_ms),
+        Figure("the same, p99", late[len(late) * 99 // 100], "ms", late_ms),
+        Figure("the same, CPU of the service", used, "% of a core", percent),
+        Figure("the same, rows told", len(late), "", rate * world.load.seconds * n_followers / n_channels * 0.98, True),
+    ]
+
+
+def _middle(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+PARTS: dict[str, Callable[[World], Any]] = {
+    "poll": measure_poll,
+    "read": measure_read,
+    "idle": measure_idle,
+    "hot": measure_hot,
+    "spread": measure_spread,
+    "fresh": measure_fresh,
+}
+
+
+def measure(name: str, load: Load) -> list[Figure]:
+    """The figures of one part, of a service and a store of their own."""
+    _raise_descriptors()
     with (
         tempfile.TemporaryDirectory() as folder,
         EmbeddedRedis() as store,
-        closing(Documents(store.url)) as documents,
-        Service(Path(folder), store.url, documents.index.name, serve_max_connections=1_000_000) as service,
+        Writer(store.url) as writer,
+        Service(Path(folder), store.url, writer.index, serve_max_connections=1_000_000) as service,
+        redis.Redis.from_url(store.url) as client,
     ):
-        documents.write(("hot", "doc1", 0))
+        writer.do(partial(write, "other", 1))
         service.start()
-        measure_first_read(service, documents, args.rows)
-        asyncio.run(measure_followers(service, documents, store.url, args.followers))
+        found = PARTS[name](World(service, writer, client, load))
+        figures: list[Figure] = uvloop.run(found) if asyncio.iscoroutine(found) else found
+    return figures
+
+
+def _raise_descriptors() -> None:
+    """Have as many descriptors as the system lets us; the service inherits them."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for most in (max(hard, DESCRIPTORS), hard):
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        except (ValueError, PermissionError):
+            continue
+        return
+
+
+def table_of(figures: Sequence[Figure]) -> Table:
+    """*figures*, each beside its goal."""
+    table = Table("changes feed", "measured", "goal", "")
+    for each in figures:
+        goal = f"{'≥' if each.at_least else '≤'} {each.goal:,.0f}"
+        unit = f" {each.unit}" if each.unit else ""
+        table.add_row(each.name, f"{each.value:,.1f}{unit}", goal, "" if each.is_met else "missed")
+    return table
+
+
+def main() -> None:
+    """Measure, and print the figures."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serve", description=__doc__)
+    for field, default in Load()._asdict().items():
+        parser.add_argument(f"--{field}", type=type(default), default=default)
+    parser.add_argument("--only", action="append", choices=list(PARTS))
+    args = parser.parse_args()
+    load = Load(*(getattr(args, field) for field in Load._fields))
+    figures = [figure for name in args.only or PARTS for figure in measure(name, load)]
+    Console(width=120).print(table_of(figures))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,8 @@
 
 throughput: a whole node, four shapes of channels, documents/s and CPU by process. stages: CPU of each stage, with and
 without the compiled kernel. growth: the same with 64 and 1,024 vbuckets. ring: against `multiprocessing.Queue`.
-freshness: cost and latency at steady rates. memory: bytes in Redis per entry.
+freshness: cost and latency at steady rates. memory: bytes in Redis per entry. serve: the changes feed, for thousands of
+clients.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import freshness, memory, ring, stages, throughput
+from benchmarks import freshness, memory, ring, serve, stages, throughput
 from benchmarks.cases import CASES
 from benchmarks.machine import describe, write_results
 from channelindex import kernel
@@ -25,13 +26,14 @@ GROWTH_VBUCKETS = (64, 1024)
 
 
 class Sizes(NamedTuple):
-    """How much is measured: documents of a whole node and of a stage, runs of a node, seconds at a rate, entries."""
+    """How much is measured: documents of a node and of a stage, its runs, seconds at a rate, entries, followers."""
 
     documents: int = 100_000
     stage_documents: int = 50_000
     runs: int = 3
     seconds: float = 10.0
     entries: int = 1_000_000
+    followers: int = 10_000
 
 
 Part = Callable[[Sizes, Console], Any]
@@ -99,6 +101,14 @@ def measure_memory(sizes: Sizes, console: Console) -> Any:
     return found._asdict()
 
 
+def measure_serve(sizes: Sizes, console: Console) -> Any:
+    """What followers over HTTP cost one service, and how soon they are told."""
+    load = serve.Load(sizes.followers, seconds=sizes.seconds)
+    figures = [figure for name in serve.PARTS for figure in serve.measure(name, load)]
+    console.print(serve.table_of(figures))
+    return [each._asdict() for each in figures]
+
+
 PARTS: Mapping[str, Part] = {
     "throughput": measure_throughput,
     "stages": measure_stages,
@@ -106,6 +116,7 @@ PARTS: Mapping[str, Part] = {
     "ring": measure_ring,
     "freshness": measure_freshness,
     "memory": measure_memory,
+    "serve": measure_serve,
 }
 
 

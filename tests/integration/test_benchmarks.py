@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import stages
+from benchmarks import serve, stages
 from benchmarks.cases import CASES
 from benchmarks.compare import FEW_DOCUMENTS, Run
 
@@ -22,3 +22,9 @@ def test_compared_is_what_documents_cost_beyond_those_of_a_start():
     run = whole.without_start(10 * FEW_DOCUMENTS, few)
     assert run.cpu_us == pytest.approx((600.0 - 500.0) / 9)
     assert run.redis_us == pytest.approx((100.0 - 50.0) / 9)
+
+
+def test_every_figure_of_the_changes_feed_is_measured():
+    figures = serve.measure("hot", serve.Load(followers=3))
+    assert [each.value >= 0 for each in figures[:3]] == [True] * 3
+    assert len(serve.table_of(figures).rows) == len(figures)
