@@ -2,11 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import suppress
 from typing import NamedTuple, Protocol, TypeVar
 
 from channelindex.errors import TokenAhead
-from channelindex.reading.hub import Hub, HubView, position
+from channelindex.reading.hub import Hub, HubView, Kept, position
 from channelindex.reading.paging import Changes
 from channelindex.reading.query import Query
 from channelindex.reading.reader import NOW, read_pages
@@ -36,6 +35,13 @@ class Part(NamedTuple):
     page: Changes
 
 
+class Telling(NamedTuple):
+    """Tells what is in memory, *limit* documents a page, without waiting; `tell` returns false where that cannot be."""
+
+    limit: int
+    tell: Callable[[Kept], bool]
+
+
 class Following:
     """A follower of *hub* that asks for *query* and begins after *since*. `leave` it when done.
 
@@ -55,6 +61,7 @@ class Following:
         self._has_left = False
         self._follower = hub.join(query.channels)
         self.seen_at: float | None = None
+        self.tell: Telling | None = None
         if since == NOW and hub.is_fresh:
             assert hub.view is not None, "it would not be fresh"
             self._since, self._progress = position(hub.view, query), hub.view.progress
@@ -83,15 +90,32 @@ class Following:
     @property
     def is_up_to_date(self) -> bool:
         """True while nothing is known to be news."""
-        return not self._follower.news.is_set()
+        return not self._follower.has_news and self._follower.base is None
 
     async def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait for news, at most *timeout_s*; true if there may be some, or somebody has called `wake`."""
+        """Wait for news, at most *timeout_s*; true if there may be some, or somebody has called `wake`.
+
+        With `tell`, it is given the news that is in memory, and the wait goes on.
+        """
         if self.is_up_to_date:
-            with suppress(TimeoutError):
+            self._follower.tell = self._tell_from_memory if self.tell is not None and self._is_at_hub else None
+            try:
                 async with asyncio.timeout(timeout_s):
-                    await self._follower.news.wait()
+                    await self._follower.wait()
+            except TimeoutError:
+                pass
+            finally:
+                self._follower.tell = None
         return not self.is_up_to_date
+
+    def _tell_from_memory(self, base: int) -> bool:
+        assert self.tell is not None, "it waits with it"
+        kept = self._hub.from_memory(self.query, base, self.tell.limit)
+        if kept is None or not self.tell.tell(kept):
+            return False
+        self._since, self._progress = kept.pages[-1].since, kept.pages[-1].progress
+        self._delivered = Delivered.NOTHING
+        return True
 
     def wake(self) -> None:
         """End a `wait` without news."""
@@ -105,7 +129,7 @@ class Following:
         """
         view = await self._hub.fresh()
         base = self._follower.base
-        self._follower.news.clear()  # from here on, for what is newer than the view
+        self._follower.has_news, self._follower.base = False, None  # from here on, for what is newer than the view
         self._is_at_hub = False
         kept = None if base is None else self._hub.from_memory(self.query, base, limit)
         self.seen_at = None

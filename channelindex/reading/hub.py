@@ -37,6 +37,8 @@ MOST_AT_ONCE = 5_000
 
 MOST_WAKES = 200
 """Wakes kept in memory; each has a clock of its own."""
+TOLD_AT_ONCE = 250
+"""Followers of one channel that are told before anybody else has a turn on the event loop."""
 LINGER_S = 5.0
 """A channel is looked at for so long after its last follower left: who asks again and again comes back at once."""
 
@@ -62,10 +64,11 @@ class HubView(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """Pages from memory, after the token *begin*."""
+    """Pages from memory, after the token *begin*; `seen_at`, monotonic, is when the hub saw the last of it."""
 
     begin: str
     pages: list[Changes]
+    seen_at: float
 
 
 class Wake(NamedTuple):
@@ -79,31 +82,60 @@ class Wake(NamedTuple):
 
 
 class Follower:
-    """A follower's place. With `news` set, it is to be told what came after the view of number `base`.
+    """A follower's place. With `has_news`, it is to be told what came after the view of number `base`.
 
-    Without a `base`, it has to read by its token. Without `news`, nothing came up to the hub's view.
+    Without a `base`, it has to read by its token. Without news, nothing came up to the hub's view.
     One that `is_elsewhere`, because it read after the hub looked, is told by its token: it knows some of the news.
+    While it waits with a `tell`, that tells what is in memory, and it waits on; where `tell` returns false, it wakes.
     """
 
-    __slots__ = ("base", "channels", "is_elsewhere", "news")
+    __slots__ = ("_waiter", "base", "channels", "has_news", "is_elsewhere", "tell")
 
     def __init__(self, channels: tuple[str, ...]) -> None:
         self.channels = channels
         self.base: int | None = None
         self.is_elsewhere = False
-        self.news = asyncio.Event()
-        self.news.set()
+        self.has_news = True
+        self.tell: Callable[[int], bool] | None = None
+        self._waiter: asyncio.Future[None] | None = None
 
-    def notice(self, base: int) -> None:
-        """There is news after the view of number *base*."""
-        if not self.news.is_set():
-            self.base = None if self.is_elsewhere else base
-            self.news.set()
+    async def wait(self) -> None:
+        """Wait until there is news."""
+        if not self.has_news:
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+
+    def notice(self, base: int) -> bool:
+        """There is news after the view of number *base*; true if `tell_now` is to be called for it."""
+        if self.has_news or self.base is not None:
+            return False
+        self.base = None if self.is_elsewhere else base
+        if self.tell is not None and self.base is not None:
+            return True
+        self._wake()
+        return False
+
+    def tell_now(self) -> None:
+        """Have it told what is in memory, if it still waits; else it wakes, and fetches its news."""
+        if self.base is None or self.has_news:
+            return
+        if self.tell is not None and self.tell(self.base):
+            self.base = None
+        else:
+            self._wake()
 
     def lose(self) -> None:
         """Its place is no longer known to the hub."""
         self.base = None
-        self.news.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        self.has_news = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class Hub:
@@ -124,6 +156,7 @@ class Hub:
         self._tail: deque[Wake] = deque()
         self._n_entries = 0
         self._pages: dict[tuple[Query, int, int | None], Kept] = {}
+        self._to_tell: deque[Follower] = deque()
         self._is_fresh = asyncio.Event()  # the view is no older than the last wait for the stable clock
         self._is_followed = asyncio.Event()
         self.view: HubView | None = None
@@ -192,7 +225,7 @@ class Hub:
         packed = packed_in(since, self.view.snapshot.meta, query.asked)
         number = self._number_by_position.get(packed) if packed else None
         if number == self.view.number:
-            follower.news.clear()
+            follower.has_news, follower.base = False, None
             return True
         if number is not None and all(self._covered_from.get(each, number + 1) <= number for each in query.channels):
             follower.base = number
@@ -225,7 +258,7 @@ class Hub:
         # Nothing up to `begin` was taken back since, or the wakes would have been forgotten.
         read = begin._replace(epochs=snapshot.epochs)
         pages = list(Pager(query, scan, NOTHING_READ).pages(read, limit))
-        return Kept(encode(begin, snapshot.meta, query.asked), pages)
+        return Kept(encode(begin, snapshot.meta, query.asked), pages, self.view.at)
 
     async def _run(self) -> None:
         try:
@@ -319,12 +352,23 @@ class Hub:
             forgotten = self._tail.popleft()
             self._n_entries -= forgotten.n_entries
             self._number_by_position.pop(forgotten.packed_before, None)
+        is_telling = bool(self._to_tell)
         for channel in wake.found:
             for follower in self._followers_by_channel.get(channel, ()):
-                follower.notice(wake.number - 1)
+                if follower.notice(wake.number - 1):
+                    self._to_tell.append(follower)
+        if not is_telling:
+            self._tell_some()
         for follower in self._late:
             if not all(channel in self._covered_from for channel in follower.channels):
                 follower.lose()
+
+    def _tell_some(self) -> None:
+        """Tell the next of those who are told from memory; the others after whoever waits for the event loop."""
+        for _ in range(min(TOLD_AT_ONCE, len(self._to_tell))):
+            self._to_tell.popleft().tell_now()
+        if self._to_tell:
+            asyncio.get_running_loop().call_soon(self._tell_some)
 
     def _followers(self) -> Iterable[Follower]:
         return [follower for followers in self._followers_by_channel.values() for follower in followers]

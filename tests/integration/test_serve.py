@@ -409,6 +409,14 @@ def test_metrics_count_followers_rows_and_refusals(service: Service, documents: 
     assert service.metric("channelindex_serve_wake_seconds_count") >= 0
 
 
+def test_requests_that_come_at_once_are_answered_one_after_the_other(service: Service) -> None:
+    paths = [f"/{service.db}/_changes?channels=b&limit={limit}" for limit in (1, 2, 3)]
+    sent = [f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n" for path in paths]
+    sent[-1] = sent[-1].replace("localhost", "localhost\r\nConnection: close")
+    answers = raw(service.port, "".join(sent).encode()).split(b"HTTP/1.1 200 OK")[1:]
+    assert [answer.count(b'"id"') for answer in answers] == [1, 2, 3]
+
+
 def test_what_is_no_http_is_answered_and_closed(service: Service) -> None:
     assert raw(service.port, b"\x16\x03\x01 hello\r\n\r\n").startswith(b"HTTP/1.1 400 ")
     head = b"GET / HTTP/1.1\r\nHost: x\r\n" + b"X: " + b"y" * 200_000

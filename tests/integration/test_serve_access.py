@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -454,6 +455,46 @@ def test_hostile_clients_are_bounded_and_disturb_nobody(
 
         until(are_refused, "connections to be refused")
     until(lambda: service.changes(token=token["some"], channels="orders").status == 200, "connections to be free again")
+
+
+def test_a_reader_that_does_not_read_is_cut_off_and_finds_the_rest_by_its_token(
+    service: Service, documents: Documents, token: dict[str, str]
+) -> None:
+    """Nobody queues for it: others are told meanwhile, and what it lacks is read again from the index."""
+    cut = partial(service.metric, "channelindex_serve_cut_total", operator_port(service))
+    before, n_written = cut(), 0
+    request = (
+        f"GET /{service.db}/_changes?channels=team-flood&feed=continuous&heartbeat=60000 HTTP/1.1\r\nHost: x\r\n"
+        f"Authorization: Bearer {token['some']}\r\n\r\n"
+    ).encode()
+    with (
+        socket.socket() as mute,
+        service.open(token=token["all"], channels="team-flood", feed="continuous", heartbeat=60000) as reader,
+    ):
+        mute.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        mute.connect(("127.0.0.1", service.port))
+        mute.sendall(request)
+        deadline = time.monotonic() + DEADLINE_S
+        while cut() == before:
+            assert time.monotonic() < deadline, "it was not cut off"
+            documents.write(*[("team-flood", f"doc{n}", 0) for n in range(n_written, n_written + 2000)])
+            assert {reader.row()["id"] for _ in range(2000)} == {f"doc{n}" for n in range(n_written, n_written + 2000)}
+            n_written += 2000
+        told = _rows_in(mute)
+    assert 0 < len(told) < n_written
+    rest = service.changes(token=token["some"], channels="team-flood", since=told[-1]["seq"]).json["results"]
+    assert {row["id"] for row in [*told, *rest]} == {f"doc{n}" for n in range(n_written)}
+    assert len(told) + len(rest) <= n_written + 100, "at most a hundred come again"
+
+
+def _rows_in(link: socket.socket) -> list[dict[str, Any]]:
+    """The whole rows of a continuous feed that was cut off."""
+    received = b""
+    with suppress(ConnectionError):
+        while part := link.recv(1 << 20):
+            received += part
+    lines = received.partition(b"\r\n\r\n")[2].split(b"\n")[:-1]
+    return [json.loads(line) for line in lines if line.startswith(b'{"seq"')]
 
 
 def _sent_for_ever(link: socket.socket) -> bytes:

@@ -23,7 +23,7 @@ from workers.serving.feeds import Asked, Feeds
 from workers.serving.grants import EVERYTHING, Access, Grants
 from workers.serving.http_error import HttpError, bad_request, from_error, method_not_allowed, not_found
 from workers.serving.http_exchange import JSON, Exchange, Gone, Message, Receive, Send
-from workers.serving.live import OpenFeed
+from workers.serving.live import LiveAnswer
 from workers.serving.page import Page
 from workers.serving.request import FeedKind, FeedRequest, parse_body, parse_changes, parse_query
 from workers.serving.rows import seq_of
@@ -63,7 +63,7 @@ class App:
         self._sessions = Sessions(grants, config.serve)
         scans = Scans(reader, config.serve.scans, self.counters.scans)
         self._feeds = Feeds(reader, scans, self.counters)
-        self._open: dict[str, set[OpenFeed]] = defaultdict(set)  # by digest of the token
+        self._open: dict[str, set[LiveAnswer]] = defaultdict(set)  # by digest of the token
         self._is_stopping = False
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -71,7 +71,11 @@ class App:
         assert scope["type"] == "http", "no websockets, no lifespan"
         exchange = Exchange(scope, receive, send)
         try:
-            await self._serve(exchange)
+            if answer := await self._serve(exchange):
+                try:
+                    await answer.run()
+                finally:
+                    answer.close()
         except Gone:
             pass
         except HttpError as error:
@@ -91,17 +95,19 @@ class App:
             _log.warning("serve.refused", error=refused.error, msg=str(why or refused.reason))
         await exchange.refuse(refused)
 
-    async def _serve(self, exchange: Exchange) -> None:
+    async def _serve(self, exchange: Exchange) -> LiveAnswer | None:
+        """Answer; or return the answer that is to be run."""
         if self._is_stopping:
             raise HttpError(HTTPStatus.SERVICE_UNAVAILABLE, "unavailable", "shutting down", ((b"retry-after", b"1"),))
         exchange.more_headers = self._sessions.cors_headers(exchange)
         route = self._route(exchange)
         if exchange.method == "OPTIONS" and self._sessions.is_known_origin(exchange):
             await self._sessions.answer_preflight(exchange)
-            return
+            return None
         if exchange.method not in route.methods.split(", "):
             raise method_not_allowed(route.methods)
-        await getattr(self, f"_serve_{route.name}")(exchange)
+        answer: LiveAnswer | None = await getattr(self, f"_serve_{route.name}")(exchange)
+        return answer
 
     def _route(self, exchange: Exchange) -> Resource:
         """Raises HttpError for a path that is nobody's: it is matched as it was decoded once, and must be plain."""
@@ -168,8 +174,8 @@ class App:
             },
         )
 
-    async def _serve_changes(self, exchange: Exchange) -> None:
-        """Answer `_changes`."""
+    async def _serve_changes(self, exchange: Exchange) -> LiveAnswer | None:
+        """Answer `_changes`, or return the answer that is to be run."""
         access = self._access(exchange)
         body = await exchange.body() if exchange.method == "POST" else b""
         encoding = exchange.headers.get(b"content-encoding", b"").decode("latin-1").lower()
@@ -182,26 +188,15 @@ class App:
         elif request.feed is FeedKind.NORMAL:
             await self._feeds.normal(exchange, asked)
         else:
-            await self._live(exchange, asked, feeds)
+            return await self._feeds.open_live(exchange, asked, feeds)
+        return None
 
-    def _feeds_of(self, access: Access) -> set[OpenFeed]:
+    def _feeds_of(self, access: Access) -> set[LiveAnswer]:
         """The open feeds of a token. Raises HttpError: there may be no more."""
         feeds = self._open[access.digest]
         if len(feeds) >= self._settings.max_feeds_per_token and access.digest:
             raise _too_many("this token has too many feeds open")
         return feeds
-
-    async def _live(self, exchange: Exchange, asked: Asked, feeds: set[OpenFeed]) -> None:
-        opened: list[OpenFeed] = []
-
-        def remember(feed: OpenFeed) -> None:
-            opened.append(feed)
-            feeds.add(feed)
-
-        try:
-            await self._feeds.live(exchange, asked, remember)
-        finally:
-            feeds.difference_update(opened)
 
     def _granted(self, request: FeedRequest, access: Access) -> Asked:
         """Raises HttpError: a channel is not granted, or there is none, or too many."""
@@ -235,10 +230,13 @@ class App:
         channel = str(parse_query(exchange.query).get("channel") or STAR_CHANNEL)
         request = parse_changes({"feed": "eventsource", "since": "now"}, {"channels": [channel]}, exchange.headers)
         asked, feeds = self._granted(request, access), self._feeds_of(access)
+        answer = await self._feeds.open_live(exchange, asked, feeds)
+        assert answer is not None, "it is no longpoll"
         pushing = asyncio.create_task(self._page.push(exchange))
         try:
-            await self._live(exchange, asked, feeds)
+            await answer.run()
         finally:
+            answer.close()
             pushing.cancel()
             await asyncio.wait([pushing])
 

@@ -1,6 +1,7 @@
 """One connection of a client: uvicorn's, with limits to what a client may cost before and after its request."""
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, NamedTuple, Protocol, cast
@@ -8,10 +9,13 @@ from typing import Any, NamedTuple, Protocol, cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from workers.serving.http_error import HttpError, unavailable
+from workers.serving.lean import LeanEvent, LeanFlow
 
 MAX_HEAD_BYTES = 64 * 1024
 """Of a request's line and headers: ten of the longest tokens."""
 CONNECTION_KEY = "channelindex.connection"
+_NO_PIPELINE: deque[Any] = deque()
+"""Of all connections whose client waits for an answer before it asks again."""
 
 
 class Door(NamedTuple):
@@ -48,8 +52,12 @@ class FeedConnection(HttpToolsProtocol):
     A head as a whole, and the end of an answer, have the time that `limits` gives them.
     """
 
+    # uvicorn's attributes are few enough for Python to keep them without a dict; ours on top were not.
+    __slots__ = ("_head_timer", "_is_in_head", "_n_head_bytes", "door", "limits", "on_lost")
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.pipeline = _NO_PIPELINE
         self.on_lost: Callable[[], None] | None = None
         self.limits = cast("Limits", self.config.loaded_app)
         self.door: Door = cast("Any", self.config).door
@@ -60,6 +68,7 @@ class FeedConnection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Begin, unless there are too many."""
         super().connection_made(transport)
+        self.flow = cast("Any", LeanFlow(transport))
         self.limits.count_connections(1)
         if len(self.connections) > self.limits.max_connections:
             self._refuse(unavailable("there are too many connections"))
@@ -94,7 +103,11 @@ class FeedConnection(HttpToolsProtocol):
         self._forget_timer()
         self._is_in_head = False
         cast("dict[str, Any]", self.scope)[CONNECTION_KEY] = self
+        under_way = cast("Any", self.cycle)  # None before the first
+        if under_way is not None and not under_way.response_complete and self.pipeline is _NO_PIPELINE:
+            self.pipeline = deque()
         super().on_headers_complete()
+        self.cycle.message_event = cast("Any", LeanEvent())  # nobody has waited for the other one yet
 
     def on_message_complete(self) -> None:
         """Expect the next head."""
@@ -114,6 +127,13 @@ class FeedConnection(HttpToolsProtocol):
     def timeout_keep_alive_handler(self) -> None:
         """End an idle connection; what its client has not read by now it will not read."""
         self.transport.abort()
+
+    def push(self, chunk: bytes) -> bool:
+        """Send *chunk* as it is, in an answer that has begun; false where the client has to read first, or has gone."""
+        if self.flow.write_paused or self.transport.is_closing() or not self.cycle.chunked_encoding:
+            return False
+        self.transport.write(chunk)
+        return True
 
     def cut(self, reason: str) -> None:
         """End the connection in the middle of an answer, so that nobody takes it for a whole one."""

@@ -2,18 +2,18 @@
 
 import hashlib
 import time
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import NamedTuple
 
 from channelindex.reading.async_reader import AsyncChangesReader
+from channelindex.reading.following import Following
 from channelindex.reading.query import Query
 from channelindex.reading.reader import NOW
 from workers.serving import rows
 from workers.serving.counters import Counters
 from workers.serving.http_error import Headers
 from workers.serving.http_exchange import JSON, Exchange
-from workers.serving.live import LIVE, LiveAnswer, OpenFeed
+from workers.serving.live import LIVE, LiveAnswer
 from workers.serving.request import FeedKind, FeedRequest
 from workers.serving.scans import Scans, is_kept
 from workers.serving.whole import WholeAnswer
@@ -36,7 +36,7 @@ class Feeds:
         self._reader = reader
         self._scans = scans
         self._counters = counters
-        self._cache = rows.RowCache()
+        self._cache = rows.ChunkCache()
 
     async def normal(self, exchange: Exchange, asked: Asked) -> None:
         """Answer with what there is now.
@@ -55,35 +55,33 @@ class Feeds:
             return
         await self._write(exchange, asked, await self._read(asked), *_cached(tag))
 
-    async def live(self, exchange: Exchange, asked: Asked, opened: Callable[[OpenFeed], None]) -> None:
-        """Answer with what there is and what comes, as a longpoll, line by line, or as events.
+    async def open_live(self, exchange: Exchange, asked: Asked, feeds: set[LiveAnswer]) -> LiveAnswer | None:
+        """Begin to answer as a longpoll, line by line, or as events; return what is to be run, and closed in any case.
 
-        *opened* is given what can end it.
+        None where a longpoll is answered already. While the answer is open, it is one of *feeds*.
 
         Raises:
             ChannelIndexError, HttpError: before the answer has begun.
         """
-        request = asked.request
-        following = self._reader.following(asked.query, request.since)
-        feed = OpenFeed(following)
-        opened(feed)
-        exchange.connection.on_lost = feed.end
-        n_followers = self._counters.followers.labels(request.feed.value)
-        n_followers.inc()
+        following = self._reader.following(asked.query, asked.request.since)
+        answer = LiveAnswer(exchange, asked.request, following, feeds, self._cache, self._counters)
+        answer.open()
         try:
-            if request.feed is not FeedKind.LONGPOLL or not await self._has_answered(exchange, asked, feed):
-                await LiveAnswer(exchange, request, feed, self._cache, self._counters).run()
-        finally:
-            n_followers.dec()
-            following.leave()
+            if asked.request.feed is not FeedKind.LONGPOLL or not await self._has_answered(exchange, asked, following):
+                return answer
+        except BaseException:
+            answer.close()
+            raise
+        answer.close()
+        return None
 
-    async def _has_answered(self, exchange: Exchange, asked: Asked, feed: OpenFeed) -> bool:
+    async def _has_answered(self, exchange: Exchange, asked: Asked, following: Following) -> bool:
         """Answer a longpoll as `normal` does, if there is something; what is left serves its next page."""
-        if feed.following.is_up_to_date or asked.request.since == NOW:
+        if following.is_up_to_date or asked.request.since == NOW:
             return False
         answer = await self._read(asked)
         if not answer.n_rows:
-            feed.following.move(answer.page)
+            following.move(answer.page)
             return False
         await self._write(exchange, asked, answer, *LIVE)
         return True

@@ -23,6 +23,11 @@ class Gone(Exception):
 class Exchange:
     """See the module. `headers` has the last of each name."""
 
+    __slots__ = (
+        "_receive", "_scope", "_send", "connection", "door", "has_begun", "headers", "is_tls", "method",
+        "more_headers", "path", "query", "raw_path",
+    )  # fmt: skip
+
     def __init__(self, scope: Message, receive: Receive, send: Send) -> None:
         self.method: str = scope["method"]
         self.path: str = scope["path"]
@@ -34,6 +39,7 @@ class Exchange:
         self.door = self.connection.door
         self.has_begun = False
         self.more_headers: Headers = ()
+        self._scope = scope
         self._receive = receive
         self._send = send
 
@@ -59,6 +65,12 @@ class Exchange:
                         return b"".join(parts)
         except TimeoutError:
             raise HttpError(HTTPStatus.REQUEST_TIMEOUT, "timeout", "the body did not come in time") from None
+
+    def forget_request(self) -> None:
+        """Forget what was asked, before an answer that may take days."""
+        self.headers, self.raw_path, self.query = {}, b"", b""
+        self._scope["headers"], self._scope["raw_path"], self._scope["query_string"] = [], b"", b""
+        self.connection.headers, self.connection.url = [], b""
 
     async def begin(self, status: HTTPStatus, *headers: tuple[bytes, bytes]) -> None:
         """Send the head of an answer."""

@@ -1,12 +1,14 @@
 """An answer that stays open: tells what comes as it comes, and a heartbeat where nothing does."""
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 
 from channelindex.errors import TokenAhead, Transient
-from channelindex.reading.following import Following, Part
+from channelindex.reading.following import Following, Part, Telling
+from channelindex.reading.hub import Kept
 from channelindex.reading.patience import Patience
 from workers.serving import rows
 from workers.serving.counters import Counters
@@ -19,6 +21,8 @@ EVENT_HEARTBEAT_S = 30.0
 """Of an event stream for which none was asked: browsers cannot, and proxies cut connections that are silent."""
 FIRST_READ_S = 1.0
 """A feed's first read is waited for so long, so that an error in it has a status; then the answer begins without it."""
+PAUSE_STEP_S = 0.1
+"""A feed that pauses notices within this that it is to end."""
 LIVE: Headers = ((b"cache-control", b"private, no-store"), (b"x-accel-buffering", b"no"))
 _EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 _OPENING = {FeedKind.LONGPOLL: rows.HEAD, FeedKind.CONTINUOUS: b"", FeedKind.EVENTSOURCE: b"retry: 2000\n\n"}
@@ -29,51 +33,60 @@ _HEARTBEAT = {
 }
 
 
-class OpenFeed:
-    """A feed that is open, as others see it who may have to end it."""
-
-    def __init__(self, following: Following) -> None:
-        self.following = following
-        self._ending = asyncio.Event()
-
-    @property
-    def is_ending(self) -> bool:
-        """True once `end` was called."""
-        return self._ending.is_set()
-
-    async def ended(self, timeout_s: float) -> None:
-        """Wait until it is to end, at most *timeout_s*."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await self._ending.wait()
-
-    def end(self) -> None:
-        """Have it end as soon as it can, in good order."""
-        self._ending.set()
-        self.following.wake()
-
-
 class LiveAnswer:
-    """One answer to *request*, by *exchange*, of what *feed* follows."""
+    """One answer to *request*, by *exchange*, of what *following* follows; one of *feeds*, those that somebody may end.
+
+    It is there in thousands, each with a task that waits: what waits within `run` is kept few calls deep.
+    """
+
+    __slots__ = (
+        "_cache", "_exchange", "_feeds", "_following", "_heartbeat_s", "_is_caught_up", "_left", "_n_followers",
+        "_n_rows", "_pending", "_request", "_rows", "_timeout_s", "_told_at", "_wake_seconds", "is_ending",
+    )  # fmt: skip
 
     def __init__(
-        self, exchange: Exchange, request: FeedRequest, feed: OpenFeed, cache: rows.RowCache, counters: Counters
+        self,
+        exchange: Exchange,
+        request: FeedRequest,
+        following: Following,
+        feeds: "set[LiveAnswer]",
+        cache: rows.ChunkCache,
+        counters: Counters,
     ) -> None:
         self._exchange = exchange
         self._request = request
-        self._feed = feed
-        self._following = feed.following
+        self._following = following
+        self._feeds = feeds
         self._cache = cache
         self._wake_seconds = counters.wake_seconds
         self._rows = counters.rows.labels(request.feed.value)
+        self._n_followers = counters.followers.labels(request.feed.value)
         self._left = request.limit
         self._n_rows = 0
         self._pending = 0
         self._is_caught_up = False
         self._told_at = time.monotonic()
+        self.is_ending = False
         by_default = EVENT_HEARTBEAT_S if request.feed is FeedKind.EVENTSOURCE and request.timeout_s is None else None
         self._heartbeat_s = request.heartbeat_s or by_default
         self._timeout_s = DEFAULT_TIMEOUT_S if request.timeout_s is None else request.timeout_s
+
+    def open(self) -> None:
+        """Be one of the feeds that are open. `close` it."""
+        self._feeds.add(self)
+        self._n_followers.inc()
+        self._exchange.connection.on_lost = self.end
+
+    def close(self) -> None:
+        """Be none of them."""
+        self._feeds.discard(self)
+        self._n_followers.dec()
+        self._following.leave()
+
+    def end(self) -> None:
+        """Have it end as soon as it can, in good order."""
+        self.is_ending = True
+        self._following.wake()
 
     async def run(self) -> None:
         """Write all of it.
@@ -82,8 +95,9 @@ class LiveAnswer:
             ChannelIndexError: the index cannot be read. A store that is away is waited for, once the answer has begun.
             Gone: the client has gone.
         """
+        self._exchange.forget_request()
         patience = Patience()
-        while not (self._feed.is_ending or self._is_full()):
+        while not (self.is_ending or self._is_full()):
             try:
                 if not self._following.is_up_to_date:
                     await self._tell_news()
@@ -112,7 +126,7 @@ class LiveAnswer:
                 if part.page.entries:
                     await self.begin()
                     await self._tell(part)
-                if self._left == 0 or self._feed.is_ending:
+                if self._left == 0 or self.is_ending:
                     return
         if not self._is_caught_up:
             await self._catch_up()
@@ -120,6 +134,8 @@ class LiveAnswer:
     async def _catch_up(self) -> None:
         """From here on deletions are told, also where a client that began with nothing was not to get them."""
         self._is_caught_up = True
+        if self._request.feed is not FeedKind.LONGPOLL and self._left is None:
+            self._following.tell = Telling(rows.PART, self._tell_at_once)
         self._following.query = self._following.query._replace(active_only=False)
         if self._request.feed is FeedKind.EVENTSOURCE:
             await self.begin()
@@ -149,27 +165,43 @@ class LiveAnswer:
         if feed is FeedKind.LONGPOLL:
             made = rows.rows_of(part, n_before, self._request.seq_interval)
             content = rows.as_array(made, is_first=not n_before)
-        elif self._following.seen_at is not None:
-            content = self._cache.render(part, feed)
-            self._wake_seconds.observe(time.monotonic() - self._following.seen_at)
         else:
             content = rows.render(part, feed)
+            if self._following.seen_at is not None:
+                self._wake_seconds.observe(time.monotonic() - self._following.seen_at)
         self._rows.inc(len(part.page.entries))
         await self._exchange.write(content)
         self._told_at = time.monotonic()
 
+    def _tell_at_once(self, kept: Kept) -> bool:
+        """Send what is in memory, while `run` waits; false where the client has yet to read what came before."""
+        chunk = self._cache.chunk_of(kept, self._request.feed)
+        if chunk.content:
+            if not self._exchange.connection.push(chunk.content):
+                return False
+            self._told_at = time.monotonic()
+            self._rows.inc(chunk.n_rows)
+            self._wake_seconds.observe(self._told_at - kept.seen_at)
+        return True
+
     async def _wait(self) -> bool:
-        """Wait for news; false once there were none for as long as the client waits."""
-        if self._heartbeat_s is not None:
-            if not await self._following.wait(self._heartbeat_s):
+        """Wait for news, with heartbeats; false once there were none for as long as the client waits."""
+        while True:
+            left_s = self._told_at + (self._heartbeat_s or self._timeout_s) - time.monotonic()
+            if left_s > 0:
+                if await self._following.wait(left_s):
+                    return True
+            elif self._heartbeat_s is None:
+                return False
+            else:
                 await self._beat()
-            return True
-        left_s = self._told_at + self._timeout_s - time.monotonic()
-        return left_s > 0 and await self._following.wait(left_s)
 
     async def _pause(self, pause_s: float) -> None:
         """Pause for a store that is away."""
-        await self._feed.ended(pause_s)
+        for _ in range(math.ceil(pause_s / PAUSE_STEP_S)):
+            if self.is_ending:
+                return
+            await asyncio.sleep(PAUSE_STEP_S)
         if self._heartbeat_s is not None and time.monotonic() - self._told_at >= self._heartbeat_s:
             await self._beat()
 

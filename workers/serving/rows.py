@@ -7,6 +7,7 @@ from typing import NamedTuple
 import msgspec
 
 from channelindex.reading.following import Part
+from channelindex.reading.hub import Kept
 from workers.serving.request import FeedKind
 
 PART = 100
@@ -107,27 +108,37 @@ def render(part: Part, feed: FeedKind) -> bytes:
     return as_events(rows) if feed is FeedKind.EVENTSOURCE else as_lines(rows)
 
 
-class Rendered(NamedTuple):
-    """The bytes of one answer; `part` keeps what they were made of, whose identity is their name."""
+class Chunk(NamedTuple):
+    """Rows as they go over the wire in an answer of unknown length; `kept` has what they were made of."""
 
-    part: Part
+    kept: Kept
+    n_rows: int
     content: bytes
 
 
-class RowCache:
-    """Remembers the bytes of the newest answers: all followers of a channel are told the same."""
+def chunk_of(kept: Kept, feed: FeedKind) -> Chunk:
+    """All pages of *kept* in one chunk (RFC 9112, section 7.1); without rows, it is empty."""
+    before, parts = kept.begin, []
+    for page in kept.pages:
+        parts.append(render(Part(before, page), feed))
+        before = page.since
+    rows = b"".join(parts)
+    n_rows = sum(len(page.entries) for page in kept.pages)
+    return Chunk(kept, n_rows, b"%x\r\n%s\r\n" % (len(rows), rows) if rows else b"")
+
+
+class ChunkCache:
+    """Remembers the newest chunks: all followers of a channel are told the same."""
 
     def __init__(self) -> None:
-        self._by_identity: dict[tuple[int, str | None, FeedKind], Rendered] = {}
+        self._by_identity: dict[tuple[int, FeedKind], Chunk] = {}
 
-    def render(self, part: Part, feed: FeedKind) -> bytes:
+    def chunk_of(self, kept: Kept, feed: FeedKind) -> Chunk:
         """See the function."""
-        key = id(part.page), part.before, feed
+        key = id(kept), feed
         known = self._by_identity.get(key)
-        if known is not None:
-            return known.content
-        content = render(part, feed)
-        while len(self._by_identity) >= MAX_RENDERED:
-            self._by_identity.pop(next(iter(self._by_identity)))
-        self._by_identity[key] = Rendered(part, content)
-        return content
+        if known is None:
+            while len(self._by_identity) >= MAX_RENDERED:
+                self._by_identity.pop(next(iter(self._by_identity)))
+            known = self._by_identity[key] = chunk_of(kept, feed)
+        return known
