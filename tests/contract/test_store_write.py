@@ -4,6 +4,7 @@ import itertools
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
@@ -15,6 +16,7 @@ from channelindex.stores.couchbase.directories import Directories
 from channelindex.stores.couchbase.keys import Keys as CouchbaseKeys
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.store_link import open_link
+from tests.support.node import until
 from tests.support.stores import (
     GROUP,
     Backend,
@@ -70,12 +72,17 @@ def test_one_append_moves_block_clock_and_counter_together(backend):
             newest = max((each.seqno for _, each in all_entries(reader, "A")), default=0)  # read later, so not older
             told.append((newest, clock, state.counter))
 
+    def has_looked(n_before):
+        return looking.done() or len(told) > n_before
+
     with ThreadPoolExecutor(1) as pool:
         looking = pool.submit(look)
         for seqno in itertools.count(1):
             writer.write([append("A", 1, entry(0, seqno))])
             if looking.done() or (seqno >= 150 and len(told) >= 20):
                 break
+            if seqno >= 150:  # each look reads all that there is: who goes on writing meanwhile makes them ever longer
+                until(partial(has_looked, len(told)), "another look")
         done.set()
         looking.result()
     assert told
