@@ -33,6 +33,7 @@ class FlowWindow:
 
     def sent(self, n_bytes: int) -> None:
         """Count messages that were sent."""
+        assert n_bytes >= 0
         if self.buffer_bytes:
             self.outstanding += n_bytes
 
@@ -95,6 +96,7 @@ class NoopKeeper:
             return b""
         if now >= self._heard_at + self._idle_timeout_s:
             raise HangUp("client is dead")
+        assert not self._pending, "one at a time"
         self._pending = True
         self._sent_at = now
         return mcbp.pack_request(Op.DCP_NOOP, opaque=self._wire_opaque())

@@ -6,6 +6,7 @@ Rules: couchbase/kv_engine docs/dcp/documentation/rollback.md and failure-scenar
 import secrets
 import struct
 from bisect import bisect_right
+from itertools import pairwise
 from typing import Self
 
 MAX_ENTRIES = 25
@@ -25,8 +26,16 @@ class FailoverLog:
 
     def branch(self, seqno: int) -> None:
         """Begin a new history at *seqno*; histories that began later are gone with it."""
+        assert seqno >= 0
         kept = [entry for entry in self.entries if entry[1] <= seqno]
         self.entries = [(_new_vbuuid(), seqno), *kept][:MAX_ENTRIES]
+
+    def check(self, high_seqno: int) -> None:
+        """Assert what holds after every branch, of a vbucket at *high_seqno*."""
+        assert 0 < len(self.entries) <= MAX_ENTRIES
+        assert self.entries[0][1] <= high_seqno, "a history began at a seqno that is there"
+        assert all(newer[1] >= older[1] for newer, older in pairwise(self.entries)), "the newest is first"
+        assert all(vbuuid > 0 for vbuuid, _ in self.entries), "0 means that a client knows none"
 
     def packed(self) -> bytes:
         """Return the log as GET_FAILOVER_LOG and an accepted STREAM_REQ return it."""
@@ -63,8 +72,15 @@ class SourceCheckpoints:
         if self._starts[-1] <= high_seqno:
             self._starts.append(high_seqno + 1)
 
+    def check(self) -> None:
+        """Assert what holds after every step."""
+        assert self._starts, "the last checkpoint is open"
+        assert self._starts[0] > 0, "seqnos begin at 1"
+        assert all(one < after for one, after in pairwise(self._starts)), "rising"
+
     def begin_at(self, seqno: int) -> None:
         """Have one checkpoint only, which begins at *seqno*."""
+        assert seqno > 0, "seqnos begin at 1"
         self._starts = [seqno]
 
     def holding(self, seqno: int, high_seqno: int) -> tuple[int, int]:
@@ -98,6 +114,7 @@ def rollback_seqno(
 
     With *strict*, start 0 too needs a known vbuuid. A position at either end of its snapshot is a complete one.
     """
+    assert purge_seqno <= high_seqno
     end = log.end_of(vbuuid, high_seqno)
     if start == 0 and (not strict or end is not None or vbuuid == 0):
         return None

@@ -96,6 +96,7 @@ class Item:
         changed_at: int = 0,
         compressed: bool = False,
     ) -> None:
+        assert seqno > 0, "0 is before the first"
         self.vb = vb
         self.key = key
         self.seqno = seqno
@@ -151,6 +152,7 @@ class Item:
 
     def _put_together(self, mode: int, opcode: int, datatype: int, extras: bytes, key: bytes) -> None:
         extras_bytes = len(extras) - _CAS_BYTES
+        assert extras_bytes >= 0, "the CAS is before the extras"
         body_bytes = extras_bytes + len(key) + len(self.payload)
         self.head = _HEAD.pack(mcbp.REQUEST, opcode, len(key), extras_bytes, datatype, self.vb, body_bytes)
         self.middle = extras + key

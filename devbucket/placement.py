@@ -50,6 +50,9 @@ class Placement:
     """
 
     def __init__(self, n_vbuckets: int, n_members: int = 1, n_replicas: int = 0) -> None:
+        assert n_vbuckets > 0
+        assert n_members > 0
+        assert n_replicas >= 0
         self.members = [ClusterMember() for _ in range(n_members)]
         self.owner_by_vb = [vb * n_members // n_vbuckets for vb in range(n_vbuckets)]
         self.n_replicas = n_replicas

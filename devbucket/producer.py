@@ -123,6 +123,16 @@ class Producer:
         self._streams[vb].finish(reason)
         return True
 
+    def check(self) -> None:
+        """Assert what holds after every frame."""
+        assert all(stream.vbucket.vb == vb for vb, stream in self._streams.items())
+        assert all(stream.queued for stream in self._queue), "who waits for its turn knows it"
+        assert len(set(map(id, self._queue))) == len(self._queue), "a stream waits once"
+        assert self.flow.outstanding >= 0
+        for stream in self._streams.values():
+            assert stream.queued or not stream.has_more, "who has something to send waits for its turn"
+            stream.check()
+
     def close(self) -> None:
         """Forget all streams: the connection is gone."""
         for stream in self._streams.values():

@@ -155,6 +155,7 @@ class ProducerStream:
         if self._wanted_keys is not None and not self._choose(self._wanted_keys, end):
             self._position = end
             return b""
+        assert end > self._position, "a snapshot goes on from the one before"
         start = self._snap_start
         if start is None:
             start = self._items[0].seqno if self._items else self._position + 1
@@ -162,6 +163,12 @@ class ProducerStream:
         self._snapshot_mode = self._mode | (FROM_DISK if flags & DISK else 0)
         self._position = end
         return self._marker(start, end, flags)
+
+    def check(self) -> None:
+        """Assert what holds after every step."""
+        assert 0 <= self._next <= len(self._items)
+        assert self._position <= self.vbucket.high_seqno or self.ended or not self.has_more
+        assert not self.done or self not in self.vbucket.watchers, "who has sent all watches no more"
 
     def _marker(self, start: int, end: int, flags: int) -> bytes:
         """Return a marker: of version 2.2 for a disk snapshot, to who knows it.
@@ -173,6 +180,7 @@ class ProducerStream:
         """
         if not (self._tell_purges and flags & DISK):
             return self._message(Op.DCP_SNAPSHOT_MARKER, _MARKER_EXTRAS.pack(start, end, flags))
+        assert self.vbucket.purge_seqno <= self.vbucket.high_seqno
         value = _MARKER_V2_2_VALUE.pack(start, end, flags, end, 0, self.vbucket.purge_seqno, end)
         return self._message(Op.DCP_SNAPSHOT_MARKER, _MARKER_V2_2, value)
 

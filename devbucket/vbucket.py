@@ -9,6 +9,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable
 from enum import IntEnum
+from itertools import pairwise
 from operator import attrgetter
 from typing import NamedTuple, Protocol
 
@@ -149,7 +150,9 @@ class VBucket:
 
     def next_cas(self) -> int:
         """Return a new CAS, above all before it: a hybrid clock of nanoseconds with a counter in the low 16 bits."""
+        before = self._max_cas
         self._max_cas = max(int(self._clock() * 1e9) & ~0xFFFF, self._max_cas + 1)
+        assert self._max_cas > before, "CAS rise and never repeat"
         return self._max_cas
 
     def load(self, seqno: int, key: bytes, value: bytes) -> None:
@@ -178,6 +181,7 @@ class VBucket:
     def evict(self, every: int) -> int:
         """Let the value of each *every*th document be on disk only, whence streams read it; returns how many."""
         self.settle()
+        assert every > 0
         evicted = [item for item in self._newest.values() if item.fate == ALIVE][::every]
         for item in evicted:
             item.store(resident=False)
@@ -218,6 +222,22 @@ class VBucket:
         )
         assert seqno is None or seqno <= start, "a rollback is no step forward"
         return seqno
+
+    def check(self) -> None:
+        """Assert what holds after every command."""
+        seqnos = [item.seqno for item in self._log]
+        assert all(one < after for one, after in pairwise(seqnos)), "the log is in the order of its seqnos"
+        assert not seqnos or seqnos[-1] <= self.high_seqno
+        assert self.purge_seqno <= self.high_seqno
+        assert self._synced_seqno <= self.high_seqno
+        assert self._replicated_seqno <= self.high_seqno
+        assert self._kept_from <= self.high_seqno
+        assert self.persisted_seqno <= self.high_seqno or self.rewritten, "a file has nothing that was never here"
+        newest = [item for item in self._log if not item.superseded_by]
+        assert {item.key: item for item in newest} == self._newest, "each key's newest version, once"
+        assert self._n_superseded == len(self._log) - len(newest)
+        self.failover_log.check(self.high_seqno)
+        self._checkpoints.check()
 
     def note_durable(self, *, on_disk: bool) -> None:
         """Note that the last write was durable: no failover loses it or what came before it; *on_disk*: no crash."""

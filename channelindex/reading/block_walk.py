@@ -133,6 +133,7 @@ class _Walk:
     def _begin_group(self, position: int, active: BlockRef, state: GroupState) -> list[_BlockStep]:
         """All blocks at once if the reader has seen nothing of the group."""
         first = state.directory.first
+        assert first <= active.number, "the active block is the newest"
         step = _BlockStep(position, active, first, planned=False)
         if not state.directory.upto or state.tail is None:  # all of the block, or nothing
             reaches_back = self._add_block(position, active, state.tail)

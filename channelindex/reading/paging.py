@@ -83,6 +83,7 @@ class Pager:
             for document in documents:
                 if len(page) == size:
                     pending -= size
+                    assert pending > 0, "there is a document for the next page"
                     at = Token(vb, upto, read.epochs, tuple(seqnos), tuple(horizons), delivered)
                     yield self._answer(page, at, pending)
                     page, size = [], next(sizes)
@@ -164,6 +165,8 @@ def _between(before: int | None, vb: int, n_vbuckets: int) -> tuple[slice, ...]:
 
 def _sizes(limit: int, part: int) -> Iterator[int]:
     """The sizes of parts: *limit* documents in parts of at most *part*, again and again."""
+    assert limit > 0
+    assert part > 0
     while True:
         left = limit
         while left > 0:

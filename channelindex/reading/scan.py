@@ -136,6 +136,7 @@ class ChannelScans(Scan):
     """Scans of several channels in one walk, which keeps apart what each of them has: `by_channel`, by position."""
 
     def __init__(self, snapshot: IndexSnapshot, since: Sequence[int], n_channels: int) -> None:
+        assert n_channels > 0
         super().__init__(snapshot, since)
         self.by_channel: list[FoundByVb] = [defaultdict(dict) for _ in range(n_channels)]
 
@@ -149,6 +150,7 @@ def _merged(known: Found, other: Found) -> Found:
 
     Of two removals the one by the later revision stays: both revisions are older than the document's present one.
     """
+    assert known[0] == other[0], "one document, one seqno"
     if (known[1] ^ other[1]) & REMOVED:
         return other if known[1] & REMOVED else known
     seqno, flags, _, raw = max(known, other, key=_revision_order) if known[1] & REMOVED else known

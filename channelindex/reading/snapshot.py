@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from itertools import pairwise
 from operator import gt
 from typing import NamedTuple
 
@@ -58,6 +59,7 @@ class History:
     """
 
     def __init__(self, records: Sequence[PartitionRecord], archives: Archives) -> None:
+        assert all(one.vbuckets.stop == after.first_vb for one, after in pairwise(records)), "every vbucket, once"
         self.records = records
         self.epochs = tuple(record.epoch for record in records)
         self._archives = archives
@@ -132,6 +134,7 @@ class IndexSnapshot:
 
     def __init__(self, meta: IndexMeta, stable: list[int], history: History) -> None:
         assert len(stable) == meta.n_vbuckets, "a seqno for each vbucket"
+        assert len(history.epochs) == meta.n_partitions, "an epoch for each partition"
         self.meta = meta
         self.stable = stable
         self.epochs = history.epochs
@@ -218,6 +221,8 @@ class IndexSnapshot:
         Raises:
             TokenAhead: the token has an epoch or a seqno that the index has not reached.
         """
+        assert len(token.epochs) == len(self.epochs), "`token.decode` refuses one of another shape"
+        assert len(token.seqnos) == len(token.horizons) == len(self.stable)
         seqnos, horizons = list(token.seqnos), list(token.horizons)
         for partition, (epoch, newest) in enumerate(zip(token.epochs, self.epochs, strict=True)):
             if epoch > newest:

@@ -24,7 +24,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from functools import lru_cache
-from operator import add, sub
+from operator import add, le, sub
 from typing import NamedTuple
 
 from channelindex.errors import TokenInvalid
@@ -93,6 +93,9 @@ def pack(token: Token) -> bytes:
 
     Remembered for a few: all who are caught up are at the same.
     """
+    assert 0 <= token.turn_vb < len(token.seqnos), "the turn is a vbucket's"
+    assert len(token.seqnos) == len(token.horizons)
+    assert all(map(le, token.seqnos, token.horizons)), "nobody has read beyond what was stable then"
     numbers = bytearray()
     _put_varint(numbers, token.turn_vb)
     _put_varint(numbers, token.turn_seqno)
@@ -108,6 +111,7 @@ def pack(token: Token) -> bytes:
 
 def seal(packed: bytes, meta: IndexMeta, asked: bytes) -> str:
     """Encode what `pack` returned as the string that `decode` reads."""
+    assert len(asked) == _FINGERPRINT_BYTES
     body = packed[:1] + _fingerprint(meta) + asked + packed[1:]
     return _to_text(body + zlib.crc32(body).to_bytes(_CHECKSUM_BYTES, "big"))
 
@@ -193,6 +197,7 @@ def _checked_bytes(text: str) -> bytes:
 
 
 def _put_varint(out: bytearray, value: int) -> None:
+    assert value >= 0, "it would never end"
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
         value >>= 7
@@ -253,6 +258,7 @@ def _put_differences(out: bytearray, values: Iterable[int]) -> None:
 
 
 def _put_zeros(out: bytearray, n_zeros: int) -> None:
+    assert n_zeros > 0
     out.append(0)
     _put_varint(out, n_zeros - 1)
 

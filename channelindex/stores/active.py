@@ -23,6 +23,8 @@ class ActiveBlock:
     __slots__ = ("epoch", "limit", "number", "size", "upto")
 
     def __init__(self, epoch: int, number: int, size: int, upto: int, limit: int) -> None:
+        assert number >= 0
+        assert limit > 0, "it would be full before its first entry"
         self.epoch = epoch
         self.number = number
         self.size = size
@@ -123,6 +125,7 @@ def learn(
             stale.add(append.epoch)
         else:
             number, size, upto, live = location
+            assert 0 <= upto <= size, "the clock sums up bytes that are there"
             limit = full_at(live, block_bytes) if live else block_bytes
             blocks.put((append.channel, append.group), ActiveBlock(append.epoch, number, size, upto, limit))
     return stale

@@ -330,6 +330,8 @@ def _move(append: ChannelAppend, state: GroupState, pairs: bytes, block_bytes: i
     """The clock frame has our epoch for older ones' seqnos, too: it may claim too much, never too little."""
     channel, group, epoch, _ = append
     known = state.directory
+    assert known.epoch <= epoch, "a newer epoch of the group would have refused us"
+    assert known.number >= known.first
     size = known.upto + len(state.tail or b"")
     clock = pack_frame(HEADER, epoch, pairs)
     if size >= block_bytes:
@@ -338,6 +340,7 @@ def _move(append: ChannelAppend, state: GroupState, pairs: bytes, block_bytes: i
         new = known._replace(upto=size)
     move = Move(channel, group, known, new, clock)
     assert move.size == size, "the store compares the block with the bytes that the clock sums up"
+    assert new.before >= known.before, "a directory goes on"
     return move
 
 
@@ -349,4 +352,5 @@ def _entries_of(append: _AnyAppend) -> bytes:
 
 
 def _chunks(count: int, size: int) -> Iterator[tuple[int, int]]:
+    assert size > 0
     return ((start, start + size) for start in range(0, count, size))

@@ -14,6 +14,7 @@ class CallLimit:
     """The bytes of entries that go into one call. Hosted stores limit requests, often to 1 MB, and nothing tells."""
 
     def __init__(self, n_bytes: int) -> None:
+        assert n_bytes > 0
         self.n_bytes = n_bytes
         self.is_lowered = False
         """Set where appends have to `fit`: until then, what one ring holds of one channel is far less."""
@@ -50,4 +51,5 @@ def _pieces(entries: bytes, n_bytes: int) -> list[bytes]:
         if pieces[-1] and len(pieces[-1]) + len(packed) > n_bytes:
             pieces.append(b"")
         pieces[-1] += packed
+    assert sum(map(len, pieces)) == len(entries), "nothing is lost between two pieces"
     return pieces

@@ -73,6 +73,7 @@ class MemoryIndex:
         if directory is None:
             return None
         block = self.blocks[BlockRef(channel, group, directory.number)]
+        assert directory.upto <= len(block), "the clock sums up bytes that are there"
         clock, live = self.clocks.get((channel, group), b""), self.compacted_of(channel).live
         return GroupState(directory, clock, bytes(block[directory.upto :]), live)
 
@@ -241,6 +242,7 @@ class MemoryOwner(OwnerStore):
     def next_epoch(self) -> int:
         """See `OwnerStore.next_epoch`."""
         with self._index.changed:
+            assert all(record.epoch <= self._index.last_epoch for record in self._index.records), "no epoch comes twice"
             self._index.last_epoch += 1
             return self._index.last_epoch
 

@@ -59,6 +59,10 @@ class HeldBlocks:
 
     def seal(self, chain: Chain, number: int, n_entries: int, now: float) -> list[int]:
         """Block *number* is full, the next one begins; the numbers of the blocks to forget."""
+        assert n_entries >= 0
+        assert not self._sealed.get(chain) or self._sealed[chain][-1].number == number - 1, (
+            "blocks are numbered in a row"
+        )
         self._sealed.setdefault(chain, deque()).append(_Sealed(number, n_entries, now))
         self._n_entries[chain] = self._n_entries.get(chain, 0) + n_entries
         if self._limits.max_age_s:
@@ -91,6 +95,7 @@ class HeldBlocks:
             if not too_many and not too_old:
                 break
             forgotten.append(sealed.popleft().number)
+            assert left >= 0
             self._n_entries[chain] = left
         return forgotten
 

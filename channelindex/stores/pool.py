@@ -129,6 +129,7 @@ class ReaderPool:
 
     def _give_back(self, store: IndexReader | None) -> None:
         with self._changed:
+            assert self._n_free >= 0
             self._n_free += 1
             is_closed = self._is_closed
             if store is not None and not is_closed:
@@ -172,6 +173,7 @@ class _SharedWait:
         return self._lead(counter, max(0.0, deadline - time.monotonic()))
 
     def _lead(self, counter: int, timeout_s: float) -> int:
+        assert self._led_from == counter, "one leads, and it is us"
         found = counter
         try:
             if self._store is None:

@@ -31,6 +31,7 @@ _MOMENT_HEAD = struct.Struct(">3Q")
 
 def pack_checkpoints(checkpoints: tuple[Checkpoint, ...]) -> bytes:
     """All checkpoints of one partition."""
+    assert checkpoints, "a partition has a vbucket"
     return b"".join(_CHECKPOINT.pack(*checkpoint) for checkpoint in checkpoints)
 
 
@@ -92,6 +93,7 @@ def pack_view(record: PartitionRecord) -> bytes:
 
 def view_bytes(n_partitions: int, width: int) -> int:
     """The size of the stable view of so many partitions of *width* vbuckets."""
+    assert width > 0
     return 8 * n_partitions * (1 + width)
 
 
@@ -110,7 +112,8 @@ def unpack_view(blob: bytes, meta: IndexMeta) -> StableView:
 def view_of(meta: IndexMeta, partitions: Sequence[PartitionRecord]) -> StableView:
     """The stable view of an index with these partition records."""
     stable = [checkpoint.seqno for record in partitions for checkpoint in record.checkpoints]
-    assert len(stable) == meta.n_vbuckets, "a record for each partition"
+    assert len(partitions) == meta.n_partitions, "a record for each partition"
+    assert len(stable) == meta.n_vbuckets, "a checkpoint for each vbucket"
     return StableView(meta, tuple(record.epoch for record in partitions), stable)
 
 

@@ -125,6 +125,7 @@ class Rig:
     def turn(self) -> None:
         self.feed.tick(self.clock())
         self.events += self.feed.read(1 << 20)
+        self.feed._cluster.check()
         for node in self.nodes:
             node.turn()
 

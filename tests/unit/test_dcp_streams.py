@@ -150,8 +150,10 @@ def test_however_connections_break_each_seqno_comes_once_and_in_order(
             data = answer(request, value=failover_log((UUID, 0))) + server.stream(request.opaque, request.extras)
             for at in range(0, min(size, len(data)), chunk):
                 session.receive(data[at : min(at + chunk, size)], 0.0)
+                streams.check()
             brought += [event[2] for event in session.take_events() if event[0] == MUTATION]
         streams.disconnect()
+        streams.check()
     if bounded:
         assert streams.all_ended
         assert brought == seqnos[: len(brought)]

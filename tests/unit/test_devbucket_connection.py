@@ -54,6 +54,8 @@ class SlowTransport:
     def read_all(self) -> bytes:
         """The client reads at last."""
         data, self.unsent = bytes(self.unsent), bytearray()
+        if self._connection.session.producer is not None:
+            self._connection.session.producer.check()
         if self._paused:
             self._paused = False
             self._connection.resume_writing()

@@ -82,6 +82,7 @@ def run_change(vbucket: VBucket, oracle: Oracle, name: str, argument) -> None:
     elif name == "failover" and vbucket.high_seqno - argument >= max(0, vbucket.purge_seqno):
         vbucket.failover(argument)
         oracle.changes = [change for change in oracle.changes if change[0] <= vbucket.high_seqno]
+    vbucket.check()
 
 
 @given(OPERATIONS, st.integers(0, 70))

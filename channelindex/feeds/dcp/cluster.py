@@ -39,6 +39,7 @@ class Cluster:
     def __init__(
         self, address: SourceAddress, connect: Connect, source_uuid: str | None, *, with_copies: bool = False
     ) -> None:
+        assert address.seeds, "there is a node to begin with"
         self._address = address
         self._connect = connect
         self._source_uuid = source_uuid
@@ -126,6 +127,15 @@ class Cluster:
     def refresh_soon(self, now: float) -> None:
         """Something hints that the map is old."""
         self._refresh_at = min(self._refresh_at, max(now, self._refreshed_at + _LEAST_REFRESH_S))
+
+    def check(self) -> None:
+        """Assert what holds after every tick."""
+        vbuckets = [vb for _, streams in self._homes() for vb in streams.vbuckets]
+        assert len(vbuckets) == len(set(vbuckets)), "a stream is at one node, or nowhere"
+        assert all(node.endpoint == endpoint for endpoint, node in self._nodes.items())
+        assert self._seeker not in self._nodes.values(), "who is asked for the map has no streams yet"
+        for _, streams in self._homes():
+            streams.check()
 
     def disconnect(self) -> None:
         """Close all connections; `tick` makes new ones at once."""
@@ -220,6 +230,7 @@ class Cluster:
                 self._adopt(node.streams)
         for endpoint, streams in self._homes():
             for stream in streams.release(partial(self._is_at, endpoint)):
+                assert self._home(stream.vb) is not streams, "it does not stay"
                 self._home(stream.vb).adopt(stream)
         self._settle_seeker()
         observed = self._with_our_copies() if self._with_copies else set()

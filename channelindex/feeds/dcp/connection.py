@@ -86,6 +86,7 @@ class Connection:
         Raises:
             ChannelIndexError: as `Session.receive` and `TlsLayer.receive`; the session's events are still to be taken.
         """
+        assert not self._closed
         left = max_bytes
         while left > 0:
             data = self._recv(min(left, _RECV_BYTES))

@@ -78,6 +78,7 @@ class Session:
         self.high_seqnos: dict[int, int] = {}
         self.ignored_frames = 0
         """Whole frames that nothing was made of: unknown opcodes, and what belongs to streams that are no more."""
+        assert options.producer.buffer_bytes > 0, "without a window the server would never stop"
         conversation = self._introduce()
         self._ask(next(conversation), lambda frame: self._continue(conversation, frame))
 
@@ -195,6 +196,7 @@ class Session:
             self._request_stream(stream)
 
     def _request_stream(self, stream: Stream) -> None:
+        assert stream.wanted, "nobody asks for what nobody wants"
         request = stream.request(self._keyspace.stream_filter, tells_purge_seqno=self._tells_purge_seqnos)
         self._ask(request, lambda answer: self._on_stream_answer(stream, answer), next(self._opaques))
 
@@ -248,6 +250,7 @@ class Session:
         self._roll_back(stream, Checkpoint(vbuuid_at(messages.failover_log(answer), seqno), seqno, seqno, seqno))
 
     def _roll_back(self, stream: Stream, checkpoint: Checkpoint) -> None:
+        assert checkpoint.seqno < stream.checkpoint.seqno, "a rollback is a step back"
         self._streams.roll_back(stream)
         self._parser.events.append((ROLLBACK, stream.vb, checkpoint))
 

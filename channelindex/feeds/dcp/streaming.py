@@ -96,6 +96,7 @@ class ChangeStream:
 
     def _take_given(self) -> None:
         if self._given is not None:
+            assert self._given[2] > self._positions[self._given[1]].seqno, "seqnos of a vbucket rise"
             self._positions[self._given[1]].seqno = self._given[2]
             self._given = None
 
@@ -114,6 +115,7 @@ class ChangeStream:
         """Stream *vb* again from the last point at or below *to* at which it was complete."""
         assert self._feed is not None, "events come from a feed"
         checkpoint = self._positions[vb].rolled_back(to)
+        assert checkpoint.seqno <= to.seqno, "above it is nothing any more"
         self._positions[vb] = Position(checkpoint)
         self._feed.drop([vb])
         self._feed.add({vb: checkpoint})

@@ -221,6 +221,7 @@ class Streams:
         """
         assert opaque not in self.open_by_opaque, "a stream's opaque is used once"
         self._leave_requested(stream, State.OPEN)
+        assert failover_log, "there is always a branch of history"
         stream.opaque = opaque
         stream.backoff.reset()
         stream.vbuuid = failover_log[0][0]
@@ -247,6 +248,7 @@ class Streams:
     def resume(self, vb: int, checkpoint: Checkpoint) -> None:
         """The rollback of *vb* concerns nobody: stream it from *checkpoint*."""
         stream = self._by_vb[vb]
+        assert checkpoint.seqno <= stream.checkpoint.seqno, "a rollback is no step forward"
         assert stream.state is State.ROLLED_BACK, "only a stream that is closed can begin elsewhere"
         stream.checkpoint = checkpoint
         self._wait(stream, 0.0)
@@ -269,6 +271,19 @@ class Streams:
         else:
             self._wait(stream, now + stream.backoff.next_delay_s())
 
+    def check(self) -> None:
+        """Assert what holds after every event."""
+        is_open = {vb for vb, stream in self._by_vb.items() if stream.state is State.OPEN}
+        assert {stream.vb for stream in self.open_by_opaque.values()} == is_open, "all that is open, and nothing else"
+        assert all(stream.opaque == opaque for opaque, stream in self.open_by_opaque.items())
+        waiting = {vb for vb, stream in self._by_vb.items() if stream.state is State.WAITING}
+        assert self._waiting.keys() == waiting, "what waits is to be requested"
+        requested = sum(stream.state is State.REQUESTED for stream in self._by_vb.values())
+        assert requested <= self._n_requested <= _MOST_REQUESTED, "some may be of streams that were dropped"
+        for stream in self._by_vb.values():
+            assert stream.wanted, "what is not wanted is not here"
+            assert stream.checkpoint.snap_start <= stream.checkpoint.seqno <= stream.checkpoint.snap_end
+
     def disconnect(self) -> None:
         """The connection is gone: whatever was open or asked for waits to be requested again."""
         for stream in self._by_vb.values():
@@ -279,6 +294,7 @@ class Streams:
                 self._wait(stream, 0.0)
         self._n_requested = 0
         self._closed_opaque_by_vb.clear()
+        assert not self.open_by_opaque, "nothing is open without a connection"
 
     def release(self, stays: Callable[[int], bool]) -> list[Stream]:
         """Give up the waiting streams whose vbucket does not stay here."""

@@ -76,6 +76,7 @@ class ClusterMap:
 
     def copies(self, vb: int) -> list[Endpoint | None]:
         """The nodes that have a copy of *vb*, the active one first; None for a copy that is nowhere now."""
+        assert vb >= 0
         if vb >= len(self.chains):
             return []
         return [self.nodes[number] if 0 <= number < len(self.nodes) else None for number in self.chains[vb]]

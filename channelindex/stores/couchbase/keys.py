@@ -54,6 +54,7 @@ class Keys:
 
     def block(self, channel: str, group: str, number: int) -> str:
         """One block of a channel in a group."""
+        assert number >= 0
         return f"{self._prefix}b:{group}:{number}:{_short(channel)}"
 
     def principal(self, key: str) -> str:

@@ -250,6 +250,7 @@ class CouchbaseOwner(OwnerStore):
     def _replace(self, records: Mapping[int, tuple[PartitionRecord, int]]) -> set[int]:
         """Store records where they still have their CAS; the partitions where they have not."""
         partition_by_key = {self._keys.partition(self._meta(), partition): partition for partition in records}
+        assert len(partition_by_key) == len(records), "each partition has a document of its own"
         changed = self._link.replace(
             {key: Stored(encode_record(records[p][0]), records[p][1]) for key, p in partition_by_key.items()}
         )
