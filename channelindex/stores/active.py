@@ -125,7 +125,6 @@ def learn(
             stale.add(append.epoch)
         else:
             number, size, upto, live = location
-            assert 0 <= upto <= size, "the clock sums up bytes that are there"
             limit = full_at(live, block_bytes) if live else block_bytes
             blocks.put((append.channel, append.group), ActiveBlock(append.epoch, number, size, upto, limit))
     return stale
