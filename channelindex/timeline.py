@@ -66,23 +66,27 @@ def surviving(moments: Sequence[Moment], marks_by_slot: Sequence[Mapping[int, in
 
 
 def next_time(times_ms: Sequence[int], now_ms: int) -> int:
-    """The time of the moment that follows those at *times_ms*: no node's clock makes a timeline go back."""
-    return max(now_ms, *times_ms) if times_ms else now_ms
+    """The time of the moment that follows those at *times_ms*, ascending: after them, whatever a node's clock says.
+
+    Behind a clock that was ahead, moments are a millisecond apart until the others have come up to it: they are thinned
+    out by that, so as many are left of them as of others, and an index whose store lost something goes back no further.
+    """
+    return max(now_ms, times_ms[-1] + 1) if times_ms else now_ms
 
 
 def superseded(times_ms: Sequence[int], now_ms: int) -> list[int]:
     """The positions in *times_ms*, ascending, of the moments that go when one at *now_ms* follows them.
 
-    Of two that lie closer than the GAP_SHARE-th part of their age, the newer goes; of two of one time, the older. The
-    oldest goes when the one after it is older than KEPT_MS.
+    Of two that lie closer than the GAP_SHARE-th part of their age, the newer goes. The oldest goes when the one after
+    it is older than KEPT_MS.
     """
-    assert all(time_ms <= now_ms for time_ms in times_ms), "see `next_time`"
+    assert all(time_ms < now_ms for time_ms in times_ms), "see `next_time`"
     assert _is_ascending(times_ms)
     gone: list[int] = []
     kept: list[int] = []
     for position, time_ms in enumerate(times_ms):
         is_close = bool(kept) and (time_ms - times_ms[kept[-1]]) * GAP_SHARE < now_ms - time_ms
-        if is_close or time_ms == now_ms:
+        if is_close:
             gone.append(position)
         else:
             kept.append(position)

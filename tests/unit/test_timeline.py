@@ -28,7 +28,7 @@ def test_a_moment_each_second_leaves_some_forty_that_reach_back_to_the_beginning
     assert 20 < len(times_ms) < 45
 
 
-@given(st.lists(st.integers(0, 2 * KEPT_MS), max_size=60))
+@given(st.lists(st.integers(0, 2 * KEPT_MS), max_size=60, unique=True))
 def test_for_any_age_there_is_a_moment_that_is_not_much_older(times_ms):
     """Of any that was ever noted, one is left that is older by less than a third of its age, unless it is too old."""
     times_ms = sorted(times_ms)
@@ -47,8 +47,17 @@ def test_what_is_too_old_goes_but_for_the_one_that_answers_for_what_is_not():
 
 def test_a_clock_that_went_back_or_stands_still_moves_no_timeline_back():
     moments = with_moment(_noted([1000, 5000]), _moment(2000, epoch=7))
-    assert [(moment.time_ms, moment.epoch) for moment in moments] == [(1000, 1), (5000, 7)]
+    assert [(moment.time_ms, moment.epoch) for moment in moments] == [(1000, 1), (5000, 1), (5001, 7)]
     assert timeline.next_time([], 3) == 3
+
+
+def test_a_clock_that_was_ahead_for_a_moment_costs_no_younger_ones():
+    """Of what came since, as many are left as without: else a lost second would send the index back to before."""
+    moments = _noted([0, 1000, 2000 + 86_400_000])
+    for number in range(3, 200):
+        moments = with_moment(moments, _moment(1000 * number, epoch=number))
+    assert [moment.epoch for moment in moments][-4:] == [196, 197, 198, 199]
+    assert 10 < len(moments) < 45
 
 
 def test_the_moment_for_a_time_is_the_newest_that_is_not_later():
