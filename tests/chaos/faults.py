@@ -30,7 +30,7 @@ STORES = ("redis", "cluster", "sentinel", "address", "couchbase")
 """The kinds of store that a world can have."""
 
 
-_COMPACTED = tuple(store for store in STORES if store != "couchbase")
+COMPACTED = tuple(store for store in STORES if store != "couchbase")
 """An index in a bucket is not compacted."""
 
 
@@ -103,14 +103,14 @@ def kill_batch_writer(world: World, rnd: random.Random) -> Iterator[None]:
     yield
 
 
-@kind(stores=_COMPACTED)
+@kind(stores=COMPACTED)
 def kill_compactor(world: World, rnd: random.Random) -> Iterator[None]:
     """Whatever it is in the middle of; those of the other nodes go on."""
     send(_child(world, rnd, "compactor"), signal.SIGKILL)
     yield
 
 
-@kind(longest_s=6.0, stores=_COMPACTED)
+@kind(longest_s=6.0, stores=COMPACTED)
 def pause_compactor(world: World, rnd: random.Random) -> Iterator[None]:
     """It goes on by a view that is old by then, in channels that others may have compacted."""
     yield from _stopped([_child(world, rnd, "compactor")])

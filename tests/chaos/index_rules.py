@@ -110,13 +110,13 @@ def _disorder(entries: Sequence[Entry]) -> Iterator[Finding]:
 
     Only within an epoch and a group, which is one feed worker's life: each streams from where it began. And only at the
     first time: a writer that died is followed by one that repeats, from the oldest frame not committed on, all that it
-    may have written; so does a request that arrives late.
+    may have written; so does a request that arrives late. Who repairs writes whatever is missing behind all else.
     """
     seen_by_stream: defaultdict[tuple[str, str, int, int], set[int]] = defaultdict(set)
     newest: dict[tuple[str, str, int, int], Entry] = {}
     for entry in entries:
         stream = entry.channel, entry.group, entry.epoch, entry.vb
-        if entry.seqno in seen_by_stream[stream]:
+        if entry.seqno in seen_by_stream[stream] or entry.group.startswith("repair-"):
             continue
         seen_by_stream[stream].add(entry.seqno)
         if stream in newest and entry.seqno < newest[stream].seqno:

@@ -135,9 +135,29 @@ class RedisLayout(Layout):
         archive = self._client.get(self._prefix + b"{i}:h:%d" % partition) or b""
         return RawRecord(int(fields[b"epoch"]), fields[b"ck"], fields[b"hist"], int(fields[b"archived"]), archive)
 
-    def n_moments(self, partition: int) -> int:
-        """How many moments the timeline of a partition has."""
-        return self._client.hlen(self._prefix + b"{i}:t:%d" % partition)  # type: ignore[no-any-return]
+    def moments(self, partition: int) -> set[bytes]:
+        """The times and epochs of the moments of a partition, as they are stored."""
+        return set(self._client.hkeys(self._prefix + b"{i}:t:%d" % partition))
+
+    def keys(self, pattern: str) -> list[bytes]:
+        """The keys of the index that match *pattern* behind its prefix, in order."""
+        return sorted(set(self._client.scan_iter(match=self._prefix + pattern.encode(), count=1000)))
+
+    def exists(self, key: bytes) -> bool:
+        """Whether there is a key."""
+        return bool(self._client.exists(key))
+
+    def delete(self, key: bytes) -> bool:
+        """Delete a key; whether it was there."""
+        return bool(self._client.delete(key))
+
+    def directory_key(self, channel: str) -> bytes:
+        """The key of a channel's directory."""
+        return self._key(channel, b"c:")
+
+    def block_key(self, channel: str, group: str, number: int) -> bytes:
+        """The key of a block."""
+        return self._key(channel, b"b:%s:%d:" % (group.encode(), number))
 
     def channels(self) -> Iterator[str]:
         """See `Layout`. One under another slot than its own, no reader could find."""
@@ -148,7 +168,7 @@ class RedisLayout(Layout):
 
     def groups(self, channel: str) -> Iterator[Group]:
         """See `Layout`."""
-        fields = self._client.hgetall(self._key(channel, b"c:"))
+        fields = self._client.hgetall(self.directory_key(channel))
         for name, value in sorted(fields.items()):
             if name.startswith(b"g"):
                 number, _, *sizes = value.split(b":")
@@ -158,7 +178,7 @@ class RedisLayout(Layout):
 
     def blocks(self, channel: str, group: str, numbers: range) -> Iterator[bytes | None]:
         """See `Layout`."""
-        keys = (self._key(channel, b"b:%s:%d:" % (group.encode(), number)) for number in numbers)
+        keys = (self.block_key(channel, group, number) for number in numbers)
         while chunk := list(islice(keys, AT_ONCE)):
             yield from getattr(self._client, "mget_nonatomic", self._client.mget)(chunk)
 

@@ -3,12 +3,12 @@
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from typing import Self
 
-from channelindex.errors import IndexMissing, Transient
+from channelindex.errors import IndexCorrupt, IndexMissing, Transient
 from channelindex.reading.paging import Changes
 from channelindex.reading.reader import ChangesReader
 from channelindex.stores import open_reader
@@ -35,13 +35,16 @@ CATCH_UP_S = 120.0
 class Recorder:
     """Followers of the index in a store, each of one channel, and one look at the stable clock every SAMPLE_S seconds.
 
-    A store that is away is waited out, and an index that is not there yet. Any other error ends a follower, and is
-    raised by `finish`.
+    A store that is away is waited out, and an index that is not there yet; so is damage, while *waits_for_repair* says
+    so. Any other error ends a follower, and is raised by `finish`.
     """
 
-    def __init__(self, store_url: str, index: str = "channels") -> None:
+    def __init__(
+        self, store_url: str, index: str = "channels", waits_for_repair: Callable[[], bool] = lambda: False
+    ) -> None:
         self._store_url = store_url
         self._index = index
+        self._waits_for_repair = waits_for_repair
         self._followers: list[_Follower] = []
         self._sampler = _Sampler(StableClock(store_url, index))
 
@@ -50,7 +53,7 @@ class Recorder:
         name = f"reader {len(self._followers)} of {channel}"
         reader = open_reader(settings_of(self._store_url, self._index))
         clock = StableClock(self._store_url, self._index)
-        self._followers.append(_Follower(Reader(name, channel), reader, clock, pause_s))
+        self._followers.append(_Follower(Reader(name, channel), reader, clock, pause_s, self._waits_for_repair))
         return self
 
     def start(self) -> Self:
@@ -169,8 +172,17 @@ class _Sampler(_Watch):
 class _Follower(_Watch):
     """Follows one channel by the product's reader."""
 
-    def __init__(self, reader: Reader, store: IndexReader, clock: StableClock, pause_s: float) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        store: IndexReader,
+        clock: StableClock,
+        pause_s: float,
+        waits_for_repair: Callable[[], bool],
+    ) -> None:
         super().__init__(reader.name)
+        self._waits_for_repair = waits_for_repair
+        self._since: str | None = None
         self.reader = reader
         self.told: list[Told] = []
         self._store = store
@@ -180,14 +192,24 @@ class _Follower(_Watch):
     def watch(self) -> None:
         with closing(self._store), closing(self._clock):
             self._await_index()
-            since: str | None = None
-            reader, channels = ChangesReader(self._store), [self.reader.channel]
-            for page in reader.follow(channels, limit=PAGE, stop=self._turn, wait_s=LOOK_S, sleep=self._stay_away):
+            reader = ChangesReader(self._store)
+            while not self.stop_asked.is_set():
+                try:
+                    self._follow(reader)
+                except IndexCorrupt:
+                    if not self._waits_for_repair():
+                        raise
+                    self.stop_asked.wait(RETRY_S)
+            for page in self._rest(reader, self._since):
                 self._note(page)
-                since = page.since
-                self.stop_asked.wait(self._pause_s)
-            for page in self._rest(reader, since):
-                self._note(page)
+
+    def _follow(self, reader: ChangesReader) -> None:
+        channels = [self.reader.channel]
+        pages = reader.follow(channels, self._since, PAGE, stop=self._turn, wait_s=LOOK_S, sleep=self._stay_away)
+        for page in pages:
+            self._note(page)
+            self._since = page.since
+            self.stop_asked.wait(self._pause_s)
 
     def _turn(self) -> bool:
         self.n_turns += 1

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from tests.chaos import bucket_store_faults, store_faults  # noqa: F401 they register their kinds
+from tests.chaos import bucket_store_faults, key_faults, store_faults  # noqa: F401 they register their kinds
 from tests.chaos.faults import KINDS
 
 T = TypeVar("T")

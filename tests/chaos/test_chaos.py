@@ -69,6 +69,19 @@ def test_an_address_that_moves_loses_and_invents_nothing(tmp_path, worlds, capsy
 
 
 @pytest.mark.timeout(600)
+def test_keys_that_are_evicted_are_named_and_repaired_or_heal(tmp_path, worlds, capsys):
+    healing = ("evict_key_that_heals", "evict_key_that_vouches", "evict_lease_key")
+    missed = Fault("evict_key_that_is_missed", 1, 0.1, 0.0)
+    episodes = [(missed,), tuple(Fault(kind, 1, 0.1, 0.0) for kind in healing)]
+    schedule.save(tmp_path / "given.jsonl", episodes)
+    code = chaos.main([*_given(tmp_path), "--bundle", str(worlds), "--minutes", "0.01", "--tries", "0"])
+    told = capsys.readouterr().out
+    print(told)
+    assert code == 0
+    assert all(kind in told.split("injected")[1] for kind in (*healing, missed.kind))
+
+
+@pytest.mark.timeout(600)
 def test_failovers_and_crashes_of_a_bucket_that_holds_the_index_lose_and_invent_nothing(tmp_path, worlds, capsys):
     kinds = ("fail_over_index_node", "crash_index_node", "cut_index_connections", "take_index_vbuckets_away")
     episodes = [(Fault(kind, 1, 0.1, 0.3), Fault("kill_batch_writer", 1, 0.2, 0.0)) for kind in kinds]

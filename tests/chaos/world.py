@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +22,7 @@ from devbucket.embedded_redis import EmbeddedRedis
 from devbucket.sync_gateway.layouts import InlineLayout, Layout, XattrLayout
 from tests.chaos.bucket_store import BucketStore
 from tests.chaos.jumping import JumpingNode
+from tests.chaos.lost_key import LostKey
 from tests.chaos.proxy import Link, Proxy
 from tests.chaos.raw_layouts import RedisLayout
 from tests.chaos.record import Record, Rollback
@@ -36,6 +37,7 @@ N_BUCKET_NODES = 3
 NODES = ("n1", "n2", "n3")
 FOLLOWED = ("*", "ch-000", "ch-001", "ch-002")
 SLOWLY_FOLLOWED = "ch-003"
+TOLD_CHANNELS = (*FOLLOWED, SLOWLY_FOLLOWED)
 WRITERS: tuple[tuple[str, Layout, int, float], ...] = (
     ("inline", InlineLayout(), 200, 60.0),
     ("xattr", XattrLayout(), 200, 60.0),
@@ -136,6 +138,10 @@ class World:
         self.leases_links: dict[str, Link] = {}
         self.writers: list[KnownWriter] = []
         self.drained: set[str] = set()
+        self.lost_key: LostKey | None = None
+        """What the store has lost and the product has to name, until an operator has repaired it."""
+        self._has_lost_keys = False
+        self._held = ExitStack()
         self._ends: list[tuple[str, int]] = []
         self._stack = ExitStack()
 
@@ -165,6 +171,7 @@ class World:
             self.store.url,
             self.bucket,
             coordination__redis=self.leases.url,
+            index__partitions=N_PARTITIONS,
             **self.store.settings,
         )
         self.readers_link = self._new_link(proxy)
@@ -174,8 +181,11 @@ class World:
             node.start()
         until(self._clock.read, "the index to be there")
         if self._store_kind == "cluster":
-            self._await_moments()
-        self._recorder = Recorder(self.readers_link.url if self.readers_link else self.store.url)
+            self._await_moments([set()] * N_PARTITIONS)
+        self._recorder = Recorder(
+            self.readers_link.url if self.readers_link else self.store.url,
+            waits_for_repair=lambda: self.lost_key is not None,
+        )
         for channel in FOLLOWED:
             self._recorder.follow(channel)
         self._recorder.follow(SLOWLY_FOLLOWED, pause_s=2.0)
@@ -194,10 +204,23 @@ class World:
             return AddressStore(proxy)
         return ClusterStore() if self._store_kind == "cluster" else SentinelStore()
 
-    def _await_moments(self) -> None:
-        """Wait for the first second of the index: who loses a master in it is asked for a rebuild."""
+    def hold_store(self) -> None:
+        """Keep other faults from the store until the index has recovered, and can tell where it was complete.
+
+        Raises:
+            Unfit: another one has it.
+        """
+        if isinstance(self.store, ReplicatedStore):
+            self._held.enter_context(self.store.taken())
+            self._held.callback(self._await_moments, self._moments())
+
+    def _moments(self) -> list[set[bytes]]:
         with closing(RedisLayout(self.store.url, "channels", OPERATOR_TIMEOUT_S)) as layout:
-            until(lambda: all(map(layout.n_moments, range(N_PARTITIONS))), "a moment of each partition")
+            return [layout.moments(partition) for partition in range(N_PARTITIONS)]
+
+    def _await_moments(self, known: Sequence[set[bytes]]) -> None:
+        """Wait until each partition has a moment beyond *known*: who loses a master before is asked for a rebuild."""
+        until(lambda: all(map(set.__sub__, self._moments(), known)), "a moment of each partition")
 
     @property
     def single_store(self) -> RedisPart:
@@ -315,6 +338,9 @@ class World:
         """Wait until the index has all that the bucket has now, and nothing beyond; the seconds that took."""
         begun = time.monotonic()
         high_seqnos = self.bucket.high_seqnos()
+        if self.lost_key is not None:
+            self._has_lost_keys = True
+            self.lost_key.await_repair(self.store.url, self.operator.config, self.revive)
 
         def complete() -> bool:
             assert not self._damage(), "what is damaged does not become complete"
@@ -326,6 +352,10 @@ class World:
             return all(stable[vb] <= high for vb, high in enumerate(self.bucket.high_seqnos()))
 
         until(complete, "the index to be complete again", RECOVERY_DEADLINE_S)
+        if self.lost_key is not None:
+            self.lost_key.await_refill(self.operator.config, self.revive)
+            self.lost_key = None
+        self._held.close()
         ended = time.monotonic()
         rollbacks = self.record.rollbacks
         rollbacks[:] = [rollback._replace(followed=min(rollback.followed, ended)) for rollback in rollbacks]
@@ -336,7 +366,7 @@ class World:
 
         Another store may lose its newest writes, and a node that finds a gap then makes good for it.
         """
-        if not isinstance(self.store, RedisPart):
+        if self._has_lost_keys or not isinstance(self.store, RedisPart):
             return []
         return [line for line in self._log_lines() if "event=child.failed " in line and f"code={exits.CORRUPT}" in line]
 
