@@ -77,13 +77,17 @@ def test_one_append_moves_block_clock_and_counter_together(backend):
 
     with ThreadPoolExecutor(1) as pool:
         looking = pool.submit(look)
-        for seqno in itertools.count(1):
-            writer.write([append("A", 1, entry(0, seqno))])
-            if looking.done() or (seqno >= 150 and len(told) >= 20):
-                break
-            if seqno >= 150:  # each look reads all that there is: who goes on writing meanwhile makes them ever longer
-                until(partial(has_looked, len(told)), "another look")
-        done.set()
+        try:
+            for seqno in itertools.count(1):
+                writer.write([append("A", 1, entry(0, seqno))])
+                if looking.done() or (seqno >= 150 and len(told) >= 20):
+                    break
+                if (
+                    seqno >= 150
+                ):  # each look reads all that there is: who goes on writing meanwhile makes them ever longer
+                    until(partial(has_looked, len(told)), "another look")
+        finally:
+            done.set()
         looking.result()
     assert told
     assert all(newest >= clock for newest, clock, _ in told)
