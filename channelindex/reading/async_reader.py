@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
 
@@ -11,10 +12,11 @@ from channelindex.errors import ReaderClosed, TokenAhead, Transient
 from channelindex.model import IndexMeta
 from channelindex.reading.following import Following
 from channelindex.reading.hub import TAIL_ENTRIES, Hub
+from channelindex.reading.keeping import TokenStore
 from channelindex.reading.paging import Changes
 from channelindex.reading.patience import BEHIND_S, Patience
 from channelindex.reading.query import Query
-from channelindex.reading.reader import ChangesReader, check_limit
+from channelindex.reading.reader import CONSUMED_AT_ONCE, NOW, ChangesReader, check_limit
 from channelindex.reading.snapshot import IndexSnapshot
 from channelindex.stores.base import IndexReader
 
@@ -106,6 +108,46 @@ class AsyncChangesReader:
             return
         finally:
             following.leave()
+
+    async def consume(
+        self,
+        channels: Iterable[str],
+        kept: TokenStore,
+        since: str | None = None,
+        limit: int | None = CONSUMED_AT_ONCE,
+        *,
+        active_only: bool = False,
+        doc_ids: Iterable[str] | None = None,
+        behind_s: float = BEHIND_S,
+    ) -> AsyncGenerator[Changes, None]:
+        """See `ChangesReader.consume`. *kept* is called in threads, never twice at once; ends as `follow` does."""
+        check_limit(limit)
+        query = Query.of(channels, doc_ids, active_only=active_only)
+        begin = await self._in_thread(kept.load) or since
+        if begin == NOW:  # it stays the same now if we end before there is anything
+            begin = (await self.page(query, NOW, None)).since
+            await self._in_thread(partial(kept.save, begin))
+        async with aclosing(self._follow(query, begin, limit, behind_s)) as pages:
+            async for page in pages:
+                yield page
+                await self._save(kept, page.since)
+
+    async def _save(self, kept: TokenStore, since: str) -> None:
+        """Save *since* in *kept*; while that is away, try again."""
+        patience = Patience()
+        while True:
+            try:
+                return await self._in_thread(partial(kept.save, since))
+            except Transient as error:
+                await asyncio.sleep(patience.pause_after(error))
+
+    async def token_at(self, channels: Iterable[str], time_s: float, *, doc_ids: Iterable[str] | None = None) -> str:
+        """See `ChangesReader.token_at`."""
+        return await self._in_thread(partial(self._reader.token_at, channels, time_s, doc_ids=doc_ids))
+
+    async def position_at(self, query: Query, time_s: float) -> str:
+        """`token_at` for *query*."""
+        return await self._in_thread(partial(self._reader.position_at, query, time_s))
 
     def following(self, query: Query, since: str | None) -> Following:
         """A follower that asks for *query* and is at *since*, for who has to know more than `follow` tells.

@@ -35,8 +35,8 @@ class Change(NamedTuple):
 class Changes(NamedTuple):
     """One answer. `since` continues after it; `pending` documents are known to follow.
 
-    `progress` is the sum of the seqnos up to which all is told, for people and progress bars. `stats` count what the
-    read behind the answer fetched; all pages of one read carry the same.
+    `progress` is the sum of the seqnos up to which all is told, out of `of`: for people and progress bars. `stats`
+    count what the read behind the answer fetched; all pages of one read carry the same.
     """
 
     entries: tuple[Change, ...]
@@ -44,6 +44,7 @@ class Changes(NamedTuple):
     pending: int
     stats: ReadStats
     progress: int = 0
+    of: int = 0
 
 
 class Pager:
@@ -54,6 +55,7 @@ class Pager:
         self._scan = scan
         self._stats = stats
         self._names_by_mask: dict[int, tuple[str, ...]] = {}
+        self._of = sum(scan.snapshot.stable)
 
     def pages(
         self, read: Token, limit: int | None, most: int | None = None, part: int | None = None
@@ -146,7 +148,7 @@ class Pager:
             for found, entry in zip(page, stored, strict=True)
         )
         since = token.encode(continuation, self._scan.snapshot.meta, self._query.asked)
-        return Changes(entries, since, pending, self._stats, sum(continuation.seqnos))
+        return Changes(entries, since, pending, self._stats, sum(continuation.seqnos), self._of)
 
     def _names(self, mask: int) -> tuple[str, ...]:
         names = self._names_by_mask.get(mask)

@@ -16,6 +16,7 @@ from channelindex.reading.patience import BEHIND_S, Patience
 from channelindex.reading.query import Query
 from channelindex.reading.scan import Scan
 from channelindex.reading.snapshot import IndexSnapshot, Snapshots
+from channelindex.reading.token import Token
 from channelindex.stores.base import IndexReader
 
 CONSUMED_AT_ONCE = 1000
@@ -115,6 +116,24 @@ class ChangesReader:
     def parts(self, query: Query, since: str | None, limit: int | None, part: int | None) -> Iterator[Changes]:
         """The answers of `pages`, each in parts of *part* documents with a token of their own; raises as `changes`."""
         return read_pages(self._store, self.snapshot(), query, since, limit, self._on_corrupt, part=part)
+
+    def token_at(self, channels: Iterable[str], time_s: float, *, doc_ids: Iterable[str] | None = None) -> str:
+        """The `since` after which is all that was not yet stable at *time_s* (Unix time), for *channels* and *doc_ids*.
+
+        As exact as the timeline of the index: nothing that came later is left out, but what came up to a third of the
+        time's age before it may be told again. The beginning, where nothing is known of a time so long ago.
+
+        Raises:
+            See `changes`.
+        """
+        return self.position_at(Query.of(channels, doc_ids, active_only=False), time_s)
+
+    def position_at(self, query: Query, time_s: float) -> str:
+        """`token_at` for *query*."""
+        snapshot = self.snapshot()
+        timelines = self._store.timelines(range(snapshot.meta.n_partitions))
+        seqnos = tuple(snapshot.stable_before(timelines, time_s))
+        return token.encode(Token(0, 0, snapshot.epochs, seqnos, seqnos), snapshot.meta, query.asked)
 
     def snapshot(self) -> IndexSnapshot:
         """The index as of now; raises as `changes`."""

@@ -127,8 +127,8 @@ def packed_in(text: str, meta: IndexMeta, asked: bytes) -> bytes | None:
     return body[:1] + body[_HEAD_BYTES:]
 
 
-def decode(text: str | None, meta: IndexMeta, asked: bytes) -> Token:
-    """The token that *text* is; None, "" and "0" stand for the beginning.
+def decode(text: str | None, meta: IndexMeta, asked: bytes | None) -> Token:
+    """The token that *text* is; None, "" and "0" stand for the beginning. With None for *asked*, of whatever was asked.
 
     Raises:
         TokenInvalid: it is garbled, of another format version, was made by another index, or for other than *asked*.
@@ -144,7 +144,7 @@ def decode(text: str | None, meta: IndexMeta, asked: bytes) -> Token:
         raise TokenInvalid(f"since token has format version {version}, this program reads {TOKEN_VERSION}")
     if body[1:_INDEX_END] != _fingerprint(meta):
         raise TokenInvalid("since token was made by another index; begin again without one")
-    if body[_INDEX_END:_HEAD_BYTES] not in (asked, ANYTHING):
+    if asked is not None and body[_INDEX_END:_HEAD_BYTES] not in (asked, ANYTHING):
         raise TokenInvalid("since token was made for other channels or documents; begin again without one")
     return _unpack(body[:1] + body[_HEAD_BYTES:], meta.n_partitions, meta.n_vbuckets)
 

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing, closing, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -13,7 +14,7 @@ import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from channelindex import AsyncChangesReader, ChangesReader, IndexMissing, open_async_index, open_index
+from channelindex import AsyncChangesReader, ChangesReader, IndexMissing, TokenFile, open_async_index, open_index
 from channelindex.errors import IndexCorrupt, ReaderClosed, TokenAhead, TokenInvalid
 from channelindex.model import DELETED, REMOVED
 from channelindex.reading import following, hub
@@ -237,6 +238,54 @@ def test_after_a_rollback_followers_are_told_what_is_true_again(
             writer.write(("b", "doc24", 0))
             await until(lambda: all("doc24" in each.documents for each in followers))
             await cancel(*followers)
+
+    run(test)
+
+
+def test_a_consumer_goes_on_after_the_page_that_it_has_dealt_with(
+    redis_url: str, index: SmallIndex, writer: Writer, tmp_path: Path
+) -> None:
+    kept = TokenFile(tmp_path / "orders.since")
+
+    async def take(n_pages: int, since: str | None = None, **asked: Any) -> list[list[str]]:
+        """So many pages; the last one is not dealt with."""
+        told: list[list[str]] = []
+        async with (
+            open_async_index(redis_url, index.name) as reader,
+            aclosing(reader.consume(["a"], kept, since, **asked)) as pages,
+        ):
+            async for page in pages:
+                told.append([entry.id for entry in page.entries])
+                if len(told) == n_pages:
+                    break
+        return told
+
+    async def test() -> None:
+        first = await take(2, limit=8)
+        assert [len(page) for page in first] == [8, 8]
+        again = await take(2, limit=8)
+        assert (again[0], len(again[1])) == (first[1], 4)
+        writer.write(("a", "doc40", 0))
+        assert sorted((await take(1))[0]) == sorted([*again[1], "doc40"])
+
+    run(test)
+
+
+def test_now_stays_the_same_now_for_a_consumer_that_starts_again(
+    redis_url: str, index: SmallIndex, writer: Writer, tmp_path: Path
+) -> None:
+    kept = TokenFile(tmp_path / "orders.since")
+
+    async def test() -> None:
+        async with open_async_index(redis_url, index.name) as reader:
+            waiting = asyncio.ensure_future(anext(reader.consume(["a"], kept, "now")))
+            await until(lambda: kept.load() is not None)
+            waiting.cancel()
+            with suppress(asyncio.CancelledError):
+                await waiting
+            writer.write(("a", "doc3", 0))
+            page = await anext(reader.consume(["a"], kept, "now"))
+            assert [entry.id for entry in page.entries] == ["doc3"]
 
     run(test)
 

@@ -6,6 +6,7 @@ import json
 import signal
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from channelindex.model import DELETED, REMOVED
+from channelindex.reading import token
+from channelindex.reading.query import Query
 from devbucket.embedded_redis import EmbeddedRedis
 from tests.support.node import until
 from tests.support.profiles import examples
-from tests.support.served import Documents, Service, raw
+from tests.support.served import PARTITIONS, Documents, Service, raw
 
 
 @pytest.fixture(scope="module")
@@ -196,11 +199,66 @@ def test_channels_and_documents_are_asked_for_in_the_url_or_in_the_body(service:
     assert len(named) == 253
 
 
+def test_a_time_is_a_since(service: Service, documents: Documents) -> None:
+    for number, now_s in ((1, 1_000_000.0), (2, 1_000_100.0), (3, 1_000_200.0)):
+        documents.write(("timed", f"doc{number}", 0))
+        documents.index.owner.note_moments(documents.epoch, PARTITIONS, now_s)
+
+    def told(since: str, **parameters: Any) -> list[str]:
+        return sorted(row["id"] for row in rows(service, channels="timed", since=since, **parameters))
+
+    assert told("1970-01-12T13:46:39Z") == ["doc1", "doc2", "doc3"], "nothing is known of a time before all"
+    assert told("1970-01-12T13:46:40Z") == told("1970-01-12t14:46:40.5+01:00") == ["doc2", "doc3"]
+    assert told("1970-01-12T13:48:25Z", feed="longpoll") == ["doc3"]
+    assert told("2026-11-27T08:00:00Z") == []
+    path = f"/{service.db}/_changes?channels=timed&since=1970-01-12T14:48:20+01:00"
+    assert [row["id"] for row in service.ask("GET", path).json["results"]] == ["doc3"], "a plus sign as it is"
+
+
+def test_who_demands_it_is_answered_once_the_index_is_as_far_as_a_token(service: Service, documents: Documents) -> None:
+    documents.write(("ahead", "doc14", 0))
+    here = service.changes(channels="ahead").json["last_seq"]
+    asked = Query.of(["ahead"], None, active_only=False).asked
+    meta = documents.index.meta
+    position = token.decode(here.partition("-")[2], meta, asked)
+    seqnos = tuple(seqno + (vb == 14) for vb, seqno in enumerate(position.seqnos))
+    ahead = f"1-{token.encode(position._replace(seqnos=seqnos, horizons=seqnos), meta, asked)}"
+    assert len(rows(service, channels="ahead", at_least=here)) == 1
+    refused = service.changes(channels="ahead", at_least=ahead, timeout=0)
+    assert (refused.status, refused.json["error"], refused.headers["retry-after"]) == (503, "unavailable", "5")
+    with ThreadPoolExecutor(3) as threads:
+        feeds = [threads.submit(rows, service, channels="ahead", at_least=ahead, feed=feed) for feed in ONCE]
+        documents.write(("ahead", "doc30", 0))
+        assert [{row["id"] for row in feed.result()} for feed in feeds] == [{"doc14", "doc30"}] * 2
+
+
+ONCE = ("normal", "longpoll")
+
+
+def test_heads_say_how_far_the_index_is_and_if_all_of_it_is_told(service: Service) -> None:
+    whole = service.changes(channels="a")
+    part = service.changes(channels="a", limit=100)
+    for answer, is_all in ((whole, "true"), (part, "false"), (service.changes(channels="a", limit=0), "false")):
+        assert answer.headers["channelindex-up-to-date"] == is_all
+        assert int(answer.headers["channelindex-seq"]) >= int(answer.json["last_seq"].partition("-")[0])
+    last = whole.json["last_seq"]
+    assert int(last.partition("-")[0]) <= int(service.changes(channels="a", limit=0).headers["channelindex-seq"])
+    assert service.changes(channels="a", limit=1500).headers["channelindex-up-to-date"] == "true"
+    assert "accept-encoding" in whole.headers["vary"].lower()
+
+
+def test_a_live_feed_numbers_as_many_rows_as_it_is_asked_to(service: Service) -> None:
+    for feed in ("continuous", "eventsource"):
+        told = told_by(service, {"feed": feed, "limit": 10, "seq_interval": 5}, "a", "0", {})
+        assert [row["seq"] is None for row in told] == ([True] * 4 + [False]) * 2
+
+
 def test_what_a_database_tells_of_itself_can_be_followed_from_for_any_channel(
     service: Service, documents: Documents
 ) -> None:
     told = service.ask("GET", f"/{service.db}").json
     assert (told["db_name"], told["instance_start_time"]) == (service.db, "0")
+    assert (told["channels"], told["lag"]) == (["*"], {"changes": None, "seconds": None}), "nobody owns a partition"
     assert service.ask("HEAD", f"/{service.db}/").status == 200
     for channel in ("a", "fresh"):
         assert rows(service, channels=channel, since=told["update_seq"]) == []
@@ -222,6 +280,12 @@ REFUSED = [
     ("GET", "/{db}/_changes?filter=_doc_ids", 400, "bad_request"),
     ("GET", "/{db}/_changes?descending=true", 400, "bad_request"),
     ("GET", "/{db}/_changes?include_docs=true", 501, "not_implemented"),
+    ("GET", "/{db}/_changes?request_plus=true", 501, "not_implemented"),
+    ("GET", "/{db}/_changes?at_least=now", 400, "bad_request"),
+    ("GET", "/{db}/_changes?at_least=garbled-token", 400, "since_invalid"),
+    ("GET", "/{db}/_changes?atleast=1-2", 400, "bad_request"),
+    ("GET", "/{db}/_changes?since=2026-13-45T08:00:00Z", 400, "since_invalid"),
+    ("GET", "/{db}/_changes?since=2026-11-27T08:00:00", 400, "since_invalid"),
     ("GET", "/{db}/_changes?channels=" + "c," * 1001 + "c", 200, ""),
     ("GET", "/{db}/_changes?channels=" + ",".join(f"c{n}" for n in range(1001)), 400, "bad_request"),
     ("GET", "/{db}/_changes?x=" + "y" * 40_000, 414, "too_long"),
@@ -321,7 +385,7 @@ def told_by(
     service: Service, step: dict[str, Any], channels: str, since: str, narrow: dict[str, str]
 ) -> list[dict[str, Any]]:
     asked = {"channels": channels, "since": since, "limit": step["limit"], "feed": step["feed"], **narrow}
-    if "seq_interval" in step and step["feed"] in {"normal", "longpoll"}:
+    if "seq_interval" in step:
         asked["seq_interval"] = step["seq_interval"]
     if step["feed"] in {"normal", "longpoll"}:
         answer = service.changes(**asked, timeout=0).json
@@ -333,7 +397,7 @@ def told_by(
         lines = [json.loads(line) for line in body.splitlines() if line]
         assert "last_seq" in lines[-1]
         return lines[:-1]
-    events = [event for event in body.split("\n\n") if "event: message" in event]
+    events = [event for event in body.split("\n\n") if 'data: {"seq"' in event]
     return [json.loads(event.partition("data: ")[2]) for event in events]
 
 

@@ -148,7 +148,14 @@ def test_every_client_ends_with_the_newest_of_its_channel(tmp_path: Path, redis_
     with (
         DevBucket(DevBucketConfig(n_vbuckets=N_VBUCKETS)) as bucket,
         Node("n1", tmp_path, redis_url, bucket, coordination__ttl_s=1.0, index__partitions=8).start() as node,
-        Service(tmp_path, redis_url, serve_tokens_file=tokens) as service,
+        Service(
+            tmp_path,
+            redis_url,
+            serve_tokens_file=tokens,
+            source_url=bucket.url,
+            source_user=bucket.user,
+            source_password=bucket.password,
+        ) as service,
         connect(bucket) as client,
     ):
         loader = Loader(client, InlineLayout())
@@ -173,6 +180,8 @@ def test_every_client_ends_with_the_newest_of_its_channel(tmp_path: Path, redis_
                 for child in node.children(role):
                     child.kill()
             loader.load(_revisions(3, everything))
+            now = service.changes(token=token, request_plus="true").json["results"]
+            assert {row["changes"][0]["rev"].partition("-")[0] for row in now} == {"3"}, "all that the bucket has"
             told(clients)
             for vb in range(0, N_VBUCKETS, 2):
                 bucket.failover(vb, lose=3)

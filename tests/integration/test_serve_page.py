@@ -83,6 +83,7 @@ def test_the_page_shows_what_happens_and_is_for_everybody(tmp_path: Path, redis_
         browser = Browser(service.start(), tmp_path, "n2")
         try:
             assert browser.saw("ready")["owned"] > 0
+            assert service.ask("GET", f"/{service.db}").json["lag"].keys() == {"changes", "seconds"}
             loader.load([Revision(DOCUMENT, "1-aa", (CHANNEL,))])
             row = browser.saw("row")
             assert (row["marked"], row["hacked"]) == (0, False)

@@ -3,12 +3,14 @@
 import argparse
 import os
 import sys
+from contextlib import closing
 
 from channelindex import logs
 from channelindex.config import REQUIRED_TO_READ, Config
 from channelindex.errors import CoordinationUnavailable
 from channelindex.settings import MEMORY_URL
 from workers.cli import options, output
+from workers.cli.index_lag import BucketHighSeqnos
 from workers.cli.status import StatusReader
 from workers.serving.cluster_watch import ClusterSource
 from workers.serving.service import run_service
@@ -40,7 +42,9 @@ def run(args: argparse.Namespace) -> int:
     config = options.config_of(args, REQUIRED_TO_READ, {"serve.listen": args.listen} if args.listen else None)
     journal = logs.goes_to_journal(sys.stdout, os.environ.get("JOURNAL_STREAM", ""))
     logs.configure(config.log.level, config.log.format, with_priority=journal, role="serve", node=config.node.name)
-    return run_service(config, lambda: _source(config), _announce if sys.stdout.isatty() else _say_nothing)
+    announce = _announce if sys.stdout.isatty() else _say_nothing
+    with closing(BucketHighSeqnos(config.source)) as bucket:
+        return run_service(config, lambda: _source(config), bucket.read if config.source.url else None, announce)
 
 
 def _source(config: Config) -> ClusterSource:

@@ -77,16 +77,12 @@ def _list(path: Path, *, as_json: bool) -> None:
     if as_json:
         output.json_line([_as_json(access) for access in tokens])
     else:
-        rows = [(access.name, " ".join(_granted(access)), access.rate or "-", _kind(access)) for access in tokens]
+        rows = [(access.name, " ".join(access.grants), access.rate or "-", _kind(access)) for access in tokens]
         output.table(("name", "channels", "requests/s", "kind"), rows)
 
 
 def _as_json(access: Access) -> dict[str, object]:
-    return {"name": access.name, "channels": _granted(access), "rate": access.rate, "proxy": access.is_proxy}
-
-
-def _granted(access: Access) -> list[str]:
-    return [*sorted(access.exact), *(f"{prefix}*" for prefix in access.patterns)]
+    return {"name": access.name, "channels": access.grants, "rate": access.rate, "proxy": access.is_proxy}
 
 
 def _kind(access: Access) -> str:

@@ -19,6 +19,7 @@ from channelindex.reading.query import Query
 from channelindex.settings import Config
 from workers.serving.cluster_watch import ClusterWatch
 from workers.serving.counters import Counters, make_counters
+from workers.serving.demands import Demands, HighSeqnos
 from workers.serving.feeds import Asked, Feeds
 from workers.serving.grants import EVERYTHING, Access, Grants
 from workers.serving.http_error import HttpError, bad_request, from_error, method_not_allowed, not_found
@@ -51,13 +52,22 @@ class Resource(NamedTuple):
 class App:
     """See the module."""
 
-    def __init__(self, config: Config, reader: AsyncChangesReader, grants: Grants | None, watch: ClusterWatch) -> None:
+    def __init__(
+        self,
+        config: Config,
+        reader: AsyncChangesReader,
+        grants: Grants | None,
+        watch: ClusterWatch,
+        high_seqnos: HighSeqnos | None,
+    ) -> None:
         self.max_connections = config.serve.max_connections
         self.slow_client_s = config.serve.slow_client_s
         self.counters: Counters = make_counters()
         self._settings = config.serve
         self._db = config.serve.db or config.index.name
+        self._watch = watch
         self._page = Page(watch, self._db)
+        self._demands = Demands(reader, high_seqnos)
         self._reader = reader
         self._grants = grants
         self._sessions = Sessions(grants, config.serve)
@@ -154,7 +164,7 @@ class App:
 
     async def _serve_db(self, exchange: Exchange) -> None:
         """Describe the database, as far as clients of CouchDB look at it."""
-        self._access(exchange)
+        access = self._access(exchange)
         if exchange.method == "PUT":
             reason = "The database could not be created, the file already exists."
             raise HttpError(HTTPStatus.PRECONDITION_FAILED, "file_exists", reason)
@@ -170,6 +180,8 @@ class App:
                 "doc_del_count": 0,
                 "purge_seq": 0,
                 "compact_running": False,
+                "channels": access.grants,
+                "lag": await self._watch.lag(),
                 "index": _described(meta),
             },
         )
@@ -183,6 +195,10 @@ class App:
         asked = self._granted(request, access)
         self.counters.requests.labels(request.feed.value).inc()
         feeds = self._feeds_of(access)
+        await self._demands.met(request)
+        if request.since_s is not None:
+            request = request._replace(since=await self._reader.position_at(asked.query, request.since_s))
+            asked = asked._replace(request=request)
         if request.limit == 0:
             await self._feeds.only_count(exchange, asked)
         elif request.feed is FeedKind.NORMAL:

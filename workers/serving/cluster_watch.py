@@ -1,6 +1,8 @@
 """Looks at the cluster once a second while somebody watches the page, and tells all who do."""
 
 import asyncio
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -14,6 +16,8 @@ LOOK_S = 1.0
 LATE_S = 5.0
 """From this lag on the page shows it as something to see to."""
 COLOURS = 8
+LAG_TIMEOUT_S = 1.0
+"""A client that asks for the database does not wait longer for an account of its lag."""
 
 _log = logs.get("serve")
 
@@ -41,6 +45,8 @@ class ClusterWatch:
         self._task: asyncio.Task[None] | None = None
         self._told = asyncio.Event()
         self.state: dict[str, Any] | None = None
+        self._lag: dict[str, Any] | None = None
+        self._lag_at = -math.inf
 
     async def now(self) -> dict[str, Any]:
         """The picture of the cluster as of now.
@@ -50,6 +56,17 @@ class ClusterWatch:
         """
         self.state = await asyncio.get_running_loop().run_in_executor(self._thread, self._look)
         return self.state
+
+    async def lag(self) -> dict[str, Any] | None:
+        """Return how far the index is behind its bucket, as of a moment ago; None where nobody says so at once."""
+        if time.monotonic() - self._lag_at >= LOOK_S:
+            self._lag_at, self._lag = time.monotonic(), None
+            try:
+                async with asyncio.timeout(LAG_TIMEOUT_S):
+                    self._lag = (await self.now())["lag"]
+            except (ChannelIndexError, TimeoutError):
+                pass
+        return self._lag
 
     async def next(self) -> bytes:
         """Wait for the next picture; as JSON. Between `join` and `leave`."""
@@ -110,6 +127,7 @@ def picture(status: Mapping[str, Any], waiting: Sequence[int] | None) -> dict[st
         "owners": owners,
         "waiting": {vb: n for vb, n in waits.items() if n},
         "behind": "unknown" if lag["seconds"] is None else f"{lag['seconds']:.1f} s",
+        "lag": {"changes": lag["changes"], "seconds": lag["seconds"]},
         "is_late": lag["seconds"] is None or lag["seconds"] >= LATE_S,
         "rate": sum(node["status"].get("rate", 0) for node in nodes if node["heard"]),
         "alive": f"{sum(bool(node['alive']) for node in nodes)} of {len(nodes)}",

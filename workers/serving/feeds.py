@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from channelindex.reading.async_reader import AsyncChangesReader
 from channelindex.reading.following import Following
+from channelindex.reading.paging import Changes
 from channelindex.reading.query import Query
 from channelindex.reading.reader import NOW
 from workers.serving import rows
@@ -18,7 +19,7 @@ from workers.serving.request import FeedKind, FeedRequest
 from workers.serving.scans import Scans, is_kept
 from workers.serving.whole import WholeAnswer
 
-VARY = (b"vary", b"Authorization, Cookie")
+VARY = (b"vary", b"Authorization, Cookie, Accept, Accept-Encoding")
 
 
 class Asked(NamedTuple):
@@ -96,7 +97,8 @@ class Feeds:
     async def _write(
         self, exchange: Exchange, asked: Asked, answer: WholeAnswer, *headers: tuple[bytes, bytes]
     ) -> None:
-        await exchange.begin(rows.OK, JSON, *headers, (b"server-timing", b"read;dur=%.1f" % answer.made_in_ms))
+        timing = (b"server-timing", b"read;dur=%.1f" % answer.made_in_ms)
+        await exchange.begin(rows.OK, JSON, *headers, timing, *_progress(answer.page, up_to_date=answer.tells_all))
         await exchange.write(rows.HEAD + answer.first)
         while not answer.is_done:
             await exchange.write(await self._reader.compute(answer.chunk))
@@ -110,7 +112,15 @@ class Feeds:
         n_pending = page.pending + len(page.entries)
         token = since if n_pending else page.since
         body = rows.HEAD + rows.array_end(page.progress, token, n_pending, is_empty=True)
-        await exchange.answer(rows.OK, body, JSON, LIVE[0], VARY)
+        await exchange.answer(rows.OK, body, JSON, LIVE[0], VARY, *_progress(page, up_to_date=not n_pending))
+
+
+def _progress(page: Changes, *, up_to_date: bool) -> Headers:
+    """Say how far the index is, and if the answer tells all of it. No token: heads have 4 KB at many proxies."""
+    return (
+        (b"channelindex-seq", str(page.of).encode()),
+        (b"channelindex-up-to-date", b"true" if up_to_date else b"false"),
+    )
 
 
 def _cached(tag: tuple[bytes, bytes]) -> Headers:

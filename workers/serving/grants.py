@@ -61,6 +61,11 @@ class Access(NamedTuple):
             return (STAR_CHANNEL,)
         return tuple(sorted(self.exact)) if not self.patterns else None
 
+    @property
+    def grants(self) -> list[str]:
+        """All grants, as the file has them."""
+        return sorted([*self.exact, *(f"{prefix}*" for prefix in self.patterns)])
+
     def narrowed(self, channels: Iterable[str]) -> "Access":
         """The access of a proxy's user, who may read *channels* and nothing that the proxy may not."""
         return self._replace(exact=frozenset(filter(self.allows, channels)), patterns=(), is_proxy=False)

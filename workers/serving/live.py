@@ -134,7 +134,7 @@ class LiveAnswer:
     async def _catch_up(self) -> None:
         """From here on deletions are told, also where a client that began with nothing was not to get them."""
         self._is_caught_up = True
-        if self._request.feed is not FeedKind.LONGPOLL and self._left is None:
+        if self._request.feed is not FeedKind.LONGPOLL and self._left is None and self._request.seq_interval is None:
             self._following.tell = Telling(rows.PART, self._tell_at_once)
         self._following.query = self._following.query._replace(active_only=False)
         if self._request.feed is FeedKind.EVENTSOURCE:
@@ -166,7 +166,7 @@ class LiveAnswer:
             made = rows.rows_of(part, n_before, self._request.seq_interval)
             content = rows.as_array(made, is_first=not n_before)
         else:
-            content = rows.render(part, feed)
+            content = rows.render(part, feed, n_before, self._request.seq_interval)
             if self._following.seen_at is not None:
                 self._wake_seconds.observe(time.monotonic() - self._following.seen_at)
         self._rows.inc(len(part.page.entries))

@@ -4,6 +4,7 @@ import difflib
 import re
 import zlib
 from collections.abc import Mapping
+from datetime import datetime
 from enum import Enum
 from http import HTTPStatus
 from typing import NamedTuple
@@ -25,12 +26,14 @@ _NEAR = 0.8
 
 _OURS = (
     "channels", "filter", "since", "last-event-id", "feed", "limit", "heartbeat", "timeout", "seq_interval",
-    "active_only", "doc_ids", "style", "include_docs", "descending",
+    "active_only", "doc_ids", "style", "include_docs", "descending", "at_least", "request_plus",
 )  # fmt: skip
-_ACCEPTED = frozenset({*_OURS, "conflicts", "attachments", "att_encoding_info", "view", "selector", "at_least"})
+_ACCEPTED = frozenset({*_OURS, "conflicts", "attachments", "att_encoding_info", "view", "selector"})
 _GZIP_OR_ZLIB = 32 + zlib.MAX_WBITS
 _PLACE = re.compile(r"(?:\d+-)?(?P<token>[A-Za-z0-9_-]+)(?:\.\d+)?")
 """A row's `seq`: the sum of seqnos, the last full token, and the number of rows since."""
+_TIME = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(?:\.\d+)?(?:[Zz]|[+ -]\d\d:\d\d)")
+"""RFC 3339; in a URL, a plus sign is a space."""
 
 Value = str | int | float | bool | list[object] | dict[str, object] | None
 
@@ -48,7 +51,10 @@ _FEED_BY_NAME = {**{feed.value: feed for feed in FeedKind}, "live": FeedKind.CON
 
 
 class FeedRequest(NamedTuple):
-    """A `_changes` request. Without `channels`, all that are granted; `heartbeat_s` wins over `timeout_s`."""
+    """A `_changes` request. Without `channels`, all that are granted; `heartbeat_s` wins over `timeout_s`.
+
+    With `since_s`, Unix time, `since` is yet to be found. `at_least` and `request_plus`: see `Demands`.
+    """
 
     feed: FeedKind
     channels: tuple[str, ...] | None
@@ -59,6 +65,9 @@ class FeedRequest(NamedTuple):
     timeout_s: float | None
     seq_interval: int | None
     active_only: bool
+    since_s: float | None = None
+    at_least: str | None = None
+    request_plus: bool = False
 
 
 def parse_query(query: bytes) -> dict[str, Value]:
@@ -127,16 +136,24 @@ def parse_changes(query: Mapping[str, Value], body: Mapping[str, Value], headers
     if feed is None:
         raise bad_request(f"feed is {feed_name!r}, must be {', '.join(_FEED_BY_NAME)}")
     last_event = headers.get(b"last-event-id", b"").decode("ascii", "replace") or given.get("last-event-id")
+    since = last_event or given.get("since")
+    since_s = _time_s(since)
+    at_least = place_of(given.get("at_least"))
+    if at_least == NOW:
+        raise bad_request("at_least is 'now', must be a seq of this service; request_plus=true waits for what is now")
     return FeedRequest(
         feed,
         _names(given, "channels"),
         _names(given, "doc_ids"),
-        place_of(last_event or given.get("since")),
+        place_of(since) if since_s is None else None,
         _number(given, "limit"),
         _heartbeat_s(given.get("heartbeat")),
         _timeout_s(given),
         _number(given, "seq_interval") or None,
         _flag(given, "active_only"),
+        since_s,
+        at_least,
+        _flag(given, "request_plus"),
     )
 
 
@@ -151,9 +168,20 @@ def place_of(value: Value) -> str | None:
         return NOW
     match = _PLACE.fullmatch(text)
     if match is None or text.isdigit():
-        raise since_invalid(f"since is {text[:80]!r}, must be a seq of this service, 0 or now")
+        raise since_invalid(f"since is {text[:80]!r}, must be a seq of this service, 0, now or a time with its zone")
     token = match["token"]
     return None if token == "0" else token  # noqa: S105 the beginning is no secret
+
+
+def _time_s(value: Value) -> float | None:
+    """The Unix time that *value* is; None where it is none."""
+    text = str(value).strip('"')
+    if not _TIME.fullmatch(text):
+        return None
+    try:
+        return datetime.fromisoformat(text.replace(" ", "+").upper()).timestamp()
+    except (ValueError, OverflowError):
+        raise since_invalid(f"since is {text!r}, which is no time") from None
 
 
 def _check_names(given: Mapping[str, Value]) -> None:
@@ -167,8 +195,6 @@ def _check_names(given: Mapping[str, Value]) -> None:
 def _check_filter(given: Mapping[str, Value]) -> None:
     if _flag(given, "include_docs"):
         raise not_implemented("include_docs")
-    if given.get("at_least"):
-        raise not_implemented("at_least")
     if _flag(given, "descending"):
         raise bad_request("descending: changes are told in the order in which they can be continued")
     name = given.get("filter")

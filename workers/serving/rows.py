@@ -102,9 +102,9 @@ def _summary(progress: int, token: str | None, pending: int) -> bytes:
     return _encode({"last_seq": seq_of(progress, token), "pending": pending})
 
 
-def render(part: Part, feed: FeedKind) -> bytes:
-    """*part* as a *feed* that is live has it."""
-    rows = rows_of(part)
+def render(part: Part, feed: FeedKind, begun: int = 0, interval: int | None = None) -> bytes:
+    """*part* as a *feed* that is live has it; see `rows_of`."""
+    rows = rows_of(part, begun, interval)
     return as_events(rows) if feed is FeedKind.EVENTSOURCE else as_lines(rows)
 
 

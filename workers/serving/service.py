@@ -19,6 +19,7 @@ from channelindex.stores.pool import ReaderPool
 from workers.node.notify import Notifier
 from workers.serving.app import App
 from workers.serving.cluster_watch import ClusterSource, ClusterWatch
+from workers.serving.demands import HighSeqnos
 from workers.serving.feed_connection import Door
 from workers.serving.grants import Grants
 from workers.serving.listener import Listener
@@ -27,17 +28,22 @@ from workers.telemetry.monitor import listen_address
 _log = logs.get("serve")
 
 
-def run_service(config: Config, open_source: Callable[[], ClusterSource], announce: Callable[[str], None]) -> int:
+def run_service(
+    config: Config,
+    open_source: Callable[[], ClusterSource],
+    high_seqnos: HighSeqnos | None,
+    announce: Callable[[str], None],
+) -> int:
     """Serve until SIGTERM or SIGINT; return the exit code. *announce* is called with the address, once it is served.
 
-    *open_source*: see `ClusterWatch`.
+    *open_source*: see `ClusterWatch`; *high_seqnos*: see `Demands`.
 
     Raises:
         ConfigInvalid: a setting is wrong, or would let strangers in.
         StoreUnavailable, IndexMissing: there is no index to serve.
     """
     check_exposure(config)
-    return uvloop.run(_serve(config, open_source, announce))
+    return uvloop.run(_serve(config, open_source, high_seqnos, announce))
 
 
 def check_exposure(config: Config) -> None:
@@ -77,7 +83,12 @@ def doors(settings: ServeSettings) -> list[tuple[str, Door]]:
     return found
 
 
-async def _serve(config: Config, open_source: Callable[[], ClusterSource], announce: Callable[[str], None]) -> int:
+async def _serve(
+    config: Config,
+    open_source: Callable[[], ClusterSource],
+    high_seqnos: HighSeqnos | None,
+    announce: Callable[[str], None],
+) -> int:
     settings = config.serve
     grants = Grants(Path(settings.tokens_file)) if settings.tokens_file else None
     stopped = asyncio.Event()
@@ -90,7 +101,7 @@ async def _serve(config: Config, open_source: Callable[[], ClusterSource], annou
         meta = await reader.meta()
         watch = ClusterWatch(open_source)
         stack.push_async_callback(watch.close)
-        app = App(config, reader, grants, watch)
+        app = App(config, reader, grants, watch, high_seqnos)
         listeners = [Listener(app, *listen_address(address), door, settings) for address, door in doors(settings)]
         tasks = [await listener.listen() for listener in listeners]
         notifier = Notifier(os.environ)

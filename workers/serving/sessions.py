@@ -129,7 +129,7 @@ class Sessions:
         return (
             (b"access-control-allow-origin", exchange.headers[b"origin"]),
             (b"access-control-allow-credentials", b"true"),
-            (b"access-control-expose-headers", b"etag, retry-after"),
+            (b"access-control-expose-headers", b"etag, retry-after, channelindex-seq, channelindex-up-to-date"),
             (b"vary", b"Origin"),
         )
 

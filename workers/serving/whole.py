@@ -30,6 +30,11 @@ class WholeAnswer:
         self.first = self.chunk()
         self.made_in_ms = 1000 * (time.monotonic() - began)
 
+    @property
+    def tells_all(self) -> bool:
+        """True if nothing is left once the answer is told whole."""
+        return self._left is None or self.page.pending <= self._left - self.n_rows
+
     def chunk(self) -> bytes:
         """The next rows, with what comes between them and the rows before."""
         assert not self.is_done, "there is no chunk after the last"
