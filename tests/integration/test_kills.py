@@ -19,7 +19,7 @@ from tests.support.watchers import Follower, StableWatch
 
 pytestmark = pytest.mark.slow
 
-SEEDS = 6
+SEEDS = 3
 """Of the twenty that every night tries."""
 N_REVISIONS = 1_200
 SLICE = 40
