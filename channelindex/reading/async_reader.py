@@ -11,7 +11,7 @@ from typing import Self, TypeVar
 from channelindex.errors import ReaderClosed, TokenAhead, Transient
 from channelindex.model import IndexMeta
 from channelindex.reading.following import Following
-from channelindex.reading.hub import TAIL_ENTRIES, Hub
+from channelindex.reading.hub import KEPT_ENTRIES, Hub
 from channelindex.reading.keeping import TokenStore
 from channelindex.reading.paging import Changes
 from channelindex.reading.patience import BEHIND_S, Patience
@@ -27,14 +27,14 @@ class AsyncChangesReader:
     """`ChangesReader` for asyncio; what is said there of answers, tokens and `active_only` holds here.
 
     Belongs to the event loop in which it is first used. *store* is asked from at most *n_threads* threads at once, and
-    must bear that; `open_async_index` gives it one that does. *tail_entries*: see `Hub`.
+    must allow that; `open_async_index` gives it one that does. *kept_entries*: see `Hub`.
     """
 
-    def __init__(self, store: IndexReader, n_threads: int, tail_entries: int = TAIL_ENTRIES) -> None:
+    def __init__(self, store: IndexReader, n_threads: int, kept_entries: int = KEPT_ENTRIES) -> None:
         self._store = store
         self._reader = ChangesReader(store)
         self._threads = ThreadPoolExecutor(n_threads, thread_name_prefix="channelindex-reader")
-        self._tail_entries = tail_entries
+        self._kept_entries = kept_entries
         self._hub: Hub | None = None
         self._is_closed = False
 
@@ -201,7 +201,7 @@ class AsyncChangesReader:
         if self._is_closed:
             raise ReaderClosed
         if self._hub is None or self._hub.error is not None:
-            self._hub = Hub(self._store, self._tail_entries)
+            self._hub = Hub(self._store, self._kept_entries)
             self._hub.start()
         return self._hub
 

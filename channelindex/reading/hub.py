@@ -2,7 +2,7 @@
 
 One subscription waits. When the clock has moved, however often since the last look, one snapshot is taken and all
 followed channels are read from where the hub was, each once, in one request. What they brought is kept for a while, as
-a *wake*, apart by channel: a follower that is a few wakes behind is answered from memory. Followers of channels
+a *look*, apart by channel: a follower that is a few looks behind is answered from memory. Followers of channels
 without news are not even woken.
 
 A follower that is further behind, or joins, or lives through a rollback reads for itself, by its token and as of the
@@ -30,12 +30,12 @@ from channelindex.stores.base import IndexReader
 
 WAIT_S = 1.0
 """A wait for the stable clock; closing takes so long."""
-TAIL_ENTRIES = 100_000
+KEPT_ENTRIES = 100_000
 """Entries kept in memory, some 300 bytes each."""
 MOST_AT_ONCE = 5_000
 """Entries that one answer takes from memory. It is made on the event loop: more would hold up everybody else."""
 
-MOST_WAKES = 200
+MOST_LOOKS = 200
 """Wakes kept in memory; each has a clock of its own."""
 TOLD_AT_ONCE = 250
 """Followers of one channel that are told before anybody else has a turn on the event loop."""
@@ -71,7 +71,7 @@ class Kept(NamedTuple):
     seen_at: float
 
 
-class Wake(NamedTuple):
+class Look(NamedTuple):
     """The entries that came from *before* on, up to the view of *number*, by channel."""
 
     number: int
@@ -139,21 +139,21 @@ class Follower:
 
 
 class Hub:
-    """See the module. *store* is asked from threads; *tail_entries* is how many entries are kept."""
+    """See the module. *store* is asked from threads; *kept_entries* is how many entries are kept."""
 
-    def __init__(self, store: IndexReader, tail_entries: int = TAIL_ENTRIES) -> None:
+    def __init__(self, store: IndexReader, kept_entries: int = KEPT_ENTRIES) -> None:
         self._store = store
         self._snapshots = Snapshots(store)
-        self._tail_entries = tail_entries
+        self._kept_entries = kept_entries
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="channelindex-hub")
         self._task: asyncio.Task[None] | None = None
         self._followers_by_channel: dict[str, set[Follower]] = {}
         self._n_followers = 0
         self._late: set[Follower] = set()  # joined while the followed channels were being read
         self._lingering: dict[str, float] = {}  # channel -> until when it is looked at without a follower
-        self._covered_from: dict[str, int] = {}  # channel -> view from which on all wakes have it
-        self._number_by_position: dict[bytes, int] = {}  # of the views that the wakes in memory began at, and this one
-        self._tail: deque[Wake] = deque()
+        self._covered_from: dict[str, int] = {}  # channel -> view from which on all looks have it
+        self._number_by_position: dict[bytes, int] = {}  # of the views that the looks in memory began at, and this one
+        self._looks: deque[Look] = deque()
         self._n_entries = 0
         self._pages: dict[tuple[Query, int, int | None], Kept] = {}
         self._to_tell: deque[Follower] = deque()
@@ -238,24 +238,24 @@ class Hub:
         """
         key = query, base, limit
         if key not in self._pages:
-            wakes = [wake for wake in self._tail if wake.number > base]
-            if not wakes or wakes[0].number != base + 1:
+            looks = [look for look in self._looks if look.number > base]
+            if not looks or looks[0].number != base + 1:
                 return None
-            n_entries = sum(_count(wake.found.get(channel)) for wake in wakes for channel in query.channels)
+            n_entries = sum(_count(look.found.get(channel)) for look in looks for channel in query.channels)
             if n_entries > MOST_AT_ONCE:
                 return None
-            self._pages[key] = self._made(query, wakes, limit)
+            self._pages[key] = self._made(query, looks, limit)
         return self._pages[key]
 
-    def _made(self, query: Query, wakes: Sequence[Wake], limit: int | None) -> Kept:
-        assert self.view is not None, "a wake ends at a view"
-        snapshot, begin = self.view.snapshot, wakes[0].before
+    def _made(self, query: Query, looks: Sequence[Look], limit: int | None) -> Kept:
+        assert self.view is not None, "a look ends at a view"
+        snapshot, begin = self.view.snapshot, looks[0].before
         scan = Scan(snapshot, begin.seqnos)
         for position, channel in enumerate(query.channels):
-            for wake in wakes:
-                if channel in wake.found:
-                    scan.add_found(wake.found[channel], position)
-        # Nothing up to `begin` was taken back since, or the wakes would have been forgotten.
+            for look in looks:
+                if channel in look.found:
+                    scan.add_found(look.found[channel], position)
+        # Nothing up to `begin` was taken back since, or the looks would have been forgotten.
         read = begin._replace(epochs=snapshot.epochs)
         pages = list(Pager(query, scan, NOTHING_READ).pages(read, limit))
         return Kept(encode(begin, snapshot.meta, query.asked), pages, self.view.at)
@@ -293,14 +293,14 @@ class Hub:
                     continue
                 self._late.clear()
                 channels = self._looked_at()
-                view, wake = await self._in_thread(partial(self._look, channels))
+                view, look = await self._in_thread(partial(self._look, channels))
             except Transient as error:
                 counter = None  # what the counter promised has not been read
                 await asyncio.sleep(patience.pause_after(error))
                 continue
             counter = now
             patience.reset()
-            self._publish(view, wake, channels)
+            self._publish(view, look, channels)
 
     def _looked_at(self) -> list[str]:
         """The channels that are followed, or were a moment ago."""
@@ -311,7 +311,7 @@ class Hub:
     async def _in_thread(self, function: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
-    def _look(self, channels: Sequence[str]) -> tuple[HubView, Wake | None]:
+    def _look(self, channels: Sequence[str]) -> tuple[HubView, Look | None]:
         """The view now, and what came to *channels* since the last one; None if that cannot be said. In a thread."""
         at = time.monotonic()
         before, snapshot = self.view, self._snapshots.take()
@@ -328,15 +328,15 @@ class Hub:
         found = {channel: each for channel, each in zip(channels, scans.by_channel, strict=True) if each}
         pack(view.position)  # here, in a thread, and not where all wait for it
         n_entries = sum(map(_count, found.values()))
-        return view, Wake(view.number, before.position, pack(before.position), found, n_entries)
+        return view, Look(view.number, before.position, pack(before.position), found, n_entries)
 
-    def _publish(self, view: HubView, wake: Wake | None, channels: Sequence[str]) -> None:
+    def _publish(self, view: HubView, look: Look | None, channels: Sequence[str]) -> None:
         self.view = view
         self._is_fresh.set()
         self._pages.clear()
         packed = pack(view.position)
-        if wake is None:
-            self._tail.clear()
+        if look is None:
+            self._looks.clear()
             self._n_entries = 0
             self._covered_from.clear()
             self._number_by_position = {packed: view.number}
@@ -344,18 +344,18 @@ class Hub:
                 follower.lose()
             return
         covered = self._covered_from
-        self._covered_from = {channel: covered.get(channel, wake.number - 1) for channel in channels}
+        self._covered_from = {channel: covered.get(channel, look.number - 1) for channel in channels}
         self._number_by_position[packed] = view.number
-        self._tail.append(wake)
-        self._n_entries += wake.n_entries
-        while self._n_entries > self._tail_entries or len(self._tail) > MOST_WAKES:
-            forgotten = self._tail.popleft()
+        self._looks.append(look)
+        self._n_entries += look.n_entries
+        while self._n_entries > self._kept_entries or len(self._looks) > MOST_LOOKS:
+            forgotten = self._looks.popleft()
             self._n_entries -= forgotten.n_entries
             self._number_by_position.pop(forgotten.packed_before, None)
         is_telling = bool(self._to_tell)
-        for channel in wake.found:
+        for channel in look.found:
             for follower in self._followers_by_channel.get(channel, ()):
-                if follower.notice(wake.number - 1):
+                if follower.notice(look.number - 1):
                     self._to_tell.append(follower)
         if not is_telling:
             self._tell_some()

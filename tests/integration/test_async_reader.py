@@ -293,7 +293,7 @@ def test_now_stays_the_same_now_for_a_consumer_that_starts_again(
 def test_a_slow_reader_holds_up_nobody_and_is_told_the_newest(
     redis_url: str, index: SmallIndex, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub, "MOST_WAKES", 3)
+    monkeypatch.setattr(hub, "MOST_LOOKS", 3)
 
     async def test() -> None:
         async with open_async_index(redis_url, index.name) as reader:
@@ -494,7 +494,7 @@ STEP = st.one_of(
 @pytest.mark.hypothesis
 @given(st.lists(STEP, max_size=20), st.sampled_from([0, 3, 1000]))
 @settings(max_examples=examples(2))
-def test_all_followers_end_with_what_the_index_says(steps, tail_entries: int) -> None:
+def test_all_followers_end_with_what_the_index_says(steps, kept_entries: int) -> None:
     """Through changes and rollbacks, from memory and by token; whether they keep up or not."""
 
     async def test() -> None:
@@ -515,7 +515,7 @@ def test_all_followers_end_with_what_the_index_says(steps, tail_entries: int) ->
                 live = {entry.id: entry.rev for entry in entries if entry.id not in gone}
                 return live.items() <= follower.documents.items() and not gone & follower.documents.keys()
 
-            async with AsyncChangesReader(index.reader, 4, tail_entries) as reader:
+            async with AsyncChangesReader(index.reader, 4, kept_entries) as reader:
                 followers: list[Told] = []
 
                 def join() -> None:

@@ -270,7 +270,7 @@ class App:
         raise HttpError(
             HTTPStatus.NOT_IMPLEMENTED,
             "not_implemented",
-            "channelindex tells what changed, not documents: ask Sync Gateway or the bucket for them",
+            "channelindex serves changes, not documents: ask Sync Gateway or the bucket for them",
         )
 
     async def _serve_up(self, exchange: Exchange) -> None:

@@ -22,7 +22,7 @@ SERVE_METRICS = (
     Metric("serve_requests", COUNTER, ("feed",), "Requests for changes that were answered, by feed.",
            "Many longpolls a second and few rows: clients that ignore `last_seq`."),
     Metric("serve_rows", COUNTER, ("feed",), "Rows that were sent.", "None; for rates."),
-    Metric("serve_refused", COUNTER, ("error",), "Requests that were refused, by the `error` that the client was told.",
+    Metric("serve_refused", COUNTER, ("error",), "Requests that were refused, by the `error` in the answer.",
            "unauthorized: tokens that were withdrawn are still used. too_many_requests: a client in a loop."),
     Metric("serve_cut", COUNTER, ("reason",), "Answers that were cut off: slow readers, late heads, errors on the way.",
            "slow_reader: clients or networks that do not keep up. error: the log line `serve.feed_failed`."),

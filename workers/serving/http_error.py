@@ -59,7 +59,7 @@ def since_invalid(reason: str) -> HttpError:
 
 def not_implemented(what: str) -> HttpError:
     """501: part of CouchDB, and not of this service."""
-    reason = f"{what}: channelindex tells what changed, not documents: ask Sync Gateway or the bucket for them"
+    reason = f"{what}: channelindex serves changes, not documents: ask Sync Gateway or the bucket for them"
     return HttpError(HTTPStatus.NOT_IMPLEMENTED, "not_implemented", reason)
 
 

@@ -196,7 +196,7 @@ def _check_filter(given: Mapping[str, Value]) -> None:
     if _flag(given, "include_docs"):
         raise not_implemented("include_docs")
     if _flag(given, "descending"):
-        raise bad_request("descending: changes are told in the order in which they can be continued")
+        raise bad_request("descending: changes come in the order in which they can be continued")
     name = given.get("filter")
     if name in (None, "", "sync_gateway/bychannel"):
         if name and not given.get("channels"):

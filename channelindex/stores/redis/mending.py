@@ -151,7 +151,7 @@ def _mend_group(
             return None
         if _write(link, keys, name, found, whole, lost, notes):
             return _Changed(found.directory, lost)
-    raise Transient(f"{keys.channel(name[0])}, group {name[1]}: it changed {_ATTEMPTS} times while it was mended")
+    raise Transient(f"{keys.channel(name[0])}, group {name[1]}: it changed {_ATTEMPTS} times while it was repaired")
 
 
 def _read(link: Link, keys: Keys, name: _Group, numbers: Collection[int]) -> _StoredGroup:
