@@ -19,6 +19,8 @@ SYSCONFDIR ?= /etc
 DESTDIR ?=
 FROM ?= .
 EXTRAS ?= node
+DEB_EXTRAS ?= node,serve,couchbase
+OUT ?= dist
 PYTEST_ARGS ?=
 FLAKY ?=
 COV ?=
@@ -41,7 +43,7 @@ ON_EACH_SERVER = -k 'not couchbase' tests/contract $(wildcard tests/integration/
 	$(addprefix tests/integration/test_,coordinator.py coordination_trouble.py membership.py least_privilege.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo play test-unit test test-nightly test-servers mutants cov lint fmt type arch audit check test-chaos chaos test-couchbase test-real fuzz fuzz-kernel bench bench-compare docs site picture package release-check install rollback uninstall tour clean
+.PHONY: help dev demo play test-unit test test-nightly test-servers mutants cov lint fmt type arch audit check test-chaos chaos test-couchbase test-real fuzz fuzz-kernel bench bench-compare docs site picture package release-check install rollback uninstall deb tour clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -152,6 +154,9 @@ install: ## program, units, documents below DESTDIR; PREFIX, BINDIR, LIBDIR, SYS
 
 rollback: ## put the version back that the last install replaced
 	@$(INSTALL) rollback
+
+deb: ## a package of Debian in OUT, with the extras DEB_EXTRAS; on Debian's own Python, without which it does not run
+	@$(PY) .ci/preflight.py && $(PY) systemd/deb.py --from '$(FROM)' --extras '$(DEB_EXTRAS)' --out '$(OUT)'
 
 tour: $(STAMP) ## install into a scratch folder and run it as a service, each step shown
 	$(BIN)/pytest -q -s -p no:randomly tests/integration/test_service.py
