@@ -86,7 +86,7 @@ def translate_connect_error(purpose: Purpose, where: str, error: Exception) -> C
     """Our error for the one with which a connection could not be made."""
     if isinstance(error, REFUSED_ERRORS):
         return _refused(purpose, where, error)
-    return purpose.unavailable(f"{purpose.setting} {where} cannot be reached: {one_line(error)}")
+    return purpose.unavailable(f"{purpose.setting} {where} cannot be reached: {one_line(error).rstrip('.')}")
 
 
 def may_have_moved(error: Exception) -> bool:

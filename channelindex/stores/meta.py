@@ -27,7 +27,10 @@ def decode_meta(stored: bytes | None, where: str, index_name: str) -> IndexMeta:
         IndexCorrupt: it is no meta record; the message names *where*.
     """
     if stored is None:
-        raise IndexMissing(f"there is no index {index_name!r} in index.store; check index.name and index.store")
+        raise IndexMissing(
+            f"there is no index {index_name!r} in index.store: a node that starts makes one; "
+            "if there should be one, check index.name and index.store"
+        )
     try:
         check_format(msgspec.json.decode(stored, type=_Versioned).format, index_name)
         return msgspec.json.decode(stored, type=IndexMeta)

@@ -1,7 +1,6 @@
 """`channelindex status`: prints the nodes, the owners of partitions, and the progress of the index."""
 
 import argparse
-import re
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -11,16 +10,17 @@ from channelindex import exits
 from channelindex.checking.quarantine import newest_of_each
 from channelindex.config import REQUIRED_TO_SEE_NODES, Config
 from channelindex.epochs import PartitionRecord
-from channelindex.errors import ChannelIndexError
+from channelindex.redis.link import Link
 from channelindex.settings import MEMORY_URL
 from channelindex.stores import open_reader
 from channelindex.stores.records import QUARANTINE_DOCUMENTS
 from coordinator.cluster_state import ClusterState, MemberState, PartitionState, read_cluster
 from coordinator.lease_redis import connect
-from workers.cli import index_lag, options, output
+from workers.cli import index_lag, options, output, store_state
 from workers.cli.compaction_state import compaction_line, describe_compaction
 from workers.cli.index_lag import BucketHighSeqnos
 from workers.cli.node_state import describe_node, tinted
+from workers.cli.store_state import describe_server, store_line
 
 _TIMEOUT_S = 5.0
 MAX_LAG_S = 60.0
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         output.json_line(state)
     else:
         _print(state)
-    problems = index_lag.problems(state, args.max_lag) if args.check else []
+    problems = [*index_lag.problems(state, args.max_lag), *store_state.problems(state["store"])] if args.check else []
     for problem in problems:
         output.warn(problem)
     return exits.DIFFERENCES if problems else exits.OK
@@ -112,25 +112,16 @@ class StatusReader:
             },
             "lag": index_lag.describe_lag(nodes, partitions, self.stable(), high)
             | {"bucket_error": self._bucket.error or None},
-            "store": {"read_ms": round(read_ms, 1), "memory_bytes": self._memory_bytes()},
+            "store": {"read_ms": round(read_ms, 1)} | describe_server(self._store_redis()),
             "compaction": describe_compaction(nodes),
             "nodes": nodes,
             "partitions": partitions,
             "unowned": list(cluster.missing),
         }
 
-    def _memory_bytes(self) -> int | None:
-        """The memory of the Redis that has the index; None where it is another one than that of the leases, or not
-        for us to know.
-        """
-        if self._redis is None or self._config.coordination.redis != self._config.index.store:
-            return None
-        try:
-            infos = [server.execute("INFO", "memory") for server in self._redis.servers()]
-        except ChannelIndexError:  # an account for the leases alone may not ask
-            return None
-        used = [re.search(rb"used_memory:(\d+)", info) for info in infos]
-        return sum(int(found[1]) for found in used if found)
+    def _store_redis(self) -> Link | None:
+        """The Redis of the index; None where it is another one than that of the leases, which alone is connected."""
+        return self._redis if self._config.coordination.redis == self._config.index.store else None
 
     def stable(self) -> list[int]:
         """The stable clock at the last `read`, by vbucket."""
@@ -175,6 +166,7 @@ def _print(state: dict[str, Any]) -> None:
     output.line(f"source bucket {index['source_uuid']}")
     output.line(f"stable {index['stable']} (sum of seqnos), quarantined {index['quarantined']}")
     output.line(index_lag.lag_line(state["lag"], sum(n["status"].get("rate", 0) for n in state["nodes"] if n["heard"])))
+    output.line(store_line(state["store"]))
     output.line(compaction_line(state["compaction"]))
     if state["lag"]["bucket_error"]:
         output.line(f"the lag is what nodes report; the bucket was not asked: {state['lag']['bucket_error']}")
@@ -193,7 +185,7 @@ def _print(state: dict[str, Any]) -> None:
 
 
 def _node_row(node: dict[str, Any]) -> tuple[object, ...]:
-    status = node["status"]
+    status = node["status"] if node["heard"] else {"kernel": node["status"].get("kernel", "?")}
     numbers = (status.get(name, "?") for name in ("lag", "lag_s", "rate", "restarts", "kernel"))
     return node["node"], tinted(node["state"]), node["n_partitions"], *numbers, f"{node['silent_s']:.1f} s ago"
 

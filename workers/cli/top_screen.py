@@ -100,6 +100,8 @@ def _history(state: State, trend: Trend, width: int, height: int) -> list[Text]:
     text.append(f"   store {store.get('read_ms', 0):.0f} ms", style="dim")
     if store.get("memory_bytes"):
         text.append(f", {_short_bytes(store['memory_bytes'])}", style="dim")
+    if store.get("full"):
+        text.append(f" {store['full']} FULL", style="bold red")
     return [text, Text(compaction_line(state.get("compaction")), style="dim")]
 
 

@@ -95,16 +95,19 @@ def print_report(report: VerifyReport) -> None:
     output.line(f"{compared}: {report.missing} missing, {report.extra} extra, {report.different} different")
     if report.undecodable:
         output.line(
-            f"{report.undecodable} documents cannot be decoded: the index lacks them, whatever channels they are in; "
-            "see channelindex quarantine list"
+            f"undecodable documents: {report.undecodable}; the index lacks them, whatever channels they are in: "
+            "channelindex quarantine list"
         )
     for number, what in (
-        (report.in_flux, "entries are of documents that changed meanwhile"),
-        (report.foreign, "documents have no channel metadata"),
-        (report.undecoded, "entries are of documents without channel metadata now, or undecodable"),
-        (report.forgotten, "documents of channels are older than what the index retains of these"),
-        (report.behind, "vbuckets of the index have not caught up with the bucket"),
-        (report.ahead, "vbuckets of the index are ahead of the bucket"),
+        (report.in_flux, "entries of documents that changed meanwhile"),
+        (report.foreign, "documents without channel metadata"),
+        (report.undecoded, "entries of documents without channel metadata now, or undecodable"),
+        (report.forgotten, "documents of channels older than what the index retains of these"),
+        (
+            report.behind,
+            "vbuckets in which the index is behind the bucket (channelindex status says who indexes)",
+        ),
+        (report.ahead, "vbuckets in which the index is ahead of the bucket"),
     ):
         if number:
-            output.line(f"{number} {what}")
+            output.line(f"{what}: {number}")
