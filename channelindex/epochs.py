@@ -7,6 +7,7 @@ Why this makes late writes and rolled-back histories harmless: docs/design/001-e
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
+from operator import le
 from typing import NamedTuple
 
 from channelindex.errors import IndexCorrupt, StaleEpoch
@@ -22,11 +23,21 @@ HISTORY_BYTES = 8192
 class EpochStart(NamedTuple):
     """The start of one epoch: `starts[i]` is the seqno of the partition's i-th vbucket above which it writes.
 
+    Up to its *reach*, a vbucket's history is still the one of which readers were told before. Where that is above the
+    start, the start is a *return*: of the store, or asked for by an operator. Where it is not, and what is above was
+    stable, it is a *rollback* of the source. `reaches` are by vbucket like `starts`, and empty where they equal these.
+
     In an archive, one of NO_BOUND everywhere bounds nothing: it marks that the starts up to it were pruned.
     """
 
     epoch: int
     starts: tuple[int, ...]
+    reaches: tuple[int, ...] = ()
+
+    @property
+    def true_upto(self) -> tuple[int, ...]:
+        """The reach of each vbucket."""
+        return self.reaches or self.starts
 
     @property
     def is_mark(self) -> bool:
@@ -107,7 +118,8 @@ def begin(
 ) -> PartitionRecord:
     """The record after *epoch* has begun at the stable clock, or lower for the vbuckets in *rollback*.
 
-    *rollback* maps a vbucket to the checkpoint to go back to; one that is not lower than the present is ignored. Below
+    *rollback* maps a vbucket to the checkpoint to go back to; one that is not lower than the present is ignored. It
+    lies within a snapshot where the source's history is the same up to the end of that: see `Checkpoint.reach`. Below
     `compacted_through`, the stream begins again at 0, while what is at or below the checkpoint stays live.
     With *only_if*, the record's epoch must be exactly that one: an owner that rolls back must still be the owner.
 
@@ -129,7 +141,8 @@ def begin(
         else:
             lowered[index] = checkpoint
     assert all(now.seqno <= then.seqno for now, then in zip(lowered, record.checkpoints, strict=True))
-    start = EpochStart(epoch, tuple(starts))
+    reaches = tuple(at.reach if at.seqno == kept else kept for kept, at in zip(starts, lowered, strict=True))
+    start = EpochStart(epoch, tuple(starts), reaches if reaches != tuple(starts) else ())
     behind = [kept if kept > at.seqno else 0 for kept, at in zip(starts, lowered, strict=True)]
     return record._replace(
         epoch=epoch,
@@ -176,10 +189,13 @@ def archive_old(record: PartitionRecord) -> tuple[PartitionRecord, tuple[EpochSt
 
     About half of the history goes at once, so that most of the epochs that begin have nothing to archive.
     """
-    most = max(1, HISTORY_BYTES // (8 + 8 * len(record.checkpoints)))
-    if len(record.history) <= most:
+    sizes = [8 * (1 + len(start.starts) + len(start.reaches)) for start in record.history]
+    n_old = 0
+    if sum(sizes) > HISTORY_BYTES:
+        while n_old < len(sizes) - 1 and sum(sizes[n_old:]) > HISTORY_BYTES // 2:
+            n_old += 1
+    if not n_old:
         return record, ()
-    n_old = len(record.history) - max(1, most // 2)
     assert 0 < n_old < len(record.history), "`has_begun` knows an epoch by its start, so the newest stays"
     old = record.history[:n_old]
     assert old[-1].epoch > record.archived, "what is archived is older than the history"
@@ -243,12 +259,28 @@ def fall_back(whole: PartitionRecord, moments: Sequence[Moment]) -> dict[int, Ch
     bounds = Bounds(whole)
     moments = [moment for moment in moments if moment.epoch >= whole.pruned]
     lowered: dict[int, Checkpoint] = {}
-    for index, (vb, stable) in enumerate(zip(whole.vbuckets, whole.stable, strict=True)):
+    for index, (vb, present) in enumerate(zip(whole.vbuckets, whole.checkpoints, strict=True)):
         known = ((moment.epoch, moment.checkpoints[index]) for moment in reversed(moments))
-        true = next((at for epoch, at in known if at.seqno <= bounds.bound(epoch, vb)), ORIGIN)
-        if true.seqno < stable:
-            lowered[vb] = true
+        true = [at for epoch, at in known if at.seqno <= bounds.bound(epoch, vb)]
+        if not true:
+            true = [ORIGIN]
+        if true[0].seqno < present.seqno:
+            lowered[vb] = returned(
+                present, true[0], max((at.complete_at for at in true if at.complete_at < true[0].seqno), default=0)
+            )
     return lowered
+
+
+def returned(present: Checkpoint, to: Checkpoint, complete_at: int) -> Checkpoint:
+    """The position to stream from when the index, not the source, goes back from *present* to the seqno of *to*.
+
+    It lies in a snapshot from *complete_at*, below it, at which the index was complete, to where readers may have been
+    told: a source that has lost part of that, before it is streamed again, so answers with a rollback.
+    """
+    if to.seqno == 0:
+        return ORIGIN
+    assert complete_at < to.seqno < present.reach, "else the source would take it for complete"
+    return Checkpoint(present.vbuuid, to.seqno, complete_at, present.reach, to.purge_seqno)
 
 
 def lower_of(one: Mapping[int, Checkpoint], other: Mapping[int, Checkpoint]) -> dict[int, Checkpoint]:
@@ -281,14 +313,18 @@ def _without_implied(history: tuple[EpochStart, ...]) -> tuple[EpochStart, ...]:
     """*history* less each start that the next one implies: the bound of every earlier epoch stays the same.
 
     A start s_i is implied by the next, s_j, where s_j <= s_i for every vbucket: an epoch before i is bound by the
-    minimum over both, which is s_j's, and epoch i itself is bound by s_j alone either way.
+    minimum over both, which is s_j's, and epoch i itself is bound by s_j alone either way. The same holds for reaches.
     """
     kept: list[EpochStart] = []
     for start in history:
-        while kept and all(new <= old for new, old in zip(start.starts, kept[-1].starts, strict=True)):
+        while kept and _implies(start, kept[-1]):
             kept.pop()
         kept.append(start)
     return tuple(kept)
+
+
+def _implies(new: EpochStart, old: EpochStart) -> bool:
+    return all(map(le, new.starts, old.starts)) and all(map(le, new.true_upto, old.true_upto))
 
 
 class Bounds:
@@ -303,14 +339,22 @@ class Bounds:
         assert all(one < after for one, after in pairwise(self._epochs)), "a history is ascending"
         no_bound = (NO_BOUND,) * len(record.checkpoints)
         suffix_minima = [no_bound]
+        reach_minima = [no_bound]
         for start in reversed(record.history):
-            assert len(start.starts) == len(no_bound), "a start for each vbucket"
+            assert len(start.starts) == len(start.true_upto) == len(no_bound), "a start for each vbucket"
+            assert all(map(le, start.starts, start.true_upto)), "a start reaches no less far than it is"
             suffix_minima.append(tuple(map(min, suffix_minima[-1], start.starts)))
+            reach_minima.append(tuple(map(min, reach_minima[-1], start.true_upto)))
         self._minima = suffix_minima[::-1]
+        self._reach_minima = reach_minima[::-1]
 
     def of(self, epoch: int) -> tuple[int, ...]:
         """By vbucket of the partition, the highest seqno at which an entry of *epoch* is live; NO_BOUND: any is."""
         return self._minima[bisect_right(self._epochs, epoch)]
+
+    def reach_of(self, epoch: int) -> tuple[int, ...]:
+        """By vbucket, the seqno up to which it is all true what a reader under *epoch* was told; NO_BOUND: all is."""
+        return self._reach_minima[bisect_right(self._epochs, epoch)]
 
     def bound(self, epoch: int, vb: int) -> int:
         """`of` one vbucket."""

@@ -30,6 +30,21 @@ class Checkpoint(NamedTuple):
     snap_end: int = 0
     purge_seqno: int = 0
 
+    @property
+    def is_complete(self) -> bool:
+        """True at either end of a snapshot, as the source takes it: no version of a document below is missing."""
+        return self.seqno in (self.snap_start, self.snap_end)
+
+    @property
+    def complete_at(self) -> int:
+        """The last seqno up to here at which no version of a document was missing."""
+        return self.seqno if self.is_complete else self.snap_start
+
+    @property
+    def reach(self) -> int:
+        """The seqno up to which a source that resumes here has to have kept its history; else it rolls back."""
+        return self.seqno if self.is_complete else self.snap_end
+
 
 ORIGIN = Checkpoint()
 

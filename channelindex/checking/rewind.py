@@ -9,9 +9,9 @@ import socket
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from channelindex.epochs import PartitionRecord
+from channelindex.epochs import PartitionRecord, returned
 from channelindex.errors import IndexCorrupt, IndexMissing, OwnershipLost, StaleEpoch, Transient
-from channelindex.model import ORIGIN, Checkpoint
+from channelindex.model import Checkpoint
 from channelindex.stores.base import IndexReader, OwnerStore
 
 _ATTEMPTS = 20
@@ -98,9 +98,7 @@ def earlier(checkpoint: Checkpoint, seqno: int) -> Checkpoint:
     changed until then, older versions were left out. So the position lies in a snapshot from 0 to that end. A source
     that has lost part of that since, and has older versions again, answers with a rollback.
     """
-    if seqno == 0:
-        return ORIGIN
-    return Checkpoint(checkpoint.vbuuid, seqno, 0, max(checkpoint.seqno, checkpoint.snap_end))
+    return returned(checkpoint, Checkpoint(checkpoint.vbuuid, seqno, seqno, seqno), 0)
 
 
 def _lowered(record: PartitionRecord, clock: Mapping[int, int]) -> dict[int, Checkpoint]:

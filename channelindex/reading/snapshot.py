@@ -88,6 +88,11 @@ class History:
             return (0,) * len(self.records[partition].checkpoints)
         return self._bounds[partition].of(epoch)
 
+    def reach_of(self, epoch: int, partition: int) -> tuple[int, ...]:
+        """The `Bounds.reach_of` of *epoch* in one partition's vbuckets."""
+        self._reach_back_to(epoch)
+        return self._bounds[partition].reach_of(epoch)
+
     def _reach_back_to(self, epoch: int) -> None:
         """Load the bounds of *epoch* from the archive if the records do not reach back so far."""
         if epoch >= self._newest_archived:
@@ -218,6 +223,9 @@ class IndexSnapshot:
         there was a newer one, or that it takes for replaced by one that no longer exists. So does one that is streamed
         anew because of a rollback, until the stable clock is where the reader was.
 
+        One that goes back for another reason begins at the start of its epoch: what the reader was told is true, and
+        what is above comes again. If the source takes back some of that meanwhile, an epoch starts lower still.
+
         Raises:
             TokenAhead: the token has an epoch or a seqno that the index has not reached.
         """
@@ -237,14 +245,19 @@ class IndexSnapshot:
         return token._replace(epochs=self.epochs, seqnos=tuple(seqnos), horizons=tuple(horizons), delivered=delivered)
 
     def _lower(self, partition: int, epoch: int, seqnos: list[int], horizons: list[int]) -> None:
-        """Put to 0 each vbucket of *partition* of which a reader under *epoch* saw what was rolled back."""
+        """Lower each vbucket of *partition* of which a reader under *epoch* saw what is dead now."""
         vbuckets = self.meta.vbuckets_of(partition)
         if not any(horizons[vbuckets.start : vbuckets.stop]):
             return
-        for vb, bound in zip(vbuckets, self._history.position_bounds(epoch, partition), strict=True):
-            if horizons[vb] > bound:
-                if bound > self._kept(vb):
-                    raise _from_the_future(f"vbucket {vb} is at seqno", self.stable[vb], horizons[vb])
+        bounds, reaches = self._history.position_bounds(epoch, partition), self._history.reach_of(epoch, partition)
+        for vb, bound, reach in zip(vbuckets, bounds, reaches, strict=True):
+            if horizons[vb] <= bound:
+                continue
+            if bound > self._kept(vb):
+                raise _from_the_future(f"vbucket {vb} is at seqno", self.stable[vb], horizons[vb])
+            if horizons[vb] <= reach:
+                seqnos[vb], horizons[vb] = min(seqnos[vb], bound), bound
+            else:
                 seqnos[vb] = horizons[vb] = 0
 
     def _kept(self, vb: int) -> int:

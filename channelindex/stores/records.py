@@ -2,9 +2,9 @@
 
 A checkpoint is five unsigned 64-bit integers, big-endian: vbuuid, seqno, snap_start, snap_end, purge_seqno. The
 checkpoints of a partition follow each other by vbucket. A history is a string of epoch starts: epoch, then one seqno
-per vbucket. A moment of a timeline is time in ms, epoch, mark, and its checkpoints. A stable
-view has per partition, in their order, its epoch and the seqno of each of its vbuckets. Seqnos are one per vbucket, or
-none, which stands for 0 everywhere.
+per vbucket; where the top bit of the epoch is set, one reach per vbucket follows. A moment of a timeline is time in ms,
+epoch, mark, and its checkpoints. A stable view has per partition, in their order, its epoch and the seqno of each of
+its vbuckets. Seqnos are one per vbucket, or none, which stands for 0 everywhere.
 """
 
 import struct
@@ -21,6 +21,9 @@ from channelindex.stores.base import Quarantined, StableView
 from channelindex.timeline import Moment
 
 CHECKPOINT_BYTES = 40
+
+_REACHES = 1 << 63
+"""Set in the epoch of a start that is followed by its reaches."""
 
 QUARANTINE_DOCUMENTS = 1000
 """Records in the quarantine of an index: enough to see a pattern, too few to fill a store."""
@@ -48,8 +51,14 @@ def unpack_checkpoints(blob: bytes, n_vbuckets: int, where: str) -> tuple[Checkp
 
 def pack_history(history: tuple[EpochStart, ...]) -> bytes:
     """The history of one partition."""
-    assert len({len(start.starts) for start in history}) <= 1, "`unpack_history` divides it evenly"
-    return b"".join(struct.pack(f">Q{len(start.starts)}Q", start.epoch, *start.starts) for start in history)
+    return b"".join(map(_pack_start, history))
+
+
+def _pack_start(start: EpochStart) -> bytes:
+    epoch, starts, reaches = start
+    assert epoch < _REACHES, "epochs count milliseconds"
+    assert len(reaches) in (0, len(starts)), "a reach for each start, or none"
+    return struct.pack(f">{1 + len(starts) + len(reaches)}Q", epoch | (_REACHES if reaches else 0), *starts, *reaches)
 
 
 def unpack_history(blob: bytes, n_vbuckets: int, where: str) -> tuple[EpochStart, ...]:
@@ -58,10 +67,24 @@ def unpack_history(blob: bytes, n_vbuckets: int, where: str) -> tuple[EpochStart
     Raises:
         IndexCorrupt: *blob* does not consist of whole epoch starts; the message names *where*.
     """
-    start = struct.Struct(f">Q{n_vbuckets}Q")
-    if len(blob) % start.size:
-        raise IndexCorrupt(f"{where}: {len(blob)} bytes of history, no multiple of {start.size}")
-    return tuple(EpochStart(epoch, tuple(starts)) for epoch, *starts in start.iter_unpack(blob))
+    if len(blob) % 8:
+        raise _no_history(blob, where)
+    numbers = struct.unpack(f">{len(blob) // 8}Q", blob)
+    history: list[EpochStart] = []
+    at = 0
+    while at < len(numbers):
+        epoch, starts_at = numbers[at], at + 1
+        reaches_at = at = starts_at + n_vbuckets
+        if epoch & _REACHES:
+            at += n_vbuckets
+        if at > len(numbers):
+            raise _no_history(blob, where)
+        history.append(EpochStart(epoch & ~_REACHES, numbers[starts_at:reaches_at], numbers[reaches_at:at]))
+    return tuple(history)
+
+
+def _no_history(blob: bytes, where: str) -> IndexCorrupt:
+    return IndexCorrupt(f"{where}: {len(blob)} bytes of history, which are no whole epoch starts")
 
 
 def pack_moment(moment: Moment) -> bytes:

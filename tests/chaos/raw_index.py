@@ -232,8 +232,14 @@ class _Reading:
 
 
 def _starts(history: bytes, width: int) -> list[tuple[int, tuple[int, ...]]]:
-    """The epochs of a partition of *width* vbuckets, each with its seqnos."""
-    return [(epoch, tuple(seqnos)) for epoch, *seqnos in struct.iter_unpack(f">Q{width}Q", history)]
+    """The epochs of a partition of *width* vbuckets, each with its seqnos; reaches, which concern tokens, are left."""
+    starts = []
+    numbers = [number for (number,) in struct.iter_unpack(">Q", history)]
+    while numbers:
+        has_reaches, epoch = divmod(numbers[0], 1 << 63)
+        starts.append((epoch, tuple(numbers[1 : 1 + width])))
+        del numbers[: 1 + width * (1 + has_reaches)]
+    return starts
 
 
 def stable_in(checkpoints: bytes) -> tuple[int, ...]:

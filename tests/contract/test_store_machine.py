@@ -3,7 +3,7 @@
 The source is a list of revisions per vbucket and branch. Owners index what they have received, in batches that may
 fail in any way and are repeated; some of their requests arrive late. After every step the index must say exactly
 what the branch that its checkpoint names says up to the stable clock, and a reader that goes on from its token must
-have been told every document's newest revision.
+have been told every document's newest revision, or one that is newer and comes again after a return.
 """
 
 import itertools
@@ -81,8 +81,8 @@ class Source:
         answers = {}
         for vb, checkpoint in checkpoints.items():
             limits = [at[vb] for at in self.branched_at[checkpoint.vbuuid + 1 :]]
-            if limits and min(limits) < checkpoint.seqno:
-                back = min(limits)
+            if limits and min(limits) < checkpoint.reach:
+                back = min(*limits, checkpoint.complete_at)
                 answers[vb] = Checkpoint(self.branch, back, back, back, 0)
         return answers
 
@@ -90,15 +90,27 @@ class Source:
 class Worker:
     """One epoch of an owner and its batch writer. It goes on as a zombie after it has been replaced."""
 
-    def __init__(self, epoch: int, branch: int, logs: dict[int, Log], group: str, start: Mapping[int, int]) -> None:
+    def __init__(
+        self, epoch: int, branch: int, logs: dict[int, Log], group: str, start: Mapping[int, Checkpoint]
+    ) -> None:
         self.epoch = epoch
         self.branch = branch
         self.logs = logs  # the source's own lists: it receives what is added until the branch ends
         self.group = group
-        self.sent = dict(start)
-        self.written = dict(start)
+        self.start = start
+        self.sent = {vb: checkpoint.seqno for vb, checkpoint in start.items()}
+        self.written = dict(self.sent)
         self.batch: list[ChannelAppend] = []
         self.refused = False
+
+    def checkpoints(self) -> dict[int, Checkpoint]:
+        """Up to where all is written. A snapshot in which it resumed lasts until its end."""
+        found = {}
+        for vb, seqno in self.written.items():
+            is_within = seqno < self.start[vb].reach
+            snapshot = self.start[vb][2:4] if is_within else (seqno, seqno)
+            found[vb] = Checkpoint(self.branch, seqno, *snapshot)
+        return found
 
     def take_batch(self, n_per_vbucket: int) -> None:
         entries_by_channel: dict[str, list[Entry]] = {}
@@ -165,7 +177,7 @@ class IndexLife(RuleBasedStateMachine):
         if rollbacks:
             epoch, former = self.owner.next_epoch(), epoch
             record = self.owner.begin(0, epoch, f"n{former}", rollbacks, only_if=former)
-        start = dict(zip(record.vbuckets, record.stable, strict=True))
+        start = dict(zip(record.vbuckets, record.checkpoints, strict=True))
         self.newest_epoch = epoch
         self.workers.append(Worker(epoch, self.source.branch, self.source.logs, group, start))
 
@@ -181,9 +193,8 @@ class IndexLife(RuleBasedStateMachine):
         worker = self.workers[-1 - age % len(self.workers)]
         for n_per_vbucket, faults in batches:
             self.write(worker, n_per_vbucket, faults)
-        moved = {vb: Checkpoint(worker.branch, seqno, seqno, seqno, 0) for vb, seqno in worker.written.items()}
         try:
-            self.owner.advance(worker.epoch, {0: moved})
+            self.owner.advance(worker.epoch, {0: worker.checkpoints()})
         except StaleEpoch:
             assert worker.epoch != self.newest_epoch
 
@@ -231,7 +242,15 @@ class IndexLife(RuleBasedStateMachine):
         self.since = answer.since
         newest = {entry.key: entry for _, entry in expected}
         for entry in newest.values():
-            assert (entry.key.decode(), entry.vb, entry.seqno, entry.rev) in self.told, f"never told {entry}"
+            known = {entry, *self._to_come(entry)}
+            told = {(each.key.decode(), each.vb, each.seqno, each.rev) for each in known} & self.told
+            assert told, f"never told {entry}"
+
+    def _to_come(self, entry: Entry) -> list[Entry]:
+        """The newer revisions of a document that the source has and the index does not have yet, or not again."""
+        (record,) = self.store_reader.partition_records()
+        log = self.source.logs_by_branch[record.checkpoints[entry.vb].vbuuid][entry.vb]
+        return [each for _, each in log[record.stable[entry.vb] :] if each.key == entry.key]
 
     def _expected(self) -> Log:
         (record,) = self.store_reader.partition_records()

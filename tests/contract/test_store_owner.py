@@ -316,6 +316,26 @@ def test_stable_view_says_what_the_records_say_after_every_change(backend, owner
     assert reader.stable_view().stable[:4] == [1 << 33, 9, 0, 4]
 
 
+def test_how_far_a_start_reaches_is_kept_in_the_record_and_in_the_archive(backend, owner, monkeypatch):
+    monkeypatch.setattr(epochs, "HISTORY_BYTES", 0)
+    reader = backend.reader()
+    _take_over(owner, 1, 10)
+    (present, *_) = reader.partition_records()[0].checkpoints
+    returned = epochs.returned(present, present._replace(seqno=7), 3)
+    assert owner.begin(0, 2, "n2", {0: returned}).history[-1] == EpochStart(2, (7, 0, 0, 0), (10, 0, 0, 0))
+    bounds = Bounds(whole_records(reader)[0])
+    assert [(bounds.of(epoch)[0], bounds.reach_of(epoch)[0]) for epoch in (0, 1, 2)] == [
+        (0, 0),
+        (7, 10),
+        (NO_BOUND,) * 2,
+    ]
+    owner.advance(2, checkpoints({0: 20}))
+    _take_over(owner, 3, 30)
+    assert reader.partition_records()[0].archived == 2
+    bounds = Bounds(whole_records(reader)[0])
+    assert [(bounds.of(epoch)[0], bounds.reach_of(epoch)[0]) for epoch in (1, 2)] == [(7, 10), (20, 20)]
+
+
 def test_ten_thousand_takeovers_leave_a_small_record_and_every_bound(backend, owner):
     """Each with progress in every vbucket, so that no start implies another. Over a wire, a tenth of them has to do."""
     reader, n_takeovers = backend.reader(), 10_000 if backend.memory else 1000

@@ -103,7 +103,7 @@ def test_a_partition_shows_its_checkpoints_and_epochs(index: SmallIndex, cli: Cl
     assert partition["clock"] == {"0": 3, "1": 0}
     assert partition["checkpoints"][0] == Checkpoint(1, 3, 3, 3)._asdict()
     assert (partition["epoch"], partition["owner"]) == (epoch, "test")
-    assert partition["history"] == [{"epoch": epoch, "starts": [3, 0]}]
+    assert partition["history"] == [{"epoch": epoch, "starts": [3, 0], "reaches": [3, 0]}]
     assert partition["n_archived"] == 2
     _, out, _ = cli("inspect", "partition", "0")
     assert f"epoch {epoch} of test" in out

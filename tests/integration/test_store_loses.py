@@ -12,6 +12,7 @@ from channelindex.checking.rewind import rewind_partitions
 from channelindex.errors import IndexCorrupt, OwnershipLost, StoreUnavailable
 from channelindex.hashing import N_SLOTS
 from channelindex.model import ORIGIN
+from channelindex.reading.reader import ChangesReader
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.marks import read_marks
 from channelindex.stores.redis.store_link import open_link
@@ -126,6 +127,66 @@ def test_a_stale_replica_that_was_promoted_is_indexed_again_from_where_it_is():
         cluster.await_promotion(victim + N_MASTERS)
         index.heal(1)
         index.backend.close()
+
+
+@pytest.mark.parametrize("holds_records", [True, False], ids=["of the records", "of blocks"])
+def test_a_planned_failover_tells_readers_only_what_follows_again(holds_records):
+    """One who was told all, one in the midst of a page, and one who was told less than the epoch begins with."""
+    with ClusterOfThree(replicas=True) as cluster:
+        index = Index(cluster)
+        with closing(index.backend), ChangesReader(index.backend.reader()) as reader:
+            behind = _told(reader, None)[1]
+            for seqno in range(1, 6):
+                index.write()
+                behind = _told(reader, None)[1] if seqno == 1 else behind
+                if seqno == 2:
+                    index.note(1000.0)
+            at_page_end = _told(reader, None, limit=4)[1]
+            told, caught_up = _told(reader, None)
+            assert told == [1, 2, 3, 4, 5]
+            victim = index.master_of(index.keys.meta) if holds_records else index.master_of_blocks()
+            cluster.await_offset(victim)
+            cluster.nodes[victim + N_MASTERS].execute_command("CLUSTER", "FAILOVER")
+            cluster.await_promotion(victim + N_MASTERS)
+            index.seqno = index.begin()
+            assert index.seqno == 2
+            for since in (at_page_end, caught_up):
+                assert _told(reader, since)[0] == [], "it has all that is there"
+            told, behind = _told(reader, behind)
+            assert told == [2]
+            index.write()
+            told, in_between = _told(reader, caught_up)
+            assert told == [3]
+            for _ in range(3):
+                index.write()
+            for since in (at_page_end, caught_up, behind):
+                assert _told(reader, since)[0] == [3, 4, 5, 6]
+            assert _told(reader, in_between)[0] == [4, 5, 6]
+
+
+def test_a_reader_who_was_told_more_than_a_record_that_went_back_knows_begins_again(index):
+    """The record is lost together with how far readers were: nobody would notice that the source took it back, too."""
+    index.write()
+    index.note(1000.0)
+    index.write()
+    records = index.master_of(index.keys.meta)
+    on_disk = index.cluster.append_file_size(records)
+    with ChangesReader(index.backend.reader()) as reader:
+        known = _told(reader, None)[1]
+        index.write()
+        unknown = _told(reader, None)[1]
+        index.lose_tail(records, on_disk)
+        index.seqno = index.begin()
+        index.write()
+        assert index.seqno == 2
+        assert eventually(lambda: _told(reader, known)[0]) == [2]
+        assert _told(reader, unknown)[0] == [1, 2]
+
+
+def _told(reader: ChangesReader, since: str | None, limit: int | None = None) -> tuple[list[int], str]:
+    """The seqnos that a reader of a channel is told who has the token *since*, and its next token."""
+    page = reader.changes(CHANNELS[:1], since, limit)
+    return [change.seqno for change in page.entries], page.since
 
 
 def test_what_is_written_after_a_loss_does_not_vouch_for_what_was_lost(index):

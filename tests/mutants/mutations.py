@@ -257,14 +257,18 @@ _COORDINATOR = [
 
 _EPOCHS = _of(
     "channelindex/epochs.py",
-    "epochs",
+    "epochs timeline",
     ("    if epoch != record.epoch:\n", "    if epoch < record.epoch:\n"),
     ("if checkpoint.seqno >= moved[index].seqno:", "if True:"),
     ("        if checkpoint.seqno >= starts[index]:\n", "        if False:\n"),
     ("        if checkpoint.seqno < through[index]:\n", "        if False:\n"),
     ("    if record.epoch != epoch:\n", "    if record.epoch > epoch:\n"),
     ("map(min, suffix_minima[-1], start.starts)", "start.starts"),
-    ("while kept and all(new <= old", "while kept and any(new <= old"),
+    ("all(map(le, new.starts, old.starts)) and", "any(map(le, new.starts, old.starts)) and"),
+    ("and all(map(le, new.true_upto, old.true_upto))", ""),
+    ("map(min, reach_minima[-1], start.true_upto)", "start.true_upto"),
+    ("at.reach if at.seqno == kept else kept", "kept"),
+    ("if at.complete_at < true[0].seqno", "if at.seqno < true[0].seqno"),
     ("if epoch <= record.epoch or (only_if", "if epoch < record.epoch or (only_if"),
     ("return tuple(map(min, seqnos, self.of(epoch)))", "return tuple(seqnos)"),
 )

@@ -15,7 +15,7 @@ from channelindex.feeds.dcp.handshake import ProducerOptions
 from channelindex.feeds.dcp.session import Session, SessionOptions
 from channelindex.feeds.dcp.streams import State, Stream, Streams
 from channelindex.mcbp import Frame, Op, Status, pack_response, take_frame
-from channelindex.model import Checkpoint
+from channelindex.model import ORIGIN, Checkpoint
 from tests.support.recording import Line
 
 HANDSHAKE_OPCODES = (Op.HELLO, Op.SASL_LIST_MECHS, Op.SASL_AUTH, Op.SASL_STEP, Op.SELECT_BUCKET)
@@ -84,9 +84,10 @@ def open_streams(
     log: bytes = struct.pack(">QQ", 0xABC, 0),
     options: SessionOptions = OPTIONS,
     on_config: Callable[[bytes], None] = lambda text: None,
+    at: Checkpoint = ORIGIN,
 ) -> tuple[Session, Streams, dict[int, int]]:
-    """A session that streams *vbs* from the origin; the opaque of each."""
-    streams = Streams(dict.fromkeys(vbs, Checkpoint()))
+    """A session that streams *vbs* from *at*; the opaque of each."""
+    streams = Streams(dict.fromkeys(vbs, at))
     session = new_session(streams, options, on_config)
     shake_hands(session)
     session.tick(0.0)

@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channelindex.errors import InvariantBroken
-from channelindex.feeds.base import MUTATION
+from channelindex.feeds.base import MUTATION, SNAPSHOT
 from channelindex.feeds.dcp.streams import LIVE, State, Stream, Streams
 from channelindex.mcbp import Op
 from channelindex.model import ORIGIN, Checkpoint
-from tests.support.dcp_replay import answer, new_session, sent, shake_hands
+from tests.support.dcp_replay import answer, new_session, open_streams, sent, shake_hands
 from tests.support.dcp_wire import failover_log, marker, mutation, stream_end
 
 UUID = 0xA1
@@ -47,6 +47,23 @@ def test_a_stream_that_brought_nothing_keeps_its_snapshot() -> None:
     streams, stream = accepted(Checkpoint(0x99, 8, 3, 20))
     streams.disconnect()
     assert stream.checkpoint == Checkpoint(UUID, 8, 3, 20)
+
+
+def test_a_snapshot_in_which_a_stream_resumed_lasts_until_its_end() -> None:
+    """Or a source that loses part of it, after shorter ones, would take the position for complete."""
+    session, streams, opaques = open_streams(0, at=Checkpoint(UUID, 8, 3, 20))
+    received = marker(opaques[0], 0, 9, 12) + b"".join(mutation(opaques[0], 0, seqno, b"k") for seqno in (9, 12))
+    session.receive(received + marker(opaques[0], 0, 13, 14) + mutation(opaques[0], 0, 14, b"k"), 0.0)
+    told = session.take_events()
+    assert [event[2:4] for event in told if event[0] == SNAPSHOT] == [(3, 20), (3, 20)]
+    (stream,) = streams.open_by_opaque.values()
+    assert stream.position(14)[1:4] == (14, 3, 20)
+    session.receive(marker(opaques[0], 0, 15, 22) + mutation(opaques[0], 0, 20, b"k"), 0.0)
+    assert session.take_events()[0][2:4] == (3, 22)
+    session.receive(mutation(opaques[0], 0, 22, b"k") + marker(opaques[0], 0, 23, 24), 0.0)
+    assert session.take_events()[1][2:4] == (23, 24)
+    streams.disconnect()
+    assert stream.checkpoint[1:4] == (22, 22, 22)
 
 
 def test_the_history_is_that_of_the_newest_branch_also_below_its_beginning() -> None:

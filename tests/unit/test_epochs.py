@@ -26,12 +26,20 @@ def _at(seqno: int) -> Checkpoint:
 @st.composite
 def _histories(draw) -> list[EpochStart]:
     """Any history at all: starts in no order, as rollbacks and rebuilds make them."""
-    numbers = sorted(draw(st.sets(st.integers(1, 30), max_size=8)))
-    return [EpochStart(number, draw(STARTS)) for number in numbers]
+    history = []
+    for number in sorted(draw(st.sets(st.integers(1, 30), max_size=8))):
+        starts = draw(STARTS)
+        reaches = tuple(map(max, starts, draw(STARTS)))
+        history.append(EpochStart(number, starts, reaches if reaches != starts else ()))
+    return history
 
 
 def _unpruned_bound(history, epoch: int, index: int) -> int:
     return min([start.starts[index] for start in history if start.epoch > epoch], default=NO_BOUND)
+
+
+def _unpruned_reach(history, epoch: int, index: int) -> int:
+    return min([start.true_upto[index] for start in history if start.epoch > epoch], default=NO_BOUND)
 
 
 @given(_histories())
@@ -44,6 +52,7 @@ def test_pruned_history_bounds_every_epoch_as_the_whole_one_does(history):
         expected = tuple(_unpruned_bound(history, epoch, index) for index in range(WIDTH))
         assert tuple(bounds.bound(epoch, FIRST_VB + index) for index in range(WIDTH)) == expected
         assert bounds.clamp(epoch, (5, 9, 12)) == tuple(map(min, (5, 9, 12), expected))
+        assert bounds.reach_of(epoch) == tuple(_unpruned_reach(history, epoch, index) for index in range(WIDTH))
 
 
 @given(_histories())
@@ -193,6 +202,42 @@ def test_lower_start_of_a_later_epoch_kills_all_before_it():
     bounds = Bounds(PartitionRecord(FIRST_VB, 5, "n1", (_at(12),) * WIDTH, history))
     assert [bounds.bound(epoch, 32) for epoch in (0, 1, 2, 4, 5, 6)] == [0, 4, 4, 4, NO_BOUND, NO_BOUND]
     assert [bounds.bound(epoch, 33) for epoch in (1, 2)] == [10, 12]
+
+
+class TestTheReachOfAStart:
+    """It tells a return from a rollback, and both from a start that takes nothing back."""
+
+    RECORD = epochs.advance(
+        epochs.begin(new_record(FIRST_VB, WIDTH), 1, "n1"), 1, {32: _at(9), 33: Checkpoint(1, 9, 6, 11), 34: _at(9)}
+    )
+
+    def test_is_its_seqno_after_a_rollback_and_where_nothing_is_taken_back(self):
+        start = epochs.begin(self.RECORD, 2, "n1", {34: _at(4)}).history[-1]
+        assert (start.starts, start.true_upto) == ((9, 9, 4), (9, 11, 4))
+
+    def test_of_a_return_is_where_readers_may_have_been(self):
+        back = {
+            32: epochs.returned(self.RECORD.checkpoints[0], _at(5), 2),
+            33: epochs.returned(self.RECORD.checkpoints[1], _at(7), 2),
+            34: epochs.returned(self.RECORD.checkpoints[2], ORIGIN, 0),
+        }
+        record = epochs.begin(self.RECORD, 2, "n1", back)
+        assert record.history[-1] == EpochStart(2, (5, 7, 0), (9, 11, 0))
+        assert Bounds(record).reach_of(1) == (9, 11, 0)
+
+    def test_stays_until_the_stretch_is_read_again(self):
+        record = epochs.begin(self.RECORD, 2, "n1", {32: epochs.returned(self.RECORD.checkpoints[0], _at(5), 2)})
+        record = epochs.advance(record, 2, {32: Checkpoint(1, 7, 2, 9)})
+        taken_over = epochs.begin(record, 3, "n2")
+        assert Bounds(taken_over).reach_of(1)[0] == Bounds(taken_over).reach_of(2)[0] == 9
+        done = epochs.begin(epochs.advance(taken_over, 3, {32: _at(12)}), 4, "n1")
+        assert (Bounds(done).reach_of(1)[0], Bounds(done).reach_of(3)[0]) == (9, 12)
+
+    def test_is_its_seqno_where_the_stream_begins_at_0(self):
+        """What is not asked for cannot be rolled back."""
+        record = epochs.compact(self.RECORD, 1, [8, 0, 0])
+        record = epochs.begin(record, 2, "n1", {32: epochs.returned(record.checkpoints[0], _at(5), 2)})
+        assert (record.checkpoints[0], record.history[-1].true_upto[0]) == (ORIGIN, 5)
 
 
 class TestARollbackBelowWhatWasCompacted:

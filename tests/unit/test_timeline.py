@@ -86,12 +86,29 @@ def test_a_fall_back_goes_behind_what_a_later_start_took_back():
     def at(seqno: int) -> Checkpoint:
         return Checkpoint(1, seqno, seqno, seqno)
 
+    def within(start: int, seqno: int) -> Checkpoint:
+        return Checkpoint(1, seqno, start, 9)
+
     record = PartitionRecord(8, 7, "n1", (at(4), at(9)), (EpochStart(5, (0, 0)), EpochStart(7, (4, 9))))
-    assert epochs.fall_back(record, [Moment(1, 7, 1, (at(4), at(8)))]) == {9: at(8)}
+    assert epochs.fall_back(record, [Moment(1, 7, 1, (at(4), at(8)))]) == {9: within(0, 8)}
     older, newer = Moment(1, 5, 1, (at(3), at(6))), Moment(2, 6, 1, (at(8), at(9)))
-    assert epochs.fall_back(record, [older, newer]) == {8: at(3)}
+    assert epochs.fall_back(record, [older, newer]) == {8: Checkpoint(1, 3, 0, 4)}
     assert epochs.fall_back(record, [newer]) == {8: ORIGIN}
-    assert epochs.fall_back(record, [older]) == {8: at(3), 9: at(6)}
+    assert epochs.fall_back(record, [older]) == {8: Checkpoint(1, 3, 0, 4), 9: within(0, 6)}
+
+
+def test_a_fall_back_lies_in_a_snapshot_from_where_the_index_was_complete_to_where_readers_may_be():
+    """The source answers with a rollback if it has lost any of that; and purged tombstones below concern nobody."""
+    present = Checkpoint(7, 90, 80, 99, 5)
+    record = PartitionRecord(0, 2, "n1", (present,), (EpochStart(1, (0,)), EpochStart(2, (10,))))
+    moments = [
+        Moment(1, 1, 1, (Checkpoint(6, 40, 40, 40, 3),)),
+        Moment(2, 2, 1, (Checkpoint(7, 60, 50, 70, 4),)),
+        Moment(3, 2, 2, (Checkpoint(7, 70, 70, 70, 4),)),
+    ]
+    assert epochs.fall_back(record, moments) == {0: Checkpoint(7, 70, 50, 99, 4)}
+    assert epochs.fall_back(record, moments[:2]) == {0: Checkpoint(7, 60, 50, 99, 4)}
+    assert epochs.fall_back(record, moments[:1]) == {0: ORIGIN}
 
 
 def test_of_two_rollbacks_the_lower_counts():

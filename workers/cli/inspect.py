@@ -105,7 +105,7 @@ def _partition(store: IndexReader, key: str, as_json: bool) -> bool:
     report = inspect_partition(store, int(key))
     if as_json:
         checkpoints = [checkpoint._asdict() for checkpoint in report.checkpoints]
-        history = [start._asdict() for start in report.history]
+        history = [{**start._asdict(), "reaches": start.true_upto} for start in report.history]
         output.json_line({**report._asdict(), "checkpoints": checkpoints, "history": history, "clock": report.clock})
     else:
         _print_partition(report)
@@ -123,7 +123,10 @@ def _print_partition(report: PartitionReport) -> None:
     ]
     output.table(header, rows)
     output.line("")
-    output.table(("epoch", "starts"), [(start.epoch, " ".join(map(str, start.starts))) for start in report.history])
+    history = [
+        (start.epoch, " ".join(map(str, start.starts)), " ".join(map(str, start.reaches))) for start in report.history
+    ]
+    output.table(("epoch", "starts", "reaches"), history)
     if report.n_archived:
         output.line(f"{report.n_archived} older epochs in the archive")
 

@@ -98,6 +98,7 @@ class Stream:
     def enter_snapshot(self, marker: Frame) -> tuple[int, ...]:
         """Take a snapshot marker, and return what it says: start, end, and a purge seqno where it has one.
 
+        A snapshot in which we resumed lasts until its end: one that comes before is part of it, and said to be as wide.
         Version 1 says it in the extras, versions 2.x in the value; from 2.2 on with the seqno up to which the source
         had purged tombstones (kv_engine, DCP_SNAPSHOT_MARKER).
 
@@ -111,6 +112,7 @@ class Stream:
         if start > end:
             raise ProtocolError(f"snapshot from {start} to {end}")
         self.snap_start, self.snap_end = start, end
+        start, end = self._snapshot_at(self.seqno)
         if marker.extras != _MARKER_2_2 or len(body) < _PURGE_SEQNO_END:
             return start, end
         self.purge_seqno = int.from_bytes(body[_PURGE_SEQNO_END - 8 : _PURGE_SEQNO_END], "big")
@@ -118,10 +120,18 @@ class Stream:
 
     def position(self, seqno: int) -> Checkpoint:
         """The position to resume at when *seqno* is the newest received."""
-        if self.snap_start <= seqno < self.snap_end:
-            return Checkpoint(self.vbuuid, seqno, self.snap_start, self.snap_end, self.purge_seqno)
+        start, end = self._snapshot_at(seqno)
+        if start <= seqno < end:
+            return Checkpoint(self.vbuuid, seqno, start, end, self.purge_seqno)
         # Between snapshots: the one received is complete, and of one announced beyond *seqno* nothing has come.
         return Checkpoint(self.vbuuid, seqno, seqno, seqno, self.purge_seqno)
+
+    def _snapshot_at(self, seqno: int) -> tuple[int, int]:
+        """The range of the snapshot that *seqno* lies in, with the one that we resumed in if that goes on."""
+        resumed = self.checkpoint
+        if seqno >= resumed.reach:
+            return self.snap_start, self.snap_end
+        return min(self.snap_start, resumed.snap_start), max(self.snap_end, resumed.snap_end)
 
 
 class Streams:
