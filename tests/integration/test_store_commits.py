@@ -191,8 +191,15 @@ def test_a_refused_epoch_is_over_and_nothing_of_it_is_committed(pair: Pair, node
     assert index_of(node) == (2, [1, 2])
 
 
-def test_a_master_of_blocks_that_hangs_ends_the_epoch_before_anything_of_it_becomes_stable() -> None:
-    """Its replica lacks the newest appends; the owner writes to another master, which goes on."""
+def test_a_master_of_blocks_that_hangs_ends_the_epoch_before_anything_of_it_becomes_stable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its replica lacks the newest appends; the owner writes to another master, which goes on.
+
+    Its masters are asked at each move here. Where they were asked just before, what is lost may become stable: then it
+    is taken back with what was stable before (tests/integration/test_store_loses.py).
+    """
+    monkeypatch.setattr("channelindex.stores.redis.owner.HISTORY_INTERVAL_S", 0.0)
     with ClusterOfThree(replicas=True) as cluster, closing(Backend(cluster.url)) as backend:
         owner: Any = backend.owner()
         owner.create_or_check(META)

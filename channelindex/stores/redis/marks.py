@@ -16,7 +16,7 @@ from channelindex.redis.link import Link
 from channelindex.stores.redis.keys import Keys
 
 SWEEP_INTERVAL = 3600
-"""Marks between two sweeps, about an hour: an owner leaves 64 small fields behind, which its moments may outlive."""
+"""Marks between two sweeps, about two hours: an owner leaves 64 small fields behind, which its moments may outlive."""
 
 
 class MarkSetter:

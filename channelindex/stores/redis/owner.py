@@ -19,12 +19,20 @@ from channelindex.stores.redis.marks import SWEEP_INTERVAL, MarkSetter, read_mar
 from channelindex.stores.redis.mending import mend
 from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record, read_meta
 from channelindex.stores.redis.restoring import restore
-from channelindex.stores.redis.servers import ask_servers, digest_of, refuse_eviction
+from channelindex.stores.redis.servers import ask_histories, ask_servers, digest_of, refuse_eviction
 from channelindex.stores.redis.store_link import open_link
 from channelindex.stores.redis.timelines import TimelineWriter, read_epochs
 
 ASK_INTERVAL_S = 1.0
 """Time for which the identity of the servers is assumed unchanged."""
+
+HISTORY_INTERVAL_S = 0.5
+"""The same of the history of a cluster's masters before a move of the stable clock: to ask three at each cost more than
+the move. What is moved over until then is taken back with all that no server vouches for, see `begin_all`."""
+
+NOTE_INTERVAL_S = 1.0
+CLUSTER_NOTE_INTERVAL_S = 2.0
+"""Of moments: those of a cluster cost twice as much, with a mark in each slot."""
 
 _BEGIN_ATTEMPTS = 20
 """Lost comparisons before `begin` gives up: each means that another owner changed the record within a round trip."""
@@ -73,6 +81,7 @@ class RedisOwner(OwnerStore):
         self._index_name = index_name
         self._keys = Keys(index_name)
         self._link = open_link(url, OutcomeUnknown, reconnects=False)
+        self.note_interval_s = NOTE_INTERVAL_S if self._link.spans_slots else CLUSTER_NOTE_INTERVAL_S
         self._timelines = TimelineWriter(self._link, self._keys)
         self._marks = MarkSetter(self._link, self._keys)
         self._known: _Known | None = None
@@ -81,8 +90,11 @@ class RedisOwner(OwnerStore):
         self._first_servers = 0
         """Those in which our first epoch began; 0 before."""
         self._servers = 0
+        self._histories: Sequence[str] = ()
+        """The replication ids of the servers, as they were found last."""
         self._identified_session = -1
         self._ask_again_at = 0.0
+        self._ask_histories_at = 0.0
 
     def servers(self) -> int:
         """See `OwnerStore.servers`."""
@@ -168,7 +180,8 @@ class RedisOwner(OwnerStore):
             OwnershipLost: Redis restarted or failed over since this instance began; a new epoch has to.
         """
         # of those that took the blocks, we may never have talked to any since we began
-        self._require_first_servers(epoch, asks=not self._link.spans_slots and any(checkpoints.values()))
+        is_due = not self._link.spans_slots and time.monotonic() >= self._ask_histories_at
+        self._require_first_servers(epoch, asks=is_due and any(checkpoints.values()))
         known = self._known or self._read_meta()
         keys = [known.partition_keys[partition] for partition in checkpoints]
         offsets = struct.pack(f">{len(keys)}I", *(known.view_offsets[partition] for partition in checkpoints))
@@ -256,6 +269,7 @@ class RedisOwner(OwnerStore):
         if not self._allow_eviction:
             refuse_eviction(servers)
         self._servers = digest_of(servers)
+        self._histories = [server.replication_id for server in servers]
         self._identified_session = self._link.session
         self._ask_again_at = now + ASK_INTERVAL_S
 
@@ -269,10 +283,17 @@ class RedisOwner(OwnerStore):
             raise OwnershipLost("the Redis of index.store restarted or failed over since an epoch of ours began")
 
     def _require_first_servers(self, epoch: int, *, asks: bool) -> None:
-        """Go on only if the servers are those in which our first epoch began; where *asks*, ask them even now."""
-        if asks:
-            self._ask_again_at = 0.0
+        """Go on only if the servers are those in which our first epoch began; where *asks*, ask them even now.
+
+        Their histories are enough: none goes on with one that another had, or it had before.
+        """
         self._identify_server()
+        if asks:
+            asked_at = time.monotonic()
+            if ask_histories(self._link) != self._histories:
+                self._ask_again_at = 0.0
+                self._identify_server()
+            self._ask_histories_at = asked_at + HISTORY_INTERVAL_S
         self._first_servers = self._first_servers or self._servers
         if self._servers != self._first_servers:
             raise OwnershipLost(
