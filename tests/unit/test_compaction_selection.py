@@ -122,7 +122,7 @@ def test_what_died_lately_stays(record, stored, settled, dead_epoch):
         if epoch <= record.epoch and entry.seqno <= min(bounds.bound(epoch, 0), settled):
             newest[entry.key] = max(newest.get(entry.key, 0), entry.seqno)
     for epoch, entry, is_input in stored:
-        superseded = entry.seqno < newest.get(entry.key, 0)
+        superseded = epoch <= record.epoch and entry.seqno < newest.get(entry.key, 0)
         long_dead = epoch <= record.epoch and entry.seqno > then.bound(epoch, 0)
         assert ((epoch, entry) in kept) == (is_input and not superseded and not long_dead) or not is_input
 
