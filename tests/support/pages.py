@@ -121,12 +121,13 @@ class Session:
             ["bash", "-e", "-c", commands],
             cwd=self._folder,
             env=self._environ,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             text=True,
             timeout=DEADLINE_S,
             check=False,
         )
-        self._printed = done.stdout + done.stderr
+        self._printed = done.stdout
         assert done.returncode == 0, f"{commands}\n{self._printed}"
 
     def _compare(self, expected: str) -> None:
