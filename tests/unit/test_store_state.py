@@ -6,7 +6,10 @@ import pytest
 
 from workers.cli.store_state import DISK, MEMORY, describe_server, problems, store_line
 
-INFO = "# Memory\r\nused_memory:{used}\r\nmaxmemory:{limit}\r\n# Persistence\r\naof_last_write_status:{aof}\r\n"
+INFO = (
+    "# Memory\r\nused_memory:{used}\r\nmaxmemory:{limit}\r\n"
+    "# Stats\r\ninstantaneous_ops_per_sec:70\r\n# Persistence\r\naof_last_write_status:{aof}\r\n"
+)
 
 
 class Server:
@@ -30,11 +33,23 @@ class Servers:
 @pytest.mark.parametrize(
     ("servers", "full", "line"),
     [
-        ([Server(3 << 20, 0)], None, "3.0 MB"),
-        ([Server(3 << 20, 4 << 20)], None, "3.0 MB of 4.0 MB"),
-        ([Server(4 << 20, 4 << 20)], MEMORY, "4.0 MB of 4.0 MB; its memory is FULL (maxmemory)"),
-        ([Server(1 << 20, 0), Server(3 << 20, 2 << 20)], MEMORY, "4.0 MB; its memory is FULL (maxmemory)"),
-        ([Server(1 << 20, 0), Server(1 << 20, 0, aof="err")], DISK, "2.0 MB; its DISK is full or fails"),
+        ([Server(3 << 20, 0)], None, "3.0 MB, 70 operations per second"),
+        ([Server(3 << 20, 4 << 20)], None, "3.0 MB of 4.0 MB, 70 operations per second"),
+        (
+            [Server(4 << 20, 4 << 20)],
+            MEMORY,
+            "4.0 MB of 4.0 MB, 70 operations per second; its memory is FULL (maxmemory)",
+        ),
+        (
+            [Server(1 << 20, 0), Server(3 << 20, 2 << 20)],
+            MEMORY,
+            "4.0 MB, 140 operations per second; its memory is FULL (maxmemory)",
+        ),
+        (
+            [Server(1 << 20, 0), Server(1 << 20, 0, aof="err")],
+            DISK,
+            "2.0 MB, 140 operations per second; its DISK is full or fails",
+        ),
     ],
 )
 def test_a_store_that_takes_no_writes_is_named_with_its_reason(servers: Any, full: str | None, line: str) -> None:

@@ -80,6 +80,20 @@ def test_the_worst_partitions_and_the_hottest_channels_come_from_all_nodes(state
     assert "lag 75.0 s" in drawn(state, 120)
 
 
+def test_partitions_of_which_nobody_reports_come_first(state):
+    state["partitions"] = [
+        {"partition": 3, "owner": "beta", "lag": 8},
+        {"partition": 4, "owner": "beta", "lag": 7},
+        {"partition": 5, "owner": "beta", "lag": 1},
+        {"partition": 6, "owner": "gamma", "lag": 10},
+        {"partition": 7, "owner": None, "lag": 20},
+        {"partition": 8, "owner": "alpha", "lag": 0},
+    ]
+    worst = [(name, part["partition"], part["lag_s"]) for name, part in top.lagging(state, 9)]
+    assert worst == [("", 7, None), ("gamma", 6, None), ("beta", 3, 75.0), ("beta", 5, 2.0), ("beta", 4, None)]
+    assert "NOBODY" in drawn(state, 120)
+
+
 def test_rates_come_from_the_stable_clock_and_a_rollback_is_no_negative_work():
     trend = Trend()
     assert trend.per_s() == []

@@ -12,6 +12,8 @@ Node = Mapping[str, Any]
 """A node as `channelindex status --json` prints it."""
 
 DEAD, SILENT = "dead", "silent"
+NOBODY = "NOBODY"
+"""The owner of a partition that has none."""
 _TINT_BY_STATE = {"running": "", DEAD: RED, SILENT: RED}
 
 

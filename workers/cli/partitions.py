@@ -8,6 +8,7 @@ from channelindex import exits
 from coordinator.cluster_state import PartitionState
 from workers.cli import options, output
 from workers.cli.node_orders import open_coordination
+from workers.cli.node_state import NOBODY
 from workers.cli.status import ranges
 
 _EPILOG = """\
@@ -58,7 +59,7 @@ def _alike(partitions: Sequence[tuple[int, PartitionState]]) -> Iterator[tuple[l
 
 def _row(numbers: Sequence[int], states: Sequence[PartitionState]) -> tuple[object, ...]:
     state = states[0]
-    owner = state.owner or output.Tinted("NOBODY", output.RED)
+    owner = state.owner or output.Tinted(NOBODY, output.RED)
     return ranges(numbers), len(numbers), owner, _since(states), state.last or "-", state.reason or "-"
 
 

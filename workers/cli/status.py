@@ -97,7 +97,7 @@ class StatusReader:
         high = self._high = self._bucket.read()
         ttl_s = config.coordination.ttl_s
         nodes = [describe_node(member, ttl_s) for member in cluster.members]
-        partitions = _partitions(cluster, self._records)
+        partitions = _partitions(cluster, self._records, self.waiting())
         return {
             "index": {
                 "name": config.index.name,
@@ -148,11 +148,20 @@ def _single_node(records: Sequence[PartitionRecord]) -> ClusterState:
     return ClusterState((member,), tuple(PartitionState(owner, None) for _ in records))
 
 
-def _partitions(cluster: ClusterState, records: Sequence[PartitionRecord]) -> list[dict[str, Any]]:
+def _partitions(
+    cluster: ClusterState, records: Sequence[PartitionRecord], waiting: Sequence[int] | None
+) -> list[dict[str, Any]]:
+    """Describe each partition; *waiting* are the changes that wait, by vbucket, None if the bucket was not asked."""
+    lags = _by_partition(waiting, len(records)) if waiting else [None] * len(records)
     return [
-        {"partition": number, **_lease(lease), "epoch": record.epoch, "stable": sum(record.stable)}
-        for number, (lease, record) in enumerate(zip(cluster.partitions, records, strict=True))
+        {"partition": number, **_lease(lease), "epoch": record.epoch, "stable": sum(record.stable), "lag": lag}
+        for number, (lease, record, lag) in enumerate(zip(cluster.partitions, records, lags, strict=True))
     ]
+
+
+def _by_partition(waiting: Sequence[int], n_partitions: int) -> list[int]:
+    width = len(waiting) // n_partitions
+    return [sum(waiting[first : first + width]) for first in range(0, len(waiting), width)]
 
 
 def _lease(lease: PartitionState) -> dict[str, Any]:

@@ -7,7 +7,10 @@ from typing import Any
 from channelindex.errors import ChannelIndexError
 from channelindex.redis.link import Link
 
-_FIELDS = re.compile(rb"^(used_memory|maxmemory|aof_last_write_status|rdb_last_bgsave_status):(\w+)\r?$", re.MULTILINE)
+_FIELDS = re.compile(
+    rb"^(used_memory|maxmemory|instantaneous_ops_per_sec|aof_last_write_status|rdb_last_bgsave_status):(\w+)\r?$",
+    re.MULTILINE,
+)
 _MB = 1 << 20
 MEMORY, DISK = "memory", "disk"
 _SHORT = {MEMORY: "its memory is FULL (maxmemory)", DISK: "its DISK is full or fails"}
@@ -18,7 +21,7 @@ _PROBLEMS = {
 
 
 def describe_server(redis: Link | None) -> dict[str, Any]:
-    """Return what the servers of *redis* say of their memory; null where that is not for us to know.
+    """Return what the servers of *redis* say of their memory and work; null where that is not for us to know.
 
     `full`: "memory" if one of them has used all that `maxmemory` allows, "disk" if one could not write its file the
     last time that it tried, else null. A Redis takes no writes then.
@@ -28,11 +31,12 @@ def describe_server(redis: Link | None) -> dict[str, Any]:
     except ChannelIndexError:  # an account for the leases alone may not ask
         infos = []
     if not infos:
-        return {"memory_bytes": None, "memory_limit_bytes": None, "full": None}
+        return {"memory_bytes": None, "memory_limit_bytes": None, "operations_per_s": None, "full": None}
     used, limits = ([int(info.get(name, 0)) for info in infos] for name in (b"used_memory", b"maxmemory"))
     return {
         "memory_bytes": sum(used),
         "memory_limit_bytes": sum(limits) if all(limits) else None,
+        "operations_per_s": sum(int(info.get(b"instantaneous_ops_per_sec", 0)) for info in infos),
         "full": _full(infos, used, limits),
     }
 
@@ -51,6 +55,7 @@ def store_line(store: Mapping[str, Any]) -> str:
         text += f", {store['memory_bytes'] / _MB:.1f} MB"
         if store["memory_limit_bytes"]:
             text += f" of {store['memory_limit_bytes'] / _MB:.1f} MB"
+        text += f", {store['operations_per_s']} operations per second"
     return f"{text}; {_SHORT[store['full']]}" if store["full"] else text
 
 

@@ -137,11 +137,20 @@ def node_fill(node: State) -> float:
 
 
 def lagging(state: State, limit: int) -> list[tuple[str, State]]:
-    """The *limit* partitions with the largest lag, with the node that owns them."""
-    reported = [
-        (node["node"], part) for node in state["nodes"] if node["heard"] for part in node["status"].get("behind", ())
-    ]
-    return sorted(reported, key=lambda pair: -pair[1]["lag_s"])[:limit]
+    """The *limit* partitions with the largest lag, with their owner; "" and an unknown age where nobody reports.
+
+    A node reports its worst only; the bucket tells the changes that wait in the others. Without a report is worst.
+    """
+    heard = {node["node"]: node for node in state["nodes"] if node["heard"]}
+    reported = [(name, part) for name, node in heard.items() for part in node["status"].get("behind", ())]
+    known = {part["partition"] for _, part in reported}
+    rest = [part for part in state["partitions"] if part.get("lag") and part["partition"] not in known]
+    rest.sort(key=lambda part: -part["lag"])
+    unheard, others = (
+        [(part["owner"] or "", {**part, "lag_s": None}) for part in rest if (part["owner"] in heard) is is_heard]
+        for is_heard in (False, True)
+    )
+    return [*unheard, *sorted(reported, key=lambda pair: -pair[1]["lag_s"]), *others][:limit]
 
 
 def hot_channels(state: State, limit: int) -> list[HotChannel]:

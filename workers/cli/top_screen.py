@@ -13,7 +13,7 @@ from rich.text import Text
 
 from workers.cli import top_model as top
 from workers.cli.compaction_state import compaction_line
-from workers.cli.node_state import DEAD, SILENT, state_of
+from workers.cli.node_state import DEAD, NOBODY, SILENT, state_of
 from workers.cli.top_keys import HELP, OVERVIEW, PARTITIONS, Choice
 from workers.cli.top_model import State, Trend
 from workers.telemetry.board import BATCH_WRITER, COMPACTOR, FEED_WORKER
@@ -100,9 +100,14 @@ def _history(state: State, trend: Trend, width: int, height: int) -> list[Text]:
     text.append(f"   store {store.get('read_ms', 0):.0f} ms", style="dim")
     if store.get("memory_bytes"):
         text.append(f", {_short_bytes(store['memory_bytes'])}", style="dim")
+    if store.get("operations_per_s") is not None:
+        text.append(f", {_short(store['operations_per_s'])}/s", style="dim")
     if store.get("full"):
         text.append(f" {store['full']} FULL", style="bold red")
-    return [text, Text(compaction_line(state.get("compaction")), style="dim")]
+    compaction = Text(compaction_line(state.get("compaction")), style="dim")
+    for line in (text, compaction):
+        line.truncate(width, overflow="ellipsis")
+    return [text, compaction]
 
 
 def _room(height: int, width: int, n_nodes: int, n_processes: int) -> _Room:
@@ -238,8 +243,8 @@ def _lagging(state: State, width: int, rows: int) -> Table:
     table = _table(columns, dropped, left={"largest lag", "node"}, longest_name=_MEDIUM_NAME)
     worst = top.lagging(state, rows)
     for name, part in worst:
-        lag_s = Text(f"{part['lag_s']:.1f}", style=_style(part["lag_s"], _WARN_LAG_S, _BAD_LAG_S))
-        cells = [Text(f"partition {part['partition']}"), Text(name), _number(part["lag"]), lag_s]
+        owner = Text(name) if name else Text(NOBODY, style="bold red")
+        cells = [Text(f"partition {part['partition']}"), owner, _number(part["lag"]), _seconds(part["lag_s"])]
         table.add_row(*_kept(columns, dropped, cells))
     if not worst:
         known = state["lag"]["seconds"] == 0
