@@ -381,7 +381,7 @@ class IndexReader(Protocol):
     def stable_counter(self) -> int:
         """A number that rises with every advance of the stable clock, and when an epoch begins below it; 0 before.
 
-        A store that may forget counts on from the time in milliseconds, so that it comes to no number again.
+        A store that may forget counts on from the time in microseconds, so that it comes to no number again.
         """
         ...
 

@@ -215,8 +215,8 @@ class CouchbaseOwner(OwnerStore):
         self._link.close()
 
     def _raise_stable_counter(self) -> None:
-        """Begun at the time in ms: one of an index that was lost and made anew comes to no value again."""
-        self._link.increment({self._keys.stable: 1}, initial=time.time_ns() // 1_000_000)
+        """Begun at the time in us: one of an index that was lost and made anew comes to no value again."""
+        self._link.increment({self._keys.stable: 1}, initial=time.time_ns() // 1_000)
 
     def _meta(self) -> IndexMeta:
         if self._known_meta is None:
