@@ -89,18 +89,20 @@ def open_compaction(settings: IndexSettings) -> CompactionStore:
     """The compactor's half of an index; as `open_writer`.
 
     Raises:
-        ConfigInvalid: the store is not compacted: an index in memory that forgets by itself, one in a bucket.
+        ConfigInvalid: the store is not compacted: an index in memory that forgets by itself.
     """
     if _scheme(settings) in REDIS_SCHEMES:
         return RedisCompaction(settings.store, settings.name)
     if _scheme(settings) in _COUCHBASE:
-        raise ConfigInvalid(f"index.store = {settings.store}: an index in a bucket is not compacted")
+        with _couchbase_sdk():
+            from channelindex.stores.couchbase.compaction import CouchbaseCompaction  # noqa: PLC0415 see above
+        return CouchbaseCompaction(settings)
     return MemoryCompaction(memory_index(settings))
 
 
 def is_compacted(settings: IndexSettings) -> bool:
     """True if nodes compact an index in this store: `open_compaction` opens it from any process."""
-    return settings.store.partition("://")[0] in REDIS_SCHEMES
+    return settings.store.partition("://")[0] in (*REDIS_SCHEMES, *_COUCHBASE)
 
 
 def describe_store(settings: IndexSettings) -> list[str]:

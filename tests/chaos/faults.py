@@ -30,8 +30,8 @@ STORES = ("redis", "cluster", "sentinel", "address", "couchbase")
 """The kinds of store that a world can have."""
 
 
-COMPACTED = tuple(store for store in STORES if store != "couchbase")
-"""An index in a bucket is not compacted."""
+IN_REDIS = tuple(store for store in STORES if store != "couchbase")
+"""Those whose keys can be evicted one by one."""
 
 
 class Missed(Exception):
@@ -103,14 +103,14 @@ def kill_batch_writer(world: World, rnd: random.Random) -> Iterator[None]:
     yield
 
 
-@kind(stores=COMPACTED)
+@kind()
 def kill_compactor(world: World, rnd: random.Random) -> Iterator[None]:
     """Whatever it is in the middle of; those of the other nodes go on."""
     send(_child(world, rnd, "compactor"), signal.SIGKILL)
     yield
 
 
-@kind(longest_s=6.0, stores=COMPACTED)
+@kind(longest_s=6.0)
 def pause_compactor(world: World, rnd: random.Random) -> Iterator[None]:
     """It goes on by a view that is old by then, in channels that others may have compacted."""
     yield from _stopped([_child(world, rnd, "compactor")])

@@ -11,7 +11,7 @@ from contextlib import closing
 
 import redis
 
-from tests.chaos.faults import COMPACTED, Missed, kind
+from tests.chaos.faults import IN_REDIS, Missed, kind
 from tests.chaos.lost_key import LostKey
 from tests.chaos.raw_layouts import AWAY, RedisLayout
 from tests.chaos.replicated import Unfit
@@ -44,7 +44,7 @@ def _any_key(layout: RedisLayout, rnd: random.Random, patterns: tuple[str, ...])
     return rnd.choice(rnd.choice(keys_by_kind))
 
 
-@kind(stores=COMPACTED)
+@kind(stores=IN_REDIS)
 def evict_key_that_heals(world: World, rnd: random.Random) -> Iterator[None]:
     """Counters, names, the quarantine."""
     try:
@@ -55,7 +55,7 @@ def evict_key_that_heals(world: World, rnd: random.Random) -> Iterator[None]:
     yield
 
 
-@kind(stores=COMPACTED)
+@kind(stores=IN_REDIS)
 def evict_key_that_vouches(world: World, rnd: random.Random) -> Iterator[None]:
     """A timeline, or the marks of a slot."""
     try:
@@ -67,7 +67,7 @@ def evict_key_that_vouches(world: World, rnd: random.Random) -> Iterator[None]:
     yield
 
 
-@kind(stores=COMPACTED)
+@kind(stores=IN_REDIS)
 def evict_key_that_is_missed(world: World, rnd: random.Random) -> Iterator[None]:
     """The meta record, the stable view, a partition record, an archive, a directory, a block."""
     if world.lost_key is not None:

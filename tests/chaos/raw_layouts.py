@@ -264,8 +264,9 @@ class BucketLayout(Layout):
     def groups(self, channel: str) -> Iterator[Group]:
         """See `Layout`. A channel whose name is listed may have none: its writer had not come to that."""
         (stored,) = self._get([f"c:{_short(channel)}"])
-        for name, (number, _, before) in sorted(msgspec.msgpack.decode(stored).items()) if stored else ():
-            yield Group(name, number, before, None, None)
+        groups = msgspec.msgpack.decode(stored)["active_by_group"] if stored else {}
+        for name, (number, _, before, first, dropped) in sorted(groups.items()):
+            yield Group(name, number, before, None, None, first, dropped)
 
     def blocks(self, channel: str, group: str, numbers: range) -> Iterator[bytes | None]:
         """See `Layout`."""

@@ -129,7 +129,8 @@ def _set_active_block(backend: Backend, channel: str, number: int) -> None:
         link, keys = backend.link(), CouchbaseKeys(backend.index_name)
         directories = Directories(link, keys)
         found = directories.read([channel])
-        found[channel].active_by_group[GROUP] = found[channel].active_by_group[GROUP]._replace(number=number)
+        groups = found[channel].directory.active_by_group
+        groups[GROUP] = groups[GROUP]._replace(number=number)
         directories.write(found)
         link.insert({keys.block(channel, GROUP, number): pack_frame(HEADER, 1, b"")})
         return

@@ -241,8 +241,8 @@ def test_locating_a_block_makes_every_earlier_version_of_the_directory_worthless
     directories = Directories(link, keys)
     before = directories.read(["A"])
     backend.writer().write([append("A", 1, entry(0, 2))])
-    assert directories.read(["A"])["A"].active_by_group == before["A"].active_by_group
-    before["A"].active_by_group[GROUP] = DirectoryEntry(1, 1, 0)
+    assert directories.read(["A"])["A"].directory == before["A"].directory
+    before["A"].directory.active_by_group[GROUP] = DirectoryEntry(1, 1, 0)
     assert directories.write(before) == {"A"}
 
 

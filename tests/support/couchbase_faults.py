@@ -1,7 +1,7 @@
 """A bucket's connection of which chosen requests fail, in whole or in part: below what a store's operations promise."""
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from typing import Any, TypeVar
 
@@ -46,6 +46,13 @@ class FaultyLink(Link):
 
     def replace(self, values: Mapping[str, Stored]) -> set[str]:
         return self._faulty(self._real.replace, values, set())
+
+    def expire(self, keys: Collection[str], after_s: int) -> None:
+        """All go, or the request fails before."""
+        if keys and self._next_fault() not in {"none", "twice"}:
+            self.n_faults += 1
+            raise StoreUnavailable("expire: injected")
+        self._real.expire(keys, after_s)
 
     def increment(self, deltas: Mapping[str, int], initial: int | None = None) -> dict[str, int]:
         return self._faulty(partial(self._real.increment, initial=initial), deltas, {})

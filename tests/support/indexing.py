@@ -2,14 +2,15 @@
 
 import itertools
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from channelindex import blocks, hashing
 from channelindex.model import Checkpoint, Entry, IndexMeta
-from channelindex.settings import IndexSettings
 from channelindex.stores import open_compaction, open_owner, open_reader, open_writer
 from channelindex.stores.base import ChannelAppend, IndexWriter
 from channelindex.stores.compacting import CompactionStore
+from tests.support.stores import settings_of
 
 _names = itertools.count()
 
@@ -30,9 +31,8 @@ class SmallIndex:
 
     def __init__(self, url: str = "memory://", n_vbuckets: int = 4, n_partitions: int = 2, block_bytes: int = 100):
         self.name = f"small{next(_names)}"
-        self._settings = IndexSettings(
-            self.name,
-            url,
+        self._settings = replace(
+            settings_of(url, self.name),
             block_bytes=block_bytes,
             memory_max_entries=0,
             memory_min_entries=0,

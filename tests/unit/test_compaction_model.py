@@ -221,6 +221,14 @@ def test_followers_of_a_compacted_index_are_told_what_the_bucket_says_in_a_clust
     _run(InCluster, share=0.05)
 
 
+@pytest.mark.hypothesis
+def test_followers_of_a_compacted_index_are_told_what_the_bucket_says_in_a_bucket(couchbase_url):
+    class InBucket(CompactedIndexMachine):
+        url = couchbase_url
+
+    _run(InBucket, share=0.05)
+
+
 def _break_the_fence(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(CompactionView, "fence", lambda *_: None)
 

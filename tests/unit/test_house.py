@@ -11,6 +11,7 @@ IMPLEMENTATION = "parallel implementations of one contract"
 
 SHARED_MODULE_NAMES = {
     "base": "the contracts of decoders, feeds and stores",
+    "compaction": IMPLEMENTATION,
     "compare": COMMAND,
     "config": f"the configurations of a node and of a dev bucket; {COMMAND}",
     "directories": IMPLEMENTATION,

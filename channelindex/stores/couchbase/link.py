@@ -5,7 +5,7 @@ until the timeout. What it does not know the outcome of it reports, and so do we
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
@@ -130,6 +130,20 @@ class Link:
 
         _, changed = self._change(values, replace, (sdk.CasMismatchException, sdk.DocumentNotFoundException))
         return changed
+
+    def expire(self, keys: Collection[str], after_s: int) -> None:
+        """Let documents go in *after_s* seconds, at once if that is 0; one that does not exist is none of them.
+
+        Not durable: after a failover they may stay.
+        """
+
+        def expire(chunk: Sequence[str]) -> Any:
+            if after_s:
+                return self._opened().touch_multi(chunk, timedelta(seconds=after_s))
+            return self._opened().remove_multi(chunk)
+
+        for chunk in _chunks(keys):
+            self._call(expire, chunk, expected=sdk.DocumentNotFoundException, changes=True)
 
     def increment(self, deltas: Mapping[str, int], initial: int | None = None) -> dict[str, int]:
         """Raise counters; what they are now. One that is not there is created at *initial*, else at its delta."""

@@ -1,14 +1,14 @@
 """The read half in a bucket."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from channelindex.epochs import EpochStart, PartitionRecord
 from channelindex.errors import IndexCorrupt
 from channelindex.model import IndexMeta
 from channelindex.settings import IndexSettings
-from channelindex.stores.base import BlockRef, ChannelState, Quarantined, StableView
-from channelindex.stores.couchbase.directories import decode_directory, read_groups
+from channelindex.stores.base import BlockRef, ChannelState, GroupState, Quarantined, StableView
+from channelindex.stores.couchbase.directories import ChannelDirectory, decode_directory, read_groups
 from channelindex.stores.couchbase.keys import Keys
 from channelindex.stores.couchbase.link import Link, Stored
 from channelindex.stores.couchbase.names import iter_names
@@ -94,11 +94,11 @@ class CouchbaseReader:
         """See `IndexReader.channel_states`."""
         keys = [self._keys.directory(channel) for channel in channels]
         directories = {
-            channel: decode_directory(stored, key).active_by_group
+            channel: decode_directory(stored, key).directory
             for channel, key, stored in zip(channels, keys, self._link.get(keys), strict=True)
         }
         states = read_groups(self._link, self._keys, directories)
-        return [ChannelState(states[channel]) if states[channel] else None for channel in channels]
+        return [_channel_state(directories[channel], states[channel]) for channel in channels]
 
     def blocks(self, refs: Sequence[BlockRef]) -> Sequence[bytes | None]:
         """See `IndexReader.blocks`."""
@@ -134,6 +134,12 @@ class CouchbaseReader:
 
     def _counters(self, keys: Sequence[str]) -> list[int]:
         return [_number(key, stored) for key, stored in zip(keys, self._link.get(keys), strict=True)]
+
+
+def _channel_state(directory: ChannelDirectory, groups: Mapping[str, GroupState]) -> ChannelState | None:
+    if not groups and not directory.compacted.generation:
+        return None
+    return ChannelState(groups, directory.compacted, directory.floor)
 
 
 def _number(key: str, stored: Stored | None) -> int:

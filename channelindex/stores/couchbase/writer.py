@@ -9,12 +9,13 @@ An append is one request for each block: it moves a channel's block, clock and c
 * A rotation writes the next block, then the directory, if it is as it was read. As long as the directory does not name
   the next block, nobody appends to it: one that a rotation left behind half-way holds a header alone and is replaced.
   It is read *before* the directory: if somebody has made it the active one since, its version has changed.
+* A directory that compaction changed is another version: what names a block that has left it comes to nothing.
 * What a former owner appends to the full block between our look at it and the change of the directory is dead, or there
   already (docs/design/001-epochs.md). So the header need not count it.
 """
 
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar
 
 from channelindex.errors import IndexCorrupt, Transient
@@ -22,7 +23,13 @@ from channelindex.settings import IndexSettings
 from channelindex.stores.active import BlindAppend, LocatingAppend, Location
 from channelindex.stores.base import GroupState
 from channelindex.stores.block_writer import Move, lost_block
-from channelindex.stores.couchbase.directories import ChannelDirectory, Directories, DirectoryEntry, read_groups
+from channelindex.stores.couchbase.directories import (
+    ChannelDirectory,
+    Directories,
+    DirectoryEntry,
+    StoredDirectory,
+    read_groups,
+)
 from channelindex.stores.couchbase.keys import Keys
 from channelindex.stores.couchbase.link import Link, Stored
 from channelindex.stores.couchbase.names import add_names
@@ -62,7 +69,8 @@ class CouchbaseBlocks:
     def append_and_locate(self, appends: Sequence[LocatingAppend]) -> Sequence[Location | None]:
         """See `BlockOperations.append_and_locate`."""
         new_blocks: dict[_Block, int] = {}
-        numbers = self._enter(appends, new_blocks)
+        live_by_channel: dict[str, int] = {}
+        numbers = self._enter(appends, new_blocks, live_by_channel)
         frames: dict[_Block, bytes] = {}
         for append, number in zip(appends, numbers, strict=True):
             if number is not None:
@@ -71,19 +79,21 @@ class CouchbaseBlocks:
         self._append(frames)
         sizes = self._sizes(frames, new_blocks)
         return [
-            None if number is None else Location(number, sizes[append.channel, append.group, number], 0)
+            None
+            if number is None
+            else Location(number, sizes[append.channel, append.group, number], 0, live_by_channel[append.channel])
             for append, number in zip(appends, numbers, strict=True)
         ]
 
     def groups(self, keys: Sequence[tuple[str, str]]) -> Sequence[GroupState | None]:
         """See `BlockOperations.groups`."""
-        directories = self._directories.read({channel for channel, _ in keys})
-        states = read_groups(self._link, self._keys, {channel: d.active_by_group for channel, d in directories.items()})
+        found = self._directories.read({channel for channel, _ in keys})
+        states = read_groups(self._link, self._keys, {channel: each.directory for channel, each in found.items()})
         return [states[channel].get(group) for channel, group in keys]
 
-    def is_compacted(self, channel: str) -> bool:  # noqa: ARG002 none is
-        """See `BlockOperations.is_compacted`: the index in a bucket is not compacted."""
-        return False
+    def is_compacted(self, channel: str) -> bool:
+        """See `BlockOperations.is_compacted`."""
+        return self._directories.read([channel])[channel].directory.compacted.generation > 0
 
     def move(self, moves: Sequence[Move]) -> Sequence[bool]:
         """See `BlockOperations.move`. All of them rotate."""
@@ -108,27 +118,32 @@ class CouchbaseBlocks:
         self._link.close()
 
     def _append(self, frames: Mapping[_Block, bytes]) -> None:
-        missing = self._link.append({self._keys.block(*block): frame for block, frame in frames.items()})
+        block_by_key = {self._keys.block(*block): block for block in frames}
+        missing = self._link.append({key: frames[block] for key, block in block_by_key.items()})
         if missing:
-            raise lost_block(min(missing), "")
+            key = min(missing)
+            raise lost_block(key, block_by_key[key][0])
 
-    def _enter(self, appends: Sequence[LocatingAppend], new_blocks: dict[_Block, int]) -> list[int | None]:
+    def _enter(
+        self, appends: Sequence[LocatingAppend], new_blocks: dict[_Block, int], live_by_channel: dict[str, int]
+    ) -> list[int | None]:
         """Note the appends in the directories; the number of each one's block, None where it was refused.
 
-        *new_blocks* gets the blocks that this call began, and their sizes.
+        *new_blocks* gets the blocks that this call began, and their sizes, *live_by_channel* `Compacted.live`.
         """
         numbers: dict[LocatingAppend, int | None] = {}
         pending = _by_channel(appends)
         for _ in range(MAX_ATTEMPTS):
             directories = self._directories.read(pending)
-            entered: dict[str, ChannelDirectory] = {}
-            firsts: list[LocatingAppend] = []
+            entered: dict[str, StoredDirectory] = {}
+            firsts: dict[LocatingAppend, int] = {}
             for channel, of_channel in pending.items():
-                active_by_group = directories[channel].active_by_group
+                directory = directories[channel].directory
+                live_by_channel[channel] = directory.compacted.live
                 for append in of_channel:
-                    if append.group not in active_by_group:
-                        firsts.append(append)
-                    numbers[append] = _entered(active_by_group, append)
+                    if append.group not in directory.active_by_group:
+                        firsts[append] = directory.compacted.next_number
+                    numbers[append] = _entered(directory, append)
                 if any(numbers[append] is not None for append in of_channel):
                     entered[channel] = directories[channel]
             add_names(self._link, self._keys, [channel for channel in entered if directories[channel].cas is None])
@@ -139,18 +154,20 @@ class CouchbaseBlocks:
             pending = {channel: pending[channel] for channel in changed}
         raise Transient(f"{self._keys.directory(min(pending))} changed {MAX_ATTEMPTS} times while it was written")
 
-    def _begin_groups(self, appends: Iterable[LocatingAppend], new_blocks: dict[_Block, int]) -> None:
-        """Let there be block 0; a header alone may be left over from somebody who stopped half-way."""
-        append_by_key = {self._keys.block(append.channel, append.group, 0): append for append in appends}
+    def _begin_groups(self, firsts: Mapping[LocatingAppend, int], new_blocks: dict[_Block, int]) -> None:
+        """Let there be first blocks, by number; a header alone may be left over from who stopped half-way."""
+        append_by_key = {
+            self._keys.block(append.channel, append.group, number): append for append, number in firsts.items()
+        }
         existing = self._link.insert({key: append.header for key, append in append_by_key.items()})
         for key, append in append_by_key.items():
             if key not in existing:
-                new_blocks[append.channel, append.group, 0] = len(append.header)
+                new_blocks[append.channel, append.group, firsts[append]] = len(append.header)
         if existing:
             self._require_no_entries({key: append_by_key[key] for key in existing})
 
     def _require_no_entries(self, append_by_key: Mapping[str, LocatingAppend]) -> None:
-        """Accept blocks 0 that no directory named when it was read, only if they have no entry, or one names them now.
+        """Accept first blocks that no directory named when it was read, if they have no entry, or one names them now.
 
         Entries come after the directory: if they are there and it is not, it was lost, with what it said of later
         blocks.
@@ -163,7 +180,7 @@ class CouchbaseBlocks:
         ]
         directories = self._directories.read({append.channel for append in full}) if full else {}
         for append in full:
-            if append.group not in directories[append.channel].active_by_group:
+            if append.group not in directories[append.channel].directory.active_by_group:
                 raise IndexCorrupt(
                     f"{self._keys.directory(append.channel)}: the directory of group {append.group} is gone and its "
                     "block is not: the store has lost data, the index has to be rebuilt"
@@ -212,8 +229,12 @@ class CouchbaseBlocks:
                 for channel, of_channel in pending.items()
             }
             for channel, of_channel in moving.items():
+                active_by_group = directories[channel].directory.active_by_group
                 for move in of_channel:
-                    directories[channel].active_by_group[move.group] = DirectoryEntry(*move.new[:3])
+                    number, epoch, before = move.new[:3]
+                    active_by_group[move.group] = active_by_group[move.group]._replace(
+                        number=number, epoch=epoch, before=before
+                    )
             changed = self._directories.write({channel: directories[channel] for channel in moving if moving[channel]})
             moved.update(move for channel in moving if channel not in changed for move in moving[channel])
             pending = {channel: pending[channel] for channel in changed}
@@ -227,14 +248,16 @@ def _by_channel(items: Collection[_Item]) -> dict[str, list[_Item]]:
     return by_channel
 
 
-def _entered(active_by_group: dict[str, DirectoryEntry], append: LocatingAppend) -> int | None:
+def _entered(directory: ChannelDirectory, append: LocatingAppend) -> int | None:
     """The group's block, with our epoch noted; None, and nothing noted, if a newer epoch is there."""
-    active = active_by_group.get(append.group, DirectoryEntry(0, append.epoch, 0))
+    first = directory.compacted.next_number
+    active = directory.active_by_group.get(append.group, DirectoryEntry(first, append.epoch, 0, first))
     if active.epoch > append.epoch:
         return None
-    active_by_group[append.group] = active._replace(epoch=append.epoch)
+    directory.active_by_group[append.group] = active._replace(epoch=append.epoch)
     return active.number
 
 
-def _names(directory: ChannelDirectory, move: Move) -> bool:
-    return directory.active_by_group.get(move.group) == move.known[:3]
+def _names(stored: StoredDirectory, move: Move) -> bool:
+    active = stored.directory.active_by_group.get(move.group)
+    return active is not None and active[:3] == move.known[:3]
