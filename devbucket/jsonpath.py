@@ -150,6 +150,7 @@ def check_presence(opcode: int, *, present: bool) -> None:
     Raises:
         PathError: it is the other way round.
     """
+    assert opcode in CHANGES, "what reads needs no look"
     if present and opcode == Op.SUBDOC_DICT_ADD:
         raise PathError(Status.SUBDOC_PATH_EEXISTS)
     if not present and opcode not in (Op.SUBDOC_DICT_ADD, Op.SUBDOC_DICT_UPSERT):
@@ -197,6 +198,7 @@ def _has(holder: Any, step: Step) -> bool:
 
 def _holder(root: Any, steps: Sequence[Step], *, make: bool) -> Any:
     """Return the dictionary or array that holds, or would hold, the last step."""
+    assert steps, "the whole document has no holder"
     node = root
     for step, following in pairwise(steps):
         if not _has(node, step):
@@ -236,6 +238,7 @@ def _push_first(array: list[Any], values: list[Any]) -> None:
 
 def _add_unique(array: list[Any], values: list[Any]) -> None:
     """Add one value that is neither dictionary nor array, to an array of such values."""
+    assert values, "`parse_values` refuses none"
     if len(values) > 1 or isinstance(values[0], (dict, list)):
         raise PathError(CANNOT_INSERT)
     if any(isinstance(member, (dict, list)) for member in array):

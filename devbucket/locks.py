@@ -30,6 +30,8 @@ class Locks:
 
     def take(self, key: bytes, cas: int, for_s: float) -> None:
         """Lock *key*, which is free."""
+        assert self.of(key) is None, "at most one lock per key"
+        assert for_s > 0
         self._lock_by_key[key] = Lock(cas, self._clock() + for_s)
 
     def release(self, key: bytes) -> None:

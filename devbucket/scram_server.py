@@ -31,6 +31,7 @@ class Verifier(NamedTuple):
 
 def verifier_for(hash_name: str, password: str, salt: bytes | None = None, iterations: int = ITERATIONS) -> Verifier:
     """Return the verifier of a password; takes milliseconds."""
+    assert iterations > 0
     salt = salt or secrets.token_bytes(_SALT_BYTES)
     salted = hashlib.pbkdf2_hmac(hash_name, password.encode(), salt, iterations)
     client_key = hmac.digest(salted, b"Client Key", hash_name)

@@ -39,6 +39,7 @@ class Wire:
 
     def flip_next(self, offset: int) -> None:
         """Invert a byte of the next document; an offset beyond its frame wraps, -1 is the last byte of its value."""
+        assert offset >= -1
         self._flip_at = offset
 
     def cut_next(self) -> None:
@@ -97,6 +98,7 @@ class Wire:
         self._timer = None
         _, piece = self._waiting.popleft()
         self.waiting_bytes -= len(piece)
+        assert self.waiting_bytes == sum(len(waiting) for _, waiting in self._waiting)
         self._transport.write(piece)
         self._arm()
         if not self._waiting and self._closing:

@@ -117,11 +117,15 @@ class _Run:
     def result(self) -> Comparison:
         """The counts of all channels compared so far."""
         by_channel = {channel: dict(counts) for channel, counts in self._by_channel.items()}
+        n_by_channel = sum(sum(counts.values()) for counts in by_channel.values())
+        assert n_by_channel == sum(self._counts[kind] for kind in ("missing", "extra", "different"))
         return Comparison(**self._counts, differences_by_channel=by_channel, details=tuple(self._details))
 
     def _classify(self, left: Entry | None, right: Entry | None, floor: int) -> str:
         """Classify one document: "in_flux", "forgotten", "missing", "extra", "different", or "" where both agree."""
         entries = [entry for entry in (left, right) if entry is not None]
+        assert entries, "one of them has it"
+        assert len({(entry.vb, entry.key) for entry in entries}) == 1, "one document"
         if any(entry.seqno > self._stable[entry.vb] for entry in entries):
             return "in_flux"
         if left == right:

@@ -28,6 +28,7 @@ def clock_before(documents: Iterable[Quarantined]) -> dict[int, int]:
     """Per vbucket the seqno before the first of *documents*, from which the feed sends all of them again."""
     clock: dict[int, int] = {}
     for each in documents:
+        assert each.seqno > 0, "0 is before the first document"
         clock[each.vb] = min(clock.get(each.vb, each.seqno - 1), each.seqno - 1)
     return clock
 

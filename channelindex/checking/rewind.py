@@ -74,6 +74,7 @@ def rewind_partitions(
             except OwnershipLost as error:  # the store moved: what follows needs another connection
                 raise Transient(str(error)) from error
             else:
+                assert after.vbuckets == before.vbuckets, "one partition"
                 yield Rewound(partition, epoch, _stable(before), _stable(after))
                 break
         else:
@@ -88,6 +89,7 @@ def progress(rewound: Sequence[Rewound], records: Sequence[PartitionRecord]) -> 
             goal = max(before[vb], after[vb])
             done += min(max(seqno, after[vb]), goal) - after[vb]
             total += goal - after[vb]
+    assert 0 <= done <= total, "nothing counts beyond where it was"
     return Progress(done, total)
 
 
@@ -98,6 +100,7 @@ def earlier(checkpoint: Checkpoint, seqno: int) -> Checkpoint:
     changed until then, older versions were left out. So the position lies in a snapshot from 0 to that end. A source
     that has lost part of that since, and has older versions again, answers with a rollback.
     """
+    assert 0 <= seqno < checkpoint.seqno, "it is a step back"
     return returned(checkpoint, Checkpoint(checkpoint.vbuuid, seqno, seqno, seqno), 0)
 
 

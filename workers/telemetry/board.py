@@ -144,6 +144,7 @@ class Row:
     __slots__ = ("_index_by_name", "_words")
 
     def __init__(self, names: Sequence[str], words: memoryview) -> None:
+        assert len(set(names)) == len(names) <= len(words), "a word for each name"
         self._words = words
         self._index_by_name = {name: index for index, name in enumerate(names)}
 
@@ -175,6 +176,7 @@ class ProcessStats(Row):
     def __init__(self, role: str, words: memoryview) -> None:
         names = FIELDS_BY_ROLE[role]
         histograms = _HISTOGRAMS_BY_ROLE.get(role, ())
+        assert all(list(histogram.bounds) == sorted(set(histogram.bounds)) for histogram in histograms), "ascending"
         super().__init__([*names, *(word for histogram in histograms for word in histogram.words)], words)
         self.role = role
 
@@ -196,6 +198,7 @@ class ProcessStats(Row):
 
     def observe(self, histogram: Histogram, value: int) -> None:
         """Count *value* in one of the role's histograms."""
+        assert value >= 0, "words are unsigned"
         first = self._index_by_name[histogram.words[0]]
         self._words[first + bisect_left(histogram.bounds, value)] += 1
         self._words[first + len(histogram.bounds) + 1] += value
@@ -218,6 +221,7 @@ class Board:
     """Words for each process that a node can have, a note for each batch writer, a row for each partition."""
 
     def __init__(self, n_partitions: int) -> None:
+        assert n_partitions > 0
         self.supervisor, self.keeper, self.monitor, self.compactor = make_stats(
             [SUPERVISOR, LEASE_KEEPER, MONITOR, COMPACTOR]
         )

@@ -35,6 +35,7 @@ class HotChannel(NamedTuple):
 
 def top_channels(channels: Iterable[HotChannel], limit: int) -> list[HotChannel]:
     """The *limit* largest of *channels*, the largest first; the slowest is always among them."""
+    assert limit > 0
     ranked = sorted(channels, key=lambda hot: -hot.bytes_per_s)
     slowest = max(ranked, key=lambda hot: (hot.batch_ms, hot.percent), default=None)
     kept = ranked[:limit]
@@ -54,6 +55,7 @@ class SharedNote:
     def write(self, channels: Sequence[HotChannel]) -> None:
         """Replace the channels."""
         data = _encode([hot._replace(channel=_cut(hot.channel)) for hot in channels])
+        assert _LENGTH_BYTES + len(data) <= _NOTE_BYTES, "its names are cut so that it fits"
         self._memory[: _LENGTH_BYTES + len(data)] = len(data).to_bytes(_LENGTH_BYTES, "little") + data
 
     def read(self) -> list[HotChannel]:
@@ -87,6 +89,7 @@ class HotChannels:
         for channel, size in largest:
             size_by_channel[channel] += size
         size_by_channel.pop(EVERYTHING, None)
+        assert took_s >= 0
         took_ms = round(took_s * 1000)
         for channel, size in size_by_channel.items():
             seen = took_ms, round(100 * size / max(1, n_bytes))
