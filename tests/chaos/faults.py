@@ -186,6 +186,23 @@ def jump_clock(world: World, rnd: random.Random) -> Iterator[None]:
     node.jump(0.0)
 
 
+# -- the service of the readers over HTTP
+
+
+@kind()
+def kill_service(world: World, rnd: random.Random) -> Iterator[None]:
+    """It forgets all that it had kept for its readers, and is started again once all is healed."""
+    if not world.service.running:
+        raise Missed
+    world.service.stop(signal.SIGKILL)
+    yield
+
+
+@kind(longest_s=5.0)
+def pause_service(world: World, rnd: random.Random) -> Iterator[None]:
+    yield from _stopped([psutil.Process(world.service.pid)] if world.service.running else [])
+
+
 # -- the two Redis
 
 

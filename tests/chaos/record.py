@@ -16,11 +16,15 @@ class Reader(NamedTuple):
     channel: str
 
 
+NOWHERE = -1
+"""The vbucket of a telling that names none, as over HTTP."""
+
+
 class Told(NamedTuple):
     """A change that a following reader was told of. `reader` names it; its tellings are in their order.
 
     `at` are monotonic seconds, after the telling. `stable` is the stable seqno of `vb`, read from the store after the
-    telling; -1 where it could not be read.
+    telling; -1 where it could not be read. Over HTTP, `vb` is NOWHERE and `seqno` 0.
     """
 
     reader: str

@@ -1,8 +1,6 @@
 """Watches an index during a run: what following readers are told, and where the stable clock is. It judges nothing."""
 
-import threading
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
@@ -13,9 +11,11 @@ from channelindex.reading.paging import Changes
 from channelindex.reading.reader import ChangesReader
 from channelindex.stores import open_reader
 from channelindex.stores.base import IndexReader
+from tests.chaos.http_follower import Followed, HttpFollower
 from tests.chaos.raw_index import stable_in
 from tests.chaos.raw_layouts import AWAY, layout_of
 from tests.chaos.record import Reader, Record, StableSample, Told
+from tests.chaos.watch import Watch
 from tests.support.node import until
 from tests.support.stores import settings_of
 
@@ -46,6 +46,7 @@ class Recorder:
         self._index = index
         self._waits_for_repair = waits_for_repair
         self._followers: list[_Follower] = []
+        self._http_followers: list[HttpFollower] = []
         self._sampler = _Sampler(StableClock(store_url, index))
 
     def follow(self, channel: str, pause_s: float = 0.0) -> Self:
@@ -54,6 +55,13 @@ class Recorder:
         reader = open_reader(settings_of(self._store_url, self._index))
         clock = StableClock(self._store_url, self._index)
         self._followers.append(_Follower(Reader(name, channel), reader, clock, pause_s, self._waits_for_repair))
+        return self
+
+    def follow_over_http(self, followed: Followed, channel: str, feed: str) -> Self:
+        """Have one more reader of *channel*, by a feed of a service."""
+        name = f"{feed} reader {len(self._http_followers)} of {channel}"
+        token = followed.new_token(channel)
+        self._http_followers.append(HttpFollower(Reader(name, channel), followed.service, token, feed))
         return self
 
     def start(self) -> Self:
@@ -69,12 +77,15 @@ class Recorder:
         for thread in self._threads():
             thread.join()
 
-    def _threads(self) -> list["_Watch"]:
+    def _threads(self) -> list[Watch]:
+        return [*self._looking(), *self._http_followers]
+
+    def _looking(self) -> list["_Looking"]:
         return [self._sampler, *self._followers]
 
     def await_read(self) -> None:
         """Wait until every follower has read to what is stable now, and the sampler has seen it."""
-        wanted = [(thread, thread.n_turns + 2) for thread in self._threads()]  # the next look, whole, begins after now
+        wanted = [(thread, thread.n_turns + 2) for thread in self._looking()]  # the next look, whole, begins after now
         for thread, n_turns in wanted:
             until(partial(thread.has_turned, n_turns), f"{thread.name} to have looked")
 
@@ -90,7 +101,8 @@ class Recorder:
         """
         self.stop()
         record.samples += self._sampler.samples
-        for follower in self._followers:
+        followers: list[_Follower | HttpFollower] = [*self._followers, *self._http_followers]
+        for follower in followers:
             record.readers.append(follower.reader)
             record.told += follower.told
         for thread in self._threads():
@@ -128,13 +140,11 @@ class StableClock:
         return (meta["n_partitions"], meta["n_vbuckets"] // meta["n_partitions"]) if meta else None
 
 
-class _Watch(threading.Thread, ABC):
-    """A thread that watches until it is asked to stop, and keeps the error that ended it."""
+class _Looking(Watch):
+    """One that looks at the index again and again."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(name=name, daemon=True)
-        self.stop_asked = threading.Event()
-        self.problem: Exception | None = None
+        super().__init__(name)
         self.n_turns = 0
         """Looks at the index so far, the present one counted or not; none at which the store was away."""
 
@@ -142,17 +152,8 @@ class _Watch(threading.Thread, ABC):
         """Whether it has come so far, or will not come any further."""
         return self.n_turns >= n_turns or not self.is_alive()
 
-    def run(self) -> None:
-        try:
-            self.watch()
-        except Exception as error:  # whoever finishes the recorder must see it
-            self.problem = error
 
-    @abstractmethod
-    def watch(self) -> None: ...
-
-
-class _Sampler(_Watch):
+class _Sampler(_Looking):
     """Samples the stable clock; a sample that is like the one before is left out."""
 
     def __init__(self, clock: StableClock) -> None:
@@ -169,7 +170,7 @@ class _Sampler(_Watch):
                 self.n_turns += stable is not None
 
 
-class _Follower(_Watch):
+class _Follower(_Looking):
     """Follows one channel by the product's reader."""
 
     def __init__(

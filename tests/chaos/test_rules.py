@@ -9,7 +9,7 @@ import redis
 from tests.chaos.checker import judge
 from tests.chaos.raw_index import ChannelClock, Entry, Partition, RawIndex, read_index
 from tests.chaos.reader_rules import FOLLOWED_S
-from tests.chaos.record import Reader, Record, Rollback, StableSample, Told
+from tests.chaos.record import NOWHERE, Reader, Record, Rollback, StableSample, Told
 from tests.chaos.recorder import StableClock
 from tests.support.history import Line
 from tests.support.stores import META, Backend, append, checkpoints, entry
@@ -152,6 +152,15 @@ def test_a_reader_goes_forward_but_for_once_after_each_rollback() -> None:
     assert found_of(*again, rollbacks=(ROLLBACK, ROLLBACK)) == []
     assert found_of(told(5), told(9), told(5, 9.0), rollbacks=(ROLLBACK,)) == ["duplicate"]
     assert found_of(told(5), told(9), told(5, 12.0), rollbacks=(ROLLBACK._replace(vbs=(4,)),)) == ["duplicate"]
+
+
+def test_a_reader_over_http_may_be_told_twice_and_is_judged_by_what_it_believes() -> None:
+    def row(rev: str) -> Told:
+        return told(0, rev=rev, stable=-1)._replace(vb=NOWHERE)
+
+    assert found_of(row("1-a"), row("1-a")) == []
+    assert found_of(row("2-b"), row("1-a")) == [], "a rollback took the other one back"
+    assert found_of(row("1-a"), row("2-b")) == ["missed"]
 
 
 def test_nothing_is_told_before_it_is_stable_unless_the_clock_was_just_rolled_back() -> None:

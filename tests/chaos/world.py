@@ -21,6 +21,7 @@ from devbucket import DevBucket, DevBucketConfig
 from devbucket.embedded_redis import EmbeddedRedis
 from devbucket.sync_gateway.layouts import InlineLayout, Layout, XattrLayout
 from tests.chaos.bucket_store import BucketStore
+from tests.chaos.http_follower import Followed
 from tests.chaos.jumping import JumpingNode
 from tests.chaos.lost_key import LostKey
 from tests.chaos.proxy import Link, Proxy
@@ -37,6 +38,7 @@ N_BUCKET_NODES = 3
 NODES = ("n1", "n2", "n3")
 FOLLOWED = ("*", "ch-000", "ch-001", "ch-002")
 SLOWLY_FOLLOWED = "ch-003"
+FOLLOWED_OVER_HTTP = (("*", "continuous"), ("ch-001", "continuous"), ("ch-002", "longpoll"))
 TOLD_CHANNELS = (*FOLLOWED, SLOWLY_FOLLOWED)
 WRITERS: tuple[tuple[str, Layout, int, float], ...] = (
     ("inline", InlineLayout(), 200, 60.0),
@@ -189,6 +191,7 @@ class World:
         for channel in FOLLOWED:
             self._recorder.follow(channel)
         self._recorder.follow(SLOWLY_FOLLOWED, pause_s=2.0)
+        self._serve(stack)
         self._recorder.start()
         for name, layout, n_documents, per_second in WRITERS:
             writer = KnownWriter(self.bucket, name, layout, n_documents, per_second)
@@ -203,6 +206,15 @@ class World:
         if self._store_kind == "address":
             return AddressStore(proxy)
         return ClusterStore() if self._store_kind == "cluster" else SentinelStore()
+
+    def _serve(self, stack: ExitStack) -> None:
+        """Have some readers follow over HTTP, by a service that faults may kill."""
+        url = self.readers_link.url if self.readers_link else self.store.url
+        followed = Followed.of(self.folder, url, self.store.settings)
+        self.service = stack.enter_context(followed.service)
+        for channel, feed in FOLLOWED_OVER_HTTP:
+            self._recorder.follow_over_http(followed, channel, feed)
+        self.service.start()
 
     def hold_store(self) -> None:
         """Keep other faults from the store until the index has recovered, and can tell where it was complete.
@@ -331,6 +343,8 @@ class World:
         """Start whatever has ended, as a service manager would."""
         self.store.revive()
         self.leases.revive()
+        if not self.service.running:  # it ends where the store is away when it starts
+            self.service.launch()
         for node in self.nodes.values():
             self.start(node)
 

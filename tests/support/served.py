@@ -74,15 +74,7 @@ class Service:
     def _has_started(self) -> bool:
         """False if its port is taken. What it says is waited for: whoever has the port would answer, too."""
         begin = self.log.stat().st_size if self.log.exists() else 0
-        with self.log.open("ab") as log:
-            self._process = process = subprocess.Popen(
-                [sys.executable, "-m", "channelindex", "serve"],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **self.environ},
-                cwd=self.log.parent,
-                start_new_session=True,
-            )
+        process = self.launch()
 
         def said() -> str:
             return self.log.read_bytes()[begin:].decode()
@@ -96,6 +88,23 @@ class Service:
             self._end()
             raise
         return False
+
+    def launch(self) -> subprocess.Popen[bytes]:
+        """Start it and wait for nothing."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "channelindex", "serve"],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **self.environ},
+                cwd=self.log.parent,
+                start_new_session=True,
+            )
+        return self._process
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
 
     def stop(self, signum: signal.Signals = signal.SIGTERM) -> int:
         assert self._process
@@ -168,6 +177,11 @@ class Stream:
     def line(self) -> str:
         """The next line, without its end; "" at the end of the answer, too."""
         return self._answer.readline().decode().removesuffix("\n")
+
+    @property
+    def has_ended(self) -> bool:
+        """True once all of the answer was read."""
+        return self._answer.isclosed()
 
     def row(self) -> dict[str, Any]:
         """The next line that is JSON: a row, or what ends a continuous feed."""
