@@ -3,9 +3,9 @@
 #include <string.h>
 
 /* What one call of a store appends: `channelindex/stores/block_writer.py` says what that is, and
- * `channelindex/stores/redis/writer.py` how its script takes it. */
+ * `channelindex/stores/redis/writer.py` how it is sent. */
 
-enum { EPOCH_DIGITS = 16, BLIND_VALUES = 2, LOCATING_VALUES = 5 };
+enum { EPOCH_DIGITS = 16, LOCATING_VALUES = 5 };
 
 typedef struct {
     PyObject_HEAD
@@ -122,26 +122,10 @@ static size_t n_digits_of(uint64_t number) {
 
 static size_t text_size(size_t size) { return text_head_size(size) + size; }
 
-/* The size of a block's end of key: "group:number:channel". */
-static size_t name_size_of(const Item *item, uint64_t number) {
-    return item->group.size + 1 + n_digits_of(number) + 1 + item->channel.size;
-}
-
 static uint8_t *write_span(uint8_t *to, Span span) {
     if (span.size)
         memcpy(to, span.start, span.size);
     return to + span.size;
-}
-
-static uint8_t *write_name(uint8_t *to, const Item *item, uint64_t number) {
-    size_t n_digits = n_digits_of(number);
-    to = write_span(write_text_head(to, name_size_of(item, number)), item->group);
-    *to++ = ':';
-    for (size_t i = n_digits; i; i--, number /= 10)
-        to[i - 1] = (uint8_t)('0' + number % 10);
-    to += n_digits;
-    *to++ = ':';
-    return write_span(to, item->channel);
 }
 
 static uint8_t *write_epoch(uint8_t *to, uint64_t epoch) {
@@ -151,68 +135,37 @@ static uint8_t *write_epoch(uint8_t *to, uint64_t epoch) {
     return to;
 }
 
-/* How a selection's appends become arguments: blind ones, or such that locate. */
-typedef struct {
-    const SelectionObject *selection;
-    bool locates;
-} Packing;
+static const Item *item_of(const SelectionObject *self, size_t index) { return &self->batch->items[self->picks[index].item]; }
 
-static const Item *item_of(const Packing *packing, size_t index) {
-    return &packing->selection->batch->items[packing->selection->picks[index].item];
-}
-
-static size_t values_size(const Packing *packing, size_t index) {
-    const Item *item = item_of(packing, index);
-    size_t size = natural_size(item->frame.size);
-    if (!packing->locates)
-        return text_size(name_size_of(item, packing->selection->picks[index].number)) + size;
+static size_t values_size(const Item *item) {
     return text_size(item->channel.size) + text_size(item->group.size) + text_size(EPOCH_DIGITS) +
-           natural_size(FRAME_HEAD_BYTES) + size;
+           natural_size(FRAME_HEAD_BYTES) + natural_size(item->frame.size);
 }
 
-static uint8_t *write_values(const Packing *packing, size_t index, uint8_t *to) {
-    const Item *item = item_of(packing, index);
-    if (packing->locates) {
-        to = write_span(write_text_head(to, item->channel.size), item->channel);
-        to = write_span(write_text_head(to, item->group.size), item->group);
-        to = write_natural(write_epoch(to, item->epoch), FRAME_HEAD_BYTES);
-    } else {
-        to = write_name(to, item, packing->selection->picks[index].number);
-    }
-    return write_natural(to, item->frame.size);
-}
-
-static size_t body_size(const Packing *packing, size_t index) {
-    return item_of(packing, index)->frame.size + (packing->locates ? FRAME_HEAD_BYTES : 0);
-}
-
-static uint8_t *write_body(const Packing *packing, size_t index, uint8_t *to) {
-    const Item *item = item_of(packing, index);
-    if (packing->locates) {
-        first_header(item->epoch, to);
-        to += FRAME_HEAD_BYTES;
-    }
-    return write_span(to, item->frame);
+static uint8_t *write_values(const Item *item, uint8_t *to) {
+    to = write_span(write_text_head(to, item->channel.size), item->channel);
+    to = write_span(write_text_head(to, item->group.size), item->group);
+    return write_natural(write_natural(write_epoch(to, item->epoch), FRAME_HEAD_BYTES), item->frame.size);
 }
 
 /* Where the appends of the slot end that the one at *first* is of. */
-static size_t end_of_slot(const Packing *packing, size_t first) {
+static size_t end_of_slot(const SelectionObject *self, size_t first) {
     size_t end = first;
-    while (end < packing->selection->n_picks && item_of(packing, end)->slot == item_of(packing, first)->slot)
+    while (end < self->n_picks && item_of(self, end)->slot == item_of(self, first)->slot)
         end++;
     return end;
 }
 
 /* The arguments of one call of a script for the appends from *first* to *end*: (slot, MessagePack, body). */
-static PyObject *write_arguments(const Packing *packing, size_t first, size_t end) {
-    size_t n_slots = 0, size = 0, n_body = 0, n_values = packing->locates ? LOCATING_VALUES : BLIND_VALUES;
+static PyObject *write_arguments(const SelectionObject *self, size_t first, size_t end) {
+    size_t n_slots = 0, size = 0, n_body = 0;
     for (size_t at = first, next; at < end; at = next, n_slots++) {
-        next = end_of_slot(packing, at);
-        size += natural_size(item_of(packing, at)->slot) + array_head_size(n_values * (next - at));
+        next = end_of_slot(self, at);
+        size += natural_size(item_of(self, at)->slot) + array_head_size(LOCATING_VALUES * (next - at));
     }
     for (size_t at = first; at < end; at++) {
-        size += values_size(packing, at);
-        n_body += body_size(packing, at);
+        size += values_size(item_of(self, at));
+        n_body += FRAME_HEAD_BYTES + item_of(self, at)->frame.size;
     }
     PyObject *arguments = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(array_head_size(2 * n_slots) + size));
     PyObject *body = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)n_body);
@@ -224,28 +177,83 @@ static PyObject *write_arguments(const Packing *packing, size_t first, size_t en
     uint8_t *to = write_array_head((uint8_t *)PyBytes_AsString(arguments), 2 * n_slots);
     uint8_t *body_to = (uint8_t *)PyBytes_AsString(body);
     for (size_t at = first, next; at < end; at = next) {
-        next = end_of_slot(packing, at);
-        to = write_array_head(write_natural(to, item_of(packing, at)->slot), n_values * (next - at));
+        next = end_of_slot(self, at);
+        to = write_array_head(write_natural(to, item_of(self, at)->slot), LOCATING_VALUES * (next - at));
         for (size_t index = at; index < next; index++) {
-            to = write_values(packing, index, to);
-            body_to = write_body(packing, index, body_to);
+            const Item *item = item_of(self, index);
+            to = write_values(item, to);
+            first_header(item->epoch, body_to);
+            body_to = write_span(body_to + FRAME_HEAD_BYTES, item->frame);
         }
     }
-    return Py_BuildValue("(INN)", item_of(packing, first)->slot, arguments, body);
+    return Py_BuildValue("(INN)", item_of(self, first)->slot, arguments, body);
 }
 
-/* arguments(together) -> [(slot, arguments, body), ...] of a script, for the appends of one of `calls`
- *
- * One for all slots, which has the first one's number, or one for each. */
-static PyObject *selection_arguments(SelectionObject *self, PyObject *args) {
-    int together;
-    if (!PyArg_ParseTuple(args, "p", &together))
+/* The digits of a number. */
+typedef struct {
+    uint8_t digits[20];
+    size_t size;
+} Decimal;
+
+static Decimal decimal_of(uint64_t number) {
+    Decimal decimal = {.size = n_digits_of(number)};
+    for (size_t i = decimal.size; i; i--, number /= 10)
+        decimal.digits[i - 1] = (uint8_t)('0' + number % 10);
+    return decimal;
+}
+
+static uint8_t *write_decimal(uint8_t *to, uint64_t number) {
+    Decimal decimal = decimal_of(number);
+    return write_span(to, (Span){decimal.digits, decimal.size});
+}
+
+static uint8_t *write_ascii(uint8_t *to, const char *text) {
+    return write_span(to, (Span){(const uint8_t *)text, strlen(text)});
+}
+
+static const char append_head[] = "*3\r\n$6\r\nAPPEND\r\n$";
+
+/* The size of a block's key: "<prefix>{<slot>}:b:<group>:<number>:<channel>". */
+static size_t key_size_of(Span prefix, const Item *item, uint64_t number) {
+    return prefix.size + n_digits_of(item->slot) + 5 + item->group.size + 1 + n_digits_of(number) + 1 + item->channel.size;
+}
+
+static size_t command_size(Span prefix, const Item *item, uint64_t number) {
+    size_t key_size = key_size_of(prefix, item, number), size = item->frame.size;
+    return sizeof(append_head) - 1 + n_digits_of(key_size) + 2 + key_size + 3 + n_digits_of(size) + 2 + size + 2;
+}
+
+static uint8_t *write_command(Span prefix, const Item *item, uint64_t number, uint8_t *to) {
+    to = write_decimal(write_ascii(to, append_head), key_size_of(prefix, item, number));
+    to = write_span(write_ascii(to, "\r\n"), prefix);
+    to = write_decimal(write_ascii(to, "{"), item->slot);
+    to = write_span(write_ascii(to, "}:b:"), item->group);
+    to = write_decimal(write_ascii(to, ":"), number);
+    to = write_span(write_ascii(to, ":"), item->channel);
+    to = write_decimal(write_ascii(to, "\r\n$"), item->frame.size);
+    return write_ascii(write_span(write_ascii(to, "\r\n"), item->frame), "\r\n");
+}
+
+/* The commands for the appends from *first* to *end*: (slot, commands, their number). */
+static PyObject *write_commands(const SelectionObject *self, Span prefix, size_t first, size_t end) {
+    size_t size = 0;
+    for (size_t at = first; at < end; at++)
+        size += command_size(prefix, item_of(self, at), self->picks[at].number);
+    PyObject *commands = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)size);
+    if (commands == NULL)
         return NULL;
-    const Packing packing = {self, self->type != NULL};
+    uint8_t *to = (uint8_t *)PyBytes_AsString(commands);
+    for (size_t at = first; at < end; at++)
+        to = write_command(prefix, item_of(self, at), self->picks[at].number, to);
+    return Py_BuildValue("(INn)", item_of(self, first)->slot, commands, (Py_ssize_t)(end - first));
+}
+
+/* One call for all slots, which has the first one's number, or one for each. */
+static PyObject *calls_by_slot(const SelectionObject *self, bool together, const Span *prefix) {
     PyObject *calls = PyList_New(0);
     for (size_t first = 0, end; calls != NULL && first < self->n_picks; first = end) {
-        end = together ? self->n_picks : end_of_slot(&packing, first);
-        PyObject *call = write_arguments(&packing, first, end);
+        end = together ? self->n_picks : end_of_slot(self, first);
+        PyObject *call = prefix ? write_commands(self, *prefix, first, end) : write_arguments(self, first, end);
         if (call == NULL || PyList_Append(calls, call) < 0)
             Py_CLEAR(calls);
         Py_XDECREF(call);
@@ -253,8 +261,68 @@ static PyObject *selection_arguments(SelectionObject *self, PyObject *args) {
     return calls;
 }
 
+/* commands(prefix, together) -> [(slot, APPENDs as Redis takes them, their number), ...] for one of the blind `calls` */
+static PyObject *selection_commands(SelectionObject *self, PyObject *args) {
+    const char *prefix;
+    Py_ssize_t size;
+    int together;
+    if (!PyArg_ParseTuple(args, "s#p", &prefix, &size, &together))
+        return NULL;
+    return calls_by_slot(self, together, &(Span){(const uint8_t *)prefix, (size_t)size});
+}
+
+/* arguments(together) -> [(slot, arguments, body), ...] of the script that locates, for one of the `calls` that do */
+static PyObject *selection_arguments(SelectionObject *self, PyObject *args) {
+    int together;
+    if (!PyArg_ParseTuple(args, "p", &together))
+        return NULL;
+    return calls_by_slot(self, together, NULL);
+}
+
+/* Takes ":<digits>\r\n". */
+static bool take_reply(Cursor *cursor, uint64_t *number) {
+    bool has_digit = false;
+    if (cursor->at == cursor->end || *cursor->at++ != ':')
+        return false;
+    for (*number = 0; cursor->at < cursor->end && *cursor->at >= '0' && *cursor->at <= '9'; cursor->at++, has_digit = true)
+        *number = *number * 10 + (uint64_t)(*cursor->at - '0');
+    if (!has_digit || cursor->end - cursor->at < 2 || cursor->at[0] != '\r' || cursor->at[1] != '\n')
+        return false;
+    cursor->at += 2;
+    return true;
+}
+
+/* lost(replies) -> [append, ...]: those after which a block has nothing but them. *replies* are those to `commands`. */
+static PyObject *selection_lost(SelectionObject *self, PyObject *replies) {
+    char *start;
+    Py_ssize_t size;
+    uint64_t number;
+    if (PyBytes_AsStringAndSize(replies, &start, &size) < 0)
+        return NULL;
+    Cursor cursor = {(const uint8_t *)start, (const uint8_t *)start + size};
+    PyObject *lost = PyList_New(0);
+    for (size_t i = 0; lost != NULL && i < self->n_picks; i++) {
+        if (!take_reply(&cursor, &number)) {
+            PyErr_SetString(PyExc_ValueError, "no number for each append");
+            Py_CLEAR(lost);
+        } else if (number == item_of(self, i)->frame.size) {
+            PyObject *append = selection_item(self, (Py_ssize_t)i);
+            if (append == NULL || PyList_Append(lost, append) < 0)
+                Py_CLEAR(lost);
+            Py_XDECREF(append);
+        }
+    }
+    if (lost != NULL && cursor.at != cursor.end) {
+        PyErr_SetString(PyExc_ValueError, "more numbers than appends");
+        Py_CLEAR(lost);
+    }
+    return lost;
+}
+
 static PyMethodDef selection_methods[] = {
     {"calls", (PyCFunction)selection_calls, METH_VARARGS, NULL},
+    {"commands", (PyCFunction)selection_commands, METH_VARARGS, NULL},
+    {"lost", (PyCFunction)selection_lost, METH_O, NULL},
     {"arguments", (PyCFunction)selection_arguments, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

@@ -22,7 +22,7 @@ from redis.crc import key_slot
 from channelindex.errors import Transient
 from channelindex.redis.endpoints import node_of
 from channelindex.redis.errors import Purpose
-from channelindex.redis.link import Link, ServerLink
+from channelindex.redis.link import Link, PackedCall, ServerLink
 from channelindex.redis_url import RedisAddress
 
 MAX_REDIRECTIONS = 5
@@ -127,6 +127,35 @@ class ClusterLink(Link):
                     replies[index] = reply
         except BaseException:
             self.close()  # replies that nobody reads now must not answer what comes next
+            raise
+
+    def _exchange_packed(self, calls: Sequence[PackedCall]) -> list[bytes]:
+        """Follow a slot that has moved, if nothing of the call was executed: none may be sent twice unnoticed."""
+        replies = [b""] * len(calls)
+        waiting = list(range(len(calls)))
+        for _ in range(MAX_REDIRECTIONS):
+            self._exchange_packed_once(calls, waiting, replies)
+            waiting = [index for index in waiting if b"-MOVED " in replies[index]]
+            if not waiting:
+                return replies
+            self._layout = None
+            if any(replies[index].count(b"-MOVED ") != calls[index][2] for index in waiting):
+                break
+        raise self._unavailable("a slot has moved to another node meanwhile")
+
+    def _exchange_packed_once(self, calls: Sequence[PackedCall], waiting: Sequence[int], replies: list[bytes]) -> None:
+        indices_by_node: dict[Node, list[int]] = {}
+        for index in waiting:
+            indices_by_node.setdefault(self._node(calls[index][0]), []).append(index)
+        try:
+            for node, indices in indices_by_node.items():
+                self._link(node).send_packed([calls[index] for index in indices])
+            for node, indices in indices_by_node.items():
+                lines = self._link(node).receive_lines([calls[index] for index in indices])
+                for index, of_call in zip(indices, lines, strict=True):
+                    replies[index] = of_call
+        except BaseException:
+            self.close()  # as above
             raise
 
     def _asked(self, command: Sequence[Any], error: Any) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import redis
+from redis._parsers.base import BaseParser
 
 from channelindex.errors import (
     AuthenticationFailed,
@@ -100,6 +101,18 @@ def may_have_moved(error: Exception) -> bool:
 def closes_connection(error: Exception) -> bool:
     """True if the server closes the connection after *error*, a reply: it does not read on in what it did not take."""
     return "Protocol error" in str(error)
+
+
+MARK = b"-"
+"""Begins the line of an error. It is in no whole number above 0."""
+
+
+def error_in(replies: bytes) -> tuple[int, Exception]:
+    """Return the number of the first error in *replies*, and it. MARK says that there is one."""
+    found = (each for each in enumerate(replies.splitlines()) if each[1].startswith(MARK))
+    number, line = next(found)
+    error: Exception = BaseParser.parse_error(line[1:].decode(errors="replace"))  # type: ignore[no-untyped-call]  # redis-py's
+    return number, error
 
 
 def one_line(error: Exception) -> str:

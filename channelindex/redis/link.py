@@ -11,6 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,10 +19,12 @@ import redis
 
 from channelindex.redis.endpoints import Connect
 from channelindex.redis.errors import (
+    MARK,
     NOT_NOW_ERRORS,
     REFUSED_ERRORS,
     Purpose,
     closes_connection,
+    error_in,
     may_have_moved,
     one_line,
     translate_connect_error,
@@ -42,6 +45,11 @@ not take an argument closes the connection while it is being sent, and its reaso
 
 ScriptCall = tuple[Sequence[str], Sequence[Any]]
 """(keys, arguments) of one call of a script."""
+
+PackedCall = tuple[str, bytes, int]
+"""(key, commands as a server takes them, how many these are): for the server that has the key."""
+
+_RECEIVE_BYTES = 64 << 10
 
 
 class Link(ABC):
@@ -98,6 +106,10 @@ class Link(ABC):
         *keys* say where each goes. Only where *follows*, one goes after a key to the node where its slot is moving.
         """
 
+    @abstractmethod
+    def _exchange_packed(self, calls: Sequence[PackedCall]) -> list[bytes]:
+        """The replies to each of *calls*, a line for each of its commands."""
+
     def execute(self, *command: Any) -> Any:
         """The reply to one command, which has its key, if it has one, behind its name."""
         (reply,) = self.pipeline([command])
@@ -110,6 +122,18 @@ class Link(ABC):
         for command, reply in zip(commands, replies, strict=True):
             if isinstance(reply, Exception):
                 raise translate_error(self.purpose, self.where, command, reply) from reply
+        return replies
+
+    def count_packed(self, calls: Sequence[PackedCall], name_of: Callable[[int], str]) -> bytes:
+        """The replies to commands that answer with a whole number each, a line each: `:7`.
+
+        For thousands of them, which nobody could pack and take apart one by one. All are executed, also those after
+        one that fails. `name_of` gives the key of the one with a number, counted over all calls, for an error.
+        """
+        replies = b"".join(self._exchange_packed(calls))
+        if MARK in replies:
+            number, error = error_in(replies)
+            raise translate_error(self.purpose, self.where, ("command at", name_of(number)), error) from error
         return replies
 
     def run(self, name: str, keys: Sequence[str], *arguments: Any) -> Any:
@@ -209,7 +233,14 @@ class ServerLink(Link):
     def send(self, commands: Sequence[Sequence[Any]]) -> None:
         """Send *commands*; who calls this calls `receive` or `close` next."""
         self._open()
-        packed = self._connection.pack_commands(commands)
+        self._send(self._connection.pack_commands(commands))
+
+    def send_packed(self, calls: Sequence[PackedCall]) -> None:
+        """Send *calls*; who calls this calls `receive_lines` or `close` next."""
+        self._open()
+        self._send([commands for _, commands, _ in calls])
+
+    def _send(self, packed: Sequence[bytes]) -> None:
         try:
             with self._closed_if_broken():
                 self._connection.send_packed_command(packed)
@@ -223,12 +254,43 @@ class ServerLink(Link):
         """The replies to what was sent, an exception where the server answered with an error."""
         with self._closed_if_broken():
             replies = [self._read_reply() for _ in range(n_replies)]
-        self._n_broken_sends = 0
-        if any(isinstance(reply, Exception) and may_have_moved(reply) for reply in replies):
-            self._give_up()
-        elif any(isinstance(reply, Exception) and closes_connection(reply) for reply in replies):
-            self.close()
+        self._note_errors([reply for reply in replies if isinstance(reply, Exception)])
         return replies
+
+    def receive_lines(self, calls: Sequence[PackedCall]) -> list[bytes]:
+        """The replies to *calls*, which were sent packed."""
+        with self._closed_if_broken():
+            lines = self._read_lines(sum(count for _, _, count in calls))
+        self._note_errors([error_in(lines)[1]] if MARK in lines else [])
+        if len(calls) == 1:
+            return [lines]
+        each = iter(lines.splitlines(keepends=True))
+        return [b"".join(islice(each, count)) for _, _, count in calls]
+
+    def _read_lines(self, count: int) -> bytes:
+        """Read so many replies of a line each. What redis-py has read ahead is nothing: nothing was owed to us."""
+        parts: list[bytes] = []
+        try:
+            while count > 0:
+                parts.append(self._connection._sock.recv(_RECEIVE_BYTES))  # noqa: SLF001 see `fileno`
+                if not parts[-1]:
+                    raise redis.ConnectionError("the connection was closed")
+                count -= parts[-1].count(b"\n")
+        except TimeoutError as error:
+            raise redis.TimeoutError("no reply in time") from error
+        except OSError as error:
+            raise redis.ConnectionError(str(error)) from error
+        if count:
+            raise redis.exceptions.InvalidResponse("more replies than commands")
+        return b"".join(parts)
+
+    def _note_errors(self, errors: Sequence[Exception]) -> None:
+        """Give up the connection, or close it, where one of *errors*, which the server answered with, asks for that."""
+        self._n_broken_sends = 0
+        if any(map(may_have_moved, errors)):
+            self._give_up()
+        elif any(map(closes_connection, errors)):
+            self.close()
 
     def check(self) -> None:
         """Find out whether the server has hung up on a connection that owes us nothing, and give it up then.
@@ -254,6 +316,10 @@ class ServerLink(Link):
     ) -> list[Any]:
         self.send(commands)
         return self.receive(len(commands))
+
+    def _exchange_packed(self, calls: Sequence[PackedCall]) -> list[bytes]:
+        self.send_packed(calls)
+        return self.receive_lines(calls)
 
     @contextmanager
     def _closed_if_broken(self) -> Iterator[None]:

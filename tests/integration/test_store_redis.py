@@ -9,7 +9,7 @@ import msgspec
 import pytest
 import redis
 
-from channelindex.blocks import HEADER, pack_frame, pack_pairs
+from channelindex.blocks import ENTRIES, HEADER, pack_frame, pack_pairs
 from channelindex.epochs import new_record
 from channelindex.errors import (
     AuthenticationFailed,
@@ -56,7 +56,7 @@ def backend(redis_url: str) -> Iterator[Backend]:
 
 
 def _commands_of_scripts(client: redis.Redis, act) -> list[str]:
-    """What the scripts that *act* runs do, as "COMMAND key"."""
+    """What the scripts that *act* runs do, and what is appended without one, as "COMMAND key"."""
     seen: list[str] = []
     with client.monitor() as monitor:
         act()
@@ -65,7 +65,7 @@ def _commands_of_scripts(client: redis.Redis, act) -> list[str]:
             command = monitor.next_command()
             if command["command"] == "ECHO enough":
                 return seen
-            if command["client_type"] == "lua":
+            if command["client_type"] == "lua" or command["command"].startswith("APPEND "):
                 seen.append(" ".join(command["command"].split(" ")[:2]))
 
 
@@ -115,16 +115,34 @@ def test_stable_clock_moves_before_its_counter_and_the_message(backend, client):
     ]
 
 
-def test_batch_of_known_channels_is_one_command(backend, client):
+def test_batch_of_known_channels_is_an_append_for_each_and_no_script(backend, client):
     writer = backend.writer()
     batch = [append(f"channel-{number}", 1, entry(0, 1)) for number in range(300)]
-    for _ in range(2):  # the second makes Redis know the script
-        writer.write(batch)
+    writer.write(batch)
     client.config_resetstat()
     writer.write(batch)
     calls = {name: stats["calls"] for name, stats in client.info("commandstats").items()}
-    assert calls["cmdstat_evalsha"] == 1
     assert calls["cmdstat_append"] == 300
+    assert not calls.keys() & {"cmdstat_eval", "cmdstat_evalsha"}
+
+
+def test_an_append_to_a_block_that_was_lost_is_taken_back(backend, client):
+    block, writer = KEYS.block("A", GROUP, 0), backend.writer()
+    for _ in range(2):
+        writer.write([append("A", 1, entry(0, 1)), append("B", 1, entry(0, 1))])
+    client.delete(block)
+    with pytest.raises(IndexCorrupt, match="0:A is gone"):
+        writer.write([append("A", 1, entry(0, 2)), append("B", 1, entry(0, 2))])
+    assert client.exists(block) == 0
+
+
+def test_nobody_appends_to_a_block_without_header_whose_writer_died_before_it_took_its_append_back(backend, client):
+    backend.writer().write([append("A", 1, entry(0, 1))])
+    block = KEYS.block("A", GROUP, 0)
+    client.set(block, frame := pack_frame(ENTRIES, 1, b"x"))
+    with pytest.raises(IndexCorrupt, match="not both there"):
+        backend.writer().write([append("A", 1, entry(0, 2))])
+    assert client.get(block) == frame
 
 
 def test_rotated_block_keeps_no_room_to_grow(backend, client):

@@ -1,6 +1,7 @@
 """The compiled kernel merges ring frames and packs appends as Python does."""
 
 import random
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from channelindex import blocks, kernel
 from channelindex.errors import IndexCorrupt
 from channelindex.model import Entry
+from channelindex.redis.link import PackedCall
 from channelindex.stores.active import ActiveBlock, ActiveBlocks, LocatingAppend, Location, learn
 from channelindex.stores.base import ChannelAppend
 from channelindex.stores.block_writer import calls_of, full_at, sort
@@ -236,10 +238,33 @@ def test_each_call_takes_what_it_may_and_all_is_taken(appends: list[ChannelAppen
 
 
 class LinkOfKind:
-    """A link that is asked for nothing but its kind."""
+    """A link that notes what it is to send, and answers with sizes: every other block had nothing before."""
 
     def __init__(self, *, spans_slots: bool) -> None:
         self.spans_slots = spans_slots
+        self.sent: list[Sequence[PackedCall]] = []
+
+    def count_packed(self, calls: Sequence[PackedCall], name_of: Callable[[int], str]) -> bytes:
+        self.sent.append(calls)
+        sizes = [size for _, commands, _ in calls for size in appended_sizes(commands)]
+        assert len(sizes) == sum(count for _, _, count in calls)
+        assert all(name_of(number).startswith("ci:index:{") for number in range(len(sizes)))
+        return b"".join(b":%d\r\n" % (size + number % 2 * 9) for number, size in enumerate(sizes))
+
+
+def appended_sizes(commands: bytes) -> Iterator[int]:
+    """The sizes of the values of APPENDs, as a server reads them."""
+    while commands:
+        head, _, commands = commands.partition(b"\r\n")
+        assert head == b"*3"
+        values = []
+        for _ in range(3):
+            head, _, commands = commands.partition(b"\r\n")
+            values.append(commands[: int(head[1:])])
+            assert commands[int(head[1:]) :].startswith(b"\r\n")
+            commands = commands[int(head[1:]) + 2 :]
+        assert values[0] == b"APPEND"
+        yield len(values[2])
 
 
 @given(appends=APPENDS, spans_slots=st.booleans())
@@ -249,7 +274,10 @@ def test_arguments_for_redis_are_equal(appends: list[ChannelAppend], spans_slots
     writer._link = LinkOfKind(spans_slots=spans_slots)  # type: ignore[assignment]  # of all that it has, this
     blind_, locating_ = selections(appends)
     for call in blind_.calls(500, 1 << 20):
-        assert writer._append_calls(call) == writer._append_calls([*call])
+        assert writer._lost_of_selection(call) == writer._lost_of_list([*call])
+        compiled, python = writer._link.sent[-2:]  # type: ignore[attr-defined]
+        assert [item[1:] for item in compiled] == [item[1:] for item in python]
+        assert spans_slots or compiled == python
     for call in locating_.calls(500, 1 << 20):
         compiled, order = writer._locating_calls(call)
         assert (compiled, [*order]) == writer._locating_calls([*call])
@@ -273,3 +301,8 @@ def test_what_is_no_append_is_refused() -> None:
         selection.calls(0, 1)
     with pytest.raises(TypeError):
         module().Batch()
+    blind_, _ = selections([ChannelAppend("a", "g", 1, b"x")])
+    (call,) = blind_.calls(1, 1)
+    for wrong_replies in (b"", b":1", b":1\r", b"1\r\n", b":\r\n", b":1\r\n:1\r\n", b":-1\r\n", b":1x\r\n"):
+        with pytest.raises(ValueError, match="append"):
+            call.lost(wrong_replies)

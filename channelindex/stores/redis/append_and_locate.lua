@@ -43,12 +43,10 @@ local function append(slot_prefix, channel, group, epoch, header_size, frames)
     return '', 0, '0', live
   end
   key = block_prefix .. number .. ':' .. channel
-  local frame = string.sub(frames, header_size + 1)
-  local size = call('APPEND', key, frame)
-  if size == #frame then
-    call('DEL', key)
+  if call('GETRANGE', key, 0, 0) ~= 'H' then -- a block begins with a header
     return 'lost', 0, '0', live
   end
+  local size = call('APPEND', key, string.sub(frames, header_size + 1))
   if noted_epoch ~= epoch then
     key = slot_prefix .. 'n'
     call('HSET', key, channel, '') -- again: the names may have been lost

@@ -1,4 +1,4 @@
-"""The atomic operations of the write half, as scripts.
+"""The operations of the write half: blind appends as APPENDs that are sent together, all others as scripts.
 
 Arguments go to Lua as one MessagePack blob and one body: thousands of RESP arguments would cost more to pack than the
 script costs to run.
@@ -7,6 +7,7 @@ Items are grouped by slot. One Redis takes all slots in one call; a cluster take
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -25,8 +26,6 @@ from channelindex.stores.redis.store_link import open_link
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder().decode
 
-_NONE_LOST = _encode([])
-
 _Sections = dict[int, tuple[list[Any], list[bytes]]]
 """By slot: the items of its channels, flat, and the bytes whose lengths are among them."""
 
@@ -43,26 +42,40 @@ class RedisBlocks:
         self._identified_session = -1
 
     def append(self, appends: Sequence[BlindAppend]) -> None:
-        """See `BlockOperations.append`."""
-        for packed in self._link.run_all("append", self._append_calls(appends)):
-            if packed != _NONE_LOST:
-                group, number, channel = _decode(packed)[0].split(":", 2)
-                raise lost_block(self._keys.block(channel, group, int(number)), channel)
+        """See `BlockOperations.append`: an APPEND for each, all sent together."""
+        lost = self._lost_of_selection(appends) if not isinstance(appends, list) else self._lost_of_list(appends)
+        if lost:
+            blocks = [*map(self._block_of, lost)]
+            sizes = [len(frame) for *_, frame in lost]
+            self._link.run_all("take_back", [((key,), (size,)) for key, size in zip(blocks, sizes, strict=True)])
+            raise lost_block(blocks[0], lost[0][0])
 
-    def _append_calls(self, appends: Sequence[BlindAppend]) -> list[ScriptCall]:
-        """The calls of the script that appends blindly."""
-        if not isinstance(appends, list):
-            return self._compiled_calls(appends)
-        sections: _Sections = {}
-        for channel, group, number, frame in appends:
-            slot = slot_of(channel)
-            section = sections.get(slot)
-            if section is None:
-                section = sections[slot] = [], []
-            section[0].append(f"{group}:{number}:{channel}")
-            section[0].append(len(frame))
-            section[1].append(frame)
-        return self._calls(sections)
+    def _lost_of_list(self, appends: list[BlindAppend]) -> list[BlindAppend]:
+        """Append; return those whose block was not there: now it has nothing else."""
+        by_slot: dict[int, list[BlindAppend]] = {}
+        for append in appends:
+            by_slot.setdefault(0 if self._link.spans_slots else slot_of(append[0]), []).append(append)
+        prefix = self._keys.prefix
+        calls = [
+            (f"{prefix}{{{slot}}}:", b"".join([_command(prefix, append) for append in of_slot]), len(of_slot))
+            for slot, of_slot in by_slot.items()
+        ]
+        in_order = [*chain(*by_slot.values())]
+        replies = self._link.count_packed(calls, lambda number: self._block_of(in_order[number]))
+        sizes = map(int, replies[1:-2].split(b"\r\n:"))
+        return [append for append, size in zip(in_order, sizes, strict=True) if size == len(append[3])]
+
+    def _lost_of_selection(self, appends: Any) -> list[BlindAppend]:
+        """The same of a selection of the compiled kernel, which is in the order of slots."""
+        packed = appends.commands(self._keys.prefix, self._link.spans_slots)
+        calls = [(self._keys.slot(slot), commands, count) for slot, commands, count in packed]
+        replies = self._link.count_packed(calls, lambda number: self._block_of(appends[number]))
+        lost: list[BlindAppend] = appends.lost(replies)
+        return lost
+
+    def _block_of(self, append: BlindAppend) -> str:
+        channel, group, number, _ = append
+        return self._keys.block(channel, group, number)
 
     def append_and_locate(self, appends: Sequence[LocatingAppend]) -> Sequence[Location | None]:
         """See `BlockOperations.append_and_locate`."""
@@ -82,7 +95,12 @@ class RedisBlocks:
     def _locating_calls(self, appends: Sequence[LocatingAppend]) -> tuple[list[ScriptCall], Iterable[int]]:
         """The calls of the script that locates, and for each of its answers the index of the append."""
         if not isinstance(appends, list):
-            return self._compiled_calls(appends), range(len(appends))
+            compiled: Any = appends  # a selection, as above
+            together = self._link.spans_slots
+            return [
+                (() if together else (self._keys.slot(slot),), (self._keys.prefix, arguments, body))
+                for slot, arguments, body in compiled.arguments(together)
+            ], range(len(appends))
         sections: _Sections = {}
         indices: dict[int, list[int]] = {}
         for index, (channel, group, epoch, header, frame) in enumerate(appends):
@@ -95,14 +113,6 @@ class RedisBlocks:
             section[1].extend((header, frame))
             indices[slot].append(index)
         return self._calls(sections), [index for at in indices.values() for index in at]
-
-    def _compiled_calls(self, appends: Any) -> list[ScriptCall]:
-        """The same of a selection of the compiled kernel, which is in the order of slots."""
-        together = self._link.spans_slots
-        return [
-            (() if together else (self._keys.slot(slot),), (self._keys.prefix, arguments, body))
-            for slot, arguments, body in appends.arguments(together)
-        ]
 
     def groups(self, keys: Sequence[tuple[str, str]]) -> Sequence[GroupState | None]:
         """See `BlockOperations.groups`."""
@@ -171,6 +181,13 @@ class RedisBlocks:
         return [
             ((self._keys.slot(slot),), (prefix, *_arguments({slot: section}))) for slot, section in sections.items()
         ]
+
+
+def _command(prefix: str, append: BlindAppend) -> bytes:
+    """The APPEND to the key that `Keys.block` names, as Redis takes it."""
+    channel, group, number, frame = append
+    key = f"{prefix}{{{slot_of(channel)}}}:b:{group}:{number}:{channel}".encode()
+    return b"*3\r\n$6\r\nAPPEND\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(key), key, len(frame), frame)
 
 
 def _rows(flat: Sequence[Any], size: int) -> list[Sequence[Any]]:
