@@ -17,6 +17,7 @@ typedef struct {
     uint32_t opaque;
     uint64_t vb_number, snap_end, newest;
     uint64_t seqno; /* its newest now */
+    PyObject *moved_to; /* the same, ours, as long as the stream itself has not been told; else NULL */
 } Current;
 
 /* What the caller gave. */
@@ -48,6 +49,19 @@ static FrameHead read_head(const uint8_t *at) {
     };
 }
 
+/* Tells the stream its newest seqno. An error that is on its way stays. */
+static Outcome tell_stream(Current *current) {
+    if (current->moved_to == NULL)
+        return DONE;
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    int failed = PyObject_SetAttr(current->stream, attr_seqno, current->moved_to);
+    Py_CLEAR(current->moved_to);
+    if (type != NULL)
+        PyErr_Restore(type, value, trace);
+    return failed ? FAILED : DONE;
+}
+
 static void leave_stream(Current *current) {
     Py_CLEAR(current->stream);
     Py_CLEAR(current->vb);
@@ -72,6 +86,10 @@ static Outcome enter_stream(Current *current, PyObject *streams, uint32_t opaque
     if (stream == NULL)
         return PyErr_Occurred() ? FAILED : LEFT;
     Py_INCREF(stream);
+    if (tell_stream(current) == FAILED) {
+        Py_DECREF(stream);
+        return FAILED;
+    }
     PyObject *vb = PyObject_GetAttr(stream, attr_vb);
     leave_stream(current);
     current->stream = stream;
@@ -116,16 +134,18 @@ static PyObject *make_event(const Input *input, const FrameHead *head, const Cur
     return event;
 }
 
-/* Appends the document's event, and moves its stream on. */
+/* Appends the document's event, and moves its stream on, which is told later. */
 static Outcome take_document(const Input *input, const FrameHead *head, Current *current, Span key, Span value) {
     PyObject *seqno = PyLong_FromUnsignedLongLong(head->seqno);
     PyObject *event = seqno != NULL ? make_event(input, head, current, seqno, key, value) : NULL;
-    bool is_taken = event != NULL && PyObject_SetAttr(current->stream, attr_seqno, seqno) == 0 &&
-                    PyList_Append(input->events, event) == 0;
-    Py_XDECREF(seqno);
+    bool is_taken = event != NULL && PyList_Append(input->events, event) == 0;
     Py_XDECREF(event);
-    if (!is_taken)
+    if (!is_taken) {
+        Py_XDECREF(seqno);
         return FAILED;
+    }
+    Py_XDECREF(current->moved_to);
+    current->moved_to = seqno;
     current->newest = current->seqno;
     current->seqno = head->seqno;
     return DONE;
@@ -189,6 +209,8 @@ PyObject *take_documents(PyObject *module, PyObject *args) {
         }
         newest = current.newest;
     }
+    if (tell_stream(&current) == FAILED)
+        outcome = FAILED;
     PyObject *result = NULL;
     if (outcome == LEFT)
         result = Py_BuildValue("(nOK)", (Py_ssize_t)at, last == NULL ? Py_None : last, (unsigned long long)newest);

@@ -146,22 +146,55 @@ static Outcome add_revision(RoundObject *self, const Document *document, Revisio
     return DONE;
 }
 
-/* Moves the position of the document's vbucket on. */
-static Outcome move_position(const Document *document, PyObject *position, PyObject *touched) {
-    if (PyObject_SetAttr(position, attr_seqno, document->seqno) < 0 || PySet_Add(touched, document->vb) < 0)
+/* The vbucket that the last document was of, and its position, which is told later how far it is. */
+typedef struct {
+    PyObject *vb, *position, *seqno; /* ours; no seqno where there is nothing to tell */
+    uint16_t vb_number;
+} Place;
+
+/* Tells the position how far it is. An error that is on its way stays. */
+static Outcome tell_place(Place *place, PyObject *touched) {
+    if (place->seqno == NULL)
+        return DONE;
+    PyObject *type, *value, *trace;
+    PyErr_Fetch(&type, &value, &trace);
+    bool is_told = PyObject_SetAttr(place->position, attr_seqno, place->seqno) == 0 && PySet_Add(touched, place->vb) == 0;
+    Py_CLEAR(place->seqno);
+    if (type != NULL)
+        PyErr_Restore(type, value, trace);
+    return is_told ? DONE : FAILED;
+}
+
+static void leave_place(Place *place) {
+    Py_CLEAR(place->vb);
+    Py_CLEAR(place->position);
+    Py_CLEAR(place->seqno);
+}
+
+/* Goes to the vbucket of a document. LEFT: it has no position. */
+static Outcome enter_place(Place *place, const Document *document, PyObject *positions, PyObject *touched) {
+    if (place->position != NULL && place->vb_number == document->vb_number)
+        return DONE;
+    if (tell_place(place, touched) == FAILED)
         return FAILED;
+    leave_place(place);
+    PyObject *position = PyDict_GetItemWithError(positions, document->vb);
+    if (position == NULL)
+        return PyErr_Occurred() ? FAILED : LEFT;
+    Py_INCREF(position);
+    Py_INCREF(document->vb);
+    *place = (Place){.vb = document->vb, .position = position, .vb_number = document->vb_number};
     return DONE;
 }
 
 static Outcome add_event(RoundObject *self, PyObject *event, PyObject *positions, PyObject *touched, Removals *removals,
-                         Revision *revision) {
+                         Revision *revision, Place *place) {
     Document document;
     if (!read_event(event, &document))
         return LEFT;
-    PyObject *position = PyDict_GetItemWithError(positions, document.vb);
-    if (position == NULL)
-        return PyErr_Occurred() ? FAILED : LEFT;
-    Outcome outcome = DONE;
+    Outcome outcome = enter_place(place, &document, positions, touched);
+    if (outcome != DONE)
+        return outcome;
     switch (decode(document.key_text, document.datatype, document.value, revision)) {
     case PYTHONS:
         return LEFT;
@@ -171,11 +204,11 @@ static Outcome add_event(RoundObject *self, PyObject *event, PyObject *positions
     case NO_ENTRY:
         break;
     }
-    if (outcome != DONE)
-        return outcome;
-    Py_INCREF(position);
-    outcome = move_position(&document, position, touched);
-    Py_DECREF(position);
+    if (outcome == DONE) {
+        Py_INCREF(document.seqno);
+        Py_XDECREF(place->seqno);
+        place->seqno = document.seqno;
+    }
     return outcome;
 }
 
@@ -184,6 +217,7 @@ static PyObject *round_add(RoundObject *self, PyObject *args) {
     Py_ssize_t at;
     Removals removals;
     Revision revision;
+    Place place = {0};
     if (!PyArg_ParseTuple(args, "O!nO!O!O", &PyList_Type, &events, &at, &PyDict_Type, &positions, &PySet_Type, &touched,
                           &memory))
         return NULL;
@@ -197,11 +231,14 @@ static PyObject *round_add(RoundObject *self, PyObject *args) {
     for (; at < PyList_Size(events); at++) {
         PyObject *event = PyList_GetItem(events, at);
         Py_INCREF(event);
-        outcome = add_event(self, event, positions, touched, &removals, &revision);
+        outcome = add_event(self, event, positions, touched, &removals, &revision, &place);
         Py_DECREF(event);
         if (outcome != DONE)
             break;
     }
+    if (tell_place(&place, touched) == FAILED)
+        outcome = FAILED;
+    leave_place(&place);
     removals_close(&removals);
     return outcome == FAILED ? NULL : PyLong_FromSsize_t(at);
 }
