@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import compress
 from typing import NamedTuple, TypeVar
 
 from channelindex.errors import ChangesForgotten, ChannelIndexError, IndexCorrupt, ReaderClosed, TokenAhead, Transient
@@ -26,7 +27,7 @@ from channelindex.reading.query import Query
 from channelindex.reading.scan import ChannelScans, FoundByVb, Scan
 from channelindex.reading.snapshot import IndexSnapshot, Snapshots
 from channelindex.reading.token import Delivered, Token, encode, pack, packed_in
-from channelindex.stores.base import IndexReader
+from channelindex.stores.base import ChannelState, IndexReader
 
 WAIT_S = 1.0
 """A wait for the stable clock; closing takes so long."""
@@ -39,6 +40,9 @@ MOST_LOOKS = 200
 """Wakes kept in memory; each has a clock of its own."""
 TOLD_AT_ONCE = 250
 """Followers of one channel that are told before anybody else has a turn on the event loop."""
+LONG_LOOK_S = 0.01
+LONGEST_PAUSE_S = 0.1
+"""After a look longer than LONG_LOOK_S, the store and everybody else have as long for themselves, up to this."""
 LINGER_S = 5.0
 """A channel is looked at for so long after its last follower left: who asks again and again comes back at once."""
 
@@ -157,6 +161,7 @@ class Hub:
         self._n_entries = 0
         self._pages: dict[tuple[Query, int, int | None], Kept] = {}
         self._to_tell: deque[Follower] = deque()
+        self._marks: dict[str, bytes] = {}  # of the channels that had nothing else than what was visible
         self._is_fresh = asyncio.Event()  # the view is no older than the last wait for the stable clock
         self._is_followed = asyncio.Event()
         self.view: HubView | None = None
@@ -301,6 +306,9 @@ class Hub:
             counter = now
             patience.reset()
             self._publish(view, look, channels)
+            took_s = time.monotonic() - view.at
+            if took_s > LONG_LOOK_S:
+                await asyncio.sleep(min(took_s, LONGEST_PAUSE_S))
 
     def _looked_at(self) -> list[str]:
         """The channels that are followed, or were a moment ago."""
@@ -316,19 +324,40 @@ class Hub:
         at = time.monotonic()
         before, snapshot = self.view, self._snapshots.take()
         view = HubView(before.number + 1 if before else 0, snapshot, at)
+        if before is None or before.snapshot.meta != snapshot.meta or before.snapshot.epochs != snapshot.epochs:
+            self._marks = {}  # what is visible changes with an epoch, and without a trace in any channel
         if before is None or before.snapshot.meta != snapshot.meta:
             return view, None
         try:
             if snapshot.resume(before.position).seqnos != before.position.seqnos:
                 return view, None  # a rollback
-            scans = ChannelScans(snapshot, before.position.seqnos, len(channels))
-            walk(self._store, channels, scans)
+            changed = self._changed(channels)
+            states = self._store.channel_states(changed)
+            scans = ChannelScans(snapshot, before.position.seqnos, len(changed))
+            walk(self._store, changed, scans, states=states)
+            self._note(changed, states, snapshot)
         except (TokenAhead, IndexCorrupt, ChangesForgotten):
             return view, None  # whom it concerns will find it, too
-        found = {channel: each for channel, each in zip(channels, scans.by_channel, strict=True) if each}
+        found = {channel: each for channel, each in zip(changed, scans.by_channel, strict=True) if each}
         pack(view.position)  # here, in a thread, and not where all wait for it
         n_entries = sum(map(_count, found.values()))
         return view, Look(view.number, before.position, pack(before.position), found, n_entries)
+
+    def _changed(self, channels: Sequence[str]) -> list[str]:
+        """Those of *channels* that may have something that they had not, or not visibly, when they were noted."""
+        noted = [channel for channel in channels if channel in self._marks]
+        marks = [self._marks[channel] for channel in noted]
+        is_changed = self._store.changed(marks) if marks else ()
+        at_rest = [not is_other for is_other in is_changed]
+        self._marks = {channel: self._marks[channel] for channel in compress(noted, at_rest)}
+        return [channel for channel in channels if channel not in self._marks]
+
+    def _note(self, channels: Sequence[str], states: Sequence[ChannelState | None], snapshot: IndexSnapshot) -> None:
+        """Note those of *channels* of which all is visible: until they change, they need not be read."""
+        for channel, state in zip(channels, states, strict=True):
+            mark = self._store.mark(channel, state) if snapshot.shows_all(state) else None
+            if mark is not None:
+                self._marks[channel] = mark
 
     def _publish(self, view: HubView, look: Look | None, channels: Sequence[str]) -> None:
         self.view = view

@@ -136,7 +136,7 @@ class ChannelScans(Scan):
     """Scans of several channels in one walk, which keeps apart what each of them has: `by_channel`, by position."""
 
     def __init__(self, snapshot: IndexSnapshot, since: Sequence[int], n_channels: int) -> None:
-        assert n_channels > 0
+        assert n_channels >= 0, "none where nothing has changed"
         super().__init__(snapshot, since)
         self.by_channel: list[FoundByVb] = [defaultdict(dict) for _ in range(n_channels)]
 

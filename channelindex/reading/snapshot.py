@@ -6,11 +6,12 @@ from itertools import pairwise
 from operator import gt
 from typing import NamedTuple
 
+from channelindex.blocks import fold_clock
 from channelindex.epochs import Bounds, EpochStart, PartitionRecord, whole_record
 from channelindex.errors import IndexCorrupt, TokenAhead
 from channelindex.model import IndexMeta
 from channelindex.reading.token import Delivered, Token
-from channelindex.stores.base import IndexReader
+from channelindex.stores.base import ChannelState, IndexReader
 from channelindex.timeline import Moment, newest_before
 
 _KNOWN_EPOCHS = 100
@@ -189,6 +190,22 @@ class IndexSnapshot:
         if seqno <= self.limits(epoch).visible[vb]:
             return "visible"
         return "pending" if seqno <= self._history.bounds(epoch)[vb] else "dead"
+
+    def shows_all(self, state: ChannelState | None) -> bool:
+        """True if nothing of a channel in *state* is yet to become visible, as long as no epoch begins."""
+        try:
+            return state is None or all(
+                group.tail is not None and self._is_stable(fold_clock(group.frames, self._bound))
+                for group in state.groups.values()
+            )
+        except (IndexCorrupt, IndexError):
+            return False
+
+    def _bound(self, epoch: int, vb: int) -> int:
+        return self._history.bounds(epoch)[vb]
+
+    def _is_stable(self, clock: Mapping[int, int]) -> bool:
+        return all(seqno <= self.stable[vb] for vb, seqno in clock.items())
 
     def stable_before(self, timelines: Sequence[Sequence[Moment]], time_s: float) -> list[int]:
         """The seqno of each vbucket that was stable at *time_s* (Unix time) at the latest, and still is; 0 for none.

@@ -366,6 +366,14 @@ class IndexReader(Protocol):
         """The state of each channel, in the order asked; None for a channel without entries."""
         ...
 
+    def mark(self, channel: str, state: ChannelState | None) -> bytes | None:
+        """Note that *channel* was in *state*, for `changed`; None where the store cannot tell. Makes no request."""
+        ...
+
+    def changed(self, marks: Sequence[bytes]) -> Sequence[bool]:
+        """Tell of each of *marks* if its channel may have changed since. Costs a fraction of `channel_states`."""
+        ...
+
     def blocks(self, refs: Sequence[BlockRef]) -> Sequence[bytes | None]:
         """The bytes of each block, in the order asked; None for one that does not exist.
 

@@ -379,6 +379,13 @@ class MemoryReader:
         floor = self._index.floors.get(channel, b"")
         return ChannelState({group: state for group, state in groups.items() if state}, compacted, floor)
 
+    def mark(self, _channel: str, _state: ChannelState | None) -> None:
+        """See `IndexReader.mark`. It cannot tell."""
+
+    def changed(self, marks: Sequence[bytes]) -> Sequence[bool]:
+        """See `IndexReader.changed`."""
+        return [True] * len(marks)
+
     def blocks(self, refs: Sequence[BlockRef]) -> Sequence[bytes | None]:
         """See `IndexReader.blocks`."""
         with self._index.changed:

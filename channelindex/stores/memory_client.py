@@ -82,6 +82,13 @@ class MemoryClient:
         """See `IndexReader.channel_states`."""
         return self._in_parts("channel_states", channels, _STATES_PER_REQUEST)
 
+    def mark(self, _channel: str, _state: ChannelState | None) -> None:
+        """See `IndexReader.mark`. It cannot tell."""
+
+    def changed(self, marks: Sequence[bytes]) -> Sequence[bool]:
+        """See `IndexReader.changed`."""
+        return [True] * len(marks)
+
     def blocks(self, refs: Sequence[BlockRef]) -> Sequence[bytes | None]:
         """See `IndexReader.blocks`."""
         return self._in_parts("blocks", refs, _BLOCKS_PER_REQUEST)

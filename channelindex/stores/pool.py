@@ -71,6 +71,16 @@ class ReaderPool:
         with self._lent() as store:
             return store.channel_states(channels)
 
+    def mark(self, channel: str, state: ChannelState | None) -> bytes | None:
+        """See `IndexReader.mark`."""
+        with self._lent() as store:
+            return store.mark(channel, state)
+
+    def changed(self, marks: Sequence[bytes]) -> Sequence[bool]:
+        """See `IndexReader.changed`."""
+        with self._lent() as store:
+            return store.changed(marks)
+
     def blocks(self, refs: Sequence[BlockRef]) -> Sequence[bytes | None]:
         """See `IndexReader.blocks`."""
         with self._lent() as store:

@@ -40,6 +40,36 @@ def test_answers_come_in_the_order_asked(backend, owner):
     assert [block is not None for block in blocks] == [True, False, True]
 
 
+def test_a_channel_that_changed_since_it_was_noted_is_told_from_one_that_did_not(backend, owner):
+    """By Redis; the others say of each that it may have."""
+    writer, reader = backend.writer(block_bytes=300), backend.reader()
+    names = [f"c{number}" for number in range(1200)]
+    writer.write([append(name, 1, entry(0, 1)) for name in names])
+
+    def noted(channels):
+        states = reader.channel_states(channels)
+        return [reader.mark(channel, state) for channel, state in zip(channels, states, strict=True)]
+
+    everything = [*names, "none"]
+    marks = noted(everything)
+    tells = marks[0] is not None
+    assert [mark is not None for mark in marks] == [tells] * len(marks)
+    if not tells:
+        assert list(reader.changed([b"a note"])) == [True]
+        return
+    assert not any(reader.changed(marks))
+    for seqno in range(2, 30):  # within its block, and into the next ones
+        writer.write([append("c700", 1, entry(0, seqno)), append("none", 1, entry(0, seqno))])
+        is_changed = reader.changed(marks)
+        assert [name for name, other in zip(everything, is_changed, strict=True) if other] == ["c700", "none"]
+        if seqno % 3 == 0:
+            marks = noted(everything)
+            assert not any(reader.changed(marks))
+    writer.write([append("c3", 1, entry(3, 1), group="0000000000000008")])
+    assert not any(reader.changed(noted(everything)))
+    assert reader.changed(marks)[3]
+
+
 def test_reading_creates_nothing(backend, owner):
     reader = backend.reader()
     reader.blocks([BlockRef("A", GROUP, 0)])

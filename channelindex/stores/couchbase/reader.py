@@ -100,6 +100,13 @@ class CouchbaseReader:
         states = read_groups(self._link, self._keys, directories)
         return [_channel_state(directories[channel], states[channel]) for channel in channels]
 
+    def mark(self, _channel: str, _state: ChannelState | None) -> None:
+        """See `IndexReader.mark`. It cannot tell."""
+
+    def changed(self, marks: Sequence[bytes]) -> Sequence[bool]:
+        """See `IndexReader.changed`."""
+        return [True] * len(marks)
+
     def blocks(self, refs: Sequence[BlockRef]) -> Sequence[bytes | None]:
         """See `IndexReader.blocks`."""
         return [stored and stored.value for stored in self._link.get([self._keys.block(*ref) for ref in refs])]

@@ -10,6 +10,7 @@ from channelindex.redis.link import ServerLink
 from channelindex.stores import records
 from channelindex.stores.base import BlockRef, ChannelState, Quarantined, StableView
 from channelindex.stores.meta import decode_meta, lost_record
+from channelindex.stores.redis import channel_marks
 from channelindex.stores.redis.directories import read_channels
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record, read_meta
@@ -89,6 +90,14 @@ class RedisReader:
     def channel_states(self, channels: Sequence[str]) -> Sequence[ChannelState | None]:
         """See `IndexReader.channel_states`."""
         return read_channels(self._link, self._keys, channels)
+
+    def mark(self, channel: str, state: ChannelState | None) -> bytes | None:
+        """See `IndexReader.mark`."""
+        return channel_marks.mark_of(self._keys, channel, state)
+
+    def changed(self, marks: Sequence[bytes]) -> Sequence[bool]:
+        """See `IndexReader.changed`."""
+        return channel_marks.changed(self._link, self._keys, marks)
 
     def blocks(self, refs: Sequence[BlockRef]) -> Sequence[bytes | None]:
         """See `IndexReader.blocks`."""
