@@ -343,7 +343,7 @@ def test_bodies_that_are_none_are_refused(service: Service) -> None:
 FEEDS = st.sampled_from(["normal", "longpoll", "continuous", "eventsource"])
 ASKED = st.fixed_dictionaries(
     {"feed": FEEDS, "limit": st.integers(1, 120)},
-    optional={"active_only": st.booleans(), "seq_interval": st.integers(1, 50), "ids": st.booleans()},
+    optional={"seq_interval": st.integers(1, 50)},
 )
 
 
