@@ -454,7 +454,6 @@ class FeedWorker:
         assert by_partition, "a rollback is of some vbucket"
         assert by_partition.keys() <= self._ownership.owned
         epoch = self._store.next_epoch()
-        assert epoch > self._ownership.epoch, "each epoch is begun once"
         self._store.begin_all(by_partition, epoch, self._owner, only_if=self._ownership.epoch)
         return ROLLED_BACK
 

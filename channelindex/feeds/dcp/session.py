@@ -78,7 +78,6 @@ class Session:
         self.high_seqnos: dict[int, int] = {}
         self.ignored_frames = 0
         """Whole frames that nothing was made of: unknown opcodes, and what belongs to streams that are no more."""
-        assert options.producer.buffer_bytes > 0, "without a window the server would never stop"
         conversation = self._introduce()
         self._ask(next(conversation), lambda frame: self._continue(conversation, frame))
 
