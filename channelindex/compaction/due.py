@@ -10,8 +10,10 @@ from channelindex.stores.base import COMPACT_PREFIX
 from channelindex.stores.block_writer import full_at
 from channelindex.stores.compacting import ChannelSizes, GroupSize
 
-MAX_GROUPS = 8
-"""Groups of a channel, each of which a reader asks for. With more, the small ones are merged."""
+MAX_GROUPS = 16
+"""Groups of a channel, each of which a reader asks for. With more, the small ones are merged.
+
+With 8, small channels were merged so often that all was written three times (`python -m benchmarks.removal year`)."""
 
 
 class Extent(Enum):

@@ -60,7 +60,10 @@ def test_what_present_epochs_append_to_is_no_reason():
 
 
 def test_many_groups_are_merged_the_small_ones_alone():
-    groups = {f"g{number}": _group(number, 100 + number, number=0, active_bytes=100 + number) for number in range(6)}
+    groups = {
+        f"g{number}": _group(number % 6, 100 + number, number=0, active_bytes=100 + number)
+        for number in range(MAX_GROUPS - 2)
+    }
     large = {f"{COMPACT_PREFIX}1": _group(1, 10**6), f"{COMPACT_PREFIX}2": _group(1, 500), "now": _group(7, 10)}
     sizes = ChannelSizes(Compacted(1, 10**6, at=int(NOW_S)), groups | large)
     assert len(sizes.groups) > MAX_GROUPS
