@@ -139,18 +139,15 @@ def node_fill(node: State) -> float:
 def lagging(state: State, limit: int) -> list[tuple[str, State]]:
     """The *limit* partitions with the largest lag, with their owner; "" and an unknown age where nobody reports.
 
-    A node reports its worst only; the bucket tells the changes that wait in the others. Without a report is worst.
+    First come those of owners that do not report, if changes wait as the bucket tells; then what nodes report.
     """
     heard = {node["node"]: node for node in state["nodes"] if node["heard"]}
+    unheard = [part for part in state["partitions"] if part.get("lag") and part["owner"] not in heard]
+    waiting = [
+        (part["owner"] or "", {**part, "lag_s": None}) for part in sorted(unheard, key=lambda part: -part["lag"])
+    ]
     reported = [(name, part) for name, node in heard.items() for part in node["status"].get("behind", ())]
-    known = {part["partition"] for _, part in reported}
-    rest = [part for part in state["partitions"] if part.get("lag") and part["partition"] not in known]
-    rest.sort(key=lambda part: -part["lag"])
-    unheard, others = (
-        [(part["owner"] or "", {**part, "lag_s": None}) for part in rest if (part["owner"] in heard) is is_heard]
-        for is_heard in (False, True)
-    )
-    return [*unheard, *sorted(reported, key=lambda pair: -pair[1]["lag_s"]), *others][:limit]
+    return [*waiting, *sorted(reported, key=lambda pair: -pair[1]["lag_s"])][:limit]
 
 
 def hot_channels(state: State, limit: int) -> list[HotChannel]:
