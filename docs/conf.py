@@ -12,7 +12,7 @@ release = version = channelindex.__version__
 author = project_copyright = "the channelindex authors"
 
 extensions = ["myst_parser"]
-include_patterns = ["*.md", "docs/*.md", "docs/**/*.md"]
+include_patterns = ["*.md", "docs/*.md", "docs/**/*.md", "channelindex/stores/redis/*.md"]
 root_doc = "docs/index"
 myst_heading_anchors = 4
 nitpicky = True  # each link has to lead somewhere

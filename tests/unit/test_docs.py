@@ -44,6 +44,12 @@ def test_internal_links_lead_somewhere(document: Path) -> None:
         assert not anchor or anchor in anchors_of(linked), f"{document.name} links {target}"
 
 
+def test_the_index_of_the_documents_leads_to_each_of_them() -> None:
+    links = re.findall(r"^\* \[.+?\]\(([\w./-]+\.md)\)", text_of("docs/index.md"), re.MULTILINE)
+    found = {(ROOT / "docs" / link).resolve() for link in links}
+    assert not set(DOCUMENTS) - found - {ROOT / "docs" / "index.md"}, "name it in docs/index.md, the site's navigation"
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_named_tests_and_modules_exist(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
