@@ -2,9 +2,10 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from channelindex import kernel
 from channelindex.decode.base import Decoder
 from channelindex.feeds.base import EXPIRATION
 from channelindex.feeds.bounded import BoundedFeed, read_to_end
@@ -12,7 +13,7 @@ from channelindex.hashing import group_of
 from channelindex.model import ORIGIN, IndexMeta
 from channelindex.stores.base import ChannelAppend, IndexWriter, OwnerStore
 from workers.pipeline.feed_worker import ROUND_EVENTS
-from workers.pipeline.frames import decode_frame, merge, pack_frames
+from workers.pipeline.frames import merge_payloads, pack_frames
 from workers.pipeline.ring import Ring
 from workers.pipeline.round import Round, RoundBuilder
 
@@ -104,10 +105,10 @@ def _rounds(feed: BoundedFeed, decoder: Decoder, meta: IndexMeta, clock: _Clock,
                 yield taken
 
 
-def _through_ring(ring: Ring, taken: Round, writer: int, group: str) -> list[ChannelAppend]:
+def _through_ring(ring: Ring, taken: Round, writer: int, group: str) -> Sequence[ChannelAppend]:
     for frame in pack_frames(ring.epoch, group, taken.sections[writer], taken.principals[writer], ring.max_payload):
         position = ring.try_publish(frame)
         assert position is not None, "a round is far smaller than the ring"
-    appends = merge([decode_frame(payload) for payload in ring.take(_RING_BYTES)])
+    merged = merge_payloads([(ring.epoch, ring.take(_RING_BYTES))], set(), kernel.chosen())
     ring.commit()
-    return appends
+    return merged.appends
