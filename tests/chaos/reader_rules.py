@@ -6,12 +6,13 @@ is sent back and no clock goes back more often than rollbacks had begun by then.
 resumes at the end of the last snapshot that was complete, which may lie below what the bucket kept, and a reader begins
 at 0 again. Who reads over HTTP is told neither vbucket nor seqno and may be told twice, so only what he believes at
 the end is judged. A store that loses its newest writes is recorded as two rollbacks of all vbuckets
-(`World.note_loss`).
+(`World.note_loss`). One that is handed over and may make the index go back a little is recorded as a return
+(`World.note_return`): it sends readers back too, but far less than to 0.
 """
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from tests.chaos.finding import Finding
 from tests.chaos.record import NOWHERE, Reader, Record, Rollback, StableSample, Told
@@ -20,6 +21,8 @@ from tests.support.history import Membership, expected_channels
 FOLLOWED_S = 360.0
 """So long after a rollback has begun the index has followed it, and readers have what they had read before: no fault of
 a run lasts a third of it."""
+RETURNS_S = 30.0
+"""A return goes back a second or two, and surely not so far."""
 SURELY_S = 20.0
 """So long after the index seemed to have followed a rollback it surely has: the bucket may write so fast that its
 seqnos are again where they were, before any worker has asked for its streams anew."""
@@ -28,12 +31,15 @@ seqnos are again where they were, before any worker has asked for its streams an
 class Begun:
     """When rollbacks began, by vbucket."""
 
-    def __init__(self, rollbacks: Iterable[Rollback]) -> None:
+    def __init__(self, rollbacks: Iterable[Rollback], samples: Sequence[StableSample] = ()) -> None:
+        self._floors_by_vb: defaultdict[int, list[tuple[float, int]]] = defaultdict(list)
         self._times_by_vb: defaultdict[int, list[float]] = defaultdict(list)
         self._spans_by_vb: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
         for rollback in sorted(rollbacks):
             for vb in rollback.vbs:
                 self._times_by_vb[vb].append(rollback.begun)
+                floor = _floor(samples, vb, rollback.begun) if rollback.returns else -1
+                self._floors_by_vb[vb].append((rollback.begun, floor))
                 over = min(rollback.followed + SURELY_S, rollback.begun + FOLLOWED_S)
                 self._spans_by_vb[vb].append((rollback.begun, over))
 
@@ -41,9 +47,23 @@ class Begun:
         """How many there were of *vb* by then."""
         return bisect_right(self._times_by_vb[vb], at)
 
+    def sends_back(self, told: Told, used: set[int]) -> int | None:
+        """The number of one, not in *used*, that may have sent a reader back to before *told*; None for none."""
+        begun = enumerate(self._floors_by_vb[told.vb])
+        found = [(floor, n) for n, (at, floor) in begun if n not in used and at <= told.at and floor < told.seqno]
+        return max(found)[1] if found else None
+
     def lately(self, vb: int, at: float) -> bool:
         """Whether the index may be about to follow one of *vb*."""
         return any(begun <= at <= over for begun, over in self._spans_by_vb[vb])
+
+
+def _floor(samples: Sequence[StableSample], vb: int, begun: float) -> int:
+    """A seqno that is surely below where a vbucket returns to at *begun*: half of what was stable a while before."""
+    first = max(0, bisect_right(samples, begun - RETURNS_S, key=lambda sample: sample.at) - 1)
+    last = bisect_right(samples, begun, key=lambda sample: sample.at)
+    seen = [sample.stable[vb] for sample in samples[first:last]]
+    return min(seen, default=0) // 2 if seen and samples[first].at <= begun - RETURNS_S else -1
 
 
 def judge_readers(record: Record) -> Iterator[Finding]:
@@ -52,7 +72,7 @@ def judge_readers(record: Record) -> Iterator[Finding]:
     At the end they must have read all that is stable, and documents that lost the only revision by which they were ever
     in a channel must have been healed: no entry of the index tells of them.
     """
-    begun = Begun(record.rollbacks)
+    begun = Begun(record.rollbacks, record.samples)
     expected = expected_channels(record.written)
     told_by_reader: defaultdict[str, list[Told]] = defaultdict(list)
     for told in record.told:
@@ -81,13 +101,14 @@ def _repeated(tellings: Iterable[Told], begun: Begun) -> Iterator[Finding]:
     what a rollback took back begins this vbucket at 0 again.
     """
     last_seqno: dict[int, int] = {}
-    times_sent_back: defaultdict[int, int] = defaultdict(int)
+    used: defaultdict[int, set[int]] = defaultdict(set)
     told_since: defaultdict[int, set[tuple[str, int]]] = defaultdict(set)
     for told in tellings:
         vb, this = told.vb, (told.doc, told.seqno)
         if told.seqno <= last_seqno.get(vb, 0):
-            if times_sent_back[vb] < begun.count(vb, told.at):
-                times_sent_back[vb] += 1
+            reason = begun.sends_back(told, used[vb])
+            if reason is not None:
+                used[vb].add(reason)
                 told_since[vb].clear()
             elif this in told_since[vb]:
                 yield Finding("duplicate", f"told twice: {told}")

@@ -50,7 +50,7 @@ class Rollback(NamedTuple):
     """From `begun` to `ended` (monotonic seconds) the bucket was made to lose the newest seqnos of `vbs`.
 
     The index follows within an unknown time after `begun`, and seemed to have done so at `followed`. `kept` are the
-    high seqnos that were left, by the order of `vbs`.
+    high seqnos that were left, by the order of `vbs`. One that `returns` took nothing: the index goes back a little.
     """
 
     begun: float
@@ -58,6 +58,7 @@ class Rollback(NamedTuple):
     vbs: tuple[int, ...]
     kept: tuple[int, ...]
     followed: float = math.inf
+    returns: bool = False
 
 
 @dataclass
@@ -94,5 +95,5 @@ class Record:
             [Reader(*item) for item in lines("readers")],
             [Told(*item) for item in lines("told")],
             [StableSample(at, tuple(stable)) for at, stable in lines("samples")],
-            [Rollback(b, e, tuple(vbs), tuple(kept), followed) for b, e, vbs, kept, followed in lines("rollbacks")],
+            [Rollback(b, e, tuple(vbs), tuple(kept), *more) for b, e, vbs, kept, *more in lines("rollbacks")],
         )

@@ -33,8 +33,11 @@ class Unfit(Exception):
 class ReplicatedStore(ABC):
     """Servers of which some are replicas. One fault at a time: a second one would leave nobody to promote."""
 
-    hand_over_sends_back = False
-    """Whether a planned failover may send readers back."""
+    hand_over_loses = False
+    """Whether a planned failover may lose the newest writes."""
+
+    hand_over_returns = False
+    """Whether the index may go back a little after one that loses nothing."""
 
     def __init__(self) -> None:
         self.settings: dict[str, object] = {}
@@ -152,10 +155,10 @@ class ClusterStore(ReplicatedStore):
     """Three masters and three replicas, with appendfsync everysec.
 
     CLUSTER FAILOVER loses nothing. But epochs after it begin at the newest moment of which all slots prove to
-    have everything, up to a second earlier, and readers who were told more begin again.
+    have everything, up to a second earlier, and readers who were told more are told again what follows.
     """
 
-    hand_over_sends_back = True
+    hand_over_returns = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -238,7 +241,7 @@ class SentinelStore(OneMasterStore):
     SENTINEL FAILOVER does not stop the master's writes before it promotes the replica, as CLUSTER FAILOVER does.
     """
 
-    hand_over_sends_back = True
+    hand_over_loses = True
 
     def __init__(self) -> None:
         servers = SentinelAndMaster()

@@ -41,8 +41,10 @@ def _guarded(act: StoreAct, *, loses_tail: bool) -> Act:
             with store.taken():
                 master, replica = store.draw(rnd)
                 store.await_role(replica, "slave")
-                if loses_tail or store.hand_over_sends_back:
+                if loses_tail or store.hand_over_loses:
                     world.note_loss()
+                elif store.hand_over_returns:
+                    world.note_return()
                 yield from act(store, rnd, master, replica)
         except (Unfit, redis.RedisError) as error:
             raise Missed from error

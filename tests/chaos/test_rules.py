@@ -163,6 +163,21 @@ def test_a_reader_over_http_may_be_told_twice_and_is_judged_by_what_it_believes(
     assert found_of(row("1-a"), row("2-b")) == ["missed"]
 
 
+def test_a_return_sends_a_reader_back_a_little_and_not_to_the_beginning() -> None:
+    samples = [StableSample(at, (50,) * 8) for at in (1.0, 70.0)]
+    again = [told(5, 90.0), told(40, 90.0), told(9, 101.0), told(40, 102.0)]
+    after = (ROLLBACK._replace(begun=100.0, returns=True),)
+
+    def found_after(tellings: list[Told], rollbacks: tuple[Rollback, ...]) -> list[str]:
+        record = Record([line("1-a")], told=tellings, rollbacks=list(rollbacks), samples=samples)
+        return found(record, index_of(stored("*", 50, "1-a")))
+
+    assert found_after(again, after) == ["went back"]
+    assert found_after([*again[:2], told(30, 101.0), told(40, 102.0)], after) == []
+    assert found_after(again, (ROLLBACK._replace(begun=100.0), *after)) == []
+    assert found_after([*again[:2], told(9, 99.0), told(40, 99.0)], after) == ["went back"]
+
+
 def test_nothing_is_told_before_it_is_stable_unless_the_clock_was_just_rolled_back() -> None:
     assert found_of(told(5, stable=5), told(9, stable=-1)) == []
     assert found_of(told(5, stable=4)) == ["before stable"]

@@ -331,6 +331,11 @@ class World:
         now = time.monotonic()
         self.record.rollbacks += [Rollback(now, now, tuple(range(N_VBUCKETS)), ())] * 2
 
+    def note_return(self) -> None:
+        """The store is handed over and loses nothing; the index may go back a little, and readers with it."""
+        now = time.monotonic()
+        self.record.rollbacks += [Rollback(now, now, tuple(range(N_VBUCKETS)), (), returns=True)] * 2
+
     # -- healing
 
     def start(self, node: JumpingNode) -> None:
