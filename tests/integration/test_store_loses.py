@@ -129,8 +129,7 @@ def test_a_stale_replica_that_was_promoted_is_indexed_again_from_where_it_is():
         index.backend.close()
 
 
-@pytest.mark.parametrize("holds_records", [True, False], ids=["of the records", "of blocks"])
-def test_a_planned_failover_tells_readers_only_what_follows_again(holds_records):
+def test_a_planned_failover_tells_readers_only_what_follows_again():
     """One who was told all, one in the midst of a page, and one who was told less than the epoch begins with."""
     with ClusterOfThree(replicas=True) as cluster:
         index = Index(cluster)
@@ -144,7 +143,7 @@ def test_a_planned_failover_tells_readers_only_what_follows_again(holds_records)
             at_page_end = _told(reader, None, limit=4)[1]
             told, caught_up = _told(reader, None)
             assert told == [1, 2, 3, 4, 5]
-            victim = index.master_of(index.keys.meta) if holds_records else index.master_of_blocks()
+            victim = index.master_of(index.keys.meta)
             cluster.await_offset(victim)
             cluster.nodes[victim + N_MASTERS].execute_command("CLUSTER", "FAILOVER")
             cluster.await_promotion(victim + N_MASTERS)

@@ -256,9 +256,13 @@ class World(NamedTuple):
             yield after
 
     def _since(self, state: State) -> int:
+        """The seqno that the token is lowered to: to the start of a return, to 0 where it is not known to be one."""
         epoch, seqno = state.token
-        (left,) = Bounds(state.partitions[0].record).clamp(epoch, [seqno])
-        return seqno if left == seqno or self.fault == FULL_TOKEN else 0
+        bounds = Bounds(state.partitions[0].record)
+        (left,) = bounds.clamp(epoch, [seqno])
+        if left == seqno or self.fault == FULL_TOKEN:
+            return seqno
+        return left if seqno <= bounds.reach_of(epoch)[0] else 0
 
     def check(self, state: State) -> None:
         """Hold the promises against *state*, of each partition whose epoch began in the servers that are there.
