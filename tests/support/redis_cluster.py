@@ -20,6 +20,8 @@ NODE_TIMEOUT_MS = 1000
 """How long a master may be silent before its replica takes its place."""
 _BUS_OFFSET = 10_000
 _TIMEOUT_S = 120.0
+_HAND_OVER_S = 5.0
+"""After so long, a server gives a planned failover up."""
 
 
 class ClusterOfThree:
@@ -131,6 +133,26 @@ class ClusterOfThree:
     def await_promotion(self, number: int) -> None:
         """Wait until node *number* is a master, and a node that lives knows it."""
         until(lambda: self.is_master(number))
+
+    def hand_over(self, number: int) -> None:
+        """Have the replica of node *number* take its place as planned; asked again while it takes too long."""
+        self.await_offset(number)
+        replica = number + N_MASTERS
+        asked_at = float("-inf")
+
+        def is_done() -> bool:
+            nonlocal asked_at
+            if time.monotonic() > asked_at + 2 * _HAND_OVER_S and not self.is_master(replica):
+                self.nodes[replica].execute_command("CLUSTER", "FAILOVER")
+                asked_at = time.monotonic()
+            return self.is_master(replica)
+
+        until(is_done)
+
+    def allow_no_failover(self) -> None:
+        """Let no master be replaced because the machine is busy."""
+        for node in self.nodes:
+            node.execute_command("CONFIG", "SET", "cluster-node-timeout", 60_000)
 
     def is_master(self, number: int) -> bool:
         """Whether node *number* answers, and says that it is a master."""
