@@ -37,7 +37,8 @@ class Followed(NamedTuple):
         """A service that is not started, of the index in a store; *settings* are those of nodes."""
         tokens = folder / "tokens"
         tokens.touch(mode=0o600)
-        service = Service(folder, store_url, "channels", serve_tokens_file=tokens, **settings)
+        flat = {name.replace("__", "_"): value for name, value in settings.items()}
+        service = Service(folder, store_url, "channels", serve_tokens_file=tokens, **flat)
         return cls(service, tokens)
 
     def new_token(self, channel: str) -> str:
