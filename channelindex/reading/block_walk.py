@@ -139,7 +139,7 @@ class _Walk:
             reaches_back = self._add_block(position, active, state.tail)
             return [step.before()] if reaches_back and step.goes_back else []
         try:
-            clock = fold_clock(state.clock, self._scan.snapshot.clock_limit)
+            clock = fold_clock(state.clock, self._scan.clock_limit)
         except IndexCorrupt as error:
             _with_location(f"clock of channel {active.channel!r}, group {active.group}", self._on_corrupt)(error)
             return [step]  # the block headers decide

@@ -1,7 +1,7 @@
 """Cuts what a scan found into answers of a limited size, each with the token that continues after it. Pure."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from channelindex import blocks
@@ -19,6 +19,9 @@ class Change(NamedTuple):
     `channels` are those of the request in which the document is as of this change, in the request's order. There are
     none exactly where `removed`: the document left, and `rev` is the revision by which it left. `left` are those that
     it left by this change, where it is in none of the others.
+
+    Where it is `withdrawn`, it is `removed` because the source took back what it said: `rev` is the revision that the
+    reader may have been told, and that is no more. No other of the document is in these channels.
     """
 
     id: str
@@ -30,6 +33,7 @@ class Change(NamedTuple):
     flags: int
     channels: tuple[str, ...]
     left: tuple[str, ...] = ()
+    withdrawn: bool = False
 
 
 class Changes(NamedTuple):
@@ -47,6 +51,17 @@ class Changes(NamedTuple):
     of: int = 0
 
 
+class Withdrawn(NamedTuple):
+    """Lists what to tell before all else to a reader that is at the token `begin`: documents that are withdrawn.
+
+    `documents` are by vbucket; within one, the newest first. So a token that goes on after some of them is `begin` with
+    a lower seqno in their vbuckets: what the reader was told above that, it has been told to be withdrawn.
+    """
+
+    begin: Token
+    documents: Sequence[Found]
+
+
 class Pager:
     """Cuts one scan into pages of a limited size."""
 
@@ -58,10 +73,16 @@ class Pager:
         self._of = sum(scan.snapshot.stable)
 
     def pages(
-        self, read: Token, limit: int | None, most: int | None = None, part: int | None = None
+        self,
+        read: Token,
+        limit: int | None,
+        most: int | None = None,
+        part: int | None = None,
+        withdrawn: Withdrawn | None = None,
     ) -> Iterator[Changes]:
         """All that was found above *read*, beginning with the vbucket whose turn it is, *limit* documents a page.
 
+        What is *withdrawn* comes before all else.
         With *part*, each page of *limit* comes in parts of so many documents, each with its token.
         With *most*, the scan forgets what is beyond the first page and so many documents, and the pages end before it.
 
@@ -72,9 +93,21 @@ class Pager:
         size = next(sizes)
         stable, seqnos, horizons = self._scan.snapshot.stable, list(read.seqnos), list(read.horizons)
         self._query.narrow(self._scan, read)
-        pending = self._scan.count()
+        pending = self._scan.count() + (len(withdrawn.documents) if withdrawn else 0)
         kept = self._keep(read.turn_vb, sys.maxsize if most is None else most + size)
         page: list[Found] = []
+        n_withdrawn = 0
+        if withdrawn is not None:
+            told = list(withdrawn.begin.seqnos)
+            for document in withdrawn.documents:
+                if len(page) == size:
+                    pending -= size
+                    at = withdrawn.begin._replace(seqnos=tuple(told), delivered=Delivered.ANYTHING)
+                    yield self._answer(page, at, pending, size)
+                    page, size = [], next(sizes)
+                page.append(document)
+                told[_vb(document)] = document[0] - 1
+            n_withdrawn = len(page)
         before: int | None = None
         for vb, upto, documents in self._turns(read, kept):
             for passed in _between(before, vb, len(stable)):
@@ -87,8 +120,8 @@ class Pager:
                     pending -= size
                     assert pending > 0, "there is a document for the next page"
                     at = Token(vb, upto, read.epochs, tuple(seqnos), tuple(horizons), delivered)
-                    yield self._answer(page, at, pending)
-                    page, size = [], next(sizes)
+                    yield self._answer(page, at, pending, n_withdrawn)
+                    page, size, n_withdrawn = [], next(sizes), 0
                 page.append(document)
                 seqnos[vb] = document[0]
             seqnos[vb] = max(seqnos[vb], upto)
@@ -97,7 +130,7 @@ class Pager:
         assert pending == len(page), "each document that was found is on one page"
         delivered = Delivered.ANYTHING if read.delivered == Delivered.ANYTHING else Delivered.NOTHING
         position = self._scan.snapshot.position
-        yield self._answer(page, position._replace(delivered=delivered), 0)
+        yield self._answer(page, position._replace(delivered=delivered), 0, n_withdrawn)
 
     def _keep(self, first: int, most: int) -> list[int]:
         """The vbuckets with the first *most* documents, or a few more, as their turns come from *first* on.
@@ -131,7 +164,8 @@ class Pager:
                 yield vb, stable[vb], documents
         yield first, stable[first], [found for found in of_first if found[0] > upto]
 
-    def _answer(self, page: list[Found], continuation: Token, pending: int) -> Changes:
+    def _answer(self, page: list[Found], continuation: Token, pending: int, n_withdrawn: int) -> Changes:
+        """The answer with the documents of *page*, of which the first *n_withdrawn* are withdrawn."""
         stored = blocks.iter_entries(b"".join([found[3] for found in page]))
         entries = tuple(
             Change(
@@ -140,12 +174,14 @@ class Pager:
                 seqno=entry.seqno,
                 vb=entry.vb,
                 deleted=bool(entry.flags & DELETED),
-                removed=bool(entry.flags & REMOVED),
+                removed=is_removed,
                 flags=entry.flags,
-                channels=() if entry.flags & REMOVED else self._names(found[2]),
-                left=self._names(found[2]) if entry.flags & REMOVED else (),
+                channels=() if is_removed else self._names(found[2]),
+                left=self._names(found[2]) if is_removed else (),
+                withdrawn=number < n_withdrawn,
             )
-            for found, entry in zip(page, stored, strict=True)
+            for number, (found, entry) in enumerate(zip(page, stored, strict=True))
+            for is_removed in (number < n_withdrawn or bool(entry.flags & REMOVED),)
         )
         since = token.encode(continuation, self._scan.snapshot.meta, self._query.asked)
         return Changes(entries, since, pending, self._stats, sum(continuation.seqnos), self._of)
@@ -156,6 +192,12 @@ class Pager:
             names = tuple(name for position, name in enumerate(self._query.channels) if mask >> position & 1)
             self._names_by_mask[mask] = names
         return names
+
+
+def _vb(found: Found) -> int:
+    """The vbucket of a document that was found."""
+    vb: int = blocks.unpack_entry_head(found[3], 0)[0]
+    return vb
 
 
 def _between(before: int | None, vb: int, n_vbuckets: int) -> tuple[slice, ...]:

@@ -31,12 +31,15 @@ class Query(NamedTuple):
         ids = None if doc_ids is None else frozenset(_strings("doc_ids", doc_ids))
         return cls(names, ids, active_only, token.ask(names, ids))
 
+    def wants(self, doc_id: str) -> bool:
+        """True if the document is asked for."""
+        return self.doc_ids is None or doc_id in self.doc_ids
+
     def narrow(self, scan: Scan, read: Token) -> None:
         """Take out of *scan*, which began at *read*, what is not asked for."""
         if self.doc_ids is not None:
-            ids = self.doc_ids
             for vb in scan.vbuckets():
-                scan.keep(vb, lambda key, _: document_id(key) in ids)
+                scan.keep(vb, lambda key, _: self.wants(document_id(key)))
         if self.active_only:
             for vb in scan.vbuckets():
                 upto = undelivered_upto(read, vb)

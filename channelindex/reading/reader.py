@@ -11,12 +11,13 @@ from channelindex.reading import token
 from channelindex.reading.block_walk import NOTHING_READ, walk
 from channelindex.reading.keeping import TokenStore
 from channelindex.reading.kept_pages import READ_AHEAD, KeptPages
-from channelindex.reading.paging import Changes, Pager
+from channelindex.reading.paging import Changes, Pager, Withdrawn
 from channelindex.reading.patience import BEHIND_S, Patience
 from channelindex.reading.query import Query
 from channelindex.reading.scan import Scan
 from channelindex.reading.snapshot import IndexSnapshot, Snapshots
 from channelindex.reading.token import Token
+from channelindex.reading.withdrawn import ReturningScan
 from channelindex.stores.base import IndexReader
 
 CONSUMED_AT_ONCE = 1000
@@ -32,7 +33,7 @@ class ChangesReader:
 
     No answer goes beyond the stable clock, so only a rollback of the source takes one back. A reader that had read
     what was rolled back gets all documents of that vbucket once more, in their present state. A document that was in
-    the channels only by what was rolled back is not reported: the index has no live entry of it.
+    the channels only by what was rolled back is told before them, as `withdrawn`, as long as the index knows of it.
 
     A `since` is good for the channels and `doc_ids` with which it was made, in any order, and refused for others: it
     says nothing of them. `since="now"` begins with what comes next.
@@ -295,10 +296,16 @@ def read_pages(
         See `ChangesReader.changes`.
     """
     is_new = since == NOW
-    read = snapshot.position if is_new else snapshot.resume(token.decode(since, snapshot.meta, query.asked))
-    scan = Scan(snapshot, read.seqnos)
-    stats = NOTHING_READ if is_new else walk(store, query.channels, scan, on_corrupt)
-    return Pager(query, scan, stats).pages(read, limit, most, part)
+    begin = snapshot.position if is_new else token.decode(since, snapshot.meta, query.asked)
+    read, taken_back = snapshot.resume(begin), snapshot.taken_back(begin)
+    if not taken_back:
+        scan = Scan(snapshot, read.seqnos)
+        stats = NOTHING_READ if is_new else walk(store, query.channels, scan, on_corrupt)
+        return Pager(query, scan, stats).pages(read, limit, most, part)
+    returning = ReturningScan(snapshot, read.seqnos, taken_back)
+    stats = walk(store, query.channels, returning, on_corrupt)
+    withdrawn = Withdrawn(begin, returning.withdrawn(query))
+    return Pager(query, returning, stats).pages(read, limit, most, part, withdrawn)
 
 
 def check_limit(limit: int | None) -> None:

@@ -68,7 +68,7 @@ class Scan:
                 if known is None or known[0] < seqno:
                     into[key] = found
                 elif known[0] == seqno:
-                    into[key] = _merged(known, found)
+                    into[key] = merged(known, found)
 
     def add_block(self, block: bytes, channel: int, on_corrupt: OnCorrupt = refuse) -> bool:
         """Add a block of the channel at position *channel*; return true if blocks before it may hold entries, too.
@@ -93,7 +93,7 @@ class Scan:
         for kind, epoch, body in blocks.iter_frames(frames, on_corrupt):
             try:
                 if kind == blocks.ENTRIES:
-                    self._add_entries(body, self.snapshot.limits(epoch).visible, 1 << channel)
+                    self._add_entries(epoch, body, 1 << channel)
                 else:
                     reaches_back = self._reaches_back(epoch, body)
             except (struct.error, IndexError):
@@ -103,14 +103,30 @@ class Scan:
         return reaches_back
 
     def _reaches_back(self, epoch: int, pairs: bytes) -> bool:
-        limits = self.snapshot.limits(epoch).clock
+        limits = self.clock_limits(epoch)
         return not self.covered({vb: min(seqno, limits[vb]) for vb, seqno in blocks.unpack_pairs(pairs).items()})
+
+    def clock_limits(self, epoch: int) -> Sequence[int]:
+        """The seqno of each vbucket that a clock of *epoch* is lowered to."""
+        return self.snapshot.limits(epoch).clock
+
+    def clock_limit(self, epoch: int, vb: int) -> int:
+        """`clock_limits` of one vbucket, as `blocks.fold_clock` wants it.
+
+        Raises:
+            IndexCorrupt: the index has no such vbucket.
+        """
+        try:
+            return self.clock_limits(epoch)[vb]
+        except IndexError as error:
+            raise IndexCorrupt(f"vbucket {vb} in a clock, of {len(self.since)} that the index has") from error
 
     def covered(self, clock: Mapping[int, int]) -> bool:
         """True if *clock*, lowered to what is live, lies below the window."""
         return all(seqno <= self.since[vb] for vb, seqno in clock.items())
 
-    def _add_entries(self, body: bytes, limits: Sequence[int], channel_bit: int) -> None:
+    def _add_entries(self, epoch: int, body: bytes, channel_bit: int) -> None:
+        limits = self.snapshot.limits(epoch).visible
         since, found_by_vb, unpack_head = self.since, self._found_by_vb, blocks.unpack_entry_head
         offset, end = 0, len(body)
         while offset < end:
@@ -127,7 +143,7 @@ class Scan:
             if known is None or known[0] < seqno:
                 found[key] = (seqno, flags, channel_bit, body[start:offset])
             elif known[0] == seqno:
-                found[key] = _merged(known, (seqno, flags, channel_bit, body[start:offset]))
+                found[key] = merged(known, (seqno, flags, channel_bit, body[start:offset]))
         if offset > end:
             raise IndexCorrupt(f"an entry ends {offset - end} bytes after its frame")
 
@@ -140,13 +156,13 @@ class ChannelScans(Scan):
         super().__init__(snapshot, since)
         self.by_channel: list[FoundByVb] = [defaultdict(dict) for _ in range(n_channels)]
 
-    def _add_entries(self, body: bytes, limits: Sequence[int], channel_bit: int) -> None:
+    def _add_entries(self, epoch: int, body: bytes, channel_bit: int) -> None:
         self._found_by_vb = self.by_channel[channel_bit.bit_length() - 1]
-        super()._add_entries(body, limits, 1)
+        super()._add_entries(epoch, body, 1)
 
 
-def _merged(known: Found, other: Found) -> Found:
-    """One of two entries of a document at the same seqno: to be in one channel counts more than to have left another.
+def merged(known: Found, other: Found) -> Found:
+    """Return one of two entries of a document at a seqno: to be in one channel counts more than to have left another.
 
     Of two removals the one by the later revision stays: both revisions are older than the document's present one.
     """

@@ -53,6 +53,17 @@ class EpochLimits(NamedTuple):
     clock: list[int]
 
 
+class TakenBack(NamedTuple):
+    """Names what a reader was told of a vbucket, under *epoch* and up to the seqno `upto`, and a rollback took back.
+
+    Up to `true_upto` it is true still.
+    """
+
+    epoch: int
+    upto: int
+    true_upto: int
+
+
 class History:
     """Knows how the epochs of an index bound each other, as of one vector of its partitions' epochs. Never changes.
 
@@ -67,7 +78,8 @@ class History:
         self._newest_archived = max((record.archived for record in records), default=0)
         self._bounds = [Bounds(record) for record in records]
         self._known: dict[int, list[int]] = {}
-        self._pruned: dict[int, int] = {}
+        self._whole: dict[int, PartitionRecord] = {}
+        self._bounds_then: dict[tuple[int, int], Bounds] = {}
 
     def bounds(self, epoch: int) -> list[int]:
         """The `Bounds.bound` of *epoch* in each vbucket."""
@@ -84,8 +96,7 @@ class History:
 
         0 where the starts that bound it were pruned: what they took back is gone from the index.
         """
-        self._reach_back_to(epoch)
-        if epoch < self._pruned.get(partition, 0):
+        if self.is_pruned(epoch, partition):
             return (0,) * len(self.records[partition].checkpoints)
         return self._bounds[partition].of(epoch)
 
@@ -94,13 +105,29 @@ class History:
         self._reach_back_to(epoch)
         return self._bounds[partition].reach_of(epoch)
 
+    def bounds_then(self, epoch: int, partition: int) -> Bounds:
+        """The bounds of one partition's epochs as they were under *epoch*, which is no pruned one."""
+        key = epoch, partition
+        if key not in self._bounds_then:
+            self._reach_back_to(0)
+            record = self._whole.get(partition, self.records[partition])
+            then = tuple(start for start in record.history if start.epoch <= epoch)
+            self._bounds_then[key] = Bounds(record._replace(history=then))
+        return self._bounds_then[key]
+
+    def is_pruned(self, epoch: int, partition: int) -> bool:
+        """True if starts of *partition* that bound *epoch* are not known any more."""
+        self._reach_back_to(epoch)
+        whole = self._whole.get(partition)
+        return whole is not None and epoch < whole.pruned
+
     def _reach_back_to(self, epoch: int) -> None:
         """Load the bounds of *epoch* from the archive if the records do not reach back so far."""
         if epoch >= self._newest_archived:
             return
         for partition, starts in self._archives.of(self.records).items():
-            whole = whole_record(self.records[partition], starts)
-            self._bounds[partition], self._pruned[partition] = Bounds(whole), whole.pruned
+            self._whole[partition] = whole_record(self.records[partition], starts)
+            self._bounds[partition] = Bounds(self._whole[partition])
         self._newest_archived = 0  # last: threads that share this go by it
 
 
@@ -169,17 +196,6 @@ class IndexSnapshot:
                 vbuckets = self.meta.vbuckets_of(partition)
                 visible[vbuckets.start : vbuckets.stop] = (0,) * len(vbuckets)
         return EpochLimits(visible, clock)
-
-    def clock_limit(self, epoch: int, vb: int) -> int:
-        """`EpochLimits.clock` of one vbucket, as `blocks.fold_clock` wants it.
-
-        Raises:
-            IndexCorrupt: the index has no such vbucket.
-        """
-        try:
-            return self.limits(epoch).clock[vb]
-        except IndexError as error:
-            raise IndexCorrupt(f"vbucket {vb} in a clock, of {len(self.stable)} that the index has") from error
 
     def visibility(self, epoch: int, vb: int, seqno: int) -> str:
         """Classify an entry: "visible", "pending" (not yet stable) or "dead" (rolled back).
@@ -276,6 +292,36 @@ class IndexSnapshot:
                 seqnos[vb], horizons[vb] = min(seqnos[vb], bound), bound
             else:
                 seqnos[vb] = horizons[vb] = 0
+
+    def taken_back(self, token: Token) -> Mapping[int, TakenBack]:
+        """By vbucket, what a rollback took back of what the reader at *token* was told; *token* is not lowered yet."""
+        taken: dict[int, TakenBack] = {}
+        for partition, (epoch, newest) in enumerate(zip(token.epochs, self.epochs, strict=True)):
+            vbuckets = self.meta.vbuckets_of(partition)
+            if epoch >= newest or not any(token.seqnos[vbuckets.start : vbuckets.stop]):
+                continue
+            if self._history.is_pruned(epoch, partition):  # what was dead is gone
+                continue
+            for vb, reach in zip(vbuckets, self._history.reach_of(epoch, partition), strict=True):
+                if token.seqnos[vb] > reach:
+                    taken[vb] = TakenBack(epoch, token.seqnos[vb], reach)
+        return taken
+
+    def dead_limits(self, epoch: int, vb: int, taken: TakenBack) -> tuple[int, int, int]:
+        """Judge the entries of *epoch* in *vb* for a reader to whom *taken* was told, by three seqnos.
+
+        Above the first, they are dead. Up to the second, the reader may have been told of them. Up to the third, one
+        that is not dead is there, or will be again once the stable clock is back.
+        """
+        partition = vb // self.meta.partition_width
+        if epoch > self.epochs[partition]:  # nothing is known of it
+            return 0, 0, 0
+        live = self._history.reach_of(epoch, partition)[vb - self.meta.vbuckets_of(partition).start]
+        there = max(self._kept(vb), taken.true_upto)
+        if epoch > taken.epoch:
+            return live, 0, there
+        then = self._history.bounds_then(taken.epoch, partition)
+        return live, min(taken.upto, then.bound(epoch, vb)), there
 
     def _kept(self, vb: int) -> int:
         """The seqno of *vb* up to which the index was complete, before it was streamed anew if it is now."""

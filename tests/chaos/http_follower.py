@@ -122,5 +122,8 @@ class HttpFollower(Watch):
         (change,) = row["changes"]
         removed, deleted = bool(row.get("removed")), row.get("deleted", False)
         at, channel = time.monotonic(), self.reader.channel
-        self.told.append(Told(self.name, at, channel, row["id"], change["rev"], NOWHERE, 0, removed, deleted, -1))
+        withdrawn = row.get("withdrawn", False)
+        self.told.append(
+            Told(self.name, at, channel, row["id"], change["rev"], NOWHERE, 0, removed, deleted, -1, withdrawn)
+        )
         self._since = row["seq"]

@@ -80,14 +80,15 @@ def judge_readers(record: Record) -> Iterator[Finding]:
     channels = dict(record.readers) | {told.reader: told.channel for told in record.told}
     for name, channel in channels.items():
         yield from _missed(Reader(name, channel), told_by_reader[name], expected)
-        placed = [told for told in told_by_reader[name] if told.vb != NOWHERE]
+        placed = [told for told in told_by_reader[name] if told.vb != NOWHERE and not told.withdrawn]
         yield from _repeated(placed, begun)
         yield from _too_early(placed, begun)
 
 
 def _missed(reader: Reader, tellings: Iterable[Told], expected: Membership) -> Iterator[Finding]:
-    """Documents of which a reader was last told something else than what is so."""
-    believed = {told.doc: (told.rev, told.removed, told.deleted) for told in tellings}
+    """Documents of which a reader was last told something else than what is so; of what is withdrawn, nothing is."""
+    last = {told.doc: told for told in tellings}
+    believed = {doc: (told.rev, told.removed, told.deleted) for doc, told in last.items() if not told.withdrawn}
     true = {doc: tuple(what) for doc, *what in expected.get(reader.channel, ())}
     for doc in sorted(believed.keys() | true.keys()):
         if believed.get(doc) != true.get(doc):

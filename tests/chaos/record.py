@@ -37,6 +37,7 @@ class Told(NamedTuple):
     removed: bool
     deleted: bool
     stable: int
+    withdrawn: bool = False
 
 
 class StableSample(NamedTuple):

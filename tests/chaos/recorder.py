@@ -262,5 +262,6 @@ class _Follower(_Looking):
                     each.removed,
                     each.deleted,
                     at_vb,
+                    each.withdrawn,
                 )
             )

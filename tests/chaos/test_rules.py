@@ -239,3 +239,10 @@ def test_damage_is_found_in_the_block_that_has_it(redis_url: str) -> None:
         assert [each.channel for each in index.entries] == ["whole"]
         assert len(index.damage) == 2
         assert found(Record(), index) == ["damaged", "damaged"]
+
+
+def test_who_is_told_that_a_document_is_withdrawn_believes_nothing_of_it():
+    lost = told(51, doc="lost", stable=60)
+    withdrawn = lost._replace(at=2.0, removed=True, withdrawn=True)
+    assert found_of(told(50), lost) == ["missed"]
+    assert found_of(told(50), lost, withdrawn) == []

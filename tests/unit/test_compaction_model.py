@@ -85,6 +85,8 @@ class Interrupted:
 class CompactedIndexMachine(IndexMachine):
     """See the module."""
 
+    may_forget_dead = True
+
     def __init__(self) -> None:
         super().__init__()
         self.now_s = 1_000_000.0

@@ -9,6 +9,7 @@ from channelindex.errors import IndexCorrupt, StoreUnavailable, TokenAhead, Toke
 from channelindex.model import DELETED, HIDDEN, REMOVED
 from channelindex.reading import kept_pages, token
 from channelindex.reading import reader as reader_module
+from channelindex.reading.paging import Change
 from channelindex.reading.patience import LONGEST_RETRY_S
 from channelindex.reading.query import Query
 from channelindex.reading.reader import ChangesReader
@@ -147,14 +148,73 @@ def test_after_a_rollback_its_vbucket_is_told_once_more(index, reader):
     index.advance(epoch, {0: 9})
     before = reader.changes(["A"])
     later = index.begin(rollback={0: 5})
-    assert told(reader.changes(["A"], before.since)) == [("kept", 5, "1-aa", False)]
+    gone = [("back", 9, "1-old", True), ("lost", 8, "1-old", True)]
+    assert told(reader.changes(["A"], before.since)) == [*gone, ("kept", 5, "1-aa", False)]
     index.write(later, [Row("A", 0, 7, "back", "1-new")])
     index.advance(later, {0: 9})
     now = [("kept", 5, "1-aa", False), ("back", 7, "1-new", False)]
     assert told(reader.changes(["A"])) == now
     after = reader.changes(["A"], before.since)
-    assert told(after) == now
+    assert told(after) == [("lost", 8, "1-old", True), *now]
     assert told(reader.changes(["A"], after.since)) == []
+
+
+def _with_withdrawn(index):
+    """Six documents in A, of which a reader at the returned token knows all; a rollback leaves three, one as it was."""
+    epoch = index.begin()
+    index.write(epoch, [Row("A", 0, seqno, f"doc{seqno}") for seqno in range(1, 6)])
+    index.write(epoch, [Row("A", 0, 6, "doc2", "2-bb"), Row("A", 0, 7, "doc3", "2-bb", REMOVED)])
+    index.write(epoch, [Row("A", 0, 8, "gone", "1-aa", DELETED), Row("B", 0, 9, "doc5", "2-bb")])
+    index.write(epoch, [Row("A", 0, 9, "doc5", "2-bb", REMOVED), Row("B", 1, 1, "b")])
+    index.advance(epoch, {0: 9, 1: 1})
+    reader = ChangesReader(index.reader)
+    since = reader.changes(["A"]).since, reader.changes(["B", "A"]).since
+    index.begin(rollback={0: 3})
+    return since
+
+
+def test_what_a_rollback_took_back_and_nothing_replaced_is_withdrawn(index, reader):
+    """A document that is there, as it was or as it is, is told so; of one that the reader took for gone it is not."""
+    since, since_both = _with_withdrawn(index)
+    (entry, *others) = reader.changes(["A"], since).entries
+    assert entry == Change("doc4", "1-aa", 4, 0, False, True, 0, (), ("A",), withdrawn=True)
+    assert [(other.id, other.rev, other.withdrawn) for other in others] == [
+        ("doc1", "1-aa", False),
+        ("doc2", "1-aa", False),
+        ("doc3", "1-aa", False),
+    ]
+    both = [(entry.id, entry.rev, entry.left) for entry in reader.changes(["B", "A"], since_both).entries[:2]]
+    assert both == [("doc5", "2-bb", ("B",)), ("doc4", "1-aa", ("A",))]
+    assert not any(entry.withdrawn for entry in reader.changes(["A"]).entries), "who never knew it is told nothing"
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, None])
+def test_what_is_withdrawn_is_told_once_however_it_is_paged(index, limit):
+    epoch = index.begin()
+    index.write(epoch, [Row("A", vb, seqno, f"{vb}-{seqno}") for vb in (0, 1, 2) for seqno in range(1, 6)])
+    index.advance(epoch, {0: 5, 1: 5, 2: 5})
+    since = ChangesReader(index.reader).changes(["A"]).since
+    epoch = index.begin(rollback={0: 2, 1: 0, 2: 4})
+    index.write(epoch, [Row("A", 1, 3, "1-4")])
+    index.advance(epoch, {1: 3})
+    told, pending = [], 1
+    while pending:  # each page by a reader of its own
+        page = ChangesReader(index.reader).changes(["A"], since, limit, active_only=True)
+        told += [(entry.id, entry.withdrawn) for entry in page.entries]
+        since, pending = page.since, page.pending
+    withdrawn = ["0-5", "0-4", "0-3", "1-5", "1-3", "1-2", "1-1", "2-5"]
+    there = ["0-1", "0-2", "1-4", "2-1", "2-2", "2-3", "2-4"]
+    assert told == [(key, True) for key in withdrawn] + [(key, False) for key in there]
+    assert ChangesReader(index.reader).changes(["A"], since).entries == ()
+
+
+def test_only_documents_that_are_asked_for_are_withdrawn(index, reader):
+    epoch = index.begin()
+    index.write(epoch, [Row("A", 0, 1, "x"), Row("A", 0, 2, "y")])
+    index.advance(epoch, {0: 2})
+    since = reader.changes(["A"], doc_ids=["x"]).since
+    index.begin(rollback={0: 0})
+    assert [entry.id for entry in reader.changes(["A"], since, doc_ids=["x"]).entries] == ["x"]
 
 
 def test_a_document_that_a_rollback_put_back_is_told_again(index, reader):
@@ -196,7 +256,8 @@ def test_what_happens_after_the_records_were_read_is_left_for_the_next_time(inde
     assert [entry.id for entry in interrupted.entries] == [f"old{seqno}" for seqno in range(1, 10)]
     after = ChangesReader(index.reader).changes(["A"], interrupted.since)
     kept, new = [f"old{seqno}" for seqno in range(1, 5)], [f"new{seqno}" for seqno in range(5, 15)]
-    assert [entry.id for entry in after.entries] == kept + new
+    withdrawn = [f"old{seqno}" for seqno in range(9, 4, -1)]
+    assert [entry.id for entry in after.entries] == withdrawn + kept + new
 
 
 def test_a_group_that_a_later_epoch_folded_is_not_skipped_by_an_older_view(index):
@@ -237,7 +298,9 @@ def test_a_vbucket_that_was_rolled_back_waits_for_its_turn_like_any_other(index,
     index.write(epoch, [Row("A", 0, 1, "0-1"), Row("A", 0, 2, "0-2")])
     index.advance(epoch, {0: 2})
     entries, _ = read_through(reader, ["A"], 1, since)
-    assert [entry.id for entry in entries] == ["0-1", "0-2", "1-1", "1-2"]
+    withdrawn = [entry.id for entry in entries if entry.withdrawn]
+    assert withdrawn == [f"1-{seqno}" for seqno in range(9, 2, -1)]
+    assert [entry.id for entry in entries] == [*withdrawn, "0-1", "0-2", "1-1", "1-2"]
 
 
 def test_a_restart_of_the_owner_does_not_begin_anything_again(index, reader):
@@ -281,7 +344,7 @@ def test_a_token_older_than_a_record_reaches_back_is_judged_by_the_archive(index
     news = [f"doc{seqno}" for seqno in range(2, 22)]
     assert [entry.id for entry in reader.changes(["A"], before).entries] == news
     answer = reader.changes(["A"], misled)
-    assert [entry.id for entry in answer.entries] == ["one", *news]
+    assert [entry.id for entry in answer.entries] == ["lost", "one", *news]
     assert [entry.id for entry in reader.changes(["A"]).entries] == ["one", *news, "two"]
     up_to_date = ChangesReader(Proxy(index.reader, archived_starts=None))
     index.write(epoch, [Row("A", 0, 22, "newest")])

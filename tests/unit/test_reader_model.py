@@ -75,6 +75,7 @@ class Follower:
         self.reader = ChangesReader(self.store)
         self.since = None
         self.known = {}
+        self.withdrawn = set()
         self.told_as_of = []
 
     def next_page(self):
@@ -122,12 +123,14 @@ class HookedReader:
 
 class IndexMachine(RuleBasedStateMachine):
     url = "memory://"
+    may_forget_dead = False
+    """True where a follower need not be told what was taken back: the dead entry may be gone."""
 
     def __init__(self):
         super().__init__()
         self.index = SmallIndex(self.url, len(VBUCKETS), len(PARTITIONS), block_bytes=90)
         self.bucket: dict[int, list[Revision]] = {vb: [] for vb in VBUCKETS}
-        self.n_revisions = 0
+        self.n_revisions = self.n_rollbacks = 0
         self.owners = {}
         self.zombies = []
         self.followers = []
@@ -165,6 +168,7 @@ class IndexMachine(RuleBasedStateMachine):
         """The vbucket loses its newest revisions; its owner rolls back."""
         lost = self.bucket[vb][int(keep * len(self.bucket[vb])) :]
         if lost:
+            self.n_rollbacks += 1
             self.bucket[vb] = self.bucket[vb][: -len(lost)]
             remaining = self.bucket[vb][-1].seqno if self.bucket[vb] else 0
             self.take_over(self.owner_of(vb).partitions, {vb: remaining})
@@ -261,13 +265,15 @@ class IndexMachine(RuleBasedStateMachine):
 
     def read_one_page(self, follower, hook=lambda: None, moment="nothing", vb=0):
         """*hook* changes the partition of *vb* alone, at *moment*."""
-        expected = self.expected(follower.channels)
+        expected, n_rollbacks = self.expected(follower.channels), self.n_rollbacks
         follower.store.expect(moment, hook)
         page = follower.next_page()
         if follower.store.late and vb // self.index.meta.partition_width in follower.store.late:
             expected = self.expected(follower.channels)
         follower.told_as_of.append(expected)
-        told = [Expected(e.id, e.seqno, e.rev, e.removed, e.channels) for e in page.entries]
+        rollbacks = n_rollbacks, self.n_rollbacks
+        self.check_withdrawn(follower, [entry for entry in page.entries if entry.withdrawn], rollbacks)
+        told = [Expected(e.id, e.seqno, e.rev, e.removed, e.channels) for e in page.entries if not e.withdrawn]
         assert len(told) <= (follower.limit or len(told))
         assert len({entry.key for entry in told}) == len(told)
         for entry in told:
@@ -279,8 +285,31 @@ class IndexMachine(RuleBasedStateMachine):
                 assert follower.known.get(key) in [then.get(key) for then in follower.told_as_of], (
                     "all was told, it says"
                 )
+            self.check_known(follower)
             follower.told_as_of.clear()
         return page
+
+    def check_known(self, follower):
+        """A follower that was told all holds nothing that was taken back.
+
+        But for one that reads page by page: what was to be told again of a document, and was taken back, too, before
+        the page that would have, says nothing of what was told before.
+        """
+        for key, known in list(follower.known.items()):
+            if not known.removed and known not in [then.get(key) for then in follower.told_as_of]:
+                assert self.may_forget_dead or follower.limit is not None, "it was taken back"
+                del follower.known[key]
+
+    def check_withdrawn(self, follower, entries, rollbacks):
+        """Each is told once for a rollback, and only while the bucket says nothing of it."""
+        for entry in entries:
+            assert (entry.removed, entry.channels) == (True, ())
+            assert set(entry.left) <= set(follower.channels)
+            assert any(entry.id not in then for then in follower.told_as_of), "it is there"
+            once = entry.id, entry.rev, rollbacks
+            assert once not in follower.withdrawn, "told twice"
+            follower.withdrawn.add(once)
+            follower.known.pop(entry.id, None)
 
     def expected(self, channels):
         """By key: the newest that the bucket, as far as it is stable, says of each document in *channels*."""

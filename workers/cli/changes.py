@@ -127,5 +127,7 @@ def _print_tables(pages: Iterator[Changes], since: str | None, *, follows: bool)
 
 
 def _row(change: Change) -> tuple[object, ...]:
-    kind = "removed" if change.removed else "deleted" if change.deleted else "changed"
+    kind = (
+        "withdrawn" if change.withdrawn else "removed" if change.removed else "deleted" if change.deleted else "changed"
+    )
     return change.id, change.rev, kind, change.vb, change.seqno, " ".join(change.channels)

@@ -32,6 +32,7 @@ class FeedRow(msgspec.Struct, omit_defaults=True):
     deleted: bool = False
     removed: tuple[str, ...] = ()
     channels: tuple[str, ...] = ()
+    withdrawn: bool = False
 
 
 def seq_of(progress: int, token: str | None) -> str:
@@ -59,6 +60,7 @@ def rows_of(part: Part, begun: int = 0, interval: int | None = None) -> list[Fee
             entry.deleted,
             entry.left,
             entry.channels,
+            entry.withdrawn,
         )
         for number, entry in enumerate(page.entries, start=1)
     ]
