@@ -92,7 +92,8 @@ class ClusterLink(Link):
         return self._link(self._node(key))
 
     def close(self) -> None:
-        """See `Link.close`."""
+        """See `Link.close`. Forget the layout: a master that lives on as a replica would be taken for one."""
+        self._layout = None
         for link in self._link_by_node.values():
             link.close()
 

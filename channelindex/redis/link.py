@@ -97,7 +97,7 @@ class Link(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Close all connections. May be called twice; the next request opens them again."""
+        """Close all connections. May be called twice; the next request asks where to go, and opens them again."""
 
     @abstractmethod
     def _exchange(self, commands: Sequence[Sequence[Any]], keys: Sequence[str], *, follows: bool) -> list[Any]:

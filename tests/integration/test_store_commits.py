@@ -191,6 +191,23 @@ def test_a_refused_epoch_is_over_and_nothing_of_it_is_committed(pair: Pair, node
     assert index_of(node) == (2, [1, 2])
 
 
+def test_a_writer_finds_the_successor_of_a_master_that_it_never_wrote_to() -> None:
+    """That master lives on as a replica, and keeps the writer's connection: nothing but the feed worker tells of it."""
+    with ClusterOfThree(replicas=True) as cluster, closing(Node(cluster.url)) as node:
+        cluster.allow_no_failover()
+        first = node.new_worker()
+        first.put(1)
+        assert node.writer._write_batch()
+        written_to = _master_of(cluster, Keys(node.backend.index_name).channel("A"))
+        cluster.hand_over((written_to + 1) % 3)
+        cluster.await_layout()
+        second = node.new_worker()
+        second.put(1)
+        assert node.writer._write_batch()
+        second.advance()
+        assert index_of(node)[0] == 1
+
+
 def test_a_master_of_blocks_that_hangs_ends_the_epoch_before_anything_of_it_becomes_stable(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

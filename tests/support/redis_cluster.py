@@ -149,6 +149,14 @@ class ClusterOfThree:
 
         until(is_done)
 
+    def await_layout(self) -> None:
+        """Wait until all nodes say the same of who has which slots."""
+
+        def masters_of(node: Any) -> frozenset[tuple[int, int, int]]:
+            return frozenset((first, last, at[1]) for first, last, at, *_ in node.execute_command("CLUSTER", "SLOTS"))
+
+        until(lambda: len({masters_of(node) for node in self.nodes}) == 1)
+
     def allow_no_failover(self) -> None:
         """Let no master be replaced because the machine is busy."""
         for node in self.nodes:
