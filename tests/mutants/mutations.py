@@ -227,6 +227,7 @@ _CHILD_SLOT = _of(
     ("        self.stats.beat()  # what", "        # what"),
     ("self.child, self.link, self._kill_at = None, None, None", "self.child, self.link = None, None"),
     ("may_start=self.child is None and now >= self._start_at", "may_start=self.child is None"),
+    ("self._stale_backoff if code == STALE else self._backoff", "self._backoff"),
 )
 
 _COORDINATOR = [

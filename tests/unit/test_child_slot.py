@@ -6,7 +6,7 @@ from contextlib import closing
 import pytest
 
 from channelindex import exits
-from workers.node.child_slot import RESTART_FIRST_S, RESTART_MAX_S, SETTLED_S, ChildSlot
+from workers.node.child_slot import RESTART_FIRST_S, RESTART_MAX_S, SETTLED_S, STALE_MAX_S, ChildSlot
 from workers.node.decide import Name
 from workers.pipeline.assignment import assignment_link
 from workers.pipeline.batch_writer import TORN
@@ -59,17 +59,43 @@ def test_empty_slot_may_start_and_has_nothing_to_reap(slot):
     assert not slot.view(2.0).is_overdue
 
 
+def waits_after(slot, code, times, now):
+    """Seconds until the next one may start, for each of so many children that end young with *code* from *now* on."""
+    waits = []
+    for _ in range(times):
+        assert not lives(slot, now, now, code).may_start
+        waits.append(next(w / 100 for w in range(1, 10_000) if slot.view(now + w / 100).may_start))
+        now += waits[-1]
+    return waits
+
+
 def test_child_that_dies_young_is_replaced_later_and_later(slot):
-    now, waits = 100.0, []
-    for _ in range(12):
-        assert not lives(slot, now, now, exits.INTERNAL).may_start
-        wait_s = next(w / 100 for w in range(1, 10_000) if slot.view(now + w / 100).may_start)
-        waits.append(wait_s)
-        now += wait_s
+    waits = waits_after(slot, exits.INTERNAL, 12, 100.0)
     assert waits[0] <= RESTART_FIRST_S + 0.01
     assert waits[-1] <= RESTART_MAX_S + 0.01
     assert max(waits[6:]) > 10 * waits[0]
     assert slot.restarts == 12
+
+
+def test_worker_that_lost_its_epoch_is_replaced_within_a_second_however_often(slot):
+    """But never at once: a store that fails over without end must not cost a core."""
+    waits = waits_after(slot, STALE, 12, 100.0)
+    assert waits[0] <= RESTART_FIRST_S + 0.01
+    assert max(waits) <= STALE_MAX_S + 0.01
+    assert min(waits[6:]) >= STALE_MAX_S / 2
+    assert slot.restarts == 12
+
+
+def test_lost_epochs_and_faults_do_not_delay_each_other(slot):
+    waits_after(slot, STALE, 12, 100.0)
+    assert waits_after(slot, exits.INTERNAL, 12, 200.0)[0] <= RESTART_FIRST_S + 0.01
+    assert max(waits_after(slot, STALE, 12, 400.0)) <= STALE_MAX_S + 0.01
+
+
+def test_worker_that_lived_long_before_it_lost_its_epoch_is_replaced_soon(slot):
+    waits_after(slot, STALE, 12, 100.0)
+    lives(slot, 200.0, 200.0 + SETTLED_S, STALE)
+    assert slot.view(200.0 + SETTLED_S + RESTART_FIRST_S).may_start
 
 
 def test_child_that_lived_long_ends_the_backoff(slot):

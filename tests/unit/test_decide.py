@@ -37,7 +37,7 @@ from workers.node.decide import (
     Stop,
 )
 from workers.pipeline.batch_writer import TORN
-from workers.pipeline.feed_worker import ROLLED_BACK
+from workers.pipeline.feed_worker import ROLLED_BACK, STALE
 from workers.telemetry.board import BATCH_WRITER, FEED_WORKER, NodePhase
 
 FEEDS = Name(FEED_WORKER, 0), Name(FEED_WORKER, 1)
@@ -235,7 +235,7 @@ def test_child_that_cannot_run_ends_the_node_with_its_code(state, code):
     assert node.child_ended(state, WRITERS[0], code, 101.0) == []
 
 
-@pytest.mark.parametrize("code", [exits.OK, ROLLED_BACK, exits.INTERNAL, -9])
+@pytest.mark.parametrize("code", [exits.OK, ROLLED_BACK, STALE, exits.INTERNAL, -9])
 def test_child_that_ends_otherwise_is_replaced(state, code):
     assert node.child_ended(state, WRITERS[0], code, 100.0) == []
     view = children(writers=[empty(WRITERS[0]), alive(WRITERS[1])])
@@ -368,7 +368,7 @@ class NodeModel(RuleBasedStateMachine):
         self.killed.discard(name)
         self._set(empty(name))
 
-    @rule(name=st.sampled_from([*FEEDS, *WRITERS, KEEPER]), code=st.sampled_from([0, 1, ROLLED_BACK, TORN, -9]))
+    @rule(name=st.sampled_from([*FEEDS, *WRITERS, KEEPER]), code=st.sampled_from([0, 1, ROLLED_BACK, STALE, TORN, -9]))
     def child_ends(self, name: Name, code: int) -> None:
         if self._view(name).is_alive:
             self._end(name)

@@ -8,12 +8,15 @@ from channelindex.backoff import Backoff
 from workers.node.child import Child
 from workers.node.decide import ChildView, Name
 from workers.pipeline.assignment import AssignmentLink
-from workers.pipeline.feed_worker import REWOUND, ROLLED_BACK
+from workers.pipeline.feed_worker import REWOUND, ROLLED_BACK, STALE
 from workers.telemetry.board import ProcessStats
 
 RESTART_FIRST_S = 0.1
 RESTART_MAX_S = 10.0
 """A child that dies at once is tried again after 0.1 s, 0.2 s … 10 s: a broken store must not cost a core."""
+STALE_MAX_S = 1.0
+"""The same of a feed worker that lost its epoch, which is no fault of its own: of a cluster that fails over again and
+again each failover costs one, and what it owns is to be written again at once after the last of them."""
 SETTLED_S = 10.0
 """A child that lived this long ends the backoff: its death has nothing to do with those before."""
 
@@ -34,6 +37,7 @@ class ChildSlot:
         self.link: AssignmentLink | None = None
         """To the present child, if it works on partitions."""
         self._backoff = Backoff(RESTART_FIRST_S, RESTART_MAX_S)
+        self._stale_backoff = Backoff(RESTART_FIRST_S, STALE_MAX_S)
         self._start_at = 0.0
         self._born_at = 0.0
         self._kill_at: float | None = None
@@ -112,7 +116,9 @@ class ChildSlot:
         asked = self.stopping
         if now - self._born_at >= SETTLED_S or code in AT_ONCE_CODES:
             self._backoff.reset()
-        self._start_at = now if asked or code in AT_ONCE_CODES else now + self._backoff.next_delay_s()
+            self._stale_backoff.reset()
+        backoff = self._stale_backoff if code == STALE else self._backoff
+        self._start_at = now if asked or code in AT_ONCE_CODES else now + backoff.next_delay_s()
         level = _log.info if code in AT_ONCE_CODES else _log.warning
         level("child.ended", child=self.role, number=self.number, child_pid=self.child.pid, code=code)
         if self.link:
