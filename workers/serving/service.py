@@ -21,6 +21,7 @@ from workers.serving.app import App
 from workers.serving.cluster_watch import ClusterSource, ClusterWatch
 from workers.serving.demands import HighSeqnos
 from workers.serving.feed_connection import Door
+from workers.serving.garbage import brief_collections
 from workers.serving.grants import Grants
 from workers.serving.listener import Listener
 from workers.telemetry.monitor import listen_address
@@ -96,6 +97,7 @@ async def _serve(
     for signum in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(signum, stopped.set)
     async with AsyncExitStack() as stack:
+        stack.enter_context(brief_collections())
         reader = _open(config)
         await stack.enter_async_context(reader)
         meta = await reader.meta()
