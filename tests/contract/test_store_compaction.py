@@ -8,7 +8,7 @@ import pytest
 from channelindex import epochs
 from channelindex.blocks import HEADER, fold_clock, pack_frame
 from channelindex.compaction.compactor import Compactor
-from channelindex.compaction.due import Extent
+from channelindex.compaction.due import MAX_GROUPS, Extent
 from channelindex.errors import BlockGone, RemovalsForgotten, StaleEpoch
 from channelindex.model import DELETED, Checkpoint
 from channelindex.reading.reader import ChangesReader
@@ -109,9 +109,10 @@ def test_compaction_is_noted_under_the_present_epoch_alone(world):
 
 def test_a_switch_happens_once_and_only_if_all_output_is_there(world):
     clock = pack_frame(HEADER, 2, b"")  # in a bucket, it is the block's own
-    output = Output(OUTPUT, [3, len(clock)], Directory(1, 2, 3, len(clock)), clock)
+    first = pack_frame(HEADER, 1, b"")
+    output = Output(OUTPUT, [len(first), len(clock)], Directory(1, 2, 3, len(clock)), clock)
     assert not world.store.switch(_switch(world, output=output)), "nothing was written"
-    world.store.write_blocks("A", OUTPUT, 0, [b"abc", clock])
+    world.store.write_blocks("A", OUTPUT, 0, [first, clock])
     world.store.write_blocks("A", OUTPUT, 0, [b"late"])
     assert not world.store.switch(_switch(world, output=output, generation=1)), "of another generation"
     before = world.reader.channel_states(["A"])[0].counter
@@ -123,7 +124,7 @@ def test_a_switch_happens_once_and_only_if_all_output_is_there(world):
     assert (state.compacted.generation, state.compacted.live, state.compacted.at) == (1, 10, 20)
     assert (state.groups[OUTPUT].clock, state.groups[OUTPUT].tail, state.floor) == (clock, b"", b"\0" * 10)
     assert state.counter == before, "it never goes back"
-    assert world.reader.blocks([BlockRef("A", OUTPUT, 0), BlockRef("A", GROUP, 0)])[0] == b"abc"
+    assert world.reader.blocks([BlockRef("A", OUTPUT, 0), BlockRef("A", GROUP, 0)])[0] == first
 
 
 @pytest.mark.parametrize("grace_s", [60, 0])
@@ -268,7 +269,7 @@ def test_removals_leave_for_their_age_and_a_floor_stays(world):
 
 def test_groups_are_merged_where_there_are_many(world):
     writer, epoch, seqno = world.backend.writer(), 2, 8
-    for number in range(9):
+    for number in range(MAX_GROUPS + 1):
         epoch, seqno = epoch + 1, seqno + 1
         world.owner.begin(0, epoch, "n")
         writer.write([append("A", epoch, entry(0, seqno, "x" * 200), group=f"{number:016x}")])

@@ -132,7 +132,7 @@ def test_an_append_to_a_block_that_was_lost_is_taken_back(backend, client):
         writer.write([append("A", 1, entry(0, 1)), append("B", 1, entry(0, 1))])
     client.delete(block)
     with pytest.raises(IndexCorrupt, match="0:A is gone"):
-        writer.write([append("A", 1, entry(0, 2)), append("B", 1, entry(0, 2))])
+        writer.write([append("A", 1, entry(0, 2)), append("A", 1, entry(0, 3)), append("B", 1, entry(0, 2))])
     assert client.exists(block) == 0
 
 
@@ -143,6 +143,8 @@ def test_nobody_appends_to_a_block_without_header_whose_writer_died_before_it_to
     with pytest.raises(IndexCorrupt, match="not both there"):
         backend.writer().write([append("A", 1, entry(0, 2))])
     assert client.get(block) == frame
+    (state,), found = backend.reader().channel_states(["A"]), backend.reader().blocks([BlockRef("A", GROUP, 0)])
+    assert (found, state.groups[GROUP].tail) == ([None], None), "to readers it is not there"
 
 
 def test_rotated_block_keeps_no_room_to_grow(backend, client):

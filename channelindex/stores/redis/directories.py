@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from channelindex.blocks import HEADER
 from channelindex.errors import IndexCorrupt
 from channelindex.hashing import slot_of
 from channelindex.redis.link import Link
@@ -158,7 +159,15 @@ def _groups(key: str, fields: Mapping[bytes, bytes | None]) -> Iterator[tuple[st
             yield group, decode_directory(value, f"{key}, group {group}"), fields.get(CLOCK.encode() + name[1:]) or b""
 
 
+def whole_block(found: bytes | None) -> bytes | None:
+    """*found*, which was read of a block's key; None if it does not begin with a header.
+
+    Then the block was lost, or compacted, and what is there is an append that its writer has not taken back yet.
+    """
+    return found if found and found[0] == HEADER else None
+
+
 def _tail(directory: Directory, found: bytes) -> bytes | None:
-    if not found:
-        return None
-    return found[1:] if directory.upto else found
+    if not directory.upto:
+        return whole_block(found)
+    return found[1:] if found else None

@@ -11,7 +11,7 @@ from channelindex.stores import records
 from channelindex.stores.base import BlockRef, ChannelState, Quarantined, StableView
 from channelindex.stores.meta import decode_meta, lost_record
 from channelindex.stores.redis import channel_marks
-from channelindex.stores.redis.directories import read_channels
+from channelindex.stores.redis.directories import read_channels, whole_block
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record, read_meta
 from channelindex.stores.redis.store_link import open_link
@@ -101,7 +101,7 @@ class RedisReader:
 
     def blocks(self, refs: Sequence[BlockRef]) -> Sequence[bytes | None]:
         """See `IndexReader.blocks`."""
-        return self._link.pipeline([("GET", self._keys.block(*ref)) for ref in refs])
+        return [*map(whole_block, self._link.pipeline([("GET", self._keys.block(*ref)) for ref in refs]))]
 
     def principal_counter(self, key: str) -> int:
         """See `IndexReader.principal_counter`."""

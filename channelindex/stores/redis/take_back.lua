@@ -1,9 +1,9 @@
--- Takes back an append after which a block has nothing else: a block begins with a header, so this one was lost, or compacted.
+-- Takes back an append to a block that was lost, or compacted: a block begins with a header, and this one does not.
 -- KEYS   1: the block
--- ARGV   1: how many bytes were appended
--- reply  1 if it is gone, 0 if it has other bytes than these by now
+-- ARGV   none
+-- reply  1 if it is gone, 0 if it was not there, or begins with a header
 -- atomic all of it
-if redis.call('STRLEN', KEYS[1]) ~= tonumber(ARGV[1]) then
+if redis.call('GETRANGE', KEYS[1], 0, 0) == 'H' then
   return 0
 end
 return redis.call('DEL', KEYS[1])

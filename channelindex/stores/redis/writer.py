@@ -46,8 +46,7 @@ class RedisBlocks:
         lost = self._lost_of_selection(appends) if not isinstance(appends, list) else self._lost_of_list(appends)
         if lost:
             blocks = [*map(self._block_of, lost)]
-            sizes = [len(frame) for *_, frame in lost]
-            self._link.run_all("take_back", [((key,), (size,)) for key, size in zip(blocks, sizes, strict=True)])
+            self._link.run_all("take_back", [((key,), ()) for key in blocks])
             raise lost_block(blocks[0], lost[0][0])
 
     def _lost_of_list(self, appends: list[BlindAppend]) -> list[BlindAppend]:
