@@ -26,6 +26,8 @@ class EpochStart(NamedTuple):
     Up to its *reach*, a vbucket's history is still the one of which readers were told before. Where that is above the
     start, the start is a *return*: of the store, or asked for by an operator. Where it is not, and what is above was
     stable, it is a *rollback* of the source. `reaches` are by vbucket like `starts`, and empty where they equal these.
+    NO_BOUND among them is a return after which the vbucket is streamed from 0: no source is asked whether it kept what
+    readers were told, so it reaches no further than it starts. Yet it is no rollback.
 
     In an archive, one of NO_BOUND everywhere bounds nothing: it marks that the starts up to it were pruned.
     """
@@ -37,7 +39,14 @@ class EpochStart(NamedTuple):
     @property
     def true_upto(self) -> tuple[int, ...]:
         """The reach of each vbucket."""
-        return self.reaches or self.starts
+        if NO_BOUND not in self.reaches:
+            return self.reaches or self.starts
+        pairs = zip(self.starts, self.reaches, strict=True)
+        return tuple(start if reach == NO_BOUND else reach for start, reach in pairs)
+
+    def is_unwatched(self, index: int) -> bool:
+        """True if of the vbucket at *index* the index alone went back, and is streamed from 0."""
+        return bool(self.reaches) and self.reaches[index] == NO_BOUND
 
     @property
     def is_mark(self) -> bool:
@@ -119,7 +128,7 @@ def begin(
     """The record after *epoch* has begun at the stable clock, or lower for the vbuckets in *rollback*.
 
     *rollback* maps a vbucket to the checkpoint to go back to; one that is not lower than the present is ignored. It
-    lies within a snapshot where the source's history is the same up to the end of that: see `Checkpoint.reach`. Below
+    lies within a snapshot where the source's history is the same up to the end of that: see `returned`. Below
     `compacted_through`, the stream begins again at 0, while what is at or below the checkpoint stays live.
     With *only_if*, the record's epoch must be exactly that one: an owner that rolls back must still be the owner.
 
@@ -131,6 +140,7 @@ def begin(
     assert all(vb in record.vbuckets for vb in rollback or ()), "a vbucket of another partition"
     lowered, starts = list(record.checkpoints), list(record.kept)
     through = list(record.compacted_through or (0,) * len(starts))
+    unwatched: set[int] = set()
     for vb, checkpoint in (rollback or {}).items():
         index = vb - record.first_vb
         if checkpoint.seqno >= starts[index]:
@@ -139,9 +149,14 @@ def begin(
         if checkpoint.seqno < through[index]:
             lowered[index], through[index] = ORIGIN, checkpoint.seqno
         else:
-            lowered[index] = checkpoint
+            lowered[index] = checkpoint if checkpoint.seqno else ORIGIN
+        if lowered[index] == ORIGIN and checkpoint.seqno < checkpoint.snap_end:
+            unwatched.add(index)
     assert all(now.seqno <= then.seqno for now, then in zip(lowered, record.checkpoints, strict=True))
-    reaches = tuple(at.reach if at.seqno == kept else kept for kept, at in zip(starts, lowered, strict=True))
+    reaches = tuple(
+        NO_BOUND if index in unwatched else at.reach if at.seqno == kept else kept
+        for index, (kept, at) in enumerate(zip(starts, lowered, strict=True))
+    )
     start = EpochStart(epoch, tuple(starts), reaches if reaches != tuple(starts) else ())
     behind = [kept if kept > at.seqno else 0 for kept, at in zip(starts, lowered, strict=True)]
     return record._replace(
@@ -149,7 +164,8 @@ def begin(
         owner=owner,
         checkpoints=tuple(lowered),
         history=_without_implied((*record.history, start)),
-        archived=record.archived if any(start.starts) else 0,  # a start at 0 everywhere implies all before it
+        # To go back to 0 everywhere implies all before; to stand there does not imply a return to it.
+        archived=record.archived if any(start.starts) or not all(record.kept) else 0,
         compacted_through=tuple(through) if any(through) else (),
         restarting=tuple(behind) if any(behind) else (),
     )
@@ -275,11 +291,13 @@ def returned(present: Checkpoint, to: Checkpoint, complete_at: int) -> Checkpoin
     """The position to stream from when the index, not the source, goes back from *present* to the seqno of *to*.
 
     It lies in a snapshot from *complete_at*, below it, at which the index was complete, to where readers may have been
-    told: a source that has lost part of that, before it is streamed again, so answers with a rollback.
+    told: a source that has lost part of that, before it is streamed again, so answers with a rollback. At 0 it answers
+    with none; there, the snapshot tells `begin` that it is a return.
     """
+    assert to.seqno < present.reach, "it is a step back"
     if to.seqno == 0:
-        return ORIGIN
-    assert complete_at < to.seqno < present.reach, "else the source would take it for complete"
+        return Checkpoint(snap_end=present.reach)
+    assert complete_at < to.seqno, "else the source would take it for complete"
     return Checkpoint(present.vbuuid, to.seqno, complete_at, present.reach, to.purge_seqno)
 
 
@@ -314,6 +332,7 @@ def _without_implied(history: tuple[EpochStart, ...]) -> tuple[EpochStart, ...]:
 
     A start s_i is implied by the next, s_j, where s_j <= s_i for every vbucket: an epoch before i is bound by the
     minimum over both, which is s_j's, and epoch i itself is bound by s_j alone either way. The same holds for reaches.
+    That a start is an unwatched return is implied by no rollback.
     """
     kept: list[EpochStart] = []
     for start in history:
@@ -324,7 +343,11 @@ def _without_implied(history: tuple[EpochStart, ...]) -> tuple[EpochStart, ...]:
 
 
 def _implies(new: EpochStart, old: EpochStart) -> bool:
-    return all(map(le, new.starts, old.starts)) and all(map(le, new.true_upto, old.true_upto))
+    if not all(map(le, new.starts, old.starts)) or not all(map(le, new.true_upto, old.true_upto)):
+        return False
+    return NO_BOUND not in old.reaches or not any(
+        old.is_unwatched(index) and not new.is_unwatched(index) for index in range(len(old.starts))
+    )
 
 
 class Bounds:
@@ -355,6 +378,11 @@ class Bounds:
     def reach_of(self, epoch: int) -> tuple[int, ...]:
         """By vbucket, the seqno up to which it is all true what a reader under *epoch* was told; NO_BOUND: all is."""
         return self._reach_minima[bisect_right(self._epochs, epoch)]
+
+    def is_unwatched(self, epoch: int, vb: int) -> bool:
+        """True if the index alone went back after *epoch*, and *vb* was streamed from 0: see `EpochStart`."""
+        later = self._record.history[bisect_right(self._epochs, epoch) :]
+        return any(start.is_unwatched(vb - self._record.first_vb) for start in later)
 
     def bound(self, epoch: int, vb: int) -> int:
         """`of` one vbucket."""

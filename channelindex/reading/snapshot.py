@@ -105,6 +105,11 @@ class History:
         self._reach_back_to(epoch)
         return self._bounds[partition].reach_of(epoch)
 
+    def is_unwatched(self, epoch: int, partition: int, vb: int) -> bool:
+        """The `Bounds.is_unwatched` of *epoch* in a vbucket of *partition*."""
+        self._reach_back_to(epoch)
+        return self._bounds[partition].is_unwatched(epoch, vb)
+
     def bounds_then(self, epoch: int, partition: int) -> Bounds:
         """The bounds of one partition's epochs as they were under *epoch*, which is no pruned one."""
         key = epoch, partition
@@ -294,7 +299,10 @@ class IndexSnapshot:
                 seqnos[vb] = horizons[vb] = 0
 
     def taken_back(self, token: Token) -> Mapping[int, TakenBack]:
-        """By vbucket, what a rollback took back of what the reader at *token* was told; *token* is not lowered yet."""
+        """By vbucket, what a rollback took back of what the reader at *token* was told; *token* is not lowered yet.
+
+        Nothing where the index alone went back and was streamed from 0: what the reader was told may yet come again.
+        """
         taken: dict[int, TakenBack] = {}
         for partition, (epoch, newest) in enumerate(zip(token.epochs, self.epochs, strict=True)):
             vbuckets = self.meta.vbuckets_of(partition)
@@ -303,7 +311,7 @@ class IndexSnapshot:
             if self._history.is_pruned(epoch, partition):  # what was dead is gone
                 continue
             for vb, reach in zip(vbuckets, self._history.reach_of(epoch, partition), strict=True):
-                if token.seqnos[vb] > reach:
+                if token.seqnos[vb] > reach and not self._history.is_unwatched(epoch, partition, vb):
                     taken[vb] = TakenBack(epoch, token.seqnos[vb], reach)
         return taken
 

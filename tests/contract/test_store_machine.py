@@ -3,13 +3,14 @@
 The source is a list of revisions per vbucket and branch. Owners index what they have received, in batches that may
 fail in any way and are repeated; some of their requests arrive late. After every step the index must say exactly
 what the branch that its checkpoint names says up to the stable clock, and a reader that goes on from its token must
-have been told every document's newest revision, or one that is newer and comes again after a return.
+have been told every document's newest revision, or one that is newer and comes again after a return. What a rollback
+took back and nothing replaced is withdrawn, and nothing else is.
 """
 
 import itertools
 import uuid
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -28,6 +29,8 @@ from channelindex.blocks import FORMAT_VERSION
 from channelindex.checking.rewind import rewind_partitions
 from channelindex.errors import StaleEpoch, Transient
 from channelindex.model import Checkpoint, Entry, IndexMeta
+from channelindex.reading import token
+from channelindex.reading.paging import Change
 from channelindex.reading.reader import ChangesReader
 from channelindex.stores.base import ChannelAppend
 from channelindex.stores.couchbase.writer import CouchbaseBlocks
@@ -85,6 +88,19 @@ class Source:
                 back = min(*limits, checkpoint.complete_at)
                 answers[vb] = Checkpoint(self.branch, back, back, back, 0)
         return answers
+
+
+class Telling(NamedTuple):
+    """What the reader was told of a document."""
+
+    id: str
+    vb: int
+    seqno: int
+    rev: str
+
+
+def _telling(change: Change) -> Telling:
+    return Telling(change.id, change.vb, change.seqno, change.rev)
 
 
 class Worker:
@@ -145,7 +161,14 @@ class IndexLife(RuleBasedStateMachine):
         self.writers = [self._new_writer(), self._new_writer()]
         self.newest_epoch = 0
         self.since: str | None = None
-        self.told: set[tuple[str, int, int, str]] = set()
+        self.told: set[Telling] = set()
+        self.believed: dict[str, Telling] = {}
+        self.taken_back: set[Telling] = set()
+        """What was told, and has since the last answer been taken back by a rollback of the source."""
+        self.begun_anew: set[int] = set()
+        """The vbuckets in which the index alone has gone back to 0 since the last answer."""
+        self.said: set[Telling] = set()
+        """What the index said at the last answer: also of documents of which the reader had been told a newer one."""
 
     def _new_writer(self):
         return self.backend.writer(BLOCK_BYTES, operations=self.operations)
@@ -177,6 +200,9 @@ class IndexLife(RuleBasedStateMachine):
         if rollbacks:
             epoch, former = self.owner.next_epoch(), epoch
             record = self.owner.begin(0, epoch, f"n{former}", rollbacks, only_if=former)
+            self.taken_back |= {
+                each for each in self.told if each.vb in rollbacks and each.seqno > rollbacks[each.vb][1]
+            }
         start = dict(zip(record.vbuckets, record.checkpoints, strict=True))
         self.newest_epoch = epoch
         self.workers.append(Worker(epoch, self.source.branch, self.source.logs, group, start))
@@ -184,8 +210,13 @@ class IndexLife(RuleBasedStateMachine):
     @rule(clock=st.dictionaries(st.sampled_from(VBUCKETS), st.integers(0, 4)))
     def rewind(self, clock):
         """An operator takes the partition back; its owner learns of it by being refused."""
-        ((_, self.newest_epoch, _, after),) = rewind_partitions(self.owner, self.store_reader, [0], clock, "operator")
+        ((_, self.newest_epoch, before, after),) = rewind_partitions(
+            self.owner, self.store_reader, [0], clock, "operator"
+        )
         assert all(after[vb] <= seqno for vb, seqno in clock.items())
+        anew = {vb for vb, seqno in after.items() if seqno == 0 < before[vb]}
+        self.begun_anew |= anew
+        self.taken_back = {each for each in self.taken_back if each.vb not in anew}
 
     @rule(age=st.integers(0, 3), batches=st.lists(st.tuples(st.integers(1, 3), FAULTS), min_size=1, max_size=3))
     def work(self, age, batches):
@@ -234,17 +265,49 @@ class IndexLife(RuleBasedStateMachine):
     def read_on(self):
         answer = self.changes.changes(CHANNELS, self.since)
         expected = self._expected()
+        self._check_withdrawn([change for change in answer.entries if change.withdrawn], expected)
         for change in answer.entries:
+            if change.withdrawn:
+                continue
             assert any(
                 (change.vb, change.seqno, change.rev) == (entry.vb, entry.seqno, entry.rev) for _, entry in expected
             ), f"phantom {change}"
-            self.told.add((change.id, change.vb, change.seqno, change.rev))
+            self.believed[change.id] = _telling(change)
+            self.told.add(self.believed[change.id])
         self.since = answer.since
+        self.said = {Telling(each.key.decode(), each.vb, each.seqno, each.rev) for _, each in expected}
         newest = {entry.key: entry for _, entry in expected}
         for entry in newest.values():
             known = {entry, *self._to_come(entry)}
             told = {(each.key.decode(), each.vb, each.seqno, each.rev) for each in known} & self.told
             assert told, f"never told {entry}"
+
+    def _check_withdrawn(self, withdrawn: list[Change], expected: Log) -> None:
+        """Exactly what was told and taken back, and has no other revision in the index or to come.
+
+        Nobody is told of what was taken back before the index went back to 0 alone; nor of what lies above the seqno
+        of a token that was lowered, after a return, to what is true of it. Of such a document, the revision that the
+        index had up to there may be.
+        """
+        read = token.decode(self.since, META, token.ask(CHANNELS, None)).seqnos if self.since else (0, 0)
+        newer = {each.id for each in self.taken_back if each.seqno > read[each.vb]}
+        known = self.taken_back | {each for each in self.said if each.id in newer}
+        for change in withdrawn:
+            assert (change.removed, change.channels) == (True, ())
+            assert _telling(change) in known, f"never told, or not taken back: {change}"
+            assert all(change.id != entry.key.decode() for _, entry in expected), f"it is there: {change}"
+            self.believed.pop(change.id, None)
+        (record,) = self.store_reader.partition_records()
+        branches = zip(record.vbuckets, record.checkpoints, strict=True)
+        logs = [self.source.logs_by_branch[checkpoint.vbuuid][vb] for vb, checkpoint in branches]
+        there = {entry.key.decode() for log in logs for _, entry in log}
+        kept = {
+            each
+            for each in self.taken_back.intersection(self.believed.values())
+            if each.id not in there and each.vb not in self.begun_anew and each.seqno <= read[each.vb]
+        }
+        assert not kept, f"not withdrawn: {kept}"
+        self.taken_back, self.begun_anew = set(), set()
 
     def _to_come(self, entry: Entry) -> list[Entry]:
         """The newer revisions of a document that the source has and the index does not have yet, or not again."""

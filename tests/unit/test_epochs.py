@@ -222,7 +222,8 @@ class TestTheReachOfAStart:
             34: epochs.returned(self.RECORD.checkpoints[2], ORIGIN, 0),
         }
         record = epochs.begin(self.RECORD, 2, "n1", back)
-        assert record.history[-1] == EpochStart(2, (5, 7, 0), (9, 11, 0))
+        assert record.history[-1] == EpochStart(2, (5, 7, 0), (9, 11, NO_BOUND))
+        assert record.checkpoints[2] == ORIGIN
         assert Bounds(record).reach_of(1) == (9, 11, 0)
 
     def test_stays_until_the_stretch_is_read_again(self):
@@ -238,6 +239,23 @@ class TestTheReachOfAStart:
         record = epochs.compact(self.RECORD, 1, [8, 0, 0])
         record = epochs.begin(record, 2, "n1", {32: epochs.returned(record.checkpoints[0], _at(5), 2)})
         assert (record.checkpoints[0], record.history[-1].true_upto[0]) == (ORIGIN, 5)
+        assert [Bounds(record).is_unwatched(1, vb) for vb in record.vbuckets] == [True, False, False]
+
+    def test_is_its_seqno_after_a_return_to_0_which_no_later_start_turns_into_a_rollback(self):
+        nothing = {vb: epochs.returned(at, ORIGIN, 0) for vb, at in enumerate(self.RECORD.checkpoints, FIRST_VB)}
+        record = epochs.begin(self.RECORD, 2, "n1", nothing)
+        assert (record.stable, record.history[-1].true_upto) == ((0, 0, 0), (0, 0, 0))
+        for epoch in (3, 4):
+            record = epochs.begin(record, epoch, "n2")
+        assert [start.epoch for start in record.history] == [2, 4]
+        rolled_back = epochs.begin(epochs.advance(record, 4, {32: _at(5)}), 5, "n2", {32: ORIGIN})
+        for later in (record, rolled_back):
+            assert all(Bounds(later).is_unwatched(1, vb) for vb in later.vbuckets)
+            assert not any(Bounds(later).is_unwatched(2, vb) for vb in later.vbuckets)
+
+    def test_to_stand_at_0_gives_up_no_archive(self):
+        record = epochs.begin(new_record(FIRST_VB, WIDTH), 3, "n1")._replace(archived=2)
+        assert epochs.begin(record, 4, "n1").archived == 2
 
 
 class TestARollbackBelowWhatWasCompacted:

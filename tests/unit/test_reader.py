@@ -5,6 +5,7 @@ import itertools
 import pytest
 
 from channelindex import blocks, epochs
+from channelindex.checking.rewind import rewind_partitions
 from channelindex.errors import IndexCorrupt, StoreUnavailable, TokenAhead, TokenInvalid
 from channelindex.model import DELETED, HIDDEN, REMOVED
 from channelindex.reading import kept_pages, token
@@ -206,6 +207,27 @@ def test_what_is_withdrawn_is_told_once_however_it_is_paged(index, limit):
     there = ["0-1", "0-2", "1-4", "2-1", "2-2", "2-3", "2-4"]
     assert told == [(key, True) for key in withdrawn] + [(key, False) for key in there]
     assert ChangesReader(index.reader).changes(["A"], since).entries == ()
+
+
+@pytest.mark.parametrize(
+    ("clock", "through"), [(0, 0), (2, 0), (2, 3)], ids=["to 0", "to 2", "below what is compacted"]
+)
+def test_nothing_is_withdrawn_where_the_index_alone_goes_back(index, reader, clock, through):
+    epoch = index.begin()
+    index.write(epoch, [Row("A", 0, seqno, f"doc{seqno}") for seqno in range(1, 5)])
+    index.advance(epoch, {0: 4})
+    since = reader.changes(["A"]).since
+    if through:
+        index.compaction().raise_compacted({0: (through, 0)}, {0: epoch})
+    list(rewind_partitions(index.owner, index.reader, [0], {0: clock}, "test"))
+    for _ in range(2):
+        epoch = index.begin()
+        assert not [entry for entry in reader.changes(["A"], since).entries if entry.withdrawn]
+    index.write(epoch, [Row("A", 0, seqno, f"doc{seqno}") for seqno in range(1, 5)])
+    index.advance(epoch, {0: 4})
+    again = told(reader.changes(["A"], since))
+    assert again[-1] == ("doc4", 4, "1-aa", False)
+    assert not any(removed for *_, removed in again)
 
 
 def test_only_documents_that_are_asked_for_are_withdrawn(index, reader):

@@ -93,7 +93,7 @@ def test_a_fall_back_goes_behind_what_a_later_start_took_back():
     assert epochs.fall_back(record, [Moment(1, 7, 1, (at(4), at(8)))]) == {9: within(0, 8)}
     older, newer = Moment(1, 5, 1, (at(3), at(6))), Moment(2, 6, 1, (at(8), at(9)))
     assert epochs.fall_back(record, [older, newer]) == {8: Checkpoint(1, 3, 0, 4)}
-    assert epochs.fall_back(record, [newer]) == {8: ORIGIN}
+    assert epochs.fall_back(record, [newer]) == {8: Checkpoint(snap_end=4)}
     assert epochs.fall_back(record, [older]) == {8: Checkpoint(1, 3, 0, 4), 9: within(0, 6)}
 
 
@@ -108,7 +108,7 @@ def test_a_fall_back_lies_in_a_snapshot_from_where_the_index_was_complete_to_whe
     ]
     assert epochs.fall_back(record, moments) == {0: Checkpoint(7, 70, 50, 99, 4)}
     assert epochs.fall_back(record, moments[:2]) == {0: Checkpoint(7, 60, 50, 99, 4)}
-    assert epochs.fall_back(record, moments[:1]) == {0: ORIGIN}
+    assert epochs.fall_back(record, moments[:1]) == {0: Checkpoint(snap_end=99)}
 
 
 def test_of_two_rollbacks_the_lower_counts():

@@ -124,7 +124,8 @@ def _print_partition(report: PartitionReport) -> None:
     output.table(header, rows)
     output.line("")
     history = [
-        (start.epoch, " ".join(map(str, start.starts)), " ".join(map(str, start.reaches))) for start in report.history
+        (start.epoch, " ".join(map(str, start.starts)), " ".join(map(str, start.true_upto if start.reaches else ())))
+        for start in report.history
     ]
     output.table(("epoch", "starts", "reaches"), history)
     if report.n_archived:
