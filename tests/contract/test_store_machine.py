@@ -167,6 +167,10 @@ class IndexLife(RuleBasedStateMachine):
         """What was told, and has since the last answer been taken back by a rollback of the source."""
         self.begun_anew: set[int] = set()
         """The vbuckets in which the index alone has gone back to 0 since the last answer."""
+        self.starts: dict[int, set[int]] = {vb: set() for vb in VBUCKETS}
+        """By vbucket, the seqnos at which epochs began."""
+        self.forgotten: set[Telling] = set()
+        """What lies above a start that a rollback since the last answer implies: that it was dead is not known now."""
         self.said: set[Telling] = set()
         """What the index said at the last answer: also of documents of which the reader had been told a newer one."""
 
@@ -200,10 +204,19 @@ class IndexLife(RuleBasedStateMachine):
         if rollbacks:
             epoch, former = self.owner.next_epoch(), epoch
             record = self.owner.begin(0, epoch, f"n{former}", rollbacks, only_if=former)
+            self.forgotten |= {
+                Telling(each.key.decode(), vb, each.seqno, each.rev)
+                for vb, back in rollbacks.items()
+                for logs in self.source.logs_by_branch
+                for _, each in logs[vb]
+                if any(back.seqno <= seqno < each.seqno for seqno in self.starts[vb])
+            }
             self.taken_back |= {
                 each for each in self.told if each.vb in rollbacks and each.seqno > rollbacks[each.vb][1]
             }
         start = dict(zip(record.vbuckets, record.checkpoints, strict=True))
+        for vb, seqno in zip(record.vbuckets, record.stable, strict=True):
+            self.starts[vb].add(seqno)
         self.newest_epoch = epoch
         self.workers.append(Worker(epoch, self.source.branch, self.source.logs, group, start))
 
@@ -214,9 +227,12 @@ class IndexLife(RuleBasedStateMachine):
             self.owner, self.store_reader, [0], clock, "operator"
         )
         assert all(after[vb] <= seqno for vb, seqno in clock.items())
+        for vb, seqno in after.items():
+            self.starts[vb].add(seqno)
         anew = {vb for vb, seqno in after.items() if seqno == 0 < before[vb]}
         self.begun_anew |= anew
         self.taken_back = {each for each in self.taken_back if each.vb not in anew}
+        self.forgotten = {each for each in self.forgotten if each.vb not in anew}
 
     @rule(age=st.integers(0, 3), batches=st.lists(st.tuples(st.integers(1, 3), FAULTS), min_size=1, max_size=3))
     def work(self, age, batches):
@@ -287,11 +303,12 @@ class IndexLife(RuleBasedStateMachine):
 
         Nobody is told of what was taken back before the index went back to 0 alone; nor of what lies above the seqno
         of a token that was lowered, after a return, to what is true of it. Of such a document, the revision that the
-        index had up to there may be.
+        index had up to there may be. So may what was dead before, up to there, if the rollback implies why.
         """
         read = token.decode(self.since, META, token.ask(CHANNELS, None)).seqnos if self.since else (0, 0)
         newer = {each.id for each in self.taken_back if each.seqno > read[each.vb]}
         known = self.taken_back | {each for each in self.said if each.id in newer}
+        known |= {each for each in self.forgotten if each.seqno <= read[each.vb]}
         for change in withdrawn:
             assert (change.removed, change.channels) == (True, ())
             assert _telling(change) in known, f"never told, or not taken back: {change}"
@@ -307,7 +324,7 @@ class IndexLife(RuleBasedStateMachine):
             if each.id not in there and each.vb not in self.begun_anew and each.seqno <= read[each.vb]
         }
         assert not kept, f"not withdrawn: {kept}"
-        self.taken_back, self.begun_anew = set(), set()
+        self.taken_back, self.forgotten, self.begun_anew = set(), set(), set()
 
     def _to_come(self, entry: Entry) -> list[Entry]:
         """The newer revisions of a document that the source has and the index does not have yet, or not again."""
