@@ -5,6 +5,8 @@ So the wheel has them in the private folder `_node` of this package, out of ever
 that folder first on its path. In the source tree they lie beside this package.
 """
 
+import os
+import signal
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -18,8 +20,19 @@ def add_parts() -> None:
     sys.path.insert(0, str(_INSTALLED if _INSTALLED.is_dir() else _HERE.parent))
 
 
+def _heed_sigterm() -> None:
+    """Have SIGTERM end process 1 of a container too, from now on until the command has a handler of its own.
+
+    The kernel ignores a signal for process 1 that it has no handler for, so a pod that is stopped while it still
+    starts would be killed after its grace period.
+    """
+    if os.getpid() == 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 def main() -> int:
     """Run the command that the process's arguments ask for; its exit code."""
+    _heed_sigterm()
     add_parts()
     program = import_module("workers.cli")  # by name: nothing of the library itself depends on the program
     code: int = program.main()

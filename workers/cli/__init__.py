@@ -10,7 +10,6 @@ import difflib
 import importlib
 import io
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Collection, Mapping, Sequence
@@ -93,7 +92,6 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in *argv*, by default the process's own arguments; return its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
-    _heed_sigterm()
     _print_anywhere()
     try:
         args = parse(arguments)
@@ -111,16 +109,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         reason = f"internal error: {type(error).__name__}: {error} (--debug shows where)"
         return _failed(arguments, reason, exits.INTERNAL)
     return code
-
-
-def _heed_sigterm() -> None:
-    """Have SIGTERM end process 1 of a container too, from now on until the command has a handler of its own.
-
-    The kernel ignores a signal for process 1 that it has no handler for, so a pod that is stopped while it still
-    starts would be killed after its grace period.
-    """
-    if os.getpid() == 1 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def _print_anywhere() -> None:
