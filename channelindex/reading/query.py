@@ -51,9 +51,9 @@ def undelivered_upto(read: Token, vb: int) -> int:
     """The seqno up to which a deletion or removal in *vb* is of no document that the reader at *read* got."""
     if read.delivered == Delivered.ANYTHING:
         return 0
-    if not read.seqnos[vb]:
-        return token.MAX_SEQNO
-    return read.turn_seqno if vb == read.turn_vb and read.delivered == Delivered.NOTHING_IN_TURN else 0
+    if vb == read.turn_vb and read.turn_seqno and read.delivered == Delivered.NOTHING_IN_TURN:
+        return read.turn_seqno  # what is above has a turn of its own, after the reader got what is up to here
+    return 0 if read.seqnos[vb] else token.MAX_SEQNO
 
 
 def document_id(key: bytes) -> str:

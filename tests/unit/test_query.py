@@ -3,7 +3,7 @@
 from contextlib import closing
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from channelindex.errors import ReaderClosed, TokenInvalid
@@ -54,6 +54,17 @@ def read(reader, since, way, limit, n_pages, **asked):
     return entries, page
 
 
+_NINE = [(0, "A", 0)] * 8 + [(1, "A", 0)]
+
+
+@example(  # the first page ends before document 2, of whose vbucket another document is deleted then
+    [*_NINE, (2, "A", 0), (0, "A", 0), (6, "A", DELETED)],
+    [("changes", 1, 1), ("changes", None, 1)],
+    True,
+    None,
+    "first",
+)
+@example([*_NINE, (2, "A", 0), (2, "A", 0)], [("changes", 2, 1)], False, None, "first")  # and here, changes
 @given(
     st.lists(WRITE, max_size=30), st.lists(READ, min_size=1), st.booleans(), DOC_IDS, st.sampled_from([None, "first"])
 )

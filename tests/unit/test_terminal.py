@@ -94,7 +94,7 @@ def test_a_channel_cannot_reach_the_terminal_of_top(text: str) -> None:
     node = {"node": text, "alive": True, "draining": False, "n_partitions": 1, "silent_s": 0.1, "status": status}
     node["heard"] = True
     index = {"name": text, "partitions": 1, "quarantined": 1}
-    state = {"index": index, "lag": {"seconds": 0.0}, "nodes": [node], "unowned": []}
+    state = {"index": index, "lag": {"seconds": 0.0}, "nodes": [node], "unowned": [], "partitions": []}
     stream = io.StringIO()
     Console(file=stream, width=150, force_terminal=False).print(screen(all_escaped(state), Trend(), 150, 100, "now"))
     drawn = [line for line in stream.getvalue().splitlines() if line]
