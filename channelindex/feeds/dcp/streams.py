@@ -45,7 +45,10 @@ class State(Enum):
 
 
 class Stream:
-    """One vbucket's. `checkpoint` is where it resumes while it is not open, `seqno` the newest received while it is."""
+    """One vbucket's. `checkpoint` is where it resumes while it is not open, `seqno` the newest received while it is.
+
+    `reach` is that of the checkpoint at which it was opened: the end of the snapshot in which it resumed.
+    """
 
     __slots__ = (
         "backoff",
@@ -53,6 +56,7 @@ class Stream:
         "end_seqno",
         "opaque",
         "purge_seqno",
+        "reach",
         "retry_at",
         "seqno",
         "snap_end",
@@ -79,6 +83,7 @@ class Stream:
         self.snap_start = checkpoint.snap_start
         self.snap_end = checkpoint.snap_end
         self.purge_seqno = checkpoint.purge_seqno
+        self.reach = checkpoint.reach
 
     def request(self, stream_filter: bytes = b"", *, tells_purge_seqno: bool = False) -> Request:
         """Ask for everything behind the checkpoint that *stream_filter* lets through.
@@ -128,9 +133,9 @@ class Stream:
 
     def _snapshot_at(self, seqno: int) -> tuple[int, int]:
         """The range of the snapshot that *seqno* lies in, with the one that we resumed in if that goes on."""
-        resumed = self.checkpoint
-        if seqno >= resumed.reach:
+        if seqno >= self.reach:
             return self.snap_start, self.snap_end
+        resumed = self.checkpoint
         return min(self.snap_start, resumed.snap_start), max(self.snap_end, resumed.snap_end)
 
 
@@ -238,6 +243,7 @@ class Streams:
         stream.seqno = stream.checkpoint.seqno
         stream.snap_start, stream.snap_end = stream.checkpoint.snap_start, stream.checkpoint.snap_end
         stream.purge_seqno = stream.checkpoint.purge_seqno
+        stream.reach = stream.checkpoint.reach
         self.open_by_opaque[opaque] = stream
 
     def leave(self, stream: Stream, opened_as: int | None = None) -> None:
