@@ -350,9 +350,10 @@ def test_output_that_is_not_utf_8_ends_no_command(tmp_path: Path, index_url: str
 def test_sigterm_ends_process_1_of_a_container_while_it_still_starts() -> None:
     code = (
         "import os, signal, sys, time; os.getpid = lambda: 1\n"
+        "from channelindex.__main__ import main\n"
         "from workers import cli\n"
         "cli.parse = lambda argv: (print('starting', flush=True), time.sleep(60))\n"
-        "sys.exit(cli.main(['run']))"
+        "sys.exit(main())"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code], env=environment(), stdout=subprocess.PIPE, text=True

@@ -86,6 +86,8 @@ def test_each_disaster_is_told_as_the_page_says(bucket: DevBucket, tmp_path: Pat
             node.kill()
             write(bucket, "third")
             until(lambda: "dead" in cli("nodes", "--config", config).stdout, "the node to count as dead")
+            behind = ("status", "--check", "--max-lag", "1", "--config", config)
+            until(lambda: "--max-lag" in cli(*behind).stderr, "the index to be a second behind")
             session.follow(SECTIONS["All nodes are dead"])
     finally:
         store.close()
