@@ -6,8 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from tests.chaos import bucket_store_faults, key_faults, store_faults  # noqa: F401 they register their kinds
 from tests.chaos.faults import KINDS
+
+# They register their kinds, in the order by which a seed draws them.
+# isort: off
+from tests.chaos import node_faults, redis_faults, bucket_faults, operator_faults  # noqa: F401
+from tests.chaos import bucket_store_faults, key_faults, store_faults  # noqa: F401
+# isort: on
 
 T = TypeVar("T")
 
