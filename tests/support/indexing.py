@@ -1,4 +1,4 @@
-"""A small index of any store, written the way the batch writer and the feed worker do."""
+"""A small index of any store, written the way the batch writer and the feed worker do; and what readers say of it."""
 
 import itertools
 from collections.abc import Iterable, Mapping
@@ -7,10 +7,14 @@ from typing import Any, NamedTuple
 
 from channelindex import blocks, hashing
 from channelindex.model import Checkpoint, Entry, IndexMeta
+from channelindex.reading import token
 from channelindex.stores import open_compaction, open_owner, open_reader, open_writer
 from channelindex.stores.base import ChannelAppend, IndexWriter
 from channelindex.stores.compacting import CompactionStore
 from tests.support.stores import settings_of
+
+ASKED_A = token.ask(["A"], None)
+"""What a token of channel A says that it was asked for."""
 
 _names = itertools.count()
 
@@ -99,3 +103,40 @@ class SmallIndex:
 
 def _packed(rows: Iterable[Row]) -> bytes:
     return b"".join(blocks.pack_entry(Entry(row.vb, row.seqno, row.key.encode(), row.rev, row.flags)) for row in rows)
+
+
+def filled(index):
+    """40 documents over four vbuckets in A, every third in B too; the stable clock at the end."""
+    epoch = index.begin()
+    for seqno in range(1, 11):
+        rows = [Row("A", vb, seqno, f"{vb}-{seqno}") for vb in range(4)]
+        index.write(epoch, rows + [row._replace(channel="B") for row in rows if row.seqno % 3 == 0])
+    index.advance(epoch, dict.fromkeys(range(4), 10))
+    return epoch
+
+
+def told(changes):
+    """What was told of which document, short."""
+    return [(entry.id, entry.seqno, entry.rev, entry.removed) for entry in changes.entries]
+
+
+def read_through(reader, channels, limit, since=None):
+    """All entries, page by page, each page asked for anew, and the last since."""
+    entries = []
+    while True:
+        page = reader.changes(channels, since, limit)
+        entries += page.entries
+        since = page.since
+        if not page.pending:
+            return entries, since
+
+
+class Proxy:
+    """A store whose operations can be replaced one by one."""
+
+    def __init__(self, store, **replaced):
+        self._store = store
+        self.__dict__.update(replaced)
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)

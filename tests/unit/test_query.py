@@ -131,11 +131,6 @@ def index():
         yield small
 
 
-@pytest.fixture
-def reader(index):
-    return ChangesReader(index.reader)
-
-
 @pytest.mark.parametrize("method", ["changes", "pages", "follow"])
 @pytest.mark.parametrize(
     ("asked", "said"),
