@@ -36,17 +36,17 @@ static bool sort_items(ActiveObject *self, const BatchObject *batch, uint64_t ta
         if (row != NULL)
             use_block(&self->blocks, row);
         if (row == NULL || row->epoch != item->epoch) {
-            sorted->unknown[sorted->n_unknown++] = (Pick){i, 0};
+            sorted->unknown[sorted->n_unknown++] = (Pick){.item = i};
         } else if (row->size < row->limit && (row->size < row->upto || row->size - row->upto < tail_bytes)) {
             sorted->rows[sorted->n_known] = (size_t)(row - self->blocks.rows);
-            sorted->known[sorted->n_known++] = (Pick){i, row->number};
+            sorted->known[sorted->n_known++] = (Pick){.item = i, .number = row->number};
         } else if (!add_due(self, batch, i, row, due)) {
             return false;
         }
     }
     /* Not before: what comes twice must go the same way. */
     for (size_t i = 0; i < sorted->n_known; i++)
-        self->blocks.rows[sorted->rows[i]].size += batch->items[sorted->known[i].item].frame.size;
+        sorted->known[i].size = self->blocks.rows[sorted->rows[i]].size += batch->items[sorted->known[i].item].frame.size;
     if (forget_if_full(&self->blocks))
         return true;
     PyErr_NoMemory();

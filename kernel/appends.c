@@ -68,7 +68,7 @@ static PyObject *selection_item(SelectionObject *self, Py_ssize_t index) {
     const char *frame = (const char *)item->frame.start;
     Py_ssize_t size = (Py_ssize_t)item->frame.size;
     if (self->type == NULL)
-        return Py_BuildValue("(NNKy#)", text_of(item->channel), text_of(item->group), pick->number, frame, size);
+        return Py_BuildValue("(NNKKy#)", text_of(item->channel), text_of(item->group), pick->number, pick->size, frame, size);
     uint8_t header[FRAME_HEAD_BYTES];
     return named(self->type, Py_BuildValue("(NNKy#y#)", text_of(item->channel), text_of(item->group), item->epoch,
                                            (const char *)first_header(item->epoch, header), (Py_ssize_t)FRAME_HEAD_BYTES,
@@ -292,37 +292,37 @@ static bool take_reply(Cursor *cursor, uint64_t *number) {
     return true;
 }
 
-/* lost(replies) -> [append, ...]: those after which a block has nothing but them. *replies* are those to `commands`. */
-static PyObject *selection_lost(SelectionObject *self, PyObject *replies) {
+/* unexpected(replies) -> [append, ...]: those after which a block has another size. *replies* are those to `commands`. */
+static PyObject *selection_unexpected(SelectionObject *self, PyObject *replies) {
     char *start;
     Py_ssize_t size;
     uint64_t number;
     if (PyBytes_AsStringAndSize(replies, &start, &size) < 0)
         return NULL;
     Cursor cursor = {(const uint8_t *)start, (const uint8_t *)start + size};
-    PyObject *lost = PyList_New(0);
-    for (size_t i = 0; lost != NULL && i < self->n_picks; i++) {
+    PyObject *unexpected = PyList_New(0);
+    for (size_t i = 0; unexpected != NULL && i < self->n_picks; i++) {
         if (!take_reply(&cursor, &number)) {
             PyErr_SetString(PyExc_ValueError, "no number for each append");
-            Py_CLEAR(lost);
-        } else if (number == item_of(self, i)->frame.size) {
+            Py_CLEAR(unexpected);
+        } else if (number != self->picks[i].size) {
             PyObject *append = selection_item(self, (Py_ssize_t)i);
-            if (append == NULL || PyList_Append(lost, append) < 0)
-                Py_CLEAR(lost);
+            if (append == NULL || PyList_Append(unexpected, append) < 0)
+                Py_CLEAR(unexpected);
             Py_XDECREF(append);
         }
     }
-    if (lost != NULL && cursor.at != cursor.end) {
+    if (unexpected != NULL && cursor.at != cursor.end) {
         PyErr_SetString(PyExc_ValueError, "more numbers than appends");
-        Py_CLEAR(lost);
+        Py_CLEAR(unexpected);
     }
-    return lost;
+    return unexpected;
 }
 
 static PyMethodDef selection_methods[] = {
     {"calls", (PyCFunction)selection_calls, METH_VARARGS, NULL},
     {"commands", (PyCFunction)selection_commands, METH_VARARGS, NULL},
-    {"lost", (PyCFunction)selection_lost, METH_O, NULL},
+    {"unexpected", (PyCFunction)selection_unexpected, METH_O, NULL},
     {"arguments", (PyCFunction)selection_arguments, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
 };

@@ -51,6 +51,7 @@ PyObject *text_of(Span text);
 typedef struct {
     size_t item;
     uint64_t number;
+    uint64_t size; /* of the block once it is there */
 } Pick;
 
 /* A sequence of what a store is to append: `BlindAppend`, or where there is a *type*, that. Takes over *picks*. */

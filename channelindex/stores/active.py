@@ -32,8 +32,11 @@ class ActiveBlock:
         self.limit = limit
 
 
-BlindAppend = tuple[str, str, int, bytes]
-"""(channel, group, block number, frame). A plain tuple: there is one per channel and batch."""
+BlindAppend = tuple[str, str, int, int, bytes]
+"""(channel, group, block number, size of the block once it is there, frame).
+
+A plain tuple: there is one per channel and batch.
+"""
 
 
 class LocatingAppend(NamedTuple):

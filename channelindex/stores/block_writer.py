@@ -285,7 +285,7 @@ def _blind(append: ChannelAppend, active: ActiveBlock) -> BlindAppend:
     channel, group, epoch, entries = append
     frame = pack_frame(ENTRIES, epoch, entries)
     active.size += len(frame)
-    return channel, group, active.number, frame
+    return channel, group, active.number, active.size, frame
 
 
 def full_at(live: int, block_bytes: int) -> int:

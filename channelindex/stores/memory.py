@@ -125,7 +125,7 @@ class MemoryBlocks:
         """See `BlockOperations.append`. In an index that forgets, what comes for a forgotten block was there before."""
         gone: BlockRef | None = None
         with self._index.changed:
-            for channel, group, number, frame in appends:
+            for channel, group, number, _, frame in appends:
                 ref = BlockRef(channel, group, number)
                 block = self._index.blocks.get(ref)
                 if block is not None:

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 import redis
 
-from channelindex.blocks import ENTRIES, HEADER, pack_frame, pack_pairs
+from channelindex import kernel
+from channelindex.blocks import ENTRIES, HEADER, pack_entry, pack_frame, pack_pairs
 from channelindex.epochs import new_record
 from channelindex.errors import (
     AuthenticationFailed,
@@ -202,6 +203,26 @@ def test_writer_whose_redis_forgot_a_rotation_asks_again(backend, client):
         writer.write(batch)
     writer.write(batch)
     assert [each.seqno for _, each in all_entries(backend.reader(), "A")] == [1, 2]
+
+
+@pytest.mark.parametrize("kernel_use", ["off", "auto"])
+def test_block_that_went_and_a_former_owner_brought_back_is_gone_for_the_present_one(
+    backend, client, kernel_use, monkeypatch
+):
+    """It appended first, and has not taken that back yet, or was killed: what joins it would be lost to readers."""
+    monkeypatch.setattr(kernel, "_mode", kernel_use)
+    writer, store = backend.writer(), backend.compaction()
+    writer.write([append("A", 1, entry(0, 1)), append("B", 1, entry(0, 1))])
+    (sizes,) = store.sizes(["A"])
+    directory, active_bytes = sizes.groups[GROUP]
+    taken = GroupChange(GROUP, directory, removed=True, active_bytes=active_bytes)
+    assert store.switch(Switch("A", 0, [taken], None, 1, 1, b"", 60))
+    client.append(KEYS.block("A", GROUP, 0), pack_frame(ENTRIES, 1, pack_entry(entry(0, 9))))
+    client.append(KEYS.block("B", GROUP, 0), pack_frame(ENTRIES, 1, pack_entry(entry(0, 9))))
+    writer.write([append("B", 1, entry(0, 2)), append("A", 1, entry(0, 2))])
+    assert [each.seqno for _, each in all_entries(backend.reader(), "A")] == [2]
+    assert client.exists(KEYS.block("A", GROUP, 0)) == 0
+    assert {1, 2, 9} == {each.seqno for _, each in all_entries(backend.reader(), "B")}, "that block was not lost"
 
 
 @pytest.mark.parametrize("quarantines_first", [False, True])

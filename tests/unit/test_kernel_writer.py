@@ -274,7 +274,7 @@ def test_arguments_for_redis_are_equal(appends: list[ChannelAppend], spans_slots
     writer._link = LinkOfKind(spans_slots=spans_slots)  # type: ignore[assignment]  # of all that it has, this
     blind_, locating_ = selections(appends)
     for call in blind_.calls(500, 1 << 20):
-        assert writer._lost_of_selection(call) == writer._lost_of_list([*call])
+        assert writer._unexpected_of_selection(call) == writer._unexpected_of_list([*call])
         compiled, python = writer._link.sent[-2:]  # type: ignore[attr-defined]
         assert [item[1:] for item in compiled] == [item[1:] for item in python]
         assert spans_slots or compiled == python
@@ -305,4 +305,4 @@ def test_what_is_no_append_is_refused() -> None:
     (call,) = blind_.calls(1, 1)
     for wrong_replies in (b"", b":1", b":1\r", b"1\r\n", b":\r\n", b":1\r\n:1\r\n", b":-1\r\n", b":1x\r\n"):
         with pytest.raises(ValueError, match="append"):
-            call.lost(wrong_replies)
+            call.unexpected(wrong_replies)

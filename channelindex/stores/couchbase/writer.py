@@ -61,7 +61,7 @@ class CouchbaseBlocks:
     def append(self, appends: Sequence[BlindAppend]) -> None:
         """See `BlockOperations.append`."""
         frames: dict[_Block, bytes] = {}
-        for channel, group, number, frame in appends:
+        for channel, group, number, _, frame in appends:
             block = channel, group, number
             frames[block] = frames.get(block, b"") + frame
         self._append(frames)

@@ -43,14 +43,21 @@ class RedisBlocks:
 
     def append(self, appends: Sequence[BlindAppend]) -> None:
         """See `BlockOperations.append`: an APPEND for each, all sent together."""
-        lost = self._lost_of_selection(appends) if not isinstance(appends, list) else self._lost_of_list(appends)
-        if lost:
-            blocks = [*map(self._block_of, lost)]
-            self._link.run_all("take_back", [((key,), ()) for key in blocks])
-            raise lost_block(blocks[0], lost[0][0])
+        is_list = isinstance(appends, list)
+        unexpected = self._unexpected_of_list(appends) if is_list else self._unexpected_of_selection(appends)
+        if unexpected:
+            blocks = [*map(self._block_of, unexpected)]
+            are_gone = self._link.run_all("take_back", [((key,), ()) for key in blocks])
+            for append, block, is_gone in zip(unexpected, blocks, are_gone, strict=True):
+                if is_gone:
+                    raise lost_block(block, append[0])
 
-    def _lost_of_list(self, appends: list[BlindAppend]) -> list[BlindAppend]:
-        """Append; return those whose block was not there: now it has nothing else."""
+    def _unexpected_of_list(self, appends: Sequence[BlindAppend]) -> list[BlindAppend]:
+        """Append; return those whose block has another size now than it should.
+
+        Somebody else has appended to it, too. Or it was not there: then it has nothing but what was appended since, by
+        us and maybe by a former owner, who was first.
+        """
         by_slot: dict[int, list[BlindAppend]] = {}
         for append in appends:
             by_slot.setdefault(0 if self._link.spans_slots else slot_of(append[0]), []).append(append)
@@ -62,18 +69,18 @@ class RedisBlocks:
         in_order = [*chain(*by_slot.values())]
         replies = self._link.count_packed(calls, lambda number: self._block_of(in_order[number]))
         sizes = map(int, replies[1:-2].split(b"\r\n:"))
-        return [append for append, size in zip(in_order, sizes, strict=True) if size == len(append[3])]
+        return [append for append, size in zip(in_order, sizes, strict=True) if size != append[3]]
 
-    def _lost_of_selection(self, appends: Any) -> list[BlindAppend]:
+    def _unexpected_of_selection(self, appends: Any) -> list[BlindAppend]:
         """The same of a selection of the compiled kernel, which is in the order of slots."""
         packed = appends.commands(self._keys.prefix, self._link.spans_slots)
         calls = [(self._keys.slot(slot), commands, count) for slot, commands, count in packed]
         replies = self._link.count_packed(calls, lambda number: self._block_of(appends[number]))
-        lost: list[BlindAppend] = appends.lost(replies)
-        return lost
+        unexpected: list[BlindAppend] = appends.unexpected(replies)
+        return unexpected
 
     def _block_of(self, append: BlindAppend) -> str:
-        channel, group, number, _ = append
+        channel, group, number, _, _ = append
         return self._keys.block(channel, group, number)
 
     def append_and_locate(self, appends: Sequence[LocatingAppend]) -> Sequence[Location | None]:
@@ -184,7 +191,7 @@ class RedisBlocks:
 
 def _command(prefix: str, append: BlindAppend) -> bytes:
     """The APPEND to the key that `Keys.block` names, as Redis takes it."""
-    channel, group, number, frame = append
+    channel, group, number, _, frame = append
     key = f"{prefix}{{{slot_of(channel)}}}:b:{group}:{number}:{channel}".encode()
     return b"*3\r\n$6\r\nAPPEND\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(key), key, len(frame), frame)
 
