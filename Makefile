@@ -56,10 +56,10 @@ demo: $(DEMO_STAMP) ## index documents of a dev bucket live into a private Redis
 play: $(DEMO_STAMP) ## a Redis, a dev bucket, two nodes and documents that keep changing, until Ctrl-C; .play keeps them
 	@$(BIN)/channelindex play --dir .play $(PLAY_ARGS)
 
-test-unit: $(STAMP) ## a minute: rules, codecs, state machines, and the contract of every store
+test-unit: $(STAMP) ## a minute and a half: rules, codecs, state machines, and the contract of every store
 	$(PYTEST) tests/unit tests/contract tests/fuzz
 
-test: $(STAMP) ## seven minutes: all that a change must pass; K=expression picks some, SEED=number repeats an order
+test: $(STAMP) ## eight minutes: all that a change must pass; K=expression picks some, SEED=number repeats an order
 	$(PYTEST)
 
 test-servers: $(STAMP) ## the Redis store, leases and accounts on the other versions of Redis and Valkey at hand, oldest first
@@ -136,7 +136,7 @@ bench-compare: $(STAMP) ## run two commits in turn and print the ratios pair by 
 picture: $(STAMP) ## draw docs/images/top.svg, the picture of the README, from two running nodes
 	$(BIN)/python -m benchmarks.picture
 
-docs: $(STAMP) ## write docs/configuration.md and docs/commands.md anew from the code
+docs: $(STAMP) ## write docs/configuration.md, commands.md, metrics.md and alerts.yml anew from the code
 	$(BIN)/python -m workers.cli.reference docs
 
 site: $(STAMP) ## the documents as a site, without a server: build/site/docs/index.html; fails where a link or a page is lost
