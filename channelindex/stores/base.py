@@ -13,7 +13,9 @@ whether waiting makes sense.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Annotated, NamedTuple, Protocol
+
+import msgspec
 
 from channelindex.epochs import EpochStart, PartitionRecord
 from channelindex.model import Checkpoint, IndexMeta
@@ -144,7 +146,7 @@ class Quarantined(NamedTuple):
     """A document that could not be decoded; it moved the clock and gave no entry. `at` is Unix seconds."""
 
     vb: int
-    seqno: int
+    seqno: Annotated[int, msgspec.Meta(gt=0)]
     key: bytes
     reason: str
     at: float

@@ -11,6 +11,8 @@ import struct
 import sys
 from array import array
 from collections.abc import Sequence
+from itertools import pairwise
+from operator import gt
 
 import msgspec
 
@@ -42,11 +44,15 @@ def unpack_checkpoints(blob: bytes, n_vbuckets: int, where: str) -> tuple[Checkp
     """The checkpoints of a partition of *n_vbuckets*.
 
     Raises:
-        IndexCorrupt: *blob* has another length; the message names *where*.
+        IndexCorrupt: *blob* has another length, or one lies outside of its snapshot; the message names *where*.
     """
     if len(blob) != n_vbuckets * CHECKPOINT_BYTES:
         raise IndexCorrupt(f"{where}: {len(blob)} bytes of checkpoints, expected {n_vbuckets * CHECKPOINT_BYTES}")
-    return tuple(map(Checkpoint._make, _CHECKPOINT.iter_unpack(blob)))
+    checkpoints = tuple(map(Checkpoint._make, _CHECKPOINT.iter_unpack(blob)))
+    for _, seqno, snap_start, snap_end, _ in checkpoints:
+        if not snap_start <= seqno <= snap_end:
+            raise IndexCorrupt(f"{where}: a checkpoint at {seqno}, outside of its snapshot {snap_start} to {snap_end}")
+    return checkpoints
 
 
 def pack_history(history: tuple[EpochStart, ...]) -> bytes:
@@ -62,10 +68,23 @@ def _pack_start(start: EpochStart) -> bytes:
 
 
 def unpack_history(blob: bytes, n_vbuckets: int, where: str) -> tuple[EpochStart, ...]:
-    """The history of a partition of *n_vbuckets*.
+    """The history in the record of a partition of *n_vbuckets*.
 
     Raises:
-        IndexCorrupt: *blob* does not consist of whole epoch starts; the message names *where*.
+        IndexCorrupt: see `unpack_archive`, or the epochs do not ascend.
+    """
+    history = unpack_archive(blob, n_vbuckets, where)
+    if any(one.epoch >= after.epoch for one, after in pairwise(history)):
+        raise IndexCorrupt(f"{where}: the epochs of its history do not ascend")
+    return history
+
+
+def unpack_archive(blob: bytes, n_vbuckets: int, where: str) -> tuple[EpochStart, ...]:
+    """The archive of a partition of *n_vbuckets*: epoch starts in any order, some of them twice.
+
+    Raises:
+        IndexCorrupt: *blob* does not consist of whole epoch starts, or one reaches less far than it is; the message
+            names *where*.
     """
     if len(blob) % 8:
         raise _no_history(blob, where)
@@ -80,6 +99,8 @@ def unpack_history(blob: bytes, n_vbuckets: int, where: str) -> tuple[EpochStart
         if at > len(numbers):
             raise _no_history(blob, where)
         history.append(EpochStart(epoch & ~_REACHES, numbers[starts_at:reaches_at], numbers[reaches_at:at]))
+        if any(map(gt, history[-1].starts, history[-1].reaches)):
+            raise IndexCorrupt(f"{where}: the start of epoch {history[-1].epoch} reaches less far than it is")
     return tuple(history)
 
 

@@ -64,9 +64,13 @@ def decode_directory(stored: Stored | None, key: str) -> StoredDirectory:
     if stored is None:
         return StoredDirectory(ChannelDirectory({}), None)
     try:
-        return StoredDirectory(_decoder.decode(stored.value), stored.cas)
+        directory = _decoder.decode(stored.value)
     except msgspec.MsgspecError as error:
         raise IndexCorrupt(f"{key}: {error}") from error
+    for number, _, _, first, _ in directory.active_by_group.values():
+        if not 0 <= first <= number:
+            raise IndexCorrupt(f"{key}: block {number} is active, and {first} the first that is there")
+    return StoredDirectory(directory, stored.cas)
 
 
 class Directories:

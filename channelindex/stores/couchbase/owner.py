@@ -14,7 +14,7 @@ from channelindex.stores.couchbase.link import Link, Stored, append_or_create
 from channelindex.stores.couchbase.partitions import decode_record, encode_record
 from channelindex.stores.couchbase.quarantine import Quarantine, decode_quarantine, encode_quarantine
 from channelindex.stores.meta import check_meta, decode_meta, encode_meta
-from channelindex.stores.records import pack_history, pack_moment, unpack_history, unpack_moments
+from channelindex.stores.records import pack_history, pack_moment, unpack_archive, unpack_moments
 from channelindex.timeline import Moment
 
 MAX_ATTEMPTS = 50
@@ -82,7 +82,7 @@ class CouchbaseOwner(OwnerStore):
         try:
             record = decode_record(self._stored(key), meta.vbuckets_of(partition), key)
             old = self._stored(archive)
-            epochs.whole_record(record, unpack_history(old.value if old else b"", meta.partition_width, archive))
+            epochs.whole_record(record, unpack_archive(old.value if old else b"", meta.partition_width, archive))
         except IndexCorrupt:
             return False
         return True

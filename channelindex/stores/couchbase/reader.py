@@ -15,7 +15,7 @@ from channelindex.stores.couchbase.names import iter_names
 from channelindex.stores.couchbase.partitions import decode_record
 from channelindex.stores.couchbase.quarantine import decode_quarantine
 from channelindex.stores.meta import decode_meta
-from channelindex.stores.records import unpack_history, unpack_moments, view_of
+from channelindex.stores.records import unpack_archive, unpack_moments, view_of
 from channelindex.timeline import Moment
 
 POLL_S = 0.02
@@ -73,7 +73,7 @@ class CouchbaseReader:
             return [()] * len(archives)
         width = self.meta().partition_width
         return [
-            unpack_history(stored.value, width, key) if stored else ()
+            unpack_archive(stored.value, width, key) if stored else ()
             for key, stored in zip(keys, archives, strict=True)
         ]
 

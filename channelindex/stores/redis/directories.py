@@ -33,9 +33,13 @@ def decode_directory(value: bytes, where: str) -> Directory:
     """
     try:
         number, epoch, before, upto, first, dropped = value.split(b":")
-        return Directory(int(number), int(epoch, 16), int(before), int(upto), int(first), int(dropped))
+        directory = Directory(int(number), int(epoch, 16), int(before), int(upto), int(first), int(dropped))
     except ValueError as error:
         raise IndexCorrupt(f"{where}: {value[:80]!r} is no directory of a group") from error
+    active, oldest = directory.number, directory.first
+    if not 0 <= oldest <= active:
+        raise IndexCorrupt(f"{where}: block {active} is active, and {oldest} the first that is there")
+    return directory
 
 
 def decode_compacted(value: bytes | None, where: str) -> Compacted:

@@ -47,7 +47,7 @@ def _whole(link: Link, keys: Keys, meta: IndexMeta, partition: int, record: Part
         return record
     key = keys.archive(partition)
     archive = link.execute("GET", key) or b""
-    return epochs.whole_record(record, records.unpack_history(archive, meta.partition_width, key))
+    return epochs.whole_record(record, records.unpack_archive(archive, meta.partition_width, key))
 
 
 def _report(partition: int, record: PartitionRecord, lowered: Mapping[int, Checkpoint], time_ms: int) -> None:

@@ -63,7 +63,7 @@ class RedisReader:
         width = self.meta().partition_width
         keys = [self._keys.archive(partition) for partition in partitions]
         found = self._link.pipeline([("GET", key) for key in keys])
-        return [records.unpack_history(blob or b"", width, key) for key, blob in zip(keys, found, strict=True)]
+        return [records.unpack_archive(blob or b"", width, key) for key, blob in zip(keys, found, strict=True)]
 
     def timelines(self, partitions: Sequence[int]) -> Sequence[Sequence[Moment]]:
         """See `IndexReader.timelines`."""

@@ -62,7 +62,7 @@ def _is_whole(link: Link, keys: Keys, meta: IndexMeta, partition: int) -> bool:
         fields: Sequence[bytes | None] = link.execute("HMGET", key, *RECORD_FIELDS)
         record = decode_record(fields, meta.vbuckets_of(partition), key)
         archive = link.execute("GET", keys.archive(partition)) or b""
-        epochs.whole_record(record, records.unpack_history(archive, meta.partition_width, key))
+        epochs.whole_record(record, records.unpack_archive(archive, meta.partition_width, key))
     except IndexCorrupt:
         return False
     return True
