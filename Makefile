@@ -39,7 +39,7 @@ INSTALL := $(PY) .ci/preflight.py && $(PY) systemd/install.py --prefix '$(PREFIX
 	--sysconfdir '$(SYSCONFDIR)' --destdir '$(DESTDIR)' --from '$(FROM)' --extras '$(EXTRAS)'
 PYTEST = $(if $(FLAKY),$(BIN)/python .ci/test_twice.py '$(FLAKY)',$(BIN)/pytest) -n $(JOBS) $(if $(SEED),--randomly-seed=$(SEED)) $(if $(K),-k '$(K)') $(PYTEST_ARGS)
 
-ON_EACH_SERVER = -k 'not couchbase' tests/contract $(wildcard tests/integration/test_store_redis*.py) tests/unit/test_embedded.py \
+ON_EACH_SERVER = -k 'not couchbase' tests/contract tests/integration/store_redis tests/unit/test_embedded.py \
 	$(addprefix tests/integration/test_,coordinator.py coordination_trouble.py membership.py least_privilege.py)
 
 .DEFAULT_GOAL := help

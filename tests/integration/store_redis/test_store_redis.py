@@ -1,0 +1,160 @@
+"""What only the Redis store does: which commands, in what order, under which keys, at which URL."""
+
+import pytest
+import redis
+
+from channelindex.errors import ConfigInvalid, IndexMissing, StaleEpoch, Transient
+from channelindex.hashing import slot_of
+from channelindex.settings import IndexSettings
+from channelindex.stores import open_owner, open_reader, open_writer
+from channelindex.stores.redis.keys import Keys
+from tests.support.stores import GROUP, META, all_entries, append, checkpoints, entry
+
+OTHER_GROUP = "ffeeddcc99887766"
+KEYS = Keys("test")
+
+
+def _commands_of_scripts(client: redis.Redis, act) -> list[str]:
+    """What the scripts that *act* runs do, and what is appended without one, as "COMMAND key"."""
+    seen: list[str] = []
+    with client.monitor() as monitor:
+        act()
+        client.echo("enough")
+        while True:
+            command = monitor.next_command()
+            if command["command"] == "ECHO enough":
+                return seen
+            if command["client_type"] == "lua" or command["command"].startswith("APPEND "):
+                seen.append(" ".join(command["command"].split(" ")[:2]))
+
+
+def test_a_batch_is_one_append_for_each_channel_and_group(backend, client):
+    """Block, clock and counter move with it; principals are counted after all of them."""
+    writer = backend.writer()
+    batch = [append("A", 1, entry(0, 1)), append("A", 2, entry(9, 1), group=OTHER_GROUP), append("B", 1, entry(0, 1))]
+    writer.write(batch)
+    seen = _commands_of_scripts(client, lambda: writer.write(batch, ["_sync:user:u"]))
+    assert seen[-2:] == [f"HINCRBY {KEYS.principals}"] * 2
+    assert sorted(seen[:-2]) == sorted(
+        [
+            f"APPEND {KEYS.block('A', GROUP, 0)}",
+            f"APPEND {KEYS.block('A', OTHER_GROUP, 0)}",
+            f"APPEND {KEYS.block('B', GROUP, 0)}",
+        ]
+    )
+
+
+def test_a_new_block_is_there_before_the_directory_names_it(backend, client):
+    seen = _commands_of_scripts(client, lambda: backend.writer().write([append("A", 1, entry(0, 1))]))
+    assert seen == [
+        f"HMGET {KEYS.channel('A')}",
+        f"SET {KEYS.block('A', GROUP, 0)}",
+        f"HSET {KEYS.names(slot_of('A'))}",
+        f"HSET {KEYS.channel('A')}",
+    ]
+
+
+def test_stable_clock_moves_before_its_counter_and_the_message(backend, client):
+    owner = backend.owner()
+    owner.begin(0, 1, "n1")
+    seen = _commands_of_scripts(client, lambda: owner.advance(1, checkpoints({0: 1})))
+    record = KEYS.partition(0)
+    assert seen == [
+        f"EXISTS {KEYS.meta}",
+        f"EXISTS {KEYS.view}",
+        f"HGET {record}",
+        f"HGET {record}",
+        f"HSET {record}",
+        f"HINCRBY {record}",
+        f"SETRANGE {KEYS.view}",
+        "TIME",
+        f"GET {KEYS.stable}",
+        f"SET {KEYS.stable}",
+        f"PUBLISH {KEYS.stable}",
+    ]
+
+
+def test_batch_of_known_channels_is_an_append_for_each_and_no_script(backend, client):
+    writer = backend.writer()
+    batch = [append(f"channel-{number}", 1, entry(0, 1)) for number in range(300)]
+    writer.write(batch)
+    client.config_resetstat()
+    writer.write(batch)
+    calls = {name: stats["calls"] for name, stats in client.info("commandstats").items()}
+    assert calls["cmdstat_append"] == 300
+    assert not calls.keys() & {"cmdstat_eval", "cmdstat_evalsha"}
+
+
+def test_rotated_block_keeps_no_room_to_grow(backend, client):
+    writer = backend.writer(block_bytes=40_000)
+    for seqno in range(1, 1200):
+        writer.write([append("A", 1, entry(0, seqno))])
+    sizes = [client.memory_usage(KEYS.block("A", GROUP, number)) for number in (0, 1)]
+    assert sizes[0] < 1.1 * client.strlen(KEYS.block("A", GROUP, 0))
+
+
+def test_scripts_that_redis_forgot_are_loaded_again(backend, client):
+    owner = backend.owner()
+    owner.begin(0, 1, "n1")
+    writer = backend.writer(block_bytes=1)
+    for seqno in (1, 2, 3):
+        client.script_flush()
+        writer.write([append("A", 1, entry(0, seqno))], ["_sync:user:u"])
+        client.script_flush()
+        owner.advance(1, checkpoints({0: seqno}))
+    assert [each.seqno for _, each in all_entries(backend.reader(), "A")] == [1, 2, 3]
+
+
+def test_begin_that_somebody_overtook_is_judged_anew(backend, monkeypatch):
+    ours, theirs = backend.owner(), backend.owner()
+    replace = ours._replace
+
+    def replace_too_late(*arguments):
+        monkeypatch.undo()
+        theirs.begin(0, 2, "n2")
+        return replace(*arguments)
+
+    monkeypatch.setattr(ours, "_replace", replace_too_late)
+    with pytest.raises(StaleEpoch):
+        ours.begin(0, 1, "n1")
+    monkeypatch.setattr(ours, "_replace", set)
+    with pytest.raises(Transient, match="20 times"):
+        ours.begin(0, 3, "n1")
+    assert backend.reader().partition_records()[0].epoch == 2
+
+
+def test_channel_that_scan_returns_twice_is_listed_once(backend, monkeypatch):
+    reader = backend.reader()
+    key = KEYS.channel("A").encode()
+    replies = iter([[b"7", [key, key]], [b"0", [key, b"ci:test:{5}:b:g:0:x}:c:y"]]])
+    monkeypatch.setattr(reader._link, "execute", lambda *_: next(replies))
+    assert list(reader.channels()) == ["A"]
+
+
+def test_all_keys_of_an_index_begin_with_its_prefix(backend, client):
+    owner, writer = backend.owner(), backend.writer(block_bytes=1)
+    owner.begin(0, epoch := owner.next_epoch(), "n1")
+    for seqno in (1, 2):
+        writer.write([append("A", 1, entry(0, seqno))], ["_sync:user:u"])
+    owner.advance(epoch, checkpoints({0: 2}))
+    assert all(key.startswith(b"ci:test:{") for key in client.scan_iter())
+
+
+@pytest.mark.parametrize("url", ["http://localhost", "localhost:6379", ""])
+def test_unknown_scheme_is_a_configuration_error(url):
+    for opener in (open_owner, open_reader, open_writer):
+        with pytest.raises(ConfigInvalid, match=r"index\.store"):
+            opener(IndexSettings("test", url))
+
+
+@pytest.mark.parametrize("url", ["redis://localhost:port/0", "redis://localhost/0?db=x"])
+def test_malformed_url_is_a_configuration_error(url):
+    with pytest.raises(ConfigInvalid, match=r"index\.store"):
+        open_reader(IndexSettings("test", url))
+
+
+def test_memory_index_is_shared_by_url_and_name():
+    open_owner(IndexSettings("a", "memory://shared")).create_or_check(META)
+    assert open_reader(IndexSettings("a", "memory://shared")).meta() == META
+    with pytest.raises(IndexMissing):
+        open_reader(IndexSettings("b", "memory://shared")).meta()
