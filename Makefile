@@ -110,7 +110,7 @@ chaos: $(STAMP) ## whole nodes under seeded faults for MINUTES, judged afterward
 
 test-couchbase: $(STAMP) ## the tests of the couchbase:// store against a real bucket: COUCHBASE=couchbase://host/bucket
 	@test -n "$(COUCHBASE)" || { echo 'usage: make test-couchbase COUCHBASE=couchbase://host/bucket COUCHBASE_USER=… COUCHBASE_PASSWORD=…'; exit 64; }
-	$(PYTEST) -k couchbase tests/contract tests/integration/test_store_couchbase.py
+	$(PYTEST) -k couchbase tests/contract tests/integration/store_couchbase
 
 test-real: $(STAMP) ## the end-to-end scenarios against a bucket that you have: BUCKET=couchbase://host/bucket, prints a table; K=text picks some
 	@test -n "$(BUCKET)" || { echo 'usage: make test-real BUCKET=couchbase://host/bucket BUCKET_USER=… BUCKET_PASSWORD=… [BUCKET_CA_FILE=…]'; exit 64; }

@@ -2,11 +2,11 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from channelindex.blocks import ENTRIES, FORMAT_VERSION, HEADER, iter_entries, iter_frames, pack_entry, unpack_pairs
 from channelindex.epochs import Bounds, PartitionRecord, whole_record
-from channelindex.errors import OutcomeUnknown, StoreUnavailable
+from channelindex.errors import OutcomeUnknown, StoreUnavailable, Transient
 from channelindex.model import Checkpoint, Entry, IndexMeta
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_compaction, open_owner, open_reader
@@ -19,6 +19,8 @@ from channelindex.stores.memory import MemoryBlocks, MemoryIndex, MemoryOwner, M
 from channelindex.stores.memory_compaction import MemoryCompaction
 from channelindex.stores.redis.writer import RedisBlocks
 from devbucket.config import DevBucketConfig
+
+_T = TypeVar("_T")
 
 GROUP = "00112233aabbccdd"
 META = IndexMeta(
@@ -244,6 +246,16 @@ class FaultyOperations:
             return operation(*arguments) if fault == "twice" else result
 
         return call
+
+
+def until_done(act: Callable[..., _T]) -> _T:
+    """What *act* returns, asked again until the store answers."""
+    for _ in range(200):
+        try:
+            return act()
+        except Transient:
+            continue
+    raise AssertionError("it never succeeded")
 
 
 def write_until_done(writer: BlockWriter, appends: Sequence[ChannelAppend], principals: Iterable[str] = ()) -> set[int]:
