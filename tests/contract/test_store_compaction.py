@@ -127,6 +127,26 @@ def test_a_switch_happens_once_and_only_if_all_output_is_there(world):
     assert world.reader.blocks([BlockRef("A", OUTPUT, 0), BlockRef("A", GROUP, 0)])[0] == first
 
 
+def test_of_two_that_compact_a_channel_at_once_one_is_done_and_has_all_its_output(world):
+    first, clock = pack_frame(HEADER, 1, b""), pack_frame(HEADER, 2, b"")
+    groups = OUTPUT, f"{COMPACT_PREFIX}0022"
+    for group, number, block in ((groups[0], 0, first), (groups[1], 0, first), (groups[0], 1, clock)):
+        world.store.write_blocks("A", group, number, [block])
+    world.store.write_blocks("A", groups[1], 1, [clock])
+    world.store.write_blocks("A", groups[0], 2, [clock])
+    done: list[str] = []
+    for group, sizes in zip(groups, ([17, 17, 17], [17, 17]), strict=True):
+        output = Output(group, sizes, Directory(len(sizes) - 1, 2, 3, len(clock)), clock)
+        if world.store.switch(Switch("A", 0, [], output, 10, 20, b"", 60)):
+            done.append(group)
+            whole = world.reader.blocks([BlockRef("A", group, number) for number in range(len(sizes))])
+            assert None not in whole
+        else:
+            world.store.discard("A", group, len(sizes))
+    assert len(done) == 1
+    assert list(world.reader.channel_states(["A"])[0].groups) == [GROUP, *done]
+
+
 @pytest.mark.parametrize("grace_s", [60, 0])
 def test_what_left_stays_for_its_grace(world, grace_s):
     assert world.store.switch(_switch(world, grace_s=grace_s))

@@ -76,11 +76,16 @@ class CouchbaseCompaction:
         raise Transient(f"partition {min(pending)}: its record changed {_ATTEMPTS} times while it was to be compacted")
 
     def write_blocks(self, channel: str, group: str, first: int, blocks: Sequence[bytes]) -> None:
-        """See `CompactionStore.write_blocks`. They live until somebody else compacts the channel."""
+        """See `CompactionStore.write_blocks`. They live until somebody else compacts the channel.
+
+        If somebody does already, nothing is written: what we wrote before is a stray, and our switch is refused.
+        """
         last = first + len(blocks) - 1
 
         def note(directory: ChannelDirectory) -> bool:
             before = directory.pending
+            if any(name == group for name, _, _ in directory.strays):
+                return False
             if before is not None and before[0] != group:
                 directory.strays = [*directory.strays, before]
             elif before is not None:
@@ -89,8 +94,8 @@ class CouchbaseCompaction:
             directory.pending = group, 0, last
             return True
 
-        self._change(channel, note)
-        self._link.insert({self._keys.block(channel, group, first + at): block for at, block in enumerate(blocks)})
+        if self._change(channel, note):
+            self._link.insert({self._keys.block(channel, group, first + at): block for at, block in enumerate(blocks)})
 
     def switch(self, switch: Switch) -> bool:
         """See `CompactionStore.switch`. A group that a present epoch writes stays."""
