@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from channelindex import epochs
-from channelindex.blocks import HEADER, fold_clock, pack_frame
+from channelindex.blocks import HEADER, fold_clock, pack_frame, pack_pairs
 from channelindex.compaction.compactor import Compactor
 from channelindex.compaction.due import MAX_GROUPS, Extent
 from channelindex.errors import BlockGone, RemovalsForgotten, StaleEpoch
@@ -502,6 +502,22 @@ def test_a_compactor_that_dies_at_any_request_of_a_bucket_leaves_what_the_next_o
             assert dies_at > 3
             return
     raise AssertionError("a compaction never ended")
+
+
+def test_a_group_begins_again_where_a_rotation_of_a_former_owner_stopped(couchbase_url):
+    """It had written the next block, and not named it: a header that counts all before, and no entry."""
+    backend = Backend(couchbase_url, f"compact-{uuid.uuid4().hex}")
+    owner, store = _write_revisions(backend), backend.compaction()
+    (sizes,) = store.sizes(["A"])
+    assert sizes
+    known = sizes.groups[GROUP].directory
+    next_block = CouchbaseKeys(backend.index_name).block("A", GROUP, known.number + 1)
+    backend.link().insert({next_block: pack_frame(HEADER, 1, pack_pairs({0: 8}))})
+    assert store.switch(Switch("A", 0, [GroupChange(GROUP, known, removed=True)], None, 10, 20, b"", 60))
+    backend.writer().write([append("A", 2, entry(0, 9, "doc-1", "9-x"))])
+    owner.advance(2, checkpoints({0: 9}))
+    assert _told_by(backend.reader()) == {"doc-1": 9}
+    backend.close()
 
 
 def _told_by(reader) -> dict[str, int]:

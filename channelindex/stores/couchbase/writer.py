@@ -18,6 +18,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import TypeVar
 
+from channelindex.blocks import split_header
 from channelindex.errors import IndexCorrupt, Transient
 from channelindex.settings import IndexSettings
 from channelindex.stores.active import BlindAppend, LocatingAppend, Location
@@ -155,7 +156,10 @@ class CouchbaseBlocks:
         raise Transient(f"{self._keys.directory(min(pending))} changed {MAX_ATTEMPTS} times while it was written")
 
     def _begin_groups(self, firsts: Mapping[LocatingAppend, int], new_blocks: dict[_Block, int]) -> None:
-        """Let there be first blocks, by number; a header alone may be left over from who stopped half-way."""
+        """Let there be first blocks, by number; a header alone may be left over from who stopped half-way.
+
+        That of a rotation counts what compaction has taken since: it claims too much, never too little.
+        """
         append_by_key = {
             self._keys.block(append.channel, append.group, number): append for append, number in firsts.items()
         }
@@ -176,7 +180,7 @@ class CouchbaseBlocks:
         full = [
             append
             for append, stored in zip(append_by_key.values(), found, strict=True)
-            if stored and len(stored.value) > len(append.header)
+            if stored and split_header(stored.value)[1]
         ]
         directories = self._directories.read({append.channel for append in full}) if full else {}
         for append in full:
