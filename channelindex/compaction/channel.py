@@ -118,11 +118,14 @@ class ChannelCompactor:
         return result
 
     def _have_left(self, channel: str, plan: _ReadPlan) -> bool:
-        """True if all groups left that were to: one that somebody located or wrote meanwhile stays."""
+        """True if all groups left that were to: one that somebody located or wrote meanwhile stays.
+
+        One that left may have begun again, behind all that it had. One that stayed may have rotated.
+        """
         (sizes,) = self._store.sizes([channel])
         groups = sizes.groups if sizes else {}
         number_by_group = {name: plan.state.groups[name].directory.number for name in plan.removed}
-        return all(groups[name].directory.number > number for name, number in number_by_group.items() if name in groups)
+        return all(groups[name].directory.first > number for name, number in number_by_group.items() if name in groups)
 
     def _plan(self, channel: str, extent: Extent) -> _ReadPlan | None:
         """Decide what to read. The epochs are asked for after the directory: who begins later finds it as it is."""

@@ -353,11 +353,12 @@ def test_a_position_of_a_pruned_epoch_stands_at_0(world, monkeypatch):
     assert epochs.fall_back(whole, moments[:1])[0].seqno == 0
 
 
-def test_what_is_written_while_a_channel_is_cleared_for_pruning_holds_it_up(world, monkeypatch):
-    """The active block that had dead entries has grown: it stays, with them."""
+@pytest.mark.parametrize("rotates", [False, True])
+def test_what_is_written_while_a_channel_is_cleared_for_pruning_holds_it_up(world, monkeypatch, rotates):
+    """The active block that had dead entries has grown, or is full: it stays, with them."""
     now_s = _long_life(world, monkeypatch)
     world.owner.note_moments(22, [0], now_s)
-    writer, store = world.backend.writer(), world.store
+    writer, store = world.backend.writer(block_bytes=1 if rotates else 65536), world.store
     writer.write([append("A", 22, entry(0, 200))])
 
     class Late:
@@ -378,7 +379,7 @@ def test_what_is_written_while_a_channel_is_cleared_for_pruning_holds_it_up(worl
     archived = _archived(world)
     assert compactor.prune(world.reader.channels, 1) == 0
     assert _archived(world) == archived
-    if world.in_bucket:
+    if world.in_bucket and not rotates:
         return  # no block can be compared and its directory changed at once: it waits until the block is full
     assert compactor.prune(world.reader.channels, 1) == len(archived) - 1
     writer.write([append("A", 22, entry(0, 202))])
