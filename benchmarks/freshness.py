@@ -12,7 +12,6 @@ import itertools
 import json
 import multiprocessing
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,7 +19,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from multiprocessing.connection import Connection
 from multiprocessing.synchronize import Event
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
@@ -29,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cases import CASES, N_VBUCKETS, documents
+from benchmarks.node import redis_cpu_s, running_node
 from channelindex.errors import ChannelIndexError
 from channelindex.feeds.dcp import operations
 from channelindex.feeds.dcp.auth import Credentials
@@ -65,7 +64,7 @@ def measure(rate: int, seconds: float) -> Figures:
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         store, bucket = stack.enter_context(EmbeddedRedis()), stack.enter_context(DevBucket())
-        node = stack.enter_context(_node(folder, store.url, bucket))
+        node = stack.enter_context(running_node(folder, store.url, bucket))
         index = stack.enter_context(closing(open_reader(IndexSettings("channels", store.url))))
         _await_start(index)
         load = stack.enter_context(_loader(bucket, rate))
@@ -74,22 +73,6 @@ def measure(rate: int, seconds: float) -> Figures:
         time.sleep(seconds)
         used = _Usage.now(node, store.url)
         return _figures(rate, before, used, _latencies(index, load, seconds) if rate else [])
-
-
-@contextmanager
-def _node(folder: str, redis_url: str, bucket: DevBucket) -> Iterator[psutil.Process]:
-    config = Path(folder) / "node.toml"
-    config.write_text(
-        f'node.name = "bench"\nnode.run_dir = "{folder}"\nsource.url = "{bucket.url}"\n'
-        f'source.user = "{bucket.user}"\nsource.password = "{bucket.password}"\nindex.store = "{redis_url}"\n'
-        'log.level = "warning"\n'
-    )
-    node = subprocess.Popen([sys.executable, "-m", "channelindex", "run", "--config", config])
-    try:
-        yield psutil.Process(node.pid)
-    finally:
-        node.terminate()
-        node.wait(60)
 
 
 def _await_start(index: IndexReader) -> None:
@@ -182,10 +165,10 @@ class _Usage(NamedTuple):
             cpu_s[role] = cpu_s.get(role, 0.0) + sum(process.cpu_times()[:2])
             wakes[role] = wakes.get(role, 0) + process.num_ctx_switches().voluntary
         with redis.Redis.from_url(redis_url) as client:
-            cpu: Any = client.info("cpu")
+            redis_s = redis_cpu_s(client)
             stats: Any = client.info("commandstats")
         scripts = sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("eval", "evalsha"))
-        return cls(time.monotonic(), cpu_s, wakes, cpu["used_cpu_user"] + cpu["used_cpu_sys"], scripts)
+        return cls(time.monotonic(), cpu_s, wakes, redis_s, scripts)
 
 
 def _figures(rate: int, before: _Usage, used: _Usage, latencies: Sequence[float]) -> Figures:

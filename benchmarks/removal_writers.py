@@ -4,14 +4,12 @@ Before each run the index has so much garbage that every channel is due: all doc
 is timed is the next time; a compactor that may, begins with the first document, and takes its share of a core.
 """
 
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from pathlib import Path
-from typing import Any, NamedTuple, Self
+from functools import partial
+from typing import Any, NamedTuple
 
 import psutil
 import redis
@@ -19,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cases import N_VBUCKETS, Case, documents
+from benchmarks.node import redis_cpu_s, running_node
 from channelindex.errors import IndexMissing
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_reader
@@ -32,6 +31,7 @@ WAVES = 4
 """Times that all documents were indexed before."""
 POLL_S = 0.005
 DEADLINE_S = 600.0
+SETTINGS = ("compaction.min_lag_s = 1", "compaction.interval_s = 0.1")
 SLOW_US = 100
 """Requests of Redis that take longer are looked at."""
 
@@ -76,28 +76,21 @@ def _ratio(pair: list[Run]) -> float:
 def run_node(count: int, *, compacts: bool) -> Run:
     """Index *count* documents once more, with compaction or without."""
     with tempfile.TemporaryDirectory() as folder, EmbeddedRedis() as store, DevBucket() as bucket:
-        config = Path(folder) / "node.toml"
-        text = (
-            f'node.name = "bench"\nnode.run_dir = "{folder}"\nsource.url = "{bucket.url}"\n'
-            f'source.user = "{bucket.user}"\nsource.password = "{bucket.password}"\nindex.store = "{store.url}"\n'
-            'log.level = "warning"\ncompaction.min_lag_s = 1\ncompaction.interval_s = 0.1\n'
-        )
+        run = partial(running_node, folder, store.url, bucket, *SETTINGS)
         with closing(open_reader(IndexSettings("channels", store.url))) as reader:
-            config.write_text(text + "workers.compactors = 0\n")
-            with _Node(config):
+            with run("workers.compactors = 0"):
                 for wave in range(WAVES):
                     bucket.bulk_load(list(_wave(count, wave)))
                     _await_stable(reader, bucket)
             time.sleep(2.0)  # what was written settles
             bucket.bulk_load(list(_wave(count, WAVES)))
-            config.write_text(text + f"workers.compactors = {int(compacts)}\n")
             with redis.Redis.from_url(store.url) as client:
                 client.config_set("slowlog-log-slower-than", SLOW_US)
                 client.config_set("slowlog-max-len", 100_000)
-                before_s = _redis_cpu_s(client)
-                with _Node(config) as node:
+                before_s = redis_cpu_s(client)
+                with run(f"workers.compactors = {int(compacts)}") as node:
                     seconds = _await_stable(reader, bucket)
-                    cpu_s = node.cpu_s() + _redis_cpu_s(client) - before_s
+                    cpu_s = _node_cpu_s(node) + redis_cpu_s(client) - before_s
                 slow: Any = client.slowlog_get(100_000)
             switches = [entry["duration"] for entry in slow if SCRIPTS["switch"].sha.encode() in entry["command"]]
             longest = max((entry["duration"] for entry in slow), default=0)
@@ -112,23 +105,9 @@ def _wave(count: int, wave: int) -> Iterator[tuple[int, int, bytes, bytes]]:
         yield vb, seqno + wave * count, key, value
 
 
-class _Node:
-    """A node that runs while the context is open."""
-
-    def __init__(self, config: Path) -> None:
-        self._process = subprocess.Popen([sys.executable, "-m", "channelindex", "run", "--config", config])
-
-    def cpu_s(self) -> float:
-        """CPU time of all its processes."""
-        supervisor = psutil.Process(self._process.pid)
-        return sum(sum(process.cpu_times()[:2]) for process in (supervisor, *supervisor.children()))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._process.terminate()
-        self._process.wait(60)
+def _node_cpu_s(supervisor: psutil.Process) -> float:
+    """CPU time of all processes of a node."""
+    return sum(sum(process.cpu_times()[:2]) for process in (supervisor, *supervisor.children()))
 
 
 def _await_stable(reader: IndexReader, bucket: DevBucket) -> float:
@@ -149,8 +128,3 @@ def _stable(reader: IndexReader) -> list[int]:
         return [seqno for record in reader.partition_records() for seqno in record.stable]
     except IndexMissing:
         return [0] * N_VBUCKETS
-
-
-def _redis_cpu_s(client: "redis.Redis") -> float:
-    cpu: Any = client.info("cpu")
-    return float(cpu["used_cpu_user"] + cpu["used_cpu_sys"])

@@ -12,13 +12,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import redis
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cases import CASES, N_VBUCKETS, Case, documents
+from benchmarks.node import redis_cpu_s
 from channelindex import kernel
 from channelindex.blocks import FORMAT_VERSION
 from channelindex.decode.registry import make_decoder
@@ -65,9 +66,9 @@ def measure(case: Case, count: int, n_vbuckets: int = N_VBUCKETS) -> Stages:
         feed = stack.enter_context(closing(open_feed(source, "stages", describe(source).uuid, highs, decoder)))
         received = stack.enter_context(_timed_receiving())
         meta = IndexMeta(FORMAT_VERSION, n_vbuckets, min(64, n_vbuckets), "s", "i")
-        before_s = _redis_cpu_s(client)
+        before_s = redis_cpu_s(client)
         found = run_trial(feed, decoder, meta, owner, writer, count)
-        redis_s = _redis_cpu_s(client) - before_s
+        redis_s = redis_cpu_s(client) - before_s
     spent = (received[0], found.read_s - received[0], found.build_s, found.frames_s, found.write_s, redis_s)
     us_by_stage = {stage: seconds / count * 1e6 for stage, seconds in zip(STAGES, spent, strict=True)}
     return Stages(case.name, us_by_stage, found.n_updates / count)
@@ -90,11 +91,6 @@ def _timed_receiving() -> Iterator[list[float]]:
         yield spent
     finally:
         setattr(Connection, "_recv", receive)  # noqa: B010 see above
-
-
-def _redis_cpu_s(client: "redis.Redis") -> float:
-    cpu: Any = client.info("cpu")
-    return float(cpu["used_cpu_user"] + cpu["used_cpu_sys"])
 
 
 def table_of(found: list[Stages], title: str) -> Table:

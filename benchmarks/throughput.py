@@ -10,13 +10,10 @@ is followed by one of `benchmarks.plain` on the same documents; the ratios are w
 import argparse
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import psutil
@@ -26,6 +23,7 @@ from rich.table import Table
 
 from benchmarks.cases import CASES, N_VBUCKETS, Case, documents
 from benchmarks.machine import write_results
+from benchmarks.node import redis_cpu_s, running_node
 from benchmarks.plain import index_all
 from channelindex.errors import ChannelIndexError
 from channelindex.settings import IndexSettings, SourceSettings
@@ -52,20 +50,14 @@ class Figures(NamedTuple):
 
 def run_node(case: Case, count: int) -> Figures:
     """Index *count* documents of *case* with a real node."""
-    with tempfile.TemporaryDirectory() as folder, EmbeddedRedis() as store, _bucket(case, count) as bucket:
-        config = Path(folder) / "node.toml"
-        config.write_text(
-            f'node.name = "bench"\nnode.run_dir = "{folder}"\nsource.url = "{bucket.url}"\n'
-            f'source.user = "{bucket.user}"\nsource.password = "{bucket.password}"\nindex.store = "{store.url}"\n'
-            'log.level = "warning"\n'
-        )
-        node = subprocess.Popen([sys.executable, "-m", "channelindex", "run", "--config", config])
-        try:
-            seconds = _await_stable(store.url, bucket.high_seqnos())
-            return _figures(node.pid, store.url, count, seconds)
-        finally:
-            node.terminate()
-            node.wait(60)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        EmbeddedRedis() as store,
+        _bucket(case, count) as bucket,
+        running_node(folder, store.url, bucket) as node,
+    ):
+        seconds = _await_stable(store.url, bucket.high_seqnos())
+        return _figures(node.pid, store.url, count, seconds)
 
 
 def run_plain(case: Case, count: int) -> Figures:
@@ -130,8 +122,7 @@ def _figures(pid: int, url: str, count: int, seconds: float) -> Figures:
 
 def _redis_cpu_s(url: str) -> float:
     with redis.Redis.from_url(url) as client:
-        cpu: Any = client.info("cpu")
-    return float(cpu["used_cpu_user"] + cpu["used_cpu_sys"])
+        return redis_cpu_s(client)
 
 
 def _median(runs: Sequence[Figures]) -> Figures:

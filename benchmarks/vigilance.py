@@ -14,7 +14,6 @@ node makes it, and set against what the node uses in a second.
 
 import argparse
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -32,6 +31,7 @@ from rich.console import Console
 from benchmarks.cases import CASES, N_VBUCKETS, Case, documents
 from benchmarks.compare import Run, table_of
 from benchmarks.machine import write_results
+from benchmarks.node import running_node
 from channelindex.blocks import FORMAT_VERSION
 from channelindex.errors import ChannelIndexError, StoreUnavailable
 from channelindex.model import Checkpoint, IndexMeta
@@ -119,22 +119,13 @@ def measure(case: Case, n_documents: int, store_kind: str, module: str, both: th
         STORES[store_kind]() as store,
         DevBucket(load=lambda bucket: bucket.bulk_load(documents(case, n_documents))) as bucket,
     ):
-        config = Path(folder) / "node.toml"
-        config.write_text(
-            f'node.name = "bench"\nnode.run_dir = "{folder}"\nsource.url = "{bucket.url}"\n'
-            f'source.user = "{bucket.user}"\nsource.password = "{bucket.password}"\nindex.store = "{store.url}"\n'
-            'log.level = "warning"\n'
-        )
         both.wait(DEADLINE_S)
-        node = subprocess.Popen([sys.executable, "-m", module, "run", "--config", config])
-        try:
-            with closing(open_reader(IndexSettings("channels", store.url))) as reader:
-                process = psutil.Process(node.pid)
-                begun = Reading.now(_await_stable(reader, int(n_documents * BEGUN_SHARE)), process, store)
-                return begun.until(Reading.now(_await_stable(reader, n_documents), process, store))
-        finally:
-            node.terminate()
-            node.wait(60)
+        with (
+            running_node(folder, store.url, bucket, module=module) as node,
+            closing(open_reader(IndexSettings("channels", store.url))) as reader,
+        ):
+            begun = Reading.now(_await_stable(reader, int(n_documents * BEGUN_SHARE)), node, store)
+            return begun.until(Reading.now(_await_stable(reader, n_documents), node, store))
 
 
 def _await_stable(reader: IndexReader, n_documents: int) -> int:
