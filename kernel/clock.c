@@ -12,13 +12,6 @@ typedef struct {
     uint64_t seqno[N_VBUCKETS];
 } Clock;
 
-static uint64_t read_big(const uint8_t *at, int n_bytes) {
-    uint64_t value = 0;
-    for (int i = 0; i < n_bytes; i++)
-        value = value << 8 | at[i];
-    return value;
-}
-
 static void raise_to(Clock *clock, const uint8_t *pair) {
     uint64_t vb = read_big(pair, 2), seqno = read_big(pair + 2, 8);
     uint64_t bit = UINT64_C(1) << (vb % WORD_BITS);

@@ -83,6 +83,14 @@ uint8_t *copy_section(const Entries *entries, const Section *section, uint8_t *t
 
 uint8_t *write_big(uint8_t *to, uint64_t number, int n_bytes);
 
+/* Reads a number of so many bytes. Here, because each frame of the feed has several. */
+static inline uint64_t read_big(const uint8_t *at, int n_bytes) {
+    uint64_t value = 0;
+    for (int i = 0; i < n_bytes; i++)
+        value = value << 8 | at[i];
+    return value;
+}
+
 void make_crc_tables(void);
 
 /* CRC-32 as zlib has it, begun with that of what came before, 0 for nothing. */

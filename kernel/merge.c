@@ -8,7 +8,7 @@ enum { MOST_MERGES = 64 };
 
 /* MessagePack as our own frames have it, in any length of head. False for everything else. */
 
-static bool read_big(Cursor *cursor, size_t n_bytes, uint64_t *number) {
+static bool take_big(Cursor *cursor, size_t n_bytes, uint64_t *number) {
     if ((size_t)(cursor->end - cursor->at) < n_bytes)
         return false;
     *number = 0;
@@ -29,7 +29,7 @@ static bool read_head(Cursor *cursor, uint8_t fixed, uint8_t mask, uint8_t first
     }
     if (byte < first || byte - first >= (int)n_wide)
         return false;
-    return read_big(cursor, width << (byte - first), number);
+    return take_big(cursor, width << (byte - first), number);
 }
 
 static bool read_natural(Cursor *cursor, uint64_t *number) { return read_head(cursor, 0, 0x7F, 0xCC, 4, 1, number); }

@@ -29,13 +29,6 @@ typedef struct {
     PyObject *streams, *events, *look_closer;
 } Input;
 
-static uint64_t read_big(const uint8_t *at, int n_bytes) {
-    uint64_t value = 0;
-    for (int i = 0; i < n_bytes; i++)
-        value = value << 8 | at[i];
-    return value;
-}
-
 static FrameHead read_head(const uint8_t *at) {
     return (FrameHead){
         .kind = (unsigned)read_big(at, 2),
