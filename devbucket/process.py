@@ -29,6 +29,9 @@ STOP_TIMEOUT_S = 5.0
 
 STOP = "stop"
 
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that end a child as its parent does."""
+
 Load = Callable[[Bucket], None]
 
 _log = logs.get("devbucket")
@@ -82,7 +85,11 @@ class DevBucket:
         self._child = context.Process(
             target=_run_child, args=(self.config, self._load, self._control, theirs), daemon=True
         )
-        self._child.start()
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # until the child has handlers of its own for them
+        try:
+            self._child.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
         theirs.close()
         self.ports, self.tls_ports = self._receive()
         return self
@@ -184,12 +191,17 @@ async def _running(config: DevBucketConfig, load: Load | None) -> AsyncIterator[
 
 
 def _run_child(config: DevBucketConfig, load: Load | None, parents: Connection, control: Connection) -> None:
-    """Serve until the parent closes its end of the pipe or dies: the child's main function."""
+    """Serve until the parent closes its end of the pipe or dies, or a signal: the child's main function."""
     gc.freeze()  # what the parent forgot must not be destroyed here: an SDK would wait for threads it has only there
     parents.close()
     os.setsid()  # a Ctrl-C in the terminal is for the parent, which then stops us
 
     async def until_told() -> None:
+        serving = asyncio.current_task()
+        assert serving
+        for number in _ENDING:
+            asyncio.get_running_loop().add_signal_handler(number, serving.cancel)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
         try:
             async with _running(config, load) as server:
                 members = server.cluster.placement.members
@@ -198,7 +210,8 @@ def _run_child(config: DevBucketConfig, load: Load | None, parents: Connection, 
         except ConfigInvalid as error:
             control.send(error)
 
-    asyncio.run(until_told())
+    with contextlib.suppress(asyncio.CancelledError):
+        asyncio.run(until_told())
 
 
 async def _obey(control: Connection, controls: Controls) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 
 import cramjam
+import psutil
 import pytest
 
 from channelindex.errors import ConfigInvalid, SourceUnavailable
@@ -25,6 +26,19 @@ STATE_CHANGED = 2
 SERVE = """
 from devbucket import DevBucketConfig, serve
 serve(DevBucketConfig(n_vbuckets=4), lambda url: print(url, flush=True))
+"""
+
+INTERRUPTED = """
+import signal
+from devbucket import DevBucket, DevBucketConfig
+from workers.signals import interrupt_on_termination
+interrupt_on_termination()
+with DevBucket(DevBucketConfig(n_vbuckets=1)) as bucket:
+    print(bucket.port, flush=True)
+    try:
+        signal.pause()
+    except KeyboardInterrupt:
+        pass
 """
 
 ABANDON = """
@@ -322,6 +336,23 @@ def test_serve_says_where_it_listens_and_stops_on_sigterm():
         child.wait()
         if child.stdout is not None:
             child.stdout.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_to_parent_and_child_ends_both_without_a_traceback(number):
+    """As `kill` of all processes of `channelindex play`, whose handlers its child has from its fork."""
+    command = [sys.executable, "-c", INTERRUPTED]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        client = RawClient(int(parent.stdout.readline())).log_in()
+        (child,) = psutil.Process(parent.pid).children()
+        child.send_signal(number)
+        assert client.read() is None
+        client.close()
+        parent.send_signal(number)
+        _, said = parent.communicate(timeout=60)
+    assert (parent.returncode, said) == (0, "")
+    assert not child.is_running()
 
 
 def test_bucket_ends_with_a_parent_that_was_killed():
