@@ -71,6 +71,24 @@ def check_meta(found: IndexMeta, wanted: IndexMeta, index_name: str) -> None:
             raise IndexMismatch(_mismatch(index_name, what, getattr(found, field), getattr(wanted, field)))
 
 
+def check_width(found: int, wanted: IndexMeta, index_name: str) -> None:
+    """Compare the number of vbuckets in partition records whose meta record is lost with that of *wanted*.
+
+    Raises:
+        IndexMismatch: they differ; the message names the index.partitions that the records were made with.
+    """
+    assert found > 0, "a partition has a vbucket"
+    if found == wanted.partition_width:
+        return
+    cure = "point source.url at the bucket that it was built for"
+    if wanted.n_vbuckets % found == 0:
+        cure = f"it was built with index.partitions = {wanted.n_vbuckets // found}, so set that"
+    raise IndexMismatch(
+        f"index {index_name!r} has partition records of {found} vbuckets, and index.partitions = "
+        f"{wanted.n_partitions} expects {wanted.partition_width}: {cure}, or set index.name to a new name"
+    )
+
+
 def _mismatch(index_name: str, what: str, found: object, wanted: object) -> str:
     return (
         f"index {index_name!r} has {what} {found}, expected {wanted}: "

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+import msgspec
+
 from channelindex import epochs, timeline
 from channelindex.epochs import EpochStart, PartitionRecord
 from channelindex.errors import IndexCorrupt, IndexMissing, StaleEpoch, Transient
@@ -13,7 +15,7 @@ from channelindex.stores.couchbase.keys import Keys
 from channelindex.stores.couchbase.link import Link, Stored, append_or_create
 from channelindex.stores.couchbase.partitions import decode_record, encode_record
 from channelindex.stores.couchbase.quarantine import Quarantine, decode_quarantine, encode_quarantine
-from channelindex.stores.meta import check_meta, decode_meta, encode_meta
+from channelindex.stores.meta import check_meta, check_width, decode_meta, encode_meta
 from channelindex.stores.records import pack_history, pack_moment, unpack_archive, unpack_moments
 from channelindex.timeline import Moment
 
@@ -59,6 +61,8 @@ class CouchbaseOwner(OwnerStore):
         found = self._meta_if_readable()
         if found is not None:
             check_meta(found, wanted, self._index_name)
+        elif widths := self._widths(wanted):
+            check_width(widths[0], wanted, self._index_name)
         meta = found or wanted
         broken = [p for p in range(meta.n_partitions) if p in partitions or not self._is_whole(meta, p)]
         for partition in broken:
@@ -75,6 +79,17 @@ class CouchbaseOwner(OwnerStore):
             return self._read_meta()
         except (IndexMissing, IndexCorrupt):
             return None
+
+    def _widths(self, wanted: IndexMeta) -> list[int]:
+        """The number of vbuckets in partition records that are there; that of *wanted* first, if it is among them."""
+        n_vbuckets, own = wanted.n_vbuckets, wanted.partition_width
+        shapes = [
+            msgspec.structs.replace(wanted, n_partitions=n_vbuckets // width)
+            for width in range(1, n_vbuckets + 1)
+            if n_vbuckets % width == 0
+        ]
+        there = (shape.partition_width for shape in shapes if self._stored(self._keys.partition(shape, 0)) is not None)
+        return sorted(there, key=lambda width: width != own)
 
     def _is_whole(self, meta: IndexMeta, partition: int) -> bool:
         """True if the record of *partition* can be read, and its archive is complete."""

@@ -1,5 +1,6 @@
 """Writes anew what Redis has lost of an index's own records. Slow and rare: a round trip per partition."""
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 
 import msgspec
@@ -10,7 +11,7 @@ from channelindex.model import IndexMeta
 from channelindex.redis.link import Link
 from channelindex.stores import records
 from channelindex.stores.base import Restored
-from channelindex.stores.meta import check_meta, decode_meta, encode_meta
+from channelindex.stores.meta import check_meta, check_width, decode_meta, encode_meta
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record
 
@@ -20,6 +21,8 @@ def restore(link: Link, keys: Keys, index_name: str, wanted: IndexMeta, partitio
     found = _meta(link, keys, index_name)
     if found is not None:
         check_meta(found, wanted, index_name)
+    elif widths := _widths(link, keys, wanted):
+        check_width(Counter(widths).most_common(1)[0][0], wanted, index_name)
     meta = found or msgspec.structs.replace(wanted, index_uuid=_known_uuid(link, keys, wanted) or wanted.index_uuid)
     broken = [p for p in range(meta.n_partitions) if p in partitions or not _is_whole(link, keys, meta, p)]
     checkpoints = records.pack_checkpoints(epochs.new_record(0, meta.partition_width).checkpoints)
@@ -41,6 +44,20 @@ def _meta(link: Link, keys: Keys, index_name: str) -> IndexMeta | None:
         return decode_meta(stored, keys.meta, index_name) if stored is not None else None
     except IndexCorrupt:
         return None
+
+
+def _widths(link: Link, keys: Keys, meta: IndexMeta) -> list[int]:
+    """The number of vbuckets in each partition record that is there, if only so far that it tells that."""
+    widths = []
+    for partition in range(meta.n_vbuckets):
+        try:
+            width, rest = divmod(
+                len(link.execute("HGET", keys.partition(partition), "ck") or b""), records.CHECKPOINT_BYTES
+            )
+        except IndexCorrupt:
+            continue
+        widths += [width] if width and not rest else []
+    return widths
 
 
 def _known_uuid(link: Link, keys: Keys, meta: IndexMeta) -> str:

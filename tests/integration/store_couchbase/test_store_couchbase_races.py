@@ -6,7 +6,7 @@ import pytest
 
 from channelindex.blocks import HEADER, pack_frame
 from channelindex.epochs import new_record
-from channelindex.errors import StaleEpoch
+from channelindex.errors import IndexMismatch, StaleEpoch
 from channelindex.model import IndexMeta
 from channelindex.reading.reader import ChangesReader
 from channelindex.stores.base import Directory
@@ -215,6 +215,15 @@ def test_two_that_create_an_index_of_different_shapes_do_not_mix(backend, link, 
     CouchbaseOwner(backend.settings, _NoMeta(backend.link(), keys.meta)).create_or_check(other)
     backend.owner().create_or_check(META)
     assert [len(record.checkpoints) for record in backend.reader().partition_records()] == [4] * 4
+
+
+def test_lost_meta_record_is_not_written_anew_in_another_shape(backend, link, keys):
+    backend.owner().create_or_check(META)
+    link._opened().remove(keys.meta)
+    other = IndexMeta(META.format, META.n_vbuckets, 2, META.source_uuid, "other")
+    with pytest.raises(IndexMismatch, match=r"of 4 vbuckets, and index.partitions = 2 expects 8: .*partitions = 4"):
+        backend.owner().restore(other)
+    assert backend.owner().restore(META) == (META, True, ())
 
 
 class _NoMeta(FaultyLink):

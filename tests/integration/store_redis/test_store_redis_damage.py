@@ -8,7 +8,7 @@ import pytest
 from channelindex import kernel
 from channelindex.blocks import ENTRIES, HEADER, pack_entry, pack_frame, pack_pairs
 from channelindex.epochs import new_record
-from channelindex.errors import IndexCorrupt, IndexMissing, RemovalsForgotten
+from channelindex.errors import IndexCorrupt, IndexMismatch, IndexMissing, RemovalsForgotten
 from channelindex.reading.reader import ChangesReader
 from channelindex.stores.base import BlockRef, Directory, Mended
 from channelindex.stores.compacting import GroupChange, Output, Switch
@@ -151,6 +151,30 @@ def test_lost_meta_record_stops_the_owner_and_is_written_anew_with_its_uuid(back
     found = list(backend.reader().partition_records())
     assert found[1:] == whole[1:]
     assert found[0].stable[0] == 1
+
+
+@pytest.mark.parametrize("n_partitions", [1, 2, 8, 16])
+def test_lost_meta_record_is_not_written_anew_in_another_shape(backend, client, n_partitions):
+    """Else the records of the old shape would be read as damaged, and each replaced."""
+    backend.owner().create_or_check(META)
+    whole = list(backend.reader().partition_records())
+    client.hset(KEYS.partition(0), "ck", bytes(40 * (16 // n_partitions)))  # garbled, and it looks right
+    client.delete(KEYS.meta)
+    wanted = msgspec.structs.replace(META, n_partitions=n_partitions)
+    message = rf"of 4 vbuckets, and index.partitions = {n_partitions} expects {16 // n_partitions}: .*partitions = 4"
+    with pytest.raises(IndexMismatch, match=message):
+        backend.owner().restore(wanted, [0])
+    assert not client.exists(KEYS.meta)
+    assert backend.owner().restore(META) == (META, True, (0,))
+    assert list(backend.reader().partition_records()) == whole
+
+
+def test_lost_meta_record_of_an_index_of_a_larger_bucket_names_the_bucket(backend, client):
+    backend.owner().create_or_check(META)
+    client.delete(KEYS.meta)
+    wanted = msgspec.structs.replace(META, n_vbuckets=2, n_partitions=2)
+    with pytest.raises(IndexMismatch, match=r"source\.url"):
+        backend.owner().restore(wanted)
 
 
 def test_index_that_is_gone_as_a_whole_is_missing_and_not_damaged(backend, client):
