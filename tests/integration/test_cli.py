@@ -155,6 +155,16 @@ def test_a_node_that_its_bucket_refuses_ends_with_one_line(tmp_path: Path, redis
         assert "source.user" in fails(exits.AUTH, "run", *settings, cwd=tmp_path)
 
 
+def test_partitions_that_do_not_fit_the_bucket_are_refused_with_a_number_that_does(
+    tmp_path: Path, redis_url: str
+) -> None:
+    with DevBucket(DevBucketConfig(n_vbuckets=48)) as bucket:
+        source = {"CHANNELINDEX_SOURCE_USER": bucket.user, "CHANNELINDEX_SOURCE_PASSWORD": bucket.password}
+        settings = ("--set", f"index.store={redis_url}", "--set", f"source.url={bucket.url}")
+        message = fails(exits.CONFIG, "run", *settings, cwd=tmp_path, environ=source)
+    assert message == "index.partitions = 64 does not divide the 48 vbuckets of the bucket: set it to 16"
+
+
 def test_a_configuration_can_be_checked_by_whom_its_passwords_are_kept_from(tmp_path: Path) -> None:
     settings = (
         *("--set", f"source.url={SOURCE}", "--set", f"index.store={NOWHERE}"),

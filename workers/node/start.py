@@ -1,5 +1,6 @@
 """Starts one node: checks everything that can be wrong before the first fork, then supervises until it is stopped."""
 
+import math
 import os
 import uuid
 from collections.abc import Callable
@@ -82,7 +83,8 @@ def wanted_meta(config: Config) -> IndexMeta:
     n_partitions = config.index.partitions
     if source.n_vbuckets % n_partitions:
         raise ConfigInvalid(
-            f"index.partitions = {n_partitions} does not divide the {source.n_vbuckets} vbuckets of the bucket"
+            f"index.partitions = {n_partitions} does not divide the {source.n_vbuckets} vbuckets of the bucket: "
+            f"set it to {math.gcd(n_partitions, source.n_vbuckets)}"
         )
     return IndexMeta(FORMAT_VERSION, source.n_vbuckets, n_partitions, source.uuid, uuid.uuid4().hex)
 
