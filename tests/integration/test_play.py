@@ -160,6 +160,17 @@ def test_a_private_redis_serves_until_it_is_stopped_and_keeps_its_data(tmp_path:
         assert not process.is_running()
 
 
+@pytest.mark.parametrize("command", ["play", "redis"])
+def test_a_file_in_place_of_the_folder_is_named_in_one_line(tmp_path: Path, command: str) -> None:
+    (tmp_path / "file").touch()
+    done = cli(command, "--dir", tmp_path / "file")
+    assert done.returncode == exits.INPUT
+    assert (
+        done.stderr
+        == f"channelindex: {tmp_path / 'file'} is no folder: name one, or a path where there is nothing yet\n"
+    )
+
+
 def test_a_private_redis_whose_port_is_taken_says_so_in_one_line(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "channelindex", "redis", "--port", "0"], stdout=subprocess.PIPE, text=True

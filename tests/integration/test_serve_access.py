@@ -355,9 +355,9 @@ def test_a_file_of_tokens_that_others_could_read_is_refused(
     ("arguments", "why"),
     [
         (("new", "a b", "--channels", "c"), "letters, digits"),
-        (("new", "some", "--channels", "c"), "there twice"),
+        (("new", "some", "--channels", "c"), "a token some already: revoke it first"),
         (("new", "star", "--channels", "a*b"), "one * at its end"),
-        (("new", "none"), "no channel"),
+        (("new", "none"), "no channel: name some with --channels"),
         (("revoke", "nobody"), "no token nobody"),
         (("revoke",), "needs a NAME"),
     ],

@@ -63,6 +63,8 @@ def made(path: Path) -> Path:
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise InputInvalid(f"{path} is no folder: name one, or a path where there is nothing yet") from error
     except OSError as error:
         raise InputInvalid(f"{path}: {error.strerror}") from error
     return path

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "new":
         token = new_token()
         line = line_of(args.name, token, args.channels, args.rate, is_proxy=args.proxy)
-        _change(path, lambda text: f"{text}{line}\n")
+        _change(path, lambda text: _with(text, args.name, line, path))
         output.line(token)
     else:
         _change(path, lambda text: _without(text, args.name, path))
@@ -127,6 +127,12 @@ def _locked(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(folder)
+
+
+def _with(text: str, name: str, line: str, path: Path) -> str:
+    if name in {access.name for access in parse_file(text, path).values()}:
+        raise InputInvalid(f"{path}: there is a token {name} already: revoke it first, or give this one another name")
+    return f"{text}{line}\n"
 
 
 def _without(text: str, name: str, path: Path) -> str:

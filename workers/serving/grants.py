@@ -97,7 +97,7 @@ def line_of(
         raise ConfigInvalid(f"{name!r}: a token's name must be 1 to 64 letters, digits, dots, underscores or hyphens")
     written = ",".join(_written(channel) for channel in channels)
     if not written:
-        raise ConfigInvalid(f"token {name} is given no channel")
+        raise ConfigInvalid(f"token {name} is given no channel: name some with --channels, or '*' for all")
     parts = [name, f"sha256:{digest_of(token)}", f"channels={written}"]
     parts += [f"rate={rate:g}"] if rate else []
     return " ".join([*parts, *(["proxy"] if is_proxy else [])])
