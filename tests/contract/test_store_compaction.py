@@ -9,7 +9,7 @@ from channelindex import epochs
 from channelindex.blocks import HEADER, fold_clock, pack_frame, pack_pairs
 from channelindex.compaction.compactor import Compactor
 from channelindex.compaction.due import MAX_GROUPS, Extent
-from channelindex.errors import BlockGone, RemovalsForgotten, StaleEpoch
+from channelindex.errors import BlockGone, IndexCorrupt, RemovalsForgotten, StaleEpoch
 from channelindex.model import DELETED, Checkpoint
 from channelindex.reading.reader import ChangesReader
 from channelindex.settings import CompactionSettings
@@ -204,6 +204,21 @@ def test_a_block_that_was_lost_is_still_an_error(world):
         world.store.discard("B", GROUP, 1)
     with pytest.raises(BlockGone):
         writer.write([append("B", 2, entry(0, 10))])
+
+
+@pytest.mark.parametrize("world", [*_URL_FIXTURES], indirect=True)
+def test_a_block_that_was_lost_of_a_channel_that_was_compacted_is_an_error(world):
+    """The directory names it, so no compaction took it: who asks for it again and again would ask for ever."""
+    assert world.store.switch(_switch(world))
+    writer = world.backend.writer()
+    writer.write([append("A", 2, entry(0, 9))])
+    number = world.reader.channel_states(["A"])[0].groups[GROUP].directory.number
+    if world.in_bucket:
+        world.backend.link().expire([CouchbaseKeys(world.backend.index_name).block("A", GROUP, number)], 0)
+    else:
+        world.store.discard("A", GROUP, number + 1)
+    with pytest.raises(IndexCorrupt):
+        writer.write([append("A", 2, entry(0, 10))])
 
 
 def test_blocks_are_full_at_the_size_that_compaction_left(world):

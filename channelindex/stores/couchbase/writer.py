@@ -65,7 +65,9 @@ class CouchbaseBlocks:
         for channel, group, number, _, frame in appends:
             block = channel, group, number
             frames[block] = frames.get(block, b"") + frame
-        self._append(frames)
+        gone = self._append(frames)
+        if gone:
+            raise lost_block(self._keys.block(*gone), gone[0])
 
     def append_and_locate(self, appends: Sequence[LocatingAppend]) -> Sequence[Location | None]:
         """See `BlockOperations.append_and_locate`."""
@@ -77,7 +79,10 @@ class CouchbaseBlocks:
             if number is not None:
                 block = append.channel, append.group, number
                 frames[block] = frames.get(block, b"") + append.frame  # of two epochs of a group
-        self._append(frames)
+        gone = self._append(frames)
+        if gone:
+            self._refuse_lost(*gone)
+            raise lost_block(self._keys.block(*gone), gone[0])
         sizes = self._sizes(frames, new_blocks)
         return [
             None
@@ -118,12 +123,20 @@ class CouchbaseBlocks:
         """See `BlockOperations.close`."""
         self._link.close()
 
-    def _append(self, frames: Mapping[_Block, bytes]) -> None:
+    def _append(self, frames: Mapping[_Block, bytes]) -> _Block | None:
+        """Append to blocks; return the first one that does not exist."""
         block_by_key = {self._keys.block(*block): block for block in frames}
         missing = self._link.append({key: frames[block] for key, block in block_by_key.items()})
-        if missing:
-            key = min(missing)
-            raise lost_block(key, block_by_key[key][0])
+        return block_by_key[min(missing)] if missing else None
+
+    def _refuse_lost(self, channel: str, group: str, number: int) -> None:
+        """Raise IndexCorrupt if the directory names the block, which is gone: compaction did not take it."""
+        active = self._directories.read([channel])[channel].directory.active_by_group.get(group)
+        if active is not None and active.number == number:
+            raise IndexCorrupt(
+                f"{self._keys.block(channel, group, number)} is gone and its directory names it: the store has lost "
+                "data, the index has to be rebuilt"
+            )
 
     def _enter(
         self, appends: Sequence[LocatingAppend], new_blocks: dict[_Block, int], live_by_channel: dict[str, int]
