@@ -110,12 +110,16 @@ class Following:
 
     def _tell_from_memory(self, base: int) -> bool:
         assert self.tell is not None, "it waits with it"
-        kept = self._hub.from_memory(self.query, base, self.tell.limit)
+        kept = self._from_memory(base, self.tell.limit)
         if kept is None or not self.tell.tell(kept):
             return False
         self._since, self._progress = kept.pages[-1].since, kept.pages[-1].progress
-        self._delivered = Delivered.NOTHING
         return True
+
+    def _from_memory(self, base: int, limit: int | None) -> Kept | None:
+        """Return what came after the view of number *base*, at which the follower is."""
+        assert self._delivered is not None, "it would be elsewhere"
+        return self._hub.from_memory(self.query, base, self._delivered, limit)
 
     def wake(self) -> None:
         """End a `wait` without news."""
@@ -131,7 +135,7 @@ class Following:
         base = self._follower.base
         self._follower.has_news, self._follower.base = False, None  # from here on, for what is newer than the view
         self._is_at_hub = False
-        kept = None if base is None else self._hub.from_memory(self.query, base, limit)
+        kept = None if base is None else self._from_memory(base, limit)
         self.seen_at = None
         if kept is None:
             pages = await self._read(view, limit)
@@ -145,7 +149,7 @@ class Following:
                 before = page.since
         self._delivered = next((mark for mark in _AT_REST if self._since == position(view, self.query, mark)), None)
         self._is_at_hub = self._delivered is not None
-        self._follower.is_elsewhere = not self._is_at_hub
+        self._follower.has_read(is_elsewhere=not self._is_at_hub)
 
     def _moved_to(self, before: str | None, page: Changes) -> Part:
         self._since, self._progress = page.since, page.progress

@@ -37,7 +37,7 @@ MOST_AT_ONCE = 5_000
 """Entries that one answer takes from memory. It is made on the event loop: more would hold up everybody else."""
 
 MOST_LOOKS = 200
-"""Wakes kept in memory; each has a clock of its own."""
+"""Looks kept in memory; each has a clock of its own."""
 TOLD_AT_ONCE = 250
 """Followers of one channel that are told before anybody else has a turn on the event loop."""
 LONG_LOOK_S = 0.01
@@ -131,6 +131,12 @@ class Follower:
         else:
             self._wake()
 
+    def has_read(self, *, is_elsewhere: bool) -> None:
+        """It has read up to a view of the hub, or *is_elsewhere*; news that came meanwhile it is told from there."""
+        self.is_elsewhere = is_elsewhere
+        if is_elsewhere and self.base is not None:
+            self.lose()
+
     def lose(self) -> None:
         """Its place is no longer known to the hub."""
         self.base = None
@@ -159,7 +165,7 @@ class Hub:
         self._number_by_position: dict[bytes, int] = {}  # of the views that the looks in memory began at, and this one
         self._looks: deque[Look] = deque()
         self._n_entries = 0
-        self._pages: dict[tuple[Query, int, int | None], Kept] = {}
+        self._pages: dict[tuple[Query, int, Delivered, int | None], Kept] = {}
         self._to_tell: deque[Follower] = deque()
         self._marks: dict[str, bytes] = {}  # of the channels that had nothing else than what was visible
         self._is_fresh = asyncio.Event()  # the view is no older than the last wait for the stable clock
@@ -236,12 +242,12 @@ class Hub:
             follower.base = number
         return False
 
-    def from_memory(self, query: Query, base: int, limit: int | None) -> Kept | None:
+    def from_memory(self, query: Query, base: int, delivered: Delivered, limit: int | None) -> Kept | None:
         """The pages of what came after the view of number *base*; None if that is no longer in memory, or too much.
 
-        Followers that ask the same share them.
+        *delivered* is of the token of who is at *base*. Followers that ask the same share them.
         """
-        key = query, base, limit
+        key = query, base, delivered, limit
         if key not in self._pages:
             looks = [look for look in self._looks if look.number > base]
             if not looks or looks[0].number != base + 1:
@@ -249,12 +255,12 @@ class Hub:
             n_entries = sum(_count(look.found.get(channel)) for look in looks for channel in query.channels)
             if n_entries > MOST_AT_ONCE:
                 return None
-            self._pages[key] = self._made(query, looks, limit)
+            self._pages[key] = self._made(query, looks, delivered, limit)
         return self._pages[key]
 
-    def _made(self, query: Query, looks: Sequence[Look], limit: int | None) -> Kept:
+    def _made(self, query: Query, looks: Sequence[Look], delivered: Delivered, limit: int | None) -> Kept:
         assert self.view is not None, "a look ends at a view"
-        snapshot, begin = self.view.snapshot, looks[0].before
+        snapshot, begin = self.view.snapshot, looks[0].before._replace(delivered=delivered)
         scan = Scan(snapshot, begin.seqnos)
         for position, channel in enumerate(query.channels):
             for look in looks:

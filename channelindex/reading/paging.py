@@ -128,8 +128,9 @@ class Pager:
         if pending > len(page):
             return
         assert pending == len(page), "each document that was found is on one page"
-        delivered = Delivered.ANYTHING if read.delivered == Delivered.ANYTHING else Delivered.NOTHING
         position = self._scan.snapshot.position
+        is_any = read.delivered == Delivered.ANYTHING and 0 in position.seqnos  # of the others, anything is in any case
+        delivered = Delivered.ANYTHING if is_any else Delivered.NOTHING
         yield self._answer(page, position._replace(delivered=delivered), 0, n_withdrawn)
 
     def _keep(self, first: int, most: int) -> list[int]:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from channelindex import AsyncChangesReader, ChangesReader, IndexMissing, TokenFile, open_async_index, open_index
 from channelindex.errors import IndexCorrupt, ReaderClosed, TokenAhead, TokenInvalid
-from channelindex.model import DELETED, REMOVED
+from channelindex.model import DELETED, REMOVED, Checkpoint
 from channelindex.reading import following, hub
 from channelindex.stores.redis.keys import Keys
 from tests.support.indexing import Row, SmallIndex
@@ -459,6 +459,54 @@ def test_who_comes_back_to_where_the_hub_is_need_not_read(
             assert not idle.task.done()
             assert not idle.pages
             await cancel(stays, again, idle)
+
+    run(test)
+
+
+def test_who_leaves_deletions_out_is_told_those_of_documents_that_are_streamed_again(
+    redis_url: str, index: SmallIndex, writer: Writer
+) -> None:
+    """The vbucket stands at 0, as at the beginning, where a deletion is of nothing that the follower has."""
+
+    def write(number: int, flags: int = 0) -> None:
+        vb = number % 4
+        writer.high[vb] += 1
+        index.write(writer.epoch, [Row("a", vb, writer.high[vb], f"doc{number}", "9-aa", flags)])
+        index.advance(writer.epoch, {vb: writer.high[vb]})
+
+    async def test() -> None:
+        async with open_async_index(redis_url, index.name) as reader:
+            follower = Told(reader, ["a"], active_only=True)
+            await until(lambda: len(follower.documents) == 20)
+            index.owner.begin(0, index.owner.next_epoch(), "test", rollback={0: Checkpoint(snap_end=writer.high[0])})
+            writer.epoch, writer.high[0] = index.begin(), 0
+            for number in (102, 106):  # it reads by its token, then is told from memory
+                write(number)
+                await until(partial(follower.documents.__contains__, f"doc{number}"))
+            write(4, DELETED)
+            write(110)
+            await until(lambda: "doc110" in follower.documents)
+            assert "doc4" not in follower.documents
+            await cancel(follower)
+
+    run(test)
+
+
+def test_who_comes_back_to_where_the_hub_is_need_not_read_after_a_rollback_either(
+    redis_url: str, index: SmallIndex, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        async with open_async_index(redis_url, index.name) as reader:
+            stays, leaves = Told(reader, ["b"]), Told(reader, ["a"])
+            await until(partial(all_have, [stays, leaves], 1))
+            writer.roll_back(0, 1)
+            await until(partial(all_have, [stays, leaves], 2))
+            await cancel(leaves)
+            monkeypatch.setattr(following, "read_pages", None)  # from here on, all is in memory
+            writer.write(("b", "doc20", 0), ("a", "doc1", 0))
+            again = Told(reader, ["a"], leaves.since)
+            await until(lambda: again.pages == [["doc1"]])
+            await cancel(stays, again)
 
     run(test)
 
