@@ -330,7 +330,7 @@ class Hub:
         at = time.monotonic()
         before, snapshot = self.view, self._snapshots.take()
         view = HubView(before.number + 1 if before else 0, snapshot, at)
-        if before is None or before.snapshot.meta != snapshot.meta or before.snapshot.epochs != snapshot.epochs:
+        if before is not None and before.snapshot.epochs != snapshot.epochs:
             self._marks = {}  # what is visible changes with an epoch, and without a trace in any channel
         if before is None or before.snapshot.meta != snapshot.meta:
             return view, None
@@ -371,6 +371,7 @@ class Hub:
         self._pages.clear()
         packed = pack(view.position)
         if look is None:
+            self._marks.clear()  # what was visible when they were made may have to become so again
             self._looks.clear()
             self._n_entries = 0
             self._covered_from.clear()

@@ -511,6 +511,38 @@ def test_who_comes_back_to_where_the_hub_is_need_not_read_after_a_rollback_eithe
     run(test)
 
 
+def test_what_a_store_has_to_make_stable_again_is_told_then(
+    redis_url: str, index: SmallIndex, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failover has lost the newest stable clock, and nothing of the channel, which stays as the hub has noted it."""
+    monkeypatch.setattr(hub, "WAIT_S", 0.02)  # the failover tells nobody
+
+    async def test() -> None:
+        async with open_async_index(redis_url, index.name) as reader:
+            first = Told(reader, ["a"])
+            await until(partial(all_have, [first], 1))
+            index.write(writer.epoch, [Row("a", 1, writer.high[1] + 1, "doc101")])
+            with redis.Redis.from_url(redis_url) as client:
+                kept = {key: client.dump(key) for key in client.scan_iter(f"*{index.name}*")}
+                index.advance(writer.epoch, {1: writer.high[1] + 1})
+                await until(lambda: "doc101" in first.documents)
+                with client.pipeline() as pipeline:
+                    for key, value in kept.items():
+                        pipeline.restore(key, 0, value, replace=True)
+                    pipeline.execute()
+            looked = reader._hub
+            assert looked is not None
+            await until(lambda: looked.view is not None and looked.view.snapshot.stable[1] == writer.high[1])
+            second = Told(reader, ["a"])
+            await until(partial(all_have, [second], 1))
+            assert "doc101" not in second.documents
+            index.advance(writer.epoch, {1: writer.high[1] + 1})
+            await until(lambda: "doc101" in second.documents)
+            await cancel(first, second)
+
+    run(test)
+
+
 def test_a_damaged_channel_fails_its_own_followers_alone(redis_url: str, index: SmallIndex, writer: Writer) -> None:
     async def test() -> None:
         async with open_async_index(redis_url, index.name) as reader:
