@@ -225,8 +225,14 @@ def whole_record(record: PartitionRecord, archive: Iterable[EpochStart]) -> Part
     may have been pruned.
 
     Raises:
-        IndexCorrupt: the archive lacks a start that the record counts.
+        IndexCorrupt: the archive lacks a start that the record counts, or the record counts one that it has itself.
     """
+    if record.history and record.history[0].epoch <= record.archived:
+        raise IndexCorrupt(
+            f"vbucket {record.first_vb}: its partition's history begins at epoch {record.history[0].epoch}, which is "
+            f"said to be in its archive, with all up to {record.archived}; channelindex repair has the partition "
+            "indexed again"
+        )
     pruned = 0
     old: dict[int, EpochStart] = {}
     for start in archive:

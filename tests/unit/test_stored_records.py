@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from channelindex.epochs import NO_BOUND, EpochStart
+from channelindex.epochs import NO_BOUND, EpochStart, new_record, whole_record
 from channelindex.errors import IndexCorrupt
 from channelindex.model import Checkpoint
 from channelindex.stores import records
@@ -31,6 +31,12 @@ def test_a_history_that_does_not_ascend_is_damage(history: tuple[EpochStart, ...
 def test_an_archive_may_have_starts_in_any_order_and_twice():
     archive = (NEXT, START, START)
     assert records.unpack_archive(records.pack_history(archive), 2, "p") == archive
+
+
+def test_a_record_that_counts_its_own_start_as_archived_is_damage():
+    record = new_record(0, 2)._replace(epoch=NEXT.epoch, history=(START, NEXT), archived=START.epoch)
+    with pytest.raises(IndexCorrupt, match="begins at epoch 5, which is said to be in its archive, with all up to 5"):
+        whole_record(record, (START,))
 
 
 def test_a_start_that_reaches_less_far_than_it_is_is_damage():
