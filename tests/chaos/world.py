@@ -28,7 +28,7 @@ from tests.chaos.proxy import Link, Proxy
 from tests.chaos.raw_layouts import RedisLayout
 from tests.chaos.record import Record, Rollback
 from tests.chaos.recorder import Recorder, StableClock
-from tests.chaos.replicated import AddressStore, ClusterStore, ReplicatedStore, SentinelStore
+from tests.chaos.replicated import AddressStore, ClusterStore, ReplicatedStore, SentinelStore, Unfit
 from tests.chaos.writer import KnownWriter
 from tests.support.node import until
 
@@ -54,6 +54,8 @@ FATAL = frozenset((exits.INTERNAL, exits.CONFIG, exits.MISMATCH))
 """Exit codes that no fault explains. `AUTH` is none of them: a node that starts while logins are refused has it."""
 RECOVERY_DEADLINE_S = 180.0
 """The longest that anything here may need once all faults are healed: a client's longest pause, a TTL, a start."""
+SETTLE_DEADLINE_S = 10.0
+"""How long a fault that no other one may meet waits for nodes that others have stopped."""
 
 
 class RedisPart:
@@ -219,20 +221,28 @@ class World:
     def hold_store(self) -> None:
         """Keep other faults from the store until the index has recovered, and can tell where it was complete.
 
+        What hit the store before has to be over for the nodes, too: an owner looks at its servers each half second, and
+        notes moments each two. Between two of them it would have noticed.
+
         Raises:
-            Unfit: another one has it.
+            Unfit: another one has it, or the nodes note nothing.
         """
         if isinstance(self.store, ReplicatedStore):
             self._held.enter_context(self.store.taken())
+            for _ in range(2):
+                try:
+                    self._await_moments(self._moments(), SETTLE_DEADLINE_S)
+                except AssertionError as error:
+                    raise Unfit from error
             self._held.callback(self._await_moments, self._moments())
 
     def _moments(self) -> list[set[bytes]]:
         with closing(RedisLayout(self.store.url, "channels", OPERATOR_TIMEOUT_S)) as layout:
             return [layout.moments(partition) for partition in range(N_PARTITIONS)]
 
-    def _await_moments(self, known: Sequence[set[bytes]]) -> None:
+    def _await_moments(self, known: Sequence[set[bytes]], deadline_s: float = RECOVERY_DEADLINE_S) -> None:
         """Wait until each partition has a moment beyond *known*: who loses a master before is asked for a rebuild."""
-        until(lambda: all(map(set.__sub__, self._moments(), known)), "a moment of each partition")
+        until(lambda: all(map(set.__sub__, self._moments(), known)), "a moment of each partition", deadline_s)
 
     @property
     def single_store(self) -> RedisPart:
