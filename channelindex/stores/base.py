@@ -228,7 +228,8 @@ class OwnerStore(Protocol):
         The meta record becomes *wanted*, with the `index_uuid` that it had, if that is still known somewhere: with
         another one, no `since` token is accepted any more. A record that is written anew is that of a partition that
         nobody has owned yet: its next epoch starts at 0, so all that was ever written of it is dead, and is indexed
-        again. What is whole is not changed. May be repeated, while nodes run.
+        again. So is that of a partition whose store was replaced and of which nobody knows up to where that has
+        everything. What is whole is not changed. May be repeated, while nodes run.
 
         Raises:
             IndexMismatch: there is an index of another format, shape or source bucket; nothing was changed.

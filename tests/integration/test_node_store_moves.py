@@ -1,5 +1,6 @@
 """A whole node goes on while its store moves to another server, and its index stays exact."""
 
+import json
 import signal
 import time
 from collections.abc import Callable
@@ -8,15 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from channelindex import exits
+from channelindex.stores.redis.keys import Keys
 from devbucket import DevBucket, DevBucketConfig
 from devbucket.sync_gateway.layouts import InlineLayout
 from devbucket.sync_gateway.loader import Loader
 from devbucket.sync_gateway.revisions import Revision
 from tests.chaos.proxy import Proxy
-from tests.support.node import Node
+from tests.support.node import Node, until
 from tests.support.redis_cluster import N_MASTERS, ClusterOfThree
 from tests.support.redis_sentinel import MasterAndReplica, SentinelAndMaster
-from tests.support.running import assert_verified, await_stable, connect
+from tests.support.running import assert_verified, await_stable, cli, connect
 
 pytestmark = pytest.mark.slow
 
@@ -129,3 +132,28 @@ def test_a_node_outlives_a_master_whose_file_lost_its_end(tmp_path, bucket):
         with site.node:
             site.suffer(lose)
         assert "store.went_back" in site.node.log.read_text()
+
+
+def test_a_partition_of_which_nobody_knows_since_when_it_is_complete_is_repaired_under_a_running_node(tmp_path, bucket):
+    """Its timeline was evicted, and a master was replaced before there was another moment. The others go on."""
+    with ClusterOfThree(append_only=True) as cluster:
+        site = Site(tmp_path, bucket, cluster.url)
+        timeline = Keys("channels").timeline(0)
+        with site.node as node:
+            assert node.drain() == exits.OK
+            owner = cluster.owner_of(cluster.nodes[0].execute_command("CLUSTER", "KEYSLOT", timeline))
+            assert cluster.nodes[owner].execute_command("DEL", timeline) == 1
+            other = (owner + 1) % N_MASTERS
+            cluster.append_file_size(other)
+            cluster.kill(other)
+            cluster.restart(other)
+            node.start()
+            site.save()
+            until(lambda: f"code={exits.CORRUPT}" in node.log.read_text(), "the node to miss the timeline")
+            assert "everything of partitions 0: channelindex repair" in node.log.read_text()
+            repaired = cli("repair", "--yes", "--json", "--config", node.config)
+            assert repaired.returncode == exits.OK, repaired.stderr + repaired.stdout
+            report = json.loads(repaired.stdout)
+            assert report["written"] == {"meta": False, "partitions": [0], "entries": 0}
+            assert report["verified"]["ok"]
+            assert node.running

@@ -258,11 +258,33 @@ def test_a_master_that_comes_back_empty_is_refused_until_a_rebuild(index):
     owner = index.backend.owner()
     epoch = eventually(owner.next_epoch)
     for rollback in ({}, {1: ORIGIN}):
-        with pytest.raises(IndexCorrupt, match="channelindex rebuild"):
+        with pytest.raises(IndexCorrupt, match="channelindex rebuild the whole bucket"):
             owner.begin(0, epoch, "n1", rollback)
     clock = dict.fromkeys(range(META.n_vbuckets), 0)
     assert len(list(rewind_partitions(owner, index.backend.reader(), range(4), clock, "rebuild"))) == 4
     index.heal(0)
+
+
+def test_a_partition_that_lost_its_timeline_is_refused_until_it_is_repaired(index):
+    """Who knows nothing of it can repair it: it alone is indexed again."""
+    index.owner.begin(1, index.epoch, "n1")
+    index.write()
+    index.owner.advance(index.epoch, checkpoints({4: 1}))
+    index.owner.note_moments(index.epoch, [0, 1], 1000.0)
+    records, victim = index.master_of(index.keys.meta), index.master_of_blocks()
+    on_disk = index.cluster.append_file_size(victim)
+    assert index.cluster.nodes[records].delete(index.keys.timeline(0)) == 1
+    index.write()
+    index.lose_tail(victim, on_disk)
+    owner = index.backend.owner()
+    epoch = eventually(owner.next_epoch)
+    with pytest.raises(IndexCorrupt, match="everything of partitions 0: channelindex repair"):
+        owner.begin_all({0: {}, 1: {}}, epoch, "n1")
+    assert owner.begin(1, epoch, "n1").stable[0] == 1
+    assert owner.restore(META).partitions == (0,)
+    assert owner.restore(META).partitions == ()
+    index.heal(0)
+    assert index.backend.reader().partition_records()[1].stable[0] == 1
 
 
 def test_an_owner_leaves_no_marks_behind_that_no_moment_names(index):

@@ -29,8 +29,9 @@ example:
 For an index of which the store has lost something: `status`, `verify`, readers
 and the log of the nodes name it. A partition whose record is written anew is
 indexed again by the running nodes, from its beginning; the others are left as
-they are. Given by --partition, it is written anew even if it is whole. If nothing
-of the index can be read, no token of it is accepted any more.
+they are. So is one of which no time is known at which the store had everything,
+after servers of it were replaced. Given by --partition, it is written anew even if
+it is whole. If nothing of the index can be read, no token of it is accepted any more.
 
 Directories of channels are put back from their blocks, and blocks that are gone
 or damaged are replaced by what is left of them. Then waits until the index has

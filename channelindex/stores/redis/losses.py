@@ -29,16 +29,18 @@ def fall_back_all(
         IndexCorrupt: nothing that is old enough is known of a partition.
     """
     timelines = read_timelines(link, keys, found, meta.partition_width)
+    left = [timeline.surviving(moments, marks_by_slot) for moments in timelines]
+    lost = [partition for partition, moments in zip(found, left, strict=True) if not moments]
+    if lost:
+        raise IndexCorrupt(
+            f"{keys.partition(lost[0])}: servers of index.store were replaced or restarted, and no time is known of "
+            f"which they still have everything of partitions {', '.join(map(str, lost))}: channelindex repair has "
+            "these indexed again, channelindex rebuild the whole bucket"
+        )
     fallbacks: dict[int, Mapping[int, Checkpoint]] = {}
-    for (partition, record), moments in zip(found.items(), timelines, strict=True):
-        left = timeline.surviving(moments, marks_by_slot)
-        if not left:
-            raise IndexCorrupt(
-                f"{keys.partition(partition)}: servers of index.store were replaced or restarted, and no time is known "
-                "of which they still have everything: channelindex rebuild indexes the bucket again"
-            )
-        fallbacks[partition] = epochs.fall_back(_whole(link, keys, meta, partition, record), left)
-        _report(partition, record, fallbacks[partition], left[-1].time_ms)
+    for (partition, record), moments in zip(found.items(), left, strict=True):
+        fallbacks[partition] = epochs.fall_back(_whole(link, keys, meta, partition, record), moments)
+        _report(partition, record, fallbacks[partition], moments[-1].time_ms)
     return fallbacks
 
 

@@ -117,7 +117,7 @@ class RedisOwner(OwnerStore):
     def restore(self, wanted: IndexMeta, partitions: Collection[int] = ()) -> Restored:
         """See `OwnerStore.restore`."""
         self._identify_server()
-        restored = restore(self._link, self._keys, self._index_name, wanted, partitions)
+        restored = restore(self._link, self._keys, self._index_name, wanted, partitions, self._servers)
         self._know(restored.meta)
         return restored
 

@@ -1,11 +1,12 @@
 """Writes anew what Redis has lost of an index's own records. Slow and rare: a round trip per partition."""
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import msgspec
 
-from channelindex import epochs
+from channelindex import epochs, timeline
+from channelindex.epochs import PartitionRecord
 from channelindex.errors import IndexCorrupt
 from channelindex.model import IndexMeta
 from channelindex.redis.link import Link
@@ -13,18 +14,23 @@ from channelindex.stores import records
 from channelindex.stores.base import Restored
 from channelindex.stores.meta import check_meta, check_width, decode_meta, encode_meta
 from channelindex.stores.redis.keys import Keys
+from channelindex.stores.redis.marks import read_marks
 from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record
+from channelindex.stores.redis.timelines import read_timelines
 
 
-def restore(link: Link, keys: Keys, index_name: str, wanted: IndexMeta, partitions: Collection[int]) -> Restored:
-    """See `OwnerStore.restore`."""
+def restore(
+    link: Link, keys: Keys, index_name: str, wanted: IndexMeta, partitions: Collection[int], servers: int
+) -> Restored:
+    """See `OwnerStore.restore`. *servers* is the digest of those that are there."""
     found = _meta(link, keys, index_name)
     if found is not None:
         check_meta(found, wanted, index_name)
     elif widths := _widths(link, keys, wanted):
         check_width(Counter(widths).most_common(1)[0][0], wanted, index_name)
     meta = found or msgspec.structs.replace(wanted, index_uuid=_known_uuid(link, keys, wanted) or wanted.index_uuid)
-    broken = [p for p in range(meta.n_partitions) if p in partitions or not _is_whole(link, keys, meta, p)]
+    is_whole = _PartitionCheck(link, keys, meta, servers).is_whole
+    broken = [p for p in range(meta.n_partitions) if p in partitions or not is_whole(p)]
     checkpoints = records.pack_checkpoints(epochs.new_record(0, meta.partition_width).checkpoints)
     names = [
         name
@@ -72,14 +78,31 @@ def _known_uuid(link: Link, keys: Keys, meta: IndexMeta) -> str:
     return ""
 
 
-def _is_whole(link: Link, keys: Keys, meta: IndexMeta, partition: int) -> bool:
-    """True if the record of *partition* can be read, and its archive is complete."""
-    key = keys.partition(partition)
-    try:
-        fields: Sequence[bytes | None] = link.execute("HMGET", key, *RECORD_FIELDS)
-        record = decode_record(fields, meta.vbuckets_of(partition), key)
-        archive = link.execute("GET", keys.archive(partition)) or b""
-        epochs.whole_record(record, records.unpack_archive(archive, meta.partition_width, key))
-    except IndexCorrupt:
-        return False
-    return True
+class _PartitionCheck:
+    """Tells partitions that can go on from those that cannot."""
+
+    def __init__(self, link: Link, keys: Keys, meta: IndexMeta, servers: int) -> None:
+        self._link = link
+        self._keys = keys
+        self._meta = meta
+        self._servers = servers
+        self._marks_by_slot: Sequence[Mapping[int, int]] = () if link.spans_slots else read_marks(link, keys)
+
+    def is_whole(self, partition: int) -> bool:
+        """True if its record can be read, its archive is complete, and it is known up to where its blocks are."""
+        key = self._keys.partition(partition)
+        try:
+            servers, *fields = self._link.execute("HMGET", key, "servers", *RECORD_FIELDS)
+            record = decode_record(fields, self._meta.vbuckets_of(partition), key)
+            archive = self._link.execute("GET", self._keys.archive(partition)) or b""
+            epochs.whole_record(record, records.unpack_archive(archive, self._meta.partition_width, key))
+            return int(servers or 0) == self._servers or self._is_vouched_for(partition, record)
+        except IndexCorrupt:
+            return False
+
+    def _is_vouched_for(self, partition: int, record: PartitionRecord) -> bool:
+        """True if its next epoch, in servers that its present one did not begin in, has where to begin."""
+        if self._link.spans_slots or not epochs.keeps_any(record, {}):
+            return True
+        (moments,) = read_timelines(self._link, self._keys, [partition], self._meta.partition_width)
+        return bool(timeline.surviving(moments, self._marks_by_slot))
