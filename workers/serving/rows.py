@@ -14,6 +14,8 @@ PART = 100
 """Rows from one full token to the next: as many come again at most when a client continues between them."""
 MAX_RENDERED = 256
 """Answers whose bytes are remembered for those who ask the same."""
+MAX_RENDERED_BYTES = 16 * 1024 * 1024
+"""Bytes of all of them, except that one is remembered in any case."""
 OK = HTTPStatus.OK
 HEAD = b'{"results":[\n'
 _encode = msgspec.json.Encoder().encode
@@ -134,13 +136,16 @@ class ChunkCache:
 
     def __init__(self) -> None:
         self._by_identity: dict[tuple[int, FeedKind], Chunk] = {}
+        self._n_bytes = 0
 
     def chunk_of(self, kept: Kept, feed: FeedKind) -> Chunk:
         """See the function."""
         key = id(kept), feed
         known = self._by_identity.get(key)
         if known is None:
-            while len(self._by_identity) >= MAX_RENDERED:
-                self._by_identity.pop(next(iter(self._by_identity)))
-            known = self._by_identity[key] = chunk_of(kept, feed)
+            known = chunk_of(kept, feed)
+            self._n_bytes += len(known.content)
+            while self._by_identity and (len(self._by_identity) >= MAX_RENDERED or self._n_bytes > MAX_RENDERED_BYTES):
+                self._n_bytes -= len(self._by_identity.pop(next(iter(self._by_identity))).content)
+            self._by_identity[key] = known
         return known
