@@ -378,6 +378,49 @@ def test_any_mix_of_feeds_and_pages_tells_what_one_answer_tells(
         assert told_by(service, {"feed": "normal", "limit": 5}, channels, since, narrow) == []
 
 
+WRITTEN = st.tuples(
+    st.sampled_from(["kept0", "kept1"]), st.integers(3000, 3009), st.sampled_from([0, 0, DELETED, REMOVED])
+)
+STEPS = st.lists(
+    st.one_of(
+        st.lists(WRITTEN, min_size=1, max_size=8),
+        st.just("roll back"),
+        st.fixed_dictionaries(
+            {"feed": FEEDS, "limit": st.integers(1, 6), "active_only": st.sampled_from(["true", "false"])}
+        ),
+    ),
+    min_size=2,
+    max_size=12,
+)
+
+
+@given(steps=STEPS)
+@settings(max_examples=examples(0.25))
+def test_who_leaves_deletions_out_now_and_then_ends_with_what_is_there(
+    service: Service, documents: Documents, steps: list[Any]
+) -> None:
+    """Whatever is written, deleted and rolled back between requests, of which each says anew if it wants deletions."""
+    channels, since, newest = "kept0,kept1", "0", None
+    has: dict[str, str] = {}
+    to_the_end = [{"feed": "normal", "limit": 6, "active_only": "true"}] * 10
+    for step in [*steps, *to_the_end]:
+        if step == "roll back":
+            if newest is not None:
+                documents.roll_back(newest % len(documents.high), 1)
+            newest = None
+        elif isinstance(step, list):
+            documents.write(*[(channel, f"doc{number}", flags) for channel, number, flags in step])
+            newest = step[-1][1]
+        else:
+            told = told_by(service, step, channels, since, {"active_only": step["active_only"]})
+            for row in told:
+                is_gone = row.get("deleted") or row.get("removed")
+                has.pop(row["id"], None) if is_gone else has.update({row["id"]: row["changes"][0]["rev"]})
+            since = told[-1]["seq"] if told else since
+    there = rows(service, channels=channels, active_only="true")
+    assert has == {row["id"]: row["changes"][0]["rev"] for row in there}
+
+
 IDS = [f"doc{n}" for n in range(2000, 2120, 3)]
 
 
