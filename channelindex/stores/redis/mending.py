@@ -7,12 +7,15 @@ go on. What it held is lost here; whoever mends has to see that it is indexed ag
 Blocks that have a time to live belong to nobody: compaction wrote or left them. What compaction noted of a channel is
 lost with its directory. In its place comes a generation that none had before, and the floor that the caller gives.
 
+Nor does a block without a header that no directory names: a writer appended to one that was compacted away, and ended
+before it took that back (`take_back.lua`). It was never told that this is written. Such a stray is removed.
+
 Slow and rare: all blocks are read. Nodes may run meanwhile.
 """
 
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from channelindex.blocks import ENTRIES, HEADER, fold_clock, iter_frames, pack_frame, pack_pairs, split_header
@@ -33,6 +36,9 @@ _ATTEMPTS = 20
 """Lost comparisons before a group is given up: each means that its block grew within a round trip."""
 
 _SCAN_COUNT = 1000
+
+_WITHOUT_HEADER = bytes([ENTRIES])
+"""The first byte of a block that begins with entries."""
 
 _FOR_EVER = -1
 """Answer of PTTL for a key without a time to live."""
@@ -102,18 +108,34 @@ class _Changed(NamedTuple):
 
 
 def _stored_groups(link: Link, keys: Keys, channels: Collection[str] | None) -> dict[_Group, set[int]]:
-    """The numbers of each group's blocks that are there; none where there is a directory alone."""
+    """The numbers of each group's blocks that are there; none where there is a directory alone. Removes strays."""
     numbers: defaultdict[_Group, set[int]] = defaultdict(set)
     for key in _scan(link, keys.blocks_pattern()):
         ref = keys.block_of(key)
         if ref is not None and (channels is None or ref.channel in channels):
             numbers[ref.channel, ref.group].add(ref.number)
     named = {keys.channel_of(key) for key in _scan(link, keys.channel_pattern())} - {None}
+    directories: dict[_Group, Directory] = {}
     for channel in named if channels is None else named & set(channels):
         assert channel is not None
-        for group, _, _ in _directories(link, keys, channel):
-            numbers[channel, group] |= set()
-    return numbers
+        directories |= {(channel, group): directory for group, directory in _directories(link, keys, channel)}
+    for ref in _strays(link, keys, numbers, directories):
+        link.run("take_back", (keys.block(*ref),))
+        numbers[ref[:2]].discard(ref.number)
+    return {group: numbers[group] for group in {*numbers, *directories} if numbers[group] or group in directories}
+
+
+def _strays(
+    link: Link, keys: Keys, numbers: Mapping[_Group, Collection[int]], directories: Mapping[_Group, Directory]
+) -> list[BlockRef]:
+    """The blocks that begin with entries, of those that no directory names."""
+    unnamed = []
+    for group, of_group in numbers.items():
+        directory = directories.get(group)
+        named = range(directory.first, directory.number + 1) if directory else range(0)
+        unnamed += [BlockRef(*group, number) for number in of_group if number not in named]
+    begins = link.pipeline([("GETRANGE", keys.block(*ref), 0, 0) for ref in unnamed]) if unnamed else ()
+    return [ref for ref, first in zip(unnamed, begins, strict=True) if first == _WITHOUT_HEADER]
 
 
 def _scan(link: Link, pattern: str) -> Iterator[bytes]:
@@ -126,14 +148,11 @@ def _scan(link: Link, pattern: str) -> Iterator[bytes]:
                 break
 
 
-def _directories(link: Link, keys: Keys, channel: str) -> Iterator[tuple[str, Directory, bytes]]:
+def _directories(link: Link, keys: Keys, channel: str) -> Iterator[tuple[str, Directory]]:
     flat: Sequence[bytes] = link.execute("HGETALL", keys.channel(channel))
-    fields = dict(zip(flat[::2], flat[1::2], strict=True))
-    for name, value in fields.items():
+    for name, value in zip(flat[::2], flat[1::2], strict=True):
         if name.startswith(DIRECTORY.encode()):
-            group = name[len(DIRECTORY) :].decode()
-            clock = fields.get(CLOCK.encode() + name[len(DIRECTORY) :], b"")
-            yield group, decode_directory(value, keys.channel(channel)), clock
+            yield name[len(DIRECTORY) :].decode(), decode_directory(value, keys.channel(channel))
 
 
 def _mend_group(
@@ -157,8 +176,8 @@ def _mend_group(
 def _read(link: Link, keys: Keys, name: _Group, numbers: Collection[int]) -> _StoredGroup:
     """The group; without blocks if it is none, because nothing names those that are there."""
     channel, group = name
-    of_group = (found for found in _directories(link, keys, channel) if found[0] == group)
-    _, directory, clock = next(of_group, ("", None, b""))
+    stored, clock = link.execute("HMGET", keys.channel(channel), DIRECTORY + group, CLOCK + group)
+    directory = decode_directory(stored, keys.channel(channel)) if stored is not None else None
     if directory is not None:
         wanted = range(directory.first, directory.number + 1)
     else:
@@ -166,7 +185,7 @@ def _read(link: Link, keys: Keys, name: _Group, numbers: Collection[int]) -> _St
         kept = [number for number, life in zip(numbers, lives, strict=True) if life == _FOR_EVER]
         wanted = range(min(kept), max(kept) + 1) if kept else range(0)
     blocks = link.pipeline([("GET", keys.block(channel, group, number)) for number in wanted]) if wanted else ()
-    return _StoredGroup(directory, clock, wanted.start, blocks)
+    return _StoredGroup(directory, clock or b"", wanted.start, blocks)
 
 
 def _whole(found: _StoredGroup) -> _MendedGroup:

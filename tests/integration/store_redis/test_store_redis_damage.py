@@ -60,6 +60,38 @@ def test_block_that_went_and_a_former_owner_brought_back_is_gone_for_the_present
     assert {1, 2, 9} == {each.seqno for _, each in all_entries(backend.reader(), "B")}, "that block was not lost"
 
 
+@pytest.mark.parametrize("keeps_group", [False, True])
+def test_what_a_writer_left_of_a_block_that_was_compacted_away_harms_nobody_and_is_swept(backend, client, keeps_group):
+    """It was paused for longer than the block had to live, appended, and died before it took that back."""
+    owner, writer, store = backend.owner(), backend.writer(block_bytes=60), backend.compaction()
+    owner.create_or_check(META)
+    owner.begin_all({partition: {} for partition in range(META.n_partitions)}, 1, "n1")
+    for seqno in range(1, 4):
+        writer.write([append("A", 1, entry(0, seqno))])
+    owner.advance(1, checkpoints({0: 3}))
+    (sizes,) = store.sizes(["A"])
+    directory, active_bytes = sizes.groups[GROUP]
+    assert directory.number > 0
+    change = GroupChange(GROUP, directory, removed=not keeps_group, active_bytes=None if keeps_group else active_bytes)
+    assert store.switch(Switch("A", 0, [change], None, 1, 1, b"", 0))
+    stray = KEYS.block("A", GROUP, 0)
+    assert client.exists(stray) == 0, "it had no time to live"
+    client.append(stray, pack_frame(ENTRIES, 1, pack_entry(entry(0, 9))))
+    reader, before = backend.reader(), client.hgetall(KEYS.channel("A"))
+
+    def told() -> list[int]:
+        return [change.seqno for change in ChangesReader(reader).changes(["A"]).entries]
+
+    left = told()
+    assert left == ([3] if keeps_group else [])
+    assert owner.mend() == Mended()
+    assert client.exists(stray) == 0
+    assert client.hgetall(KEYS.channel("A")) == before
+    writer.write([append("A", 1, entry(0, 4))])
+    owner.advance(1, checkpoints({0: 4}))
+    assert told() == [*left, 4]
+
+
 @pytest.mark.parametrize(
     ("key", "read"),
     [
