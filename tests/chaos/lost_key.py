@@ -1,5 +1,7 @@
 """A key that a world's store has lost: what the product has to say of it, and how it is put back."""
 
+import subprocess
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -31,14 +33,14 @@ class LostKey(NamedTuple):
 
         def named() -> bool:
             revive()
-            verified = cli("verify", "--timeout", 1, "--config", config)
+            verified = _command(config, "verify", "--timeout", 1)
             if verified.returncode == exits.CORRUPT and self.name in verified.stderr:
                 return True
             return (verified.returncode == exits.OK or self.is_surely_missed) and not self._is_missing(store_url)
 
         def repaired() -> bool:
             revive()
-            return cli("repair", "--yes", "--no-wait", "--config", config).returncode == exits.OK
+            return _command(config, "repair", "--yes", "--no-wait").returncode == exits.OK
 
         until(named, f"verify to name {self.name}", DEADLINE_S)
         until(repaired, "the index to be repaired", DEADLINE_S)
@@ -48,8 +50,7 @@ class LostKey(NamedTuple):
 
         def filled() -> bool:
             revive()
-            done = cli("repair", "--yes", "--timeout", CATCH_UP_S, "--config", config)
-            return done.returncode == exits.OK
+            return _command(config, "repair", "--yes", "--timeout", CATCH_UP_S).returncode == exits.OK
 
         until(filled, "the index to be repaired from the bucket", DEADLINE_S)
 
@@ -68,3 +69,13 @@ class LostKey(NamedTuple):
                 return any(group.first <= self.number <= group.active for group in groups)
         except AWAY:
             return True
+
+
+def _command(config: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a command of an operator, and keep in the world's folder what it said and how long it took."""
+    begun = time.monotonic()
+    done = cli(*arguments, "--config", config)
+    took = f"{arguments} ended with {done.returncode} after {time.monotonic() - begun:.2f} s\n"
+    with config.with_name("repairs.log").open("a") as log:
+        log.write(took + done.stdout + done.stderr)
+    return done
