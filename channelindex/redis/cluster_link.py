@@ -44,6 +44,7 @@ class _SlotLayout(NamedTuple):
 
     def node_of(self, slot: int) -> Node | None:
         """The master of *slot*."""
+        assert 0 <= slot < 1 << 14, "a cluster has 16,384 slots"
         return self.nodes[bisect_right(self.firsts, slot) - 1]
 
     @property
@@ -98,6 +99,7 @@ class ClusterLink(Link):
             link.close()
 
     def _exchange(self, commands: Sequence[Sequence[Any]], keys: Sequence[str], *, follows: bool) -> list[Any]:
+        assert len(keys) == len(commands), "each command goes after its key"
         replies: list[Any] = [None] * len(commands)
         waiting = list(range(len(commands)))
         for _ in range(MAX_REDIRECTIONS):
@@ -145,6 +147,7 @@ class ClusterLink(Link):
         raise self._unavailable("a slot has moved to another node meanwhile")
 
     def _exchange_packed_once(self, calls: Sequence[PackedCall], waiting: Sequence[int], replies: list[bytes]) -> None:
+        assert all(not replies[index] or b"-MOVED " in replies[index] for index in waiting), "none is sent twice"
         indices_by_node: dict[Node, list[int]] = {}
         for index in waiting:
             indices_by_node.setdefault(self._node(calls[index][0]), []).append(index)
@@ -161,6 +164,7 @@ class ClusterLink(Link):
 
     def _asked(self, command: Sequence[Any], error: Any) -> Any:
         """The reply to *command* of the node to which its slot is moving."""
+        assert command[0] not in {"EVAL", "EVALSHA"}, "a script waits until the slot has moved"
         link = self._link((error.host, error.port))
         link.send([("ASKING",), command])
         _, reply = link.receive(2)
@@ -241,6 +245,7 @@ def _layout(ranges: Sequence[Any], asked: Node) -> _SlotLayout:
             nodes.append(node)
         firsts.append(last + 1)
         nodes.append(None)
+    assert len(firsts) == len(nodes), "each range has a master, or None"
     return _SlotLayout(firsts, nodes, list(replicas))
 
 

@@ -67,6 +67,7 @@ def node_of(address: RedisAddress, host: str, port: int, timeout_s: float | None
 
 def _open_sentinel(address: RedisAddress, timeout_s: float | None) -> Sentinel:
     """Make a client that asks the Sentinels of *address* for the master. Nothing is connected yet."""
+    assert address.is_sentinel, "others are connected to without a question"
     ours = {"username": "sentinel_username", "password": "sentinel_password"}
     credentials = {name: address.options[key] for name, key in ours.items() if key in address.options}
     rest = {key: value for key, value in address.options.items() if key not in ours.values()}

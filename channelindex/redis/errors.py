@@ -109,6 +109,7 @@ MARK = b"-"
 
 def error_in(replies: bytes) -> tuple[int, Exception]:
     """Return the number of the first error in *replies*, and it. MARK says that there is one."""
+    assert MARK in replies, "there is an error"
     found = (each for each in enumerate(replies.splitlines()) if each[1].startswith(MARK))
     number, line = next(found)
     error: Exception = BaseParser.parse_error(line[1:].decode(errors="replace"))  # type: ignore[no-untyped-call]  # redis-py's

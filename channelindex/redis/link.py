@@ -252,6 +252,7 @@ class ServerLink(Link):
 
     def receive(self, n_replies: int) -> list[Any]:
         """The replies to what was sent, an exception where the server answered with an error."""
+        assert self._connection is not None, "replies come where requests went"
         with self._closed_if_broken():
             replies = [self._read_reply() for _ in range(n_replies)]
         self._note_errors([reply for reply in replies if isinstance(reply, Exception)])
@@ -259,6 +260,7 @@ class ServerLink(Link):
 
     def receive_lines(self, calls: Sequence[PackedCall]) -> list[bytes]:
         """The replies to *calls*, which were sent packed."""
+        assert self._connection is not None, "replies come where requests went"
         with self._closed_if_broken():
             lines = self._read_lines(sum(count for _, _, count in calls))
         self._note_errors([error_in(lines)[1]] if MARK in lines else [])
@@ -360,6 +362,7 @@ class ServerLink(Link):
         except redis.RedisError as error:
             self._give_up()
             raise translate_connect_error(self.purpose, self.where, error) from error
+        assert self._connection is None, "nobody connected meanwhile"
         self._connection = connection
         self._connected_at = time.monotonic()
         self._is_suspect = False

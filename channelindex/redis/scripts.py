@@ -27,6 +27,7 @@ class Scripts(dict[str, Script]):
 
     def __missing__(self, name: str) -> Script:
         source = _INCLUDE.sub(lambda match: self._read(match[1]), self._read(f"{name}.lua"))
+        assert not _INCLUDE.search(source), "what is included includes nothing itself"
         sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
         script = self[name] = Script(source, sha)
         return script

@@ -66,6 +66,7 @@ class ActiveBlocks:
     """
 
     def __init__(self, limit: int) -> None:
+        assert limit > 0, "it remembers something"
         self.half = max(1, limit // 2)
         self.young: dict[Key, ActiveBlock] = {}
         """The blocks used last, to be looked up before `use` is called."""

@@ -224,6 +224,7 @@ class BlockWriter:
                     active.limit = full_at(state.live, self._block_bytes)
                     moving.append((append, active))
             happened = self._operations.move(moves) if moves else ()
+            assert len(moving) == len(moves), "each move is of one append"
             for (append, active), move, moved in zip(moving, moves, happened, strict=True):
                 if moved:
                     active.number, active.upto = move.new.number, move.new.upto
@@ -293,6 +294,7 @@ def full_at(live: int, block_bytes: int) -> int:
 
     Garbage in active blocks is bounded by it. At most *block_bytes*.
     """
+    assert live >= 0
     return min(block_bytes, max(MIN_BLOCK_BYTES, live)) if live else block_bytes
 
 

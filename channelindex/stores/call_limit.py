@@ -33,12 +33,14 @@ class CallLimit:
             raise error
         n_bytes = sum(map(len, refused))
         self.n_bytes = max(1, min(self.n_bytes, n_bytes) // 2)
+        assert self.n_bytes <= max(1, n_bytes // 2), "the same call would be refused again"
         self.is_lowered = True
         _log.warning("store.request_too_large", bytes=n_bytes, limit=self.n_bytes, msg=str(error))
 
 
 def split(append: ChannelAppend, n_bytes: int) -> list[ChannelAppend]:
     """Split *append* into pieces of at most *n_bytes* of entries, and at least one entry, in their order."""
+    assert n_bytes > 0
     if len(append.entries) <= n_bytes:
         return [append]
     return [append._replace(entries=piece) for piece in _pieces(append.entries, n_bytes)]

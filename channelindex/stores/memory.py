@@ -61,6 +61,7 @@ class MemoryIndex:
 
     def seal(self, channel: str, group: str, number: int) -> None:
         """Block *number* is full and the next one has begun: forget what is too much now."""
+        assert self.directories[channel][group].number >= number, "the active block is not sealed"
         if self.limits == MemoryLimits():
             return
         n_entries = blocks.count_entries(bytes(self.blocks[BlockRef(channel, group, number)]))
@@ -223,6 +224,7 @@ class MemoryOwner(OwnerStore):
                     new_record(wanted.vbuckets_of(partition).start, wanted.partition_width)
                     for partition in range(wanted.n_partitions)
                 ]
+                assert sum(len(record.checkpoints) for record in self._index.records) == wanted.n_vbuckets
             meta = self._index.required_meta(self._index_name)
             check_meta(meta, wanted, self._index_name)
             return meta

@@ -122,12 +122,14 @@ class MemoryClient:
             self._peer = None
 
     def _in_parts(self, method: str, items: Sequence[Any], size: int) -> list[Any]:
+        assert size > 0
         results: list[Any] = []
         for start in range(0, len(items), size):
             results += self._call(method, items[start : start + size])
         return results
 
     def _call(self, method: str, *arguments: Any) -> Any:
+        assert method in METHODS
         request = _encode(WireRequest(WIRE_VERSION, method, msgspec.Raw(_encode(arguments))))
         try:
             answer = _decode_answer(self._exchange(request))

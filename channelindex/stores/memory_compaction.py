@@ -110,10 +110,13 @@ class MemoryCompaction:
             for number in range(known.first, last + 1):
                 self._index.deadlines[BlockRef(channel, group, number)] = deadline
         noted = Compacted(before.generation + 1, switch.live, gone, next_number, switch.at)
+        assert noted.next_number >= before.next_number, "no number is given twice"
+        assert noted.gone >= before.gone, "a channel's counter never falls"
         self._index.compacted[channel] = noted
 
     def prune(self, partition: int, before: Sequence[EpochStart], after: Sequence[EpochStart]) -> bool:
         """See `CompactionStore.prune`."""
+        assert len(after) <= len(before), "an archive becomes shorter"
         with self._index.changed:
             archive = self._index.archives[partition]
             if archive[: len(before)] != tuple(before):

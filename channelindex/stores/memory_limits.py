@@ -37,6 +37,7 @@ class MemoryLimits(NamedTuple):
 
     def block_bytes(self, wanted: int) -> int:
         """The size at which a block is full: *wanted*, or less where blocks that large would hold too much."""
+        assert wanted > 0
         if not self.max_entries:
             return wanted
         return min(wanted, max(_LEAST_BLOCK_BYTES, self.part_entries * _ENTRY_BYTES))
@@ -82,6 +83,7 @@ class HeldBlocks:
 
     def oldest(self, chain: Chain, active: int) -> int:
         """The number of the oldest block that is held, where *active* is that of the active one."""
+        assert active >= 0
         sealed = self._sealed.get(chain)
         return sealed[0].number if sealed else active
 
@@ -97,6 +99,7 @@ class HeldBlocks:
             forgotten.append(sealed.popleft().number)
             assert left >= 0
             self._n_entries[chain] = left
+        assert sum(one.n_entries for one in sealed) == self._n_entries[chain], "what is left is counted"
         return forgotten
 
     def _is_old(self, at: float, now: float) -> bool:

@@ -110,6 +110,7 @@ def _receive(peer: socket.socket, size: int) -> bytes:
     Raises:
         OSError: it ends later, or breaks.
     """
+    assert size >= 0
     received = bytearray()
     while len(received) < size:
         part = peer.recv(min(size - len(received), 1 << 20))

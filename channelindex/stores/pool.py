@@ -129,6 +129,7 @@ class ReaderPool:
             if self._is_closed:
                 raise ReaderClosed
             self._n_free -= 1
+            assert self._n_free >= len(self._idle) - 1, "an idle store is a free one"
             if self._idle:
                 return self._idle.pop()
         try:
@@ -167,6 +168,7 @@ class _SharedWait:
 
     def until_differs(self, counter: int, timeout_s: float) -> int:
         """See `IndexReader.wait_stable`; *counter* where nothing else is known in time."""
+        assert timeout_s >= 0
         deadline = time.monotonic() + timeout_s
         with self._changed:
             n_found = self._n_found

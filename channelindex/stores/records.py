@@ -46,6 +46,7 @@ def unpack_checkpoints(blob: bytes, n_vbuckets: int, where: str) -> tuple[Checkp
     Raises:
         IndexCorrupt: *blob* has another length, or one lies outside of its snapshot; the message names *where*.
     """
+    assert n_vbuckets > 0, "a partition has a vbucket"
     if len(blob) != n_vbuckets * CHECKPOINT_BYTES:
         raise IndexCorrupt(f"{where}: {len(blob)} bytes of checkpoints, expected {n_vbuckets * CHECKPOINT_BYTES}")
     checkpoints = tuple(map(Checkpoint._make, _CHECKPOINT.iter_unpack(blob)))
@@ -86,6 +87,7 @@ def unpack_archive(blob: bytes, n_vbuckets: int, where: str) -> tuple[EpochStart
         IndexCorrupt: *blob* does not consist of whole epoch starts, or one reaches less far than it is; the message
             names *where*.
     """
+    assert n_vbuckets > 0, "a partition has a vbucket"
     if len(blob) % 8:
         raise _no_history(blob, where)
     numbers = struct.unpack(f">{len(blob) // 8}Q", blob)
@@ -110,6 +112,7 @@ def _no_history(blob: bytes, where: str) -> IndexCorrupt:
 
 def pack_moment(moment: Moment) -> bytes:
     """One moment of a partition's timeline."""
+    assert moment.time_ms >= 0
     return _MOMENT_HEAD.pack(*moment[:3]) + pack_checkpoints(moment.checkpoints)
 
 

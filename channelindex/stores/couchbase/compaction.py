@@ -80,6 +80,7 @@ class CouchbaseCompaction:
 
         If somebody does already, nothing is written: what we wrote before is a stray, and our switch is refused.
         """
+        assert blocks, "there is something to write"
         last = first + len(blocks) - 1
 
         def note(directory: ChannelDirectory) -> bool:
@@ -131,6 +132,7 @@ class CouchbaseCompaction:
 
     def prune(self, partition: int, before: Sequence[EpochStart], after: Sequence[EpochStart]) -> bool:
         """See `CompactionStore.prune`."""
+        assert len(after) <= len(before), "an archive becomes shorter"
         key = self._keys.archive(partition)
         old, new = pack_history(tuple(before)), pack_history(tuple(after))
         for _ in range(_ATTEMPTS):
@@ -143,6 +145,7 @@ class CouchbaseCompaction:
 
     def discard(self, channel: str, group: str, n_blocks: int) -> None:
         """See `CompactionStore.discard`. What is named stays."""
+        assert n_blocks > 0
         named = False
 
         def disown(directory: ChannelDirectory) -> bool:
@@ -218,6 +221,7 @@ def _leave(directory: ChannelDirectory, switch: Switch, sizes: Mapping[str, int]
         directory.pending = None
     directory.floor = switch.floor or directory.floor
     directory.compacted = Compacted(switch.generation + 1, switch.live, gone, next_number, switch.at)
+    assert directory.compacted.next_number >= compacted.next_number, "no number is given twice"
     return strays
 
 

@@ -65,6 +65,7 @@ def worst(errors: Collection[ChannelIndexError], n_done: int) -> ChannelIndexErr
 
     First what cannot be cured by asking again. If only some were refused, more than nothing happened.
     """
+    assert errors, "something failed"
     for error in errors:
         if not isinstance(error, StoreUnavailable | OutcomeUnknown):
             return error

@@ -38,10 +38,12 @@ class Keys:
 
     def archive(self, partition: int) -> str:
         """The starts of epochs that have left the record of a partition."""
+        assert partition >= 0
         return f"{self._prefix}a:{partition}"
 
     def timeline(self, partition: int) -> str:
         """The moments of a partition."""
+        assert partition >= 0
         return f"{self._prefix}t:{partition}"
 
     def list_of(self, channel: str) -> str:

@@ -136,6 +136,7 @@ class Link:
 
         Not durable: after a failover they may stay.
         """
+        assert after_s >= 0
 
         def expire(chunk: Sequence[str]) -> Any:
             if after_s:
@@ -147,6 +148,7 @@ class Link:
 
     def increment(self, deltas: Mapping[str, int], initial: int | None = None) -> dict[str, int]:
         """Raise counters; what they are now. One that is not there is created at *initial*, else at its delta."""
+        assert all(delta > 0 for delta in deltas.values()), "counters rise"
 
         def increment(chunk: Mapping[str, int]) -> Any:
             per_key = {
@@ -213,6 +215,7 @@ class Link:
             raise translate_error(self.where, "call", error, changes=changes) from error
         results: dict[str, Any] = multi.results
         failed: dict[str, Exception] = multi.exceptions
+        assert results.keys().isdisjoint(failed), "an operation was done, or failed"
         unexpected = {key: error for key, error in failed.items() if not isinstance(error, expected)}
         if unexpected:
             errors = [translate_error(self.where, key, error, changes=changes) for key, error in unexpected.items()]

@@ -140,6 +140,7 @@ class CouchbaseOwner(OwnerStore):
                     begun[partition] = record
                     continue
                 new = epochs.begin(record, epoch, owner, rollbacks[partition], only_if, partition)
+                assert new.epoch == epoch, "it has begun"
                 kept, old_by_partition[partition] = epochs.archive_old(new)
                 wanted[partition] = kept, cas
                 if epochs.goes_back(record, new):
@@ -264,6 +265,7 @@ class CouchbaseOwner(OwnerStore):
 
     def _replace(self, records: Mapping[int, tuple[PartitionRecord, int]]) -> set[int]:
         """Store records where they still have their CAS; the partitions where they have not."""
+        assert all(each.epoch > 0 for each, _ in records.values()), "records are created otherwise"
         partition_by_key = {self._keys.partition(self._meta(), partition): partition for partition in records}
         assert len(partition_by_key) == len(records), "each partition has a document of its own"
         changed = self._link.replace(

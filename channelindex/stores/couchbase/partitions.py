@@ -7,6 +7,7 @@ from channelindex.errors import IndexCorrupt
 from channelindex.stores.couchbase.link import Stored
 from channelindex.stores.meta import lost_record
 from channelindex.stores.records import (
+    CHECKPOINT_BYTES,
     pack_checkpoints,
     pack_history,
     pack_seqnos,
@@ -35,6 +36,7 @@ _decoder = msgspec.msgpack.Decoder(_PartitionDocument)
 def encode_record(record: PartitionRecord) -> bytes:
     """The document of *record*."""
     checkpoints, history = pack_checkpoints(record.checkpoints), pack_history(record.history)
+    assert len(checkpoints) == CHECKPOINT_BYTES * len(record.vbuckets)
     through, restarting = pack_seqnos(record.compacted_through), pack_seqnos(record.restarting)
     return _encode(
         _PartitionDocument(record.epoch, record.owner, checkpoints, history, record.archived, through, restarting)

@@ -121,6 +121,7 @@ class CouchbaseReader:
 
     def wait_stable(self, counter: int, timeout_s: float) -> int:
         """See `IndexReader.wait_stable`. Reads the counter every `POLL_S` seconds."""
+        assert timeout_s >= 0
         deadline = time.monotonic() + timeout_s
         while True:
             current = self.stable_counter()
@@ -131,6 +132,7 @@ class CouchbaseReader:
 
     def quarantined(self, limit: int = 100) -> tuple[int, Sequence[Quarantined]]:
         """See `IndexReader.quarantined`."""
+        assert limit > 0
         (stored,) = self._link.get([self._keys.quarantine])
         quarantine = decode_quarantine(stored, self._keys.quarantine)
         return quarantine.total, quarantine.documents[:limit]

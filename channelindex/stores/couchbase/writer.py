@@ -226,6 +226,7 @@ class CouchbaseBlocks:
             if full is None or len(full.value) != move.size or not _names(directories[move.channel], move):
                 continue
             begun[key] = move
+            assert move.rotates, "a bucket's directory moves with its block alone"
             if next_block is None:
                 new[key] = move.clock
             else:

@@ -35,6 +35,7 @@ def mark_of(keys: Keys, channel: str, state: ChannelState | None) -> bytes | Non
             block = keys.block(channel, group, directory.number)
             groups += [DIRECTORY + group, encode_directory(directory), block, directory.upto + len(tail)]
     items = [keys.channel(channel), n_fields, len(groups) // 4, *groups]
+    assert len(groups) % 4 == 0, "four items for each group"
     if len(items) > MOST_ITEMS:
         return None
     return _HEAD.pack(slot_of(channel), len(items)) + b"".join(map(_encode, items))

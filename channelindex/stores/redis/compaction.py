@@ -45,6 +45,7 @@ class RedisCompaction:
             self._raise_one(partition, seqnos, epoch_by_partition[partition])
 
     def _raise_one(self, partition: int, through: Sequence[int], epoch: int) -> None:
+        assert epoch > 0, "a partition that nobody has owned has nothing to compact"
         key = self._keys.partition(partition)
         vbuckets = read_meta(self._link, self._keys, self._index_name).vbuckets_of(partition)
         for _ in range(_RAISE_ATTEMPTS):
@@ -64,6 +65,7 @@ class RedisCompaction:
 
     def write_blocks(self, channel: str, group: str, first: int, blocks: Sequence[bytes]) -> None:
         """See `CompactionStore.write_blocks`."""
+        assert first >= 0, "blocks are numbered from 0 on"
         for start in range(0, len(blocks), _BLOCKS_AT_ONCE):
             self._link.pipeline(
                 [
@@ -88,11 +90,13 @@ class RedisCompaction:
 
     def prune(self, partition: int, before: Sequence[EpochStart], after: Sequence[EpochStart]) -> bool:
         """See `CompactionStore.prune`."""
+        assert len(after) <= len(before), "an archive becomes shorter"
         archives = pack_history(tuple(before)), pack_history(tuple(after))
         return bool(self._link.run("prune", (self._keys.archive(partition),), *archives))
 
     def discard(self, channel: str, group: str, n_blocks: int) -> None:
         """See `CompactionStore.discard`."""
+        assert n_blocks >= 0
         for start in range(0, n_blocks, _BLOCKS_AT_ONCE):
             numbers = range(start, min(n_blocks, start + _BLOCKS_AT_ONCE))
             self._link.pipeline([("UNLINK", self._keys.block(channel, group, number)) for number in numbers])

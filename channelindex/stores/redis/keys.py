@@ -1,6 +1,6 @@
 """Names an index's keys in Redis. KEYSPACE.md describes their values; the scripts build those of channels alike."""
 
-from channelindex.hashing import slot_of
+from channelindex.hashing import N_SLOTS, slot_of
 from channelindex.stores.base import BlockRef
 
 SETTING = "index.store"
@@ -42,6 +42,7 @@ class Keys:
 
     def block(self, channel: str, group: str, number: int) -> str:
         """One block of a channel in a group."""
+        assert number >= 0
         return f"{self._slot(channel)}b:{group}:{number}:{channel}"
 
     def channel_pattern(self) -> str:
@@ -74,6 +75,7 @@ class Keys:
 
     def names(self, slot: int) -> str:
         """The names of the channels of *slot* that were ever written."""
+        assert 0 <= slot < N_SLOTS
         return f"{self.slot(slot)}n"
 
     def slot(self, slot: int) -> str:
@@ -82,6 +84,7 @@ class Keys:
 
     def marks(self, slot: int) -> str:
         """The marks of owners in *slot*."""
+        assert 0 <= slot < N_SLOTS
         return f"{self.slot(slot)}m"
 
     def _slot(self, channel: str) -> str:

@@ -45,6 +45,7 @@ def fall_back_all(
 
 
 def _whole(link: Link, keys: Keys, meta: IndexMeta, partition: int, record: PartitionRecord) -> PartitionRecord:
+    assert partition * meta.partition_width == record.first_vb, "it is the record of this partition"
     if not record.archived:
         return record
     key = keys.archive(partition)

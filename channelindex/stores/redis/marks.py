@@ -35,9 +35,11 @@ class MarkSetter:
         Raises:
             OwnershipLost: a slot has lost marks of ours.
         """
+        assert epoch >= self._epoch, "an owner's epochs rise"
         if epoch != self._epoch:
             self._epoch, self._confirmed, self._attempted = epoch, 0, 0
         self._attempted += 1
+        assert self._attempted > self._confirmed, "no number is set twice"
         arguments = (epoch, self._confirmed, self._attempted)
         replies = self._link.run_all("mark", [((self._keys.slot(slot),), arguments) for slot in range(N_SLOTS)])
         if not all(replies):
@@ -53,6 +55,7 @@ class MarkSetter:
 def read_marks(link: Link, keys: Keys) -> list[dict[int, int]]:
     """Per slot the number of each epoch."""
     found = link.pipeline([("HGETALL", keys.marks(slot)) for slot in range(N_SLOTS)])
+    assert len(found) == N_SLOTS
     return [{int(epoch): int(number) for epoch, number in zip(flat[::2], flat[1::2], strict=True)} for flat in found]
 
 

@@ -164,6 +164,7 @@ def _mend_group(
         if not found.blocks:
             return None
         whole = _whole(found)
+        assert whole.directory.number == found.first + len(found.blocks) - 1, "the last block is the active one"
         compared = enumerate(zip(found.blocks, whole.blocks, strict=True), found.first)
         lost = [number for number, (old, new) in compared if old != new]
         if not lost and found.directory is not None:
@@ -202,6 +203,7 @@ def _whole(found: _StoredGroup) -> _MendedGroup:
         for vb, seqno in fold_clock(blocks[-1]).items():
             before[vb] = max(seqno, before.get(vb, 0))
     dropped = found.directory.dropped if found.directory is not None else 0
+    assert len(blocks) == len(found.blocks), "none is added or left out"
     before_active = dropped + sum(map(len, blocks[:-1]))
     if found.directory is not None and blocks[-1] == found.blocks[-1]:
         return _MendedGroup(found.directory._replace(before=before_active), found.clock, blocks)

@@ -166,6 +166,7 @@ class RedisOwner(OwnerStore):
                 if partition in fallbacks:
                     new = epochs.assume_compacted(new)
                 goes_back = epochs.goes_back(stored.record, new)
+                assert new.epoch == epoch, "it has begun"
                 wanted[partition] = _Successor(stored.version, goes_back, *epochs.archive_old(new))
             changed = self._replace(wanted)
             begun |= {partition: new.record for partition, new in wanted.items() if partition not in changed}
@@ -221,6 +222,7 @@ class RedisOwner(OwnerStore):
         To ask who they are afterwards is enough: none that was replaced ever comes back as it was.
         """
         mark = self._marks.set(epoch)
+        assert mark > 0, "0 stands for none"
         self._require_first_servers(epoch, asks=True)
         self._marks.confirm(mark)
         return mark
@@ -308,6 +310,7 @@ class RedisOwner(OwnerStore):
         Raises:
             Transient: the counter of epochs went back too, and *epoch* was handed out before; the next one was not.
         """
+        assert found.keys() <= rollbacks.keys()
         if self._link.spans_slots:
             return {}
         moved = {
@@ -331,6 +334,7 @@ class RedisOwner(OwnerStore):
         """Keep what every advance needs of *meta*, which never changes."""
         keys = [self._keys.partition(partition) for partition in range(meta.n_partitions)]
         offsets = [records.view_bytes(partition, meta.partition_width) for partition in range(meta.n_partitions)]
+        assert offsets == sorted(offsets), "the parts of the view follow each other"
         self._known = _Known(meta, meta.partition_width, keys, offsets)
         return self._known
 
@@ -345,6 +349,9 @@ class RedisOwner(OwnerStore):
 
     def _replace(self, successors: Mapping[int, _Successor]) -> set[int]:
         """Put each into the place of the record it was made from; the partitions whose records have changed since."""
+        assert all(
+            each.record.first_vb == partition * len(each.record.checkpoints) for partition, each in successors.items()
+        )
         calls: list[ScriptCall] = []
         for partition, (version, goes_back, record, old) in successors.items():
             archive = self._keys.archive(partition)
@@ -356,6 +363,7 @@ class RedisOwner(OwnerStore):
             view = (records.view_bytes(partition, len(record.checkpoints)), records.pack_view(record))
             calls.append((keys, (version, *fields, records.pack_history(old), *view, self._servers, int(goes_back))))
         replies = self._link.run_all("begin", calls)
+        assert self._first_servers or not calls, "an epoch begins in servers that we know"
         self._has_begun = True
         if _NO_VIEW in replies:
             raise lost_record(self._keys.view)
@@ -364,4 +372,5 @@ class RedisOwner(OwnerStore):
 
 def _pack_changes(first_vb: int, checkpoints: Mapping[int, Checkpoint]) -> bytes:
     """Some checkpoints of a partition that begins at *first_vb*: each the vbucket's index in it (u16), then its own."""
+    assert all(vb >= first_vb for vb in checkpoints), "a vbucket of another partition"
     return b"".join(_CHANGE.pack(vb - first_vb, *checkpoint) for vb, checkpoint in checkpoints.items())

@@ -117,6 +117,7 @@ class RedisReader:
         The counter is read again once the subscription stands: what was raised before is seen by that, what is
         raised after comes as a message.
         """
+        assert timeout_s >= 0
         deadline = time.monotonic() + timeout_s
         try:
             server = self._subscription.server_of(self._keys.stable)
@@ -130,6 +131,7 @@ class RedisReader:
 
     def quarantined(self, limit: int = 100) -> tuple[int, Sequence[Quarantined]]:
         """See `IndexReader.quarantined`."""
+        assert limit > 0
         total, documents = self._link.pipeline(
             [("GET", self._keys.quarantined), ("LRANGE", self._keys.quarantine, 0, limit - 1)]
         )

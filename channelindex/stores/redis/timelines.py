@@ -43,12 +43,14 @@ class TimelineWriter:
 
     def note(self, meta: IndexMeta, epoch: int, due: Mapping[int, Due], mark: int, now_s: float) -> None:
         """Add a moment to the timelines of the partitions that are *due*; one that left *epoch* since is left out."""
+        assert mark >= 0, "0 stands for none"
         calls: list[ScriptCall] = []
         for partition, (checkpoints, fields) in due.items():
             key = self._keys.partition(partition)
             times_ms = [_time_ms(field) for field in fields]
             now_ms = timeline.next_time(times_ms, int(now_s * 1000))
             gone = [fields[position] for position in timeline.superseded(times_ms, now_ms)]
+            assert len(gone) < len(fields) or not fields, "one stays, however old"
             unpacked = unpack_checkpoints(checkpoints, meta.partition_width, key)
             packed = pack_moment(Moment(now_ms, epoch, mark, unpacked))
             keys = (key, self._keys.timeline(partition))

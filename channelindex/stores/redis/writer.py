@@ -158,6 +158,7 @@ class RedisBlocks:
         """See `BlockOperations.servers`. The link does not reconnect unasked, and till then they are the same."""
         if self._link.session != self._identified_session:
             self._servers = digest_of(ask_servers(self._link))
+            assert 0 < self._servers < 1 << 48, "a digest of 48 bits; 0 stands for none"
             self._identified_session = self._link.session
         return self._servers
 
@@ -175,6 +176,7 @@ class RedisBlocks:
             values += [len(value) if isinstance(value, bytes) else value for value in item]
             parts += [value for value in item if isinstance(value, bytes)]
             indices.setdefault(slot, []).append(index)
+        assert sum(map(len, indices.values())) == len(items), "each item has an answer"
         replies = self._link.run_all(name, self._calls(sections))
         reply = [answer for packed in replies for answer in _decode(packed)]
         return reply, [index for at in indices.values() for index in at]
