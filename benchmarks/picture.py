@@ -27,6 +27,7 @@ from devbucket.sync_gateway.layouts import InlineLayout
 from devbucket.sync_gateway.loader import Loader
 from devbucket.sync_gateway.revisions import Revision
 from workers.cli.status import StatusReader
+from workers.cli.top_keys import Choice
 from workers.cli.top_model import Trend
 from workers.cli.top_screen import screen
 
@@ -99,8 +100,9 @@ def _watch(reader: StatusReader, loader: Loader) -> str:
             sample_at = time.monotonic() + SAMPLE_AT_S
             state = reader.read()
             trend.add(time.monotonic(), reader.stable())
+            trend.note(state)
     console = Console(record=True, width=WIDTH, file=io.StringIO(), highlight=False, force_terminal=True)
-    console.print(screen(state, trend, WIDTH, HEIGHT, clock=time.strftime("%H:%M:%S")))
+    console.print(screen(state, trend, WIDTH, HEIGHT, time.strftime("%H:%M:%S"), Choice()))
     svg = console.export_svg(title="channelindex top")
     return re.sub(r"\s*@font-face \{.*?\}", "", svg, flags=re.DOTALL)  # fonts of the reader's machine, none fetched
 

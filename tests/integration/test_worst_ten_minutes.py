@@ -2,8 +2,10 @@
 
 import json
 import re
+import resource
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ import redis
 
 from channelindex import exits
 from devbucket.config import DevBucketConfig
-from devbucket.embedded_redis import EmbeddedRedis
+from devbucket.embedded_redis import EmbeddedRedis, find_redis_server
 from devbucket.process import DevBucket
 from devbucket.sync_gateway.layouts import InlineLayout
 from devbucket.sync_gateway.loader import Loader
@@ -29,6 +31,7 @@ REHEARSED = [
     "Two nodes have one name",
     "A name or a password is wrong",
     "The store is full",
+    "The disk of the store is full",
     "The store cannot be reached",
     "The store lost everything",
     "Its readers afterwards",
@@ -42,6 +45,22 @@ def bucket() -> Iterator[DevBucket]:
         yield opened
 
 
+@contextmanager
+def full_disk(store: EmbeddedRedis) -> Iterator[None]:
+    """Let no file of the server grow beyond the longest that it has.
+
+    Stands for a disk without room: both end in a write that is cut short, then in one that fails, with another number
+    (EFBIG instead of ENOSPC), and Redis takes both alike. Needs no rights, and a server that ignores SIGXFSZ.
+    """
+    longest = max(path.stat().st_size for path in store.folder.rglob("*") if path.is_file())
+    before = resource.prlimit(store.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(store.pid, resource.RLIMIT_FSIZE, (longest, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(store.pid, resource.RLIMIT_FSIZE, before)
+
+
 def write(bucket: DevBucket, name: str) -> None:
     with connect(bucket) as client:
         Loader(client, InlineLayout()).load(Revision(f"{name}-{n}", f"1-{n:032x}", ("orders",)) for n in range(20))
@@ -53,7 +72,10 @@ def test_each_disaster_is_told_as_the_page_says(bucket: DevBucket, tmp_path: Pat
     port = free_port()
     data = tmp_path / "data"
     data.mkdir()
-    store = EmbeddedRedis(data, save=True, port=port)
+    server = tmp_path / "redis-server"
+    server.write_text(f"#!/bin/sh\ntrap '' XFSZ\nexec '{find_redis_server().absolute()}' \"$@\"\n")
+    server.chmod(0o700)
+    store = EmbeddedRedis(data, save=True, port=port, binary=server)
     write(bucket, "first")
     node = Node("n1", tmp_path, store.url, bucket, index__partitions=4)
     config = shutil.copy(node.config, tmp_path / "channelindex.toml")
@@ -72,6 +94,12 @@ def test_each_disaster_is_told_as_the_page_says(bucket: DevBucket, tmp_path: Pat
             write(bucket, "second")
             await_stable(store.url, bucket)
 
+            with full_disk(store):
+                write(bucket, "third")
+                until(lambda: "DISK" in cli("status", "--config", config).stdout, "a write that fails")
+                session.follow(SECTIONS["The disk of the store is full"])
+            await_stable(store.url, bucket)
+
             store.close()
             session.follow(SECTIONS["The store cannot be reached"])
             shutil.rmtree(data)
@@ -84,7 +112,7 @@ def test_each_disaster_is_told_as_the_page_says(bucket: DevBucket, tmp_path: Pat
             session.follow(SECTIONS["Its readers afterwards"].replace("TOKEN", token))
 
             node.kill()
-            write(bucket, "third")
+            write(bucket, "fourth")
             until(lambda: "dead" in cli("nodes", "--config", config).stdout, "the node to count as dead")
             behind = ("status", "--check", "--max-lag", "1", "--config", config)
             until(lambda: "--max-lag" in cli(*behind).stderr, "the index to be a second behind")

@@ -74,6 +74,13 @@ def test_what_stands_still_comes_first_then_what_is_full(state):
     assert [name["node"] for name in top.nodes(state)] == ["alpha", "beta", "gamma"]
 
 
+@pytest.mark.parametrize("size", [(40, 8), (80, 24), (200, 60)])
+def test_a_store_that_takes_no_writes_is_the_first_trouble_on_any_terminal(state, size):
+    assert "takes no writes" not in drawn(state, *size)
+    lines = " ".join(drawn({**state, "store": {"read_ms": 2.0, "full": "memory"}}, *size).split())
+    assert lines.index("takes no writes: its memory is full") < lines.index("beta: the leases' Redis is away")
+
+
 def test_the_worst_partitions_and_the_hottest_channels_come_from_all_nodes(state):
     assert [(name, part["partition"]) for name, part in top.lagging(state, 5)] == [("beta", 3), ("beta", 5)]
     assert top.hot_channels(state, 2) == [HotChannel("news", 89, 700, 40), HotChannel("sport", 70, 20, 40)]

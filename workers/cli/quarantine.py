@@ -81,8 +81,10 @@ def _list(_config: Config, store: IndexReader, args: argparse.Namespace) -> int:
     if args.json:
         output.json_line({"total": total, "documents": len(documents), "newest": shown})
         return exits.OK
-    output.line(f"{len(documents)} documents, the newest {len(shown)} of them; {total} records were written in all")
-    if shown:
+    if not documents:
+        output.line("no document is in quarantine" + (f"; {total} records were written in all" if total else ""))
+    else:
+        output.line(f"{len(documents)} documents, the newest {len(shown)} of them; {total} records were written in all")
         output.table(list(shown[0]), [list(each.values()) for each in shown])
     return exits.OK
 

@@ -60,5 +60,5 @@ def store_line(store: Mapping[str, Any]) -> str:
 
 
 def problems(store: Mapping[str, Any]) -> list[str]:
-    """Return what `status --check` finds wrong with the store, a line each."""
-    return [_PROBLEMS[store["full"]]] if store["full"] else []
+    """Return what `status --check` and `top` find wrong with the store, a line each."""
+    return [_PROBLEMS[store["full"]]] if store.get("full") else []

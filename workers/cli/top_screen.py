@@ -14,6 +14,7 @@ from rich.text import Text
 from workers.cli import top_model as top
 from workers.cli.compaction_state import compaction_line
 from workers.cli.node_state import DEAD, NOBODY, SILENT, state_of
+from workers.cli.store_state import problems as store_problems
 from workers.cli.top_keys import HELP, OVERVIEW, PARTITIONS, Choice
 from workers.cli.top_model import State, Trend
 from workers.telemetry.board import BATCH_WRITER, COMPACTOR, FEED_WORKER
@@ -102,8 +103,6 @@ def _history(state: State, trend: Trend, width: int, height: int) -> list[Text]:
         text.append(f", {_short_bytes(store['memory_bytes'])}", style="dim")
     if store.get("operations_per_s") is not None:
         text.append(f", {_short(store['operations_per_s'])}/s", style="dim")
-    if store.get("full"):
-        text.append(f" {store['full']} FULL", style="bold red")
     compaction = Text(compaction_line(state.get("compaction")), style="dim")
     for line in (text, compaction):
         line.truncate(width, overflow="ellipsis")
@@ -144,7 +143,8 @@ def _headline(state: State, trend: Trend, clock: str) -> Text:
 
 def _troubles(state: State) -> list[Text]:
     reported = [(node["node"], node["status"].get("trouble")) for node in state["nodes"] if node["heard"]]
-    return [Text(f"{name}: {trouble}", style="red") for name, trouble in reported if trouble]
+    of_nodes = [f"{name}: {trouble}" for name, trouble in reported if trouble]
+    return [Text(line, style="red") for line in (*store_problems(state.get("store", {})), *of_nodes)]
 
 
 def _nodes(state: State, width: int, rows: int) -> Table:
