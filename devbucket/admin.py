@@ -119,7 +119,7 @@ def ask(address: str, operation: str, arguments: Mapping[str, Any]) -> Any:
             with link.makefile("rb") as lines:
                 line = lines.readline()
     except OSError as error:
-        raise SourceUnavailable(f"no dev bucket answers at {address}: {error}") from error
+        raise SourceUnavailable(f"no dev bucket answers at {address}: {error.strerror or error}") from error
     if not line:
         raise SourceUnavailable(f"the dev bucket at {address} hung up")
     reply = orjson.loads(line)

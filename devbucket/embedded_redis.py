@@ -19,6 +19,8 @@ from channelindex.errors import ConfigInvalid, CoordinationUnavailable
 
 MINIMUM_VERSION = (6, 2)
 _START_TIMEOUT_S = 10.0
+_LOG_PREFIX = re.compile(r"^\d+:\w \d+ \w+ \d+ [\d:.]+ [#*.-] ")
+"""Process, role, time and level of a line in the server's log."""
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
@@ -150,7 +152,7 @@ class EmbeddedRedis:
                 log = self._log.read_text() if self._log.exists() else ""
                 self.close()
                 last_line = (log.strip().splitlines() or ["its log is empty"])[-1]
-                raise CoordinationUnavailable(f"redis-server did not start: {last_line}")
+                raise CoordinationUnavailable(f"redis-server did not start: {_LOG_PREFIX.sub('', last_line)}")
             time.sleep(0.01)
 
     def close(self) -> None:

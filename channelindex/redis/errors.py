@@ -72,6 +72,8 @@ def translate_error(purpose: Purpose, where: str, command: Sequence[Any], error:
         return purpose.unavailable(f"{what}: its slot is being moved to another node of the cluster")
     if isinstance(error, redis.exceptions.MovedError):
         return ConfigInvalid(f"{what}: this is a node of a cluster, which redis+cluster:// reaches")
+    if "cluster support disabled" in message:
+        return ConfigInvalid(f"{what}: this is no node of a cluster: redis:// instead of redis+cluster:// reaches it")
     if isinstance(error, NOT_NOW_ERRORS) or _NOT_NOW.search(message):
         return purpose.unavailable(f"{what}: {message}")
     return _kind(purpose, message)(f"{what}: {message}")

@@ -53,7 +53,8 @@ def read_revisions(path: Path) -> Iterator[Revision]:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as lines:
             yield from _parse_lines(path, lines)
     except (OSError, EOFError, zlib.error) as error:
-        raise InputInvalid(f"{path}: cannot be read: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputInvalid(f"{path}: cannot be read: {reason}") from error
 
 
 def _parse_lines(path: Path, lines: Iterable[bytes]) -> Iterator[Revision]:

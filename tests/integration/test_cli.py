@@ -2,7 +2,9 @@
 
 import json
 import os
+import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -118,7 +120,10 @@ def test_an_unknown_command_is_met_with_the_nearest_one(tmp_path: Path) -> None:
         (("changes",), "CHANNEL"),
         (("changes", "A", "--limit", "0"), "'0' is not a whole number from 1 on"),
         (("config", "show", "--set", "nonsense"), "'nonsense' is not section.key=value"),
-        (("status", "--frobnicate"), "--frobnicate"),
+        (("status", "--frobnicate"), "unknown argument --frobnicate (see channelindex status --help)"),
+        (("release", "n1"), "'n1' is not a whole number from 0 on"),
+        (("quarantine",), "required: action (see"),
+        (("devbucket", "ctl", "--admin", "1"), "required: OPERATION (see"),
     ],
 )
 def test_wrong_usage_is_one_line(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
@@ -266,6 +271,29 @@ def test_a_reader_that_has_seen_enough_gets_no_complaint(tmp_path: Path, index_u
         assert follower.stderr.read() == ""
 
 
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_standard_files_that_are_closed_end_no_command(tmp_path: Path, index_url: str, closed: str) -> None:
+    shown = " ".join(map(shlex.quote, command("changes", "A", "--set", f"index.store={index_url}")))
+    done = subprocess.run(
+        ["sh", "-c", f"{shown} {closed}"], cwd=tmp_path, env=environment(), check=False, capture_output=True, text=True
+    )
+    assert done.returncode == exits.OK
+    assert done.stderr == ""
+    assert ("doc4" in done.stdout) == ("1>" not in closed)
+
+
+def test_a_channel_of_no_changes_is_told_as_such(tmp_path: Path, index_url: str) -> None:
+    done = channelindex("changes", "nobody", "--set", f"index.store={index_url}", cwd=tmp_path)
+    assert done.stdout.startswith("no changes; continue with --since ")
+
+
+def test_the_private_redis_says_why_it_did_not_start(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        message = fails(exits.COORDINATION, "redis", "--port", str(port), cwd=tmp_path)
+    assert message.startswith(f"redis-server did not start: Failed listening on port {port}")
+
+
 def test_tables_fit_a_wide_and_a_narrow_terminal(tmp_path: Path, index_url: str) -> None:
     store = ("--set", f"index.store={index_url}")
     wide = channelindex("changes", "A", *store, cwd=tmp_path).stdout.splitlines()
@@ -314,7 +342,8 @@ def test_a_file_is_loaded_once_and_a_malformed_line_is_told_before_anything_is_w
         wrong = user | {"CHANNELINDEX_SOURCE_PASSWORD": "hunter3"}
         message = fails(exits.AUTH, "load", "good.jsonl", *to, cwd=tmp_path, environ=wrong)
         assert "hunter3" not in message
-    assert "absent.jsonl" in fails(exits.INPUT, "load", "absent.jsonl", *to, cwd=tmp_path)
+    message = fails(exits.INPUT, "load", "absent.jsonl", *to, cwd=tmp_path)
+    assert message == "absent.jsonl: cannot be read: No such file or directory"
     fails(exits.SOURCE, "load", "good.jsonl", "--bucket", SOURCE, cwd=tmp_path)
 
 

@@ -255,8 +255,8 @@ def test_compaction_is_told_by_all_compactors_that_report(state):
     told = describe_compaction(state["nodes"])
     assert told is not None
     assert compaction_line(told) == (
-        "compaction: 9.0 MB in blocks, 4.0 MB of it not compacted yet; 12 channels compacted, 2 due, the oldest for "
-        "40 s, 1 refused"
+        "compaction: 9.0 MB in blocks at its last look, 4.0 MB of it not compacted; 12 channels compacted, "
+        "2 due, the oldest for 40 s, 1 refused"
     )
     assert compaction_line({**told, "looks": 0}) == "compaction: no look at the index yet"
     trend = Trend()

@@ -92,6 +92,7 @@ class Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in *argv*, by default the process's own arguments; return its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
+    _open_what_is_closed()
     _print_anywhere()
     try:
         args = parse(arguments)
@@ -111,6 +112,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+def _open_what_is_closed() -> None:
+    """Open the null device in place of standard files that are closed: a socket would take the number of one."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
+
+
 def _print_anywhere() -> None:
     """Have a terminal or file that is not UTF-8 show `?` for what it cannot show, instead of ending the command."""
     for stream in (sys.stdout, sys.stderr):
@@ -125,8 +133,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         near = difflib.get_close_matches(chosen, COMMANDS, n=1)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(COMMANDS)}"
         Parser(prog="channelindex").error(f"unknown command {chosen!r}; {hint}")
-    parser, _ = build_parser(() if chosen is None else (chosen,))
-    return parser.parse_args(argv)
+    parser, parser_by_command = build_parser(() if chosen is None else (chosen,))
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser_by_command[chosen or ""].error(f"unknown argument {' '.join(unknown)}")
+    return args
 
 
 def _command_in(argv: Sequence[str]) -> str | None:

@@ -110,10 +110,11 @@ def _print_json(pages: Iterator[Changes]) -> None:
 
 def _print_tables(pages: Iterator[Changes], since: str | None, *, follows: bool) -> None:
     """Print *pages*, and at the end the token: of a follower when it is interrupted, of the last page printed whole."""
-    pending = 0
+    pending = n_shown = 0
     try:
         for page in pages:
             if page.entries:
+                n_shown += len(page.entries)
                 header = ("document", "revision", "change", "vbucket", "seqno", "channels")
                 output.table(header, [_row(change) for change in page.entries])
             since, pending = page.since, page.pending
@@ -122,8 +123,9 @@ def _print_tables(pages: Iterator[Changes], since: str | None, *, follows: bool)
             output.line("")
             output.line(f"continue with --since {since}")
         raise
-    output.line("")
-    output.line(f"{pending} more; continue with --since {since}")
+    if n_shown:
+        output.line("")
+    output.line(f"{f'{pending} more' if n_shown or pending else 'no changes'}; continue with --since {since}")
 
 
 def _row(change: Change) -> tuple[object, ...]:

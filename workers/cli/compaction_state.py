@@ -39,8 +39,8 @@ def compaction_line(compaction: Mapping[str, Any] | None) -> str:
         return "compaction: no look at the index yet"
     n_new = max(0, compaction["index_bytes"] - compaction["live_bytes"])
     line = (
-        f"compaction: {compaction['index_bytes'] / 1e6:,.1f} MB in blocks, {n_new / 1e6:,.1f} MB of it not compacted "
-        f"yet; {compaction['compacted']} channels compacted"
+        f"compaction: {compaction['index_bytes'] / 1e6:,.1f} MB in blocks at its last look, {n_new / 1e6:,.1f} MB "
+        f"of it not compacted; {compaction['compacted']} channels compacted"
     )
     if compaction["due"]:
         line += f", {compaction['due']} due, the oldest for {compaction['oldest_due_s']:.0f} s"

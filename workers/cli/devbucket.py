@@ -62,7 +62,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--replicas",
-        type=int,
+        type=options.whole,
         default=_DEFAULTS.n_replicas,
         help="replicas of each vbucket, in name only (default: %(default)s)",
     )
@@ -112,7 +112,9 @@ def _add_ctl(parser: argparse.ArgumentParser) -> None:
     command.add_argument(
         "operation", metavar="OPERATION", choices=list(ctl.OPERATIONS), help="an operation listed below"
     )
-    command.add_argument("arguments", metavar="ARGUMENT", nargs="*", help="in the operation's order, or as name=value")
+    command.add_argument(
+        "arguments", metavar="ARGUMENT", nargs="*", default=(), help="in the operation's order, or as name=value"
+    )
 
 
 def _list_operations() -> str:

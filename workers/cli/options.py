@@ -70,6 +70,13 @@ def made(path: Path) -> Path:
     return path
 
 
+def whole(text: str) -> int:
+    """A whole number from 0 on, as an argument's type."""
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
+
+
 def positive(text: str) -> int:
     """A whole number from 1 on, as an argument's type."""
     if not text.isascii() or not text.isdigit() or int(text) == 0:

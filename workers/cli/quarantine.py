@@ -52,7 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     parser.epilog = _EPILOG
     parser.add_argument("action", choices=tuple(_ACTIONS), help="list all, show some in full, or retry some")
-    parser.add_argument("documents", nargs="*", metavar="KEY", help="a document's key, or VBUCKET:SEQNO")
+    parser.add_argument("documents", nargs="*", default=(), metavar="KEY", help="a document's key, or VBUCKET:SEQNO")
     parser.add_argument("--all", action="store_true", help="show or retry all documents in quarantine")
     parser.add_argument(
         "--limit",

@@ -22,7 +22,7 @@ or node.weight.
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of this command."""
     parser.epilog = _EPILOG
-    parser.add_argument("partition", type=int, nargs="+", metavar="P", help="a partition's number")
+    parser.add_argument("partition", type=options.whole, nargs="+", metavar="P", help="a partition's number")
     node_orders.add_waiting(parser)
     options.add_json(parser)
     options.add_config(parser)
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """Release the partitions, and wait until they have an owner again."""
     numbers = sorted(set(args.partition))
     with node_orders.open_coordination(args) as coordination:
-        if not 0 <= numbers[0] <= numbers[-1] < coordination.n_partitions:
+        if numbers[-1] >= coordination.n_partitions:
             raise InputInvalid(f"partitions have the numbers 0 to {coordination.n_partitions - 1}")
         before = coordination.state()
         coordination.order("release", numbers, {owner for p in numbers if (owner := before.partitions[p].owner)})

@@ -82,6 +82,13 @@ def test_store_behind_sentinels_is_followed_to_another_master_and_a_new_epoch_is
     backend.close()
 
 
+def test_a_server_that_is_no_node_of_a_cluster_is_a_wrong_setting(servers):
+    port = servers.start()
+    done = cli("changes", "A", "--set", f"index.store=redis+cluster://127.0.0.1:{port}")
+    assert done.returncode == exits.CONFIG
+    assert "this is no node of a cluster: redis:// instead of redis+cluster://" in done.stderr
+
+
 def test_no_sentinel_that_knows_the_service_is_unavailable(servers):
     sentinel = servers.start(sentinel=True)
     backend = Backend(f"redis+sentinel://127.0.0.1:{sentinel}/nobody")
