@@ -1,13 +1,14 @@
 """What removal leaves of an index, what it costs, and what it takes from writers.
 
     python -m benchmarks.removal history FILE [--hand-overs 10]
-    python -m benchmarks.removal year [--share 100] [--hours 8760] [--shares 4] [--store memory://]
+    python -m benchmarks.removal year [--share 100] [--hours 8760] [--nodes 2] [--feeds 1] [--store memory://]
     python -m benchmarks.removal writers [--documents 100000] [--pairs 3]
 
 history: a file of revisions (`channelindex load`) in Redis, before and after all of it is compacted.
 
 year: 10 million changes of 100,000 documents in 10,000 channels and the channel of all, divided by `--share`, and a
-hand-over every hour, in one process, with a clock of its own; two nodes share the partitions in `--shares` ways.
+hand-over every hour, in one process, with a clock of its own. Of so many nodes one after the other goes and comes back,
+and the partitions are shared out as nodes would; without nodes, at random each time.
 
 writers: a node that compacts all the time against one that does not, in turn, while they index documents that change
 often; and how long Redis was held by each switch.
@@ -26,7 +27,7 @@ from rich.table import Table
 
 from benchmarks import removal_writers
 from benchmarks.machine import write_results
-from benchmarks.removal_index import N_VBUCKETS, RemovalIndex, Row, Space
+from benchmarks.removal_index import N_VBUCKETS, RemovalIndex, Row, Shares, Space
 from channelindex.blocks import pack_entry
 from channelindex.hashing import vbucket_of
 from channelindex.model import DELETED, STAR_CHANNEL, Entry
@@ -110,7 +111,7 @@ def _state(index: RemovalIndex, url: str, busiest: str) -> dict[str, Any]:
     return {"memory": memory["used_memory"], "entries": index.count_entries(), **space._asdict(), **read._asdict()}
 
 
-def year(share: int, hours: int, n_shares: int, url: str, console: Console) -> list[Month]:
+def year(share: int, hours: int, shares: Shares, url: str, console: Console) -> list[Month]:
     """Live so many hours of a year that is divided by *share*; the index at the end of each twelfth."""
     n_documents, n_channels = DOCUMENTS // share, max(1, CHANNELS // share)
     chance, months = random.Random(2026), list[Month]()
@@ -118,7 +119,7 @@ def year(share: int, hours: int, n_shares: int, url: str, console: Console) -> l
     documents = [f"document-{number:06}" for number in range(n_documents)]
     vbuckets = [vbucket_of(document.encode(), N_VBUCKETS) for document in documents]
     done = 0
-    with RemovalIndex(url, BLOCK_BYTES, CompactionSettings(grace_s=0.0), n_shares) as index:
+    with RemovalIndex(url, BLOCK_BYTES, CompactionSettings(grace_s=0.0), shares) as index:
         for hour in range(hours):
             index.hand_over()
             upto = CHANGES * (hour + 1) // (YEAR_H * share)
@@ -168,7 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     part = parts.add_parser("year")
     part.add_argument("--share", type=int, default=100)
     part.add_argument("--hours", type=int, default=YEAR_H)
-    part.add_argument("--shares", type=int, default=4, help="0: another way at each hand-over")
+    part.add_argument("--nodes", type=int, default=2)
+    part.add_argument("--feeds", type=int, default=1, help="feed workers of a node")
     part.add_argument("--store", default="memory://")
     part = parts.add_parser("writers")
     part.add_argument("--documents", type=int, default=50_000)
@@ -183,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             table.add_row(name, f"{found['before'][name]:,}", f"{found['after'][name]:,}")
         console.print(table, f"read: channel {found['channel']}; compaction took {found['cpu_s']:.1f} s of CPU")
     elif args.part == "year":
-        months = year(args.share, args.hours, args.shares, args.store, console)
+        months = year(args.share, args.hours, Shares(args.nodes, args.feeds), args.store, console)
         found = [month._asdict() | month.space._asdict() | {"space": None} for month in months]
     else:
         found = removal_writers.measure(args.documents, args.pairs, console)

@@ -15,6 +15,8 @@ from channelindex.settings import CompactionSettings, IndexSettings
 from channelindex.stores import open_compaction, open_owner, open_reader, open_writer
 from channelindex.stores.base import BlockRef, ChannelAppend
 from channelindex.stores.block_writer import full_at
+from coordinator.plan import Member, target
+from workers.node.spread import spread
 
 N_VBUCKETS = 64
 N_PARTITIONS = 16
@@ -38,18 +40,49 @@ class Space(NamedTuple):
     active_bytes: int
 
 
-class RemovalIndex:
-    """One index with two nodes that share its partitions; to be closed. `now_s` is its time.
+class Shares:
+    """The partitions of each feed worker of some nodes, of which one after the other goes, and comes back.
 
-    There are *n_shares* ways in which they share them, in turn; 0: another one at each hand-over.
+    Who gets what is decided as nodes decide it. Of no nodes: two workers, each with half of all, at random each time.
     """
 
-    def __init__(self, url: str, block_bytes: int, settings: CompactionSettings, n_shares: int = 0) -> None:
+    def __init__(self, n_nodes: int, n_feeds: int) -> None:
+        assert n_nodes != 1, "nobody could take over"
+        self._nodes = [Member(f"node-{number}") for number in range(n_nodes)]
+        self._workers = {node: [frozenset[int]()] * n_feeds for node, _, _ in self._nodes}
+        self._leases: dict[int, str] = {}
+        self._homes: dict[int, str] = {}
+        self._n_hand_overs = 0
+        self._random = random.Random(15)
+
+    def hand_over(self) -> list[list[int]]:
+        """Who is away comes back, else the next one goes; the partitions of each worker then."""
+        if not self._nodes:
+            numbers = self._random.sample(range(N_PARTITIONS), N_PARTITIONS)
+            return [numbers[: N_PARTITIONS // 2], numbers[N_PARTITIONS // 2 :]]
+        turn, is_back = divmod(self._n_hand_overs, 2)
+        self._n_hand_overs += 1
+        there = list(self._nodes)
+        if not is_back:
+            away = there.pop(turn % len(there)).node
+            self._homes = {partition: node for partition, node in self._leases.items() if node == away}
+            self._workers[away] = [frozenset()] * len(self._workers[away])
+        held = {member.node for member in there}
+        self._leases = {partition: node for partition, node in self._leases.items() if node in held}
+        self._leases |= dict(target(there, self._leases, N_PARTITIONS, self._homes).takers())
+        for node, workers in self._workers.items():
+            self._workers[node] = spread([p for p, owner in self._leases.items() if owner == node], workers)
+        return [sorted(worker) for workers in self._workers.values() for worker in workers if worker]
+
+
+class RemovalIndex:
+    """One index whose partitions *shares* gives to workers; to be closed. `now_s` is its time."""
+
+    def __init__(self, url: str, block_bytes: int, settings: CompactionSettings, shares: Shares | None = None) -> None:
         index = IndexSettings(
             "removal", url, block_bytes=block_bytes, memory_max_entries=0, memory_min_entries=0, memory_max_age_s=0.0
         )
         self.now_s = START_S
-        self._random = random.Random(15)
         self._owner, self._writer, self.reader = open_owner(index), open_writer(index), open_reader(index)
         self._store = open_compaction(index)
         self._block_bytes = block_bytes
@@ -57,31 +90,20 @@ class RemovalIndex:
         self._owner.create_or_check(self.meta)
         self.compactor = Compactor(self._store, self.reader, settings, block_bytes, clock=lambda: self.now_s)
         self._seqnos = [0] * N_VBUCKETS
-        self._n_shares = n_shares
-        self._known_shares: list[list[list[int]]] = []
-        self._n_hand_overs = 0
+        self._sharing = shares or Shares(0, 1)
         self._shares: list[tuple[int, str, Sequence[int]]] = []
         self.written = self.rewritten = self.pruned = 0
 
     def hand_over(self) -> None:
-        """Share the partitions out anew: each node begins an epoch in the group of its share."""
+        """Share the partitions out anew: each worker begins an epoch in the group of its share."""
         self._shares = []
-        for share in self._next_shares():
+        for share in self._sharing.hand_over():
             epoch = self._owner.next_epoch()
             self._owner.begin_all({partition: {} for partition in share}, epoch, "bench")
             self._shares.append((epoch, group_of(share, N_PARTITIONS), share))
 
-    def _next_shares(self) -> list[list[int]]:
-        known, self._n_hand_overs = self._known_shares, self._n_hand_overs + 1
-        if self._n_shares and len(known) == self._n_shares:
-            return known[self._n_hand_overs % self._n_shares]
-        numbers = list(range(N_PARTITIONS))
-        self._random.shuffle(numbers)
-        known.append([sorted(numbers[: N_PARTITIONS // 2]), sorted(numbers[N_PARTITIONS // 2 :])])
-        return known[-1]
-
     def write(self, rows: Iterable[Row]) -> None:
-        """Index *rows*, in one batch of each node."""
+        """Index *rows*, in one batch of each worker."""
         by_vb: defaultdict[int, list[Row]] = defaultdict(list)
         for row in rows:
             by_vb[row[1]].append(row)

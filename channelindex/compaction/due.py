@@ -1,6 +1,5 @@
 """Says from a channel's directory whether compaction is due, and which groups it takes in. Pure; no block is read."""
 
-from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from enum import Enum
 from typing import NamedTuple
@@ -10,10 +9,10 @@ from channelindex.stores.base import COMPACT_PREFIX
 from channelindex.stores.block_writer import full_at
 from channelindex.stores.compacting import ChannelSizes, GroupSize
 
-MAX_GROUPS = 16
-"""Groups of a channel, each of which a reader asks for. With more, the small ones are merged.
+MAX_GROUPS = 32
+"""Groups of a channel that nobody writes any more, each of which a reader asks for. With more, the small are merged.
 
-With 8, small channels were merged so often that all was written three times (`python -m benchmarks.removal year`)."""
+With 16, small channels were merged so often that all was written three times (`python -m benchmarks.removal year`)."""
 
 
 class Extent(Enum):
@@ -50,17 +49,23 @@ def due(
     settings: CompactionSettings,
     now_s: float,
 ) -> DueChannel | None:
-    """The compaction that *channel* is due for, None if for none."""
-    compacted, n_bytes = sizes.compacted, sizes.n_bytes
-    gain = n_bytes - compacted.live
-    if not any(_inputs(sizes, present_epochs)):
-        return None
-    if n_bytes >= 2 * compacted.live + full_at(compacted.live, block_bytes):
-        return DueChannel(channel, Extent.FULL, gain)
+    """The compaction that *channel* is due for, None if for none.
+
+    What counts is what a compaction takes in: not the active blocks of present epochs, which are bound by `full_at`.
+    """
+    compacted = sizes.compacted
+    removable = {name for name, group in sizes.groups.items() if is_removable(name, group, present_epochs)}
+    input_bytes = sum(
+        group.n_bytes if name in removable else group.n_bytes - group.active_bytes
+        for name, group in sizes.groups.items()
+    )
+    gain = input_bytes - compacted.live
     since = compacted.at or _oldest_s(sizes)
+    if input_bytes >= 2 * compacted.live + full_at(compacted.live, block_bytes):
+        return DueChannel(channel, Extent.FULL, gain)
     if now_s - since >= settings.max_lag_s and gain > 0:
         return DueChannel(channel, Extent.FULL, gain)
-    if len(sizes.groups) > MAX_GROUPS:
+    if len(removable) > MAX_GROUPS:
         return DueChannel(channel, Extent.MERGE, gain)
     return None
 
@@ -81,18 +86,6 @@ def merged_groups(sizes: ChannelSizes, present_epochs: AbstractSet[int]) -> froz
         chosen.append(name)
         total += n_bytes
     return frozenset(chosen) if len(chosen) > 1 else frozenset()
-
-
-def _inputs(sizes: ChannelSizes, present_epochs: AbstractSet[int]) -> Iterator[str]:
-    """The groups of which anything could be rewritten to some use."""
-    n_compact = sum(name.startswith(COMPACT_PREFIX) for name in sizes.groups)
-    for name, group in sizes.groups.items():
-        has_full_blocks = group.directory.number > group.directory.first
-        if name.startswith(COMPACT_PREFIX):
-            if n_compact > 1 or group.n_bytes > sizes.compacted.live:
-                yield name
-        elif has_full_blocks or is_removable(name, group, present_epochs):
-            yield name
 
 
 def _oldest_s(sizes: ChannelSizes) -> float:

@@ -6,6 +6,7 @@ from rich.console import Console
 from benchmarks import removal, serve, stages
 from benchmarks.cases import CASES
 from benchmarks.compare import FEW_DOCUMENTS, Run
+from benchmarks.removal_index import Shares
 from tests.support.shared import shared_path
 
 
@@ -27,7 +28,7 @@ def test_compared_is_what_documents_cost_beyond_those_of_a_start():
 
 
 def test_a_year_of_removal_keeps_within_its_bounds():
-    months = removal.year(share=1_000, hours=48, n_shares=4, url="memory://", console=Console(quiet=True))
+    months = removal.year(share=1_000, hours=96, shares=Shares(3, 2), url="memory://", console=Console(quiet=True))
     assert len(months) == 12
     assert all(month.share <= 1 for month in months)
     assert months[-1].rewritten <= months[-1].written

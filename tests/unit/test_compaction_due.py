@@ -52,8 +52,17 @@ def test_a_channel_that_was_never_compacted_is_as_old_as_the_epochs_that_wrote_i
         assert (due("A", sizes, frozenset({began}), BLOCK, SETTINGS, NOW_S) is not None) == is_due
 
 
-def test_what_present_epochs_append_to_is_no_reason():
-    """The active blocks of present epochs cannot be compacted."""
+def test_what_present_epochs_append_to_counts_for_nothing():
+    """Their active blocks cannot be compacted: what is due for them alone would be rewritten at each look."""
+    live, limit = 10_000, 2 * 10_000 + 10_000
+    full = _group(7, limit - 1 + 5000, active_bytes=5000)
+    assert _due(_sizes(live, int(NOW_S), g=full)) is None
+    assert _due(_sizes(live, int(NOW_S), g=full._replace(active_bytes=0))) is None
+    longer = _group(7, limit + 5000, active_bytes=5000)
+    assert _due(_sizes(live, int(NOW_S), g=longer)) == DueChannel("A", Extent.FULL, limit - live)
+
+
+def test_active_blocks_of_present_epochs_alone_are_no_reason():
     sizes = _sizes(10, 1, g=_group(7, 10 * BLOCK, number=0, active_bytes=10 * BLOCK))
     assert _due(sizes) is None
     assert _due(_sizes(10, 1, g=_group(6, 10 * BLOCK, number=0, active_bytes=10 * BLOCK))) is not None
@@ -62,12 +71,13 @@ def test_what_present_epochs_append_to_is_no_reason():
 def test_many_groups_are_merged_the_small_ones_alone():
     groups = {
         f"g{number}": _group(number % 6, 100 + number, number=0, active_bytes=100 + number)
-        for number in range(MAX_GROUPS - 2)
+        for number in range(MAX_GROUPS - 1)
     }
     large = {f"{COMPACT_PREFIX}1": _group(1, 10**6), f"{COMPACT_PREFIX}2": _group(1, 500), "now": _group(7, 10)}
     sizes = ChannelSizes(Compacted(1, 10**6, at=int(NOW_S)), groups | large)
-    assert len(sizes.groups) > MAX_GROUPS
     assert _due(sizes) == DueChannel("A", Extent.MERGE, sizes.n_bytes - 10**6)
+    present = {f"p{number}": _group(7, 10) for number in range(MAX_GROUPS)}
+    assert _due(sizes._replace(groups=present | large)) is None, "those of present epochs cannot be merged"
     assert merged_groups(sizes, PRESENT) == {*groups, f"{COMPACT_PREFIX}2"}
 
 
@@ -77,7 +87,9 @@ def test_a_block_is_full_at_what_was_left_between_its_bounds():
 
 def test_nodes_take_what_has_most_to_win_first_and_what_is_alike_in_another_order_each():
     found = [DueChannel(f"c{number}", Extent.FULL, 1 << (number % 3) * 10) for number in range(60)]
-    orders = [in_turn(found, f"node-{number}") for number in range(3)]
+    star = DueChannel("*", Extent.FULL, 2)
+    orders = [in_turn([*found, star], f"node-{number}") for number in range(3)]
+    assert [order.pop(0) for order in orders] == [star] * 3, "most readers pay for it"
     for order in orders:
         assert sorted(order) == sorted(found)
         assert [each.gain for each in order] == sorted((each.gain for each in found), reverse=True)

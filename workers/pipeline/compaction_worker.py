@@ -15,6 +15,7 @@ from channelindex.compaction.compactor import Compactor
 from channelindex.compaction.due import DueChannel
 from channelindex.compaction.pace import Pace
 from channelindex.errors import Transient
+from channelindex.model import STAR_CHANNEL
 from channelindex.settings import CompactionSettings
 from channelindex.stores.base import IndexReader
 from channelindex.stores.compacting import CompactionStore
@@ -139,12 +140,13 @@ class CompactionWorker:
 
 
 def in_turn(found: Sequence[DueChannel], node_name: str) -> list[DueChannel]:
-    """*found* in the order in which this node compacts them: by gain, in steps of twice as much.
+    """*found* in the order in which this node compacts them: the star channel, then by gain, in steps of twice as much.
 
     Within a step the order is another one on each node, so that they seldom begin the same channel.
     """
 
-    def order(due: DueChannel) -> tuple[int, int]:
-        return -int(math.log2(max(1, due.gain))), zlib.crc32(f"{node_name} {due.channel}".encode())
+    def order(due: DueChannel) -> tuple[bool, int, int]:
+        steps = int(math.log2(max(1, due.gain)))
+        return due.channel != STAR_CHANNEL, -steps, zlib.crc32(f"{node_name} {due.channel}".encode())
 
     return sorted(found, key=order)
