@@ -34,6 +34,8 @@ WRITES = 10
 POLLS = 200
 SETTLE_S = 2.0
 DESCRIPTORS = 65_536
+SPARE_DESCRIPTORS = 100
+"""Of a process, for what is no connection of a follower."""
 
 
 class Load(NamedTuple):
@@ -128,9 +130,9 @@ def measure_read(world: World) -> list[Figure]:
 
 
 async def measure_idle(world: World) -> list[Figure]:
-    """As many continuous feeds as longpolls, of a channel to which nothing comes."""
+    """As many continuous feeds as longpolls, of a channel to which nothing comes; as many as there are descriptors."""
     before, began = world.megabytes(), time.monotonic()
-    n = world.load.followers
+    n = min(world.load.followers, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SPARE_DESCRIPTORS) // 2)
     async with Followers(world.service.port) as followers:
         for feed in ("continuous", "longpoll"):
             await followers.follow([world.path(feed, "quiet")] * n)

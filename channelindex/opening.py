@@ -47,7 +47,7 @@ def open_async_index(
 ) -> AsyncChangesReader:
     """Return a reader for asyncio; arguments as of `open_index`. Use it in an `async with` statement, or close it.
 
-    One connection more looks for news, for all followers.
+    Three connections more look for news, for all followers.
 
     Raises:
         See `open_index`.

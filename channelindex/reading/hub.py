@@ -16,10 +16,10 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import compress
 from typing import NamedTuple, TypeVar
 
 from channelindex.errors import ChangesForgotten, ChannelIndexError, IndexCorrupt, ReaderClosed, TokenAhead, Transient
+from channelindex.reading.at_rest import ChannelsAtRest
 from channelindex.reading.block_walk import NOTHING_READ, walk
 from channelindex.reading.paging import Changes, Pager
 from channelindex.reading.patience import Patience
@@ -27,7 +27,7 @@ from channelindex.reading.query import Query
 from channelindex.reading.scan import ChannelScans, FoundByVb, Scan
 from channelindex.reading.snapshot import IndexSnapshot, Snapshots
 from channelindex.reading.token import Delivered, Token, encode, pack, packed_in
-from channelindex.stores.base import ChannelState, IndexReader
+from channelindex.stores.base import IndexReader
 
 WAIT_S = 1.0
 """A wait for the stable clock; closing takes so long."""
@@ -153,7 +153,7 @@ class Hub:
 
     def __init__(self, store: IndexReader, kept_entries: int = KEPT_ENTRIES) -> None:
         self._store = store
-        self._snapshots = Snapshots(store)
+        self._snapshots: tuple[IndexReader, Snapshots] = store, Snapshots(store)
         self._kept_entries = kept_entries
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="channelindex-hub")
         self._task: asyncio.Task[None] | None = None
@@ -167,7 +167,7 @@ class Hub:
         self._n_entries = 0
         self._pages: dict[tuple[Query, int, Delivered, int | None], Kept] = {}
         self._to_tell: deque[Follower] = deque()
-        self._marks: dict[str, bytes] = {}  # of the channels that had nothing else than what was visible
+        self._rest = ChannelsAtRest(store)
         self._is_fresh = asyncio.Event()  # the view is no older than the last wait for the stable clock
         self._is_followed = asyncio.Event()
         self.view: HubView | None = None
@@ -285,6 +285,7 @@ class Hub:
         self._is_fresh.set()
         for follower in self._followers():
             follower.lose()
+        self._thread.submit(self._rest.close)
         self._thread.shutdown(wait=False)
 
     async def _look_for_ever(self) -> None:
@@ -293,7 +294,7 @@ class Hub:
         while True:
             if not self._is_followed.is_set():
                 self._is_fresh.clear()
-                await self._is_followed.wait()
+                await self._await_followers()
             try:
                 if counter is None or not self._is_fresh.is_set():
                     now = await self._in_thread(self._store.stable_counter)
@@ -304,7 +305,7 @@ class Hub:
                     continue
                 self._late.clear()
                 channels = self._looked_at()
-                view, look = await self._in_thread(partial(self._look, channels))
+                view, look = await self._in_thread(partial(self._look, channels, now))
             except Transient as error:
                 counter = None  # what the counter promised has not been read
                 await asyncio.sleep(patience.pause_after(error))
@@ -316,6 +317,15 @@ class Hub:
             if took_s > LONG_LOOK_S:
                 await asyncio.sleep(min(took_s, LONGEST_PAUSE_S))
 
+    async def _await_followers(self) -> None:
+        """Wait until somebody follows; the store need not watch anything meanwhile, if that takes longer."""
+        try:
+            async with asyncio.timeout(LINGER_S):
+                await self._is_followed.wait()
+        except TimeoutError:
+            await self._in_thread(self._rest.close)
+            await self._is_followed.wait()
+
     def _looked_at(self) -> list[str]:
         """The channels that are followed, or were a moment ago."""
         now = time.monotonic()
@@ -325,23 +335,27 @@ class Hub:
     async def _in_thread(self, function: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
-    def _look(self, channels: Sequence[str]) -> tuple[HubView, Look | None]:
-        """The view now, and what came to *channels* since the last one; None if that cannot be said. In a thread."""
+    def _look(self, channels: Sequence[str], counter: int) -> tuple[HubView, Look | None]:
+        """The view now, and what came to *channels* since the last one; None if that cannot be said. In a thread.
+
+        *counter* is the stable counter that was seen; the view is no older.
+        """
         at = time.monotonic()
-        before, snapshot = self.view, self._snapshots.take()
+        store = self._rest.begin()
+        before, snapshot = self.view, self._snapshot_of(store)
         view = HubView(before.number + 1 if before else 0, snapshot, at)
         if before is not None and before.snapshot.epochs != snapshot.epochs:
-            self._marks = {}  # what is visible changes with an epoch, and without a trace in any channel
+            self._rest.forget()  # what is visible changes with an epoch, and without a trace in any channel
         if before is None or before.snapshot.meta != snapshot.meta:
             return view, None
         try:
             if snapshot.resume(before.position).seqnos != before.position.seqnos:
                 return view, None  # a rollback
-            changed = self._changed(channels)
-            states = self._store.channel_states(changed)
+            changed = self._rest.awake(channels, counter)
+            states = store.channel_states(changed)
             scans = ChannelScans(snapshot, before.position.seqnos, len(changed))
-            walk(self._store, changed, scans, states=states)
-            self._note(changed, states, snapshot)
+            walk(store, changed, scans, states=states)
+            self._rest.note(changed, states, snapshot)
         except (TokenAhead, IndexCorrupt, ChangesForgotten):
             return view, None  # whom it concerns will find it, too
         found = {channel: each for channel, each in zip(changed, scans.by_channel, strict=True) if each}
@@ -349,21 +363,11 @@ class Hub:
         n_entries = sum(map(_count, found.values()))
         return view, Look(view.number, before.position, pack(before.position), found, n_entries)
 
-    def _changed(self, channels: Sequence[str]) -> list[str]:
-        """Those of *channels* that may have something that they had not, or not visibly, when they were noted."""
-        noted = [channel for channel in channels if channel in self._marks]
-        marks = [self._marks[channel] for channel in noted]
-        is_changed = self._store.changed(marks) if marks else ()
-        at_rest = [not is_other for is_other in is_changed]
-        self._marks = {channel: self._marks[channel] for channel in compress(noted, at_rest)}
-        return [channel for channel in channels if channel not in self._marks]
-
-    def _note(self, channels: Sequence[str], states: Sequence[ChannelState | None], snapshot: IndexSnapshot) -> None:
-        """Note those of *channels* of which all is visible: until they change, they need not be read."""
-        for channel, state in zip(channels, states, strict=True):
-            mark = self._store.mark(channel, state) if snapshot.shows_all(state) else None
-            if mark is not None:
-                self._marks[channel] = mark
+    def _snapshot_of(self, store: IndexReader) -> IndexSnapshot:
+        """A snapshot of *store*; what is remembered for that is as long as it is the same."""
+        if self._snapshots[0] is not store:
+            self._snapshots = store, Snapshots(store)
+        return self._snapshots[1].take()
 
     def _publish(self, view: HubView, look: Look | None, channels: Sequence[str]) -> None:
         self.view = view
@@ -371,7 +375,7 @@ class Hub:
         self._pages.clear()
         packed = pack(view.position)
         if look is None:
-            self._marks.clear()  # what was visible when they were made may have to become so again
+            self._rest.forget()  # what was visible when they were noted may have to become so again
             self._looks.clear()
             self._n_entries = 0
             self._covered_from.clear()

@@ -223,6 +223,21 @@ class ServerLink(Link):
             raise self.purpose.unavailable(f"{self.purpose.setting} {self.where}: {one_line(error)}") from error
         return message
 
+    def messages(self) -> list[Any]:
+        """All messages of a connection that has subscribed, up to those that the server had when it was asked for them.
+
+        Raises:
+            the purpose's `unavailable` or `lost`: there is no such connection any more.
+        """
+        if self._connection is None:
+            raise self.purpose.unavailable(f"{self.purpose.setting} {self.where}: not subscribed any more")
+        found: list[Any] = []
+        with self._closed_if_broken():
+            self._connection.send_command("PING", check_health=False)  # that would take a message for its answer
+            while (message := self._connection.read_response())[0] != b"pong":
+                found.append(message)
+        return found
+
     def close(self) -> None:
         """See `Link.close`."""
         if self._connection is not None:

@@ -377,6 +377,10 @@ class IndexReader(Protocol):
         """Tell of each of *marks* if its channel may have changed since. Costs a fraction of `channel_states`."""
         ...
 
+    def watch(self) -> "ChannelWatch | None":
+        """A watch of the channels, which has begun; None where the store cannot be watched, or does not let us."""
+        ...
+
     def blocks(self, refs: Sequence[BlockRef]) -> Sequence[bytes | None]:
         """The bytes of each block, in the order asked; None for one that does not exist.
 
@@ -402,6 +406,36 @@ class IndexReader(Protocol):
 
     def quarantined(self, limit: int = 100) -> tuple[int, Sequence[Quarantined]]:
         """The number of records ever written to the quarantine, and the newest of them."""
+        ...
+
+    def close(self) -> None:
+        """Let go of connections. May be called twice."""
+        ...
+
+
+class ChannelWatch(Protocol):
+    """Notices which channels are changed after their states were read by `reader`. For one thread."""
+
+    @property
+    def reader(self) -> IndexReader:
+        """Reads what is to be watched, on a connection of its own: all that it says is of one server."""
+        ...
+
+    @property
+    def is_whole(self) -> bool:
+        """False once a connection was lost: nothing is watched any more."""
+        ...
+
+    def changed(self, counter: int) -> Collection[str] | None:
+        """The channels that changed since `reader` read their states, or since they were named here last.
+
+        All that changed before the call are among them, and maybe others. None: it is proven that it does not notice
+        everything, and must not be used any more.
+
+        Raises:
+            StoreUnavailable: the store has not come to the stable counter *counter*, so it is another one than was
+                asked for it; or a connection is lost. It has ended.
+        """
         ...
 
     def close(self) -> None:

@@ -388,6 +388,9 @@ class MemoryReader:
         """See `IndexReader.changed`."""
         return [True] * len(marks)
 
+    def watch(self) -> None:
+        """See `IndexReader.watch`. It cannot be watched."""
+
     def blocks(self, refs: Sequence[BlockRef]) -> Sequence[bytes | None]:
         """See `IndexReader.blocks`."""
         with self._index.changed:

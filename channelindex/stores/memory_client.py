@@ -89,6 +89,9 @@ class MemoryClient:
         """See `IndexReader.changed`."""
         return [True] * len(marks)
 
+    def watch(self) -> None:
+        """See `IndexReader.watch`. It cannot be watched."""
+
     def blocks(self, refs: Sequence[BlockRef]) -> Sequence[bytes | None]:
         """See `IndexReader.blocks`."""
         return self._in_parts("blocks", refs, _BLOCKS_PER_REQUEST)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from channelindex.epochs import EpochStart, PartitionRecord
 from channelindex.errors import ReaderClosed
 from channelindex.model import IndexMeta
-from channelindex.stores.base import BlockRef, ChannelState, IndexReader, Quarantined, StableView
+from channelindex.stores.base import BlockRef, ChannelState, ChannelWatch, IndexReader, Quarantined, StableView
 from channelindex.timeline import Moment
 
 MAX_STORES = 8
@@ -80,6 +80,11 @@ class ReaderPool:
         """See `IndexReader.changed`."""
         with self._lent() as store:
             return store.changed(marks)
+
+    def watch(self) -> ChannelWatch | None:
+        """See `IndexReader.watch`. Its connection is none of the pool."""
+        with self._lent() as store:
+            return store.watch()
 
     def blocks(self, refs: Sequence[BlockRef]) -> Sequence[bytes | None]:
         """See `IndexReader.blocks`."""

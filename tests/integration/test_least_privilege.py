@@ -13,7 +13,7 @@ from channelindex.blocks import FORMAT_VERSION
 from channelindex.errors import AuthenticationFailed
 from channelindex.model import IndexMeta
 from channelindex.settings import IndexSettings
-from channelindex.stores import open_owner, open_writer
+from channelindex.stores import open_owner, open_reader, open_writer
 from channelindex.stores.base import ChannelAppend, Quarantined
 from devbucket.accounts import Account
 from devbucket.config import DevBucketConfig
@@ -150,6 +150,16 @@ def test_a_reader_changes_nothing(accounts: Accounts) -> None:
     drain = ("EVAL", "return redis.call('HSET', KEYS[1], 'n1', '1')", 1, f"ci:{INDEX}:{{coordination}}:drained")
     with closing(accounts.client("ci-reader")) as client, pytest.raises(redis.ResponseError, match=REFUSAL):
         client.execute_command(*drain)
+
+
+def test_a_reader_is_told_by_redis_what_has_changed(accounts: Accounts) -> None:
+    make_index(accounts, "ci-node")
+    with closing(open_reader(IndexSettings(INDEX, accounts.url("ci-reader")))) as reader:
+        watch = reader.watch()
+        assert watch is not None
+        with closing(watch):
+            assert watch.changed(0) == set()
+    assert accounts.refused() == []
 
 
 def make_index(accounts: Accounts, user: str) -> None:

@@ -107,6 +107,9 @@ class CouchbaseReader:
         """See `IndexReader.changed`."""
         return [True] * len(marks)
 
+    def watch(self) -> None:
+        """See `IndexReader.watch`. It cannot be watched."""
+
     def blocks(self, refs: Sequence[BlockRef]) -> Sequence[bytes | None]:
         """See `IndexReader.blocks`."""
         return [stored and stored.value for stored in self._link.get([self._keys.block(*ref) for ref in refs])]

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from channelindex.epochs import EpochStart, PartitionRecord
 from channelindex.errors import StoreUnavailable
 from channelindex.model import IndexMeta
-from channelindex.redis.link import ServerLink
+from channelindex.redis.link import Link, ServerLink
 from channelindex.stores import records
-from channelindex.stores.base import BlockRef, ChannelState, Quarantined, StableView
+from channelindex.stores.base import BlockRef, ChannelState, ChannelWatch, Quarantined, StableView
 from channelindex.stores.meta import decode_meta, lost_record
 from channelindex.stores.redis import channel_marks
 from channelindex.stores.redis.directories import read_channels, whole_block
@@ -16,18 +16,20 @@ from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record, read_meta
 from channelindex.stores.redis.store_link import open_link
 from channelindex.stores.redis.timelines import read_timelines
+from channelindex.stores.redis.watch import begin_watch
 from channelindex.timeline import Moment
 
 _SCAN_COUNT = 1000
 
 
 class RedisReader:
-    """`IndexReader` in Redis. Waits on a second connection, made when it is first needed."""
+    """`IndexReader` in Redis. Waits on a second connection, made when it is first needed. *link*: what to read by."""
 
-    def __init__(self, url: str, index_name: str) -> None:
+    def __init__(self, url: str, index_name: str, link: Link | None = None) -> None:
+        self._url = url
         self._index_name = index_name
         self._keys = Keys(index_name)
-        self._link = open_link(url, StoreUnavailable)
+        self._link = link or open_link(url, StoreUnavailable)
         self._subscription = open_link(url, StoreUnavailable)
 
     def meta(self) -> IndexMeta:
@@ -98,6 +100,13 @@ class RedisReader:
     def changed(self, marks: Sequence[bytes]) -> Sequence[bool]:
         """See `IndexReader.changed`."""
         return channel_marks.changed(self._link, self._keys, marks)
+
+    def watch(self) -> ChannelWatch | None:
+        """See `IndexReader.watch`."""
+        link, messages = [open_link(self._url, StoreUnavailable, reconnects=False) for _ in range(2)]
+        if not (isinstance(link, ServerLink) and isinstance(messages, ServerLink)):
+            return None  # what the nodes of a cluster tell, and when, would have to be put together
+        return begin_watch(RedisReader(self._url, self._index_name, link), link, messages, self._keys)
 
     def blocks(self, refs: Sequence[BlockRef]) -> Sequence[bytes | None]:
         """See `IndexReader.blocks`."""
