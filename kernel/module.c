@@ -1,10 +1,11 @@
 /* The compiled kernel of the feed: what it is for, and what it leaves to Python, is in docs/design/016-kernel.md. */
 #include "batch.h"
+#include "events.h"
 
 #include <string.h>
 
 /* Raised with every change of what Python expects of it; channelindex/kernel.py takes no other. */
-enum { VERSION = 6 };
+enum { VERSION = 7 };
 
 PyObject *attr_seqno, *attr_snap_end, *attr_vb, *attr_words, *attr_is_empty, *sections_type;
 uint64_t secret[2];
@@ -73,7 +74,8 @@ PyMODINIT_FUNC PyInit__kernel(void) {
     PyObject *module = make_names() && make_secret() ? PyModule_Create(&definition) : NULL;
     PyObject *round_type = NULL, *active_type = NULL;
     if (module != NULL &&
-        (!add_type(module, "Entries", &round_spec, &round_type) ||
+        (!add_type(module, "Events", &events_spec, &events_type) ||
+         !add_type(module, "Entries", &round_spec, &round_type) ||
          !add_type(module, "Sections", &sections_spec, &sections_type) ||
          !add_type(module, "Batch", &batch_spec, &batch_type) ||
          !add_type(module, "Selection", &selection_spec, &selection_type) ||

@@ -1,4 +1,4 @@
-#include "python.h"
+#include "events.h"
 
 enum { HEAD_BYTES = 32, HEADER_BYTES = 24, MUTATION_EXTRAS = 31, LEAST_EXTRAS = 18, MOST_EXTRAS = 63 };
 enum { FIRST_KIND = 0x8057, LAST_KIND = 0x8059 };
@@ -13,11 +13,10 @@ typedef struct {
 /* The stream that the last document was of, and where it was before. */
 typedef struct {
     PyObject *stream; /* ours */
-    PyObject *vb;     /* ours */
     uint32_t opaque;
-    uint64_t vb_number, snap_end, newest;
+    uint64_t vb, snap_end, newest;
     uint64_t seqno; /* its newest now */
-    PyObject *moved_to; /* the same, ours, as long as the stream itself has not been told; else NULL */
+    bool has_moved; /* and the stream itself has not been told */
 } Current;
 
 /* What the caller gave. */
@@ -26,7 +25,8 @@ typedef struct {
     size_t size;
     size_t prefix_bytes;
     unsigned unusual;
-    PyObject *streams, *events, *look_closer;
+    EventsObject *events;
+    PyObject *source, *streams, *look_closer;
 } Input;
 
 static FrameHead read_head(const uint8_t *at) {
@@ -44,20 +44,17 @@ static FrameHead read_head(const uint8_t *at) {
 
 /* Tells the stream its newest seqno. An error that is on its way stays. */
 static Outcome tell_stream(Current *current) {
-    if (current->moved_to == NULL)
+    if (!current->has_moved)
         return DONE;
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
-    int failed = PyObject_SetAttr(current->stream, attr_seqno, current->moved_to);
-    Py_CLEAR(current->moved_to);
+    PyObject *seqno = PyLong_FromUnsignedLongLong(current->seqno);
+    bool is_told = seqno != NULL && PyObject_SetAttr(current->stream, attr_seqno, seqno) == 0;
+    Py_XDECREF(seqno);
+    current->has_moved = false;
     if (type != NULL)
         PyErr_Restore(type, value, trace);
-    return failed ? FAILED : DONE;
-}
-
-static void leave_stream(Current *current) {
-    Py_CLEAR(current->stream);
-    Py_CLEAR(current->vb);
+    return is_told ? DONE : FAILED;
 }
 
 static Outcome read_number(PyObject *object, PyObject *name, uint64_t *number) {
@@ -83,64 +80,50 @@ static Outcome enter_stream(Current *current, PyObject *streams, uint32_t opaque
         Py_DECREF(stream);
         return FAILED;
     }
-    PyObject *vb = PyObject_GetAttr(stream, attr_vb);
-    leave_stream(current);
+    Py_XDECREF(current->stream);
     current->stream = stream;
-    current->vb = vb;
     current->opaque = opaque;
-    if (vb == NULL)
-        return FAILED;
-    current->vb_number = PyLong_AsUnsignedLongLong(vb);
-    if (PyErr_Occurred())
-        return FAILED;
-    if (read_number(stream, attr_snap_end, &current->snap_end) == FAILED)
+    if (read_number(stream, attr_vb, &current->vb) == FAILED ||
+        read_number(stream, attr_snap_end, &current->snap_end) == FAILED)
         return FAILED;
     return read_number(stream, attr_seqno, &current->seqno);
 }
 
-/* Datatype and value of a document. Python looks more closely at one whose datatype is unusual. */
-static PyObject *read_value(const Input *input, const FrameHead *head, PyObject *key, Span text) {
-    PyObject *value = PyBytes_FromStringAndSize((const char *)text.start, (Py_ssize_t)text.size);
-    if (value == NULL)
+/* The event of a document whose datatype is unusual: Python looks at it more closely. */
+static PyObject *looked_at(const Input *input, const FrameHead *head, const Event *event) {
+    PyObject *key = PyBytes_FromStringAndSize((const char *)event->key.start, (Py_ssize_t)event->key.size);
+    if (key == NULL)
         return NULL;
-    if (!(head->datatype & input->unusual))
-        return Py_BuildValue("(IN)", head->datatype, value);
-    PyObject *pair = PyObject_CallFunction(input->look_closer, "IOIN", head->kind, key, head->datatype, value);
-    if (pair != NULL && (!PyTuple_Check(pair) || PyTuple_Size(pair) != 2)) {
-        Py_CLEAR(pair);
+    PyObject *pair = PyObject_CallFunction(input->look_closer, "IOIy#", head->kind, key, head->datatype,
+                                           (const char *)event->value.start, (Py_ssize_t)event->value.size);
+    PyObject *found = NULL;
+    if (pair != NULL && (!PyTuple_Check(pair) || PyTuple_Size(pair) != 2))
         PyErr_SetString(PyExc_TypeError, "no datatype and value");
-    }
-    return pair;
-}
-
-static PyObject *make_event(const Input *input, const FrameHead *head, const Current *current, PyObject *seqno, Span key_text,
-                            Span value_text) {
-    PyObject *kind = PyLong_FromLong((long)head->kind - FIRST_KIND);
-    PyObject *key = PyBytes_FromStringAndSize((const char *)key_text.start, (Py_ssize_t)key_text.size);
-    PyObject *pair = key != NULL ? read_value(input, head, key, value_text) : NULL;
-    PyObject *event = NULL;
-    if (kind != NULL && pair != NULL)
-        event = PyTuple_Pack(6, kind, current->vb, seqno, key, PyTuple_GetItem(pair, 0), PyTuple_GetItem(pair, 1));
-    Py_XDECREF(kind);
-    Py_XDECREF(key);
+    else if (pair != NULL)
+        found = Py_BuildValue("(iiKOOO)", (int)event->kind, (int)event->vb, (unsigned long long)event->seqno, key,
+                              PyTuple_GetItem(pair, 0), PyTuple_GetItem(pair, 1));
     Py_XDECREF(pair);
-    return event;
+    Py_DECREF(key);
+    return found;
 }
 
-/* Appends the document's event, and moves its stream on, which is told later. */
+/* Adds the document's event, and moves its stream on, which is told later. */
 static Outcome take_document(const Input *input, const FrameHead *head, Current *current, Span key, Span value) {
-    PyObject *seqno = PyLong_FromUnsignedLongLong(head->seqno);
-    PyObject *event = seqno != NULL ? make_event(input, head, current, seqno, key, value) : NULL;
-    bool is_taken = event != NULL && PyList_Append(input->events, event) == 0;
-    Py_XDECREF(event);
-    if (!is_taken) {
-        Py_XDECREF(seqno);
-        return FAILED;
+    const Event event = {.key = key, .value = value, .seqno = head->seqno, .vb = (uint16_t)head->vb,
+                         .kind = (uint8_t)(head->kind - FIRST_KIND), .datatype = (uint8_t)head->datatype};
+    bool is_taken;
+    if (head->datatype & input->unusual) {
+        PyObject *object = looked_at(input, head, &event);
+        is_taken = object != NULL && add_object(input->events, object);
+        Py_XDECREF(object);
+    } else {
+        is_taken = add_document(input->events, &event, input->source);
     }
-    Py_XDECREF(current->moved_to);
-    current->moved_to = seqno;
+    if (!is_taken)
+        return FAILED;
     current->newest = current->seqno;
     current->seqno = head->seqno;
+    current->has_moved = true;
     return DONE;
 }
 
@@ -159,7 +142,7 @@ static Outcome take_frame(const Input *input, size_t *offset, Current *current) 
         if (outcome != DONE)
             return outcome;
     }
-    if (head.seqno <= current->seqno || head.seqno > current->snap_end || head.vb != current->vb_number)
+    if (head.seqno <= current->seqno || head.seqno > current->snap_end || head.vb != current->vb)
         return LEFT;
     size_t cut = input->prefix_bytes < head.key_size ? input->prefix_bytes : head.key_size;
     Span key = {start + HEADER_BYTES + head.extras_size + cut, head.key_size - cut};
@@ -178,10 +161,11 @@ PyObject *take_documents(PyObject *module, PyObject *args) {
     (void)module;
     Input input;
     Current current = {0};
-    const char *data;
+    char *data;
     Py_ssize_t size, offset, prefix_bytes;
-    if (!PyArg_ParseTuple(args, "y#nnIO!O!O", &data, &size, &offset, &prefix_bytes, &input.unusual, &PyDict_Type,
-                          &input.streams, &PyList_Type, &input.events, &input.look_closer))
+    if (!PyArg_ParseTuple(args, "O!nnIO!O!O", &PyBytes_Type, &input.source, &offset, &prefix_bytes, &input.unusual,
+                          &PyDict_Type, &input.streams, events_type, &input.events, &input.look_closer) ||
+        PyBytes_AsStringAndSize(input.source, &data, &size) < 0)
         return NULL;
     if (offset < 0 || offset > size || prefix_bytes < 0) {
         PyErr_SetString(PyExc_ValueError, "the offset is none of the data");
@@ -208,6 +192,6 @@ PyObject *take_documents(PyObject *module, PyObject *args) {
     if (outcome == LEFT)
         result = Py_BuildValue("(nOK)", (Py_ssize_t)at, last == NULL ? Py_None : last, (unsigned long long)newest);
     Py_XDECREF(last);
-    leave_stream(&current);
+    Py_XDECREF(current.stream);
     return result;
 }

@@ -44,6 +44,6 @@ typedef enum { FAILED = -1, LEFT = 0, DONE = 1 } Outcome;
 
 /* Puts into *is_due*, by channel of *revision*, which removals are; remembers them all. LEFT: it is for Python to say, and
  * nothing was remembered. A channel named *star*, if any, is none that the document left. */
-Outcome removals_due(Removals *removals, PyObject *vb, PyObject *key, const Revision *revision, bool *is_due);
+Outcome removals_due(Removals *removals, uint16_t vb, Span key, const Revision *revision, bool *is_due);
 
 #endif

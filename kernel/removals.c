@@ -97,7 +97,12 @@ static bool remember(Removals *removals, uint64_t *row, uint64_t name, const uin
     return true;
 }
 
-Outcome removals_due(Removals *removals, PyObject *vb, PyObject *key, const Revision *revision, bool *is_due) {
+/* Python's hash of (vbucket, key). */
+static bool hash_document(uint16_t vb, Span key, uint64_t *hash) {
+    return hash_of(Py_BuildValue("(iy#)", (int)vb, (const char *)key.start, (Py_ssize_t)key.size), hash);
+}
+
+Outcome removals_due(Removals *removals, uint16_t vb, Span key, const Revision *revision, bool *is_due) {
     uint64_t hashes[MOST_CHANNELS], name, digest;
     unsigned count = 0;
     if (!revision->n_left && removals->is_empty)
@@ -105,7 +110,7 @@ Outcome removals_due(Removals *removals, PyObject *vb, PyObject *key, const Revi
     for (unsigned i = 0; i < revision->n_channels; i++)
         if (revision->channels[i].is_left && !hash_removal(&revision->channels[i], &hashes[count++]))
             return FAILED;
-    if (!hash_of(PyTuple_Pack(2, vb, key), &name))
+    if (!hash_document(vb, key, &name))
         return FAILED;
     name |= 1;
     uint64_t *row = removals->words + (name >> 1 & removals->mask) * ROW_WORDS;

@@ -1,4 +1,4 @@
-#include "python.h"
+#include "events.h"
 
 #include <string.h>
 
@@ -14,14 +14,6 @@ enum { KIND, VB, SEQNO, KEY, DATATYPE, VALUE, EVENT_ITEMS };
 enum { LAST_DOCUMENT = 2, ENTRY_HEAD_BYTES = 14 };
 
 static const Span star = {(const uint8_t *)"*", 1};
-
-typedef struct {
-    PyObject *vb, *seqno, *key;
-    uint16_t vb_number;
-    uint64_t seqno_number;
-    unsigned datatype;
-    Span key_text, value;
-} Document;
 
 static bool bytes_of(PyObject *object, Span *bytes) {
     char *start;
@@ -44,42 +36,42 @@ static bool number_of(PyObject *object, uint64_t most, uint64_t *number) {
     return *number <= most;
 }
 
-/* Takes an event apart; all it has is borrowed. False where it is no document, or an odd one. */
-static bool read_event(PyObject *event, Document *document) {
+/* Takes the object of an event apart; all it has is borrowed. False where it is no document, or an odd one. */
+static bool read_object(PyObject *object, Event *document) {
     uint64_t kind, vb, datatype;
-    if (!PyTuple_CheckExact(event) || PyTuple_Size(event) != EVENT_ITEMS)
+    if (!PyTuple_CheckExact(object) || PyTuple_Size(object) != EVENT_ITEMS)
         return false;
-    document->vb = PyTuple_GetItem(event, VB);
-    document->seqno = PyTuple_GetItem(event, SEQNO);
-    document->key = PyTuple_GetItem(event, KEY);
-    if (!number_of(PyTuple_GetItem(event, KIND), LAST_DOCUMENT, &kind) || !number_of(document->vb, UINT16_MAX, &vb) ||
-        !number_of(document->seqno, UINT64_MAX, &document->seqno_number) ||
-        !number_of(PyTuple_GetItem(event, DATATYPE), UINT8_MAX, &datatype) ||
-        !bytes_of(document->key, &document->key_text) || !bytes_of(PyTuple_GetItem(event, VALUE), &document->value))
+    if (!number_of(PyTuple_GetItem(object, KIND), LAST_DOCUMENT, &kind) ||
+        !number_of(PyTuple_GetItem(object, VB), UINT16_MAX, &vb) ||
+        !number_of(PyTuple_GetItem(object, SEQNO), UINT64_MAX, &document->seqno) ||
+        !number_of(PyTuple_GetItem(object, DATATYPE), UINT8_MAX, &datatype) ||
+        !bytes_of(PyTuple_GetItem(object, KEY), &document->key) ||
+        !bytes_of(PyTuple_GetItem(object, VALUE), &document->value))
         return false;
-    document->vb_number = (uint16_t)vb;
-    document->datatype = (unsigned)datatype;
+    document->kind = (uint8_t)kind;
+    document->vb = (uint16_t)vb;
+    document->datatype = (uint8_t)datatype;
     return true;
 }
 
-static uint8_t *write_entry(uint8_t *to, const Document *document, unsigned flags, Span rev) {
-    uint64_t seqno = document->seqno_number;
+static uint8_t *write_entry(uint8_t *to, const Event *document, unsigned flags, Span rev) {
+    uint64_t seqno = document->seqno;
     size_t rev_size;
-    *to++ = (uint8_t)(document->vb_number >> 8);
-    *to++ = (uint8_t)document->vb_number;
+    *to++ = (uint8_t)(document->vb >> 8);
+    *to++ = (uint8_t)document->vb;
     for (int shift = 56; shift >= 0; shift -= 8)
         *to++ = (uint8_t)(seqno >> shift);
     *to++ = (uint8_t)(flags >> 8);
     *to++ = (uint8_t)flags;
-    *to++ = (uint8_t)document->key_text.size;
+    *to++ = (uint8_t)document->key.size;
     uint8_t *rev_byte = to++;
-    memcpy(to, document->key_text.start, document->key_text.size);
-    to += document->key_text.size;
+    memcpy(to, document->key.start, document->key.size);
+    to += document->key.size;
     *rev_byte = pack_rev(rev, to, &rev_size);
     return to + rev_size;
 }
 
-static bool add_entry(Entries *entries, const Document *document, unsigned flags, Span rev, size_t *at, uint32_t *size) {
+static bool add_entry(Entries *entries, const Event *document, unsigned flags, Span rev, size_t *at, uint32_t *size) {
     uint8_t packed[ENTRY_HEAD_BYTES + MOST_KEY_BYTES + MOST_REV_BYTES];
     *size = (uint32_t)(write_entry(packed, document, flags, rev) - packed);
     return add_packed(entries, packed, *size, at);
@@ -114,7 +106,7 @@ static Outcome no_memory(void) {
     return FAILED;
 }
 
-static Outcome add_revision(RoundObject *self, const Document *document, Revision *revision, Removals *removals) {
+static Outcome add_revision(RoundObject *self, const Event *document, Revision *revision, Removals *removals) {
     Entries *entries = &self->entries;
     uint64_t hashes[MOST_CHANNELS];
     bool is_due[MOST_CHANNELS];
@@ -148,54 +140,57 @@ static Outcome add_revision(RoundObject *self, const Document *document, Revisio
 
 /* The vbucket that the last document was of, and its position, which is told later how far it is. */
 typedef struct {
-    PyObject *vb, *position, *seqno; /* ours; no seqno where there is nothing to tell */
-    uint16_t vb_number;
+    PyObject *position; /* ours */
+    uint64_t seqno;
+    uint16_t vb;
+    bool has_moved; /* and the position has not been told */
 } Place;
 
 /* Tells the position how far it is. An error that is on its way stays. */
 static Outcome tell_place(Place *place, PyObject *touched) {
-    if (place->seqno == NULL)
+    if (!place->has_moved)
         return DONE;
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
-    bool is_told = PyObject_SetAttr(place->position, attr_seqno, place->seqno) == 0 && PySet_Add(touched, place->vb) == 0;
-    Py_CLEAR(place->seqno);
+    PyObject *vb = PyLong_FromUnsignedLong(place->vb), *seqno = PyLong_FromUnsignedLongLong(place->seqno);
+    bool is_told = vb != NULL && seqno != NULL && PyObject_SetAttr(place->position, attr_seqno, seqno) == 0 &&
+                   PySet_Add(touched, vb) == 0;
+    Py_XDECREF(vb);
+    Py_XDECREF(seqno);
+    place->has_moved = false;
     if (type != NULL)
         PyErr_Restore(type, value, trace);
     return is_told ? DONE : FAILED;
 }
 
-static void leave_place(Place *place) {
-    Py_CLEAR(place->vb);
-    Py_CLEAR(place->position);
-    Py_CLEAR(place->seqno);
-}
-
 /* Goes to the vbucket of a document. LEFT: it has no position. */
-static Outcome enter_place(Place *place, const Document *document, PyObject *positions, PyObject *touched) {
-    if (place->position != NULL && place->vb_number == document->vb_number)
+static Outcome enter_place(Place *place, const Event *document, PyObject *positions, PyObject *touched) {
+    if (place->position != NULL && place->vb == document->vb)
         return DONE;
     if (tell_place(place, touched) == FAILED)
         return FAILED;
-    leave_place(place);
-    PyObject *position = PyDict_GetItemWithError(positions, document->vb);
+    Py_CLEAR(place->position);
+    PyObject *vb = PyLong_FromUnsignedLong(document->vb);
+    if (vb == NULL)
+        return FAILED;
+    PyObject *position = PyDict_GetItemWithError(positions, vb);
+    Py_DECREF(vb);
     if (position == NULL)
         return PyErr_Occurred() ? FAILED : LEFT;
     Py_INCREF(position);
-    Py_INCREF(document->vb);
-    *place = (Place){.vb = document->vb, .position = position, .vb_number = document->vb_number};
+    *place = (Place){.position = position, .vb = document->vb};
     return DONE;
 }
 
-static Outcome add_event(RoundObject *self, PyObject *event, PyObject *positions, PyObject *touched, Removals *removals,
+static Outcome add_event(RoundObject *self, const Event *event, PyObject *positions, PyObject *touched, Removals *removals,
                          Revision *revision, Place *place) {
-    Document document;
-    if (!read_event(event, &document))
+    Event document = *event;
+    if (event->object != NULL && !read_object(event->object, &document))
         return LEFT;
     Outcome outcome = enter_place(place, &document, positions, touched);
     if (outcome != DONE)
         return outcome;
-    switch (decode(document.key_text, document.datatype, document.value, revision)) {
+    switch (decode(document.key, document.datatype, document.value, revision)) {
     case PYTHONS:
         return LEFT;
     case ENTRY:
@@ -205,20 +200,29 @@ static Outcome add_event(RoundObject *self, PyObject *event, PyObject *positions
         break;
     }
     if (outcome == DONE) {
-        Py_INCREF(document.seqno);
-        Py_XDECREF(place->seqno);
         place->seqno = document.seqno;
+        place->has_moved = true;
     }
     return outcome;
 }
 
+/* events_of(events) -> the same, as `add` takes them */
+static PyObject *round_events_of(RoundObject *self, PyObject *events) {
+    (void)self;
+    if (Py_TYPE(events) == (PyTypeObject *)events_type)
+        return Py_NewRef(events);
+    return PyObject_CallFunctionObjArgs(events_type, events, NULL);
+}
+
+/* add(events, at, positions, touched, memory) -> the place of the first event that is Python's, or behind the last one */
 static PyObject *round_add(RoundObject *self, PyObject *args) {
-    PyObject *events, *positions, *touched, *memory;
+    EventsObject *events;
+    PyObject *positions, *touched, *memory;
     Py_ssize_t at;
     Removals removals;
     Revision revision;
     Place place = {0};
-    if (!PyArg_ParseTuple(args, "O!nO!O!O", &PyList_Type, &events, &at, &PyDict_Type, &positions, &PySet_Type, &touched,
+    if (!PyArg_ParseTuple(args, "O!nO!O!O", events_type, &events, &at, &PyDict_Type, &positions, &PySet_Type, &touched,
                           &memory))
         return NULL;
     if (at < 0) {
@@ -228,17 +232,14 @@ static PyObject *round_add(RoundObject *self, PyObject *args) {
     if (!removals_open(&removals, memory))
         return NULL;
     Outcome outcome = DONE;
-    for (; at < PyList_Size(events); at++) {
-        PyObject *event = PyList_GetItem(events, at);
-        Py_INCREF(event);
-        outcome = add_event(self, event, positions, touched, &removals, &revision, &place);
-        Py_DECREF(event);
+    for (; (size_t)at < events->n_items; at++) {
+        outcome = add_event(self, &events->items[at], positions, touched, &removals, &revision, &place);
         if (outcome != DONE)
             break;
     }
     if (tell_place(&place, touched) == FAILED)
         outcome = FAILED;
-    leave_place(&place);
+    Py_XDECREF(place.position);
     removals_close(&removals);
     return outcome == FAILED ? NULL : PyLong_FromSsize_t(at);
 }
@@ -293,6 +294,7 @@ static void round_dealloc(RoundObject *self) {
 }
 
 static PyMethodDef round_methods[] = {
+    {"events_of", (PyCFunction)round_events_of, METH_O, NULL},
     {"add", (PyCFunction)round_add, METH_VARARGS, NULL},
     {"append", (PyCFunction)round_append, METH_VARARGS, NULL},
     {"take", (PyCFunction)round_take, METH_NOARGS, NULL},

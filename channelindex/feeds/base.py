@@ -11,7 +11,7 @@ first item is the kind, the second the vbucket. Events of one vbucket come in th
     (ROLLBACK, vb, checkpoint)         the source took back what we had; resume there, in a new epoch
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from channelindex.model import Checkpoint
@@ -30,6 +30,30 @@ SNAPPY = 0x02
 XATTR = 0x04
 
 Event = tuple[Any, ...]
+
+
+class Events(Protocol):
+    """A list of events, as far as a feed needs one. That of the compiled kernel makes tuples of those looked at."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Event: ...
+
+    def __iter__(self) -> Iterator[Event]: ...
+
+    def append(self, event: Event, /) -> None:
+        """Add one at the end."""
+        ...
+
+    def extend(self, events: Iterable[Event], /) -> None:
+        """Add some at the end; those of a list like this one stay what they are there."""
+        ...
+
+    def pop(self) -> Event:
+        """Take out the last one."""
+        ...
+
+
 FailoverLog = tuple[tuple[int, int], ...]
 
 
@@ -51,7 +75,7 @@ class EventSource(Protocol):
         """A descriptor that is readable whenever `read` or `tick` has something to do."""
         ...
 
-    def read(self, max_bytes: int) -> Sequence[Event]:
+    def read(self, max_bytes: int) -> Events:
         """The events that have arrived, from about *max_bytes* of input; empty when there is nothing now.
 
         Raises:

@@ -1,11 +1,11 @@
 """Defines feeds that end, and loops over their events."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from channelindex.errors import SourceUnavailable
-from channelindex.feeds.base import Event, EventSource
+from channelindex.feeds.base import Event, Events, EventSource
 from channelindex.polling import wait_readable
 
 SILENCE_TIMEOUT_S = 60.0
@@ -23,7 +23,7 @@ class BoundedFeed(EventSource, Protocol):
         ...
 
 
-def read_to_end(feed: BoundedFeed, silence_timeout_s: float = SILENCE_TIMEOUT_S) -> Iterator[Sequence[Event]]:
+def read_to_end(feed: BoundedFeed, silence_timeout_s: float = SILENCE_TIMEOUT_S) -> Iterator[Events]:
     """Yield the events of *feed*, which has been started, in portions; each is acknowledged when the next is requested.
 
     Raises:
@@ -44,7 +44,7 @@ def events(feed: EventSource, done: Callable[[], bool] = lambda: False) -> Itera
         yield from portion
 
 
-def _read_until(feed: EventSource, done: Callable[[], bool], silence_timeout_s: float) -> Iterator[Sequence[Event]]:
+def _read_until(feed: EventSource, done: Callable[[], bool], silence_timeout_s: float) -> Iterator[Events]:
     assert silence_timeout_s > 0
     heard_at = time.monotonic()
     while not done():

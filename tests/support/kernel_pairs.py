@@ -1,10 +1,10 @@
 """The compiled kernel beside Python: both get the same, and all that both make of it must be equal."""
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,10 +13,10 @@ from channelindex import kernel
 from channelindex.decode.removals import RemovalMemory
 from channelindex.decode.sync_gateway import SyncGatewayDecoder
 from channelindex.errors import ChannelIndexError
-from channelindex.feeds.base import Event
+from channelindex.feeds.base import EXPIRATION, Event, Events
 from channelindex.feeds.dcp.parser import FrameParser
 from channelindex.feeds.dcp.streams import LIVE, Streams
-from channelindex.mcbp import Frame
+from channelindex.mcbp import HEADER, REQUEST, Frame
 from channelindex.model import Checkpoint
 from workers.pipeline.frames import mapping_of, pack_frames
 from workers.pipeline.round import Round, RoundBuilder
@@ -58,13 +58,33 @@ def using(mode: str) -> Iterator[None]:
         kernel._mode = before
 
 
+def in_frames(events: Sequence[Event]) -> Events:
+    """Return *events* as the kernel has them after it has cut documents out of their frames; others are tuples."""
+    compiled = kernel._found().compiled
+    assert compiled is not None
+    made: Events = compiled.Events()
+    for event in events:
+        if event[0] > EXPIRATION:
+            made.append(event)
+            continue
+        kind, vb, seqno, key, datatype, value = event
+        body = seqno.to_bytes(8, "big") + bytes(10) + key + value
+        frame = HEADER.pack(REQUEST, 0x57 + kind, len(key), 18, datatype, vb, len(body), 7, bytes(8)) + body
+        stream = SimpleNamespace(vb=vb, seqno=seqno - 1, snap_end=seqno)
+        end, _, _ = compiled.take_documents(frame, 0, 0, 0, {7: stream}, made, None)
+        assert end == len(frame)
+        assert stream.seqno == seqno
+    assert [*made] == [*events]
+    return made
+
+
 class RoundPair:
-    """Two round builders. *n_rows* is the size of their memory of removals."""
+    """Two round builders, and one that gets documents in frames. *n_rows* is the size of their memory of removals."""
 
     def __init__(self, vbuckets: Sequence[int] = (0,), *, star_channel: bool = True, n_rows: int = 16) -> None:
-        self._builders = [self._make(mode, vbuckets, star_channel, n_rows) for mode in (kernel.OFF, kernel.AUTO)]
-        assert self._builders[0]._compiled is None
-        assert self._builders[1]._compiled is not None
+        modes = (kernel.OFF, kernel.AUTO, kernel.AUTO)
+        self._builders = [self._make(mode, vbuckets, star_channel, n_rows) for mode in modes]
+        assert [builder._compiled is None for builder in self._builders] == [True, False, False]
 
     @staticmethod
     def _make(mode: str, vbuckets: Sequence[int], star_channel: bool, n_rows: int) -> RoundBuilder:
@@ -75,21 +95,23 @@ class RoundPair:
         return builder
 
     def add(self, events: Sequence[Event]) -> Round | None:
-        """Give *events* to both, compare their rounds; return that of Python."""
+        """Give *events* to all, compare their rounds; return that of Python."""
         taken = []
-        for builder in self._builders:
-            builder.add(events)
+        forms: list[Callable[[Sequence[Event]], Iterable[Event]]] = [list, list, in_frames]
+        for builder, form in zip(self._builders, forms, strict=True):
+            builder.add(form(events))
             taken.append(builder.take())
-        python, compiled = taken
-        if python is None or compiled is None:
-            assert python is compiled
-            return None
-        assert _facts(python) == _facts(compiled)
-        for max_bytes in FRAME_BYTES:
-            assert _packed(python, max_bytes) == _packed(compiled, max_bytes)
-        memories = [builder._removals for builder in self._builders]
-        assert memories[0].is_empty == memories[1].is_empty
-        assert bytes(memories[0].words) == bytes(memories[1].words)
+        python = taken[0]
+        for builder, compiled in zip(self._builders[1:], taken[1:], strict=True):
+            if python is None or compiled is None:
+                assert python is compiled
+                continue
+            assert _facts(python) == _facts(compiled)
+            for max_bytes in FRAME_BYTES:
+                assert _packed(python, max_bytes) == _packed(compiled, max_bytes)
+            memories = [each._removals for each in (self._builders[0], builder)]
+            assert memories[0].is_empty == memories[1].is_empty
+            assert bytes(memories[0].words) == bytes(memories[1].words)
         return python
 
 
@@ -152,14 +174,14 @@ class ParserPair:
         assert raised[0] == raised[1]
         assert python == compiled
         for parser, frames in zip(self._parsers, self._frames, strict=True):
-            parser.events = []
+            parser.take_events()
             frames.clear()
         return raised[0]
 
     def _state(self, number: int) -> dict[str, Any]:
         parser, streams = self._parsers[number], self._streams[number]
         return {
-            "events": parser.events,
+            "events": [*parser.events],
             "types": [[type(item) for item in event] for event in parser.events],
             "frames": self._frames[number],
             "counted": parser.counted_bytes,

@@ -43,7 +43,7 @@ def test_each_kind_of_document_is_an_event() -> None:
         deletion(OPAQUE, 3, 3, b"k3", delete_time=9),
         expiration(OPAQUE, 3, 4, b"k4"),
     )
-    assert parsing.parser.events == [
+    assert [*parsing.parser.events] == [
         (MUTATION, 3, 1, b"k1", 1, b"v1"),
         (DELETION, 3, 2, b"k2", 0, b""),
         (DELETION, 3, 3, b"k3", 0, b""),
@@ -59,14 +59,14 @@ def test_keys_and_values_are_bytes_of_their_own() -> None:
 
 def test_more_extras_than_known_are_skipped() -> None:
     data = mutation(OPAQUE, 0, 1, b"key", b"value", more_extras=b"\xee" * 5)
-    assert Parsing().feed(data).parser.events == [(MUTATION, 0, 1, b"key", 0, b"value")]
+    assert [*Parsing().feed(data).parser.events] == [(MUTATION, 0, 1, b"key", 0, b"value")]
 
 
 def test_documents_of_a_stream_that_is_no_more_are_dropped_and_counted() -> None:
     parsing = Parsing()
     parsing.streams.drop([0])
     late = mutation(OPAQUE, 0, 9, b"k", b"v")
-    assert parsing.feed(late).parser.events == []
+    assert [*parsing.feed(late).parser.events] == []
     assert parsing.parser.counted_bytes == len(late)
 
 
@@ -147,7 +147,7 @@ def test_a_large_document_in_small_pieces_is_joined_once() -> None:
     value = b"x" * 3_000_000
     data = mutation(OPAQUE, 0, 1, b"k", value)
     parsing = Parsing().feed(*(data[at : at + 1500] for at in range(0, len(data), 1500)))
-    assert parsing.parser.events == [(MUTATION, 0, 1, b"k", 0, value)]
+    assert [*parsing.parser.events] == [(MUTATION, 0, 1, b"k", 0, value)]
 
 
 def test_a_frame_that_is_not_whole_says_how_much_of_it_there_is() -> None:
@@ -184,7 +184,7 @@ def test_cuts_change_nothing(kinds: list[Any], other: bytes, cuts: list[int]) ->
         cut.feed(data[:size])
         data = data[size:]
     cut.feed(data)
-    assert cut.parser.events == whole.parser.events
+    assert [*cut.parser.events] == [*whole.parser.events]
     assert cut.frames == whole.frames
     assert cut.parser.counted_bytes == whole.parser.counted_bytes
     assert len(whole.parser.events) == len(kinds)

@@ -1,6 +1,8 @@
 """The compiled kernel makes of everything what Python makes of it: documents, rounds, removals, frames, damage."""
 
+import gc
 import json
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from itertools import islice, pairwise
@@ -12,14 +14,14 @@ from hypothesis import strategies as st
 
 from channelindex import kernel
 from channelindex.feeds.base import DELETION, EXPIRATION, JSON, MUTATION, XATTR, Event
-from channelindex.feeds.dcp.parser import decompress
+from channelindex.feeds.dcp.parser import FrameParser, decompress
 from channelindex.mcbp import join_xattrs
 from devbucket.sync_gateway.metadata import apply_revision
 from devbucket.sync_gateway.revisions import read_revisions
 from tests.fuzz.documents import seeds
 from tests.support.dcp_replay import Replay
 from tests.support.dcp_wire import deletion, expiration, marker, mutation
-from tests.support.kernel_pairs import ParserPair, RoundPair, needs_kernel, using
+from tests.support.kernel_pairs import ParserPair, RoundPair, in_frames, needs_kernel, using
 from tests.support.recording import by_connection
 from tests.support.shared import SHARED, shared_path
 
@@ -342,3 +344,36 @@ def test_a_kernel_of_other_sources_is_not_used(monkeypatch: pytest.MonkeyPatch) 
         assert kernel.chosen() is None
     finally:
         kernel._found.cache_clear()
+
+
+def test_events_look_like_a_list_and_keep_what_they_lie_in() -> None:
+    documents = events_of(PLAIN["channels"], b"", b"x" * 3000)
+    others: list[Event] = [(4, 0, 1, 9), (6, 3, None)]
+    made = in_frames([documents[0], others[0], *documents[1:]])
+    gc.collect()
+    assert made[0] == documents[0]
+    assert made[-1] == documents[2]
+    assert [type(item) for item in made[0]] == [int, int, int, bytes, int, bytes]
+    with pytest.raises(IndexError):
+        made[4]
+    made.extend(others)
+    made.extend(in_frames(documents))
+    made.extend(made)
+    everything = [documents[0], others[0], *documents[1:], *others, *documents]
+    assert [*made] == everything * 2
+    assert [made.pop() for _ in range(len(made))] == (everything * 2)[::-1]
+    assert not made
+    with pytest.raises(IndexError):
+        made.pop()
+
+
+def test_events_give_back_what_they_lie_in() -> None:
+    frame = mutation(1, 0, 1, b"key", b"value " * 50)
+    before = sys.getrefcount(frame)
+    with using(kernel.AUTO):
+        parser = FrameParser(ParserPair._opened((0,)), lambda frame: None)
+    parser.feed(frame)
+    assert sys.getrefcount(frame) == before + 1
+    event = parser.take_events()[0]
+    assert sys.getrefcount(frame) == before
+    assert event == (MUTATION, 0, 1, b"key", 0, b"value " * 50)

@@ -23,6 +23,7 @@ from channelindex.feeds.base import (
     ROLLBACK,
     SNAPSHOT,
     Event,
+    Events,
 )
 from channelindex.feeds.position import Position
 from channelindex.hashing import shard_of
@@ -92,21 +93,26 @@ class RoundBuilder:
         self.n_events = 0
         """Events since the last round was taken."""
 
-    def add(self, events: Sequence[Event]) -> None:
+    def add(self, events: Iterable[Event]) -> None:
         """Take over *events*, in their order."""
         if self._compiled is None:
             self._add(events)
             return
-        given, at = [*events], 0
+        given: Events = self._compiled.events_of(events)
+        at = self._add_compiled(given, 0)
         while at < len(given):
-            left_at = self._compiled.add(given, at, self._positions, self._touched, self._removals)
-            self.n_events += left_at - at
-            self._add(given[left_at : left_at + 1])
+            self._add([given[at]])
             for channel, section in self._sections.items():
                 for packed in section:
                     self._compiled.append(channel, packed)
             self._sections.clear()
-            at = left_at + 1
+            at = self._add_compiled(given, at + 1)
+
+    def _add_compiled(self, given: Events, at: int) -> int:
+        """Take over events from the one at *at* on; the place of the first that is left, or behind the last."""
+        left_at: int = self._compiled.add(given, at, self._positions, self._touched, self._removals)
+        self.n_events += left_at - at
+        return left_at
 
     def _add(self, events: Iterable[Event]) -> None:
         positions, touched, decode = self._positions, self._touched, self._decode

@@ -9,13 +9,13 @@ import os
 import secrets
 import select
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from typing import NamedTuple
 
 from channelindex import logs
 from channelindex.errors import AuthenticationFailed, ChannelIndexError, ConfigInvalid, ProtocolError, SourceUnavailable
-from channelindex.feeds.base import Event
+from channelindex.feeds.base import Event, Events
 from channelindex.feeds.dcp import messages
 from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.cluster import Cluster
@@ -133,7 +133,7 @@ class DcpFeed:
         """Why a connection was lost or cannot be made; None once all nodes that matter stream."""
         return self._cluster.last_error
 
-    def read(self, max_bytes: int) -> Sequence[Event]:
+    def read(self, max_bytes: int) -> Events:
         """The events that have arrived, from about *max_bytes* of input; empty when there is nothing now.
 
         Raises:
@@ -142,21 +142,22 @@ class DcpFeed:
             IndexMismatch: the bucket is not the one that was expected.
         """
         if not self._started:
-            return ()
+            return []
         ready = {fd for fd, _ in self._epoll.poll(0)}
         nodes = [node for node in self._connected if node.connection and node.connection.fileno() in ready]
-        events: list[Event] = []
+        portions: list[Events] = []
         for node in nodes:
-            self._receive(node, max(_LEAST_READ_BYTES, max_bytes // len(nodes)), events)
+            self._receive(node, max(_LEAST_READ_BYTES, max_bytes // len(nodes)), portions)
+        events = _joined(portions)
         return events if self._gate is None else self._released(self._gate, events)
 
-    def _released(self, gate: PersistenceGate, events: list[Event]) -> list[Event]:
+    def _released(self, gate: PersistenceGate, events: Iterable[Event]) -> Events:
         gate.add(events)
         self._cluster.resume(gate.unseen_rollbacks)
         gate.unseen_rollbacks.clear()
         return gate.take({vb: self._cluster.copies(vb) for vb in gate.waiting()})
 
-    def _receive(self, node: Node, max_bytes: int, events: list[Event]) -> None:
+    def _receive(self, node: Node, max_bytes: int, portions: list[Events]) -> None:
         connection, now = node.connection, self._clock()
         if connection is None:  # closed for the sake of a node before it
             return
@@ -166,7 +167,7 @@ class DcpFeed:
                 node.note_progress()
             self._note(node, connection.session, now)
         except BodiesNeeded as needed:
-            events += connection.session.take_events()
+            portions.append(connection.session.take_events())
             self._restart_with_bodies(needed)
             return
         except (SourceUnavailable, ProtocolError) as error:
@@ -175,7 +176,7 @@ class DcpFeed:
             if not self._tolerates_auth_failure(node, now):
                 raise
             self._cluster.lose(node, error, now)
-        events += connection.session.take_events()
+        portions.append(connection.session.take_events())
 
     def _note(self, node: Node, session: Session, now: float) -> None:
         self._has_streamed |= bool(node.streams.open_by_opaque)
@@ -269,6 +270,14 @@ class DcpFeed:
         self._started = False
         self._cluster.disconnect()
         self._epoll.close()
+
+
+def _joined(portions: Iterable[Events]) -> Events:
+    """All events of *portions*, in their order, as what the first one is."""
+    first, *others = portions or [[]]
+    for events in others:
+        first.extend(events)
+    return first
 
 
 def _note_observed(gate: PersistenceGate, vb: int, endpoint: Endpoint, answer: Frame) -> None:

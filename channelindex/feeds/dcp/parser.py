@@ -2,8 +2,8 @@
 
 A document frame costs one `unpack_from`, two slices and one tuple, no call and no object of ours, unless it is
 compressed. Where the compiled kernel is in use, it takes runs of documents that are in order, and leaves the first
-other frame to the loop here. What is no document goes to the session as a `Frame`. Flow control is counted as bytes
-consumed less the few frames that are exempt.
+other frame to the loop here; its events are no tuples before somebody looks at one. What is no document goes to the
+session as a `Frame`. Flow control is counted as bytes consumed less the few frames that are exempt.
 """
 
 import struct
@@ -15,7 +15,7 @@ import cramjam
 
 from channelindex import kernel, mcbp
 from channelindex.errors import ProtocolError
-from channelindex.feeds.base import JSON, SNAPPY, XATTR, Event
+from channelindex.feeds.base import JSON, SNAPPY, XATTR, Events
 from channelindex.feeds.dcp.messages import BodiesNeeded, NeedsBody
 from channelindex.feeds.dcp.streams import Stream, Streams, no_such_stream
 from channelindex.mcbp import Frame, Op
@@ -62,6 +62,7 @@ class FrameParser:
         self._on_frame = on_frame
         self._compiled = kernel.chosen()
         self._last: tuple[Stream, int] | None = None
+        """Of the last document, where a document was what came last: its stream, and the newest seqno before it."""
         self._n_held = 0
         self._prefix_bytes = 0
         self._unusual = SNAPPY | _UNKNOWN_DATATYPES
@@ -69,8 +70,7 @@ class FrameParser:
         self._held: list[bytes] = []
         self._held_bytes = 0
         self._wanted_bytes = 0
-        self.events: list[Event] = []
-        """Events so far: documents, and those that *on_frame* appends."""
+        self._events = self._new_events()
         self.counted_bytes = 0
         """Bytes so far that flow control counts: whole frames, of every request except noops."""
 
@@ -80,6 +80,19 @@ class FrameParser:
         self._needs_body = needs_body
         self._unusual = _UNKNOWN_DATATYPES | (SNAPPY if needs_body is None else SNAPPY | JSON)
 
+    def _new_events(self) -> Events:
+        return [] if self._compiled is None else self._compiled.Events()
+
+    @property
+    def events(self) -> Events:
+        """Events so far: documents, and those that *on_frame* appends."""
+        return self._events
+
+    def take_events(self) -> Events:
+        """Take out the events so far."""
+        events, self._events = self._events, self._new_events()
+        return events
+
     def feed(self, data: bytes) -> None:
         """Take in *data* and handle every frame that is whole now.
 
@@ -87,14 +100,22 @@ class FrameParser:
             ProtocolError: the bytes are no frames, or frames out of order. `events` has all that came before.
             BodiesNeeded: the next document's body may matter, and was left out. The same holds of `events`.
         """
-        if self._held:
-            self._held.append(data)
-            self._held_bytes += len(data)
-            if self._held_bytes < self._wanted_bytes:
+        offset = 0
+        self._last = None
+        while self._held:  # twice, where its header was not whole
+            missing = self._wanted_bytes - self._held_bytes
+            assert missing > 0, "what is whole is held no more"
+            part = data[offset : offset + missing]
+            offset += len(part)
+            self._held.append(part)
+            self._held_bytes += len(part)
+            if len(part) < missing:
                 return
-            data = b"".join(self._held)
+            frame = b"".join(self._held)
             self._held.clear()
-        consumed = self._parse(data)
+            if not self._parse(frame, 0):
+                self._hold(frame)
+        consumed = self._parse(data, offset)
         if consumed < len(data):
             self._hold(data[consumed:])
 
@@ -111,8 +132,8 @@ class FrameParser:
         """The frame that the input ends in the middle of."""
         return Unfinished(self._n_held, self._held_bytes, self._wanted_bytes) if self._held else None
 
-    def _parse(self, data: bytes) -> int:
-        offset = 0
+    def _parse(self, data: bytes, offset: int) -> int:
+        """Handle the whole frames from *offset* on; the offset behind them."""
         while True:
             documents_end = self._take_run(data, offset)
             self.counted_bytes += documents_end - offset
@@ -128,21 +149,22 @@ class FrameParser:
                 self.counted_bytes += offset - documents_end
                 if frame.opcode == Op.DCP_PREPARE:
                     self.counted_bytes += _PREPARE_EXTRA_BYTES
+            self._last = None
             self._on_frame(frame)
 
     def _take_back_last(self) -> None:
         """Drop the last document, since what follows is no frame: its length may be wrong. It will come again."""
         if self._last is not None:
             stream, seqno = self._last
-            self.events.pop()
+            self._events.pop()
             stream.seqno = seqno
 
     def _take_run(self, data: bytes, offset: int) -> int:
         """Turn the run of whole document frames at *offset* into events; the offset behind it."""
         if self._compiled is None:
             return self._take_documents(data, offset, sys.maxsize)
-        last: tuple[Stream, int] | None = None
-        streams, events, prefix_bytes = self._streams.open_by_opaque, self.events, self._prefix_bytes
+        last = self._last
+        streams, events, prefix_bytes = self._streams.open_by_opaque, self._events, self._prefix_bytes
         take, unusual, look_closer = self._compiled.take_documents, self._unusual, self._look_closer
         while True:
             end, stream, newest = take(data, offset, prefix_bytes, unusual, streams, events, look_closer)
@@ -156,11 +178,11 @@ class FrameParser:
     def _take_documents(self, data: bytes, offset: int, most: int) -> int:
         """Turn at most so many document frames of the run at *offset* into events; the offset behind them."""
         unpack = _DOCUMENT_HEAD.unpack_from
-        append = self.events.append
+        append = self._events.append
         streams = self._streams.open_by_opaque
         prefix_bytes, unusual = self._prefix_bytes, self._unusual
         stream, newest = None, 0
-        end = len(data)
+        begin, end = offset, len(data)
         last_start = end - _DOCUMENT_HEAD_BYTES
         while offset <= last_start and most:
             most -= 1
@@ -188,7 +210,8 @@ class FrameParser:
                 datatype, value = self._look_closer(kind, data[key_start + prefix_bytes : value_start], datatype, value)
             stream.seqno = seqno
             append((kind - _FIRST_KIND, vb, seqno, data[key_start + prefix_bytes : value_start], datatype, value))
-        self._last = None if stream is None else (stream, newest)
+        if offset > begin:
+            self._last = None if stream is None else (stream, newest)
         return offset
 
     def _look_closer(self, kind: int, key: bytes, datatype: int, value: bytes) -> tuple[int, bytes]:

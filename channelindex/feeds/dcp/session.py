@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from channelindex import logs, mcbp
 from channelindex.errors import ProtocolError
-from channelindex.feeds.base import ADVANCED, EXPIRATION, HISTORY, ROLLBACK, SNAPSHOT, Event, vbuuid_at
+from channelindex.feeds.base import ADVANCED, EXPIRATION, HISTORY, ROLLBACK, SNAPSHOT, Events, vbuuid_at
 from channelindex.feeds.dcp import messages, operations
 from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.connstr import SourceAddress
@@ -103,13 +103,12 @@ class Session:
         """The frame that what was received ends in the middle of."""
         return self._parser.unfinished
 
-    def take_events(self) -> list[Event]:
+    def take_events(self) -> Events:
         """The events since the last call."""
-        events = self._parser.events
-        self._parser.events = []
+        events = self._parser.take_events()
         if self._keyspace.several:
             qualified = self._keyspace.qualified
-            events = [
+            return [
                 (*event[:3], qualified(event[3]), *event[4:]) if event[0] <= EXPIRATION else event for event in events
             ]
         return events
