@@ -7,7 +7,7 @@ Why this makes late writes and rolled-back histories harmless: docs/design/001-e
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
-from operator import le
+from operator import gt, le
 from typing import NamedTuple
 
 from channelindex.errors import IndexCorrupt, StaleEpoch
@@ -175,13 +175,14 @@ def compact(record: PartitionRecord, epoch: int, through: Sequence[int], partiti
     """The record after `compacted_through` was raised to *through*, by vbucket; what is higher stays.
 
     Raises:
-        StaleEpoch: *epoch* is not the record's: what was judged by it may be dead; nothing changes.
+        StaleEpoch: *epoch* is not the record's: what was judged by it may be dead. Or the record was that of a store
+            that has lost its newest writes since: less is stable. Nothing changes.
     """
-    if record.epoch != epoch:
+    assert len(through) == len(record.checkpoints), "a seqno for each vbucket"
+    if record.epoch != epoch or any(map(gt, through, record.stable)):
         raise StaleEpoch(partition, epoch, record.epoch)
     before = record.compacted_through or (0,) * len(record.checkpoints)
     raised = tuple(max(then, now) for then, now in zip(before, through, strict=True))
-    assert all(seqno <= stable for seqno, stable in zip(through, record.stable, strict=True)), "only what is stable"
     return record._replace(compacted_through=raised if any(raised) else ())
 
 

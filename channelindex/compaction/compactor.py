@@ -90,7 +90,10 @@ class Compactor:
             Transient: the store is away; what was done is whole.
         """
         view = self._take_view(dry_run=dry_run)
-        return self._channels.compact(channel, extent, view, self._clock(), dry_run=dry_run)
+        result = self._channels.compact(channel, extent, view, self._clock(), dry_run=dry_run)
+        if result.outcome == "refused":
+            self._view = None  # the store may have been replaced, and have lost what the view was fenced with
+        return result
 
     def prune(self, channels: Callable[[], Iterable[str]], least: int = PRUNED_AT_ONCE) -> int:
         """Prune the archives of epochs if *least* starts of one are needed no more; the number that went.

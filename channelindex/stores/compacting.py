@@ -105,7 +105,10 @@ class CompactionStore(Protocol):
         ...
 
     def switch(self, switch: Switch) -> bool:
-        """Let *switch* happen, atomically: only if the channel has its generation, and the output blocks are there."""
+        """Let *switch* happen, atomically: only if the channel has its generation, and the output blocks are there.
+
+        Nor does it happen in a store that has lost its newest writes since they were read, or since `raise_compacted`.
+        """
         ...
 
     def prune(self, partition: int, before: Sequence[EpochStart], after: Sequence[EpochStart]) -> bool:

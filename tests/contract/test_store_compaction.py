@@ -99,6 +99,8 @@ def test_compaction_is_noted_under_the_present_epoch_alone(world):
     through = (5,) + (0,) * (width - 1)
     with pytest.raises(StaleEpoch):
         world.store.raise_compacted({0: through}, {0: 1})
+    with pytest.raises(StaleEpoch):
+        world.store.raise_compacted({0: (9, *through[1:])}, {0: 2})  # more than is stable: the store went back
     world.store.raise_compacted({0: through}, {0: 2})
     world.store.raise_compacted({0: (0,) * width}, {0: 2})
     assert world.reader.partition_records()[0].compacted_through == through

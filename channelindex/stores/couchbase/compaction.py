@@ -113,6 +113,8 @@ class CouchbaseCompaction:
             happened = is_tried and output is not None and output.group in directory.active_by_group
             if directory.compacted.generation != switch.generation or (wanted and directory.pending != wanted):
                 return False
+            if _went_back(directory, switch):
+                return False
             is_tried = True
             left[:] = _leave(directory, switch, sizes)
             directory.strays = [*(stray for stray in directory.strays if stray not in old), *left]
@@ -191,6 +193,17 @@ def _sizes(stored: StoredDirectory) -> ChannelSizes | None:
         for group, (number, epoch, before, first, dropped) in stored.directory.active_by_group.items()
     }
     return ChannelSizes(stored.directory.compacted, groups)
+
+
+def _went_back(directory: ChannelDirectory, switch: Switch) -> bool:
+    """True if a group is not as far any more as it was read: a bucket without durability forgot that."""
+    found = {change.group: directory.active_by_group.get(change.group) for change in switch.changes}
+    known = {change.group: (change.known.number, change.known.before) for change in switch.changes}
+    return any(
+        entry.number < known[group][0] or (entry.number == known[group][0] and entry.before != known[group][1])
+        for group, entry in found.items()
+        if entry is not None
+    )
 
 
 def _leave(directory: ChannelDirectory, switch: Switch, sizes: Mapping[str, int]) -> list[Stray]:

@@ -14,6 +14,7 @@ from channelindex.stores.records import pack_history, pack_seqnos
 from channelindex.stores.redis.directories import encode_directory, read_sizes
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record, read_meta
+from channelindex.stores.redis.servers import ask_servers, digest_of
 from channelindex.stores.redis.store_link import open_link
 
 _RAISE_ATTEMPTS = 20
@@ -26,23 +27,39 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class RedisCompaction:
-    """`CompactionStore` in Redis."""
+    """`CompactionStore` in Redis.
+
+    A server that takes another one's place may lack what `raise_compacted` noted there. A cluster's next epoch assumes
+    it (`epochs.assume_compacted`), that of a single Redis does not. So a switch happens only in the servers of the last
+    `raise_compacted`. The link does not reconnect unasked: who was asked who it is gets the switch, or nobody.
+    """
 
     ends_with_header = False
 
     def __init__(self, url: str, index_name: str) -> None:
         self._index_name = index_name
         self._keys = Keys(index_name)
-        self._link = open_link(url, OutcomeUnknown)
+        self._link = open_link(url, OutcomeUnknown, reconnects=False)
+        self._fenced_servers = 0
+        self._servers = 0
+        self._identified_session = -1
 
     def sizes(self, channels: Sequence[str]) -> Sequence[ChannelSizes | None]:
         """See `CompactionStore.sizes`."""
         return read_sizes(self._link, self._keys, channels)
 
     def raise_compacted(self, through: Mapping[int, Sequence[int]], epoch_by_partition: Mapping[int, int]) -> None:
-        """See `CompactionStore.raise_compacted`."""
+        """See `CompactionStore.raise_compacted`. By a new connection: the address of the store may have moved."""
+        self._link.close()
+        self._fenced_servers = self._present_servers()
         for partition, seqnos in through.items():
             self._raise_one(partition, seqnos, epoch_by_partition[partition])
+
+    def _present_servers(self) -> int:
+        if self._link.session != self._identified_session:
+            self._servers = digest_of(ask_servers(self._link))
+            self._identified_session = self._link.session
+        return self._servers
 
     def _raise_one(self, partition: int, through: Sequence[int], epoch: int) -> None:
         assert epoch > 0, "a partition that nobody has owned has nothing to compact"
@@ -76,6 +93,8 @@ class RedisCompaction:
 
     def switch(self, switch: Switch) -> bool:
         """See `CompactionStore.switch`. About 2 µs for each block."""
+        if self._fenced_servers and self._present_servers() != self._fenced_servers:
+            return False
         groups: list[str | int] = []
         for group, known, removed, active_bytes in switch.changes:
             size = -1 if active_bytes is None else active_bytes

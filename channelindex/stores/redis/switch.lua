@@ -5,7 +5,8 @@
 --        blocks], groups]; groups are flat, seven per group: name, its directory as it was read, number of the active
 --        block, bytes before it, number of the first block, 1 if the group is to be removed, -1 or the size that its
 --        active block must have, which goes at once then; 4: clock frame of the output; 5: floor of the channel
--- reply  1 if it happened, 0 if the channel was compacted meanwhile, or output blocks are missing
+-- reply  1 if it happened, 0 if the channel was compacted meanwhile, output blocks are missing, or a directory is older
+--        than it was read: that was in a server whose newest writes are lost
 -- atomic all of it. A group whose directory has changed since, or its active block, is not removed: it keeps its blocks
 --        from the one on that was active then
 -- include errors.lua
@@ -28,6 +29,19 @@ local function is_there()
   return true
 end
 
+local function went_back()
+  key = channel_key
+  for index = 1, #groups, 7 do
+    local present = call('HGET', channel_key, 'g' .. groups[index])
+    local number, before = string.match(present or '', '^(%d+):%x+:(%d+):')
+    number = tonumber(number)
+    if number and (number < groups[index + 2] or (number == groups[index + 2] and tonumber(before) ~= groups[index + 3])) then
+      return true
+    end
+  end
+  return false
+end
+
 local function expire(group, first, last)
   for number = first, last do
     call('PEXPIRE', block_key(group, string.format('%.0f', number)), grace * 1000)
@@ -39,7 +53,7 @@ return with_key_in_error(function()
   local before, _, gone, next_number = string.match(call('HGET', channel_key, 'v') or '0:0:0:0:0',
     '^(%d+):(%d+):(%d+):(%d+)')
   gone, next_number = tonumber(gone), tonumber(next_number)
-  if tonumber(before) ~= generation or not is_there() then
+  if tonumber(before) ~= generation or not is_there() or went_back() then
     return 0
   end
   for number = 1, #sizes do

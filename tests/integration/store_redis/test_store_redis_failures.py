@@ -11,10 +11,11 @@ from channelindex.redis.link import ServerLink
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_owner, open_reader, open_writer
 from channelindex.stores.base import Quarantined
+from channelindex.stores.compacting import CompactionStore, GroupChange, Switch
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.store_link import open_link
 from tests.support.node import until
-from tests.support.stores import GROUP, all_entries, append, checkpoints, entry
+from tests.support.stores import GROUP, META, Backend, all_entries, append, checkpoints, entry
 
 KEYS = Keys("test")
 
@@ -76,6 +77,53 @@ def test_stable_clock_does_not_move_on_a_redis_that_may_have_forgotten(backend, 
     anew.begin(0, 2, "n1")
     anew.advance(2, checkpoints({0: 2}))
     assert backend.reader().partition_records()[0].stable[0] == 2
+
+
+def _switch_of_a(store: CompactionStore) -> Switch:
+    """A switch that takes all full blocks of channel A, of which nothing stays."""
+    (sizes,) = store.sizes(["A"])
+    assert sizes is not None
+    return Switch("A", 0, [GroupChange(GROUP, sizes.groups[GROUP].directory, removed=False)], None, 1, 1, b"", 0)
+
+
+def _write_blocks_of_a(backend: Backend, seqnos: range) -> None:
+    writer = backend.writer(block_bytes=60)
+    for seqno in seqnos:
+        writer.write([append("A", 1, entry(0, seqno))])
+
+
+def test_blocks_are_not_compacted_away_that_a_redis_has_again_since_it_lost_its_newest_writes(backend, client):
+    """What was read then names blocks that are not full any more."""
+    store, reader = backend.compaction(), backend.reader()
+    _write_blocks_of_a(backend, range(1, 4))
+    directory = client.hgetall(KEYS.channel("A"))
+    _write_blocks_of_a(backend, range(4, 8))
+    switch = _switch_of_a(store)
+    client.hset(KEYS.channel("A"), mapping=directory)
+    before = all_entries(reader, "A")
+    assert not store.switch(switch)
+    assert all_entries(reader, "A") == before
+    assert store.switch(_switch_of_a(store))
+
+
+def test_a_compactor_goes_on_in_another_redis_only_after_it_has_noted_there_what_it_compacts(backend, client):
+    """It would lack that after a rollback of the source, which a former master was told."""
+    owner, store = backend.owner(), backend.compaction()
+    owner.begin(0, 1, "n1")
+    _write_blocks_of_a(backend, range(1, 4))
+    owner.advance(1, checkpoints({0: 3}))
+    through = {0: (2,) + (0,) * (META.partition_width - 1)}
+    store.raise_compacted(through, {0: 1})
+    switch = _switch_of_a(store)
+    client.replicaof("127.0.0.1", 1)  # nobody listens there
+    client.replicaof("NO", "ONE")  # its replication id is another from here on, as after a failover
+    _cut_all_connections(client)
+    with pytest.raises(StoreUnavailable):
+        store.switch(switch)
+    for _ in range(2):
+        assert not store.switch(switch)
+    store.raise_compacted(through, {0: 1})
+    assert store.switch(switch)
 
 
 def test_stable_clock_moves_on_after_the_connection_alone_was_lost(backend, client):
