@@ -41,10 +41,11 @@ def draw(seed: str, n_episodes: int, store: str = "redis") -> list[Episode]:
 
 def _draw_episode(rnd: random.Random, store: str) -> Episode:
     possible = [name for name, kind in KINDS.items() if store in kind.stores]
-    names = [rnd.choice(possible) for _ in range(rnd.randint(2, 7))]
-    if store != "redis":  # what this world is for
-        of_store = [name for name in possible if "redis" not in KINDS[name].stores]
-        names += rnd.choices(of_store, [KINDS[name].weight for name in of_store])
+    of_store = [name for name in possible if store != "redis" and "redis" not in KINDS[name].stores]
+    others = [name for name in possible if name not in of_store]
+    names = [rnd.choice(others) for _ in range(rnd.randint(2, 7))]
+    if of_store:  # what this world is for; a second one often finds that the first has the store still
+        names += rnd.choices(of_store, [KINDS[name].weight for name in of_store], k=rnd.choice((1, 1, 1, 2)))
     alone = [name for name in names if KINDS[name].alone]
     kept = [name for name in names if not KINDS[name].alone] + alone[:1]
     faults = (

@@ -73,7 +73,7 @@ def hang_master(store: ReplicatedStore, rnd: random.Random, master: int, replica
     time.sleep(1.0)  # it takes a moment to learn that it was replaced
 
 
-@store_kind("cluster", "sentinel", "address", weight=5)
+@store_kind("cluster", "sentinel", "address", weight=8)
 def promote_stale_replica(store: ReplicatedStore, rnd: random.Random, master: int, replica: int) -> Iterator[None]:
     """The replica lacks what the master took last: it stood still, and its connection was cut.
 
