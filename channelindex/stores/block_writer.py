@@ -325,7 +325,7 @@ def lost_block(key: str, channel: str) -> BlockGone:
     return BlockGone(f"{key} is gone: {_LOST}", channel)
 
 
-_LOST = "the store has lost data; channelindex repair, or in a bucket a new index.name"
+_LOST = "the store has lost data; channelindex repair puts it back"
 
 
 def _move(append: ChannelAppend, state: GroupState, pairs: bytes, block_bytes: int) -> Move:

@@ -9,12 +9,14 @@ from dataclasses import asdict
 from channelindex import exits
 from channelindex.blocks import pack_pairs
 from channelindex.checking.refill import Lacking, write_lacking
+from channelindex.checking.rewind import requester, rewind_partitions
 from channelindex.checking.verify import VerifyReport
 from channelindex.config import REQUIRED_TO_RUN, Config
 from channelindex.errors import InputInvalid
+from channelindex.model import IndexMeta
 from channelindex.reading.snapshot import IndexSnapshot
 from channelindex.stores import open_owner, open_reader, open_writer
-from channelindex.stores.base import Mended, Restored
+from channelindex.stores.base import Mended, OwnerStore, Restored
 from coordinator.lock import job_lock
 from workers.cli import options, output, verify
 from workers.cli.rewind import confirm, number
@@ -33,8 +35,9 @@ they are. So is one of which no time is known at which the store had everything,
 after servers of it were replaced. Given by --partition, it is written anew even if
 it is whole. If nothing of the index can be read, no token of it is accepted any more.
 
-Directories of channels are put back from their blocks, and blocks that are gone
-or damaged are replaced by what is left of them. Then waits until the index has
+Directories of channels are put back from their blocks (in a bucket, which does not
+list these, without them), and blocks that are gone or damaged are replaced by what
+is left of them. Where that, or --channel, calls for it, the nodes begin new epochs. Then waits until the index has
 caught up with the bucket, verifies all of it, or the channels of --channel, writes
 from the bucket what they lack, and verifies again; the exit code is that of verify.
 What is written so is not told to readers who were past it: who has read a repaired
@@ -65,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
     restored = restore(config, args.partition or (), "repair")
     with closing(open_owner(config.index)) as owner:
         mended = owner.mend(args.channel, _removal_floor(config))
+        if mended.directories or args.channel:
+            _end_epochs(config, owner, restored.meta)
     if not args.json:
         print_restored(restored)
         _print_mended(mended)
@@ -103,9 +108,16 @@ def _removal_floor(config: Config) -> bytes:
     return pack_pairs({vb: seqno for vb, seqno in enumerate(seqnos) if seqno})
 
 
+def _end_epochs(config: Config, owner: OwnerStore, meta: IndexMeta) -> None:
+    """Have the nodes go on in new epochs: in a bucket, their writers may know blocks that no directory names now."""
+    with closing(open_reader(config.index)) as reader:
+        for _ in rewind_partitions(owner, reader, range(meta.n_partitions), {}, requester("repair")):
+            pass
+
+
 def _print_mended(mended: Mended) -> None:
     for key in mended.directories:
-        output.line(f"put back from its blocks: {key}")
+        output.line(f"put back: directory {key}")
     for key in mended.blocks:
         output.line(f"replaced by what is left of it: block {key}")
 

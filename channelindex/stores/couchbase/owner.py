@@ -10,12 +10,13 @@ from channelindex.epochs import EpochStart, PartitionRecord
 from channelindex.errors import IndexCorrupt, IndexMissing, StaleEpoch, Transient
 from channelindex.model import Checkpoint, IndexMeta
 from channelindex.settings import IndexSettings
-from channelindex.stores.base import OwnerStore, Quarantined, Restored
+from channelindex.stores.base import Mended, OwnerStore, Quarantined, Restored
 from channelindex.stores.couchbase.keys import Keys
 from channelindex.stores.couchbase.link import Link, Stored, append_or_create
+from channelindex.stores.couchbase.mending import mend
 from channelindex.stores.couchbase.partitions import decode_record, encode_record
 from channelindex.stores.couchbase.quarantine import Quarantine, decode_quarantine, encode_quarantine
-from channelindex.stores.meta import check_meta, check_width, decode_meta, encode_meta
+from channelindex.stores.meta import check_meta, check_width, decode_meta, encode_meta, lost_meta
 from channelindex.stores.records import pack_history, pack_moment, unpack_archive, unpack_moments
 from channelindex.timeline import Moment
 
@@ -39,9 +40,14 @@ class CouchbaseOwner(OwnerStore):
         return 0
 
     def create_or_check(self, wanted: IndexMeta) -> IndexMeta:
-        """See `OwnerStore.create_or_check`. The meta record comes last: where it is, all partition records are."""
+        """See `OwnerStore.create_or_check`. The meta record comes last: where it is, all partition records are.
+
+        Raises:
+            IndexCorrupt: it is not there, and a partition had an owner: it was lost.
+        """
         self._link.check_durability(self._keys.meta)
         if self._stored(self._keys.meta) is None:
+            self._refuse_lost_meta(wanted)
             self._link.insert(
                 {
                     self._keys.partition(wanted, partition): encode_record(
@@ -55,6 +61,12 @@ class CouchbaseOwner(OwnerStore):
         check_meta(meta, wanted, self._index_name)
         self._known_meta = meta
         return meta
+
+    def _refuse_lost_meta(self, wanted: IndexMeta) -> None:
+        keys = [self._keys.partition(wanted, partition) for partition in range(wanted.n_partitions)]
+        for partition, (key, stored) in enumerate(zip(keys, self._link.get(keys), strict=True)):
+            if stored is not None and decode_record(stored, wanted.vbuckets_of(partition), key).epoch:
+                raise lost_meta(self._keys.meta)
 
     def restore(self, wanted: IndexMeta, partitions: Collection[int] = ()) -> Restored:
         """See `OwnerStore.restore`. The UUID is nowhere else: a meta record that is written anew has another one."""
@@ -73,6 +85,10 @@ class CouchbaseOwner(OwnerStore):
             self._overwrite(self._keys.meta, encode_meta(meta))
         self._known_meta = meta
         return Restored(meta, found is None, tuple(broken))
+
+    def mend(self, channels: Collection[str] | None = None, floor: bytes = b"") -> Mended:
+        """See `OwnerStore.mend`."""
+        return mend(self._link, self._keys, channels, floor)
 
     def _meta_if_readable(self) -> IndexMeta | None:
         try:
@@ -248,11 +264,21 @@ class CouchbaseOwner(OwnerStore):
         return stored
 
     def _records(self, partitions: Collection[int]) -> dict[int, tuple[PartitionRecord, int]]:
-        """The records and their CAS."""
+        """The records and their CAS.
+
+        Raises:
+            IndexMissing: neither they nor the meta record are there.
+            IndexCorrupt: some of them are not.
+        """
         meta = self._meta()
         keys = [self._keys.partition(meta, partition) for partition in partitions]
+        has_meta, *found = self._link.get([self._keys.meta, *keys])
+        if has_meta is None:
+            if any(found):
+                raise lost_meta(self._keys.meta)
+            raise IndexMissing(f"{self._keys.meta} is gone, and with it the index {self._index_name!r}")
         records: dict[int, tuple[PartitionRecord, int]] = {}
-        for partition, key, stored in zip(partitions, keys, self._link.get(keys), strict=True):
+        for partition, key, stored in zip(partitions, keys, found, strict=True):
             record = decode_record(stored, meta.vbuckets_of(partition), key)
             records[partition] = record, stored.cas if stored else 0
         return records

@@ -135,7 +135,7 @@ class CouchbaseBlocks:
         if active is not None and active.number == number:
             raise IndexCorrupt(
                 f"{self._keys.block(channel, group, number)} is gone and its directory names it: the store has lost "
-                "data, the index has to be rebuilt"
+                "data; channelindex repair puts it back"
             )
 
     def _enter(
@@ -200,7 +200,7 @@ class CouchbaseBlocks:
             if append.group not in directories[append.channel].directory.active_by_group:
                 raise IndexCorrupt(
                     f"{self._keys.directory(append.channel)}: the directory of group {append.group} is gone and its "
-                    "block is not: the store has lost data, the index has to be rebuilt"
+                    f"block is not: channelindex repair --channel {append.channel!r} has it begin anew"
                 )
 
     def _sizes(self, frames: Mapping[_Block, bytes], new_blocks: Mapping[_Block, int]) -> dict[_Block, int]:

@@ -1,6 +1,6 @@
 -- Puts back what the store has lost of one group of a channel.
 -- KEYS   1: the channel's directory; then blocks of the group
--- ARGV   1: group; 2: its directory as it was read, "" for none; 3: directory to be; 4: clock frame, "" for none; 5: what
+-- ARGV   1: group; 2: its directory as it was read, "" for none; 3: directory to be, "" for none; 4: clock frame, "" for none; 5: what
 --        compaction notes of the channel, 6: its floor, both only where it has no such note, "" for none; then per
 --        block: how many bytes it had, 0 for none, and what it is to be
 -- reply  1 or 0: whether it happened
@@ -16,6 +16,10 @@ for at = 2, #KEYS do
 end
 for at = 2, #KEYS do
   redis.call('SET', KEYS[at], ARGV[2 * at + 4])
+end
+if ARGV[3] == '' then
+  redis.call('HDEL', KEYS[1], field, 'k' .. ARGV[1])
+  return 1
 end
 redis.call('HSET', KEYS[1], field, ARGV[3])
 if ARGV[4] ~= '' then

@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from channelindex.blocks import ENTRIES, HEADER, fold_clock, iter_frames, pack_frame, pack_pairs, split_header
+from channelindex.blocks import ENTRIES, split_header
 from channelindex.errors import IndexCorrupt, Transient
 from channelindex.hashing import N_SLOTS, slot_of
 from channelindex.redis.link import Link
@@ -31,6 +31,7 @@ from channelindex.stores.redis.directories import (
     encode_directory,
 )
 from channelindex.stores.redis.keys import Keys
+from channelindex.stores.whole_blocks import newest_epoch, whole_blocks
 
 _ATTEMPTS = 20
 """Lost comparisons before a group is given up: each means that its block grew within a round trip."""
@@ -48,8 +49,12 @@ _Group = tuple[str, str]
 
 
 class _StoredGroup(NamedTuple):
-    """A group as it is stored: its directory, and its blocks from number `first` on. None is what is gone."""
+    """A group as it is stored: its directory, and its blocks from number `first` on. None is what is gone.
 
+    `directory` is None as well where `stored`, its bytes, makes no sense.
+    """
+
+    stored: bytes
     directory: Directory | None
     clock: bytes
     first: int
@@ -62,6 +67,10 @@ class _MendedGroup(NamedTuple):
     directory: Directory
     clock: bytes
     blocks: Sequence[bytes]
+
+
+_NOTHING_LEFT = _MendedGroup(Directory(0, 0, 0, 0), b"", ())
+"""Of a group whose directory makes no sense and of which there are no blocks: it is to be removed."""
 
 
 def mend(link: Link, keys: Keys, channels: Collection[str] | None, floor: bytes) -> Mended:
@@ -115,7 +124,7 @@ def _stored_groups(link: Link, keys: Keys, channels: Collection[str] | None) -> 
         if ref is not None and (channels is None or ref.channel in channels):
             numbers[ref.channel, ref.group].add(ref.number)
     named = {keys.channel_of(key) for key in _scan(link, keys.channel_pattern())} - {None}
-    directories: dict[_Group, Directory] = {}
+    directories: dict[_Group, Directory | None] = {}
     for channel in named if channels is None else named & set(channels):
         assert channel is not None
         directories |= {(channel, group): directory for group, directory in _directories(link, keys, channel)}
@@ -126,7 +135,7 @@ def _stored_groups(link: Link, keys: Keys, channels: Collection[str] | None) -> 
 
 
 def _strays(
-    link: Link, keys: Keys, numbers: Mapping[_Group, Collection[int]], directories: Mapping[_Group, Directory]
+    link: Link, keys: Keys, numbers: Mapping[_Group, Collection[int]], directories: Mapping[_Group, Directory | None]
 ) -> list[BlockRef]:
     """The blocks that begin with entries, of those that no directory names."""
     unnamed = []
@@ -148,11 +157,18 @@ def _scan(link: Link, pattern: str) -> Iterator[bytes]:
                 break
 
 
-def _directories(link: Link, keys: Keys, channel: str) -> Iterator[tuple[str, Directory]]:
+def _directories(link: Link, keys: Keys, channel: str) -> Iterator[tuple[str, Directory | None]]:
     flat: Sequence[bytes] = link.execute("HGETALL", keys.channel(channel))
     for name, value in zip(flat[::2], flat[1::2], strict=True):
         if name.startswith(DIRECTORY.encode()):
-            yield name[len(DIRECTORY) :].decode(), decode_directory(value, keys.channel(channel))
+            yield name[len(DIRECTORY) :].decode(), _decoded(value)
+
+
+def _decoded(stored: bytes) -> Directory | None:
+    try:
+        return decode_directory(stored, "")
+    except IndexCorrupt:
+        return None
 
 
 def _mend_group(
@@ -161,10 +177,9 @@ def _mend_group(
     """Put back what is lost of a group, with *notes* of the channel where there are none; None if nothing is."""
     for _ in range(_ATTEMPTS):
         found = _read(link, keys, name, numbers)
-        if not found.blocks:
+        if not found.blocks and not found.stored:
             return None
-        whole = _whole(found)
-        assert whole.directory.number == found.first + len(found.blocks) - 1, "the last block is the active one"
+        whole = _whole(found) if found.blocks else _NOTHING_LEFT
         compared = enumerate(zip(found.blocks, whole.blocks, strict=True), found.first)
         lost = [number for number, (old, new) in compared if old != new]
         if not lost and found.directory is not None:
@@ -178,7 +193,7 @@ def _read(link: Link, keys: Keys, name: _Group, numbers: Collection[int]) -> _St
     """The group; without blocks if it is none, because nothing names those that are there."""
     channel, group = name
     stored, clock = link.execute("HMGET", keys.channel(channel), DIRECTORY + group, CLOCK + group)
-    directory = decode_directory(stored, keys.channel(channel)) if stored is not None else None
+    directory = _decoded(stored or b"")
     if directory is not None:
         wanted = range(directory.first, directory.number + 1)
     else:
@@ -186,36 +201,22 @@ def _read(link: Link, keys: Keys, name: _Group, numbers: Collection[int]) -> _St
         kept = [number for number, life in zip(numbers, lives, strict=True) if life == _FOR_EVER]
         wanted = range(min(kept), max(kept) + 1) if kept else range(0)
     blocks = link.pipeline([("GET", keys.block(channel, group, number)) for number in wanted]) if wanted else ()
-    return _StoredGroup(directory, clock or b"", wanted.start, blocks)
+    return _StoredGroup(stored or b"", directory, clock or b"", wanted.start, blocks)
 
 
 def _whole(found: _StoredGroup) -> _MendedGroup:
     """The group without what is damaged, with a header for each block that has none."""
-    frames = [list(iter_frames(block or b"", _ignore)) for block in found.blocks]
     known = found.directory.epoch if found.directory is not None else 0
-    newest = max([known, *(epoch for of_block in frames for _, epoch, _ in of_block)])
-    before: dict[int, int] = {}
-    blocks: list[bytes] = []
-    for old, of_block in zip(found.blocks, frames, strict=True):
-        header, _ = split_header(old or b"")
-        entries = b"".join(pack_frame(kind, epoch, body) for kind, epoch, body in of_block if kind == ENTRIES)
-        blocks.append((header or pack_frame(HEADER, newest, pack_pairs(before))) + entries)
-        for vb, seqno in fold_clock(blocks[-1]).items():
-            before[vb] = max(seqno, before.get(vb, 0))
+    blocks = whole_blocks(found.blocks, known)
     dropped = found.directory.dropped if found.directory is not None else 0
-    assert len(blocks) == len(found.blocks), "none is added or left out"
     before_active = dropped + sum(map(len, blocks[:-1]))
     if found.directory is not None and blocks[-1] == found.blocks[-1]:
         return _MendedGroup(found.directory._replace(before=before_active), found.clock, blocks)
-    epoch = known or max((epoch for _, epoch, _ in frames[-1]), default=newest)
+    epoch = known or newest_epoch(found.blocks[-1:]) or newest_epoch(found.blocks)
     header, _ = split_header(blocks[-1])
     clock, upto = (header, len(header)) if len(blocks) > 1 else (b"", 0)
-    number = found.first + len(blocks) - 1
+    number = found.first + len(blocks) - 1  # the last block is the active one
     return _MendedGroup(Directory(number, epoch, before_active, upto, found.first, dropped), clock, blocks)
-
-
-def _ignore(error: IndexCorrupt) -> None:
-    """Go on behind the damage."""
 
 
 def _write(
@@ -231,8 +232,8 @@ def _write(
     channel, group = name
     arguments: list[bytes | str | int] = [
         group,
-        encode_directory(found.directory) if found.directory is not None else "",
-        encode_directory(whole.directory),
+        found.stored,
+        encode_directory(whole.directory) if whole.blocks else "",
         whole.clock,
         *notes,
     ]

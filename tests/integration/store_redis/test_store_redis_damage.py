@@ -305,6 +305,20 @@ def test_a_garbled_directory_is_corruption(backend, client, value):
         backend.reader().channel_states(["A"])
 
 
+@pytest.mark.parametrize("value", [b"7", b"3:0000000000000001:9:9:4:9"])
+@pytest.mark.parametrize("has_blocks", [True, False])
+def test_a_garbled_directory_is_made_anew_from_its_blocks(backend, client, value, has_blocks):
+    writer = backend.writer()
+    writer.write([append("A", 1, entry(0, 1))])
+    client.hset(KEYS.channel("A"), "g" + GROUP, value)
+    if not has_blocks:
+        client.delete(KEYS.block("A", GROUP, 0))
+    assert backend.owner().mend() == Mended((KEYS.channel("A"),))
+    assert [each.seqno for _, each in all_entries(backend.reader(), "A")] == ([1] if has_blocks else [])
+    backend.writer().write([append("A", 1, entry(0, 2))])
+    assert [each.seqno for _, each in all_entries(backend.reader(), "A")][-1] == 2
+
+
 def test_a_channel_without_groups_is_corruption(backend, client):
     backend.writer().write([append("A", 1, entry(0, 1))])
     client.hset(KEYS.channel("A"), "k" + GROUP, b"")
