@@ -179,7 +179,9 @@ def compact(record: PartitionRecord, epoch: int, through: Sequence[int], partiti
             that has lost its newest writes since: less is stable. Nothing changes.
     """
     assert len(through) == len(record.checkpoints), "a seqno for each vbucket"
-    if record.epoch != epoch or any(map(gt, through, record.stable)):
+    if record.epoch != epoch:
+        raise StaleEpoch(partition, epoch, record.epoch)
+    if any(map(gt, through, record.stable)):
         raise StaleEpoch(partition, epoch, record.epoch)
     before = record.compacted_through or (0,) * len(record.checkpoints)
     raised = tuple(max(then, now) for then, now in zip(before, through, strict=True))

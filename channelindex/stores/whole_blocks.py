@@ -1,4 +1,4 @@
-"""What is left of the blocks of a group of which some are lost or damaged, as blocks that readers and writers take."""
+"""Makes blocks that readers and writers take of what is left of a group's, of which some are lost or damaged."""
 
 from collections.abc import Iterator, Sequence
 

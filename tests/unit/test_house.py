@@ -19,6 +19,7 @@ SHARED_MODULE_NAMES = {
     "inspect": COMMAND,
     "keys": IMPLEMENTATION,
     "link": IMPLEMENTATION,
+    "mending": IMPLEMENTATION,
     "owner": IMPLEMENTATION,
     "partitions": f"{IMPLEMENTATION}; {COMMAND}",
     "quarantine": f"{IMPLEMENTATION}; {COMMAND}",
