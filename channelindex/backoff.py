@@ -19,6 +19,7 @@ class Backoff:
     def next_delay_s(self) -> float:
         """Seconds to wait after one more failure."""
         delay = min(self._max_s, self._first_s * 2.0 ** min(self.failures, 30))
+        assert 0 < delay <= self._max_s
         self.failures += 1
         return delay * random.uniform(0.5, 1.0)
 

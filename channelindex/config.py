@@ -63,6 +63,7 @@ class ConfigProblems(ConfigInvalid):
     """Everything that is wrong with a configuration; `problems` has one line for each."""
 
     def __init__(self, problems: Collection[str]) -> None:
+        assert problems, "something is wrong"
         super().__init__("; ".join(problems))
         self.problems = tuple(problems)
 

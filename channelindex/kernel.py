@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 VERSION = 7
-"""What Python expects. A kernel of another version (kernel/module.c) was built from other sources, and is not used."""
+"""Version that Python expects. A kernel of another (kernel/module.c) was built from other sources, and is not used."""
 AUTO = "auto"
 OFF = "off"
 MODES = (AUTO, OFF)

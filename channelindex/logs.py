@@ -96,6 +96,7 @@ def configure(
 
     Call it once per process; a child that was forked keeps its parent's and only calls `bind`.
     """
+    assert style in {"logfmt", "json"}
     _bound.clear()
     bind(**fields)
     root = logging.getLogger()
@@ -156,6 +157,7 @@ class RepeatLimit:
         """Forget the windows that ended by *now*; the events of which lines were held back, and how many."""
         over = [event for event, (end, _) in self._windows.items() if end <= now]
         counts = [(event, self._windows.pop(event)[1] - MAX_REPEATS) for event in over]
+        assert not any(event in self._windows for event in over)
         return [(event, held_back) for event, held_back in counts if held_back > 0]
 
 

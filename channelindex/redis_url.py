@@ -111,6 +111,7 @@ def _with_path(address: RedisAddress, path: list[str]) -> RedisAddress:
         address = address._replace(service=path.pop(0))
     if len(path) > 1:
         raise ValueError(f"has {'/'.join(path)} where the number of a database belongs")
+    assert not address.is_sentinel or address.service, "Sentinels are asked for a master by its name"
     return address._replace(db=_number(path[0], "db")) if path else address
 
 

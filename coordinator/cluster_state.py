@@ -120,6 +120,8 @@ def read_cluster(redis: Link, index: str, n_partitions: int, n_events: int = 0) 
     Raises:
         AuthenticationFailed, CoordinationUnavailable: see `lease_redis.connect`.
     """
+    assert n_partitions > 0
+    assert 0 <= n_events <= MAX_EVENTS
     reply = run_script(redis, "look", CoordinationKeys(index), (n_events,))
     now_ms = int(reply[0])
     raw_members, raw_ends, raw_leases, raw_status = (_pairs(fields) for fields in reply[1:5])

@@ -68,6 +68,7 @@ class LeaseKeeper:
             self._backoff.reset()
             self._has_ticked = True
             now = time.monotonic()
+            assert wait_s > 0, "a tick is no loop"
             self._trouble = self._name.judge(self._membership.refused_s, now)
             self._next_tick_at = now + wait_s
 
@@ -110,6 +111,7 @@ class LeaseKeeper:
         """Apply the supervisor's orders; return true if they need a tick at once."""
         urgent = False
         for order in self._link.orders():
+            assert order.number > self._last_order, "orders arrive in the order of their numbers"
             self._membership.release(order.release)
             self._membership.leaving |= order.drain
             self._membership.status = order.status or self._membership.status

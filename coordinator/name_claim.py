@@ -16,6 +16,7 @@ class NameClaim:
     """
 
     def __init__(self, node: str, ttl_s: float) -> None:
+        assert ttl_s > 0
         self._node = node
         self._patience_s = PATIENCE_TTLS * ttl_s
         self._slack_s = LeaseTiming(ttl_s).request_timeout_s  # an answer can be so late

@@ -32,6 +32,7 @@ class WakeSubscription:
             self._redis.close()
         else:
             self._server = server
+            assert server.fileno() is not None, "it is connected"
 
     def fileno(self) -> int | None:
         """The descriptor to wait on, None where we are not subscribed."""

@@ -58,6 +58,7 @@ class Accounts:
 
     def verifier(self, user: str, hash_name: str) -> Verifier:
         """Return what SCRAM keeps of a user's password; of an unknown user, of a password that nobody knows."""
+        assert hash_name in HASH_BY_MECHANISM.values()
         if user not in self._by_name or self._by_name[user].only_argon2:
             return verifier_for(hash_name, secrets.token_urlsafe())
         place = (user, hash_name)
@@ -80,6 +81,7 @@ class ScramLogin:
 
     def first(self, message: bytes) -> LoginStep | None:
         """Answer the client's first message; None if it is malformed."""
+        assert self._server is None, "a login is begun once"
         try:
             self._server = ScramServer(self._hash_name, message)
         except ScramRefused:

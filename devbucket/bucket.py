@@ -32,11 +32,13 @@ class Bucket:
         placement: Placement | None = None,
         collections: Iterable[str] = (),
     ) -> None:
+        assert 0 < n_vbuckets <= MAX_VBUCKETS
         self.name = name
         self.uuid = secrets.token_hex(16)
         self.clock = clock
         self.vbuckets = [VBucket(vb, clock) for vb in range(n_vbuckets)]
         self.placement = placement or Placement(n_vbuckets)
+        assert len(self.placement.owner_by_vb) == n_vbuckets, "each vbucket has an owner"
         self.manifest = CollectionManifest() if collections else None
         for path in collections:
             self.create_collection(path)
@@ -82,12 +84,14 @@ class Bucket:
 
     def absolute_expiry(self, expiry: int) -> int:
         """Return the Unix time that an expiry from the wire means; 0 stays 0, which is never."""
+        assert expiry >= 0, "0 is never"
         if 0 < expiry <= RELATIVE_EXPIRY_S:
             return int(self.clock()) + expiry
         return expiry
 
     def note_expiry(self, vb: int, key: bytes, expiry: int) -> None:
         """Remember that a document may expire; *expiry* is absolute, 0 is never."""
+        assert 0 <= vb < len(self.vbuckets)
         if expiry:
             heapq.heappush(self._expiries, (expiry, vb, key))
 

@@ -63,23 +63,29 @@ class BucketCluster:
 
         Where there are replicas, they take over, and what they lack is lost too.
         """
+        assert lose >= 0
+        assert member not in survivors
         vbs = self.placement.owned_by(member)
         self.lose_tails(vbs, lose)
         moves = self.placement.spread(vbs, survivors)
+        assert [vb for vb, _ in moves] == vbs, "each gets another owner"
         if self.bucket is not None and self.placement.n_replicas:
             for vbucket in [self.bucket.vbuckets[vb] for vb in vbs]:
                 self.lose_tails([vbucket.vb], vbucket.high_seqno - self.replica_seqno(vbucket))
             moves = [(vb, next(iter(self._running_replicas(vb, survivors)), owner)) for vb, owner in moves]
         self.placement.members[member].in_cluster = False
         self.move(moves)
+        assert not self.placement.owned_by(member), "who is out of the cluster has nothing"
 
     def _running_replicas(self, vb: int, running: Sequence[int]) -> list[int]:
         return [number for number in self.placement.replicas_of(vb) if number in running]
 
     def rebalance(self, members: Sequence[int]) -> None:
         """Spread the vbuckets evenly over *members*, and let only these be in the cluster."""
+        assert members, "somebody has the vbuckets"
         for number, member in enumerate(self.placement.members):
             member.in_cluster = number in members
+        assert all(self.placement.members[number].in_cluster for number in members)
         self.move(self.placement.balanced(members))
 
     def lose_tails(self, vbs: Iterable[int], lose: int, *, by_crash: bool = False) -> None:

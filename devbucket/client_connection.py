@@ -171,6 +171,7 @@ class ClientConnection(asyncio.Protocol):
         self._timer = self._loop.call_at(deadline, self._tick)
 
     def _tick(self) -> None:
+        assert self._timer is not None, "it was armed"
         self._timer = None
         if self.session.producer is None or self.wire.half_open:
             return

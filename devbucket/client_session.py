@@ -65,6 +65,7 @@ class NodeContext:
 
     def take_over(self, name: str, session: "ClientSession") -> None:
         """Give the DCP name *name* to *session*; a connection that has it is hung up on."""
+        assert session.dcp_open, "it has a name since DCP_OPEN"
         older = self._dcp_session_by_name.get(name)
         self._dcp_session_by_name[name] = session
         if older is not None:
@@ -158,6 +159,7 @@ class ClientSession:
 
     def mutated(self, vbucket: VBucket, item: Item, value: bytes = b"", status: int = Status.SUCCESS) -> Reply:
         """Return the reply to a change, with the mutation token if the client negotiated it."""
+        assert item.vb == vbucket.vb
         extras = b""
         if Feature.MUTATION_SEQNO in self.features:
             extras = vbucket.failover_log.vbuuid.to_bytes(8, "big") + item.seqno.to_bytes(8, "big")

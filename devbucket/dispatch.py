@@ -74,6 +74,7 @@ def _run(session: ClientSession, frame: Frame) -> Reply | Sequence[Reply] | None
 
 def _make_durable(session: ClientSession, frame: Frame, level: int) -> None:
     """Keep what was written as durable as its client asked. No replica has to be waited for: all share our copy."""
+    assert 0 < level <= framing.PERSIST_TO_MAJORITY, "others are malformed"
     on_disk = level >= framing.MAJORITY_AND_PERSIST
     if on_disk:
         session.node.cluster.persist()

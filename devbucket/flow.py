@@ -39,6 +39,7 @@ class FlowWindow:
 
     def acknowledged(self, n_bytes: int) -> None:
         """Count an acknowledgement; too much of it is tolerated."""
+        assert n_bytes >= 0
         self.outstanding = max(0, self.outstanding - n_bytes)
 
 
@@ -46,6 +47,7 @@ class NoopKeeper:
     """Sends a no-op each interval, one at a time, and detects a dead client: not one frame for too long."""
 
     def __init__(self, idle_timeout_s: float, now: float) -> None:
+        assert idle_timeout_s > 0
         self.enabled = False
         self._interval_s = DEFAULT_NOOP_INTERVAL_S
         self._idle_timeout_s = idle_timeout_s
@@ -65,6 +67,7 @@ class NoopKeeper:
 
     def heard(self, now: float) -> None:
         """Some frame arrived: the client lives."""
+        assert now >= self._heard_at, "time goes on"
         self._heard_at = now
 
     def answered(self, opaque: int) -> None:
@@ -77,6 +80,7 @@ class NoopKeeper:
             raise HangUp("unexpected no-op response")
         self._pending = False
         self._opaque += 1
+        assert self._opaque < 1 << 32, "it is 32 bits on the wire"
 
     def deadline(self) -> float | None:
         """Return when `tick` has something to do; None: never."""

@@ -50,6 +50,7 @@ class FailoverLog:
 
     def end_of(self, vbuuid: int, high_seqno: int) -> int | None:
         """Return the seqno up to which history *vbuuid* is ours as well; None if we never had it."""
+        assert high_seqno >= 0
         end = high_seqno
         for candidate, began_at in self.entries:
             if candidate == vbuuid:
@@ -69,6 +70,7 @@ class SourceCheckpoints:
 
     def close(self, high_seqno: int) -> None:
         """Close the open one, unless nothing is in it."""
+        assert high_seqno >= 0
         if self._starts[-1] <= high_seqno:
             self._starts.append(high_seqno + 1)
 
@@ -85,13 +87,16 @@ class SourceCheckpoints:
 
     def holding(self, seqno: int, high_seqno: int) -> tuple[int, int]:
         """Return the first and the last seqno of the checkpoint that holds *seqno*."""
+        assert 0 < seqno <= high_seqno, "it is there"
         number = bisect_right(self._starts, seqno)
         following = self._starts[number : number + 1]
         return self._starts[max(0, number - 1)], min([high_seqno, *(start - 1 for start in following)])
 
     def cut_behind(self, seqno: int) -> None:
         """Forget what begins after *seqno*: it was lost."""
+        assert seqno >= 0
         self._starts = [start for start in self._starts if start <= seqno] or [seqno + 1]
+        assert self._starts[-1] <= seqno + 1, "nothing begins behind what is left"
 
     def merge_up_to(self, seqno: int) -> None:
         """Let those up to *seqno* be one with the next: they lack versions of keys that came again."""

@@ -145,12 +145,14 @@ class Item:
         self._put_together(mode, opcode, datatype, extras, key)
 
     def _encode_event(self, mode: int) -> None:
+        assert self.fate == SYSTEM_EVENT
         kind, _, name = event_of(self.key)
         self.payload = self.value
         extras = bytes(_CAS_BYTES) + _EVENT.pack(self.seqno, kind, 0)
         self._put_together(mode, Op.DCP_SYSTEM_EVENT, 0, extras, name)
 
     def _put_together(self, mode: int, opcode: int, datatype: int, extras: bytes, key: bytes) -> None:
+        assert mode >= 0, "-1 is that of an item that was not encoded"
         extras_bytes = len(extras) - _CAS_BYTES
         assert extras_bytes >= 0, "the CAS is before the extras"
         body_bytes = extras_bytes + len(key) + len(self.payload)
@@ -221,6 +223,7 @@ def is_compressible(value: bytes) -> bool:
 
 def decompressed(value: bytes, most_bytes: int) -> bytes | None:
     """Return the value of which this is the compressed form; None if it is none, or longer than *most_bytes*."""
+    assert most_bytes >= 0
     try:
         if cramjam.snappy.decompress_raw_len(value) > most_bytes:
             return None

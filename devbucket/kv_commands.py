@@ -168,6 +168,7 @@ def _prepend(session: ClientSession, request: Frame) -> Reply:
 
 
 def _extend(session: ClientSession, request: Frame, *, before: bytes, after: bytes) -> Reply:
+    assert not (before and after), "one end grows"
     vbucket, item = find_for_change(session, request)
     if item is None:
         raise Refused(Status.NOT_STORED)
@@ -188,6 +189,7 @@ def _decrement(session: ClientSession, request: Frame) -> Reply:
 
 def _count(session: ClientSession, request: Frame, *, sign: int) -> Reply:
     """Change a counter. Its value is raw, though it looks like JSON; it wraps upwards and stops at 0 downwards."""
+    assert sign in {1, -1}
     if len(request.extras) != _COUNTER_EXTRAS.size:
         raise Malformed
     delta, number, expiry = _COUNTER_EXTRAS.unpack(request.extras)

@@ -45,6 +45,7 @@ class CollectionEvent(NamedTuple):
 
 def event_of(key: bytes) -> tuple[int, int, bytes]:
     """Kind, number and name of the event that is kept under *key*."""
+    assert key[0] == SYSTEM, "it is kept under a key of the system's"
     return key[1], int.from_bytes(key[2:6], "big"), key[6:]
 
 
@@ -78,6 +79,7 @@ class CollectionManifest:
         self.paths.append(path)
         events = [] if scope_name in self._scope_by_name else [self._create_scope(scope_name)]
         scope, number = self._scope_by_name[scope_name], self._take_id()
+        assert number not in self._scope_of, "a number is never given out twice"
         self._scope_of[number], self._names[number] = scope, name
         return [*events, CollectionEvent(COLLECTION_BEGINS, number, scope, name, self.manifest_uid)]
 

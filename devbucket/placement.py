@@ -67,6 +67,7 @@ class Placement:
     def add(self, member: ClusterMember) -> int:
         """Take a node into the cluster, without a vbucket; returns its number."""
         self.members.append(member)
+        assert not self.owned_by(len(self.members) - 1), "it joins without a vbucket"
         return len(self.members) - 1
 
     def owned_by(self, member: int) -> list[int]:
@@ -75,16 +76,19 @@ class Placement:
 
     def replicas_of(self, vb: int) -> list[int]:
         """Return the members that have a replica of a vbucket."""
+        assert 0 <= vb < len(self.owner_by_vb)
         n_members, owner = len(self.members), self.owner_by_vb[vb]
         following = [(owner + step) % n_members for step in range(1, n_members)]
         return [number for number in following if self.members[number].in_cluster][: self.n_replicas]
 
     def spread(self, vbs: Iterable[int], over: Sequence[int]) -> list[tuple[int, int]]:
         """New owners for *vbs*, in turns."""
+        assert over, "somebody takes them"
         return [(vb, over[at % len(over)]) for at, vb in enumerate(vbs)]
 
     def balanced(self, over: Sequence[int]) -> list[tuple[int, int]]:
         """Return the moves (vbucket, new owner) that give each of *over* as many vbuckets as others, or one more."""
+        assert over, "somebody has them"
         n_vbuckets = len(self.owner_by_vb)
         wanted = [over[vb * len(over) // n_vbuckets] for vb in range(n_vbuckets)]
         return [(vb, owner) for vb, owner in enumerate(wanted) if self.owner_by_vb[vb] != owner]
@@ -109,6 +113,7 @@ class Placement:
 
     def config_json(self, name: str, uuid: str, this: int, active: Sequence[bool], *, with_collections: bool) -> bytes:
         """Return the map as a real cluster manager makes it, as member *this* sends it; *active* by vbucket."""
+        assert len(active) == len(self.owner_by_vb), "a state of each vbucket"
         servers, place_of = self.server_list()
         chains = [
             [place_of.get(self.owner_by_vb[vb], NOBODY) if is_active else NOBODY, *self._replica_places(vb, place_of)]
@@ -145,6 +150,7 @@ class Placement:
 
     def _replica_places(self, vb: int, place_of: dict[int, int]) -> list[int]:
         places = [place_of[number] for number in self.replicas_of(vb)]
+        assert len(places) <= self.n_replicas
         return places + [NOBODY] * (self.n_replicas - len(places))
 
 

@@ -80,6 +80,7 @@ class DevBucket:
         Raises:
             ConfigInvalid: the server refused its configuration.
         """
+        assert self._child is None, "one child at a time"
         context = multiprocessing.get_context("fork")
         self._control, theirs = context.Pipe()
         self._child = context.Process(
@@ -92,6 +93,7 @@ class DevBucket:
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
         theirs.close()
         self.ports, self.tls_ports = self._receive()
+        assert len(self.ports) == len(self.tls_ports), "two ports of each node, or 0"
         return self
 
     def __exit__(

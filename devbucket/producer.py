@@ -87,6 +87,7 @@ class Producer:
         self, vbucket: VBucket, opaque: int, wanted: Range, *, from_disk: bool, wanted_keys: KeyFilter | None
     ) -> None:
         """Open a stream, of some keys or of all."""
+        assert not self.has_stream(vbucket.vb), "a vbucket has one stream"
         stream = ProducerStream(
             vbucket,
             opaque,
@@ -142,6 +143,7 @@ class Producer:
 
     def take(self, max_bytes: int) -> bytes:
         """Return messages of about *max_bytes*, as flow control allows, or nothing; the streams take turns."""
+        assert max_bytes > 0
         out: list[bytes] = []
         size = 0
         while self._queue and size < max_bytes and (room := self.flow.room()) > 0:
@@ -153,6 +155,7 @@ class Producer:
         return b"".join(out)
 
     def _requeue(self, stream: ProducerStream) -> None:
+        assert stream.queued, "it had its turn"
         if stream.has_more:
             self._queue.append(stream)
             return

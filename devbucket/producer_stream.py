@@ -56,6 +56,7 @@ class ProducerStream:
         tell_advances: bool = False,
         tell_purges: bool = False,
     ) -> None:
+        assert wanted.start <= wanted.end
         self.vbucket = vbucket
         self.done = False
         self.queued = False  # the producer's: whether the stream waits for its turn
@@ -110,6 +111,8 @@ class ProducerStream:
 
     def take(self, out: list[bytes], room: int) -> int:
         """Append messages to *out* until they fill *room*, which the last one may exceed; returns their bytes."""
+        assert room > 0
+        assert not self.done, "it has sent its end"
         room = min(room, TURN_BYTES)
         size = 0
         while size < room:
@@ -186,6 +189,7 @@ class ProducerStream:
 
     def _choose(self, wanted: KeyFilter, end: int) -> bool:
         """Leave only what is wanted of a snapshot; whether there is anything to send of it."""
+        assert self._position < end
         self._items = [item for item in self._items if wanted(item.key)]
         if self._tell_advances and not (self._items and self._items[-1].seqno == end):
             self._advance_to = end

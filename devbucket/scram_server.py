@@ -62,6 +62,7 @@ class ScramServer:
 
     def first(self, verifier: Verifier, iterations: int = ITERATIONS) -> bytes:
         """Our first message, for the user that `user` names."""
+        assert iterations > 0
         self._verifier = verifier
         salt = base64.b64encode(verifier.salt)
         self._server_first = b"r=%b,s=%b,i=%d" % (self._nonce, salt, iterations)

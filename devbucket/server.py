@@ -109,6 +109,7 @@ class DevBucketServer:
         if len(self.nodes) == MAX_NODES:
             raise ConfigInvalid(f"a dev bucket has at most {MAX_NODES} nodes")
         number = self.cluster.placement.add(ClusterMember(host=self.config.host))
+        assert number == len(self.nodes), "nodes are numbered in the order in which they came"
         self.nodes.append(NodeServer(self.cluster, number, self._tls))
         await self.nodes[number].start()
         self.cluster.placement.changed()
@@ -158,4 +159,5 @@ class DevBucketServer:
                 self.cluster.persist()
 
     def _again(self, name: str, after_s: float, act: Callable[[], None]) -> None:
+        assert after_s > 0
         self._timers[name] = asyncio.get_running_loop().call_later(after_s, act)

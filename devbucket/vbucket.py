@@ -130,6 +130,7 @@ class VBucket:
 
     def set_compression(self, mode: str) -> None:
         """Set how memory holds values: "active" compresses those that are there, the others leave them as they are."""
+        assert mode in COMPRESSION_MODES
         self.compression_mode = mode
         for item in self._newest.values() if mode == "active" else ():
             item.store(compressed=self._is_compressed_here(item))
@@ -251,6 +252,7 @@ class VBucket:
         Durable writes bound it; and of what was before, superseded versions may be gone.
         """
         safe = self._synced_seqno if by_crash else self._replicated_seqno
+        assert max(safe, self._kept_from) <= self.high_seqno
         return self.high_seqno - max(safe, self._kept_from)
 
     def failover(self, lose: int, *, by_crash: bool = False) -> None:
@@ -309,6 +311,7 @@ class VBucket:
 
     def mark_saved(self) -> None:
         """Note that a file has everything."""
+        assert self.persisted_seqno <= self.high_seqno or self.rewritten, "a file has nothing that was never here"
         self.unsaved = self.rewritten = False
         self.persisted_seqno = self.high_seqno
 
@@ -393,6 +396,7 @@ class VBucket:
         self._log = [item for item in self._log if not 0 < item.superseded_by <= self._kept_from]
         self._checkpoints.merge_up_to(self._kept_from)
         self._n_superseded = len(self._log) - len(self._newest)
+        assert self._n_superseded >= 0, "each key's newest version is in the log"
 
     def _tell_changed(self) -> None:
         for watcher in self.watchers:

@@ -88,6 +88,7 @@ class _Run:
     def __init__(self, stores: Sequence[IndexReader]) -> None:
         self._stores = stores
         self._snapshots = [IndexSnapshot.take(store) for store in stores]
+        assert len(self._snapshots) == 2, "two are compared"
         self._stable = list(map(min, *(snapshot.stable for snapshot in self._snapshots)))
         self._counts: Counter[str] = Counter()
         self._by_channel: dict[str, Counter[str]] = {}

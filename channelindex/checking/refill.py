@@ -36,6 +36,7 @@ def write_lacking(writer: IndexWriter, records: Sequence[PartitionRecord], lacki
 
 def _entries(records: Sequence[PartitionRecord], lacking: Iterable[Lacking]) -> dict[tuple[int, str], set[Entry]]:
     """Return the entries that are to be written, by epoch and channel."""
+    assert records, "an index has a partition"
     entries: defaultdict[tuple[int, str], set[Entry]] = defaultdict(set)
     width = len(records[0].vbuckets)
     for channel, document in lacking:

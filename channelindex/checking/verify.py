@@ -107,6 +107,7 @@ def verify(
         IndexCorrupt, IndexMissing, StoreUnavailable: see `ChangesReader.changes`.
     """
     bucket = BucketState(decoder, store.meta().n_vbuckets)
+    assert stable_timeout_s >= 0
     feed.start(dict.fromkeys(range(len(bucket.high_seqnos)), ORIGIN))
     for events in read_to_end(feed, silence_timeout_s):
         bucket.add(events)
@@ -249,6 +250,7 @@ class _Verification:
 
 def _agrees(entry: Entry, document: DocumentVersion, expected: ChannelMembership) -> bool:
     """A removal may have been indexed with an older version of the document than its newest, membership never."""
+    assert (entry.vb, entry.key) == (document.vb, document.key), "one document"
     seqno_agrees = entry.seqno <= document.seqno if expected.removed else entry.seqno == document.seqno
     return seqno_agrees and _membership(entry) == expected
 

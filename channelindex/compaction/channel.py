@@ -166,6 +166,7 @@ class ChannelCompactor:
                 self._pause()
                 if selection.n_held > MAX_ENTRIES:
                     return None, taken
+        assert taken.keys().isdisjoint(plan.removed), "those leave anyway"
         return selection, taken
 
     def _finish(
@@ -181,6 +182,7 @@ class ChannelCompactor:
         is_wanted: bool,
     ) -> ChannelResult:
         kept_bytes = sum(len(entry[3]) for entry in selected.kept)
+        assert plan.removed <= plan.inputs, "what leaves was read"
         result = _result(channel, plan, selected)
         changes = [
             GroupChange(name, plan.state.groups[name].directory, name in plan.removed, plan.taken.get(name))
@@ -209,6 +211,7 @@ class ChannelCompactor:
         if dry_run:
             return result
         output = self._write(channel, packed) if packed else None
+        assert (output is None) == (packed is None)
         floor = _raised_floor(plan.state.floor, selected.floor) if changes else b""
         switch = Switch(
             channel, plan.state.compacted.generation, changes, output, live, int(now_s), floor, int(self._grace_s)
@@ -222,6 +225,7 @@ class ChannelCompactor:
         return result._replace(outcome="refused", bytes_after=result.bytes_before, blocks_after=result.blocks_before)
 
     def _pack(self, selected: Selected, view: CompactionView) -> PackedGroup:
+        assert selected.kept, "something stays"
         epochs = {record.epoch for record in view.records} | {entry[2] for entry in selected.kept}
         return pack_group(selected.kept, max(epochs), self._block_bytes, ends_with_header=self._store.ends_with_header)
 

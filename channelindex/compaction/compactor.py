@@ -102,6 +102,7 @@ class Compactor:
         dead for long leaves each of them, before anything is pruned. A channel of which that cannot be said for certain
         ends it; so does one that others compact meanwhile, until the next time.
         """
+        assert least > 0, "to prune nothing reads everything"
         view = self._take_view(dry_run=False)
         archives = self._reader.archived_starts(range(view.meta.n_partitions))
         found = prunings(view.records, archives, view.prunable, least)
@@ -138,6 +139,7 @@ class Compactor:
 
 
 def _chunks(channels: Iterable[str], size: int) -> Iterator[Sequence[str]]:
+    assert size > 0
     iterator = iter(channels)
     while chunk := list(islice(iterator, size)):
         yield chunk

@@ -16,7 +16,7 @@ With 16, small channels were merged so often that all was written three times (`
 
 
 class Extent(Enum):
-    """How much of a channel a compaction reads: all groups, or the small ones to merge them."""
+    """The part of a channel that a compaction reads: all groups, or the small ones to merge them."""
 
     FULL = "full"
     MERGE = "merge"
@@ -53,6 +53,7 @@ def due(
 
     What counts is what a compaction takes in: not the active blocks of present epochs, which are bound by `full_at`.
     """
+    assert block_bytes > 0
     compacted = sizes.compacted
     removable = {name for name, group in sizes.groups.items() if is_removable(name, group, present_epochs)}
     input_bytes = sum(

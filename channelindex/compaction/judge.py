@@ -8,7 +8,7 @@ from channelindex.epochs import NO_BOUND, Bounds, PartitionRecord
 
 
 class Ages(NamedTuple):
-    """How far things have aged.
+    """Seqnos and epochs by which things are old enough.
 
     `settled` is by vbucket the seqno that was stable `min_lag` ago and still is, `removable` the same for
     `removal_retention`; 0 where nothing was. `dead_epochs` is by partition the newest epoch that had begun
@@ -74,6 +74,9 @@ class Judge:
             live += bounds.clamp(epoch, no_bound)
             lately_live += bounds_then.clamp(epoch, no_bound)
             judged += no_bound
+        assert len(settled) == len(live) == len(lately_live) == len(judged) == len(self.ages.settled), (
+            "one for each vbucket"
+        )
         return AgeLimits(settled, live, lately_live, judged)
 
     def has_long_dead(self, block: bytes) -> bool:

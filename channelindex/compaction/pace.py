@@ -28,6 +28,7 @@ class Pace:
     def pause(self) -> None:
         """Sleep for the work since the last call."""
         now_s = self._cpu()
+        assert now_s >= self._busy_until_s, "CPU time does not go back"
         idle_s = (now_s - self._busy_until_s) * self._idle_per_busy
         self._busy_until_s = now_s
         while idle_s > 0:

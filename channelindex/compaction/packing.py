@@ -43,6 +43,7 @@ def _header(epoch: int, clock: dict[int, int]) -> bytes:
 
 
 def _parts(kept: Sequence[KeptEntry], block_bytes: int) -> Iterator[Sequence[KeptEntry]]:
+    assert block_bytes > 0
     start = size = 0
     for position, entry in enumerate(kept):
         size += len(entry[3])

@@ -28,6 +28,7 @@ def prunings(
     *archives* were read after *records*. Nothing where no partition has *least* starts to be pruned; else all that have
     any: the work is in what comes before.
     """
+    assert len(records) == len(archives) == len(upto), "one for each partition"
     found = [
         (partition, archive, [start for start in archive if start.epoch <= min(last, record.archived)])
         for partition, (record, archive, last) in enumerate(zip(records, archives, upto, strict=True))
@@ -44,4 +45,5 @@ def prunings(
 def _without(archive: Sequence[EpochStart], last: int) -> list[EpochStart]:
     """*archive* with a mark for all starts up to *last*."""
     mark = EpochStart(last, (NO_BOUND,) * len(archive[0].starts))
+    assert mark.is_mark
     return [mark, *(start for start in archive if start.epoch > last)]

@@ -134,6 +134,7 @@ class Selection:
 
     def _settle(self, document: _DocumentEntries, seqno: int) -> None:
         """*seqno* is the newest settled one of *document*: what is older leaves."""
+        assert seqno > document.newest_settled, "the newest settled one rises"
         document.newest_settled = seqno
         older = {entry for entry in document.entries if entry[0] < seqno}
         self._n_superseded += len(older)
@@ -162,6 +163,7 @@ class Selection:
                     young_superseded += seqno < document.newest_live
                     young_dead += seqno > self._judge.limits(epoch).live[vb]
         kept.sort()
+        assert n_removals == 0 or self._is_whole, "removals leave for their age with all blocks at hand alone"
         counts = Counts(self._n_read, self._n_superseded, self._n_dead, n_removals, self._n_repeated)
         assert counts.read - counts.left == len(kept), "an entry that was read stays or is counted"
         dead = self._n_long_dead, self._n_long_dead_outside

@@ -65,6 +65,7 @@ def take_view(reader: IndexReader, settings: CompactionSettings, now_s: float) -
     prunable = [_epoch_before(moments, now_s - longest_s) for moments in timelines]
     archived = archives.of(records)
     whole = [whole_record(record, archived.get(partition, ())) for partition, record in enumerate(records)]
+    assert len(whole) == meta.n_partitions, "a record for each partition"
     return CompactionView(meta, records, Judge(whole, ages), prunable)
 
 

@@ -118,6 +118,7 @@ class _Walk:
 
     def read(self, steps: Sequence[_BlockStep]) -> list[_BlockStep]:
         """Add the blocks of *steps*; those before them that are to be read next."""
+        assert steps, "there is something to read"
         following: list[_BlockStep] = []
         compacted: set[int] = set()
         for step, block in _fetched(self._store, steps):

@@ -70,6 +70,7 @@ class Following:
 
     def move(self, page: Changes) -> None:
         """Go on after *page*, which was read otherwise."""
+        assert not self._has_left
         self._since, self._progress = page.since, page.progress
         self._is_at_hub = self._hub.settle(self._follower, self.query, page.since)
 
@@ -97,6 +98,7 @@ class Following:
 
         With `tell`, it is given the news that is in memory, and the wait goes on.
         """
+        assert not self._has_left, "nobody tells who has left"
         if self.is_up_to_date:
             self._follower.tell = self._tell_from_memory if self.tell is not None and self._is_at_hub else None
             try:

@@ -138,7 +138,9 @@ class Pager:
 
         The scan forgets the others.
         """
+        assert most > 0
         scan, n_documents = self._scan, 0
+        assert 0 <= first < len(scan.since), "the turn is a vbucket's"
         kept: list[int] = []
         for vb in sorted(scan.vbuckets(), key=lambda vb: (vb < first, vb)):
             if n_documents < most:
@@ -146,6 +148,7 @@ class Pager:
                 kept.append(vb)
             else:
                 scan.forget(vb)
+        assert len(set(kept)) == len(kept), "a vbucket has one turn"
         return kept
 
     def _turns(self, read: Token, kept: list[int]) -> Iterator[tuple[int, int, list[Found]]]:
@@ -167,6 +170,8 @@ class Pager:
 
     def _answer(self, page: list[Found], continuation: Token, pending: int, n_withdrawn: int) -> Changes:
         """The answer with the documents of *page*, of which the first *n_withdrawn* are withdrawn."""
+        assert pending >= 0
+        assert 0 <= n_withdrawn <= len(page)
         stored = blocks.iter_entries(b"".join([found[3] for found in page]))
         entries = tuple(
             Change(
@@ -203,6 +208,7 @@ def _vb(found: Found) -> int:
 
 def _between(before: int | None, vb: int, n_vbuckets: int) -> tuple[slice, ...]:
     """The vbuckets whose turn is between those of *before* and *vb*, around the end; all others if both are one."""
+    assert 0 <= vb < n_vbuckets
     if before is None:
         return ()
     return (slice(before + 1, vb),) if before < vb else (slice(before + 1, n_vbuckets), slice(0, vb))

@@ -39,6 +39,7 @@ class Scan:
 
     def count_in(self, vb: int) -> int:
         """Number of documents found in a vbucket."""
+        assert 0 <= vb < len(self.since)
         return len(self._found_by_vb.get(vb, ()))
 
     def forget(self, vb: int) -> None:
@@ -79,6 +80,7 @@ class Scan:
         Raises:
             IndexCorrupt: if *on_corrupt* does; part of the block may have been taken.
         """
+        assert channel >= 0
         if not block.startswith(_HEADER_KIND):
             on_corrupt(IndexCorrupt("it does not begin with a header"))
         return self._add_frames(block, channel, on_corrupt)

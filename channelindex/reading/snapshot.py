@@ -96,6 +96,7 @@ class History:
 
         0 where the starts that bound it were pruned: what they took back is gone from the index.
         """
+        assert 0 <= partition < len(self.records)
         if self.is_pruned(epoch, partition):
             return (0,) * len(self.records[partition].checkpoints)
         return self._bounds[partition].of(epoch)
@@ -160,6 +161,7 @@ class Snapshots:
             stable[record.first_vb : record.vbuckets.stop] = record.stable
         history = History([records.get(p) or old[p] for p in range(len(epochs))], self._archives)
         self._history = meta, history
+        assert len(history.records) == meta.n_partitions, "a record for each partition"
         return IndexSnapshot(meta, stable, history)
 
 
@@ -200,6 +202,7 @@ class IndexSnapshot:
             if epoch > newest:
                 vbuckets = self.meta.vbuckets_of(partition)
                 visible[vbuckets.start : vbuckets.stop] = (0,) * len(vbuckets)
+        assert len(visible) == len(clock) == self.meta.n_vbuckets
         return EpochLimits(visible, clock)
 
     def visibility(self, epoch: int, vb: int, seqno: int) -> str:
@@ -245,6 +248,7 @@ class IndexSnapshot:
             stable = self.stable[vbuckets.start : vbuckets.stop]
             then = (checkpoint.seqno for checkpoint in moment.checkpoints)
             seqnos += map(min, then, bounds, stable)
+        assert len(seqnos) == len(self.stable), "a seqno for each vbucket"
         return seqnos
 
     @cached_property
@@ -313,6 +317,7 @@ class IndexSnapshot:
             for vb, reach in zip(vbuckets, self._history.reach_of(epoch, partition), strict=True):
                 if token.seqnos[vb] > reach and not self._history.is_unwatched(epoch, partition, vb):
                     taken[vb] = TakenBack(epoch, token.seqnos[vb], reach)
+        assert all(one.true_upto < one.upto for one in taken.values()), "something was taken back"
         return taken
 
     def dead_limits(self, epoch: int, vb: int, taken: TakenBack) -> tuple[int, int, int]:
@@ -321,6 +326,7 @@ class IndexSnapshot:
         Above the first, they are dead. Up to the second, the reader may have been told of them. Up to the third, one
         that is not dead is there, or will be again once the stable clock is back.
         """
+        assert taken.true_upto < taken.upto, "something was taken back"
         partition = vb // self.meta.partition_width
         if epoch > self.epochs[partition]:  # nothing is known of it
             return 0, 0, 0

@@ -54,7 +54,7 @@ class MemoryIndex:
         self.compacted: dict[str, Compacted] = {}
         self.floors: dict[str, bytes] = {}
         self.deadlines: dict[BlockRef, float] = {}
-        """When blocks go, by `monotonic`: what compaction has read, and what it wrote and nobody names yet."""
+        """Times at which blocks go, by `monotonic`: those that compaction has read, and output that nobody names."""
         self.counter_by_principal: dict[str, int] = defaultdict(int)
         self.quarantine: deque[Quarantined] = deque(maxlen=QUARANTINE_DOCUMENTS)
         self.n_quarantined = 0

@@ -159,6 +159,7 @@ def _document_flags(revision: Revision, stored: StoredDocument) -> bytes:
 
 
 def _change(opcode: int, flags: int, path: bytes, value: bytes) -> bytes:
+    assert len(path) < 1 << 16, "its length has 16 bits"
     return struct.pack(">BBHI", opcode, flags, len(path), len(value)) + path + value
 
 

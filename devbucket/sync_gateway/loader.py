@@ -112,6 +112,7 @@ class Loader:
             self._read([revision.id for revision in pending if revision.id not in self._stored_by_id])
             due = [revision for revision in pending if not is_known(self._stored_by_id[revision.id].sync, revision)]
             pending = self._write(due)
+            assert len(pending) <= len(due), "what was not written was due"
             n_saved += len(due) - len(pending)
             if not pending:
                 self._forget_oldest()
@@ -137,6 +138,7 @@ class Loader:
             writes.append((revision, sync))
             requests.append(self._layout.write(revision, sync, stored))
         refused: list[Revision] = []
+        assert len(requests) == len(writes) == len(revisions), "a request for each"
         for (revision, sync), answer in zip(writes, self._kv.pipeline(requests) if requests else (), strict=True):
             cas = None if answer.status in BUSY else operations.stored(answer)
             if cas is None:

@@ -31,6 +31,7 @@ def apply_revision(
     previous: Mapping[str, Any] | None, revision: Revision, sequence: int, now: datetime
 ) -> dict[str, Any]:
     """Return the `_sync` of a document whose `_sync` was *previous*, after *revision* was saved with *sequence*."""
+    assert sequence > 0, "0 stands for none"
     previous = previous or {}
     assigned = () if revision.deleted else revision.channels
     sync: dict[str, Any] = {"rev": revision.rev}

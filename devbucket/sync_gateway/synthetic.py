@@ -26,6 +26,8 @@ def synthetic_revisions(
     Documents "doc-000000" and up are each in none to *max_channels* of the channels "ch-000" and up. What is deleted
     comes back when it is next chosen.
     """
+    assert n_channels >= 0
+    assert n_documents > 0
     rnd = random.Random(seed)
     channels = [f"ch-{number:03}" for number in range(n_channels)]
     documents = [_SyntheticDocument() for _ in range(n_documents)]
@@ -46,6 +48,7 @@ def _change(document: _SyntheticDocument, rnd: random.Random, channels: Sequence
     absent = document.generation == 0 or document.deleted
     chance = rnd.random()
     document.generation += 1
+    assert not (document.deleted and document.channels), "a tombstone is in no channel"
     document.deleted = not absent and chance < _DELETE
     if document.deleted:
         document.channels = ()

@@ -195,6 +195,7 @@ class Demo:
             time.sleep(max(0.0, started + seconds * self._n_written / len(revisions) - time.monotonic()))
 
     def _kill_a_feed_worker(self) -> None:
+        assert self._killed is None, "one worker is killed"
         self._wait_for(self._connected, "no feed worker was connected")
         working = self._connected()
         pid, number = working[0]["pid"], working[0]["number"]

@@ -22,6 +22,7 @@ def feed_both(feed: BoundedFeed, decoder: Decoder, meta: IndexMeta, targets: Seq
         SourceUnavailable: the feed sent nothing for bounded.SILENCE_TIMEOUT_S, or the source rolled back meanwhile.
         StoreUnavailable, OutcomeUnknown: a store failed; the indexes are incomplete.
     """
+    assert targets, "somebody is fed"
     origins = dict.fromkeys(range(meta.n_vbuckets), ORIGIN)
     builder = RoundBuilder(decoder, 1, origins)
     written = [_IndexTarget(settings, meta) for settings in targets]

@@ -135,6 +135,7 @@ def _rewind(config: Config, store: IndexReader, chosen: Sequence[Quarantined]) -
     In this order, an interruption between the two leaves outdated records, but forgets no document.
     """
     clock = clock_before(chosen)
+    assert all(seqno >= 0 for seqno in clock.values()), "0 is before the first document"
     width = store.meta().partition_width
     partitions = sorted({vb // width for vb in clock})
     with (

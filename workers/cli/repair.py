@@ -87,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _write_lacking(config: Config, args: argparse.Namespace) -> tuple[VerifyReport, int]:
     """Verify, and write what is missing; the report of the last verification, and how many entries were written."""
+    assert not args.no_wait, "what is missing is known after a verification"
     lacking: list[Lacking] = []
     report = verify.verify_index(config, args.channel, args.timeout, lacking)
     if not lacking:

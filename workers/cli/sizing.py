@@ -69,6 +69,7 @@ def size_of(load: Load) -> Size:
     feeds = _workers(node_rate * FEED_US)
     writers = _workers(node_entry_rate * WRITER_US_PER_ENTRY)
     ring_bytes = _ring_bytes(node_entry_rate * entry_bytes * RING_S / (feeds * writers))
+    assert MIN_RING_BYTES <= ring_bytes <= MAX_RING_BYTES
     groups = load.channels * min(load.nodes * feeds, max(1.0, entries / max(1, load.channels)))
     stored = entries * (entry_bytes + FRAME_BYTES / load.entries_per_append)
     redis_bytes = round(stored * GROWTH + groups * GROUP_BYTES + load.channels * CHANNEL_BYTES)

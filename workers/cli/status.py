@@ -160,6 +160,7 @@ def _partitions(
 
 
 def _by_partition(waiting: Sequence[int], n_partitions: int) -> list[int]:
+    assert len(waiting) % n_partitions == 0, "partitions are of one width"
     width = len(waiting) // n_partitions
     return [sum(waiting[first : first + width]) for first in range(0, len(waiting), width)]
 
@@ -202,6 +203,7 @@ def _node_row(node: dict[str, Any]) -> tuple[object, ...]:
 def ranges(numbers: Sequence[int]) -> str:
     """Ascending *numbers* in short form: 1-3, 7."""
     runs: list[list[int]] = []
+    assert list(numbers) == sorted(numbers), "ascending"
     for number in numbers:
         if runs and number == runs[-1][-1] + 1:
             runs[-1].append(number)

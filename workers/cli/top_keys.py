@@ -16,7 +16,7 @@ HELP = "q quit  s sort  n node  p partitions  c channels"
 
 
 class Choice(NamedTuple):
-    """What a person wants to see: *node* "" is all of them, *focus* has the room that overview shares out."""
+    """The part that a person wants to see: *node* "" is all of them, *focus* has the room that overview shares out."""
 
     sort: str = SORTS[0]
     node: str = ""

@@ -56,6 +56,7 @@ class Trend:
 
     def add(self, at: float, stable: Sequence[int]) -> None:
         """The stable seqnos of all vbuckets as of *at*."""
+        assert not self._samples or len(stable) == len(self._samples[-1].stable), "an index keeps its vbuckets"
         self._samples.append(_Sample(at, stable))
         while len(self._samples) > 2 and self._samples[1].at <= at - WINDOW_S:
             self._samples.popleft()
@@ -70,6 +71,7 @@ class Trend:
 
     def hot_vbuckets(self, limit: int) -> list[tuple[int, float]]:
         """The *limit* busiest vbuckets with their changes per second, without those at rest."""
+        assert limit >= 0
         return nlargest(limit, ((vb, rate) for vb, rate in enumerate(self.per_s()) if rate), key=lambda hot: hot[1])
 
 
@@ -80,6 +82,7 @@ def nodes(state: State) -> list[State]:
 
 def worst_nodes(state: State, limit: int) -> list[State]:
     """At most *limit* nodes: all in their order if they fit, else the dead and those with the largest lag."""
+    assert limit > 0
     everyone = nodes(state)
     if len(everyone) <= limit:
         return everyone
@@ -115,6 +118,7 @@ SPARKS = "▁▂▃▄▅▆▇█"
 
 def sparkline(values: Sequence[float], width: int) -> str:
     """The last *width* of *values* as a line of bars, the largest as a full one."""
+    assert width > 0
     shown = list(values)[-width:]
     largest = max(shown, default=0.0)
     return "".join(SPARKS[round(value / largest * (len(SPARKS) - 1)) if largest else 0] for value in shown)

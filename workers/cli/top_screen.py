@@ -225,7 +225,7 @@ def _processes(workers: Sequence[top.Worker], trend: Trend, width: int, rows: in
 
 
 def _work(process: State) -> str:
-    """What the process has done in this life."""
+    """Counts of the process's work in this life."""
     if process["role"] == FEED_WORKER:
         return f"{_short(process['events'])} changes"
     if process["role"] == COMPACTOR:

@@ -103,6 +103,7 @@ def _watch(role: str, pid: int) -> Child:
 
 def _live(role: str, main: Callable[[StopFlag], int], kept_fds: set[int], parent: int, mask: Iterable[int]) -> None:
     """Live the child's whole life. Never returns."""
+    assert kept_fds >= {0, 1, 2}, "a child logs to its parent's descriptors"
     code = exits.INTERNAL
     try:
         gc.freeze()

@@ -90,6 +90,7 @@ class ChildSlot:
 
     def stop(self, kill_at: float) -> None:
         """Tell the child to finish its work; it is killed if it has not ended at *kill_at*."""
+        assert kill_at > 0
         if self.child and self._kill_at is None:
             self._kill_at = kill_at
             self.child.signal(signal.SIGTERM)

@@ -203,6 +203,7 @@ def _drain(state: NodeState, now: float, why: str, exit_code: int = exits.OK) ->
     state.exit_code = exit_code
     state.kill_at = now + state.config.workers.drain_timeout_s
     state.end_at = state.kill_at + RELEASE_TIMEOUT_S
+    assert now < state.end_at
     return [Drain(why)]
 
 
@@ -260,6 +261,7 @@ def reloaded(state: NodeState, config: Config) -> None:
     state.config = config
     state.targets = [frozenset()] * config.workers.feed_workers
     state.phase = NodePhase.RUNNING
+    assert not any(state.targets), "nobody works yet"
 
 
 def decide(state: NodeState, children: Children, now: float) -> list[Action]:
@@ -370,6 +372,7 @@ def _release(state: NodeState, children: Children) -> Iterable[Action]:
 
 
 def _without(held: KeeperReport, released: set[int]) -> KeeperReport:
+    assert released <= held.leases.keys(), "what is not held cannot be given back"
     return msgspec.structs.replace(
         held,
         leases={p: deadline for p, deadline in held.leases.items() if p not in released},

@@ -27,6 +27,7 @@ class NodeIncarnation:
 
     def __init__(self, run_dir: Path, name: str) -> None:
         self.incarnation = uuid.uuid4().hex
+        assert len(self.incarnation) == _INCARNATION_BYTES, "it replaces the one before whole"
         self.predecessor = ""
         self._fd = -1
         path = run_dir / f"{name}.incarnation"

@@ -50,9 +50,11 @@ class Notifier:
 
     def extend_timeout(self, by_s: float) -> None:
         """Ask the manager to give the start, reload or stop that is under way at least *by_s* seconds from now."""
+        assert by_s > 0
         self._send(f"EXTEND_TIMEOUT_USEC={round(by_s * 1_000_000)}")
 
     def _send(self, *assignments: str) -> None:
+        assert all("\n" not in assignment for assignment in assignments), "a line each"
         if not self._address:
             return
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, suppress(OSError):

@@ -54,9 +54,11 @@ class NodeReport:
             self._board.partitions[partition].set(streaming=0)
 
     def _publish_leases(self, held: KeeperReport) -> None:
+        assert all(0 <= partition < len(self._board.partitions) for partition in held.leases)
         now_ns = time.monotonic_ns()
         leased = frozenset(held.leases)
         gained, lost = leased - self._leased, self._leased - leased
+        assert gained.isdisjoint(lost)
         for partition in lost:
             self._board.partitions[partition].clear()
         for partition in gained:
@@ -76,6 +78,7 @@ class Rate:
 
     def per_s(self, now: float, counters: Mapping[int, int]) -> float:
         """Take over the *counters* as of *now*; return what they rose by per second in the last window."""
+        assert not self._steps or self._steps[-1][0] <= now, "the monotonic clock goes on"
         rise = sum(max(0, value - self._last.get(key, 0)) for key, value in counters.items())
         self._steps.append((now, rise if self._last or not self._steps else 0))
         self._last = dict(counters)

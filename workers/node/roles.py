@@ -129,6 +129,7 @@ class Roles:
 
     def spawn_feed_worker(self, slot: ChildSlot, shared: Shared, partitions: frozenset[int], now: float) -> None:
         """Fork the feed worker of one vbucket group."""
+        assert partitions, "it has something to work on"
         ours, its = assignment_link(partitions)
 
         def main(stop: StopFlag) -> int:

@@ -26,6 +26,7 @@ class Shared:
 
     def rings_of_writer(self, writer: int) -> list[Ring]:
         """Return the rings that lead to one batch writer, by feed worker."""
+        assert 0 <= writer < self.n_writers
         return [by_writer[writer] for by_writer in self.rings]
 
     def close(self) -> None:

@@ -63,7 +63,7 @@ class Assignment(Protocol):
 
     @property
     def sources(self) -> Sequence[HasFileno]:
-        """What is readable once something new may be wanted."""
+        """Descriptors that are readable once something new may be wanted."""
         ...
 
     def wanted(self) -> frozenset[int] | None:

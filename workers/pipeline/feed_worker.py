@@ -50,7 +50,7 @@ ROUND_EVENTS = 4_000
 """While the writers have that many rounds to write, the next one grows, up to so many events. A channel costs once per
 round, and a writer that is busy gains nothing from getting its work in crumbs."""
 BEAT_S = 0.03
-"""How long a change may wait to be read, at most; half of it on the average. The rest of its way takes some ms."""
+"""Longest time that a change waits to be read; half of it on the average. The rest of its way takes some ms."""
 MUCH_EVENTS = 200
 """A read of as many events is a round that is worth its cost: the next one may follow at once."""
 ADVANCE_INTERVAL_S = 0.02

@@ -222,7 +222,7 @@ class RoundBuilder:
 
 
 def _compiled_entries(decoder: Decoder, n_writers: int) -> Any:
-    """What collects entries in the compiled kernel, which knows our own decoder alone; None where Python does it."""
+    """The collector of entries in the compiled kernel, which knows our own decoder alone; None where Python does it."""
     compiled = kernel.chosen()
     if compiled is None or type(decoder) is not SyncGatewayDecoder:
         return None

@@ -70,18 +70,21 @@ class ClusterWatch:
 
     async def next(self) -> bytes:
         """Wait for the next picture; as JSON. Between `join` and `leave`."""
+        assert self._task is not None, "between `join` and `leave`"
         await self._told.wait()
         return msgspec.json.encode(self.state)
 
     def join(self) -> None:
         """Have it look."""
         self._n_watchers += 1
+        assert self._n_watchers > 0
         if self._task is None:
             self._task = asyncio.create_task(self._run())
 
     def leave(self) -> None:
         """Stop looking once nobody watches."""
         self._n_watchers -= 1
+        assert self._n_watchers >= 0, "who leaves has joined"
         if not self._n_watchers and self._task is not None:
             self._task.cancel()
             self._task = None

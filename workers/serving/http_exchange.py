@@ -74,6 +74,7 @@ class Exchange:
 
     async def begin(self, status: HTTPStatus, *headers: tuple[bytes, bytes]) -> None:
         """Send the head of an answer."""
+        assert not self.has_begun, "an answer has one head"
         self.has_begun = True
         await self._send(
             {"type": "http.response.start", "status": status.value, "headers": [*headers, *self.more_headers]}
@@ -85,6 +86,7 @@ class Exchange:
         Raises:
             Gone: the client has gone, or reads too slowly and is cut off.
         """
+        assert self.has_begun, "the head comes first"
         if self.connection.transport.is_closing():
             raise Gone
         try:
@@ -96,6 +98,7 @@ class Exchange:
 
     async def end(self, content: bytes = b"") -> None:
         """Send the last part of the body."""
+        assert self.has_begun, "the head comes first"
         await self._send({"type": "http.response.body", "body": content, "more_body": False})
 
     async def answer(self, status: HTTPStatus, content: bytes, *headers: tuple[bytes, bytes]) -> None:

@@ -73,6 +73,7 @@ class LiveAnswer:
 
     def open(self) -> None:
         """Be one of the feeds that are open. `close` it."""
+        assert self not in self._feeds, "it is opened once"
         self._feeds.add(self)
         self._n_followers.inc()
         self._exchange.connection.on_lost = self.end
@@ -198,6 +199,7 @@ class LiveAnswer:
 
     async def _pause(self, pause_s: float) -> None:
         """Pause for a store that is away."""
+        assert pause_s >= 0
         for _ in range(math.ceil(pause_s / PAUSE_STEP_S)):
             if self.is_ending:
                 return
@@ -206,6 +208,7 @@ class LiveAnswer:
             await self._beat()
 
     async def _beat(self) -> None:
+        assert self._exchange.has_begun, "no heartbeat comes before the head"
         await self._exchange.write(_HEARTBEAT[self._request.feed])
         self._told_at = time.monotonic()
 
@@ -231,4 +234,5 @@ class LiveAnswer:
 
 def _part_of(limit: int) -> int:
     """The first size from `PART` on of which *limit* is a multiple."""
+    assert limit > 0
     return next(size for size in range(rows.PART, limit + 1) if limit % size == 0)

@@ -48,6 +48,7 @@ def rows_of(part: Part, begun: int = 0, interval: int | None = None) -> list[Fee
     The last one has a token; the others the one before them, and how many rows ago that was. With *interval*, only
     every so many rows have a `seq` at all.
     """
+    assert begun >= 0
     page, before = part.page, part.before or "0"
     last = len(page.entries)
     return [
@@ -147,5 +148,6 @@ class ChunkCache:
             self._n_bytes += len(known.content)
             while self._by_identity and (len(self._by_identity) >= MAX_RENDERED or self._n_bytes > MAX_RENDERED_BYTES):
                 self._n_bytes -= len(self._by_identity.pop(next(iter(self._by_identity))).content)
+                assert self._n_bytes >= 0
             self._by_identity[key] = known
         return known

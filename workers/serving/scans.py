@@ -19,6 +19,7 @@ class Scans:
     """See the module. *n_at_once* have their turn."""
 
     def __init__(self, reader: AsyncChangesReader, n_at_once: int, running: Gauge) -> None:
+        assert n_at_once > 0, "somebody has a turn"
         self._reader = reader
         self._n_most = n_at_once + MAX_WAITING
         self._n_running = 0
@@ -45,6 +46,7 @@ class Scans:
 
     def _count(self, change: int) -> None:
         self._n_running += change
+        assert 0 <= self._n_running <= self._n_most
         self._running.set(self._n_running)
 
 

@@ -79,6 +79,7 @@ def doors(settings: ServeSettings) -> list[tuple[str, Door]]:
     """Addresses to listen on. `check_exposure` has seen that all may read only where nobody comes from elsewhere."""
     is_open = not settings.tokens_file
     found = [(settings.listen, Door(is_operators=is_open, is_trusted=is_open))]
+    assert not is_open or is_loopback(settings.listen), "`check_exposure` lets no strangers in"
     if address := settings.operator_listen:
         found.append((address, Door(is_operators=True, is_trusted=is_loopback(address))))
     return found

@@ -71,6 +71,7 @@ class Sessions:
             return
         now = time.monotonic()
         most = max(1.0, access.rate)
+        assert access.rate > 0, "a file with another rate is refused"
         left, at = self._allowance_by_digest.get(access.digest, Allowance(most, now))
         left = min(most, left + (now - at) * access.rate)
         if left < 1:
@@ -114,6 +115,7 @@ class Sessions:
         await exchange.answer(HTTPStatus.OK, name + b"\n", JSON, _NO_STORE, cookie)
 
     def _cookie(self, token: str, age_s: int) -> tuple[bytes, bytes]:
+        assert age_s >= 0, "0 ends it"
         site = "; SameSite=None; Secure" if self._origins and self._is_secure else "; SameSite=Strict"
         site += "; Secure" if self._is_secure and not self._origins else ""
         return b"set-cookie", f"{COOKIE}={token}; Path=/; Max-Age={age_s}; HttpOnly{site}".encode()

@@ -135,6 +135,7 @@ class BoardCollector(Collector):
         for number, stats in self._board.processes:
             if stats.role == BATCH_WRITER:
                 counts, total = stats.counts(histogram)
+                assert len(counts) == len(histogram.bounds) + 1, "one above all bounds"
                 bounds = [*(f"{bound * unit:g}" for bound in histogram.bounds), "+Inf"]
                 running = [sum(counts[: index + 1]) for index in range(len(counts))]
                 family.add_metric((str(number),), list(zip(bounds, running, strict=True)), total * unit)
@@ -168,6 +169,7 @@ def _single(name: str, value: float) -> Metric:
 
 
 def _family(name: str, values: Sequence[tuple[tuple[str, ...], float]]) -> Metric:
+    assert all(len(labels) == len(METRIC_BY_NAME[name].labels) for labels, _ in values), "a value for each label"
     catalogued = METRIC_BY_NAME[name]
     kind = CounterMetricFamily if catalogued.kind == COUNTER else GaugeMetricFamily
     family = kind(PREFIX + name, catalogued.meaning, labels=catalogued.labels)

@@ -39,6 +39,7 @@ def top_channels(channels: Iterable[HotChannel], limit: int) -> list[HotChannel]
     ranked = sorted(channels, key=lambda hot: -hot.bytes_per_s)
     slowest = max(ranked, key=lambda hot: (hot.batch_ms, hot.percent), default=None)
     kept = ranked[:limit]
+    assert len(kept) <= limit
     return kept if slowest is None or slowest in kept else [*kept[:-1], slowest]
 
 
@@ -98,6 +99,7 @@ class HotChannels:
 
     def publish_if_due(self, now: float) -> None:
         """Write the note at the end of each window, also of an empty one. To be called regularly."""
+        assert now >= self._began, "the monotonic clock goes on"
         self._began = self._began or now
         elapsed_s = now - self._began
         if elapsed_s < WINDOW_S:

@@ -105,6 +105,7 @@ class DcpFeed:
 
     def start(self, checkpoints: Mapping[int, Checkpoint]) -> None:
         """Begin to stream each vbucket from its checkpoint; `read` and `tick` connect and reconnect."""
+        assert all(vb >= 0 for vb in checkpoints)
         self._cluster.take(Streams(checkpoints, self._end_seqnos))
         if self._gate is not None:
             self._gate.begin(checkpoints)
@@ -112,6 +113,7 @@ class DcpFeed:
 
     def add(self, checkpoints: Mapping[int, Checkpoint]) -> None:
         """Stream these vbuckets too, each from its checkpoint, beside those that go on."""
+        assert self._started, "the first are those of `start`"
         self._cluster.add(checkpoints)
         if self._gate is not None:
             self._gate.begin(checkpoints)
@@ -235,6 +237,7 @@ class DcpFeed:
 
     def _connect(self, node: Node, attempt: int, now: float) -> Connection:
         self._incarnation += 1
+        assert node.connection is None, "a node has one connection"
         share = max(_LEAST_BUFFER_BYTES, self._options.buffer_bytes // max(1, self._cluster.n_nodes))
         producer = ProducerOptions(
             f"{self._name}-{self._incarnation}",

@@ -59,6 +59,7 @@ class Cluster:
         """Run these *streams*, in place of all earlier ones."""
         self.disconnect()
         self._nodes.clear()
+        assert self._seeker is None, "no connection is left"
         self._homeless = streams
 
     def add(self, checkpoints: Mapping[int, Checkpoint]) -> None:
@@ -270,6 +271,7 @@ class Cluster:
         if seeker is None or seeker.announced is None:
             return
         seeker.endpoint = seeker.announced
+        assert not len(seeker.streams), "who is asked for the map has no streams yet"
         known = self._nodes.get(seeker.endpoint)
         if known is not None and not known.live:
             known.disconnect()

@@ -60,6 +60,7 @@ class Connection:
 
     def _connect(self, resolver: Resolver, attempt: int) -> socket.socket:
         """A socket on its way to the *attempt*-th of the host's addresses, round and round."""
+        assert attempt >= 0
         try:
             found = resolver.addresses(self._endpoint)
             family, kind, protocol, _, where = found[attempt % len(found)]
@@ -112,6 +113,7 @@ class Connection:
 
     def flush(self) -> None:
         """Send as much of the session's output as the socket takes; the epoll wakes for the rest."""
+        assert not self._closed
         if self._tls is not None and self.session.outgoing:
             self._tls.send(self.session.outgoing)
             self.session.outgoing.clear()

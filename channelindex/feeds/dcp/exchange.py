@@ -30,6 +30,7 @@ class Request(NamedTuple):
 
     def pack(self, opaque: int) -> bytes:
         """The bytes of the frame."""
+        assert 0 <= opaque < 1 << 32, "it is 32 bits on the wire"
         return mcbp.pack_request(
             self.opcode,
             vbucket=self.vb or 0,
@@ -91,6 +92,7 @@ RETRYABLE_STATUSES = frozenset(
 
 def refusal(frame: Frame) -> ChannelIndexError:
     """The error for a response of which nothing better is known than that it is not a success."""
+    assert frame.status != Status.SUCCESS, "it was refused"
     message = f"the server refused {opcode_name(frame.opcode)}: {error_text(frame)}"
     if frame.status == Status.EACCESS:
         return AuthenticationFailed(f"{message}; give source.user the privilege, or name another user")

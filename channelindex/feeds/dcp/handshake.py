@@ -93,6 +93,7 @@ def open_producer(options: ProducerOptions) -> Conversation[bool]:
         BodiesNeeded: the server knows no streams without bodies.
         ConfigInvalid: the server cannot stream as we need it.
     """
+    assert options.buffer_bytes > 0, "0 would mean no flow control"
     flags = _PRODUCER | _INCLUDE_XATTRS | _INCLUDE_DELETE_TIMES | (0 if options.bodies else _NO_VALUE_BUT_DATATYPE)
     opened = yield Request(Op.DCP_OPEN, key=options.name.encode(), extras=struct.pack(">II", 0, flags))
     if opened.status == Status.EINVAL and not options.bodies:

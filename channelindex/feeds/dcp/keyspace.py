@@ -52,6 +52,7 @@ class Keyspace:
         self.only_id = None if self.several else next(iter(name_by_id), None)
         """The number of the only collection, if there is one."""
         self.prefix = b"" if self.only_id is None else pack_leb128(self.only_id)
+        assert not (self.several and self.prefix), "of several collections, each key says which"
         """The prefix of each key where there is only one collection."""
 
     @property

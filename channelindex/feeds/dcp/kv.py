@@ -43,6 +43,7 @@ class KvClient:
             AuthenticationFailed: the credentials are wrong, or not for this bucket; or the certificate is not trusted.
             ProtocolError: the answers make no sense.
         """
+        assert timeout_s > 0
         self._address = address
         self._credentials = credentials
         self._timeout_s = timeout_s
@@ -195,6 +196,7 @@ class KvClient:
                         self._learn(answer.value, endpoint)
             if len(answers) == len(requests):
                 return [answers[number] for number in range(len(requests))]
+            assert len(answers) < len(requests), "something is left to ask"
             pause_s = backoff.next_delay_s()
             if time.monotonic() + pause_s >= deadline:
                 raise OutcomeUnknown(f"no node of {self._address} (source.url) takes all vbuckets, in time")

@@ -112,6 +112,7 @@ def failover_log(answer: Frame) -> FailoverLog:
 
 def seqno_of(frame: Frame) -> int:
     """The seqno of one of the frames of `SEQNO_OFFSET`."""
+    assert frame.opcode in SEQNO_OFFSET
     offset = SEQNO_OFFSET[frame.opcode]
     if len(frame.extras) < offset + 8:
         raise ProtocolError(f"frame 0x{frame.opcode:02x} with {len(frame.extras)} bytes of extras")
@@ -120,6 +121,7 @@ def seqno_of(frame: Frame) -> int:
 
 def stream_refusal(vb: int, at: Checkpoint, answer: Frame) -> Exception:
     """The error for a stream request from *at* that no later attempt can cure."""
+    assert answer.status != Status.SUCCESS, "it was refused"
     message = f"vbucket {vb}: the server refused to stream from {at}: {error_text(answer)}"
     match answer.status:
         case Status.EACCESS:

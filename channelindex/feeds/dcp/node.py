@@ -112,5 +112,6 @@ class Node:
             self.connection.close()
             self.connection = None
         self.streams.disconnect()
+        assert not self.streams.open_by_opaque, "nothing is open without a connection"
         self._told_connected = self.is_settled = False
         self.connect_at = 0.0

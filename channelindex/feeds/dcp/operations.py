@@ -51,6 +51,7 @@ def delete(key: bytes, *, cas: int = 0) -> Request:
 
 def increment(key: bytes, delta: int = 1, initial: int | None = None) -> Request:
     """Add *delta* to a counter, which is created as *initial* if that is given."""
+    assert delta >= 0, "DECREMENT is another command"
     expiry = _NEVER_CREATE if initial is None else 0
     return Request(Op.INCREMENT, key, struct.pack(">QQI", delta, initial or 0, expiry))
 

@@ -76,6 +76,7 @@ class FrameParser:
 
     def expect(self, prefix_bytes: int, needs_body: NeedsBody | None) -> None:
         """Apply what the handshake settled: every key begins with *prefix_bytes* to cut off; bodies may be left out."""
+        assert prefix_bytes >= 0
         self._prefix_bytes = prefix_bytes
         self._needs_body = needs_body
         self._unusual = _UNKNOWN_DATATYPES | (SNAPPY if needs_body is None else SNAPPY | JSON)
@@ -121,11 +122,13 @@ class FrameParser:
 
     def _hold(self, rest: bytes) -> None:
         """Keep the beginning of a frame, without looking at it again before it is whole."""
+        assert not self._held, "what was kept is part of it"
         self._n_held += 1
         self._held.append(rest)
         self._held_bytes = len(rest)
         body_bytes = int.from_bytes(rest[8:12], "big") if len(rest) >= mcbp.HEADER_BYTES else 0
         self._wanted_bytes = mcbp.HEADER_BYTES + body_bytes
+        assert self._held_bytes < self._wanted_bytes or self._held_bytes < mcbp.HEADER_BYTES, "a whole frame was taken"
 
     @property
     def unfinished(self) -> Unfinished | None:

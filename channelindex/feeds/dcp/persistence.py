@@ -65,6 +65,7 @@ class PersistenceGate:
         """Drop what is held of *vb*; whether there was anything that moves its seqno."""
         held = self._held.pop(vb, ())
         self.held_bytes -= sum(map(_size, held))
+        assert self.held_bytes >= 0
         return any(event[0] <= ADVANCED for event in held)
 
     def _begin_history(self, vb: int, vbuuid: int) -> None:

@@ -60,6 +60,7 @@ class ScramClient:
         Raises:
             ScramError: it does not know the password either.
         """
+        assert self._server_signature, "the proof comes after ours"
         if not hmac.compare_digest(_decode(_fields(server_final).get("v", "")), self._server_signature):
             raise ScramError("the server did not prove that it knows the password")
 

@@ -176,6 +176,7 @@ class Session:
             request = conversation.send(answer)
         except StopIteration:
             self.streaming = True
+            assert not self._streams.open_by_opaque, "streams are asked for after the handshake"
         else:
             self._ask(request, lambda frame: self._continue(conversation, frame))
 

@@ -68,7 +68,7 @@ class ChangeStream:
 
     @property
     def position(self) -> str:
-        """Where to go on: text for `since`, of all that was taken. Empty before the first event."""
+        """Text to go on with, for `since`, of all that was taken. Empty before the first event."""
         checkpoints = {vb: position.checkpoint() for vb, position in self._positions.items()}
         return msgspec.json.encode(_SavedPosition(self._source, checkpoints)).decode() if checkpoints else ""
 

@@ -126,6 +126,7 @@ class Stream:
     def position(self, seqno: int) -> Checkpoint:
         """The position to resume at when *seqno* is the newest received."""
         start, end = self._snapshot_at(seqno)
+        assert seqno >= self.checkpoint.seqno, "a stream goes on"
         if start <= seqno < end:
             return Checkpoint(self.vbuuid, seqno, start, end, self.purge_seqno)
         # Between snapshots: the one received is complete, and of one announced beyond *seqno* nothing has come.
@@ -348,6 +349,7 @@ class Streams:
         stream.checkpoint = stream.position(stream.seqno)
 
     def _wait(self, stream: Stream, retry_at: float) -> None:
+        assert stream.wanted, "what is not wanted is not asked for"
         if stream.checkpoint.seqno >= stream.end_seqno:
             stream.state = State.ENDED
             return

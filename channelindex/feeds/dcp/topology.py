@@ -105,6 +105,7 @@ def parse_cluster_map(text: bytes, via: Endpoint, address: SourceAddress) -> Clu
         raise ConfigInvalid(problems[0])
     here = next((endpoint for endpoint, is_here, _ in nodes if is_here), None)
     endpoints = tuple(endpoint for endpoint, _, _ in nodes)
+    assert any(endpoints), "a node has an address for us"
     return ClusterMap(config.uuid, (config.rev_epoch, config.rev), endpoints, chains, here, problems)
 
 
