@@ -101,7 +101,8 @@ def _clock(text: str) -> dict[int, int] | None:
         )
         clock = {int(vb): int(seqno) for vb, seqno in pairs}
     except (ValueError, TypeError, OSError, msgspec.DecodeError) as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no clock: {error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise argparse.ArgumentTypeError(f"{text!r} is no clock: {reason}") from error
     if not all(vb >= 0 and 0 <= seqno <= _MAX_SEQNO for vb, seqno in clock.items()):
         raise argparse.ArgumentTypeError(f"{text!r} is no clock: a number in it is out of range")
     return clock

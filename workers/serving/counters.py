@@ -25,7 +25,7 @@ SERVE_METRICS = (
     Metric("serve_refused", COUNTER, ("error",), "Requests that were refused, by the `error` in the answer.",
            "unauthorized: tokens that were withdrawn are still used. too_many_requests: a client in a loop."),
     Metric("serve_cut", COUNTER, ("reason",), "Answers that were cut off: slow readers, late heads, errors on the way.",
-           "slow_reader: clients or networks that do not keep up. error: the log line `serve.feed_failed`."),
+           "slow_reader: clients or networks that do not keep up. error: the log line `serve.refused`."),
     Metric("serve_wake_seconds", HISTOGRAM, (), "From the look that found a change to its row being given to a client.",
            "Above a second: too many followers of one channel, or too little CPU."),
     Metric("serve_scans", GAUGE, (), "Reads of the index that are under way or wait for their turn.",
