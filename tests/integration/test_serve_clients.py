@@ -1,13 +1,11 @@
 """Real clients of CouchDB's changes feed follow an index over HTTP through whatever happens to it."""
 
 import json
-import re
 import subprocess
 import sys
 import threading
 from collections import defaultdict
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 from typing import IO
 
@@ -22,7 +20,7 @@ from tests.support.history import Membership
 from tests.support.node import Node, until
 from tests.support.npm import CLIENTS, folder_with_packages
 from tests.support.running import await_stable, cli, connect, indexed_channels
-from tests.support.served import Documents, Service
+from tests.support.served import Service
 
 N_VBUCKETS = 16
 N_DOCUMENTS = 120
@@ -106,37 +104,6 @@ def _revisions(generation: int, numbers: range) -> list[Revision]:
         )
         for n in numbers
     ]
-
-
-def _examples(language: str) -> list[str]:
-    """The blocks of docs/changes-feed.md in *language*."""
-    document = (CLIENTS.parents[1] / "docs" / "changes-feed.md").read_text(encoding="utf-8")
-    return re.findall(rf"```{language}\n(.*?)```", document, re.DOTALL)
-
-
-def test_the_examples_of_the_documents_tell_the_changes(tmp_path: Path, redis_url: str) -> None:
-    packages = folder_with_packages()
-    with (
-        closing(Documents(redis_url)) as documents,
-        Service(tmp_path, redis_url, documents.index.name, serve_db="channels") as service,
-    ):
-        documents.write(("orders", "doc1", 0), ("orders", "doc2", 0), ("other", "doc3", 0))
-        service.start()
-        nano, python = _examples("js")[0], _examples("python")[0]
-        for name, code, command, folder in (
-            ("example.cjs", f"const save = () => {{}}\n{nano}", ["node"], packages),
-            ("example.py", python, [sys.executable, "-u"], tmp_path),
-        ):
-            path = folder / name
-            path.write_text(code.replace("http://127.0.0.1:4994", service.url))
-            process = subprocess.Popen([*command, str(path)], cwd=folder, stdout=subprocess.PIPE, text=True)
-            try:
-                assert process.stdout is not None
-                lines = [process.stdout.readline() for _ in range(2)]
-                assert [line.split()[0] for line in lines] == ["doc1", "doc2"]
-            finally:
-                process.kill()
-                process.communicate()
 
 
 @pytest.mark.slow

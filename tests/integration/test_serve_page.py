@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import shutil
 import subprocess
 import urllib.parse
 from pathlib import Path
@@ -17,6 +16,7 @@ from devbucket.sync_gateway.loader import Loader
 from devbucket.sync_gateway.revisions import Revision
 from tests.support.node import Node, until
 from tests.support.npm import CLIENTS, folder_with_packages
+from tests.support.programs import program
 from tests.support.running import await_stable, cli, connect
 from tests.support.served import Service
 
@@ -25,11 +25,7 @@ DOCUMENT = "<b>doc</b>"
 
 
 def _chromium() -> str:
-    """A Chromium; where there is none, nobody looks at the page."""
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if found := shutil.which(name):
-            return found
-    pytest.skip("no Chromium is installed (Debian: apt-get install chromium): the page was not looked at")
+    return program("chromium", "chromium-browser", "google-chrome", package="chromium")
 
 
 class Browser:
