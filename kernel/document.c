@@ -213,12 +213,14 @@ Decoded decode(Span key, unsigned datatype, Span value, Revision *revision) {
     return PYTHONS;
 }
 
-/* The value of a lower-case hex digit; -1 for anything else. */
-static int low_hex_digit(uint8_t byte) {
-    if (byte >= '0' && byte <= '9')
-        return byte - '0';
-    return byte >= 'a' && byte <= 'f' ? byte - 'a' + 10 : -1;
-}
+/* By lower-case hex digit its value, and that it is one. */
+enum { IS_DIGIT = 16 };
+#define DIGIT(value) (IS_DIGIT | (value))
+static const uint8_t low_hex_digits[256] = {
+    ['0'] = DIGIT(0), ['1'] = DIGIT(1), ['2'] = DIGIT(2),  ['3'] = DIGIT(3),  ['4'] = DIGIT(4),  ['5'] = DIGIT(5),
+    ['6'] = DIGIT(6), ['7'] = DIGIT(7), ['8'] = DIGIT(8),  ['9'] = DIGIT(9),  ['a'] = DIGIT(10), ['b'] = DIGIT(11),
+    ['c'] = DIGIT(12), ['d'] = DIGIT(13), ['e'] = DIGIT(14), ['f'] = DIGIT(15),
+};
 
 /* Packs "N-<32 hex digits>"; false where *rev* is not of this form. */
 static bool pack_digest(Span rev, uint8_t *stored) {
@@ -236,13 +238,13 @@ static bool pack_digest(Span rev, uint8_t *stored) {
     for (int i = 0; i < 4; i++)
         stored[i] = (uint8_t)(generation >> (24 - 8 * i));
     const uint8_t *digest = rev.start + rev.size - 32;
+    unsigned all = IS_DIGIT;
     for (int i = 0; i < 16; i++) {
-        int high = low_hex_digit(digest[2 * i]), low = low_hex_digit(digest[2 * i + 1]);
-        if (high < 0 || low < 0)
-            return false;
-        stored[4 + i] = (uint8_t)(high << 4 | low);
+        unsigned high = low_hex_digits[digest[2 * i]], low = low_hex_digits[digest[2 * i + 1]];
+        all &= high & low;
+        stored[4 + i] = (uint8_t)(high << 4 | (low & 15));
     }
-    return true;
+    return (all & IS_DIGIT) != 0;
 }
 
 uint8_t pack_rev(Span rev, uint8_t *stored, size_t *size) {

@@ -23,17 +23,19 @@ void make_crc_tables(void) {
         }
 }
 
+static uint32_t read_little(const uint8_t *at) {
+    return at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24;
+}
+
 /* Eight bytes at a time: table k has what a byte that lies k bytes before the last one does to the sum. */
 uint32_t crc32_of(Span text, uint32_t before) {
     uint32_t crc = ~before;
     const uint8_t *at = text.start, *end = text.start + text.size;
     for (; end - at >= CRC_BYTES; at += CRC_BYTES) {
-        uint32_t sum = 0;
-        for (int i = 0; i < CRC_BYTES; i++) {
-            uint32_t byte = (i < 4 ? at[i] ^ crc >> (8 * i) : at[i]) & 0xFF;
-            sum ^= crc_tables[CRC_BYTES - 1 - i][byte];
-        }
-        crc = sum;
+        uint32_t low = crc ^ read_little(at), high = read_little(at + 4);
+        crc = crc_tables[7][low & 0xFF] ^ crc_tables[6][low >> 8 & 0xFF] ^ crc_tables[5][low >> 16 & 0xFF] ^
+              crc_tables[4][low >> 24] ^ crc_tables[3][high & 0xFF] ^ crc_tables[2][high >> 8 & 0xFF] ^
+              crc_tables[1][high >> 16 & 0xFF] ^ crc_tables[0][high >> 24];
     }
     for (; at < end; at++)
         crc = crc_tables[0][(crc ^ *at) & 0xFF] ^ crc >> 8;

@@ -8,18 +8,10 @@ enum { MOST_NUMBER = 32, MOST_EXPONENT = 2 };
 
 static bool is_digit(uint8_t byte) { return byte >= '0' && byte <= '9'; }
 
-void skip_space(Cursor *cursor) {
+void skip_white_space(Cursor *cursor) {
     while (cursor->at < cursor->end &&
            (*cursor->at == ' ' || *cursor->at == '\n' || *cursor->at == '\r' || *cursor->at == '\t'))
         cursor->at++;
-}
-
-bool take_byte(Cursor *cursor, uint8_t byte) {
-    skip_space(cursor);
-    if (cursor->at >= cursor->end || *cursor->at != byte)
-        return false;
-    cursor->at++;
-    return true;
 }
 
 /* Moves over bytes that are neither control characters, quotes, backslashes nor beyond ASCII, eight at a time, up to the
@@ -269,8 +261,4 @@ bool skip_value(Cursor *cursor, unsigned depth) {
     default:
         return skip_number(cursor);
     }
-}
-
-bool span_is(Span span, const char *text) {
-    return span.size == strlen(text) && memcmp(span.start, text, span.size) == 0;
 }

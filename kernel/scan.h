@@ -10,6 +10,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 enum { MOST_DEPTH = 64 };
 
@@ -32,10 +33,22 @@ typedef struct {
     unsigned made_of;
 } String;
 
-void skip_space(Cursor *cursor);
+void skip_white_space(Cursor *cursor);
+
+/* The same, and the next one, here because they are called for each byte that means something. */
+static inline void skip_space(Cursor *cursor) {
+    if (cursor->at < cursor->end && *cursor->at <= ' ')
+        skip_white_space(cursor);
+}
 
 /* Takes *byte*, with white space before it. */
-bool take_byte(Cursor *cursor, uint8_t byte);
+static inline bool take_byte(Cursor *cursor, uint8_t byte) {
+    skip_space(cursor);
+    if (cursor->at >= cursor->end || *cursor->at != byte)
+        return false;
+    cursor->at++;
+    return true;
+}
 
 /* Takes a string, white space before it allowed. */
 bool take_string(Cursor *cursor, String *string);
@@ -60,6 +73,9 @@ Next next_member(Cursor *cursor, bool is_first, String *key);
 /* Whether it is UTF-8 as Python takes it. */
 bool is_text(Span bytes);
 
-bool span_is(Span span, const char *text);
+/* Here, so that nothing is left of it but a comparison with a constant. */
+static inline bool span_is(Span span, const char *text) {
+    return span.size == strlen(text) && memcmp(span.start, text, span.size) == 0;
+}
 
 #endif
