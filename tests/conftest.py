@@ -1,5 +1,6 @@
 """Fixtures for all tests: a real redis-server of our own, never one that was there before."""
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -17,10 +18,19 @@ from tests.support.redis_cluster import ClusterOfThree
 WHOLE_FILES = ("test_installed.py", "test_service.py", "test_serve.py", "test_serve_access.py")
 """Those whose tests share what takes long to set up, so that one process runs all of them."""
 
+OF_THE_SOURCE = ("test_house.py", "test_no_error_is_ignored.py", "test_no_pickle.py")
+"""Those that look at the syntax of all modules, which one process parses once for them."""
+
 load_profile()
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # Under nohup, in the background of a script and on many runners Ctrl-C is ignored, by us and by all that we start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Have Python's collector look at nothing that is there by now: thousands of tests, which stay to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(trylast=True)
@@ -34,6 +44,8 @@ class Schedule(LoadScopeScheduling):  # type: ignore[misc]  # xdist carries no t
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
+        if file.endswith(OF_THE_SOURCE):
+            return "source"
         return file if file.endswith(WHOLE_FILES) else nodeid
 
 

@@ -9,7 +9,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -21,7 +21,7 @@ _Function = ast.FunctionDef | ast.AsyncFunctionDef
 _Documented = ast.Module | ast.ClassDef | _Function
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Module:
     """One file of the product: its dotted name, its path in the checkout, and its syntax tree."""
 
@@ -33,6 +33,11 @@ class Module:
     def stem(self) -> str:
         """The last part of its name."""
         return self.name.rpartition(".")[2]
+
+    @cached_property
+    def nodes(self) -> tuple[ast.AST, ...]:
+        """Every node of its tree: a walk takes as long as to parse it, and each measure wants one."""
+        return tuple(ast.walk(self.tree))
 
 
 @cache
@@ -60,7 +65,7 @@ def classes_by_name(root: Path = ROOT) -> Mapping[str, list[str]]:
     """Each name that two or more classes share, leading underscores aside, with the paths of their modules."""
     found = defaultdict(list)
     for module in modules(root):
-        for node in ast.walk(module.tree):
+        for node in module.nodes:
             if isinstance(node, ast.ClassDef):
                 found[node.name.lstrip("_")].append(module.path)
     return _shared(found)
@@ -75,19 +80,19 @@ def weak_openings(root: Path = ROOT) -> list[str]:
     return [
         f"{module.path}:{line}: {text.partition(chr(10))[0]}"
         for module in modules(root)
-        for line, text in _docstrings(module.tree)
+        for line, text in _docstrings(module)
         if WEAK_OPENING.match(text)
     ]
 
 
 def n_docstrings(root: Path = ROOT) -> int:
     """How many docstrings the product has, those of constants among them."""
-    return sum(1 for module in modules(root) for _ in _docstrings(module.tree))
+    return sum(1 for module in modules(root) for _ in _docstrings(module))
 
 
-def _docstrings(tree: ast.Module) -> Iterator[tuple[int, str]]:
+def _docstrings(module: Module) -> Iterator[tuple[int, str]]:
     """Line and text of each docstring, and of each string that stands below a constant or a field."""
-    for node in ast.walk(tree):
+    for node in module.nodes:
         for statement in getattr(node, "body", ()) if isinstance(node, _Documented) else ():
             if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant):
                 value = statement.value.value
@@ -105,9 +110,9 @@ def logged_events(root: Path = ROOT) -> set[str]:
         event
         for module in modules(root)
         if not module.path.startswith("devbucket/")
-        for node in ast.walk(module.tree)
+        for node in module.nodes
         if isinstance(node, ast.Call) and node.args and _called(node) in _LOG_METHODS
-        for event in _strings(node.args[0], module.tree)
+        for event in _strings(node.args[0], module)
         if re.fullmatch(r"[a-z]+\.[a-z_]+", event)
     }
 
@@ -116,12 +121,12 @@ def _called(call: ast.Call) -> str:
     return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
 
 
-def _strings(value: ast.expr, tree: ast.Module) -> Iterator[str]:
-    """The strings that *value* may be: a constant, or whatever a variable of its name is set to in *tree*."""
+def _strings(value: ast.expr, module: Module) -> Iterator[str]:
+    """The strings that *value* may be: a constant, or whatever a variable of its name is set to in *module*."""
     if isinstance(value, ast.Constant) and isinstance(value.value, str):
         yield value.value
     elif isinstance(value, ast.Name):
-        for node in ast.walk(tree):
+        for node in module.nodes:
             if isinstance(node, ast.Assign) and any(getattr(target, "id", "") == value.id for target in node.targets):
                 constants = (part.value for part in ast.walk(node.value) if isinstance(part, ast.Constant))
                 yield from (text for text in constants if isinstance(text, str))
@@ -129,7 +134,7 @@ def _strings(value: ast.expr, tree: ast.Module) -> Iterator[str]:
 
 def assertions_per_100_functions(root: Path = ROOT) -> float:
     """Assertions in the product for each hundred of its functions and methods."""
-    nodes = [node for module in modules(root) for node in ast.walk(module.tree)]
+    nodes = [node for module in modules(root) for node in module.nodes]
     n_functions = sum(isinstance(node, _Function) for node in nodes)
     return 100 * sum(isinstance(node, ast.Assert) for node in nodes) / n_functions
 

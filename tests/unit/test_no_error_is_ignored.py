@@ -2,18 +2,10 @@
 
 import ast
 import tomllib
-from collections.abc import Iterator
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCES = sorted(
-    path for folder in ("channelindex", "coordinator", "devbucket", "workers") for path in (ROOT / folder).rglob("*.py")
-)
+from tests.support import house
+
 BROAD = {"Exception", "BaseException"}
-
-
-def nodes(path: Path) -> Iterator[ast.AST]:
-    return ast.walk(ast.parse(path.read_text(encoding="utf-8")))
 
 
 def names_of(node: ast.AST | None) -> set[str]:
@@ -33,24 +25,24 @@ def is_answered(handler: ast.ExceptHandler, line: str) -> bool:
 
 def test_who_catches_every_error_does_something_with_it():
     found = 0
-    for path in SOURCES:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        for node in nodes(path):
+    for module in house.modules():
+        lines = (house.ROOT / module.path).read_text(encoding="utf-8").splitlines()
+        for node in module.nodes:
             if isinstance(node, ast.ExceptHandler) and names_of(node.type) & BROAD:
                 found += 1
-                assert is_answered(node, lines[node.lineno - 1]), f"{path}:{node.lineno} drops any error"
+                assert is_answered(node, lines[node.lineno - 1]), f"{module.path}:{node.lineno} drops any error"
     assert found
 
 
 def test_nobody_suppresses_every_error():
-    for path in SOURCES:
-        for node in nodes(path):
+    for module in house.modules():
+        for node in module.nodes:
             if isinstance(node, ast.Call) and "suppress" in names_of(node.func):
                 suppressed = {name for argument in node.args for name in names_of(argument)}
-                assert not suppressed & BROAD, f"{path}:{node.lineno}"
+                assert not suppressed & BROAD, f"{module.path}:{node.lineno}"
 
 
 def test_the_rules_against_ignored_errors_are_on():
-    lint = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ruff"]["lint"]
+    lint = tomllib.loads((house.ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ruff"]["lint"]
     assert {"BLE", "E", "B", "S", "PL", "RET", "SIM"} <= set(lint["select"])
     assert not {"BLE001", "E722", "B012", "S110", "S112"} & set(lint["ignore"])

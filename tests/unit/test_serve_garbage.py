@@ -30,6 +30,7 @@ def clock() -> Iterator[Clock]:
     clock = Clock()
     with brief_collections(clock):
         yield clock
+    gc.freeze()  # as tests/conftest.py did
 
 
 @pytest.mark.usefixtures("clock")
