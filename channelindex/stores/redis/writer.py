@@ -7,6 +7,7 @@ Items are grouped by slot. One Redis takes all slots in one call; a cluster take
 """
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -88,14 +89,13 @@ class RedisBlocks:
         calls, order = self._locating_calls(appends)
         reply = [answer for packed in self._link.run_all("append_and_locate", calls) for answer in _decode(packed)]
         locations: list[Location | None] = [None] * len(appends)
-        for index, (number, size, upto, live) in zip(order, _rows(reply, 4), strict=True):
-            if number == "lost":
+        for index, answer in zip(order, reply, strict=True):
+            if answer == "lost":
                 raise IndexCorrupt(
                     f"{self._keys.channel(appends[index].channel)}: the directory of group {appends[index].group} and "
                     "its active block are not both there: the store has lost data; channelindex repair puts it back"
                 )
-            if number:
-                locations[index] = Location(int(number), size, int(upto), int(live))
+            locations[index] = _location_of(answer)
         return locations
 
     def _locating_calls(self, appends: Sequence[LocatingAppend]) -> tuple[list[ScriptCall], Iterable[int]]:
@@ -198,10 +198,12 @@ def _command(prefix: str, append: BlindAppend) -> bytes:
     return b"*3\r\n$6\r\nAPPEND\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(key), key, len(frame), frame)
 
 
-def _rows(flat: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    """*flat* in rows of *size*."""
-    assert len(flat) % size == 0, "whole rows"
-    return [flat[start : start + size] for start in range(0, len(flat), size)]
+@lru_cache(4096)  # of first blocks, most of which have one of a few sizes
+def _location_of(answer: int | str) -> Location | None:
+    """Where append_and_locate.lua appended, None where it refused."""
+    if isinstance(answer, int):
+        return Location(0, answer, 0)
+    return Location(*map(int, answer.split(":"))) if answer else None
 
 
 def _arguments(sections: _Sections) -> tuple[bytes, bytes]:
