@@ -1,5 +1,6 @@
 """The owner's half of every index store: meta, epochs, the stable clock, quarantine."""
 
+import random
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -187,6 +188,20 @@ def test_stable_clock_moves_forward_only_in_all_64_bits(backend, owner, seqno):
     if seqno < 2**64 - 1:
         owner.advance(1, checkpoints({1: seqno + 1}))
         assert _stable(backend, 1) == seqno + 1
+
+
+def test_each_advance_moves_what_is_not_lower_wherever_it_lies_in_its_partition(backend, owner):
+    """Any subset of the vbuckets, in any order; records and stable view say the same."""
+    owner.begin_all({partition: {} for partition in range(4)}, 1, "n1")
+    reader, chance, expected = backend.reader(), random.Random(7), [0] * META.n_vbuckets
+    for _ in range(40):
+        moved = {vb: chance.randrange(60) for vb in chance.sample(range(16), chance.randrange(1, 16))}
+        owner.advance(1, checkpoints(moved))
+        expected = [max(seqno, moved.get(vb, 0)) for vb, seqno in enumerate(expected)]
+        assert reader.stable_view().stable == expected
+        assert [checkpoint.snap_end for record in reader.partition_records() for checkpoint in record.checkpoints] == (
+            expected
+        )
 
 
 def test_checkpoint_at_the_same_seqno_is_replaced(backend, owner):

@@ -190,16 +190,16 @@ class RedisOwner(OwnerStore):
         common = (self._keys.stable, self._keys.meta, self._keys.view)
         has_meta, has_view, *found = self._link.run("advance", (*common, *keys), epoch, offsets, "", *changes)
         if not has_meta:
-            if has_view or any(found):
+            if has_view or any(found[1::2]):
                 raise lost_meta(self._keys.meta)
             raise IndexMissing(f"{self._keys.meta} is gone, and with it the index {self._index_name!r}")
         if not has_view:
             raise lost_record(self._keys.view)
-        for partition, key, current in zip(checkpoints, keys, found, strict=True):
+        partitions = [*checkpoints]
+        for place, current in zip(found[::2], found[1::2], strict=True):
             if not current:
-                raise lost_record(key)
-            if int(current) != epoch:
-                raise StaleEpoch(partition, epoch, int(current))
+                raise lost_record(keys[place])
+            raise StaleEpoch(partitions[place], epoch, int(current))
 
     def note_moments(self, epoch: int, partitions: Collection[int], now_s: float) -> None:
         """See `OwnerStore.note_moments`. Two round trips; in a cluster four, for a mark in each slot.
@@ -371,6 +371,6 @@ class RedisOwner(OwnerStore):
 
 
 def _pack_changes(first_vb: int, checkpoints: Mapping[int, Checkpoint]) -> bytes:
-    """Some checkpoints of a partition that begins at *first_vb*: each the vbucket's index in it (u16), then its own."""
+    """Checkpoints of a partition from *first_vb* on, ascending: the vbucket's place in it (u16), then its own."""
     assert all(vb >= first_vb for vb in checkpoints), "a vbucket of another partition"
-    return b"".join(_CHANGE.pack(vb - first_vb, *checkpoint) for vb, checkpoint in checkpoints.items())
+    return b"".join([_CHANGE.pack(vb - first_vb, *checkpoint) for vb, checkpoint in sorted(checkpoints.items())])
