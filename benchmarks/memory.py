@@ -18,11 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from channelindex import blocks
+from channelindex.compaction.compactor import Compactor
 from channelindex.hashing import group_of
 from channelindex.model import Checkpoint, Entry, IndexMeta
 from channelindex.reading.reader import ChangesReader
-from channelindex.settings import IndexSettings
-from channelindex.stores import open_owner, open_reader, open_writer
+from channelindex.settings import CompactionSettings, IndexSettings
+from channelindex.stores import open_compaction, open_owner, open_reader, open_writer
 from channelindex.stores.base import ChannelAppend, OwnerStore
 from devbucket.embedded_redis import EmbeddedRedis
 
@@ -38,6 +39,8 @@ class Figures(NamedTuple):
     """What one index takes, and what a reader of the busy channel read from a `since` a thousand entries back."""
 
     bytes_per_entry: float
+    settled: float
+    """The same once a compactor has looked at it."""
     keys: int
     busy_blocks: int
     blocks_read: int
@@ -104,6 +107,10 @@ def measure(n_entries: int, n_channels: int, block_bytes: int, revs: str) -> Fig
         with closing(_Filling(settings, n_channels, revs)) as filling, closing(open_reader(settings)) as store:
             filling.add(n_entries, n_busy)
             used = _used_memory(client) - empty
+            with closing(open_compaction(settings)) as compaction:
+                compactor = Compactor(compaction, store, CompactionSettings(), block_bytes)
+                compactor.find_due(store.channels(), gives_back=True)
+            settled = _used_memory(client) - empty
             keys: Any = client.dbsize()
             reader = ChangesReader(store)
             since = reader.changes([BUSY]).since
@@ -116,6 +123,7 @@ def measure(n_entries: int, n_channels: int, block_bytes: int, revs: str) -> Fig
         assert len(answer.entries) == 1000
         return Figures(
             used / (n_entries + n_busy),
+            settled / (n_entries + n_busy),
             keys,
             sum(number + 1 for number in state.active_by_group.values()),
             answer.stats.n_blocks,
@@ -138,11 +146,22 @@ def main() -> None:
     parser.add_argument("--revs", choices=("packed", "plain"), default="packed")
     args = parser.parse_args()
     table = Table(title=f"{args.entries:,} entries in {args.channels:,} channels, {args.revs} revision ids")
-    for heading in ("block bytes", "bytes/entry", "keys", "busy blocks", "blocks read", "bytes read", "GETs"):
+    headings = (
+        "block bytes",
+        "bytes/entry",
+        "after a look",
+        "keys",
+        "busy blocks",
+        "blocks read",
+        "bytes read",
+        "GETs",
+    )
+    for heading in headings:
         table.add_column(heading, justify="right")
     for block_bytes in args.block_bytes or [65536]:
         found = measure(args.entries, args.channels, block_bytes, args.revs)
-        table.add_row(f"{block_bytes:,}", f"{found.bytes_per_entry:.1f}", *(f"{number:,}" for number in found[1:]))
+        per_entry, settled, *numbers = found
+        table.add_row(f"{block_bytes:,}", f"{per_entry:.1f}", f"{settled:.1f}", *(f"{number:,}" for number in numbers))
     Console().print(table)
 
 

@@ -57,14 +57,21 @@ class Compactor:
         self.seen = SeenSizes()
         """Of the last call of `find_due`."""
 
-    def find_due(self, channels: Iterable[str]) -> list[DueChannel]:
-        """Those of *channels* that are due, in the order in which to compact them: the star channel, then by gain."""
+    def find_due(self, channels: Iterable[str], *, gives_back: bool = False) -> list[DueChannel]:
+        """Those of *channels* that are due, in the order in which to compact them: the star channel, then by gain.
+
+        Where it *gives_back*, the store reserves no more behind their active blocks than it has to.
+        """
         present = frozenset(self._reader.stable_view().epochs)
         found: list[DueChannel] = []
         n_channels = n_bytes = live_bytes = 0
         for chunk in _chunks(channels, _CHANNELS_AT_ONCE):
             now_s = self._clock()
-            for channel, sizes in zip(chunk, self._store.sizes(chunk), strict=True):
+            found_sizes = self._store.sizes(chunk)
+            if gives_back:
+                known = {channel: sizes for channel, sizes in zip(chunk, found_sizes, strict=True) if sizes is not None}
+                self._store.give_back(known)
+            for channel, sizes in zip(chunk, found_sizes, strict=True):
                 if sizes is not None:
                     n_channels += 1
                     n_bytes += sizes.n_bytes

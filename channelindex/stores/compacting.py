@@ -115,6 +115,14 @@ class CompactionStore(Protocol):
         """Put *after* in the place of *before*, with which the archive of *partition* begins; false if it does not."""
         ...
 
+    def give_back(self, sizes: Mapping[str, ChannelSizes]) -> None:
+        """Give back what the store reserves behind the active blocks of channels whose `sizes` were just read.
+
+        A store that appends in place keeps room for more, up to the size of the block. That stays for ever where
+        nothing more comes.
+        """
+        ...
+
     def discard(self, channel: str, group: str, n_blocks: int) -> None:
         """Remove output blocks that no switch named."""
         ...

@@ -124,6 +124,9 @@ class MemoryCompaction:
             self._index.archives[partition] = (*after, *archive[len(before) :])
             return True
 
+    def give_back(self, sizes: Mapping[str, ChannelSizes]) -> None:
+        """See `CompactionStore.give_back`: Python reserves next to nothing."""
+
     def discard(self, channel: str, group: str, n_blocks: int) -> None:
         """See `CompactionStore.discard`."""
         with self._index.changed:

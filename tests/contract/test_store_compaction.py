@@ -187,6 +187,18 @@ def test_a_group_that_begins_again_takes_no_number_that_was_used(world):
     assert None not in world.reader.blocks(refs), "they are in their grace"
 
 
+def test_room_behind_blocks_is_given_back_and_changes_nothing(world):
+    writer = world.backend.writer(block_bytes=100)
+    known = world.store.sizes(["A", "absent"])
+    world.store.give_back({"A": known[0]})
+    assert world.store.sizes(["A", "absent"]) == known
+    told = world.told()
+    writer.write([append("A", 2, entry(0, 9, "doc-9"))])
+    world.store.give_back({"A": known[0]})
+    world.owner.advance(2, checkpoints({0: 9}))
+    assert world.told() == told | {"doc-9": 9}
+
+
 def test_a_writer_whose_block_is_compacted_away_locates_it_anew(world):
     """It was paused: whatever it writes is dead, or there already. It must not end as if the store had lost data."""
     zombie = world.backend.writer()

@@ -145,6 +145,9 @@ class CouchbaseCompaction:
                 return True
         raise Transient(f"{key} changed {_ATTEMPTS} times while it was to be pruned")
 
+    def give_back(self, sizes: Mapping[str, ChannelSizes]) -> None:
+        """See `CompactionStore.give_back`: a bucket writes documents anew."""
+
     def discard(self, channel: str, group: str, n_blocks: int) -> None:
         """See `CompactionStore.discard`. What is named stays."""
         assert n_blocks > 0

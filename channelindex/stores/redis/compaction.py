@@ -23,6 +23,9 @@ _RAISE_ATTEMPTS = 20
 _BLOCKS_AT_ONCE = 16
 """Output blocks in one request: 1 MB, so that Redis is never long with one of ours."""
 
+_TRIMMED_AT_ONCE = 500
+"""Blocks in one call of a script: 1.5 ms of Redis, more where they are large."""
+
 _encode = msgspec.msgpack.Encoder().encode
 
 
@@ -112,6 +115,16 @@ class RedisCompaction:
         assert len(after) <= len(before), "an archive becomes shorter"
         archives = pack_history(tuple(before)), pack_history(tuple(after))
         return bool(self._link.run("prune", (self._keys.archive(partition),), *archives))
+
+    def give_back(self, sizes: Mapping[str, ChannelSizes]) -> None:
+        """See `CompactionStore.give_back`. About 1 µs for each block, 3 where there is something to give back."""
+        by_slot: dict[int, list[str]] = {}
+        for channel, each in sizes.items():
+            keys = by_slot.setdefault(0 if self._link.spans_slots else slot_of(channel), [])
+            keys += [self._keys.block(channel, group, size.directory.number) for group, size in each.groups.items()]
+        for blocks in by_slot.values():
+            for start in range(0, len(blocks), _TRIMMED_AT_ONCE):
+                self._link.run("trim", blocks[start : start + _TRIMMED_AT_ONCE])
 
     def discard(self, channel: str, group: str, n_blocks: int) -> None:
         """See `CompactionStore.discard`."""

@@ -93,6 +93,27 @@ def test_rotated_block_keeps_no_room_to_grow(backend, client):
     assert sizes[0] < 1.1 * client.strlen(KEYS.block("A", GROUP, 0))
 
 
+def test_room_that_appends_reserved_is_given_back_at_a_look_and_lifetimes_stay(backend, client):
+    writer = backend.writer()
+    for seqno in range(1, 7):
+        writer.write([append(channel, 1, entry(0, seqno)) for channel in ("A", "B")])
+    keys = [KEYS.block(channel, GROUP, 0) for channel in ("A", "B")]
+    client.pexpire(keys[1], 3_600_000)
+    before = [(client.get(key), client.memory_usage(key)) for key in keys]
+    compaction = backend.compaction()
+    sizes = dict(zip(("A", "B"), compaction.sizes(["A", "B"]), strict=True))
+    compaction.give_back(sizes)
+    assert [client.get(key) for key in keys] == [block for block, _ in before]
+    assert all(client.memory_usage(key) < used - 100 for key, (_, used) in zip(keys, before, strict=True))
+    assert client.pttl(keys[0]) == -1
+    assert client.pttl(keys[1]) > 3_000_000
+    client.config_resetstat()
+    compaction.give_back(sizes)
+    client.delete(*keys)
+    compaction.give_back(sizes)
+    assert "cmdstat_set" not in client.info("commandstats"), "nothing is given back twice, nor made of nothing"
+
+
 def test_scripts_that_redis_forgot_are_loaded_again(backend, client):
     owner = backend.owner()
     owner.begin(0, 1, "n1")
