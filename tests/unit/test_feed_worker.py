@@ -9,6 +9,7 @@ from channelindex.errors import OutcomeUnknown, StaleEpoch, StoreUnavailable
 from channelindex.feeds.base import ROLLBACK
 from channelindex.model import ORIGIN
 from tests.support.feed_rig import FeedRig
+from workers.pipeline import feed_worker
 from workers.pipeline.feed_worker import BUSY_ROUNDS, MUCH_EVENTS, ReadPace
 
 
@@ -185,6 +186,36 @@ def test_what_is_committed_becomes_stable_though_the_next_read_is_not_due(rig):
     rig.worker._pace = ReadPace(beat_s=3600.0)
     assert rig.indexes(0, 5)
     assert rig.feed.n_reads == 1
+
+
+def test_stable_clock_moves_less_often_while_the_writers_are_behind(rig):
+    due = rig.worker._advance_due
+    for seqno in range(1, BUSY_ROUNDS + 1):
+        assert rig.worker._advance_due == due
+        rig.brings(0, seqno)
+        rig.turn()
+        due = rig.worker._advance_at
+    assert rig.worker._advance_due > due
+    rig.write()
+    rig.turn()
+    assert rig.record(0).stable == (BUSY_ROUNDS, 0), "all of it, when it is due"
+
+
+def test_between_beats_a_bell_wakes_the_worker_once_all_writers_have_committed(rig, monkeypatch):
+    rig.worker._pace = ReadPace(beat_s=3600.0)
+    rig.brings(0, 5)
+    rig.turn()
+    looks = []
+
+    def look(sources, timeout_s=None):
+        looks.append("bell" if rig.worker._space_bell in sources else "orders")
+        if len(looks) == 3:
+            rig.write()
+        return looks[-1] == "bell"
+
+    monkeypatch.setattr(feed_worker, "wait_readable", look)
+    rig.worker._wait(time.monotonic())
+    assert looks == ["bell", "orders", "bell"]
 
 
 def test_much_is_read_on_at_once(rig):

@@ -49,12 +49,14 @@ BUSY_ROUNDS = 2
 ROUND_EVENTS = 4_000
 """While the writers have that many rounds to write, the next one grows, up to so many events. A channel costs once per
 round, and a writer that is busy gains nothing from getting its work in crumbs."""
-BEAT_S = 0.03
+BEAT_S = 0.036
 """Longest time that a change waits to be read; half of it on the average. The rest of its way takes some ms."""
 MUCH_EVENTS = 200
 """A read of as many events is a round that is worth its cost: the next one may follow at once."""
 ADVANCE_INTERVAL_S = 0.02
 """Least time between two moves of the stable clock: without it a fast feed would spend its time on them."""
+BUSY_ADVANCE_DELAY_S = 0.08
+"""So much more while the writers have BUSY_ROUNDS to write: what is read waits longer for them than for that."""
 EPOCH_CHECK_S = 1.0
 """Interval of the check that our epochs are still current. A feed that has nothing to advance would not notice that an
 operator rewound its partitions, or that the store may have lost what we wrote."""
@@ -352,7 +354,7 @@ class FeedWorker:
         for vb in self._builder.rollbacks:
             self._unadvanced.pop(vb, None)  # known to be of a history that is no more
         checks = now >= self._check_at and not self._ownership.is_joining
-        if now < self._advance_at or not (self._unadvanced or self._quarantined or checks):
+        if now < self._advance_due or not (self._unadvanced or self._quarantined or checks):
             return
         by_partition: dict[int, dict[int, Checkpoint]] = {p: {} for p in self._ownership.owned} if checks else {}
         for vb, checkpoint in self._unadvanced.items():
@@ -384,6 +386,12 @@ class FeedWorker:
         self._stable.update((vb, checkpoint.seqno) for vb, checkpoint in self._unadvanced.items())
         self._is_noted = self._is_noted and not self._unadvanced
         self._unadvanced = {}
+
+    @property
+    def _advance_due(self) -> float:
+        """Time from which on the stable clock may move, in monotonic seconds."""
+        is_busy = self._outbox.n_rounds >= BUSY_ROUNDS
+        return self._advance_at + (BUSY_ADVANCE_DELAY_S if is_busy else 0.0)
 
     def _note_moments(self, now: float) -> None:
         """From time to time, note what is stable in the timelines of our partitions; where that fails, a bit later."""
@@ -424,15 +432,18 @@ class FeedWorker:
         """Sleep until there is something to read, room or a commit in the rings, an order, or something to do."""
         wake_at = min(self._tick_at, now + MAX_WAIT_S)
         if self._unadvanced:
-            wake_at = min(wake_at, self._advance_at)
+            wake_at = min(wake_at, self._advance_due)
         if self._joiner.retry_at > now:
             wake_at = min(wake_at, self._joiner.retry_at)
         lingers = self._pace.read_at > now
         if lingers:
             wake_at = min(wake_at, self._pace.read_at)
+        orders = [self._stop, *self._assignment.sources]
         feed = () if self._ownership.is_paused or lingers else (self._feed,)
-        sources = [self._space_bell, self._stop, *self._assignment.sources, *feed]
-        wait_readable(sources, wake_at - time.monotonic())
+        while wait_readable([self._space_bell, *orders, *feed], wake_at - time.monotonic()):
+            self._space_bell.clear()  # before looking: what is committed after this rings it again
+            if not lingers or self._outbox.has_news or wait_readable(orders, 0):
+                break  # else one writer has committed its part of a round, and others have not
         self._space_bell.clear()
 
     def _rollback_due(self) -> bool:
@@ -469,7 +480,7 @@ class FeedWorker:
             self._advance(now)
             if self._outbox.empty and not self._unadvanced and not self._quarantined:
                 break
-            wait_readable([self._space_bell], min(MAX_WAIT_S, max(0.001, self._advance_at - now)))
+            wait_readable([self._space_bell], min(MAX_WAIT_S, max(0.001, self._advance_due - now)))
             self._space_bell.clear()
         self._log.info("feed.drained", epoch=self._ownership.epoch)
 

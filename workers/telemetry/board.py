@@ -54,6 +54,11 @@ class Histogram(NamedTuple):
     bounds: Sequence[int]
 
     @property
+    def first_word(self) -> str:
+        """The name of the first of its words."""
+        return f"{self.name}_0"
+
+    @property
     def words(self) -> tuple[str, ...]:
         """The names of its words: the counts, ascending, then the sum."""
         return (*(f"{self.name}_{index}" for index in range(len(self.bounds) + 1)), f"{self.name}_sum")
@@ -199,7 +204,7 @@ class ProcessStats(Row):
     def observe(self, histogram: Histogram, value: int) -> None:
         """Count *value* in one of the role's histograms."""
         assert value >= 0, "words are unsigned"
-        first = self._index_by_name[histogram.words[0]]
+        first = self._index_by_name[histogram.first_word]
         self._words[first + bisect_left(histogram.bounds, value)] += 1
         self._words[first + len(histogram.bounds) + 1] += value
 

@@ -200,7 +200,7 @@ def _command(prefix: str, append: BlindAppend) -> bytes:
 
 @lru_cache(4096)  # of first blocks, most of which have one of a few sizes
 def _location_of(answer: int | str) -> Location | None:
-    """Where append_and_locate.lua appended, None where it refused."""
+    """The place to which append_and_locate.lua appended, None where it refused."""
     if isinstance(answer, int):
         return Location(0, answer, 0)
     return Location(*map(int, answer.split(":"))) if answer else None
