@@ -79,8 +79,11 @@ class ReplicatedStore(ABC):
         """A server's folder."""
 
     @abstractmethod
-    def start(self, number: int, master: int) -> None:
-        """Start a server that was killed; *master* is what it is to replicate, unless it was never replaced."""
+    def start(self, number: int, master: int, *lines: str) -> None:
+        """Start a server that was killed; *master* is what it is to replicate, unless it was never replaced.
+
+        *lines* are added to its configuration.
+        """
 
     @abstractmethod
     def hand_over(self, master: int, replica: int) -> None:
@@ -101,6 +104,22 @@ class ReplicatedStore(ABC):
         """SIGKILL a server."""
         self.process(number).kill()
         self.process(number).wait()
+
+    def write_append_file(self, number: int) -> None:
+        """Have a server that was started without one write an append-only file from now on, and await its beginning."""
+        self._await(lambda: self._answers(number))
+        self.client(number).config_set("appendonly", "yes")
+        self._await(lambda: self._has_append_file(number))
+
+    def _answers(self, number: int) -> bool:
+        with suppress(redis.RedisError):
+            return bool(self.client(number).ping())
+        return False
+
+    def _has_append_file(self, number: int) -> bool:
+        found = self.client(number).info("persistence")
+        is_being_written = found["aof_rewrite_in_progress"] or found["aof_rewrite_scheduled"]
+        return bool(found["aof_enabled"] and not is_being_written and found["aof_last_bgrewrite_status"] == "ok")
 
     def cut_replication(self, master: int) -> None:
         """Close the connections of a master's replicas; what it takes from now on they have to ask for."""
@@ -189,9 +208,9 @@ class ClusterStore(ReplicatedStore):
         """See `ReplicatedStore`."""
         return self._cluster.folder(number)
 
-    def start(self, number: int, master: int) -> None:
+    def start(self, number: int, master: int, *lines: str) -> None:
         """See `ReplicatedStore`."""
-        self._cluster.start_again(number)
+        self._cluster.start_again(number, *lines)
 
     def hand_over(self, master: int, replica: int) -> None:
         """See `ReplicatedStore`."""
@@ -225,10 +244,10 @@ class OneMasterStore(ReplicatedStore):
         """See `ReplicatedStore`."""
         return self._servers.folder(number)
 
-    def start(self, number: int, master: int) -> None:
+    def start(self, number: int, master: int, *lines: str) -> None:
         """See `ReplicatedStore`."""
-        lines = "" if master == number else f"replicaof 127.0.0.1 {self._servers.ports[master]}"
-        self._servers.start(number, lines)
+        role = "" if master == number else f"replicaof 127.0.0.1 {self._servers.ports[master]}"
+        self._servers.start(number, "\n".join((role, *lines)))
 
     def close(self) -> None:
         """See `ReplicatedStore`."""

@@ -11,6 +11,7 @@ import redis
 from tests.chaos.faults import KINDS, Act, Kind, Missed
 from tests.chaos.replicated import AddressStore, ReplicatedStore, Unfit, kept_file, tear
 from tests.chaos.world import World
+from tests.support.redis_servers import kept_snapshot
 
 LAG_S = 0.7
 """How long a replica stands still, at least, before its master dies: what the master took meanwhile is lost."""
@@ -137,6 +138,23 @@ def restore_older_file(store: ReplicatedStore, rnd: random.Random, master: int, 
         store.kill(master)
         put_back()
     store.start(master, master)
+    store.start(replica, master)
+    yield
+    store.await_replica(master, replica)
+
+
+@store_kind("cluster", "address")
+def restore_older_snapshot(store: ReplicatedStore, rnd: random.Random, master: int, replica: int) -> Iterator[None]:
+    """The same with an RDB, which the master loads in place of its append-only file."""
+    if time.monotonic() < store.begun + YOUNG_S:
+        raise Unfit
+    with kept_snapshot(store.client(master), store.folder(master)) as put_back:
+        time.sleep(rnd.uniform(0.5, 3.0))
+        store.kill(replica)
+        store.kill(master)
+        put_back()
+    store.start(master, master, "appendonly no")
+    store.write_append_file(master)
     store.start(replica, master)
     yield
     store.await_replica(master, replica)

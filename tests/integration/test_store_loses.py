@@ -18,6 +18,7 @@ from channelindex.stores.redis.marks import read_marks
 from channelindex.stores.redis.store_link import open_link
 from tests.support.node import eventually
 from tests.support.redis_cluster import N_MASTERS, ClusterOfThree
+from tests.support.redis_servers import kept_snapshot
 from tests.support.stores import META, Backend, append, checkpoints, entry, visible_entries
 
 CHANNELS = [f"channel-{number}" for number in range(60)]
@@ -107,6 +108,21 @@ def test_a_master_whose_file_lacks_the_last_second_is_indexed_again_from_there(i
     index.note(1002.0)
     index.lose_tail(victim, on_disk)
     index.heal(2)
+
+
+def test_a_master_that_is_restored_from_an_older_snapshot_is_indexed_again_from_there(index):
+    """An RDB of one shard, as of a back-up; the others have all that came since."""
+    index.write()
+    index.note(1000.0)
+    victim = index.master_of_blocks()
+    with kept_snapshot(index.cluster.nodes[victim], index.cluster.folder(victim)) as put_back:
+        index.write()
+        index.note(1001.0)
+        index.cluster.kill(victim)
+        put_back()
+    index.cluster.restart(victim, "appendonly no")
+    index.cluster.write_append_file(victim)
+    index.heal(1)
 
 
 def test_a_stale_replica_that_was_promoted_is_indexed_again_from_where_it_is():

@@ -56,7 +56,7 @@ class ClusterOfThree:
         node.response_callbacks.clear()  # replies as they come: versions of the client differ in what they make of them
         self.nodes.append(node)
 
-    def _launch(self, port: int) -> subprocess.Popen[bytes]:
+    def _launch(self, port: int, *lines: str) -> subprocess.Popen[bytes]:
         return launch(
             self._folder / str(port),
             port,
@@ -65,6 +65,7 @@ class ClusterOfThree:
             "cluster-enabled yes",
             "cluster-config-file nodes.conf",
             f"cluster-node-timeout {self._node_timeout_ms}",
+            *lines,
         )
 
     def _join(self) -> None:
@@ -112,9 +113,21 @@ class ClusterOfThree:
         self._processes[number].kill()
         self._processes[number].wait()
 
-    def start_again(self, number: int) -> None:
-        """Start node *number* again, with what it has on disk."""
-        self._processes[number] = self._launch(self.ports[number])
+    def start_again(self, number: int, *lines: str) -> None:
+        """Start node *number* again, with what it has on disk, and *lines* in its configuration."""
+        self._processes[number] = self._launch(self.ports[number], *lines)
+
+    def write_append_file(self, number: int) -> None:
+        """Have node *number*, which was started without one, write an append-only file from now on."""
+        self.nodes[number].execute_command("CONFIG", "SET", "appendonly", "yes")
+
+        def is_written() -> bool:
+            info = self.nodes[number].execute_command("INFO", "persistence")
+            return all(
+                line in info for line in (b"aof_enabled:1", b"aof_rewrite_in_progress:0", b"aof_rewrite_scheduled:0")
+            )
+
+        until(is_written)
 
     def append_file_size(self, number: int) -> int:
         """The size of the append-only file of node *number*, with all that it has acknowledged so far."""
@@ -204,9 +217,9 @@ class ClusterOfThree:
         self.kill(number)
         self.restart(number)
 
-    def restart(self, number: int) -> None:
+    def restart(self, number: int, *lines: str) -> None:
         """Start node *number*, which was killed, before anybody takes its place; wait until the cluster works."""
-        self.start_again(number)
+        self.start_again(number, *lines)
         for node in self.nodes:
             until(lambda node=node: answers(node) and self._agrees(node))
 

