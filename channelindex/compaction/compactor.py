@@ -107,10 +107,12 @@ class Compactor:
 
         A start is needed as long as there may be an entry that it took back. So all *channels* are read, and what was
         dead for long leaves each of them, before anything is pruned. A channel of which that cannot be said for certain
-        ends it; so does one that others compact meanwhile, until the next time.
+        ends it; so does one that others compact meanwhile, until the next time, and a store that is replaced: what left
+        the channels may be there again.
         """
         assert least > 0, "to prune nothing reads everything"
         view = self._take_view(dry_run=False)
+        servers = self._store.servers()
         archives = self._reader.archived_starts(range(view.meta.n_partitions))
         found = prunings(view.records, archives, view.prunable, least)
         if not found:
@@ -121,6 +123,8 @@ class Compactor:
             if result.long_dead_left or result.outcome not in ("compacted", "noted", "gone"):
                 return 0
             self._pause()
+        if self._store.servers() != servers:
+            return 0
         pruned = 0
         for partition, before, after in found:
             if self._store.prune(partition, before, after):

@@ -100,6 +100,10 @@ class CompactionStore(Protocol):
         """
         ...
 
+    def servers(self) -> int:
+        """The servers of the last `raise_compacted`, as `IndexWriter.servers`; asks nobody."""
+        ...
+
     def write_blocks(self, channel: str, group: str, first: int, blocks: Sequence[bytes]) -> None:
         """Write output blocks, numbered from *first* on, to live for STRAY_S. One that exists is left as it is."""
         ...

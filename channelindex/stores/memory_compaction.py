@@ -52,6 +52,10 @@ class MemoryCompaction:
                 epoch = epoch_by_partition[partition]
                 self._index.records[partition] = epochs.compact(record, epoch, seqnos, partition)
 
+    def servers(self) -> int:
+        """See `CompactionStore.servers`: an index in memory loses nothing by itself."""
+        return 0
+
     def write_blocks(self, channel: str, group: str, first: int, blocks: Sequence[bytes]) -> None:
         """See `CompactionStore.write_blocks`."""
         with self._index.changed:

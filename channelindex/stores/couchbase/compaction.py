@@ -75,6 +75,10 @@ class CouchbaseCompaction:
                 return
         raise Transient(f"partition {min(pending)}: its record changed {_ATTEMPTS} times while it was to be compacted")
 
+    def servers(self) -> int:
+        """See `CompactionStore.servers`: see `CouchbaseBlocks.servers`."""
+        return 0
+
     def write_blocks(self, channel: str, group: str, first: int, blocks: Sequence[bytes]) -> None:
         """See `CompactionStore.write_blocks`. They live until somebody else compacts the channel.
 

@@ -58,6 +58,14 @@ class RedisCompaction:
         for partition, seqnos in through.items():
             self._raise_one(partition, seqnos, epoch_by_partition[partition])
 
+    def servers(self) -> int:
+        """See `CompactionStore.servers`."""
+        return self._fenced_servers
+
+    def _are_others(self) -> bool:
+        """True if the servers are not those of the last `raise_compacted` any more."""
+        return bool(self._fenced_servers) and self._present_servers() != self._fenced_servers
+
     def _present_servers(self) -> int:
         if self._link.session != self._identified_session:
             self._servers = digest_of(ask_servers(self._link))
@@ -96,7 +104,7 @@ class RedisCompaction:
 
     def switch(self, switch: Switch) -> bool:
         """See `CompactionStore.switch`. About 2 µs for each block."""
-        if self._fenced_servers and self._present_servers() != self._fenced_servers:
+        if self._are_others():
             return False
         groups: list[str | int] = []
         for group, known, removed, active_bytes in switch.changes:
@@ -112,6 +120,8 @@ class RedisCompaction:
 
     def prune(self, partition: int, before: Sequence[EpochStart], after: Sequence[EpochStart]) -> bool:
         """See `CompactionStore.prune`."""
+        if self._are_others():
+            return False
         assert len(after) <= len(before), "an archive becomes shorter"
         archives = pack_history(tuple(before)), pack_history(tuple(after))
         return bool(self._link.run("prune", (self._keys.archive(partition),), *archives))

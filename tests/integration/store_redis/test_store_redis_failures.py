@@ -122,8 +122,10 @@ def test_a_compactor_goes_on_in_another_redis_only_after_it_has_noted_there_what
         store.switch(switch)
     for _ in range(2):
         assert not store.switch(switch)
+        assert not store.prune(0, (), ())
     store.raise_compacted(through, {0: 1})
     assert store.switch(switch)
+    assert store.prune(0, (), ())
 
 
 def test_stable_clock_moves_on_after_the_connection_alone_was_lost(backend, client):
