@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from channelindex.reading.snapshot import IndexSnapshot
+from channelindex.reading.token import ANYTHING, encode
 from channelindex.settings import ServeSettings
 from devbucket.embedded_redis import EmbeddedRedis
 from tests.support.certificates import Certificates
@@ -272,6 +274,34 @@ def test_feeds_of_a_token_that_is_revoked_end_and_those_of_others_go_on(
     listed = json.loads(cli("token", "list", "--json", "--file", tokens_file).stdout)
     assert {each["name"] for each in listed} >= {"some", "all", "stays"}
     assert "ended" not in {each["name"] for each in listed}
+
+
+def test_who_waits_for_the_index_counts_and_is_not_let_in_once_its_token_is_revoked(
+    service: Service, documents: Documents, tokens_file: Path
+) -> None:
+    waits = new(tokens_file, "waits", "waited")
+    until(lambda: service.changes(token=waits, channels="waited").status == 200, "the new token to be known")
+    there = IndexSnapshot.take(documents.index.reader).position
+    seqnos = tuple(seqno + (vb == 7) for vb, seqno in enumerate(there.seqnos))
+    ahead = encode(there._replace(seqnos=seqnos, horizons=seqnos), documents.index.meta, ANYTHING)
+    asked = f"channels=waited&feed=continuous&heartbeat=60000&timeout=600000&at_least=1-{ahead}"
+    head = f"GET /{service.db}/_changes?{asked} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {waits}\r\n\r\n".encode()
+    with ExitStack() as stack:
+        links = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", service.port), DEADLINE_S)) for _ in range(20)
+        ]
+        for link in links:
+            link.sendall(head)
+
+        def more() -> int:
+            return service.changes(token=waits, channels="waited", at_least=f"1-{ahead}", timeout=0).status
+
+        assert more() in {503, 429}
+        until(lambda: more() == 429, "all of them to wait")
+        assert cli("token", "revoke", "waits", "--file", tokens_file).returncode == 0
+        until(lambda: more() == 401, "the token to be forgotten")
+        documents.write(("waited", "doc7", 0))
+        assert {link.recv(12) for link in links} == {b"HTTP/1.1 401"}
 
 
 def test_a_file_that_is_broken_changes_nothing(service: Service, tokens_file: Path, token: dict[str, str]) -> None:

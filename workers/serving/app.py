@@ -2,7 +2,9 @@
 
 import asyncio
 import ipaddress
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -74,6 +76,7 @@ class App:
         scans = Scans(reader, config.serve.scans, self.counters.scans)
         self._feeds = Feeds(reader, scans, self.counters)
         self._open: dict[str, set[LiveAnswer]] = defaultdict(set)  # by digest of the token
+        self._n_asking = Counter[str]()  # the same; requests that are no open feeds yet
         self._is_stopping = False
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
@@ -147,6 +150,10 @@ class App:
             raise HttpError(HTTPStatus.FORBIDDEN, "forbidden", reason)
         return EVERYTHING
 
+    def _access_now(self, exchange: Exchange) -> Access:
+        """Whose request this still is, after a wait: tokens are withdrawn meanwhile. Raises HttpError: nobody's."""
+        return EVERYTHING if exchange.door.is_trusted else self._sessions.access(exchange, takes_one=False)
+
     async def _serve_root(self, exchange: Exchange) -> None:
         """Say who we are; show the page to a browser."""
         if b"text/html" in exchange.headers.get(b"accept", b""):
@@ -194,25 +201,32 @@ class App:
         request = parse_changes(parse_query(exchange.query), parse_body(body, encoding), exchange.headers)
         asked = self._granted(request, access)
         self.counters.requests.labels(request.feed.value).inc()
-        feeds = self._feeds_of(access)
-        await self._demands.met(request)
-        if request.since_s is not None:
-            request = request._replace(since=await self._reader.position_at(asked.query, request.since_s))
-            asked = asked._replace(request=request)
-        if request.limit == 0:
-            await self._feeds.only_count(exchange, asked)
-        elif request.feed is FeedKind.NORMAL:
-            await self._feeds.normal(exchange, asked)
-        else:
-            return await self._feeds.open_live(exchange, asked, feeds)
-        return None
+        with self._asking(access):
+            await self._demands.met(request)
+            if request.since_s is not None:
+                request = request._replace(since=await self._reader.position_at(asked.query, request.since_s))
+            asked = self._granted(request, self._access_now(exchange))
+            if request.limit == 0:
+                await self._feeds.only_count(exchange, asked)
+                return None
+            if request.feed is FeedKind.NORMAL:
+                await self._feeds.normal(exchange, asked)
+                return None
+        return await self._feeds.open_live(exchange, asked, self._open[access.digest])
 
-    def _feeds_of(self, access: Access) -> set[LiveAnswer]:
-        """The open feeds of a token. Raises HttpError: there may be no more."""
-        feeds = self._open[access.digest]
-        if len(feeds) >= self._settings.max_feeds_per_token and access.digest:
+    @contextmanager
+    def _asking(self, access: Access) -> Iterator[None]:
+        """Count a request that is not an open feed yet. Raises HttpError: the token may have no more."""
+        digest = access.digest
+        if digest and len(self._open[digest]) + self._n_asking[digest] >= self._settings.max_feeds_per_token:
             raise _too_many("this token has too many feeds open")
-        return feeds
+        self._n_asking[digest] += 1
+        try:
+            yield
+        finally:
+            self._n_asking[digest] -= 1
+            if not self._n_asking[digest]:
+                del self._n_asking[digest]
 
     def _granted(self, request: FeedRequest, access: Access) -> Asked:
         """Raises HttpError: a channel is not granted, or there is none, or too many."""
@@ -245,8 +259,9 @@ class App:
             raise HttpError(HTTPStatus.FORBIDDEN, "forbidden", "the cluster is shown to who may read all channels: *")
         channel = str(parse_query(exchange.query).get("channel") or STAR_CHANNEL)
         request = parse_changes({"feed": "eventsource", "since": "now"}, {"channels": [channel]}, exchange.headers)
-        asked, feeds = self._granted(request, access), self._feeds_of(access)
-        answer = await self._feeds.open_live(exchange, asked, feeds)
+        with self._asking(access):
+            asked = self._granted(request, access)
+        answer = await self._feeds.open_live(exchange, asked, self._open[access.digest])
         assert answer is not None, "it is no longpoll"
         pushing = asyncio.create_task(self._page.push(exchange))
         try:

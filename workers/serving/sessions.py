@@ -40,8 +40,8 @@ class Sessions:
         self._is_secure = bool(settings.tls_cert_file)
         self._allowance_by_digest: dict[str, Allowance] = {}
 
-    def access(self, exchange: Exchange) -> Access:
-        """The access that the request has.
+    def access(self, exchange: Exchange, *, takes_one: bool = True) -> Access:
+        """The access that the request has; unless *takes_one*, it counts as none of those that the rate allows.
 
         Raises:
             HttpError: it has no token that is known, or more come than its rate allows.
@@ -49,7 +49,8 @@ class Sessions:
         access = self.access_or_none(exchange)
         if access is None:
             raise HttpError(HTTPStatus.UNAUTHORIZED, "unauthorized", "a token is needed", _CHALLENGE)
-        self._take_one(access)
+        if takes_one:
+            self._take_one(access)
         if not access.is_proxy:
             return access
         named = exchange.headers.get(PROXY_CHANNELS)
