@@ -162,7 +162,11 @@ def test_an_event_stream_goes_on_after_the_event_that_came_last(service: Service
         assert json.loads(stream.event()["data"])["id"] == "doc2"
     with service.open(channels="events", feed="eventsource", since="0", last_event_id=first["id"]) as stream:
         assert stream.event() == {"retry": "2000"}
-        assert json.loads(stream.event()["data"])["id"] == "doc2"
+        newest = stream.event()
+        assert json.loads(newest["data"])["id"] == "doc2"
+        with service.open(channels="events", feed="eventsource", last_event_id=newest["id"]) as other:
+            assert other.event() == {"retry": "2000"}
+            assert other.event()["event"] == "up-to-date", "also to one who need not read"
 
 
 def test_a_live_feed_tells_deletions_though_it_began_with_what_is_active(
@@ -295,6 +299,8 @@ REFUSED = [
     ("GET", "/other/_changes", 404, "not_found"),
     ("GET", "/{db}/doc1", 501, "not_implemented"),
     ("POST", "/{db}/_bulk_get", 501, "not_implemented"),
+    ("GET", "/_all_dbs", 501, "not_implemented"),
+    ("GET", "/_node/_local/_stats", 501, "not_implemented"),
     ("GET", "//{db}/_changes", 404, "not_found"),
     ("GET", "/{db}//_changes", 404, "not_found"),
     ("GET", "/x/../{db}/_changes", 404, "not_found"),

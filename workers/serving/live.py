@@ -104,6 +104,8 @@ class LiveAnswer:
                     await self._tell_news()
                     patience.reset()
                 await self.begin()
+                if not self._is_caught_up and self._following.is_up_to_date:
+                    await self._catch_up()
                 if not (self._is_full() or await self._wait()):
                     break
             except (Transient, TokenAhead) as error:
