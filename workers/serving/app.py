@@ -136,7 +136,7 @@ class App:
         _, first, *rest = segments
         if first == self._db:
             return _IN_DB.get("/".join(rest).rstrip("/"), _NOT_OURS)
-        known = _AT_ROOT.get(path)
+        known = _NOT_OURS if first in _COUCHDB else _AT_ROOT.get(path)
         if known is None or (known in _OPERATORS and not exchange.door.is_operators):
             raise not_found()
         return known
@@ -343,6 +343,14 @@ _IN_DB = {
     "_changes": Resource("changes", "GET, POST"),
     "_channels": Resource("channels", "GET"),
 }
+_COUCHDB = frozenset(
+    f"_{name}"
+    for name in (
+        *("active_tasks", "all_dbs", "cluster_setup", "db_updates", "dbs_info", "membership", "node", "replicate"),
+        *("reshard", "scheduler", "utils", "uuids"),
+    )
+)
+"""Paths of a CouchDB beside those of databases."""
 _AT_ROOT = {
     "/": Resource("root", "GET, HEAD"),
     "/_session": Resource("session", "GET, POST, DELETE"),
