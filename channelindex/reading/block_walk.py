@@ -106,9 +106,9 @@ class _Walk:
         return steps
 
     def _check_floor(self, channel: str, floor: bytes) -> None:
-        """Refuse a reader that may hold a document whose removal was dropped; one at 0 holds none."""
+        """Refuse a reader that may hold a document whose removal was dropped; one that begins holds none."""
         dropped = unpack_pairs(floor)
-        if any(0 < self._scan.since[vb] < seqno for vb, seqno in dropped.items()):
+        if any(self._scan.heard_upto(vb) < seqno for vb, seqno in dropped.items()):
             raise RemovalsForgotten(channel, dropped)
 
     def _is_compacted(self, position: int) -> bool:

@@ -8,9 +8,9 @@ from channelindex import blocks
 from channelindex.model import DELETED, REMOVED
 from channelindex.reading import token
 from channelindex.reading.block_walk import ReadStats
-from channelindex.reading.query import Query, document_id, undelivered_upto
+from channelindex.reading.query import Query, document_id
 from channelindex.reading.scan import Found, Scan
-from channelindex.reading.token import Delivered, Token
+from channelindex.reading.token import Delivered, Token, undelivered_upto
 
 
 class Change(NamedTuple):

@@ -7,7 +7,7 @@ from typing import NamedTuple, Self
 from channelindex.model import DELETED, REMOVED
 from channelindex.reading import token
 from channelindex.reading.scan import Found, Scan
-from channelindex.reading.token import Delivered, Token
+from channelindex.reading.token import Token, undelivered_upto
 
 _GONE = DELETED | REMOVED
 
@@ -45,15 +45,6 @@ class Query(NamedTuple):
                 upto = undelivered_upto(read, vb)
                 if upto:
                     scan.keep(vb, partial(_is_news, upto))
-
-
-def undelivered_upto(read: Token, vb: int) -> int:
-    """The seqno up to which a deletion or removal in *vb* is of no document that the reader at *read* got."""
-    if read.delivered == Delivered.ANYTHING:
-        return 0
-    if vb == read.turn_vb and read.turn_seqno and read.delivered == Delivered.NOTHING_IN_TURN:
-        return read.turn_seqno  # what is above has a turn of its own, after the reader got what is up to here
-    return 0 if read.seqnos[vb] else token.MAX_SEQNO
 
 
 def document_id(key: bytes) -> str:

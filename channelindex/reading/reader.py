@@ -299,10 +299,10 @@ def read_pages(
     begin = snapshot.position if is_new else token.decode(since, snapshot.meta, query.asked)
     read, taken_back = snapshot.resume(begin), snapshot.taken_back(begin)
     if not taken_back:
-        scan = Scan(snapshot, read.seqnos)
+        scan = Scan(snapshot, read.seqnos, begin)
         stats = NOTHING_READ if is_new else walk(store, query.channels, scan, on_corrupt)
         return Pager(query, scan, stats).pages(read, limit, most, part)
-    returning = ReturningScan(snapshot, read.seqnos, taken_back)
+    returning = ReturningScan(snapshot, read.seqnos, begin, taken_back)
     stats = walk(store, query.channels, returning, on_corrupt)
     withdrawn = Withdrawn(begin, returning.withdrawn(query))
     return Pager(query, returning, stats).pages(read, limit, most, part, withdrawn)

@@ -9,6 +9,7 @@ from channelindex.blocks import OnCorrupt, refuse
 from channelindex.errors import IndexCorrupt
 from channelindex.model import REMOVED, Entry
 from channelindex.reading.snapshot import IndexSnapshot
+from channelindex.reading.token import MAX_SEQNO, Token
 
 _HEADER_KIND = bytes([blocks.HEADER])
 
@@ -21,12 +22,16 @@ FoundByVb = defaultdict[int, dict[bytes, Found]]
 
 
 class Scan:
-    """Collects the entries in a window of the index: above *since* (seqnos by vbucket), and visible in *snapshot*."""
+    """Collects the entries in a window of the index: above *since* (seqnos by vbucket), and visible in *snapshot*.
 
-    def __init__(self, snapshot: IndexSnapshot, since: Sequence[int]) -> None:
+    *begin* is the token of the reader before it was lowered to *since*; without it, nothing was lowered.
+    """
+
+    def __init__(self, snapshot: IndexSnapshot, since: Sequence[int], begin: Token | None = None) -> None:
         assert len(since) == len(snapshot.stable), "a seqno for each vbucket"
         self.snapshot = snapshot
         self.since = since
+        self._begin = begin
         self._found_by_vb: FoundByVb = defaultdict(dict)
 
     def count(self) -> int:
@@ -41,6 +46,12 @@ class Scan:
         """Number of documents found in a vbucket."""
         assert 0 <= vb < len(self.since)
         return len(self._found_by_vb.get(vb, ()))
+
+    def heard_upto(self, vb: int) -> int:
+        """`IndexSnapshot.heard_upto` of the reader."""
+        if self._begin is None:
+            return self.since[vb] or MAX_SEQNO
+        return self.snapshot.heard_upto(self._begin, vb)
 
     def forget(self, vb: int) -> None:
         """Forget what was found in a vbucket."""

@@ -10,7 +10,7 @@ from channelindex.blocks import fold_clock
 from channelindex.epochs import Bounds, EpochStart, PartitionRecord, whole_record
 from channelindex.errors import IndexCorrupt, TokenAhead
 from channelindex.model import IndexMeta
-from channelindex.reading.token import Delivered, Token
+from channelindex.reading.token import Delivered, Token, heard_upto
 from channelindex.stores.base import ChannelState, IndexReader
 from channelindex.timeline import Moment, newest_before
 
@@ -285,6 +285,12 @@ class IndexSnapshot:
             seqnos[vb] = horizons[vb] = 0
         delivered = token.delivered if tuple(horizons) == token.horizons else Delivered.ANYTHING
         return token._replace(epochs=self.epochs, seqnos=tuple(seqnos), horizons=tuple(horizons), delivered=delivered)
+
+    def heard_upto(self, begin: Token, vb: int) -> int:
+        """`token.heard_upto` of the reader at *begin*, which is not lowered yet."""
+        partition = vb // self.meta.partition_width
+        bounds = self._history.position_bounds(begin.epochs[partition], partition)
+        return heard_upto(begin, vb, bounds[vb - self.meta.vbuckets_of(partition).start])
 
     def _lower(self, partition: int, epoch: int, seqnos: list[int], horizons: list[int]) -> None:
         """Lower each vbucket of *partition* of which a reader under *epoch* saw what is dead now."""

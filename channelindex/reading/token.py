@@ -76,6 +76,25 @@ class Token(NamedTuple):
     delivered: Delivered = Delivered.NOTHING
 
 
+def undelivered_upto(read: Token, vb: int) -> int:
+    """The seqno up to which a deletion or removal in *vb* is of no document that the reader at *read* got."""
+    if read.delivered == Delivered.ANYTHING:
+        return 0
+    if vb == read.turn_vb and read.turn_seqno and read.delivered == Delivered.NOTHING_IN_TURN:
+        return read.turn_seqno  # what is above has a turn of its own, after the reader got what is up to here
+    return 0 if read.seqnos[vb] else MAX_SEQNO
+
+
+def heard_upto(begin: Token, vb: int, bound: int) -> int:
+    """The seqno up to which the reader at *begin* knows of every removal in *vb* that concerns it.
+
+    It was told of them, or got none of the documents. *bound* is what a position of the token's epoch is lowered to.
+    """
+    if not begin.seqnos[vb] and begin.delivered != Delivered.ANYTHING:
+        return MAX_SEQNO
+    return min(bound, max(begin.seqnos[vb], undelivered_upto(begin, vb)))
+
+
 def ask(channels: Iterable[str], doc_ids: Iterable[str] | None) -> bytes:
     """The fingerprint of what a reader asks for: *channels* and *doc_ids* as sets. A token is good for it alone."""
     asked = repr((sorted(set(channels)), None if doc_ids is None else sorted(set(doc_ids))))

@@ -15,6 +15,7 @@ from channelindex.model import DELETED, REMOVED
 from channelindex.reading.query import Query, document_id
 from channelindex.reading.scan import Found, FoundByVb, Scan, merged
 from channelindex.reading.snapshot import IndexSnapshot, TakenBack
+from channelindex.reading.token import Token
 
 _GONE = DELETED | REMOVED
 
@@ -33,8 +34,10 @@ class DeadLimits(NamedTuple):
 class ReturningScan(Scan):
     """The scan of a reader that was told what was taken back: it finds in these vbuckets what is dead, too."""
 
-    def __init__(self, snapshot: IndexSnapshot, since: Sequence[int], taken_back: Mapping[int, TakenBack]) -> None:
-        super().__init__(snapshot, since)
+    def __init__(
+        self, snapshot: IndexSnapshot, since: Sequence[int], begin: Token, taken_back: Mapping[int, TakenBack]
+    ) -> None:
+        super().__init__(snapshot, since, begin)
         self._taken_back = taken_back
         self._dead_by_vb: FoundByVb = defaultdict(dict)
         self._there_by_vb: defaultdict[int, set[bytes]] = defaultdict(set)

@@ -316,6 +316,46 @@ def test_removals_leave_for_their_age_and_a_floor_stays(world):
         world.told(since)
 
 
+def _forget_a_deletion(world: World) -> tuple[str, str]:
+    """Have doc-1 deleted at seqno 9, two more come, and the deletion leave; tokens of before it and after it."""
+    before = ChangesReader(world.reader).changes(["A"]).since
+    writer = world.backend.writer()
+    writer.write([append("A", 2, entry(0, 9, "doc-1", "9-x", DELETED))])
+    world.owner.advance(2, checkpoints({0: 9}))
+    after = ChangesReader(world.reader).changes(["A"]).since
+    writer.write([append("A", 2, entry(0, 10, "doc-2"), entry(0, 11, "doc-3"), entry(0, 12, "doc-4"))])
+    world.owner.advance(2, checkpoints({0: 12}))
+    world.owner.note_moments(2, [0], 2000.0)
+    world.owner.begin(0, 3, "n3")
+    settings = CompactionSettings(min_lag_s=1.0, removal_retention_s=100.0, grace_s=0.0)
+    assert world.compactor(3000.0, settings).compact("A").counts.removals == 1
+    return before, after
+
+
+def test_who_begins_is_told_page_by_page_across_a_floor(world):
+    _forget_a_deletion(world)
+    since = None
+    told: list[str] = []
+    while len(told) < 4:
+        page = ChangesReader(world.reader).changes(["A"], since, limit=1)
+        told += [change.id for change in page.entries]
+        since = page.since
+    assert told == ["doc-0", "doc-2", "doc-3", "doc-4"]
+
+
+def test_a_token_below_a_floor_is_refused_though_its_vbucket_is_streamed_from_0_again(world):
+    """It is lowered to 0, where it would be taken for that of a reader that has nothing."""
+    before, after = _forget_a_deletion(world)
+    record = world.owner.begin(0, 4, "n4", {0: Checkpoint(2, 10, 10, 10)})
+    assert (record.stable[0], record.restarting[0]) == (0, 10)
+    with pytest.raises(RemovalsForgotten):
+        world.told(before)
+    lowered = ChangesReader(world.reader).changes(["A"], after).since
+    assert ChangesReader(world.reader).changes(["A"]).entries == ()
+    with pytest.raises(RemovalsForgotten):
+        world.told(lowered)
+
+
 def test_groups_are_merged_where_there_are_many(world):
     writer, epoch, seqno = world.backend.writer(), 2, 8
     for number in range(MAX_GROUPS + 1):

@@ -8,7 +8,7 @@ from channelindex.epochs import Bounds, PartitionRecord
 from channelindex.errors import TokenAhead
 from channelindex.model import IndexMeta
 from channelindex.reading.snapshot import Archives, History, IndexSnapshot
-from channelindex.reading.token import Token
+from channelindex.reading.token import MAX_SEQNO, Delivered, Token
 from channelindex.stores.memory import MemoryIndex, MemoryReader
 from tests.support.model_channel import OUTPUT, Channel, Entry, unnamed
 from tests.support.model_compactor import Rules
@@ -21,6 +21,7 @@ _NO_ARCHIVES = Archives(MemoryReader(MemoryIndex(), "none"))
 NO_SECOND_LOOK = "a block that is gone is damage"
 REFUSES_RESTART = "a token is refused while the vbucket is streamed anew"
 NO_CHECK = "no reader asks for the floor"
+HOLDS_NOTHING = "whose token is lowered to 0 is taken for one that begins"
 REFUSES_ALL = "the floor refuses tokens at 0, too"
 
 
@@ -54,9 +55,10 @@ class ReaderSteps:
     def _list(self, state: State) -> State:
         reader, channel = state.reader, state.channel
         assert reader.view
-        if 0 < reader.above < channel.floor and self.rules.fault != NO_CHECK:
+        heard = reader.above or MAX_SEQNO if self.rules.fault == HOLDS_NOTHING else _heard(reader.view, reader)
+        if heard < channel.floor and self.rules.fault != NO_CHECK:
             return state._replace(reader=Reader())  # refused: it begins anew, and drops what it knows
-        if not reader.above and channel.floor and self.rules.fault == REFUSES_ALL:
+        if not reader.since and channel.floor and self.rules.fault == REFUSES_ALL:
             raise PromiseBroken("a token at 0 is refused")
         listed = [
             (group.name, group.first, group.number)
@@ -83,7 +85,10 @@ class ReaderSteps:
                 if entry.seqno > reader.above and entry not in _plain(told) and self._matters(entry, reader.known):
                     raise PromiseBroken(f"a reader at {reader.above} is not told {entry} at {stable}")
         others = {entry for entry in reader.known if entry.doc not in {new.doc for new in told}}
-        return state._replace(reader=Reader(reader.view.epoch, stable, frozenset(others | _plain(told))))
+        resumed = _resumed(reader.view, reader.epoch, reader.since, reader.delivered)
+        delivered = Delivered.NOTHING if stable else resumed.delivered  # as the last page says
+        known = frozenset(others | _plain(told))
+        return state._replace(reader=Reader(reader.view.epoch, stable, delivered, known))
 
     def _matters(self, entry: Entry, known: frozenset[Entry]) -> bool:
         """True unless it is the deletion of a document that the reader does not have."""
@@ -94,7 +99,7 @@ class ReaderSteps:
         record = state.record
         if self.rules.fault == REFUSES_RESTART:
             record = record._replace(restarting=())
-        return _resumed(record, state.reader.epoch, state.reader.since)
+        return _resumed(record, state.reader.epoch, state.reader.since, state.reader.delivered).seqnos[0]
 
     def _expected(self, state: State, branch: int, stable: int) -> list[Entry]:
         """The newest of each document, but those that a stream anew did not bring any more."""
@@ -151,18 +156,26 @@ def _is_visible(record: PartitionRecord, entry: Entry) -> bool:
 
 
 @lru_cache(20_000)
-def _resumed(record: PartitionRecord, epoch: int, since: int) -> int:
+def _resumed(record: PartitionRecord, epoch: int, since: int, delivered: Delivered) -> Token:
     """The token of a reader lowered to *record*.
 
     Raises:
         PromiseBroken: it is refused.
     """
-    snapshot = IndexSnapshot(META, list(record.stable), History([record], _NO_ARCHIVES))
-    token = Token(0, 0, (epoch,), (since,), (since,))
     try:
-        return snapshot.resume(token).seqnos[0]
+        return _snapshot(record).resume(Token(0, 0, (epoch,), (since,), (since,), delivered))
     except TokenAhead as error:
         raise PromiseBroken(f"a token is refused: {error}") from error
+
+
+def _heard(record: PartitionRecord, reader: Reader) -> int:
+    """Up to where the reader knows of every removal that concerns it."""
+    token = Token(0, 0, (reader.epoch,), (reader.since,), (reader.since,), reader.delivered)
+    return _snapshot(record).heard_upto(token, 0)
+
+
+def _snapshot(record: PartitionRecord) -> IndexSnapshot:
+    return IndexSnapshot(META, list(record.stable), History([record], _NO_ARCHIVES))
 
 
 @lru_cache(20_000)

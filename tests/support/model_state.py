@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from channelindex.epochs import PartitionRecord
 from channelindex.model import Checkpoint
+from channelindex.reading.token import Delivered
 from tests.support.model_channel import Channel, Entry
 from tests.support.model_compactor import Compactor, Ripe
 
@@ -39,13 +40,14 @@ class Owner(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """A reader: its token (epoch, seqno), what it knows of each document, and the read that it is in.
+    """A reader: its token (epoch, seqno, delivered), what it knows of each document, and the read that it is in.
 
     `listed` are (group, first block, last block) that it has yet to read, `found` what it has so far.
     """
 
     epoch: int = 0
     since: int = 0
+    delivered: Delivered = Delivered.NOTHING
     known: frozenset[Entry] = frozenset()
     view: PartitionRecord | None = None
     floor: int = 0

@@ -42,6 +42,7 @@ FORGETTING = Rules(removals=True, parts=True)
     [
         pytest.param(World(REPLACED, (0,), indexed=2), 15_000, id="a rollback and a reader"),
         pytest.param(World(DELETED, (0,), indexed=3, told=1), 20_000, id="a deletion that the source has purged"),
+        pytest.param(World(DELETED, (0,), indexed=3, told=1, rules=FORGETTING), 20_000, id="removals and a rollback"),
         pytest.param(World(REPLACED, (0,), (1, 1), fails_over=False, reads=False), 500, id="two compactors"),
         pytest.param(World(REPLACED, (0, 1), fails_over=False, indexed=1), 10_000, id="a zombie and a reader"),
     ],
@@ -60,7 +61,6 @@ def test_every_reachable_state_keeps_the_promises(world: World, n_states: int) -
         pytest.param(World(REPLACED, (0, 1), indexed=2), id="zombies of two groups, a rollback and a reader"),
         pytest.param(World(DELETED, (0, 0), indexed=3, told=1), id="two owners of a vbucket that is streamed anew"),
         pytest.param(World(LONG, (0,), (2, 1), indexed=2, full=2), id="two compactors, one by its view of before"),
-        pytest.param(World(DELETED, (0,), indexed=3, told=1, rules=FORGETTING), id="removals and a rollback"),
     ],
 )
 def test_the_nearest_states_of_larger_worlds_keep_the_promises(world: World) -> None:
@@ -110,6 +110,7 @@ _FORGETS = World(STILL, (0,), fails_over=False, indexed=2, told=1, rules=FORGETT
         _broken(compacting.NO_FLOOR, _FORGETS),
         _broken(readers.NO_CHECK, _FORGETS),
         _broken(readers.REFUSES_ALL, _FORGETS),
+        _broken(readers.HOLDS_NOTHING, World(DELETED, (0,), indexed=3, told=1, rules=FORGETTING)),
     ],
 )
 def test_each_rule_that_is_planted_broken_is_found(world: World) -> None:
