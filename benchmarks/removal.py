@@ -2,7 +2,7 @@
 
     python -m benchmarks.removal history FILE [--hand-overs 10]
     python -m benchmarks.removal year [--share 100] [--hours 8760] [--nodes 2] [--feeds 1] [--store memory://]
-    python -m benchmarks.removal writers [--documents 100000] [--pairs 3]
+    python -m benchmarks.removal writers [--documents 10000] [--pairs 3]
 
 history: a file of revisions (`channelindex load`) in Redis, before and after all of it is compacted.
 
@@ -173,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     part.add_argument("--feeds", type=int, default=1, help="feed workers of a node")
     part.add_argument("--store", default="memory://")
     part = parts.add_parser("writers")
-    part.add_argument("--documents", type=int, default=50_000)
+    part.add_argument("--documents", type=int, default=10_000)
     part.add_argument("--pairs", type=int, default=3)
     args = parser.parse_args(arguments)
     console = Console(width=150, highlight=False)

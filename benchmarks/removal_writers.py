@@ -1,14 +1,15 @@
 """Throughput of a node that compacts against one that does not, in turn, and the pauses of Redis per switch.
 
 Before each run the index has so much garbage that every channel is due: all documents were indexed several times. What
-is timed is the next time; a compactor that may, begins with the first document, and takes its share of a core.
+is timed is several times more; a compactor that may, begins with the first document, and takes its share of a core. The
+documents are few and change often: no others make as much work for it.
 """
 
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
+from operator import ge
 from typing import Any, NamedTuple
 
 import psutil
@@ -26,9 +27,13 @@ from channelindex.stores.redis.store_link import SCRIPTS
 from devbucket.embedded_redis import EmbeddedRedis
 from devbucket.process import DevBucket
 
-CASE = Case("c20", 20, 2)
-WAVES = 4
+Document = tuple[int, int, bytes, bytes]
+"""(vbucket, seqno, key, value)."""
+CASE = Case("c100", 100, 2)
+WAVES_BEFORE = 3
 """Times that all documents were indexed before."""
+WAVES = 10
+"""Times that they are while it is timed: each makes as much garbage as is live, so channels are due again and again."""
 POLL_S = 0.005
 DEADLINE_S = 600.0
 SETTINGS = ("compaction.min_lag_s = 1", "compaction.interval_s = 0.1")
@@ -74,35 +79,34 @@ def _ratio(pair: list[Run]) -> float:
 
 
 def run_node(count: int, *, compacts: bool) -> Run:
-    """Index *count* documents once more, with compaction or without."""
+    """Index *count* documents WAVES times more, with compaction or without."""
+    wave = list(documents(CASE, count))
     with tempfile.TemporaryDirectory() as folder, EmbeddedRedis() as store, DevBucket() as bucket:
         run = partial(running_node, folder, store.url, bucket, *SETTINGS)
         with closing(open_reader(IndexSettings("channels", store.url))) as reader:
             with run("workers.compactors = 0"):
-                for wave in range(WAVES):
-                    bucket.bulk_load(list(_wave(count, wave)))
-                    _await_stable(reader, bucket)
+                for number in range(WAVES_BEFORE):
+                    _index(reader, bucket, _again(wave, number))
             time.sleep(2.0)  # what was written settles
-            bucket.bulk_load(list(_wave(count, WAVES)))
             with redis.Redis.from_url(store.url) as client:
                 client.config_set("slowlog-log-slower-than", SLOW_US)
                 client.config_set("slowlog-max-len", 100_000)
                 before_s = redis_cpu_s(client)
                 with run(f"workers.compactors = {int(compacts)}") as node:
-                    seconds = _await_stable(reader, bucket)
+                    seconds = sum(_index(reader, bucket, _again(wave, WAVES_BEFORE + each)) for each in range(WAVES))
                     cpu_s = _node_cpu_s(node) + redis_cpu_s(client) - before_s
                 slow: Any = client.slowlog_get(100_000)
             switches = [entry["duration"] for entry in slow if SCRIPTS["switch"].sha.encode() in entry["command"]]
             longest = max((entry["duration"] for entry in slow), default=0)
             states = reader.channel_states(list(reader.channels()))
             n_compacted = sum(state.compacted.generation for state in states if state)
-        return Run(compacts, count / seconds, cpu_s / count * 1e6, n_compacted, switches, longest)
+        n_changes = count * WAVES
+        return Run(compacts, n_changes / seconds, cpu_s / n_changes * 1e6, n_compacted, switches, longest)
 
 
-def _wave(count: int, wave: int) -> Iterator[tuple[int, int, bytes, bytes]]:
-    """The documents of CASE, once more each wave."""
-    for vb, seqno, key, value in documents(CASE, count):
-        yield vb, seqno + wave * count, key, value
+def _again(wave: list[Document], number: int) -> list[Document]:
+    """The documents of *wave*, for the time of this *number*."""
+    return [(vb, seqno + number * len(wave), key, value) for vb, seqno, key, value in wave]
 
 
 def _node_cpu_s(supervisor: psutil.Process) -> float:
@@ -110,16 +114,15 @@ def _node_cpu_s(supervisor: psutil.Process) -> float:
     return sum(sum(process.cpu_times()[:2]) for process in (supervisor, *supervisor.children()))
 
 
-def _await_stable(reader: IndexReader, bucket: DevBucket) -> float:
-    """Seconds from the first move of the stable clock until it is where the bucket is."""
-    deadline, high_seqnos = time.monotonic() + DEADLINE_S, bucket.high_seqnos()
-    before, started_s = _stable(reader), 0.0
+def _index(reader: IndexReader, bucket: DevBucket, wave: list[Document]) -> float:
+    """Seconds until *wave*, which the bucket gets now, is stable."""
+    started_s, deadline = time.perf_counter(), time.monotonic() + DEADLINE_S
+    bucket.bulk_load(wave)
+    high_seqnos = bucket.high_seqnos()
     while time.monotonic() < deadline:
-        time.sleep(POLL_S)
-        stable = _stable(reader)
-        started_s = started_s or (time.perf_counter() if stable != before else 0.0)
-        if started_s and all(seqno >= high for seqno, high in zip(stable, high_seqnos, strict=True)):
+        if all(map(ge, _stable(reader), high_seqnos)):
             return time.perf_counter() - started_s
+        time.sleep(POLL_S)
     raise TimeoutError(f"the index was not complete after {DEADLINE_S:.0f} s")
 
 

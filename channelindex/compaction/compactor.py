@@ -16,7 +16,7 @@ from channelindex.stores.base import IndexReader
 from channelindex.stores.compacting import CompactionStore
 
 VIEW_S = 300.0
-"""Age at which a view is taken anew: what settled since may leave, too."""
+"""Age at which a view is taken anew, if not after `min_lag_s` already: what settled since may leave, too."""
 
 _CHANNELS_AT_ONCE = 500
 """Directories in one request, some milliseconds of the store."""
@@ -134,7 +134,7 @@ class Compactor:
     def _take_view(self, *, dry_run: bool) -> CompactionView:
         """A view that is not too old, and fenced unless *dry_run*."""
         now_s = self._clock()
-        if self._view is not None and 0 <= now_s - self._view_at < VIEW_S:
+        if self._view is not None and 0 <= now_s - self._view_at < min(VIEW_S, self._settings.min_lag_s):
             return self._view
         for _ in range(_FENCE_ATTEMPTS):
             view = take_view(self._reader, self._settings, now_s)

@@ -35,6 +35,8 @@ class Outcome:
     n_events: int = 0
     n_lost_tails: int = 0
     """Failovers of the store to a replica that lacked what its master had acknowledged."""
+    n_switches: int = 0
+    """Times that a compactor switched a channel to what it wrote, of rounds that found nothing."""
 
     def add(self, other: "Outcome") -> None:
         """Count *other* in."""
@@ -43,6 +45,7 @@ class Outcome:
         self.findings += other.findings
         self.n_events += other.n_events
         self.n_lost_tails += other.n_lost_tails
+        self.n_switches += other.n_switches
 
 
 def play(
@@ -64,6 +67,7 @@ def play(
                 outcome.findings += _problems_of(step)
             outcome.n_events = world.n_events()
             outcome.n_lost_tails = world.n_lost_tails()
+            outcome.n_switches = 0 if outcome.findings else world.n_switches()
     except Exception as error:  # a world that could not begin or end
         outcome.findings.append(_problem(error))
     return outcome

@@ -31,6 +31,7 @@ def _totals(outcome: Outcome, seconds: float) -> Iterator[str]:
     yield "| --- | ---: |"
     yield f"| faults injected, of {len(outcome.injected)} kinds | {outcome.injected.total()} |"
     yield f"| failovers to a replica that lacked acknowledged writes | {outcome.n_lost_tails} |"
+    yield f"| channels compacted | {outcome.n_switches} |"
     yield f"| episodes | {len(outcome.recoveries)} |"
     yield f"| events (revisions that the bucket took) | {outcome.n_events} |"
     yield from (f"| {name} | {kinds.count(name)} |" for name in counted)

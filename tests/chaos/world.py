@@ -17,6 +17,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from channelindex import exits
+from channelindex.settings import IndexSettings
+from channelindex.stores import open_reader
 from devbucket import DevBucket, DevBucketConfig
 from devbucket.embedded_redis import EmbeddedRedis
 from devbucket.sync_gateway.layouts import InlineLayout, Layout, XattrLayout
@@ -412,6 +414,12 @@ class World:
     def n_events(self) -> int:
         """How many revisions the bucket took."""
         return sum(writer.n_written for writer in self.writers)
+
+    def n_switches(self) -> int:
+        """Times that a compactor switched a channel to what it wrote."""
+        with closing(open_reader(IndexSettings(store=self.store.url))) as reader:
+            states = reader.channel_states(list(reader.channels()))
+        return sum(state.compacted.generation for state in states if state)
 
     def n_lost_tails(self) -> int:
         """How many times a replica took the place of a master of the store without its newest writes."""

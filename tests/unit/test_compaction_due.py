@@ -123,3 +123,19 @@ def test_the_star_channel_comes_first_and_no_block_is_read_to_find_what_is_due()
     assert [each.channel for each in compactor.find_due(["A", "B", "*"])] == ["*", "A"]
     assert reader.n_blocks == 0
     index.close()
+
+
+def test_what_settles_later_leaves_by_a_view_that_is_taken_anew_after_the_least_lag():
+    index = SmallIndex()
+    epoch, now_s, n_superseded = index.begin(), 1000.0, 0
+    compactor = Compactor(
+        index.compaction(), index.reader, CompactionSettings(min_lag_s=10.0), 100, clock=lambda: now_s
+    )
+    for seqno in range(1, 10):
+        index.write(epoch, [Row("A", 0, seqno, "doc" * 20)])
+        index.advance(epoch, {0: seqno})
+        index.owner.note_moments(epoch, [0], now_s)
+        now_s += 10.0
+        n_superseded += compactor.compact("A").counts.superseded
+    assert n_superseded >= 6, "all but the newest, what is in the active block, and what it superseded"
+    index.close()
