@@ -9,7 +9,7 @@ from channelindex import blocks, hashing
 from channelindex.model import Checkpoint, Entry, IndexMeta
 from channelindex.reading import token
 from channelindex.stores import open_compaction, open_owner, open_reader, open_writer
-from channelindex.stores.base import ChannelAppend, IndexWriter
+from channelindex.stores.base import ChannelAppend, IndexWriter, OwnerStore
 from channelindex.stores.compacting import CompactionStore
 from tests.support.stores import settings_of
 
@@ -42,12 +42,18 @@ class SmallIndex:
             memory_min_entries=0,
             memory_max_age_s=0.0,
         )
-        self.owner = open_owner(self._settings)
+        self._open: list[Any] = []
+        self.owner = self.new_owner()
         self.meta = IndexMeta(blocks.FORMAT_VERSION, n_vbuckets, n_partitions, "source", f"uuid-{self.name}")
         self.owner.create_or_check(self.meta)
         self.reader = open_reader(self._settings)
-        self._open: list[Any] = [self.owner, self.reader]
+        self._open.append(self.reader)
         self.writer = self.new_writer()
+
+    def new_owner(self) -> OwnerStore:
+        owner = open_owner(self._settings)
+        self._open.append(owner)
+        return owner
 
     def new_writer(self) -> IndexWriter:
         writer = open_writer(self._settings)
@@ -63,16 +69,22 @@ class SmallIndex:
         for store in self._open:
             store.close()
 
-    def begin(self, partitions: Iterable[int] = (0, 1), rollback: Mapping[int, int] | None = None) -> int:
-        """A new epoch on *partitions*, rolled back to the seqnos of *rollback*; its number."""
-        epoch = self.owner.next_epoch()
+    def begin(
+        self,
+        partitions: Iterable[int] = (0, 1),
+        rollback: Mapping[int, int] | None = None,
+        owner: OwnerStore | None = None,
+    ) -> int:
+        """Begin a new epoch of *owner* on *partitions*, rolled back to the seqnos of *rollback*; return its number."""
+        owner = owner or self.owner
+        epoch = owner.next_epoch()
         for partition in partitions:
             lowered = {
                 vb: Checkpoint(1, seqno, seqno, seqno)
                 for vb, seqno in (rollback or {}).items()
                 if vb in self.meta.vbuckets_of(partition)
             }
-            self.owner.begin(partition, epoch, "test", rollback=lowered)
+            owner.begin(partition, epoch, "test", rollback=lowered)
         return epoch
 
     def write(

@@ -99,7 +99,8 @@ class CompactedIndexMachine(IndexMachine):
     @rule(seconds=st.sampled_from([1.0, 5.0, 20.0, 100.0, 400.0]))
     def time_passes(self, seconds):
         for partition in PARTITIONS:
-            self.index.owner.note_moments(self.owners[partition].epoch, [partition], self.now_s)
+            owner = self.owners[partition]
+            owner.store.note_moments(owner.epoch, [partition], self.now_s)
         self.now_s += seconds
 
     @rule(vb=st.sampled_from(VBUCKETS), number=st.integers(0, 1), n=st.integers(2, 5), channels=CHANNEL_SETS)

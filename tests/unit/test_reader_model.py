@@ -53,7 +53,8 @@ class Owner:
 
     def __init__(self, index, partitions, rollback=None):
         self.partitions = partitions
-        self.epoch = index.begin(partitions, rollback)
+        self.store = index.new_owner()
+        self.epoch = index.begin(partitions, rollback, self.store)
         self.writer = index.new_writer()
         records = index.reader.partition_records()
         self.received = {
