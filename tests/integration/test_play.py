@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,6 +71,36 @@ def test_what_readme_says_to_try_works_word_for_word(checkout: Path) -> None:
         play.press(CTRL_C)
         play.wait()
     assert (checkout / ".play" / "bucket.sqlite").exists()
+
+
+@pytest.mark.slow
+def test_a_demo_that_stays_keeps_its_page_open(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "channelindex", "demo", "--seconds", "2", "--stay"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as demo:
+        try:
+            assert demo.stdout is not None
+            lines: list[str] = []
+            while not (addresses := re.findall(r"^  (http://\S+/) ", lines[-1] if lines else "")):
+                lines.append(demo.stdout.readline())
+                assert lines[-1], lines
+            assert any("0 missing, 0 extra, 0 different" in line for line in lines)
+            asked = urllib.request.Request(addresses[0], headers={"Accept": "text/html"})
+
+            def page() -> bytes:
+                try:
+                    content: bytes = urllib.request.urlopen(asked, timeout=60).read()
+                except urllib.error.URLError:
+                    return b""
+                return content
+
+            until(lambda: b'role="gridcell"' in page(), "the page to be there")
+            family = psutil.Process(demo.pid).children(recursive=True)
+            demo.send_signal(signal.SIGINT)
+            assert demo.wait(60) == exits.OK
+            _, alive = psutil.wait_procs(family, timeout=60)
+            assert not alive
+        finally:
+            demo.kill()
 
 
 class Play:

@@ -55,7 +55,7 @@ KILL_AT = 0.4
 START_TIMEOUT_S = 20.0
 SETTLE_TIMEOUT_S = 60.0
 NOW_TRY = """
-Now try it by hand: a Redis, a dev bucket and two nodes that stay until Ctrl-C, and what to do with them:
+Now try it by hand: a Redis, a dev bucket, two nodes and a page that stay until Ctrl-C, and what to do with them:
 
   {program} play
 """
@@ -63,11 +63,12 @@ Now try it by hand: a Redis, a dev bucket and two nodes that stay until Ctrl-C, 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """`seconds`: approximate duration. `docs`: revisions to write instead of synthetic ones."""
+    """`seconds`: approximate duration. `docs`: revisions to write instead of synthetic ones. `stays`: play follows."""
 
     seconds: float = 20.0
     docs: Path | None = None
     json: bool = False
+    stays: bool = False
 
 
 @dataclass
@@ -101,7 +102,8 @@ def run_demo(options: DemoOptions) -> int:
             f"demo: {result['revisions']} revisions of {result['documents']} documents in {result['channels']} "
             f"channels, verify: {result['missing']} missing, {result['extra']} extra, {result['different']} different"
         )
-        print(NOW_TRY.format(program=program.command()), file=sys.stderr)
+        if not options.stays:
+            print(NOW_TRY.format(program=program.command()), file=sys.stderr)
     clean = not (result["missing"] or result["extra"] or result["different"] or result["exit_code"])
     return exits.OK if clean else exits.DIFFERENCES
 
