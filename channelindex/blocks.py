@@ -20,6 +20,7 @@ the first of them and those that follow. A further frame can only raise it, what
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 
 from channelindex.errors import IndexCorrupt
 from channelindex.model import Entry
@@ -43,7 +44,11 @@ _ENTRY_SIZES = struct.Struct(">HQ2xBB")
 """The same without the flags."""
 _PACKED_REV = struct.Struct(">I16s")
 PACKED_REV_BYTES = _PACKED_REV.size
+_GENERATIONS = {str(generation): generation.to_bytes(4, "big") for generation in range(1000)}
+"""By its text, how a generation begins a packed revision: of those that most revisions have."""
 _PAIR = struct.Struct(">HQ")
+_MANY_PAIRS = struct.Struct(">" + 64 * "HQ")
+_MANY_ITEMS = 2 * 64
 
 Frame = tuple[int, int, bytes]
 """(kind, epoch, body)."""
@@ -63,6 +68,20 @@ def pack_rev(rev: str) -> tuple[int, bytes]:
     Raises:
         ValueError: the id has no packed form and is longer than MAX_REV_BYTES in UTF-8.
     """
+    generation_bytes = _GENERATIONS.get(rev[:-33])
+    if generation_bytes is not None and rev[-33] == "-":
+        digest = rev[-32:]
+        try:
+            raw = bytes.fromhex(digest)
+        except ValueError:
+            return _pack_any_rev(rev)
+        if raw.hex() == digest:
+            return PACKED, generation_bytes + raw
+    return _pack_any_rev(rev)
+
+
+def _pack_any_rev(rev: str) -> tuple[int, bytes]:
+    """Do the same, whatever its generation."""
     generation, _, digest = rev.partition("-")
     if len(digest) == 32 and generation.isascii() and generation.isdigit():
         try:
@@ -217,7 +236,10 @@ def _is_frame(block: bytes, offset: int) -> bool:
 
 def pack_pairs(clock: Mapping[int, int]) -> bytes:
     """A clock (vbucket -> seqno) as pairs, ascending by vbucket."""
-    return b"".join(_PAIR.pack(vb, seqno) for vb, seqno in sorted(clock.items()))
+    flat = [*chain.from_iterable(sorted(clock.items()))]
+    whole = len(flat) - len(flat) % _MANY_ITEMS
+    many = [_MANY_PAIRS.pack(*flat[at : at + _MANY_ITEMS]) for at in range(0, whole, _MANY_ITEMS)]
+    return b"".join([*many, *map(_PAIR.pack, flat[whole::2], flat[whole + 1 :: 2])])
 
 
 def pack_clock(frames: bytes) -> bytes:
@@ -243,6 +265,11 @@ def unpack_pairs(pairs: bytes) -> dict[int, int]:
 def _add_pairs(clock: dict[int, int], pairs: bytes) -> None:
     if len(pairs) % PAIR_BYTES:
         raise IndexCorrupt(f"clock pairs of {len(pairs)} bytes, no multiple of {PAIR_BYTES}")
+    if not clock:
+        clock.update(_PAIR.iter_unpack(pairs))
+        if len(clock) * PAIR_BYTES == len(pairs):  # as in every clock that was packed here
+            return
+        clock.clear()
     for vb, seqno in _PAIR.iter_unpack(pairs):
         if seqno > clock.get(vb, -1):
             clock[vb] = seqno

@@ -24,6 +24,9 @@ _STORED_FLAGS = 0xFFFF & ~REMOVED
 """Entries store 16 bits of flags. Sync Gateway has 8; higher ones are dropped rather than the document with them.
 REMOVED is a matter of each channel's entry, not of the revision."""
 
+_SHORT_REV_CHARACTERS = MAX_REV_BYTES // 4
+"""A revision id of no more is short enough in UTF-8, whatever it is."""
+
 _Natural = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -83,7 +86,10 @@ class SyncGatewayDecoder:
         if self.star_channel:
             channels[STAR_CHANNEL] = None
         flags = (sync.flags or 0) & _STORED_FLAGS
-        return Route(_rev_of(sync.rev), flags | DELETED if sync.deleted else flags, sync.sequence or 0, channels)
+        rev = sync.rev
+        if type(rev) is not str or not 0 < len(rev) <= _SHORT_REV_CHARACTERS:
+            rev = _rev_of(rev)
+        return Route(rev, flags | DELETED if sync.deleted else flags, sync.sequence or 0, channels)
 
     def needs_body(self, key: bytes, datatype: int, value: bytes) -> bool:
         """Decide if the body of a JSON document matters, of which only the xattrs came.
@@ -210,7 +216,7 @@ def _rev_of(rev: str | _Version | None) -> str:
 
 def _text_of(rev: str | _Version | None) -> str:
     text = rev if isinstance(rev, str) else (rev and rev.rev) or ""
-    if len(text) > MAX_REV_BYTES // 4 and len(text.encode()) > MAX_REV_BYTES:
+    if len(text) > _SHORT_REV_CHARACTERS and len(text.encode()) > MAX_REV_BYTES:
         raise Undecodable(f"revision id of {len(text.encode())} bytes, at most {MAX_REV_BYTES} can be indexed")
     return text
 

@@ -9,7 +9,7 @@ Each event that it leaves is taken in here, in its turn, so that entries keep th
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from channelindex import blocks, kernel
@@ -139,7 +139,9 @@ class RoundBuilder:
         head = blocks.pack_entry_head(vb, seqno, route.flags, len(key), size)
         entry = head + key + rev
         sections = self._sections
-        due = self._removals.due(vb, key, route)
+        due: Container[str] = ()
+        if any(route.channels.values()) or not self._removals.is_empty:
+            due = self._removals.due(vb, key, route)
         for channel, removal in route.channels.items():
             if removal is None:
                 packed = entry
