@@ -48,7 +48,8 @@ class Storage:
             path.touch(_FILE_MODE)  # SQLite gives its log the same mode
             self._link = sqlite3.connect(path, isolation_level=None, timeout=0)
         except (sqlite3.Error, OSError) as error:
-            raise ConfigInvalid(f"{path} cannot hold a dev bucket: {error}") from error
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigInvalid(f"{path} cannot hold a dev bucket: {reason}") from error
         try:
             self._prepare()
         except (sqlite3.Error, ConfigInvalid) as error:

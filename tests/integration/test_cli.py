@@ -282,6 +282,22 @@ def test_standard_files_that_are_closed_end_no_command(tmp_path: Path, index_url
     assert ("doc4" in done.stdout) == ("1>" not in closed)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(("top", "--once", "--interval", "0.1"), exits.OK), (("frobnicate",), exits.USAGE)]
+)
+def test_readers_who_left_both_outputs_get_no_code_but_the_commands_own(
+    tmp_path: Path, index_url: str, arguments: tuple[str, ...], code: int
+) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    settings = {"CHANNELINDEX_INDEX_STORE": index_url}
+    done = subprocess.run(
+        command(*arguments), cwd=tmp_path, env=environment(settings), check=False, stdout=write_end, stderr=write_end
+    )
+    os.close(write_end)
+    assert done.returncode == code
+
+
 def test_a_channel_of_no_changes_is_told_as_such(tmp_path: Path, index_url: str) -> None:
     done = channelindex("changes", "nobody", "--set", f"index.store={index_url}", cwd=tmp_path)
     assert done.stdout.startswith("no changes; continue with --since ")

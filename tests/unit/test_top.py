@@ -1,6 +1,7 @@
 """What `top` shows: the right things first, on any width, from what nodes really tell."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -79,6 +80,13 @@ def test_a_store_that_takes_no_writes_is_the_first_trouble_on_any_terminal(state
     assert "takes no writes" not in drawn(state, *size)
     lines = " ".join(drawn({**state, "store": {"read_ms": 2.0, "full": "memory"}}, *size).split())
     assert lines.index("takes no writes: its memory is full") < lines.index("beta: the leases' Redis is away")
+
+
+@pytest.mark.parametrize("size", [(40, 8), (80, 24), (200, 60)])
+def test_an_index_without_a_node_is_shown(state, size):
+    text = drawn({**state, "nodes": []}, *size)
+    assert "0/0 nodes" in text
+    assert re.search(r"^no\S* +sta.*\nno\S* *\n", text, re.MULTILINE)
 
 
 def test_the_worst_partitions_and_the_hottest_channels_come_from_all_nodes(state):

@@ -6,6 +6,7 @@ An error of this project becomes one line on stderr and the exit code that `chan
 """
 
 import argparse
+import contextlib
 import difflib
 import importlib
 import io
@@ -204,7 +205,8 @@ def _failed(arguments: Sequence[str], reason: str, code: int) -> int:
 def _complain(message: str) -> None:
     """Print *message* as one line on stderr, with the priority of an error under journald."""
     priority = "<3>" if logs.goes_to_journal(sys.stderr, os.environ.get("JOURNAL_STREAM", "")) else ""
-    print(f"{priority}channelindex: {escaped(mask_url(' '.join(message.split())))}", file=sys.stderr)
+    with contextlib.suppress(BrokenPipeError):  # nobody reads it: the exit code says it
+        print(f"{priority}channelindex: {escaped(mask_url(' '.join(message.split())))}", file=sys.stderr)
 
 
 def _leave_quietly() -> int:

@@ -5,10 +5,12 @@ import time
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+
+from workers.cli.screens import Screen
 
 REDRAW_S = 0.25
 PLAIN_LINE_S = 2.0
@@ -20,7 +22,7 @@ class DemoScreen:
 
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
-        self._console = Console(file=sys.stderr, quiet=quiet, highlight=False)
+        self._console = Screen(file=sys.stderr, quiet=quiet, highlight=False)
         self._live = Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         self._started = time.monotonic()
         self._next_at = 0.0

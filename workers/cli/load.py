@@ -4,7 +4,6 @@ import argparse
 import time
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from channelindex import exits
@@ -14,6 +13,7 @@ from devbucket.sync_gateway.loader import Loader
 from devbucket.sync_gateway.resync import resync
 from devbucket.sync_gateway.revisions import read_revisions
 from workers.cli import options, output
+from workers.cli.screens import Screen
 from workers.pipeline.source import address_of
 
 _LAYOUTS: dict[str, type[Layout]] = {"inline": InlineLayout, "xattr": XattrLayout}
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _load(loader: Loader, file: Path, total: int | None) -> tuple[int, int]:
     """Write all revisions; return their number and that of new ones. Shows a progress bar on a terminal."""
-    console = Console(stderr=True)
+    console = Screen(stderr=True)
     columns = (TextColumn("loading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("loading", total=total)

@@ -14,6 +14,7 @@ from channelindex.config import REQUIRED_TO_SEE_NODES
 from channelindex.errors import InputInvalid, Transient
 from channelindex.terminal import all_escaped, escaped
 from workers.cli import options
+from workers.cli.screens import Screen
 from workers.cli.status import StatusReader
 from workers.cli.top_keys import Choice, Keyboard, pressed
 from workers.cli.top_model import State, Trend, nodes
@@ -52,7 +53,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Show the cluster until Ctrl-C."""
     config = options.config_of(args, REQUIRED_TO_SEE_NODES)
-    console = Console(file=sys.stdout, highlight=False)
+    console = Screen(file=sys.stdout, highlight=False)
     if not (args.once or console.is_terminal):
         raise InputInvalid("top needs a terminal; use --once, or channelindex status --json for scripts")
     with ExitStack() as stack:

@@ -113,7 +113,7 @@ def _room(height: int, width: int, n_nodes: int, n_processes: int) -> _Room:
     """Share out *height* lines: up to a third for nodes, what hot channels need, the rest for processes."""
     n_headers, n_gaps = (2, 2) if width >= WIDE else (4, 4)
     free = height - n_headers - (n_gaps if height >= ROOMY else 0)
-    nodes = min(n_nodes + (n_nodes > 1), max(2, height // 3))
+    nodes = max(1, min(n_nodes + (n_nodes > 1), max(2, height // 3)))
     free -= nodes
     if width >= WIDE:
         hot = max(1, min(_HOT_ROWS_WIDE, (free - 4) // 3))
@@ -172,6 +172,8 @@ def _nodes(state: State, width: int, rows: int) -> Table:
         table.add_row(*_kept(columns, dropped, cells))
     if left_out > 0:
         table.add_row(Text(f"… {left_out + 1} more", style="dim"))
+    if not state["nodes"]:
+        table.add_row(Text("none", style="red"))
     return table
 
 

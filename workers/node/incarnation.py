@@ -39,9 +39,8 @@ class NodeIncarnation:
             os.pwrite(self._fd, self.incarnation.encode(), 0)
             os.fsync(self._fd)
         except OSError as error:
-            _log.warning(
-                "node.no_predecessor", msg=f"{path} (node.run_dir): {error}; after a crash, leases have to expire"
-            )
+            reason = f"{path} (node.run_dir): {error.strerror or error}"
+            _log.warning("node.no_predecessor", msg=f"{reason}; after a crash, leases have to expire")
 
     def close(self) -> None:
         """Let the next run begin. May be called twice."""
