@@ -92,9 +92,12 @@ def _suffer_all(
     for number, episode in enumerate(episodes):
         if time.monotonic() > deadline:
             break
-        seconds = _suffer(world, episode, outcome.injected)
-        outcome.recoveries.append((frozenset(fault.kind for fault in episode), seconds))
-        progress(f"{number + 1:>3} {seconds:6.2f} s to recover from {', '.join(fault.kind for fault in episode)}")
+        hit, seconds = _suffer(world, episode)
+        outcome.injected.update(hit)
+        outcome.recoveries.append((frozenset(hit), seconds))
+        missed = sorted((Counter(fault.kind for fault in episode) - Counter(hit)).elements())
+        others = f"; missed: {', '.join(missed)}" if missed else ""
+        progress(f"{number + 1:>3} {seconds:6.2f} s to recover from {', '.join(hit)}{others}")
         time.sleep(CALM_S)
 
 
@@ -110,8 +113,13 @@ def _judge(world: World, *, at_rest: bool) -> Iterator[Finding]:
     yield from (Finding("ended", end) for end in world.unexpected_ends())
 
 
-def _suffer(world: World, episode: Episode, injected: Counter[str]) -> float:
-    """Inject the faults of *episode*, heal them all, wait until the index is complete; how many seconds that took."""
+def _suffer(world: World, episode: Episode) -> tuple[list[str], float]:
+    """Inject the faults of *episode*, heal them all, wait until the index is complete.
+
+    Returns:
+        The kinds of those that hit, and how many seconds the index took.
+    """
+    hit: list[str] = []
     begun = time.monotonic()
     due: list[tuple[float, int, Fault | Iterator[None]]] = []
     for order, fault in enumerate(episode):
@@ -127,6 +135,6 @@ def _suffer(world: World, episode: Episode, injected: Counter[str]) -> float:
             next(harm)
         except Missed:
             continue
-        injected[step.kind] += 1
+        hit.append(step.kind)
         heappush(due, (time.monotonic() - begun + step.for_s, order, harm))
-    return world.await_recovery()
+    return hit, world.await_recovery()
