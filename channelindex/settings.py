@@ -408,7 +408,7 @@ class WorkerSettings:
         30.0,
         "A worker that has stalled for this long is killed and replaced.",
         unit="seconds",
-        at_least=6,
+        at_least=6,  # more than a worker waits for one reply of Redis: redis/endpoints.py, SOCKET_TIMEOUT_S
         at_most=3600,
     )
     kernel: str = _setting(

@@ -11,61 +11,24 @@ import pytest
 from channelindex import epochs
 from channelindex.checking.rewind import rewind_partitions
 from channelindex.errors import IndexCorrupt, IndexMissing
-from channelindex.reading.reader import ChangesReader
 from channelindex.stores import couchbase as couchbase_store
-from channelindex.stores.base import Quarantined
 from channelindex.stores.couchbase.keys import Keys
+from tests.support.index_of_all_kinds import CHANNEL, DOCUMENT, PARTITIONS, USER, IndexOfAllKinds
 from tests.support.stores import GROUP, META, Backend, append, checkpoints, entry
 
-CHANNEL = "orders"
-BLOCK_BYTES = 200
-USER = "_sync:user:ann"
-DOCUMENT = Quarantined(0, 3, b"doc", "why", 1.0)
-PARTITIONS = range(META.n_partitions)
 
-
-class Index:
-    """An index that has a document of every kind."""
+class Index(IndexOfAllKinds):
+    """One in a bucket."""
 
     def __init__(self, backend: Backend) -> None:
         self.keys = Keys(backend.index_name)
         self.link = backend.link()
         self.new_owner = backend.owner
         self.new_writer = backend.writer
-        self.owner = backend.owner()
-        self.owner.create_or_check(META)
-        self.reader = backend.reader()
-        self.writer = backend.writer(BLOCK_BYTES)
-        self.n_written = 0
-        for _ in range(3):
-            self.begin()
-            for _ in range(4):
-                self.write()
-        self.owner.quarantine([DOCUMENT])
-
-    def begin(self) -> None:
-        self.epoch = self.owner.next_epoch()
-        self.owner.begin_all({partition: {} for partition in PARTITIONS}, self.epoch, "n1")
-
-    def write(self) -> None:
-        """One change more, until it is stable and its moment noted."""
-        self.n_written += 1
-        change = entry(0, self.n_written, key=f"{self.n_written:050}")
-        self.writer.write([append(CHANNEL, self.epoch, change)], [USER])
-        self.owner.advance(self.epoch, checkpoints({0: self.n_written}))
-        self.owner.note_moments(self.epoch, PARTITIONS, float(self.n_written))
-
-    def read(self) -> list[int]:
-        """The seqnos that a new reader gets."""
-        return [each.seqno for each in ChangesReader(self.reader).changes([CHANNEL]).entries]
+        super().__init__(backend)
 
     def block(self, number: int) -> str:
         return self.keys.block(CHANNEL, GROUP, number)
-
-    def active(self) -> int:
-        (state,) = self.reader.channel_states([CHANNEL])
-        assert state is not None
-        return state.groups[GROUP].directory.number
 
     def lose(self, key: str) -> None:
         self.link._opened().remove(key)
@@ -121,7 +84,7 @@ def test_an_index_that_is_gone_as_a_whole_is_missing_and_not_damaged(index):
 
 @pytest.mark.parametrize("is_active", [True, False])
 def test_a_block_that_is_gone_is_named_and_its_place_is_put_back(index, is_active):
-    number, before = index.active() if is_active else 0, index.read()
+    number, before = index.active_number() if is_active else 0, index.read()
     index.lose(index.block(number))
     with pytest.raises(IndexCorrupt, match=r"is (gone|missing)"):
         index.read()
