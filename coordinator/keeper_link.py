@@ -164,16 +164,16 @@ class KeeperLink(SocketEnd):
             self._n_sent = self._unsent.number
             self._unsent = None
 
-    def _without_released(self, held: KeeperReport) -> KeeperReport:
-        assert held.last_order <= self._n_sent, "it has read what was never sent"
+    def _without_released(self, report: KeeperReport) -> KeeperReport:
+        assert report.last_order <= self._n_sent, "it has read what was never sent"
         self._order_by_released = {
-            partition: order for partition, order in self._order_by_released.items() if order > held.last_order
+            partition: order for partition, order in self._order_by_released.items() if order > report.last_order
         }
         released = self._order_by_released.keys()
         return msgspec.structs.replace(
-            held,
-            leases={partition: at for partition, at in held.leases.items() if partition not in released},
-            wanted_releases=[partition for partition in held.wanted_releases if partition not in released],
+            report,
+            leases={partition: at for partition, at in report.leases.items() if partition not in released},
+            wanted_releases=[partition for partition in report.wanted_releases if partition not in released],
         )
 
 

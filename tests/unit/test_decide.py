@@ -77,8 +77,10 @@ def state():
     return NodeState(config(), heard_at=100.0, turned_at=100.0)
 
 
-def holds(state, *partitions, until=1000.0, **held):
-    node.heard(state, KeeperReport(dict.fromkeys(partitions, until), **{"wanted_releases": [], **held}), state.heard_at)
+def holds(state, *partitions, until=1000.0, **report):
+    node.keeper_reported(
+        state, KeeperReport(dict.fromkeys(partitions, until), **{"wanted_releases": [], **report}), state.heard_at
+    )
     return state
 
 
@@ -280,16 +282,18 @@ def test_draining_node_does_not_reload(state):
 
 
 def test_ordered_worker_counts_are_gone_over_to_once(state):
-    assert node.heard(state, KeeperReport({}, [], scale=Scale(3, 2)), 100.0) == [Rescale(Scale(3, 2))]
-    assert node.heard(state, KeeperReport({}, [], scale=Scale(3, 2)), 100.0) == []
+    assert node.keeper_reported(state, KeeperReport({}, [], scale=Scale(3, 2)), 100.0) == [Rescale(Scale(3, 2))]
+    assert node.keeper_reported(state, KeeperReport({}, [], scale=Scale(3, 2)), 100.0) == []
     node.reloaded(state, dataclasses.replace(config(), workers=dataclasses.replace(config().workers, feed_workers=3)))
-    assert node.heard(state, KeeperReport({}, [], scale=Scale(3, 2)), 100.0) == []
+    assert node.keeper_reported(state, KeeperReport({}, [], scale=Scale(3, 2)), 100.0) == []
     assert len(state.targets) == 3
 
 
 def test_trouble_that_a_restart_does_not_help_ends_the_node(state):
-    assert node.heard(state, KeeperReport({}, [], trouble=Trouble(exits.COORDINATION, "away")), 100.0) == []
-    assert node.heard(state, KeeperReport({}, [], trouble=Trouble(exits.AUTH, "refused")), 100.0) == [Drain("refused")]
+    assert node.keeper_reported(state, KeeperReport({}, [], trouble=Trouble(exits.COORDINATION, "away")), 100.0) == []
+    assert node.keeper_reported(state, KeeperReport({}, [], trouble=Trouble(exits.AUTH, "refused")), 100.0) == [
+        Drain("refused")
+    ]
     assert state.exit_code == exits.AUTH
 
 
@@ -321,8 +325,8 @@ class NodeModel(RuleBasedStateMachine):
     @rule(leases=st.frozensets(st.integers(0, 5)), releases=st.frozensets(st.integers(0, 5)), ttl_s=st.integers(1, 40))
     def keeper_reports(self, leases: frozenset[int], releases: frozenset[int], ttl_s: int) -> None:
         if self.views.keeper.is_alive:
-            held = KeeperReport(dict.fromkeys(leases, self.now + ttl_s), sorted(leases & releases))
-            node.heard(self.state, held, self.now)
+            report = KeeperReport(dict.fromkeys(leases, self.now + ttl_s), sorted(leases & releases))
+            node.keeper_reported(self.state, report, self.now)
 
     @rule(seconds=st.sampled_from([0.2, 0.2, 1.0, 20.0]))
     def time_passes(self, seconds: float) -> None:
@@ -404,8 +408,8 @@ class NodeModel(RuleBasedStateMachine):
             for name in [*self.kill_at]:
                 self._end(name)
         assert not any(child.is_alive for child in (*self.views.feeds, *self.views.writers))
-        if self.state.held and self.views.keeper.is_alive:
-            assert not self.state.held.leases, "all is given back"
+        if self.state.report and self.views.keeper.is_alive:
+            assert not self.state.report.leases, "all is given back"
         self._end(KEEPER)
         assert node.is_over(self.state, self.views, self.now)
 

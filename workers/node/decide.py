@@ -1,10 +1,10 @@
 """Decides what a node should do, given what it knows: pure, so that every case can be walked without a process.
 
-`NodeState` is what the supervisor knows and has decided. `signalled`, `child_ended`, `heard` and `reload` take in news;
-`decide` chooses once a turn what to do, from the state and from a view of the children. They return actions, which the
-supervisor carries out in their order. Actions are safe to repeat: a child that is to be killed is to be killed again on
-the next turn, until it has ended. What should run follows from the state, never from
-the event that changed it: so a turn that comes late, or after a pause of the whole machine, decides the right thing.
+`NodeState` is what the supervisor knows and has decided. `signalled`, `child_ended`, `keeper_reported`, `reload` take
+in news; `decide` chooses once a turn what to do, from the state and from a view of the children. They return actions,
+which the supervisor carries out in their order. Actions are safe to repeat: a child that is to be killed is to be
+killed again on the next turn, until it has ended. What should run follows from the state, never from the event that
+changed it: so a turn that comes late, or after a pause of the whole machine, decides the right thing.
 
 Stop order follows the data: feed workers drain through the rings into the index, then batch writers, then leases.
 """
@@ -154,7 +154,7 @@ class NodeState:
     kill_at: float | None = None
     """Time by which all workers of a draining node must have ended."""
     end_at: float | None = None
-    held: KeeperReport | None = None
+    report: KeeperReport | None = None
     """The keeper's last report, without what was released since."""
     targets: list[frozenset[int]] = dataclasses.field(init=False)
     """By feed worker: what it should work on."""
@@ -174,7 +174,7 @@ class NodeState:
 
     def leases(self, now: float) -> dict[int, float]:
         """Return the partitions that may be worked on at *now*, with their deadlines."""
-        return {p: deadline for p, deadline in self.held.leases.items() if now < deadline} if self.held else {}
+        return {p: deadline for p, deadline in self.report.leases.items() if now < deadline} if self.report else {}
 
     def check(self) -> None:
         """Assert what holds between turns."""
@@ -235,17 +235,21 @@ def _note_failed_drain(state: NodeState) -> None:
         state.exit_code = exits.DRAIN_TIMEOUT
 
 
-def heard(state: NodeState, held: KeeperReport, now: float) -> list[Action]:
+def keeper_reported(state: NodeState, report: KeeperReport, now: float) -> list[Action]:
     """Take in a report of the keeper: leases, trouble, orders."""
-    assert held.leases.keys() >= set(held.wanted_releases), "what is not held cannot be given up"
-    state.held = held
+    assert report.leases.keys() >= set(report.wanted_releases), "what is not leased cannot be given up"
+    state.report = report
     state.heard_at = now
-    if held.trouble and held.trouble.exit_code in ENDING_TROUBLE and not state.is_draining:
-        return _drain(state, now, held.trouble.message, held.trouble.exit_code)
+    if report.trouble and report.trouble.exit_code in ENDING_TROUBLE and not state.is_draining:
+        return _drain(state, now, report.trouble.message, report.trouble.exit_code)
     workers = state.config.workers
-    if held.scale and held.scale != (workers.feed_workers, workers.batch_writers) and state.phase is NodePhase.RUNNING:
+    if (
+        report.scale
+        and report.scale != (workers.feed_workers, workers.batch_writers)
+        and state.phase is NodePhase.RUNNING
+    ):
         state.phase = NodePhase.RELOADING
-        return [Rescale(held.scale)]
+        return [Rescale(report.scale)]
     return []
 
 
@@ -303,8 +307,8 @@ def _judge(state: NodeState, children: Children, now: float) -> Iterable[Action]
 
 def _targets(state: NodeState, now: float) -> list[frozenset[int]]:
     """Return what each feed worker should work on: what is leased and not to be given up, spread evenly."""
-    if state.phase is NodePhase.RUNNING and state.held:
-        return spread(state.leases(now).keys() - set(state.held.wanted_releases), state.targets)
+    if state.phase is NodePhase.RUNNING and state.report:
+        return spread(state.leases(now).keys() - set(state.report.wanted_releases), state.targets)
     return [frozenset()] * len(state.targets)
 
 
@@ -362,21 +366,21 @@ def _start(state: NodeState, children: Children) -> Iterable[Action]:
 
 def _release(state: NodeState, children: Children) -> Iterable[Action]:
     """Release the partitions that somebody else is to have and that no worker of ours works on any more."""
-    if not children.keeper.is_alive or not state.held:
+    if not children.keeper.is_alive or not state.report:
         return
-    wanted = set(state.held.leases if state.is_draining else state.held.wanted_releases)
-    drained = wanted - _worked_on(children.feeds)
+    due = set(state.report.leases if state.is_draining else state.report.wanted_releases)
+    drained = due - _worked_on(children.feeds)
     if drained:
-        state.held = _without(state.held, drained)
+        state.report = _without(state.report, drained)
         yield Release(sorted(drained))
 
 
-def _without(held: KeeperReport, released: set[int]) -> KeeperReport:
-    assert released <= held.leases.keys(), "what is not held cannot be given back"
+def _without(report: KeeperReport, released: set[int]) -> KeeperReport:
+    assert released <= report.leases.keys(), "what is not leased cannot be given back"
     return msgspec.structs.replace(
-        held,
-        leases={p: deadline for p, deadline in held.leases.items() if p not in released},
-        wanted_releases=[p for p in held.wanted_releases if p not in released],
+        report,
+        leases={p: deadline for p, deadline in report.leases.items() if p not in released},
+        wanted_releases=[p for p in report.wanted_releases if p not in released],
     )
 
 

@@ -19,21 +19,21 @@ WORST = 5
 
 
 def node_status(
-    state: str, slots: Sequence[ChildSlot], held: KeeperReport | None, board: Board, rate: float
+    state: str, slots: Sequence[ChildSlot], report: KeeperReport | None, board: Board, rate: float
 ) -> dict[str, Any]:
     """Describe the node now: its state, its processes with their counters, its partitions and its trouble.
 
     *rate* is events per second.
     """
-    behind = _behind(sorted(held.leases) if held else [], board.partitions)
+    behind = _behind(sorted(report.leases) if report else [], board.partitions)
     processes = [_process(slot, board) for slot in slots if slot.child]
     feeds = [process for process in processes if process["role"] == FEED_WORKER]
     return {
         "pid": os.getpid(),
         "state": state,
         "at": time.time(),
-        "partitions": sorted(held.leases) if held else [],
-        "trouble": held.trouble.message if held and held.trouble else None,
+        "partitions": sorted(report.leases) if report else [],
+        "trouble": report.trouble.message if report and report.trouble else None,
         "events": sum(feed["events"] for feed in feeds),
         "in_flight": sum(feed["in_flight"] for feed in feeds),
         "rate": round(rate),
@@ -41,7 +41,7 @@ def node_status(
         "lag_s": max((part["lag_s"] for part in behind), default=0.0),
         "behind": behind[:WORST],
         "restarts": sum(slot.restarts for slot in slots),
-        "unowned": sorted(held.unowned) if held else [],
+        "unowned": sorted(report.unowned) if report else [],
         "workers": {role: sum(slot.role == role for slot in slots) for role in (FEED_WORKER, BATCH_WRITER)},
         "processes": processes,
         "kernel": kernel.description(),

@@ -48,9 +48,9 @@ class UnownedAlarm:
         self._next_at = 0.0
         self._raised = False
 
-    def check(self, held: KeeperReport, now: float) -> None:
+    def check(self, report: KeeperReport, now: float) -> None:
         """Log what the keeper's newest report is worth an alarm for."""
-        overdue = {partition: age_s for partition, age_s in held.unowned.items() if age_s > self._after_s}
+        overdue = {partition: age_s for partition, age_s in report.unowned.items() if age_s > self._after_s}
         if overdue and now >= self._next_at:
             self._next_at = now + ALARM_INTERVAL_S
             oldest_s = max(overdue.values())

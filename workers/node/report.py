@@ -33,37 +33,37 @@ class NodeReport:
         self._node.add(**{"reloads" if taken else "refused_reloads": 1})
 
     def publish(
-        self, state: NodePhase, held: KeeperReport | None, heard_at: float, worked_on: AbstractSet[int]
+        self, state: NodePhase, report: KeeperReport | None, heard_at: float, worked_on: AbstractSet[int]
     ) -> None:
         """Publish how the node is now.
 
-        *heard_at*: when the keeper reported *held*; *worked_on*: what live feed workers have.
+        *heard_at*: when the keeper sent *report*; *worked_on*: what live feed workers have.
         """
         self._node.set(state=list(NodePhase).index(state))
-        if held is None:
+        if report is None:
             return
         self._node.set(
             heard_ns=round(heard_at * 1e9),
-            trouble=int(held.trouble is not None),
-            members=held.n_members,
-            to_move=held.n_to_move,
-            unowned=len(held.unowned),
+            trouble=int(report.trouble is not None),
+            members=report.n_members,
+            to_move=report.n_to_move,
+            unowned=len(report.unowned),
         )
-        self._publish_leases(held)
+        self._publish_leases(report)
         for partition in self._leased - worked_on:
             self._board.partitions[partition].set(streaming=0)
 
-    def _publish_leases(self, held: KeeperReport) -> None:
-        assert all(0 <= partition < len(self._board.partitions) for partition in held.leases)
+    def _publish_leases(self, report: KeeperReport) -> None:
+        assert all(0 <= partition < len(self._board.partitions) for partition in report.leases)
         now_ns = time.monotonic_ns()
-        leased = frozenset(held.leases)
+        leased = frozenset(report.leases)
         gained, lost = leased - self._leased, self._leased - leased
         assert gained.isdisjoint(lost)
         for partition in lost:
             self._board.partitions[partition].clear()
         for partition in gained:
             self._board.partitions[partition].set(leased_ns=now_ns)
-        for partition, deadline in held.leases.items():
+        for partition, deadline in report.leases.items():
             self._board.partitions[partition].set(deadline_ns=round(deadline * 1e9))
         self._node.add(gained=len(gained), lost=len(lost))
         self._leased = leased

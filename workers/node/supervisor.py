@@ -140,12 +140,12 @@ class Supervisor:
         for slot in self._feeds:
             if slot.link:
                 slot.link.poll()
-        held = self._link.poll() if self._link else None
-        if held is None:
+        report = self._link.poll() if self._link else None
+        if report is None:
             return
-        self._trouble_log.note(held.trouble, now)
-        self._alarm.check(held, now)
-        self._act(decide.heard(self._node, held, now), now)
+        self._trouble_log.note(report.trouble, now)
+        self._alarm.check(report, now)
+        self._act(decide.keeper_reported(self._node, report, now), now)
 
     def _act(self, actions: Iterable[Action], now: float) -> bool:
         """Carry out *actions*; return whether there is more to decide."""
@@ -203,7 +203,7 @@ class Supervisor:
             self._node_report.reload_ended(taken=False)
             self._notifier.ready("configuration refused, see the log")
             return
-        self._next_config = scaled(config, self._node.held.scale if self._node.held else None)
+        self._next_config = scaled(config, self._node.report.scale if self._node.report else None)
         decide.reload(self._node)
 
     def _finish_reload(self, now: float) -> None:
@@ -253,11 +253,11 @@ class Supervisor:
         self._report_at = now + REPORT_S
         worked_on = frozenset().union(*(slot.partitions for slot in self._feeds))
         node = self._node
-        self._node_report.publish(node.phase, node.held, node.heard_at, worked_on)
+        self._node_report.publish(node.phase, node.report, node.heard_at, worked_on)
         events_by_pid = {slot.stats.get("pid"): slot.stats.get("events") for slot in self._feeds if slot.child}
         rate = self._rate.per_s(now, events_by_pid)
-        status = node_status(node.phase.value, self._slots, node.held, self._board, rate)
-        if not self._ready and node.held and not node.held.trouble:
+        status = node_status(node.phase.value, self._slots, node.report, self._board, rate)
+        if not self._ready and node.report and not node.report.trouble:
             self._ready = True
             self._notifier.ready(status_line(status))
         self._notifier.status(status_line(status))
