@@ -34,7 +34,7 @@ WRITES = 10
 POLLS = 200
 SETTLE_S = 2.0
 DESCRIPTORS = 65_536
-SPARE_DESCRIPTORS = 100
+SPARE_DESCRIPTORS = 150
 """Of a process, for what is no connection of a follower."""
 
 

@@ -1,7 +1,9 @@
 """A program that opens feeds without end, all with one token: it is refused, and keeps nobody else out."""
 
 import asyncio
+import re
 import resource
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -14,6 +16,7 @@ import pytest
 from tests.support.node import until
 from tests.support.running import cli
 from tests.support.served import Documents, Service
+from workers.serving.descriptors import SPARE
 
 AT_ONCE = 100
 KB_PER_CONNECTION = 50
@@ -88,6 +91,27 @@ async def _come_true(reached: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
         while not reached():  # noqa: ASYNC110 it has no event
             await asyncio.sleep(0.02)
+
+
+def test_a_service_with_few_descriptors_serves_as_many_as_it_has_and_refuses_the_others(
+    tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limited = tmp_path / "limited"
+    limited.write_text(f'#!/bin/sh\nulimit -S -n 64\nulimit -H -n {SPARE + 40}\nexec "{sys.executable}" "$@"\n')
+    limited.chmod(0o755)
+    with closing(Documents(redis_url)) as documents, monkeypatch.context() as patched:
+        patched.setattr(sys, "executable", str(limited))
+        with Service(tmp_path, redis_url, documents.index.name).start() as service:
+            assert re.search("event=serve.few_descriptors .* connections=40 ", service.log.read_text())
+
+            async def test() -> None:
+                crowd = Crowd(service, "none")
+                await crowd.come(60)
+                assert Counter(each.status for each in crowd.connections) == {"200": 40, "503": 20}
+                await crowd.leave()
+
+            asyncio.run(test())
+            until(lambda: service.ask("GET", "/").status == 200, "connections to be free again")
 
 
 @pytest.mark.parametrize("n", [200, pytest.param(10_000, marks=pytest.mark.nightly)])

@@ -20,6 +20,7 @@ from workers.node.notify import Notifier
 from workers.serving.app import App
 from workers.serving.cluster_watch import ClusterSource, ClusterWatch
 from workers.serving.demands import HighSeqnos
+from workers.serving.descriptors import make_room
 from workers.serving.feed_connection import Door
 from workers.serving.garbage import brief_collections
 from workers.serving.grants import Grants
@@ -105,6 +106,7 @@ async def _serve(
         watch = ClusterWatch(open_source)
         stack.push_async_callback(watch.close)
         app = App(config, reader, grants, watch, high_seqnos)
+        app.max_connections = make_room(settings.max_connections)
         listeners = [Listener(app, *listen_address(address), door, settings) for address, door in doors(settings)]
         tasks = [await listener.listen() for listener in listeners]
         notifier = Notifier(os.environ)
