@@ -298,6 +298,12 @@ def test_readers_who_left_both_outputs_get_no_code_but_the_commands_own(
     assert done.returncode == code
 
 
+@pytest.mark.parametrize("order", ["drain n1", "rebalance", "release 0", "scale --feed-workers 2"])
+def test_an_order_that_no_node_would_follow_is_refused(tmp_path: Path, index_url: str, order: str) -> None:
+    message = fails(exits.MISSING, *order.split(), "--set", f"index.store={index_url}", cwd=tmp_path)
+    assert "no node is running" in message
+
+
 def test_a_channel_of_no_changes_is_told_as_such(tmp_path: Path, index_url: str) -> None:
     done = channelindex("changes", "nobody", "--set", f"index.store={index_url}", cwd=tmp_path)
     assert done.stdout.startswith("no changes; continue with --since ")

@@ -42,6 +42,17 @@ class Coordination:
         """Send an order (`coordinator/lua/order.lua`) and wake nodes; return how many of *arguments* it changed."""
         return order(self._redis, self._index, what, arguments, wake)
 
+    def state_of_nodes(self) -> ClusterState:
+        """The present state, for an order that some node has to follow.
+
+        Raises:
+            NodeUnknown: no node is alive.
+        """
+        state = self.state()
+        if not any(member.alive for member in state.members):
+            raise NodeUnknown("no node is running: nobody would follow the order")
+        return state
+
     def member(self, node: str) -> MemberState:
         """The node of this name, alive or not long dead.
 
@@ -50,7 +61,8 @@ class Coordination:
         """
         members = {member.node: member for member in self.state().members}
         if node not in members:
-            raise NodeUnknown(f"there is no node {node!r}: the nodes are {', '.join(members) or 'none'}")
+            known = f"the nodes are {', '.join(members)}" if members else "no node is running"
+            raise NodeUnknown(f"there is no node {node!r}: {known}")
         return members[node]
 
 

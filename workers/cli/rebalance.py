@@ -27,7 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the moves that are due, wake the nodes in question, and wait."""
     with node_orders.open_coordination(args) as coordination:
-        state = coordination.state()
+        state = coordination.state_of_nodes()
         target = state.target()
         moves = [
             {"partition": partition, "from": state.partitions[partition].owner or None, "to": node}

@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     with node_orders.open_coordination(args) as coordination:
         if numbers[-1] >= coordination.n_partitions:
             raise InputInvalid(f"partitions have the numbers 0 to {coordination.n_partitions - 1}")
-        before = coordination.state()
+        before = coordination.state_of_nodes()
         coordination.order("release", numbers, {owner for p in numbers if (owner := before.partitions[p].owner)})
 
         def describe_pending(state: ClusterState) -> str:

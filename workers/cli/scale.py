@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         if args.node:
             members = [coordination.member(node) for node in args.node]
         else:
-            members = [member for member in coordination.state().members if member.alive]
+            members = [member for member in coordination.state_of_nodes().members if member.alive]
         ordered = {member.node: _ordered(args, member) for member in members}
         for member in members:
             coordination.order("scale", (member.node, member.incarnation, *ordered[member.node]), [member.node])
