@@ -5,7 +5,7 @@
 throughput: a whole node, four shapes of channels, documents/s and CPU by process. stages: CPU of each stage, with and
 without the compiled kernel. growth: the same with 64 and 1,024 vbuckets. ring: against `multiprocessing.Queue`.
 freshness: cost and latency at steady rates. memory: bytes in Redis per entry. serve: the changes feed, for thousands of
-clients.
+clients. removal: what a compactor that is always at work takes from writers, and how long Redis is held by it.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import freshness, memory, ring, serve, stages, throughput
+from benchmarks import freshness, memory, removal_writers, ring, serve, stages, throughput
 from benchmarks.cases import CASES
 from benchmarks.machine import describe, write_results
 from channelindex import kernel
@@ -109,6 +109,11 @@ def measure_serve(sizes: Sizes, console: Console) -> Any:
     return [each._asdict() for each in figures]
 
 
+def measure_removal(sizes: Sizes, console: Console) -> Any:
+    """Pairs of nodes that compact and that do not, in turn."""
+    return removal_writers.measure(sizes.stage_documents // 5, sizes.runs, console)
+
+
 PARTS: Mapping[str, Part] = {
     "throughput": measure_throughput,
     "stages": measure_stages,
@@ -117,6 +122,7 @@ PARTS: Mapping[str, Part] = {
     "freshness": measure_freshness,
     "memory": measure_memory,
     "serve": measure_serve,
+    "removal": measure_removal,
 }
 
 

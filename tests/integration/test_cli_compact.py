@@ -77,6 +77,13 @@ def test_without_arguments_only_what_is_due_is_compacted(index: SmallIndex, cli:
     assert report["bytes_after"] < report["bytes_before"]
 
 
+def test_a_channel_that_nobody_wrote_is_named(index: SmallIndex, cli: Cli) -> None:
+    code, out, err = cli("--channel", "a")
+    assert code == exits.OK
+    assert out.splitlines()[0] == "channels  1 gone"
+    assert "channel a: the index has nothing of it" in err
+
+
 def test_a_damaged_channel_is_left_as_it_is(index: SmallIndex, cli: Cli, redis_url: str) -> None:
     key = Keys(index.name).block(*next(_blocks(index)))
     client = redis.Redis.from_url(redis_url)

@@ -92,6 +92,8 @@ def run(args: argparse.Namespace) -> int:
                 totals.add(result)
                 if result.outcome in ("damaged", "too large"):
                     output.warn(f"channel {channel}: {result.outcome}: {result.detail}")
+                if result.outcome == "gone" and extent is Extent.FULL:
+                    output.warn(f"channel {channel}: the index has nothing of it")
                 show(number, len(work))
         if not (args.dry_run or args.channel):
             totals.pruned_starts = compactor.prune(reader.channels)
