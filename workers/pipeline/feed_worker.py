@@ -55,7 +55,7 @@ MUCH_EVENTS = 200
 """A read of as many events is a round that is worth its cost: the next one may follow at once."""
 ADVANCE_INTERVAL_S = 0.02
 """Least time between two moves of the stable clock: without it a fast feed would spend its time on them."""
-BUSY_ADVANCE_DELAY_S = 0.08
+BUSY_ADVANCE_DELAY_S = 0.18
 """So much more while the writers have BUSY_ROUNDS to write: what is read waits longer for them than for that."""
 EPOCH_CHECK_S = 1.0
 """Interval of the check that our epochs are still current. A feed that has nothing to advance would not notice that an
@@ -444,7 +444,6 @@ class FeedWorker:
             self._space_bell.clear()  # before looking: what is committed after this rings it again
             if not lingers or self._outbox.has_news or wait_readable(orders, 0):
                 break  # else one writer has committed its part of a round, and others have not
-        self._space_bell.clear()
 
     def _rollback_due(self) -> bool:
         first = self._builder.rollback_since
