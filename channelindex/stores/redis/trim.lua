@@ -1,12 +1,15 @@
 -- Gives back the room that APPEND reserved behind blocks, up to half of each, where it is worth it.
 -- KEYS   the blocks
 -- ARGV   none
--- reply  how many were made anew
+-- reply  how many were made anew; none where the server does not tell what it uses
 -- atomic per block: its bytes and its time to live stay as they are
 local OVERHEAD, SHARE = 80, 1.3 -- of a key besides its name; of a value, with what allocators round up to
 local n_trimmed = 0
 for _, block in ipairs(KEYS) do
-  local used = redis.call('MEMORY', 'USAGE', block)
+  local used = redis.pcall('MEMORY', 'USAGE', block)
+  if type(used) == 'table' then -- an error: hosted servers may lack the command, and a user the right to it
+    return n_trimmed
+  end
   if used and used > redis.call('STRLEN', block) * SHARE + #block + OVERHEAD then
     redis.call('SET', block, redis.call('GET', block), 'KEEPTTL')
     n_trimmed = n_trimmed + 1

@@ -6,7 +6,7 @@ import redis
 from channelindex.errors import ConfigInvalid, IndexMissing, StaleEpoch, Transient
 from channelindex.hashing import slot_of
 from channelindex.settings import IndexSettings
-from channelindex.stores import open_owner, open_reader, open_writer
+from channelindex.stores import open_compaction, open_owner, open_reader, open_writer
 from channelindex.stores.redis.keys import Keys
 from tests.support.stores import GROUP, META, all_entries, append, checkpoints, entry
 
@@ -112,6 +112,26 @@ def test_room_that_appends_reserved_is_given_back_at_a_look_and_lifetimes_stay(b
     client.delete(*keys)
     compaction.give_back(sizes)
     assert "cmdstat_set" not in client.info("commandstats"), "nothing is given back twice, nor made of nothing"
+
+
+def test_a_server_that_does_not_tell_what_it_uses_keeps_its_room(backend, client):
+    writer = backend.writer()
+    for seqno in (1, 2):
+        writer.write([append("A", 1, entry(0, seqno))])
+    used = client.memory_usage(KEYS.block("A", GROUP, 0))
+    url = backend.url.replace("://", "://least:word@", 1)
+    client.acl_setuser(
+        "least", enabled=True, passwords=["+word"], keys=["*"], categories=["+@all"], commands=["-memory"]
+    )
+    try:
+        compaction = open_compaction(IndexSettings("test", url))
+        (sizes,) = compaction.sizes(["A"])
+        assert sizes is not None
+        compaction.give_back({"A": sizes})
+        compaction.close()
+    finally:
+        client.acl_deluser("least")
+    assert client.memory_usage(KEYS.block("A", GROUP, 0)) == used
 
 
 def test_scripts_that_redis_forgot_are_loaded_again(backend, client):
