@@ -63,7 +63,6 @@ class BucketCluster:
 
         Where there are replicas, they take over, and what they lack is lost too.
         """
-        assert lose >= 0
         assert member not in survivors
         vbs = self.placement.owned_by(member)
         self.lose_tails(vbs, lose)

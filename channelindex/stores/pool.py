@@ -173,7 +173,6 @@ class _SharedWait:
 
     def until_differs(self, counter: int, timeout_s: float) -> int:
         """See `IndexReader.wait_stable`; *counter* where nothing else is known in time."""
-        assert timeout_s >= 0
         deadline = time.monotonic() + timeout_s
         with self._changed:
             n_found = self._n_found

@@ -71,7 +71,6 @@ class Trend:
 
     def hot_vbuckets(self, limit: int) -> list[tuple[int, float]]:
         """The *limit* busiest vbuckets with their changes per second, without those at rest."""
-        assert limit >= 0
         return nlargest(limit, ((vb, rate) for vb, rate in enumerate(self.per_s()) if rate), key=lambda hot: hot[1])
 
 
@@ -82,7 +81,6 @@ def nodes(state: State) -> list[State]:
 
 def worst_nodes(state: State, limit: int) -> list[State]:
     """At most *limit* nodes: all in their order if they fit, else the dead and those with the largest lag."""
-    assert limit > 0
     everyone = nodes(state)
     if len(everyone) <= limit:
         return everyone
@@ -118,7 +116,6 @@ SPARKS = "▁▂▃▄▅▆▇█"
 
 def sparkline(values: Sequence[float], width: int) -> str:
     """The last *width* of *values* as a line of bars, the largest as a full one."""
-    assert width > 0
     shown = list(values)[-width:]
     largest = max(shown, default=0.0)
     return "".join(SPARKS[round(value / largest * (len(SPARKS) - 1)) if largest else 0] for value in shown)

@@ -92,7 +92,6 @@ RETRYABLE_STATUSES = frozenset(
 
 def refusal(frame: Frame) -> ChannelIndexError:
     """The error for a response of which nothing better is known than that it is not a success."""
-    assert frame.status != Status.SUCCESS, "it was refused"
     message = f"the server refused {opcode_name(frame.opcode)}: {error_text(frame)}"
     if frame.status == Status.EACCESS:
         return AuthenticationFailed(f"{message}; give source.user the privilege, or name another user")

@@ -124,7 +124,6 @@ class CouchbaseReader:
 
     def wait_stable(self, counter: int, timeout_s: float) -> int:
         """See `IndexReader.wait_stable`. Reads the counter every `POLL_S` seconds."""
-        assert timeout_s >= 0
         deadline = time.monotonic() + timeout_s
         while True:
             current = self.stable_counter()

@@ -126,7 +126,6 @@ class RedisReader:
         The counter is read again once the subscription stands: what was raised before is seen by that, what is
         raised after comes as a message.
         """
-        assert timeout_s >= 0
         deadline = time.monotonic() + timeout_s
         try:
             server = self._subscription.server_of(self._keys.stable)
