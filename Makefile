@@ -121,7 +121,7 @@ fuzz-kernel: $(STAMP) ## mutated frames, and as many documents, into a kernel wi
 	$(BIN)/python -m tests.fuzz.alone $(CASES) $(if $(SEED),$(SEED),1)
 	LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" PYTHONMALLOC=malloc ASAN_OPTIONS=detect_leaks=0:quarantine_size_mb=16 \
 		UBSAN_OPTIONS=print_stacktrace=1 \
-		$(BIN)/python -m tests.fuzz --kernel $(VENV)/_kernel_sanitized.so --kernel-frames $(CASES) --kernel-rounds $$(($(CASES) / 8)) --seed $(if $(SEED),$(SEED),0)
+		$(BIN)/python -m tests.fuzz --kernel $(VENV)/_kernel_sanitized.so --kernel-frames $(CASES) --kernel-rounds $$(($(CASES) / 8)) --kernel-batches $$(($(CASES) / 8)) --seed $(if $(SEED),$(SEED),0)
 
 fuzz: $(STAMP) ## mutated frames and documents, minutes; SEED=number repeats a run
 	$(BIN)/python -m tests.fuzz --frames 1000000 --documents 100000 --seed $(if $(SEED),$(SEED),0)

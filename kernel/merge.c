@@ -121,7 +121,7 @@ static Outcome take_principals(Cursor *cursor, PyObject *principals) {
     return DONE;
 }
 
-/* Takes in one frame, unless its epoch is below *least* or one of *stale*. */
+/* Takes in one frame. LEFT: its epoch is below *least* or one of *stale*, which is rare; or it is not as ours are. */
 static Outcome take_payload(Merged *merged, Span payload, uint64_t least, PyObject *stale) {
     Cursor cursor = {payload.start, payload.start + payload.size};
     uint64_t four, epoch;
@@ -135,7 +135,7 @@ static Outcome take_payload(Merged *merged, Span payload, uint64_t least, PyObje
     if (is_stale < 0)
         return FAILED;
     if (epoch < least || is_stale)
-        return DONE;
+        return LEFT;
     Outcome outcome = merge_of(merged, epoch, group, &merge);
     if (outcome == DONE)
         outcome = take_channels(&cursor, merge);

@@ -12,6 +12,7 @@ from typing import Protocol
 from tests.fuzz.documents import DocumentTarget
 from tests.fuzz.frames import FrameTarget
 from tests.fuzz.kernel import DOCUMENTS, KernelDocumentTarget, KernelFrameTarget
+from tests.fuzz.kernel_writer import KernelWriterTarget
 
 _BATCH = 1000
 _BATCH_TIMEOUT_S = 60.0
@@ -74,6 +75,7 @@ def main() -> int:
     parser.add_argument("--kernel", metavar="FILE", help="a kernel other than the one that was installed")
     parser.add_argument("--kernel-frames", type=int, default=0, help="into the compiled kernel and into Python")
     parser.add_argument("--kernel-rounds", type=int, default=0, help=f"of {DOCUMENTS} documents each, likewise")
+    parser.add_argument("--kernel-batches", type=int, default=0, help="into the writer's half of it, likewise")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     args = parser.parse_args()
@@ -84,6 +86,7 @@ def main() -> int:
         ("mutated documents", DocumentTarget, args.documents),
         ("mutated frames for the kernel", KernelFrameTarget, args.kernel_frames),
         (f"rounds of {DOCUMENTS} mutated documents for the kernel", KernelDocumentTarget, args.kernel_rounds),
+        ("mutated batches for the kernel", KernelWriterTarget, args.kernel_batches),
     ]
     ended_well = [run(name, target(args.seed), args.first, count) for name, target, count in runs if count]
     return 0 if all(ended_well) else 1

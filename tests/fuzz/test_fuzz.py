@@ -9,6 +9,7 @@ from tests.fuzz.__main__ import Target
 from tests.fuzz.documents import DocumentTarget
 from tests.fuzz.frames import FrameTarget
 from tests.fuzz.kernel import KernelDocumentTarget, KernelFrameTarget
+from tests.fuzz.kernel_writer import KernelWriterTarget
 from tests.support.kernel_pairs import needs_kernel
 
 SLICE_S = 3.0
@@ -21,7 +22,7 @@ def test_mutated_input_is_rejected_and_nothing_else_happens(kind: type[Target]) 
     run_for_a_while(kind)
 
 
-@pytest.mark.parametrize("kind", [KernelFrameTarget, KernelDocumentTarget])
+@pytest.mark.parametrize("kind", [KernelFrameTarget, KernelDocumentTarget, KernelWriterTarget])
 def test_mutated_input_is_to_the_kernel_what_it_is_to_python(kind: type[Target]) -> None:
     needs_kernel()
     run_for_a_while(kind)
