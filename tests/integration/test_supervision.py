@@ -167,8 +167,9 @@ def test_an_index_that_is_lost_and_made_anew_under_a_node_is_complete(running, r
     with running() as (node, bucket, load), closing(redis.Redis.from_url(redis_url)) as client:
         load.write()
         await_stable(redis_url, bucket)
-        client.flushall()
-        prepare_index(load_config(node.config, {}, {}))  # as a peer that starts at this moment does
+        anew = load_config(node.config, {}, {"index.store": f"{redis_url}?db=1"})
+        prepare_index(anew)  # as a peer does that starts at this moment
+        client.swapdb(0, 1)  # lost, and there again: the node never finds nothing
         load.write()
         await_stable(redis_url, bucket)
         assert indexed_channels(redis_url) == load.expected()
