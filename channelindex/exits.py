@@ -32,7 +32,7 @@ MEANING_BY_CODE = {
     USAGE: "the arguments make no sense",
     CONFIG: "a setting is wrong",
     INPUT: "an argument or a line of a given file cannot be used, or the file cannot be read",
-    MISSING: "there is no index of this name in the store, nothing in it by this key, or no node of this name",
+    MISSING: "there is no index of this name in the store, nothing in it by this key, no node of this name, or none",
     OUTPUT: "standard output cannot be written, for example because a disk is full",
     UNKNOWN: "a reply was lost, so it may have happened, or others were faster: give the same command again",
     SOURCE: "the bucket cannot be reached or does not answer as it should",
