@@ -24,7 +24,7 @@ class ChannelsAtRest:
 
     def begin(self) -> IndexReader:
         """Begin a look; return the store that it has to read by."""
-        if self._watch is not None and not self._watch.is_whole:
+        if self._watch is not None and not (self._can_watch and self._watch.is_whole):
             self.close()
         if self._watch is None and self._can_watch:
             self._watch = self._store.watch()
@@ -34,14 +34,15 @@ class ChannelsAtRest:
     def awake(self, channels: Sequence[str], counter: int) -> list[str]:
         """Those of *channels* that may have something that they had not, or not visibly, when they were noted.
 
-        *counter* is the stable counter to which the snapshot is to belong, or one before it.
+        *counter* is the stable counter to which the snapshot is to belong, or one before it; it was read since the last
+        look.
         """
         if self._watch is None:
             return self._compared(channels)
         changed = self._watch.changed(counter)
         if changed is None:
-            self.close()
-            self._can_watch = False
+            self.forget()
+            self._can_watch = False  # this look goes on by it: its snapshot is of that server
             return list(channels)
         self._noted.difference_update(changed)
         if len(self._noted) > len(channels):

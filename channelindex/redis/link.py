@@ -228,14 +228,17 @@ class ServerLink(Link):
 
         Raises:
             the purpose's `unavailable` or `lost`: there is no such connection any more.
+            AuthenticationFailed: the user has no right to PING.
         """
         if self._connection is None:
             raise self.purpose.unavailable(f"{self.purpose.setting} {self.where}: not subscribed any more")
         found: list[Any] = []
         with self._closed_if_broken():
             self._connection.send_command("PING", check_health=False)  # that would take a message for its answer
-            while (message := self._connection.read_response())[0] != b"pong":
+            while not isinstance(message := self._read_reply(), Exception) and message[0] != b"pong":
                 found.append(message)
+        if isinstance(message, Exception):
+            raise translate_error(self.purpose, self.where, ("PING",), message) from message
         return found
 
     def close(self) -> None:

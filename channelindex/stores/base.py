@@ -433,8 +433,8 @@ class ChannelWatch(Protocol):
         everything, and must not be used any more.
 
         Raises:
-            StoreUnavailable: the store has not come to the stable counter *counter*, so it is another one than was
-                asked for it; or a connection is lost. It has ended.
+            StoreUnavailable: *counter*, which was read since the last call, is not between the stable counters of then
+                and now, so another store was asked for it; or a connection is lost. It has ended.
         """
         ...
 

@@ -36,6 +36,7 @@ class RedisWatch:
         client = messages.execute("CLIENT", "ID")
         messages.execute("SUBSCRIBE", _INVALIDATIONS)
         link.execute("CLIENT", "TRACKING", "ON", "REDIRECT", client)
+        messages.messages()  # may we PING?
         self._sessions = link.session, messages.session
 
     @property
@@ -50,8 +51,9 @@ class RedisWatch:
         nothing that we are told may be believed.
         """
         now = self.reader.stable_counter()
-        if now < counter:
-            self._fail(f"its stable counter is {now}, and was {counter}: another server answers others")
+        before = counter if self._counter is None else self._counter
+        if not before <= counter <= now:
+            self._fail(f"its stable counter was {before} and is {now}, and others read {counter}: from another server")
         keys = self._changed_keys()
         has_moved = self._counter is not None and self._counter != now
         self._counter = now

@@ -139,8 +139,20 @@ def test_a_store_that_is_emptied_or_another_one_than_was_asked_ends_a_watch(
             again.changed(0)
 
 
+def test_a_store_that_is_behind_what_was_watched_ends_a_watch(
+    watch: ChannelWatch, index: SmallIndex, changing: Changing
+) -> None:
+    """Its address leads to one that has lost its newest writes, and the old one still answers who is connected."""
+    at_first = index.reader.stable_counter()
+    changing.write("c1")
+    assert told(watch, index) is not None
+    with pytest.raises(StoreUnavailable, match="another server"):
+        watch.changed(at_first)
+    assert not watch.is_whole
+
+
 def test_a_watch_that_is_told_by_another_server_is_not_believed(
-    index: SmallIndex, changing: Changing, redis_url
+    index: SmallIndex, changing: Changing, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both sides of a balancer, say: the number of the one's connection is that of somebody else at the other."""
     with (
@@ -162,6 +174,12 @@ def test_a_watch_that_is_told_by_another_server_is_not_believed(
             assert told(watch, index) == set()
             changing.write("c1")
             assert told(watch, index) is None
+            monkeypatch.setattr(index.reader, "watch", lambda: watch)
+            rest = ChannelsAtRest(index.reader)
+            assert rest.begin() is watch.reader
+            assert rest.awake(CHANNELS, index.reader.stable_counter()) == CHANNELS
+            assert watch.is_whole, "the look that finds it out reads one server to its end"
+            assert rest.begin() is index.reader
 
 
 @pytest.fixture
@@ -181,6 +199,12 @@ def test_who_may_not_watch_compares(index: SmallIndex, changing: Changing, refus
         assert _awake(rest, reader, snapshots) == []
         changing.write("c3")
         assert _awake(rest, reader, snapshots) == ["c3"]
+
+
+def test_who_may_not_ping_compares(index: SmallIndex, refused_url: str, client: redis.Redis) -> None:
+    client.execute_command("ACL", "SETUSER", "unwatching", "+client", "-ping")
+    with closing(open_reader(settings_of(refused_url, index.name))) as reader:
+        assert reader.watch() is None
 
 
 def _awake(rest: ChannelsAtRest, reader: IndexReader, snapshots: ChangesReader) -> list[str]:
