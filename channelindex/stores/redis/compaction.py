@@ -1,12 +1,13 @@
 """The compactor's half in Redis."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 
 import msgspec
 
 from channelindex import epochs
 from channelindex.epochs import EpochStart
-from channelindex.errors import OutcomeUnknown, StaleEpoch, Transient
+from channelindex.errors import OutcomeUnknown, StaleEpoch, StoreUnavailable, Transient
 from channelindex.hashing import slot_of
 from channelindex.stores.compacting import STRAY_S, ChannelSizes, Switch
 from channelindex.stores.meta import lost_record
@@ -24,7 +25,10 @@ _BLOCKS_AT_ONCE = 16
 """Output blocks in one request: 1 MB, so that Redis is never long with one of ours."""
 
 _TRIMMED_AT_ONCE = 500
-"""Blocks in one call of a script: 1.5 ms of Redis, more where they are large."""
+"""Blocks in one call of a script: 1.5 ms of Redis."""
+
+_TRIMMED_BYTES = 1 << 20
+"""Bytes of these: about as long, where Redis copies all of them."""
 
 _encode = msgspec.msgpack.Encoder().encode
 
@@ -127,14 +131,21 @@ class RedisCompaction:
         return bool(self._link.run("prune", (self._keys.archive(partition),), *archives))
 
     def give_back(self, sizes: Mapping[str, ChannelSizes]) -> None:
-        """See `CompactionStore.give_back`. About 1 µs for each block, 3 where there is something to give back."""
-        by_slot: dict[int, list[str]] = {}
+        """See `CompactionStore.give_back`. About 1 µs for each block, more where there is something to give back.
+
+        Where Redis cannot now, because it is full or a slot moves, nothing comes of it until the next look.
+        """
+        by_slot: dict[int, list[tuple[str, int]]] = {}
         for channel, each in sizes.items():
-            keys = by_slot.setdefault(0 if self._link.spans_slots else slot_of(channel), [])
-            keys += [self._keys.block(channel, group, size.directory.number) for group, size in each.groups.items()]
-        for blocks in by_slot.values():
-            for start in range(0, len(blocks), _TRIMMED_AT_ONCE):
-                self._link.run("trim", blocks[start : start + _TRIMMED_AT_ONCE])
+            blocks = by_slot.setdefault(0 if self._link.spans_slots else slot_of(channel), [])
+            blocks += [
+                (self._keys.block(channel, group, size.directory.number), size.active_bytes)
+                for group, size in each.groups.items()
+            ]
+        with suppress(StoreUnavailable):
+            for blocks in by_slot.values():
+                for keys in _portions(blocks):
+                    self._link.run("trim", keys)
 
     def discard(self, channel: str, group: str, n_blocks: int) -> None:
         """See `CompactionStore.discard`."""
@@ -146,3 +157,17 @@ class RedisCompaction:
     def close(self) -> None:
         """See `CompactionStore.close`."""
         self._link.close()
+
+
+def _portions(blocks: Iterable[tuple[str, int]]) -> Iterator[list[str]]:
+    """The keys of *blocks* (key, bytes), as many at once as one call of trim.lua is to have."""
+    keys: list[str] = []
+    n_bytes = 0
+    for key, size in blocks:
+        if keys and (len(keys) == _TRIMMED_AT_ONCE or n_bytes + size > _TRIMMED_BYTES):
+            yield keys
+            keys, n_bytes = [], 0
+        keys.append(key)
+        n_bytes += size
+    if keys:
+        yield keys

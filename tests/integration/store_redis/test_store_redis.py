@@ -1,5 +1,7 @@
 """What only the Redis store does: which commands, in what order, under which keys, at which URL."""
 
+import time
+
 import pytest
 import redis
 
@@ -7,6 +9,8 @@ from channelindex.errors import ConfigInvalid, IndexMissing, StaleEpoch, Transie
 from channelindex.hashing import slot_of
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_compaction, open_owner, open_reader, open_writer
+from channelindex.stores.base import Compacted, Directory
+from channelindex.stores.compacting import ChannelSizes, GroupSize
 from channelindex.stores.redis.keys import Keys
 from tests.support.stores import GROUP, META, all_entries, append, checkpoints, entry
 
@@ -132,6 +136,55 @@ def test_a_server_that_does_not_tell_what_it_uses_keeps_its_room(backend, client
     finally:
         client.acl_deluser("least")
     assert client.memory_usage(KEYS.block("A", GROUP, 0)) == used
+
+
+def _sizes(*blocks: int) -> dict[str, ChannelSizes]:
+    """Channels "0", "1" ... of one group each, whose active blocks have so many bytes."""
+    return {
+        str(place): ChannelSizes(Compacted(), {GROUP: GroupSize(Directory(0, 1), n_bytes)})
+        for place, n_bytes in enumerate(blocks)
+    }
+
+
+def test_a_block_whose_time_is_over_is_not_made_anew(backend, client):
+    """A server counts its use until somebody asks for it, or it comes to it itself."""
+    compaction = open_compaction(IndexSettings("test", backend.url))
+    compaction.give_back(_sizes(0))
+    block = KEYS.block("0", GROUP, 0)
+    for _ in range(5):
+        client.set(block, b"H" * 3000)
+        client.pexpire(block, 1)
+        time.sleep(0.003)
+        compaction.give_back(_sizes(3000))
+        assert not client.exists(block)
+    compaction.close()
+
+
+def test_a_full_server_keeps_its_room_and_ends_no_look(backend, client):
+    compaction = open_compaction(IndexSettings("test", backend.url))
+    block = KEYS.block("0", GROUP, 0)
+    client.set(block, b"H" * 3000)
+    client.append(block, b"e" * 3000)
+    used = client.memory_usage(block)
+    client.config_set("maxmemory", 1)
+    try:
+        compaction.give_back(_sizes(6000))
+        assert client.memory_usage(block) == used
+    finally:
+        client.config_set("maxmemory", 0)
+    compaction.give_back(_sizes(6000))
+    assert client.memory_usage(block) < used
+    compaction.close()
+
+
+def test_redis_copies_no_more_than_a_megabyte_at_once(backend, client):
+    compaction = open_compaction(IndexSettings("test", backend.url))
+    compaction.give_back(_sizes(0))
+    for blocks, n_calls in (((60_000,) * 40, 3), ((2 << 20,) * 3, 3), ((100,) * 1001, 3)):
+        client.config_resetstat()
+        compaction.give_back(_sizes(*blocks))
+        assert client.info("commandstats")["cmdstat_evalsha"]["calls"] == n_calls
+    compaction.close()
 
 
 def test_scripts_that_redis_forgot_are_loaded_again(backend, client):
