@@ -1,5 +1,5 @@
 -- Moves the stable clock of partitions forward; if it moved any, raises the stable counter once and publishes it to
--- those who wait. With no checkpoints at all, it only returns the partitions' epochs.
+-- those who wait. With no checkpoints at all, it only compares the partitions' epochs.
 -- KEYS   1: stable counter, also the name of the pub/sub channel; 2: meta; 3: stable view; 4 and on: partition records
 -- ARGV   1: epoch of the owner, decimal; 2: where the part of each partition record begins in the stable view (u32 each);
 --        3: ""; 4 and on, one per partition record: its changed checkpoints, ascending, 42 bytes each:
