@@ -33,6 +33,7 @@ __all__ = [
     "is_compacted",
     "memory_index",
     "open_compaction",
+    "open_compaction_reader",
     "open_owner",
     "open_reader",
     "open_writer",
@@ -98,6 +99,11 @@ def open_compaction(settings: IndexSettings) -> CompactionStore:
             from channelindex.stores.couchbase.compaction import CouchbaseCompaction  # noqa: PLC0415 see above
         return CouchbaseCompaction(settings)
     return MemoryCompaction(memory_index(settings))
+
+
+def open_compaction_reader(settings: IndexSettings, store: CompactionStore) -> IndexReader:
+    """The read half by which a compactor judges what it changes in *store*."""
+    return store.reader() if isinstance(store, RedisCompaction) else open_reader(settings)
 
 
 def is_compacted(settings: IndexSettings) -> bool:

@@ -8,9 +8,12 @@ from functools import partial
 
 import pytest
 
+from channelindex.compaction.compactor import Compactor
 from channelindex.errors import OwnershipLost
+from channelindex.settings import CompactionSettings
+from channelindex.stores import open_compaction, open_compaction_reader
 from tests.chaos.proxy import Link, Proxy
-from tests.support.node import eventually
+from tests.support.node import eventually, until
 from tests.support.redis_cluster import N_MASTERS, ClusterOfThree
 from tests.support.redis_sentinel import MasterAndReplica, SentinelAndMaster
 from tests.support.stores import META, Backend, all_entries, append, checkpoints, entry
@@ -143,4 +146,45 @@ def test_readers_find_the_new_master_though_the_old_one_lives_and_keeps_them(use
         while connected.reader.wait_stable(counter, timeout_s=0.1) <= counter:
             assert time.monotonic() < deadline
         assert connected.reader.partition_records()[0].epoch == epoch
+        elsewhere.close()
+
+
+def test_a_compactor_judges_by_the_server_that_it_changes_though_the_old_one_lives(users, address):
+    """An epoch that ended in the old one goes on in the new one: what is appended there must not leave unread."""
+    with MasterAndReplica() as servers:
+        link = address(servers.ports[0])
+        connected = users(link.url)
+        connected.writer.write([append("A", connected.epoch, entry(0, seqno, "doc-1")) for seqno in range(2, 10)])
+        connected.seqno = 9
+        connected.advance()
+        store = open_compaction(connected.backend.settings)
+        reader = open_compaction_reader(connected.backend.settings, store)
+        in_an_hour_s = time.time() + 3600.0
+        compactor = Compactor(store, reader, CompactionSettings(min_lag_s=1.0), 65536, clock=lambda: in_an_hour_s)
+        assert reader.stable_counter() > 0
+        servers.client(0).set("all", "before")
+        until(lambda: servers.client(1).get("all") is not None, "the replica to have all")
+        servers.promote()
+        link.upstream = servers.ports[1]
+        compactor.compact(CHANNELS[0])
+        connected.owner.begin(0, connected.epoch + 1, "n2")  # it is still connected to the old one
+        elsewhere = Backend(link.url)
+        elsewhere.writer().write([append("A", connected.epoch, entry(0, 10, "doc-2"))])
+        compactor.compact("A")
+        assert 10 in {each.seqno for _, each in all_entries(elsewhere.reader(), "A")}
+        for each in (store, reader, elsewhere):
+            each.close()
+
+
+def test_a_compactor_finds_what_is_due_at_an_address_that_moved_though_the_old_one_lives(users, address, monkeypatch):
+    monkeypatch.setattr("channelindex.stores.redis.compaction.MAX_AGE_S", 0.0)
+    with MasterAndReplica() as servers:
+        link = address(servers.ports[0])
+        store = users(link.url).backend.compaction()
+        assert store.sizes(["new"]) == [None]
+        servers.promote()
+        link.upstream = servers.ports[1]
+        elsewhere = Backend(link.url)
+        elsewhere.writer().write([append("new", 1, entry(0, 1))])
+        assert store.sizes(["new"]) != [None]
         elsewhere.close()

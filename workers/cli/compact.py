@@ -11,7 +11,7 @@ from channelindex.compaction.compactor import Compactor
 from channelindex.compaction.due import Extent
 from channelindex.compaction.pace import Pace
 from channelindex.config import REQUIRED_TO_READ
-from channelindex.stores import open_compaction, open_reader
+from channelindex.stores import open_compaction, open_compaction_reader
 from workers.cli import options, output
 from workers.cli.progress import progress_bar
 
@@ -83,7 +83,10 @@ def run(args: argparse.Namespace) -> int:
     """Compact, and report."""
     config = options.config_of(args, REQUIRED_TO_READ)
     totals = CompactTotals()
-    with closing(open_compaction(config.index)) as store, closing(open_reader(config.index)) as reader:
+    with (
+        closing(open_compaction(config.index)) as store,
+        closing(open_compaction_reader(config.index, store)) as reader,
+    ):
         compactor = Compactor(store, reader, config.compaction, config.index.block_bytes, Pace(1.0).pause)
         work = _work(compactor, args.channel, args.channel or reader.channels(), now=args.now)
         with progress_bar("channels") as show:

@@ -12,7 +12,7 @@ from channelindex.errors import Transient
 from channelindex.logs import get
 from channelindex.model import IndexMeta
 from channelindex.settings import IndexSettings
-from channelindex.stores import open_compaction, open_owner, open_reader, open_writer
+from channelindex.stores import open_compaction, open_compaction_reader, open_owner, open_reader, open_writer
 from coordinator.keeper import LeaseKeeper
 from coordinator.keeper_link import KeeperLink, keeper_link
 from coordinator.tick import Identity
@@ -97,7 +97,8 @@ class Roles:
 
             slot.stats.start()
             os.nice(_COMPACTOR_NICE)
-            store, reader = open_compaction(config.index), open_reader(config.index)
+            store = open_compaction(config.index)
+            reader = open_compaction_reader(config.index, store)
             worker = CompactionWorker(
                 store, reader, config.compaction, config.index.block_bytes, config.node.name, slot.stats, stop
             )

@@ -1,5 +1,6 @@
 """The compactor's half in Redis."""
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 
@@ -9,12 +10,15 @@ from channelindex import epochs
 from channelindex.epochs import EpochStart
 from channelindex.errors import OutcomeUnknown, StaleEpoch, StoreUnavailable, Transient
 from channelindex.hashing import slot_of
+from channelindex.redis.link import MAX_AGE_S
+from channelindex.stores.base import IndexReader
 from channelindex.stores.compacting import STRAY_S, ChannelSizes, Switch
 from channelindex.stores.meta import lost_record
 from channelindex.stores.records import pack_history, pack_seqnos
 from channelindex.stores.redis.directories import encode_directory, read_sizes
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record, read_meta
+from channelindex.stores.redis.reader import RedisReader
 from channelindex.stores.redis.servers import ask_servers, digest_of
 from channelindex.stores.redis.store_link import open_link
 
@@ -44,15 +48,24 @@ class RedisCompaction:
     ends_with_header = False
 
     def __init__(self, url: str, index_name: str) -> None:
+        self._url = url
         self._index_name = index_name
         self._keys = Keys(index_name)
         self._link = open_link(url, OutcomeUnknown, reconnects=False)
+        self._asked_where_at = time.monotonic()
         self._fenced_servers = 0
         self._servers = 0
         self._identified_session = -1
 
+    def reader(self) -> IndexReader:
+        """Read by the same connections: what is judged and what is changed are in one server, while another lives."""
+        return RedisReader(self._url, self._index_name, self._link)
+
     def sizes(self, channels: Sequence[str]) -> Sequence[ChannelSizes | None]:
-        """See `CompactionStore.sizes`."""
+        """See `CompactionStore.sizes`. By connections of at most MAX_AGE_S: the address of the store may have moved."""
+        if time.monotonic() - self._asked_where_at > MAX_AGE_S:
+            self._link.close()
+            self._asked_where_at = time.monotonic()
         return read_sizes(self._link, self._keys, channels)
 
     def raise_compacted(self, through: Mapping[int, Sequence[int]], epoch_by_partition: Mapping[int, int]) -> None:
