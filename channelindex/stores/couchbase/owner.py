@@ -63,10 +63,13 @@ class CouchbaseOwner(OwnerStore):
         return meta
 
     def _refuse_lost_meta(self, wanted: IndexMeta) -> None:
+        """Raise if a partition had an owner and the meta record is not there even now: another node may have begun."""
         keys = [self._keys.partition(wanted, partition) for partition in range(wanted.n_partitions)]
         for partition, (key, stored) in enumerate(zip(keys, self._link.get(keys), strict=True)):
             if stored is not None and decode_record(stored, wanted.vbuckets_of(partition), key).epoch:
-                raise lost_meta(self._keys.meta)
+                if self._stored(self._keys.meta) is None:
+                    raise lost_meta(self._keys.meta)
+                return
 
     def restore(self, wanted: IndexMeta, partitions: Collection[int] = ()) -> Restored:
         """See `OwnerStore.restore`. The UUID is nowhere else: a meta record that is written anew has another one."""

@@ -155,6 +155,10 @@ class _Paused(FaultyLink):
         self._name, self._left = request
         self._act = act
 
+    def get(self, keys):
+        self._pause("get", keys)
+        return super().get(keys)
+
     def insert(self, values):
         self._pause("insert", values)
         return super().insert(values)
@@ -207,6 +211,20 @@ def test_a_directory_that_somebody_else_has_made_meanwhile_is_completed(backend)
 
 def test_who_waits_is_told_at_once_of_what_has_changed_already(backend):
     assert backend.reader().wait_stable(-1, timeout_s=1000) == 0
+
+
+def test_an_index_that_another_node_makes_and_writes_meanwhile_has_lost_nothing(backend):
+    """Just after we found no meta record; its records have epochs by then."""
+
+    def be_faster():
+        faster = backend.owner()
+        faster.create_or_check(META)
+        faster.begin(0, 1, "n1")
+
+    paused = _Paused(backend.link(), ("get", 2), be_faster)
+    paused.armed = True
+    assert CouchbaseOwner(backend.settings, paused).create_or_check(META) == META
+    assert backend.reader().partition_records()[0].epoch == 1, "it was faster"
 
 
 def test_two_that_create_an_index_of_different_shapes_do_not_mix(backend, link, keys):
