@@ -116,7 +116,7 @@ class Membership:
         assert self.leaving or len(self.wanted_releases) <= self._max_moves
         assert self.free_since.keys().isdisjoint(self._view.leases), "what is owned is not free"
         assert all(0 <= partition < self._n_partitions for partition in self.free_since)
-        assert not self._to_release, "the tick that was answered released it"
+        assert all(partition >= self._n_partitions for partition in self._to_release), "it released what was ours"
         assert not self.has_left or not self.book.held(self._clock())
 
     def _ask(self, take: Iterable[int]) -> TickAnswer:
@@ -137,8 +137,10 @@ class Membership:
         self.refused_s = None if answer.accepted else answer.own_remaining_ms / 1000
         if view is not None:
             self._see(view, answer.version)
-        held = self._view.held_by(self._identity.node) if answer.accepted else ()
-        assert all(0 <= partition < self._n_partitions for partition in held)
+        listed = self._view.held_by(self._identity.node) if answer.accepted else ()
+        held = [partition for partition in listed if partition < self._n_partitions]
+        # What else our name has is of an index that was lost, and had more partitions than the one in its place.
+        self._to_release.update(partition for partition in listed if partition >= self._n_partitions)
         self._holds_nothing = not held
         self.book.renew(held, sent_at)
         return answer

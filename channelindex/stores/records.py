@@ -117,7 +117,7 @@ def pack_moment(moment: Moment) -> bytes:
 
 
 def unpack_moments(blob: bytes, n_vbuckets: int, where: str) -> list[Moment]:
-    """Moments of a partition of *n_vbuckets*, packed one after the other.
+    """Moments of a partition of *n_vbuckets*, packed one after the other in any order; ascending by time.
 
     Raises:
         IndexCorrupt: *blob* does not consist of whole moments; the message names *where*.
@@ -130,7 +130,7 @@ def unpack_moments(blob: bytes, n_vbuckets: int, where: str) -> list[Moment]:
         time_ms, epoch, mark = _MOMENT_HEAD.unpack_from(blob, start)
         packed = blob[start + _MOMENT_HEAD.size : start + size]
         moments.append(Moment(time_ms, epoch, mark, unpack_checkpoints(packed, n_vbuckets, where)))
-    return moments
+    return sorted(moments)
 
 
 def pack_view(record: PartitionRecord) -> bytes:

@@ -92,6 +92,10 @@ def test_a_rollback_is_an_event_and_the_vbucket_comes_anew(bucket: DevBucket, kv
 def test_what_is_no_position_or_of_another_bucket_is_refused(bucket: DevBucket, kv: KvClient) -> None:
     with pytest.raises(InputInvalid, match="no position"):
         stream(bucket.url, bucket.user, bucket.password, since="{}")
+    for outside in ("[1, 5, 7, 9]", "[1, 9, 5, 7]", "[1, -1, -1, 7]"):
+        since = f'{{"source": "s", "checkpoints": {{"0": {outside}}}}}'
+        with pytest.raises(InputInvalid, match="outside of its snapshot"):
+            stream(bucket.url, bucket.user, bucket.password, since=since)
     fill(kv, 2)
     _, position = asyncio.run(take(bucket, 1))
     with DevBucket(DevBucketConfig(n_vbuckets=8)) as other, pytest.raises(InputInvalid, match="of the bucket"):

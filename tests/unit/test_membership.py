@@ -126,3 +126,13 @@ def test_leaving_node_takes_nothing_and_has_left_when_it_holds_nothing(ticker):
     node.tick()
     assert node.has_left
     assert not ticker.held
+
+
+def test_leases_beyond_the_index_are_given_back_and_never_worked_on(ticker):
+    """Of an index that was lost and made anew with fewer partitions, while our name lived on."""
+    ticker.held = {0, 1, 5, 7}
+    node = member(ticker)
+    node.tick()
+    assert node.book.held(ticker.now).keys() == {0, 1}
+    node.tick()
+    assert ticker.held == {0, 1}

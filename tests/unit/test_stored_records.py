@@ -11,6 +11,7 @@ from channelindex.stores.base import Directory, Quarantined
 from channelindex.stores.couchbase import directories as in_bucket
 from channelindex.stores.couchbase.link import Stored
 from channelindex.stores.redis import directories as in_redis
+from channelindex.timeline import Moment
 
 START, NEXT = EpochStart(5, (10, 20), (15, NO_BOUND)), EpochStart(7, (12, 0))
 
@@ -20,6 +21,12 @@ def test_a_checkpoint_outside_of_its_snapshot_is_damage(seqno: int):
     packed = records.pack_checkpoints((Checkpoint(1, seqno, 10, 20),))
     with pytest.raises(IndexCorrupt, match=f"p: a checkpoint at {seqno}, outside of its snapshot 10 to 20"):
         records.unpack_checkpoints(packed, 1, "p")
+
+
+def test_moments_are_read_in_the_order_of_their_times_whatever_their_order_in_the_store():
+    moments = [Moment(time_ms, 1, 0, (Checkpoint(),)) for time_ms in (3, 1, 2)]
+    read = records.unpack_moments(b"".join(map(records.pack_moment, moments)), 1, "t")
+    assert [moment.time_ms for moment in read] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("history", [(NEXT, START), (START, START)])

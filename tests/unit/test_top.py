@@ -118,6 +118,15 @@ def test_rates_come_from_the_stable_clock_and_a_rollback_is_no_negative_work():
     assert trend.hot_vbuckets(5) == [(0, 20.0)]
 
 
+def test_a_trend_begins_again_where_an_index_was_made_anew_with_other_vbuckets():
+    trend = Trend()
+    trend.add(10.0, [100, 50, 7])
+    trend.add(12.0, [40, 20])
+    assert trend.per_s() == []
+    trend.add(13.0, [41, 25])
+    assert trend.per_s() == [1, 5]
+
+
 def test_a_trend_forgets_what_is_older_than_its_window():
     trend = Trend()
     for second in range(20):

@@ -55,8 +55,9 @@ class Trend:
             self._used[pid] = (at, used_s)
 
     def add(self, at: float, stable: Sequence[int]) -> None:
-        """The stable seqnos of all vbuckets as of *at*."""
-        assert not self._samples or len(stable) == len(self._samples[-1].stable), "an index keeps its vbuckets"
+        """The stable seqnos of all vbuckets as of *at*; of an index that was made anew there may be more or fewer."""
+        if self._samples and len(stable) != len(self._samples[-1].stable):
+            self._samples.clear()
         self._samples.append(_Sample(at, stable))
         while len(self._samples) > 2 and self._samples[1].at <= at - WINDOW_S:
             self._samples.popleft()

@@ -106,9 +106,16 @@ def _rounds(feed: BoundedFeed, decoder: Decoder, meta: IndexMeta, clock: _Clock,
 
 
 def _through_ring(ring: Ring, taken: Round, writer: int, group: str) -> Sequence[ChannelAppend]:
+    appends: list[ChannelAppend] = []
     for frame in pack_frames(ring.epoch, group, taken.sections[writer], taken.principals[writer], ring.max_payload):
-        position = ring.try_publish(frame)
-        assert position is not None, "a round is far smaller than the ring"
+        while ring.try_publish(frame) is None:  # documents with very many channels make a round that is larger
+            appends += _merged(ring)
+    appends += _merged(ring)
+    assert ring.committed == ring.written, "all of the round went through"
+    return appends
+
+
+def _merged(ring: Ring) -> Sequence[ChannelAppend]:
     merged = merge_payloads([(ring.epoch, ring.take(_RING_BYTES))], set(), kernel.chosen())
     ring.commit()
     return merged.appends

@@ -198,6 +198,10 @@ def stream(
 
 def _loaded(since: str) -> _SavedPosition:
     try:
-        return msgspec.json.decode(since, type=_SavedPosition)
+        saved = msgspec.json.decode(since, type=_SavedPosition)
     except msgspec.DecodeError as error:
         raise InputInvalid(f"since is no position of a stream: {error}") from error
+    for vb, at in saved.checkpoints.items():
+        if min(at) < 0 or not at.snap_start <= at.seqno <= at.snap_end:
+            raise InputInvalid(f"since is no position of a stream: vbucket {vb} is at {at}, outside of its snapshot")
+    return saved

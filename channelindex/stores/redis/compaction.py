@@ -90,7 +90,6 @@ class RedisCompaction:
         return self._servers
 
     def _raise_one(self, partition: int, through: Sequence[int], epoch: int) -> None:
-        assert epoch > 0, "a partition that nobody has owned has nothing to compact"
         key = self._keys.partition(partition)
         vbuckets = read_meta(self._link, self._keys, self._index_name).vbuckets_of(partition)
         for _ in range(_RAISE_ATTEMPTS):

@@ -25,9 +25,8 @@ class MarkSetter:
     def __init__(self, link: Link, keys: Keys) -> None:
         self._link = link
         self._keys = keys
-        self._epoch = 0
-        self._confirmed = 0
-        self._attempted = 0
+        self._confirmed: dict[int, int] = {}
+        self._attempted: dict[int, int] = {}
 
     def set(self, epoch: int) -> int:
         """Set the next mark of *epoch* in all slots, and return its number: it is one more, also after an error.
@@ -35,21 +34,19 @@ class MarkSetter:
         Raises:
             OwnershipLost: a slot has lost marks of ours.
         """
-        assert epoch >= self._epoch, "an owner's epochs rise"
-        if epoch != self._epoch:
-            self._epoch, self._confirmed, self._attempted = epoch, 0, 0
-        self._attempted += 1
-        assert self._attempted > self._confirmed, "no number is set twice"
-        arguments = (epoch, self._confirmed, self._attempted)
+        confirmed, number = self._confirmed.get(epoch, 0), self._attempted.get(epoch, 0) + 1
+        self._attempted[epoch] = number
+        assert number > confirmed, "no number is set twice"
+        arguments = (epoch, confirmed, number)
         replies = self._link.run_all("mark", [((self._keys.slot(slot),), arguments) for slot in range(N_SLOTS)])
         if not all(replies):
             raise OwnershipLost(f"epoch {epoch}: slot {replies.index(0)} of index.store has lost what it acknowledged")
-        return self._attempted
+        return number
 
-    def confirm(self, number: int) -> None:
+    def confirm(self, epoch: int, number: int) -> None:
         """Note that mark *number* is in all slots, and that all of them were those of the same servers meanwhile."""
-        assert self._confirmed < number <= self._attempted
-        self._confirmed = number
+        assert self._confirmed.get(epoch, 0) < number <= self._attempted[epoch]
+        self._confirmed[epoch] = number
 
 
 def read_marks(link: Link, keys: Keys) -> list[dict[int, int]]:

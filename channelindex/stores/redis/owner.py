@@ -224,7 +224,7 @@ class RedisOwner(OwnerStore):
         mark = self._marks.set(epoch)
         assert mark > 0, "0 stands for none"
         self._require_first_servers(epoch, asks=True)
-        self._marks.confirm(mark)
+        self._marks.confirm(epoch, mark)
         return mark
 
     def _sweep_marks(self, meta: IndexMeta) -> None:

@@ -63,7 +63,7 @@ def read_timelines(link: Link, keys: Keys, partitions: Iterable[int], width: int
     """The moments of each of *partitions*, of *width* vbuckets, ascending by time."""
     names = [keys.timeline(partition) for partition in partitions]
     found = link.pipeline([("HVALS", name) for name in names])
-    return [sorted(unpack_moments(b"".join(moments), width, name)) for name, moments in zip(names, found, strict=True)]
+    return [unpack_moments(b"".join(moments), width, name) for name, moments in zip(names, found, strict=True)]
 
 
 def read_epochs(link: Link, keys: Keys, partitions: Iterable[int]) -> set[int]:
