@@ -193,7 +193,8 @@ class ChannelCompactor:
         packed = self._pack(selected, view) if selected.kept and is_worth_it else None
         live = plan.state.compacted.live
         if extent is Extent.FULL:
-            live = max(1, sum(map(len, packed.blocks)) if packed else kept_bytes)
+            # A byte less makes it due again, though nobody writes it.
+            live = max(1, (self._counted_bytes(packed) if packed else kept_bytes) - selected.is_ripening)
         if not is_worth_it:
             changes = []
         bytes_out = sum(map(len, packed.blocks)) if packed else 0
@@ -228,6 +229,10 @@ class ChannelCompactor:
         assert selected.kept, "something stays"
         epochs = {record.epoch for record in view.records} | {entry[2] for entry in selected.kept}
         return pack_group(selected.kept, max(epochs), self._block_bytes, ends_with_header=self._store.ends_with_header)
+
+    def _counted_bytes(self, packed: PackedGroup) -> int:
+        """The bytes of *packed* that `CompactionStore.sizes` tells: in a bucket, not those of the active block."""
+        return sum(map(len, packed.blocks[:-1] if self._store.ends_with_header else packed.blocks))
 
     def _write(self, channel: str, packed: PackedGroup) -> Output:
         group = COMPACT_PREFIX + secrets.token_hex(8)

@@ -12,12 +12,13 @@ class Ages(NamedTuple):
 
     `settled` is by vbucket the seqno that was stable `min_lag` ago and still is, `removable` the same for
     `removal_retention`; 0 where nothing was. `dead_epochs` is by partition the newest epoch that had begun
-    `dead_retention` ago, 0 for none.
+    `dead_retention` ago, 0 for none. With `forgets_removals`, they leave at some age.
     """
 
     settled: Sequence[int]
     removable: Sequence[int]
     dead_epochs: Sequence[int]
+    forgets_removals: bool = False
 
 
 class AgeLimits(NamedTuple):

@@ -35,8 +35,9 @@ class Counts(NamedTuple):
 class Selected(NamedTuple):
     """Holds the entries that stay, sorted; and by vbucket the highest seqno of a removal that left for its age.
 
-    Of what stays, `young_superseded` and `young_dead` entries may leave when they are older. `long_dead` entries of the
-    inputs were dead for long, whatever they left for; so are `long_dead_outside`, which stay where they are.
+    Of what stays, `young_superseded` and `young_dead` entries may leave when they are older; so may others where
+    `is_ripening`. `long_dead` entries of the inputs were dead for long, whatever they left for; so are
+    `long_dead_outside`, which stay where they are.
     """
 
     kept: list[KeptEntry]
@@ -46,6 +47,7 @@ class Selected(NamedTuple):
     young_dead: int
     long_dead: int = 0
     long_dead_outside: int = 0
+    is_ripening: bool = False
 
 
 class _DocumentEntries:
@@ -167,7 +169,9 @@ class Selection:
         counts = Counts(self._n_read, self._n_superseded, self._n_dead, n_removals, self._n_repeated)
         assert counts.read - counts.left == len(kept), "an entry that was read stays or is counted"
         dead = self._n_long_dead, self._n_long_dead_outside
-        return Selected(kept, floor, counts, young_superseded, young_dead, *dead)
+        has_removals = self._judge.ages.forgets_removals and any(_flags(raw) & _GONE for _, _, _, raw in kept)
+        is_ripening = young_superseded + young_dead > 0 or has_removals
+        return Selected(kept, floor, counts, young_superseded, young_dead, *dead, is_ripening)
 
     def _may_forget(self, document: _DocumentEntries, removable: int) -> bool:
         """True if all that is left of *document* is a removal that is old enough, and nothing of it is elsewhere."""

@@ -60,6 +60,7 @@ def take_view(reader: IndexReader, settings: CompactionSettings, now_s: float) -
             else [0] * meta.n_vbuckets
         ),
         dead_epochs=[_epoch_before(moments, now_s - settings.dead_retention_s) for moments in timelines],
+        forgets_removals=removal_s > 0,
     )
     longest_s = max(PRUNED_AFTER_S, settings.dead_retention_s, removal_s)  # moments of an older epoch say nothing
     prunable = [_epoch_before(moments, now_s - longest_s) for moments in timelines]

@@ -316,6 +316,20 @@ def test_removals_leave_for_their_age_and_a_floor_stays(world):
         world.told(since)
 
 
+def test_what_was_too_young_to_leave_a_channel_leaves_though_nobody_writes_it_any_more(world):
+    settings = CompactionSettings(min_lag_s=1.0, removal_retention_s=100.0, grace_s=0.0, max_lag_s=500.0)
+    world.backend.writer().write([append("A", 2, entry(0, 9, "doc-1", "9-x", DELETED))])
+    world.owner.advance(2, checkpoints({0: 9}))
+    world.owner.note_moments(2, [0], 2000.0)
+    world.owner.begin(0, 3, "n3")
+    world.compactor(2050.0, settings).compact("A")
+    assert world.compactor(2100.0, settings).find_due(["A"]) == []
+    compactor = world.compactor(2600.0, settings)
+    (due,) = compactor.find_due(["A"])
+    assert compactor.compact("A", due.extent).counts.removals == 1
+    assert world.compactor(9000.0, settings).find_due(["A"]) == [], "nothing is left that could leave"
+
+
 def _forget_a_deletion(world: World) -> tuple[str, str]:
     """Have doc-1 deleted at seqno 9, two more come, and the deletion leave; tokens of before it and after it."""
     before = ChangesReader(world.reader).changes(["A"]).since
