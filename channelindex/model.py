@@ -108,5 +108,4 @@ class IndexMeta(msgspec.Struct, frozen=True):
 
     def vbuckets_of(self, partition: int) -> range:
         """The vbuckets of *partition*, ascending."""
-        assert 0 <= partition < self.n_partitions
         return range(partition * self.partition_width, (partition + 1) * self.partition_width)

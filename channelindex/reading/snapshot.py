@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from channelindex.blocks import fold_clock
 from channelindex.epochs import Bounds, EpochStart, PartitionRecord, whole_record
-from channelindex.errors import IndexCorrupt, TokenAhead
+from channelindex.errors import IndexCorrupt, StoreUnavailable, TokenAhead
 from channelindex.model import IndexMeta
 from channelindex.reading.token import Delivered, Token, heard_upto
 from channelindex.stores.base import ChannelState, IndexReader
@@ -149,7 +149,11 @@ class Snapshots:
         self._history: tuple[IndexMeta, History] | None = None  # replaced whole
 
     def take(self) -> "IndexSnapshot":
-        """The index as it is now."""
+        """The index as it is now.
+
+        Raises:
+            StoreUnavailable: it was made anew meanwhile, in another shape.
+        """
         meta, epochs, stable = self._store.stable_view()
         known = self._history
         if known is not None and known[0] == meta and known[1].epochs == epochs:
@@ -157,7 +161,9 @@ class Snapshots:
         old = known[1].records if known is not None and known[0] == meta else ()
         changed = [p for p, epoch in enumerate(epochs) if not old or old[p].epoch != epoch]
         records = dict(zip(changed, self._store.partition_records(changed), strict=True))
-        for record in records.values():  # they are newer than the view
+        for partition, record in records.items():  # they are newer than the view
+            if record.vbuckets != meta.vbuckets_of(partition):
+                raise StoreUnavailable(f"partition {partition} now has {len(record.vbuckets)} vbuckets: made anew")
             stable[record.first_vb : record.vbuckets.stop] = record.stable
         history = History([records.get(p) or old[p] for p in range(len(epochs))], self._archives)
         self._history = meta, history

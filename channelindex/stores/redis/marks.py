@@ -39,6 +39,7 @@ class MarkSetter:
         assert number > confirmed, "no number is set twice"
         arguments = (epoch, confirmed, number)
         replies = self._link.run_all("mark", [((self._keys.slot(slot),), arguments) for slot in range(N_SLOTS)])
+        assert len(replies) == N_SLOTS, "each slot answers"
         if not all(replies):
             raise OwnershipLost(f"epoch {epoch}: slot {replies.index(0)} of index.store has lost what it acknowledged")
         return number
