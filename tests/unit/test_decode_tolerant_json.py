@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -18,6 +19,7 @@ from channelindex.model import Removal, Route
 
 DECODER = SyncGatewayDecoder(star_channel=False)
 SYNC = b'{"rev":"1-a","sequence":7,"channels":{"A":null}}'
+DEEP_SYNC = b'{"history":%s%s,' % (b"[" * MAX_DEPTH, b"]" * MAX_DEPTH) + SYNC[1:]
 ROUTE = Route("1-a", 0, 7, {"A": None})
 
 
@@ -88,15 +90,21 @@ def test_nesting_in_a_field_of_the_metadata_that_is_not_read_does_not_matter(dep
     assert decode(b'{"_sync":%s}' % sync) == ROUTE
 
 
-def test_nesting_in_the_metadata_that_go_refuses_is_undecodable() -> None:
-    with pytest.raises(Undecodable, match="too deep"):
-        decode_attribute(b'{"history":%s%s,' % (b"[" * MAX_DEPTH, b"]" * MAX_DEPTH) + SYNC[1:])
+@pytest.mark.parametrize(
+    "read", [lambda: decode(nested(MAX_DEPTH + 1)), lambda: decode_attribute(DEEP_SYNC)], ids=["body", "attribute"]
+)
+def test_nesting_that_go_refuses_is_undecodable_or_does_not_matter(read: Callable[[], Any]) -> None:
+    """From Python 3.14 on msgspec goes by the C stack, and takes it. Sync Gateway, in Go, writes no such document."""
+    if sys.version_info >= (3, 14):
+        assert read() == ROUTE
+    else:
+        with pytest.raises(Undecodable, match="too deep"):
+            read()
 
 
-@pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 2_000_000])
-def test_what_go_refuses_as_too_deep_is_undecodable(depth: int) -> None:
+def test_nesting_that_no_parser_takes_is_undecodable() -> None:
     with pytest.raises(Undecodable, match="too deep"):
-        decode(nested(depth))
+        decode(nested(2_000_000))
 
 
 def test_null_is_nothing() -> None:
