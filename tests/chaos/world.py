@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -417,7 +418,10 @@ class World:
 
     def n_switches(self) -> int:
         """Times that a compactor switched a channel to what it wrote."""
-        with closing(open_reader(IndexSettings(store=self.store.url))) as reader:
+        settings = IndexSettings(store=self.store.url)
+        if isinstance(self.store, BucketStore):
+            settings = replace(settings, user=self.store.bucket.user, password=self.store.bucket.password)
+        with closing(open_reader(settings)) as reader:
             states = reader.channel_states(list(reader.channels()))
         return sum(state.compacted.generation for state in states if state)
 
