@@ -1,7 +1,7 @@
 """Watches an index during a run: what following readers are told, and where the stable clock is. It judges nothing."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from typing import Self
@@ -189,20 +189,21 @@ class _Follower(_Looking):
         self._store = store
         self._clock = clock
         self._pause_s = pause_s
+        self._last_turn: int | None = None
+        """The turn that ends it, once it is asked to stop."""
+        self._give_up_at = float("inf")
 
     def watch(self) -> None:
         with closing(self._store), closing(self._clock):
             self._await_index()
             reader = ChangesReader(self._store)
-            while not self.stop_asked.is_set():
+            while True:
                 try:
-                    self._follow(reader)
+                    return self._follow(reader)
                 except IndexCorrupt:
                     if not self._waits_for_repair():
                         raise
-                    self.stop_asked.wait(RETRY_S)
-            for page in self._rest(reader, self._since):
-                self._note(page)
+                    self._stay_away(RETRY_S)
 
     def _follow(self, reader: ChangesReader) -> None:
         channels = [self.reader.channel]
@@ -213,11 +214,20 @@ class _Follower(_Looking):
             self.stop_asked.wait(self._pause_s)
 
     def _turn(self) -> bool:
+        """Whether to end: asked to, and a look, whole, began after that.
+
+        It is the product's follower that looks. What read from our own token would be told more: that is of the last
+        page with an entry, and the follower's own is further on.
+        """
         self.n_turns += 1
-        return self.stop_asked.wait(TURN_S)
+        if self.stop_asked.wait(TURN_S) and self._last_turn is None:
+            self._last_turn = self.n_turns + 1
+            self._give_up_at = time.monotonic() + CATCH_UP_S
+        return self._last_turn is not None and self.n_turns >= self._last_turn
 
     def _stay_away(self, seconds: float) -> None:
         self.n_turns -= 1
+        assert time.monotonic() < self._give_up_at, "the store was away at the end, or damaged"
         time.sleep(seconds)
 
     def _await_index(self) -> None:
@@ -227,22 +237,6 @@ class _Follower(_Looking):
             except (IndexMissing, Transient):
                 self.stop_asked.wait(RETRY_S)
             else:
-                return
-
-    def _rest(self, reader: ChangesReader, since: str | None) -> Iterator[Changes]:
-        """All that is stable now and was not told yet."""
-        deadline = time.monotonic() + CATCH_UP_S
-        while True:
-            try:
-                pages = reader.pages([self.reader.channel], since, PAGE)
-                first = next(pages)
-            except Transient:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(RETRY_S)
-            else:
-                yield first
-                yield from pages
                 return
 
     def _note(self, page: Changes) -> None:
