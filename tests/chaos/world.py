@@ -57,6 +57,8 @@ FATAL = frozenset((exits.INTERNAL, exits.CONFIG, exits.MISMATCH))
 """Exit codes that no fault explains. `AUTH` is none of them: a node that starts while logins are refused has it."""
 RECOVERY_DEADLINE_S = 180.0
 """The longest that anything here may need once all faults are healed: a client's longest pause, a TTL, a start."""
+REPAIRED = 1_000_000_000
+"""Where `repair` makes a directory, its generation begins at the time, in seconds."""
 SETTLE_DEADLINE_S = 10.0
 """How long a fault that no other one may meet waits for nodes that others have stopped."""
 
@@ -417,13 +419,14 @@ class World:
         return sum(writer.n_written for writer in self.writers)
 
     def n_switches(self) -> int:
-        """Times that a compactor switched a channel to what it wrote."""
+        """Times that a compactor switched a channel to what it wrote, but for those that were repaired."""
         settings = IndexSettings(store=self.store.url)
         if isinstance(self.store, BucketStore):
             settings = replace(settings, user=self.store.bucket.user, password=self.store.bucket.password)
         with closing(open_reader(settings)) as reader:
             states = reader.channel_states(list(reader.channels()))
-        return sum(state.compacted.generation for state in states if state)
+        generations = [state.compacted.generation for state in states if state]
+        return sum(generation for generation in generations if generation < REPAIRED)
 
     def n_lost_tails(self) -> int:
         """How many times a replica took the place of a master of the store without its newest writes."""
