@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Iterator
 from contextlib import aclosing, closing, suppress
 from functools import partial
 from pathlib import Path
@@ -16,102 +15,12 @@ from hypothesis import strategies as st
 
 from channelindex import AsyncChangesReader, ChangesReader, IndexMissing, TokenFile, open_async_index, open_index
 from channelindex.errors import IndexCorrupt, ReaderClosed, TokenAhead, TokenInvalid
-from channelindex.model import DELETED, REMOVED, Checkpoint
+from channelindex.model import DELETED, REMOVED
 from channelindex.reading import following, hub
 from channelindex.stores.redis.keys import Keys
-from tests.support.indexing import Row, SmallIndex
+from tests.support.async_followers import Told, Writer, all_have, cancel, run, until
+from tests.support.indexing import SmallIndex
 from tests.support.profiles import examples
-
-DEADLINE_S = 60
-
-
-class Writer:
-    """Writes one document after the other, each stable at once."""
-
-    def __init__(self, index: SmallIndex) -> None:
-        self.index = index
-        self.high = [0] * 4
-        self.epoch = index.begin()
-
-    def write(self, *rows: tuple[str, str, int]) -> None:
-        """Each row: channel, document, flags. A document has its vbucket."""
-        written: dict[int, int] = {}
-        packed = []
-        for channel, document, flags in rows:
-            vb = int(document[3:]) % 4
-            self.high[vb] += 1
-            written[vb] = self.high[vb]
-            packed.append(Row(channel, vb, self.high[vb], document, f"{self.high[vb]}-aa", flags))
-        self.index.write(self.epoch, packed)
-        self.index.advance(self.epoch, written)
-
-    def roll_back(self, vb: int, n: int) -> None:
-        self.high[vb] = max(0, self.high[vb] - n)
-        self.epoch = self.index.begin(rollback={vb: self.high[vb]})
-        self.index.advance(self.epoch, {vb: self.high[vb]})  # nobody is woken before the owner goes on
-
-
-@pytest.fixture
-def index(redis_url: str) -> Iterator[SmallIndex]:
-    with closing(SmallIndex(redis_url, block_bytes=400)) as made:
-        yield made
-
-
-@pytest.fixture
-def writer(index: SmallIndex) -> Writer:
-    made = Writer(index)
-    made.write(*[("a", f"doc{n}", 0) for n in range(20)], *[("b", f"doc{n}", 0) for n in range(20, 24)])
-    return made
-
-
-def run(test: Callable[[], Awaitable[None]]) -> None:
-    """Run *test* in a loop of its own; nothing of it may be left."""
-
-    async def main() -> None:
-        await asyncio.wait_for(test(), DEADLINE_S)
-        assert asyncio.all_tasks() == {asyncio.current_task()}
-
-    asyncio.run(main(), debug=False)
-
-
-async def until(reached: Callable[[], bool]) -> None:
-    while not reached():  # noqa: ASYNC110 what is waited for has no event; `run` has the deadline
-        await asyncio.sleep(0.005)
-
-
-class Told:
-    """A follower's task, what it was told, page by page, and the documents that it has."""
-
-    def __init__(self, reader: AsyncChangesReader, channels: list[str], since: str | None = None, **asked) -> None:
-        self.channels = channels
-        self.pages: list[list[str]] = []
-        self.since = since
-        self.documents: dict[str, str] = {}
-        self.pause_s = 0.0
-        self.task = asyncio.create_task(self._follow(reader, channels, asked))
-
-    async def _follow(self, reader: AsyncChangesReader, channels: list[str], asked) -> None:
-        async with aclosing(reader.follow(channels, self.since, **asked)) as followed:
-            async for page in followed:
-                self.pages.append([entry.id for entry in page.entries])
-                for entry in page.entries:
-                    self.documents.pop(entry.id, None)
-                    if not (entry.deleted or entry.removed):
-                        self.documents[entry.id] = entry.rev
-                self.since = page.since
-                await asyncio.sleep(self.pause_s)
-
-
-def all_have(followers: list[Told], n_pages: int) -> bool:
-    return all(len(follower.pages) >= n_pages for follower in followers)
-
-
-async def cancel(*followers: Told) -> None:
-    for follower in followers:
-        follower.task.cancel()
-    for follower in followers:
-        with suppress(asyncio.CancelledError):
-            await follower.task
 
 
 def test_followers_are_told_what_is_there_and_what_comes(redis_url: str, index: SmallIndex, writer: Writer) -> None:
@@ -219,25 +128,6 @@ def test_who_is_a_few_wakes_behind_is_answered_from_memory_and_told_the_newest_o
                     assert page._replace(stats=asked.stats) == asked, "what the blocking reader says of all of it"
                     assert len(page.entries) == 3
                 await cancel(quick)
-
-    run(test)
-
-
-def test_after_a_rollback_followers_are_told_what_is_true_again(
-    redis_url: str, index: SmallIndex, writer: Writer
-) -> None:
-    async def test() -> None:
-        async with open_async_index(redis_url, index.name) as reader:
-            followers = [Told(reader, ["b"]), Told(reader, ["b"], limit=1)]
-            await until(lambda: all(len(each.documents) == 4 for each in followers))
-            told = followers[0].documents["doc20"]
-            writer.write(("b", "doc20", 0))
-            await until(lambda: all(each.documents["doc20"] != told for each in followers))
-            writer.roll_back(0, 1)
-            await until(lambda: all(each.documents["doc20"] == told for each in followers))
-            writer.write(("b", "doc24", 0))
-            await until(lambda: all("doc24" in each.documents for each in followers))
-            await cancel(*followers)
 
     run(test)
 
@@ -437,108 +327,6 @@ def test_who_read_after_the_hub_looked_follows_at_once(redis_url: str, index: Sm
             writer.write(("a", "doc7", 0))
             await until(lambda: later.documents.keys() == {"doc7"})
             await cancel(first, later)
-
-    run(test)
-
-
-def test_who_comes_back_to_where_the_hub_is_need_not_read(
-    redis_url: str, index: SmallIndex, writer: Writer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def test() -> None:
-        async with open_async_index(redis_url, index.name) as reader:
-            stays, leaves = Told(reader, ["b"]), Told(reader, ["a"])
-            await until(partial(all_have, [stays, leaves], 1))
-            await cancel(leaves)
-            monkeypatch.setattr(following, "read_pages", None)  # from here on, all is in memory
-            writer.write(("b", "doc20", 0), ("a", "doc1", 0))
-            await until(partial(all_have, [stays], 2))
-            writer.write(("b", "doc21", 0))
-            await until(partial(all_have, [stays], 3))
-            again, idle = Told(reader, ["a"], leaves.since), Told(reader, ["b"], stays.since)
-            await until(lambda: again.pages == [["doc1"]])
-            assert not idle.task.done()
-            assert not idle.pages
-            await cancel(stays, again, idle)
-
-    run(test)
-
-
-def test_who_leaves_deletions_out_is_told_those_of_documents_that_are_streamed_again(
-    redis_url: str, index: SmallIndex, writer: Writer
-) -> None:
-    """The vbucket stands at 0, as at the beginning, where a deletion is of nothing that the follower has."""
-
-    def write(number: int, flags: int = 0) -> None:
-        vb = number % 4
-        writer.high[vb] += 1
-        index.write(writer.epoch, [Row("a", vb, writer.high[vb], f"doc{number}", "9-aa", flags)])
-        index.advance(writer.epoch, {vb: writer.high[vb]})
-
-    async def test() -> None:
-        async with open_async_index(redis_url, index.name) as reader:
-            follower = Told(reader, ["a"], active_only=True)
-            await until(lambda: len(follower.documents) == 20)
-            index.owner.begin(0, index.owner.next_epoch(), "test", rollback={0: Checkpoint(snap_end=writer.high[0])})
-            writer.epoch, writer.high[0] = index.begin(), 0
-            for number in (102, 106):  # it reads by its token, then is told from memory
-                write(number)
-                await until(partial(follower.documents.__contains__, f"doc{number}"))
-            write(4, DELETED)
-            write(110)
-            await until(lambda: "doc110" in follower.documents)
-            assert "doc4" not in follower.documents
-            await cancel(follower)
-
-    run(test)
-
-
-def test_who_comes_back_to_where_the_hub_is_need_not_read_after_a_rollback_either(
-    redis_url: str, index: SmallIndex, writer: Writer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def test() -> None:
-        async with open_async_index(redis_url, index.name) as reader:
-            stays, leaves = Told(reader, ["b"]), Told(reader, ["a"])
-            await until(partial(all_have, [stays, leaves], 1))
-            writer.roll_back(0, 1)
-            await until(partial(all_have, [stays, leaves], 2))
-            await cancel(leaves)
-            monkeypatch.setattr(following, "read_pages", None)  # from here on, all is in memory
-            writer.write(("b", "doc20", 0), ("a", "doc1", 0))
-            again = Told(reader, ["a"], leaves.since)
-            await until(lambda: again.pages == [["doc1"]])
-            await cancel(stays, again)
-
-    run(test)
-
-
-def test_what_a_store_has_to_make_stable_again_is_told_then(
-    redis_url: str, index: SmallIndex, writer: Writer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A failover has lost the newest stable clock, and nothing of the channel, which stays as the hub has noted it."""
-    monkeypatch.setattr(hub, "WAIT_S", 0.02)  # the failover tells nobody
-
-    async def test() -> None:
-        async with open_async_index(redis_url, index.name) as reader:
-            first = Told(reader, ["a"])
-            await until(partial(all_have, [first], 1))
-            index.write(writer.epoch, [Row("a", 1, writer.high[1] + 1, "doc101")])
-            with redis.Redis.from_url(redis_url) as client:
-                kept = {key: client.dump(key) for key in client.scan_iter(f"*{index.name}*")}
-                index.advance(writer.epoch, {1: writer.high[1] + 1})
-                await until(lambda: "doc101" in first.documents)
-                with client.pipeline() as pipeline:
-                    for key, value in kept.items():
-                        pipeline.restore(key, 0, value, replace=True)
-                    pipeline.execute()
-            looked = reader._hub
-            assert looked is not None
-            await until(lambda: looked.view is not None and looked.view.snapshot.stable[1] == writer.high[1])
-            second = Told(reader, ["a"])
-            await until(partial(all_have, [second], 1))
-            assert "doc101" not in second.documents
-            index.advance(writer.epoch, {1: writer.high[1] + 1})
-            await until(lambda: "doc101" in second.documents)
-            await cancel(first, second)
 
     run(test)
 
