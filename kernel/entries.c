@@ -93,12 +93,12 @@ static void *with_room(void *items, size_t *room, size_t count, size_t more, siz
     size_t most = SIZE_MAX / 4 / item_size;
     if (count > most || more > most - count)
         return NULL;
-    size_t wanted = *room < FIRST_ROOM ? FIRST_ROOM : *room;
-    while (wanted < count + more)
-        wanted *= 2;
-    void *grown = realloc(items, wanted * item_size);
+    size_t enough = *room < FIRST_ROOM ? FIRST_ROOM : *room;
+    while (enough < count + more)
+        enough *= 2;
+    void *grown = realloc(items, enough * item_size);
     if (grown != NULL)
-        *room = wanted;
+        *room = enough;
     return grown;
 }
 

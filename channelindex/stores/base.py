@@ -213,8 +213,8 @@ class OwnerStore(Protocol):
         """The servers in which the first epoch began, as `IndexWriter.servers`; asks nobody."""
         ...
 
-    def create_or_check(self, wanted: IndexMeta) -> IndexMeta:
-        """The index's meta record, created as *wanted* if there is none. `index_uuid` is not compared.
+    def create_or_check(self, expected: IndexMeta) -> IndexMeta:
+        """The index's meta record, created as *expected* if there is none. `index_uuid` is not compared.
 
         Raises:
             IndexMismatch: there is an index of another format, shape or source bucket; nothing was changed.
@@ -222,10 +222,10 @@ class OwnerStore(Protocol):
         """
         ...
 
-    def restore(self, wanted: IndexMeta, partitions: Collection[int] = ()) -> Restored:
+    def restore(self, expected: IndexMeta, partitions: Collection[int] = ()) -> Restored:
         """Write what is missing or cannot be read of the meta record and the partition records, and *partitions* anew.
 
-        The meta record becomes *wanted*, with the `index_uuid` that it had, if that is still known somewhere: with
+        The meta record becomes *expected*, with the `index_uuid` that it had, if that is still known somewhere: with
         another one, no `since` token is accepted any more. A record that is written anew is that of a partition that
         nobody has owned yet: its next epoch starts at 0, so all that was ever written of it is dead, and is indexed
         again. So is that of a partition whose store was replaced and of which nobody knows up to where that has

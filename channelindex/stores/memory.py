@@ -215,25 +215,25 @@ class MemoryOwner(OwnerStore):
         """See `OwnerStore.servers`: there is none."""
         return 0
 
-    def create_or_check(self, wanted: IndexMeta) -> IndexMeta:
+    def create_or_check(self, expected: IndexMeta) -> IndexMeta:
         """See `OwnerStore.create_or_check`."""
         with self._index.changed:
             if self._index.meta is None:
-                self._index.meta = wanted
+                self._index.meta = expected
                 self._index.records = [
-                    new_record(wanted.vbuckets_of(partition).start, wanted.partition_width)
-                    for partition in range(wanted.n_partitions)
+                    new_record(expected.vbuckets_of(partition).start, expected.partition_width)
+                    for partition in range(expected.n_partitions)
                 ]
-                assert sum(len(record.checkpoints) for record in self._index.records) == wanted.n_vbuckets
+                assert sum(len(record.checkpoints) for record in self._index.records) == expected.n_vbuckets
             meta = self._index.required_meta(self._index_name)
-            check_meta(meta, wanted, self._index_name)
+            check_meta(meta, expected, self._index_name)
             return meta
 
-    def restore(self, wanted: IndexMeta, partitions: Collection[int] = ()) -> Restored:
+    def restore(self, expected: IndexMeta, partitions: Collection[int] = ()) -> Restored:
         """See `OwnerStore.restore`. Memory loses nothing by itself."""
         with self._index.changed:
             wrote_meta = self._index.meta is None
-            meta = self.create_or_check(wanted)
+            meta = self.create_or_check(expected)
             for partition in partitions:
                 vbuckets = meta.vbuckets_of(partition)
                 self._index.records[partition] = new_record(vbuckets.start, len(vbuckets))

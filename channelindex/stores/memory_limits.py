@@ -35,12 +35,12 @@ class MemoryLimits(NamedTuple):
     min_entries: int = 0
     max_age_s: float = 0.0
 
-    def block_bytes(self, wanted: int) -> int:
-        """The size at which a block is full: *wanted*, or less where blocks that large would hold too much."""
-        assert wanted > 0
+    def block_bytes(self, target: int) -> int:
+        """The size at which a block is full: *target*, or less where blocks that large would hold too much."""
+        assert target > 0
         if not self.max_entries:
-            return wanted
-        return min(wanted, max(_LEAST_BLOCK_BYTES, self.part_entries * _ENTRY_BYTES))
+            return target
+        return min(target, max(_LEAST_BLOCK_BYTES, self.part_entries * _ENTRY_BYTES))
 
 
 class _Sealed(NamedTuple):

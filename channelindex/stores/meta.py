@@ -56,42 +56,42 @@ def check_format(found: int, index_name: str) -> None:
         )
 
 
-def check_meta(found: IndexMeta, wanted: IndexMeta, index_name: str) -> None:
+def check_meta(found: IndexMeta, expected: IndexMeta, index_name: str) -> None:
     """Compare all but `index_uuid`.
 
     Raises:
-        IndexMismatch: *found* is of another shape or source bucket than *wanted*.
+        IndexMismatch: *found* is of another shape or source bucket than *expected*.
     """
     for field, what in (
         ("n_vbuckets", "number of vbuckets"),
         ("n_partitions", "index.partitions"),
         ("source_uuid", "source bucket UUID"),
     ):
-        if getattr(found, field) != getattr(wanted, field):
-            raise IndexMismatch(_mismatch(index_name, what, getattr(found, field), getattr(wanted, field)))
+        if getattr(found, field) != getattr(expected, field):
+            raise IndexMismatch(_mismatch(index_name, what, getattr(found, field), getattr(expected, field)))
 
 
-def check_width(found: int, wanted: IndexMeta, index_name: str) -> None:
-    """Compare the number of vbuckets in partition records whose meta record is lost with that of *wanted*.
+def check_width(found: int, expected: IndexMeta, index_name: str) -> None:
+    """Compare the number of vbuckets in partition records whose meta record is lost with that of *expected*.
 
     Raises:
         IndexMismatch: they differ; the message names the index.partitions that the records were made with.
     """
     assert found > 0, "a partition has a vbucket"
-    if found == wanted.partition_width:
+    if found == expected.partition_width:
         return
     cure = "point source.url at the bucket that it was built for"
-    if wanted.n_vbuckets % found == 0:
-        cure = f"it was built with index.partitions = {wanted.n_vbuckets // found}, so set that"
+    if expected.n_vbuckets % found == 0:
+        cure = f"it was built with index.partitions = {expected.n_vbuckets // found}, so set that"
     raise IndexMismatch(
         f"index {index_name!r} has partition records of {found} vbuckets, and index.partitions = "
-        f"{wanted.n_partitions} expects {wanted.partition_width}: {cure}, or set index.name to a new name"
+        f"{expected.n_partitions} expects {expected.partition_width}: {cure}, or set index.name to a new name"
     )
 
 
-def _mismatch(index_name: str, what: str, found: object, wanted: object) -> str:
+def _mismatch(index_name: str, what: str, found: object, expected: object) -> str:
     return (
-        f"index {index_name!r} has {what} {found}, expected {wanted}: "
+        f"index {index_name!r} has {what} {found}, expected {expected}: "
         "set index.name to a new name to build another index, or point source.url and index.* at what it was built for"
     )
 

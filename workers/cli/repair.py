@@ -20,7 +20,7 @@ from channelindex.stores.base import Mended, OwnerStore, Restored
 from coordinator.lock import job_lock
 from workers.cli import options, output, verify
 from workers.cli.rewind import confirm, number
-from workers.node.start import wanted_meta
+from workers.node.start import configured_meta
 
 _EPILOG = """\
 example:
@@ -131,12 +131,12 @@ def restore(config: Config, partitions: Collection[int], job: str) -> Restored:
         IndexMismatch: the index is of another shape or bucket than the configuration.
         CoordinationUnavailable: another such command is running.
     """
-    wanted = wanted_meta(config)
-    unknown = [partition for partition in partitions if partition >= wanted.n_partitions]
+    expected = configured_meta(config)
+    unknown = [partition for partition in partitions if partition >= expected.n_partitions]
     if unknown:
-        raise InputInvalid(f"there is no partition {unknown[0]}: the index has 0 to {wanted.n_partitions - 1}")
+        raise InputInvalid(f"there is no partition {unknown[0]}: the index has 0 to {expected.n_partitions - 1}")
     with closing(open_owner(config.index)) as owner, job_lock(config.coordination.redis, config.index.name, job):
-        return owner.restore(wanted, partitions)
+        return owner.restore(expected, partitions)
 
 
 def print_restored(restored: Restored) -> None:

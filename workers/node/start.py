@@ -62,17 +62,17 @@ def run_node(config: Config, reload: Callable[[], Config]) -> int:
 def prepare_index(config: Config) -> IndexMeta:
     """Return the index's meta record, made if there is none, after decoder, bucket, leases and store proved usable."""
     make_decoder(config.source.decoder, star_channel=config.source.star_channel)
-    wanted = wanted_meta(config)
+    expected = configured_meta(config)
     if config.index.store == MEMORY_URL:
-        return _create_or_check(config.index, wanted)
+        return _create_or_check(config.index, expected)
     url = config.coordination.redis
     with closing(connect(url, COORDINATION_TIMEOUT_S)) as redis:
         for server in redis.servers():
             server.execute("PING")
-    return run_in_child("store_check", partial(_create_or_check, config.index, wanted))
+    return run_in_child("store_check", partial(_create_or_check, config.index, expected))
 
 
-def wanted_meta(config: Config) -> IndexMeta:
+def configured_meta(config: Config) -> IndexMeta:
     """The meta record that an index of the configured bucket has, with a UUID of its own.
 
     Raises:
@@ -89,6 +89,6 @@ def wanted_meta(config: Config) -> IndexMeta:
     return IndexMeta(FORMAT_VERSION, source.n_vbuckets, n_partitions, source.uuid, uuid.uuid4().hex)
 
 
-def _create_or_check(settings: IndexSettings, wanted: IndexMeta) -> IndexMeta:
+def _create_or_check(settings: IndexSettings, expected: IndexMeta) -> IndexMeta:
     with closing(open_owner(settings)) as store:
-        return store.create_or_check(wanted)
+        return store.create_or_check(expected)

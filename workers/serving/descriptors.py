@@ -16,11 +16,11 @@ def make_room(max_connections: int) -> int:
     A connection for which there is none could not even be refused.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = max_connections + SPARE
-    limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    required = max_connections + SPARE
+    limit = required if hard == resource.RLIM_INFINITY else min(required, hard)
     if soft != resource.RLIM_INFINITY and soft < limit:
         resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
     most = max(1, limit - SPARE)
     if most < max_connections:
-        _log.warning("serve.few_descriptors", connections=most, msg=f"LimitNOFILE or ulimit -n has to be {wanted}")
+        _log.warning("serve.few_descriptors", connections=most, msg=f"LimitNOFILE or ulimit -n has to be {required}")
     return most

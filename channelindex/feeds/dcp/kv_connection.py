@@ -56,12 +56,12 @@ class KvConnection:
             raise
 
     def _introduce(self, address: SourceAddress, credentials: Credentials) -> Conversation[None]:
-        wanted = address.collections
-        features = (*COMMON_FEATURES, Feature.COLLECTIONS) if wanted else COMMON_FEATURES
+        collections = address.collections
+        features = (*COMMON_FEATURES, Feature.COLLECTIONS) if collections else COMMON_FEATURES
         greeting = yield from open_bucket(address, credentials, features)
         self.config = greeting.config
-        if wanted:
-            self.keyspace = yield from find_keyspace(wanted, granted=Feature.COLLECTIONS in greeting.features)
+        if collections:
+            self.keyspace = yield from find_keyspace(collections, granted=Feature.COLLECTIONS in greeting.features)
 
     def _converse(self, conversation: Conversation[_Result], deadline: float) -> _Result:
         try:

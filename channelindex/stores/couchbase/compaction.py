@@ -106,7 +106,7 @@ class CouchbaseCompaction:
         """See `CompactionStore.switch`. A group that a present epoch writes stays."""
         sizes = self._removed_sizes(switch)
         output = switch.output
-        wanted = (output.group, 0, len(output.sizes) - 1) if output else None
+        expected = (output.group, 0, len(output.sizes) - 1) if output else None
         old = self._directories.read([switch.channel])[switch.channel].directory.strays
         self._expire(switch.channel, old, 0)
         left: list[Stray] = []
@@ -115,7 +115,7 @@ class CouchbaseCompaction:
         def change(directory: ChannelDirectory) -> bool:
             nonlocal is_tried, happened
             happened = is_tried and output is not None and output.group in directory.active_by_group
-            if directory.compacted.generation != switch.generation or (wanted and directory.pending != wanted):
+            if directory.compacted.generation != switch.generation or (expected and directory.pending != expected):
                 return False
             if _went_back(directory, switch):
                 return False

@@ -39,7 +39,7 @@ class CouchbaseOwner(OwnerStore):
         """See `OwnerStore.servers`, and `CouchbaseBlocks.servers`."""
         return 0
 
-    def create_or_check(self, wanted: IndexMeta) -> IndexMeta:
+    def create_or_check(self, expected: IndexMeta) -> IndexMeta:
         """See `OwnerStore.create_or_check`. The meta record comes last: where it is, all partition records are.
 
         Raises:
@@ -47,38 +47,38 @@ class CouchbaseOwner(OwnerStore):
         """
         self._link.check_durability(self._keys.meta)
         if self._stored(self._keys.meta) is None:
-            self._refuse_lost_meta(wanted)
+            self._refuse_lost_meta(expected)
             self._link.insert(
                 {
-                    self._keys.partition(wanted, partition): encode_record(
-                        epochs.new_record(wanted.vbuckets_of(partition).start, wanted.partition_width)
+                    self._keys.partition(expected, partition): encode_record(
+                        epochs.new_record(expected.vbuckets_of(partition).start, expected.partition_width)
                     )
-                    for partition in range(wanted.n_partitions)
+                    for partition in range(expected.n_partitions)
                 }
             )
-            self._link.insert({self._keys.meta: encode_meta(wanted)})
+            self._link.insert({self._keys.meta: encode_meta(expected)})
         meta = self._read_meta()
-        check_meta(meta, wanted, self._index_name)
+        check_meta(meta, expected, self._index_name)
         self._known_meta = meta
         return meta
 
-    def _refuse_lost_meta(self, wanted: IndexMeta) -> None:
+    def _refuse_lost_meta(self, expected: IndexMeta) -> None:
         """Raise if a partition had an owner and the meta record is not there even now: another node may have begun."""
-        keys = [self._keys.partition(wanted, partition) for partition in range(wanted.n_partitions)]
+        keys = [self._keys.partition(expected, partition) for partition in range(expected.n_partitions)]
         for partition, (key, stored) in enumerate(zip(keys, self._link.get(keys), strict=True)):
-            if stored is not None and decode_record(stored, wanted.vbuckets_of(partition), key).epoch:
+            if stored is not None and decode_record(stored, expected.vbuckets_of(partition), key).epoch:
                 if self._stored(self._keys.meta) is None:
                     raise lost_meta(self._keys.meta)
                 return
 
-    def restore(self, wanted: IndexMeta, partitions: Collection[int] = ()) -> Restored:
+    def restore(self, expected: IndexMeta, partitions: Collection[int] = ()) -> Restored:
         """See `OwnerStore.restore`. The UUID is nowhere else: a meta record that is written anew has another one."""
         found = self._meta_if_readable()
         if found is not None:
-            check_meta(found, wanted, self._index_name)
-        elif widths := self._widths(wanted):
-            check_width(widths[0], wanted, self._index_name)
-        meta = found or wanted
+            check_meta(found, expected, self._index_name)
+        elif widths := self._widths(expected):
+            check_width(widths[0], expected, self._index_name)
+        meta = found or expected
         broken = [p for p in range(meta.n_partitions) if p in partitions or not self._is_whole(meta, p)]
         for partition in broken:
             new = encode_record(epochs.new_record(meta.vbuckets_of(partition).start, meta.partition_width))
@@ -99,11 +99,11 @@ class CouchbaseOwner(OwnerStore):
         except (IndexMissing, IndexCorrupt):
             return None
 
-    def _widths(self, wanted: IndexMeta) -> list[int]:
-        """The number of vbuckets in partition records that are there; that of *wanted* first, if it is among them."""
-        n_vbuckets, own = wanted.n_vbuckets, wanted.partition_width
+    def _widths(self, expected: IndexMeta) -> list[int]:
+        """The number of vbuckets in partition records that are there; that of *expected* first, if it is among them."""
+        n_vbuckets, own = expected.n_vbuckets, expected.partition_width
         shapes = [
-            msgspec.structs.replace(wanted, n_partitions=n_vbuckets // width)
+            msgspec.structs.replace(expected, n_partitions=n_vbuckets // width)
             for width in range(1, n_vbuckets + 1)
             if n_vbuckets % width == 0
         ]
@@ -151,7 +151,7 @@ class CouchbaseOwner(OwnerStore):
             waiting = [partition for partition in rollbacks if partition not in begun]
             if not waiting:
                 return [begun[partition] for partition in rollbacks]
-            wanted: dict[int, tuple[PartitionRecord, int]] = {}
+            successors: dict[int, tuple[PartitionRecord, int]] = {}
             old_by_partition: dict[int, tuple[EpochStart, ...]] = {}
             going_back: set[int] = set()
             for partition, (record, cas) in self._records(waiting).items():
@@ -161,14 +161,14 @@ class CouchbaseOwner(OwnerStore):
                 new = epochs.begin(record, epoch, owner, rollbacks[partition], only_if, partition)
                 assert new.epoch == epoch, "it has begun"
                 kept, old_by_partition[partition] = epochs.archive_old(new)
-                wanted[partition] = kept, cas
+                successors[partition] = kept, cas
                 if epochs.goes_back(record, new):
                     going_back.add(partition)
             self._archive(old_by_partition)
-            changed = self._replace(wanted)
+            changed = self._replace(successors)
             if going_back - changed:
                 self._raise_stable_counter()
-            begun |= {partition: record for partition, (record, _) in wanted.items() if partition not in changed}
+            begun |= {partition: record for partition, (record, _) in successors.items() if partition not in changed}
         raise Transient(f"partitions {waiting}: their records changed {MAX_ATTEMPTS} times while epoch {epoch} began")
 
     def advance(self, epoch: int, checkpoints: Mapping[int, Mapping[int, Checkpoint]]) -> None:

@@ -53,9 +53,9 @@ class CouchbaseReader:
     def partition_records(self, partitions: Sequence[int] | None = None) -> Sequence[PartitionRecord]:
         """See `IndexReader.partition_records`."""
         meta = self.meta()
-        wanted = range(meta.n_partitions) if partitions is None else partitions
-        keys = [self._keys.partition(meta, partition) for partition in wanted]
-        return self._decoded(meta, wanted, keys, self._link.get(keys))
+        selected = range(meta.n_partitions) if partitions is None else partitions
+        keys = [self._keys.partition(meta, partition) for partition in selected]
+        return self._decoded(meta, selected, keys, self._link.get(keys))
 
     def _decoded(
         self, meta: IndexMeta, partitions: Sequence[int], keys: Sequence[str], found: Sequence[Stored | None]

@@ -195,13 +195,13 @@ def _read(link: Link, keys: Keys, name: _Group, numbers: Collection[int]) -> _St
     stored, clock = link.execute("HMGET", keys.channel(channel), DIRECTORY + group, CLOCK + group)
     directory = _decoded(stored or b"")
     if directory is not None:
-        wanted = range(directory.first, directory.number + 1)
+        numbers = range(directory.first, directory.number + 1)
     else:
         lives = link.pipeline([("PTTL", keys.block(channel, group, number)) for number in numbers])
         kept = [number for number, life in zip(numbers, lives, strict=True) if life == _FOR_EVER]
-        wanted = range(min(kept), max(kept) + 1) if kept else range(0)
-    blocks = link.pipeline([("GET", keys.block(channel, group, number)) for number in wanted]) if wanted else ()
-    return _StoredGroup(stored or b"", directory, clock or b"", wanted.start, blocks)
+        numbers = range(min(kept), max(kept) + 1) if kept else range(0)
+    blocks = link.pipeline([("GET", keys.block(channel, group, number)) for number in numbers]) if numbers else ()
+    return _StoredGroup(stored or b"", directory, clock or b"", numbers.start, blocks)
 
 
 def _whole(found: _StoredGroup) -> _MendedGroup:

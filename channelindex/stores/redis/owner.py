@@ -100,24 +100,24 @@ class RedisOwner(OwnerStore):
         """See `OwnerStore.servers`."""
         return self._first_servers
 
-    def create_or_check(self, wanted: IndexMeta) -> IndexMeta:
+    def create_or_check(self, expected: IndexMeta) -> IndexMeta:
         """See `OwnerStore.create_or_check`."""
         self._identify_server()
-        checkpoints = records.pack_checkpoints(epochs.new_record(0, wanted.partition_width).checkpoints)
-        partitions = [self._keys.partition(partition) for partition in range(wanted.n_partitions)]
-        arguments = (encode_meta(wanted), checkpoints, wanted.index_uuid)
+        checkpoints = records.pack_checkpoints(epochs.new_record(0, expected.partition_width).checkpoints)
+        partitions = [self._keys.partition(partition) for partition in range(expected.n_partitions)]
+        arguments = (encode_meta(expected), checkpoints, expected.index_uuid)
         found = self._link.run("create", (self._keys.meta, self._keys.view, *partitions), *arguments)
         if not found:
             raise lost_meta(self._keys.meta)
         meta = decode_meta(found, self._keys.meta, self._index_name)
-        check_meta(meta, wanted, self._index_name)
+        check_meta(meta, expected, self._index_name)
         self._know(meta)
         return meta
 
-    def restore(self, wanted: IndexMeta, partitions: Collection[int] = ()) -> Restored:
+    def restore(self, expected: IndexMeta, partitions: Collection[int] = ()) -> Restored:
         """See `OwnerStore.restore`."""
         self._identify_server()
-        restored = restore(self._link, self._keys, self._index_name, wanted, partitions, self._servers)
+        restored = restore(self._link, self._keys, self._index_name, expected, partitions, self._servers)
         self._know(restored.meta)
         return restored
 
@@ -153,7 +153,7 @@ class RedisOwner(OwnerStore):
             waiting = [partition for partition in rollbacks if partition not in begun]
             if not waiting:
                 return [begun[partition] for partition in rollbacks]
-            wanted: dict[int, _Successor] = {}
+            successors: dict[int, _Successor] = {}
             found = dict(zip(waiting, self._records(waiting), strict=True))
             fallbacks = self._fallbacks(epoch, found, rollbacks)
             for partition, stored in found.items():
@@ -167,9 +167,9 @@ class RedisOwner(OwnerStore):
                     new = epochs.assume_compacted(new)
                 goes_back = epochs.goes_back(stored.record, new)
                 assert new.epoch == epoch, "it has begun"
-                wanted[partition] = _Successor(stored.version, goes_back, *epochs.archive_old(new))
-            changed = self._replace(wanted)
-            begun |= {partition: new.record for partition, new in wanted.items() if partition not in changed}
+                successors[partition] = _Successor(stored.version, goes_back, *epochs.archive_old(new))
+            changed = self._replace(successors)
+            begun |= {partition: new.record for partition, new in successors.items() if partition not in changed}
         raise Transient(
             f"partitions {waiting}: their records changed {_BEGIN_ATTEMPTS} times while epoch {epoch} began"
         )

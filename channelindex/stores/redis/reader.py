@@ -52,12 +52,12 @@ class RedisReader:
     def partition_records(self, partitions: Sequence[int] | None = None) -> Sequence[PartitionRecord]:
         """See `IndexReader.partition_records`."""
         meta = self.meta()
-        wanted = range(meta.n_partitions) if partitions is None else partitions
-        keys = [self._keys.partition(partition) for partition in wanted]
+        selected = range(meta.n_partitions) if partitions is None else partitions
+        keys = [self._keys.partition(partition) for partition in selected]
         found = self._link.pipeline([("HMGET", key, *RECORD_FIELDS) for key in keys])
         return [
             decode_record(fields, meta.vbuckets_of(partition), key)
-            for partition, key, fields in zip(wanted, keys, found, strict=True)
+            for partition, key, fields in zip(selected, keys, found, strict=True)
         ]
 
     def archived_starts(self, partitions: Sequence[int]) -> Sequence[Sequence[EpochStart]]:

@@ -20,15 +20,15 @@ from channelindex.stores.redis.timelines import read_timelines
 
 
 def restore(
-    link: Link, keys: Keys, index_name: str, wanted: IndexMeta, partitions: Collection[int], servers: int
+    link: Link, keys: Keys, index_name: str, expected: IndexMeta, partitions: Collection[int], servers: int
 ) -> Restored:
     """See `OwnerStore.restore`. *servers* is the digest of those that are there."""
     found = _meta(link, keys, index_name)
     if found is not None:
-        check_meta(found, wanted, index_name)
-    elif widths := _widths(link, keys, wanted):
-        check_width(Counter(widths).most_common(1)[0][0], wanted, index_name)
-    meta = found or msgspec.structs.replace(wanted, index_uuid=_known_uuid(link, keys, wanted) or wanted.index_uuid)
+        check_meta(found, expected, index_name)
+    elif widths := _widths(link, keys, expected):
+        check_width(Counter(widths).most_common(1)[0][0], expected, index_name)
+    meta = found or msgspec.structs.replace(expected, index_uuid=_known_uuid(link, keys, expected) or expected.index_uuid)
     is_whole = _PartitionCheck(link, keys, meta, servers).is_whole
     broken = [p for p in range(meta.n_partitions) if p in partitions or not is_whole(p)]
     checkpoints = records.pack_checkpoints(epochs.new_record(0, meta.partition_width).checkpoints)

@@ -63,16 +63,16 @@ return with_key_in_error(function()
     local group, known, active, bytes, first = groups[index], groups[index + 1], groups[index + 2], groups[index + 3],
       groups[index + 4]
     local size = call('STRLEN', block_key(group, string.format('%.0f', active)))
-    local wanted = groups[index + 6]
+    local expected = groups[index + 6]
     key = channel_key
     local present = call('HGET', channel_key, 'g' .. group)
-    if groups[index + 5] == 1 and present == known and (wanted < 0 or wanted == size) then
+    if groups[index + 5] == 1 and present == known and (expected < 0 or expected == size) then
       if string.sub(group, 1, 8) ~= 'compact-' then
         gone = gone + bytes + size
         next_number = math.max(next_number, active + 1)
       end
       expire(group, first, active)
-      if wanted >= 0 then
+      if expected >= 0 then
         call('UNLINK', block_key(group, string.format('%.0f', active)))
       end
       call('HDEL', channel_key, 'g' .. group, 'k' .. group)
