@@ -104,7 +104,7 @@ class Run:
         before, begun, needed = world.cost(), world.now, 0
         for start in range(0, len(self.names), at_once):
             for name in self.names[start : start + at_once]:
-                held = world.nodes[name].membership.book.held(world.now)
+                held = world.nodes[name].membership.book.unexpired(world.now)
                 needed += 2 * len(held)  # there and back
                 world.restart(name)
             world.run_until(lambda: len(world.nodes) == len(self.names) and world.is_balanced(), LIMIT_S)

@@ -185,7 +185,7 @@ class World:
             del self.nodes[node.name]
             self.start(node.name, self.now + DOWN_S)
             return
-        to_drain = set(node.membership.wanted_releases) - node.draining
+        to_drain = set(node.membership.due_releases) - node.draining
         if to_drain:
             node.draining |= to_drain
             self.at(self.now + DRAIN_S * self.rnd.uniform(0.5, 1.5), lambda: self._give_back(node, to_drain))
@@ -199,11 +199,11 @@ class World:
         self._tick(node)
 
     def _note_held(self, node: SimulatedNode) -> None:
-        held = frozenset(node.membership.book.held(self.now))
+        held = frozenset(node.membership.book.unexpired(self.now))
         for partition in held - node.held:
             before = self.owner.get(partition)
             other = self.nodes.get(before) if before else None
-            if other is not None and other is not node and partition in other.membership.book.held(self.now):
+            if other is not None and other is not node and partition in other.membership.book.unexpired(self.now):
                 self.n_doubly_owned += 1
             self.n_moves += before != node.name
             self.owner[partition] = node.name

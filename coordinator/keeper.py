@@ -82,11 +82,11 @@ class LeaseKeeper:
 
     def _report(self) -> None:
         now, membership = time.monotonic(), self._membership
-        leases = membership.book.held(now)
+        leases = membership.book.unexpired(now)
         self._link.report(
             KeeperReport(
                 leases=leases,
-                wanted_releases=[partition for partition in membership.wanted_releases if partition in leases],
+                due_releases=[partition for partition in membership.due_releases if partition in leases],
                 n_members=membership.n_members,
                 n_to_move=membership.n_to_move,
                 unowned={partition: round(now - since, 3) for partition, since in membership.free_since.items()},

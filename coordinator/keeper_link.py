@@ -36,14 +36,14 @@ class KeeperReport(msgspec.Struct, frozen=True):
 
     `leases` maps each partition of ours to the monotonic time (of this machine, any process) at which work on it must
     have stopped; the supervisor watches these itself, since a keeper that hangs cannot report that they passed.
-    `wanted_releases` are partitions of `leases` to drain and then to release, because a peer is due for them.
+    `due_releases` are partitions of `leases` to drain and then to release, because a peer is due for them.
     `n_to_move`: moves that the whole cluster has yet to make. `unowned` maps the partitions without an owner to the
     seconds for which this keeper has known it. `scale`: the worker counts that an operator ordered.
     `trouble` is None where the last tick went well; else the rest is from the last one that did.
     """
 
     leases: dict[int, float]
-    wanted_releases: list[int]
+    due_releases: list[int]
     n_members: int = 0
     n_to_move: int = 0
     unowned: dict[int, float] = {}
@@ -173,7 +173,7 @@ class KeeperLink(SocketEnd):
         return msgspec.structs.replace(
             report,
             leases={partition: at for partition, at in report.leases.items() if partition not in released},
-            wanted_releases=[partition for partition in report.wanted_releases if partition not in released],
+            due_releases=[partition for partition in report.due_releases if partition not in released],
         )
 
 

@@ -44,7 +44,8 @@ class LeaseBook:
 
     Invariant: a deadline lies before the moment at which Redis lets somebody else take the lease, because it is counted
     from before the request that renewed the lease was sent, and Redis counts from when it ran. A reply that
-    arrives after the deadline that it grants (we were paused) therefore grants nothing: `held` judges at each call.
+    arrives after the deadline that it grants (we were paused) therefore grants nothing: `unexpired` compares at each
+    call.
     """
 
     def __init__(self, timing: LeaseTiming) -> None:
@@ -66,7 +67,7 @@ class LeaseBook:
         for partition in partitions:
             self._deadline_by_partition.pop(partition, None)
 
-    def held(self, now: float) -> dict[int, float]:
+    def unexpired(self, now: float) -> dict[int, float]:
         """The deadlines, by partition, of the leases that have not expired."""
         return {partition: at for partition, at in self._deadline_by_partition.items() if now < at}
 

@@ -47,7 +47,7 @@ class Membership:
         """Set to take nothing more and to release everything."""
         self.status = ""
         """JSON to show to others from the next tick on."""
-        self.wanted_releases: tuple[int, ...] = ()
+        self.due_releases: tuple[int, ...] = ()
         """Partitions to drain and then to release."""
         self.refused_s: float | None = None
         """Seconds for which our name still belongs to another process; None where it is ours."""
@@ -60,7 +60,7 @@ class Membership:
         self._view = _NOBODY
         self._version = 0
         self._target = Target({}, {})
-        self._holds_nothing = False
+        self._owns_nothing = False
         self._awaited_nodes: set[str] = set()
         self._await_until = 0.0
 
@@ -77,7 +77,7 @@ class Membership:
     @property
     def has_left(self) -> bool:
         """True when, after `leaving`, the last answer has no lease of ours any more."""
-        return self.leaving and self._holds_nothing
+        return self.leaving and self._owns_nothing
 
     def release(self, partitions: Iterable[int]) -> None:
         """Release *partitions*, which were drained, with the next tick."""
@@ -94,7 +94,7 @@ class Membership:
         """
         before, released = self._view, set(self._to_release)
         # Asking for our own leases, too, restores them at once if Redis has lost its data.
-        answer = self._ask(take=self.book.held(self._clock()))
+        answer = self._ask(take=self.book.unexpired(self._clock()))
         if answer.joined and before.live:
             # Redis forgot us, so probably everybody: what looks free now is a peer's who comes back in a moment.
             self._awaited_nodes = {member.node for member in before.live}
@@ -110,14 +110,16 @@ class Membership:
 
     def check(self) -> None:
         """Assert what holds after every tick that was answered."""
-        held = self._view.held_by(self._identity.node)
-        assert self.book.held(self._clock()).keys() <= set(held), "we work on what Redis says is ours, and nothing else"
-        assert set(self.wanted_releases) <= set(held), "only what is ours can be released"
-        assert self.leaving or len(self.wanted_releases) <= self._max_moves
+        owned = self._view.owned_by(self._identity.node)
+        assert self.book.unexpired(self._clock()).keys() <= set(owned), (
+            "we work on what Redis says is ours, and nothing else"
+        )
+        assert set(self.due_releases) <= set(owned), "only what is ours can be released"
+        assert self.leaving or len(self.due_releases) <= self._max_moves
         assert self.free_since.keys().isdisjoint(self._view.leases), "what is owned is not free"
         assert all(0 <= partition < self._n_partitions for partition in self.free_since)
         assert all(partition >= self._n_partitions for partition in self._to_release), "it released what was ours"
-        assert not self.has_left or not self.book.held(self._clock())
+        assert not self.has_left or not self.book.unexpired(self._clock())
 
     def _ask(self, take: Iterable[int]) -> TickAnswer:
         sent_at = self._clock()
@@ -137,12 +139,12 @@ class Membership:
         self.refused_s = None if answer.accepted else answer.own_remaining_ms / 1000
         if view is not None:
             self._see(view, answer.version)
-        listed = self._view.held_by(self._identity.node) if answer.accepted else ()
-        held = [partition for partition in listed if partition < self._n_partitions]
+        listed = self._view.owned_by(self._identity.node) if answer.accepted else ()
+        owned = [partition for partition in listed if partition < self._n_partitions]
         # What else our name has is of an index that was lost, and had more partitions than the one in its place.
         self._to_release.update(partition for partition in listed if partition >= self._n_partitions)
-        self._holds_nothing = not held
-        self.book.renew(held, sent_at)
+        self._owns_nothing = not owned
+        self.book.renew(owned, sent_at)
         return answer
 
     def _see(self, view: View, version: int) -> None:
@@ -164,13 +166,13 @@ class Membership:
     def _plan(self) -> tuple[int, ...]:
         """Decide what to release; return what to take now."""
         todo = self._target.plan_of(self._identity.node)
-        held = set(self._view.held_by(self._identity.node))
-        wanted = held.intersection((*todo.release, *self._view.asked))
-        # What is being drained already stays wanted: the limit must not make us change our mind.
-        ranked = sorted(wanted, key=lambda partition: (partition not in self.wanted_releases, partition))
-        self.wanted_releases = tuple(sorted(ranked if self.leaving else ranked[: self._max_moves]))
-        assert held.issuperset(self.wanted_releases)
-        assert held.isdisjoint(todo.take), "what is ours already is not free"
+        owned = set(self._view.owned_by(self._identity.node))
+        due = owned.intersection((*todo.release, *self._view.asked))
+        # What is being drained already stays due: the limit must not make us change our mind.
+        ranked = sorted(due, key=lambda partition: (partition not in self.due_releases, partition))
+        self.due_releases = tuple(sorted(ranked if self.leaving else ranked[: self._max_moves]))
+        assert owned.issuperset(self.due_releases)
+        assert owned.isdisjoint(todo.take), "what is ours already is not free"
         absent = self._awaited_nodes.difference(member.node for member in self._view.live)
         if self.leaving or (absent and self._clock() < self._await_until):
             return ()

@@ -48,8 +48,8 @@ class Target(NamedTuple):
 
     def plan_of(self, node: str) -> Plan:
         """The part of *node*; empty for one that is no member."""
-        held = {partition for partitions in self.released_by.values() for partition in partitions}
-        take = (partition for partition in self.taken_by.get(node, ()) if partition not in held)
+        released = {partition for partitions in self.released_by.values() for partition in partitions}
+        take = (partition for partition in self.taken_by.get(node, ()) if partition not in released)
         return Plan(tuple(take), tuple(self.released_by.get(node, ())))
 
     def n_moves(self) -> int:
@@ -66,49 +66,49 @@ def target(
 ) -> Target:
     """Compute the moves that give every partition an owner and make the shares fair.
 
-    *leases* maps a partition to the node that holds it; one that is absent, or held by no member, is free. *homes* maps
+    *leases* maps a partition to the node that owns it; one that is absent, or owned by no member, is free. *homes* maps
     a partition to the node that had it before that node went, for as long as this is remembered.
     """
     assert n_partitions > 0
     by_name = {member.node: member for member in sorted(members)}
     assert all(member.weight > 0 for member in by_name.values())
-    held_by_node: dict[str, list[int]] = {node: [] for node in by_name}
+    owned_by_node: dict[str, list[int]] = {node: [] for node in by_name}
     free: list[int] = []
     for partition in range(n_partitions):
-        held_by_node.get(leases.get(partition, ""), free).append(partition)
+        owned_by_node.get(leases.get(partition, ""), free).append(partition)
     sharing = [member for member in by_name.values() if not member.draining]
-    share_by_node = _shares(sharing, held_by_node, n_partitions)
+    share_by_node = _shares(sharing, owned_by_node, n_partitions)
     home_of = {p: node for p, node in (homes or {}).items() if node in share_by_node}
 
     released_by = {
-        node: _excess(node, held, len(held) - share_by_node.get(node, 0), home_of)
-        for node, held in held_by_node.items()
-        if len(held) > share_by_node.get(node, 0)
+        node: _excess(node, owned, len(owned) - share_by_node.get(node, 0), home_of)
+        for node, owned in owned_by_node.items()
+        if len(owned) > share_by_node.get(node, 0)
     }
     moving = sorted(free + [partition for excess in released_by.values() for partition in excess])
-    missing = {node: max(0, share - len(held_by_node[node])) for node, share in share_by_node.items()}
+    missing = {node: max(0, share - len(owned_by_node[node])) for node, share in share_by_node.items()}
     taken_by = _takers(moving, missing, home_of)
     assert not sharing or sum(map(len, taken_by.values())) == len(moving), "no partition stays free"
     return Target(taken_by, released_by)
 
 
-def _shares(sharing: Sequence[Member], held_by_node: Mapping[str, list[int]], n_partitions: int) -> dict[str, int]:
+def _shares(sharing: Sequence[Member], owned_by_node: Mapping[str, list[int]], n_partitions: int) -> dict[str, int]:
     """Number of partitions that each node should own; the sum is *n_partitions* where there is any node."""
     total_weight = sum(member.weight for member in sharing)
     fair = {member.node: divmod(n_partitions * member.weight, total_weight) for member in sharing}
     n_larger = n_partitions - sum(share for share, _ in fair.values()) if fair else 0
     owed = [node for node, (_, rest) in fair.items() if rest]
-    owed.sort(key=lambda node: (len(held_by_node[node]) <= fair[node][0], -fair[node][1], node))
+    owed.sort(key=lambda node: (len(owned_by_node[node]) <= fair[node][0], -fair[node][1], node))
     larger = set(owed[:n_larger])
     share_by_node = {node: share + (node in larger) for node, (share, _) in fair.items()}
     assert not fair or sum(share_by_node.values()) == n_partitions
     return share_by_node
 
 
-def _excess(node: str, held: Sequence[int], n: int, home_of: Mapping[int, str]) -> list[int]:
+def _excess(node: str, owned: Sequence[int], n: int, home_of: Mapping[int, str]) -> list[int]:
     """The *n* partitions of *node* to release: those at home elsewhere first, then the last."""
-    guests = [partition for partition in held if home_of.get(partition, node) != node][:n]
-    others = [partition for partition in held if partition not in set(guests)] if guests else held
+    guests = [partition for partition in owned if home_of.get(partition, node) != node][:n]
+    others = [partition for partition in owned if partition not in set(guests)] if guests else owned
     excess = sorted(guests + list(others[len(others) - (n - len(guests)) :]))
     assert len(excess) == n
     return excess

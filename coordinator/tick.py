@@ -74,7 +74,7 @@ class View(msgspec.Struct, frozen=True, array_like=True):
         members = [Member(member.node, member.draining, member.weight) for member in self.live]
         return target(members, self.leases, n_partitions, dict(self.homes))
 
-    def held_by(self, node: str) -> tuple[int, ...]:
+    def owned_by(self, node: str) -> tuple[int, ...]:
         """The partitions that *node* owns."""
         return next((member.partitions for member in self.live if member.node == node), ())
 

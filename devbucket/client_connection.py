@@ -112,9 +112,9 @@ class ClientConnection(asyncio.Protocol):
 
     def push_map(self) -> None:
         """Send the bucket's map to a client that asked for new ones."""
-        wanted = {Feature.DUPLEX, Feature.CLUSTERMAP_NOTIFICATION}
+        needed = {Feature.DUPLEX, Feature.CLUSTERMAP_NOTIFICATION}
         bucket = self.session.selected
-        if bucket is None or not wanted <= self.session.features:
+        if bucket is None or not needed <= self.session.features:
             return
         push = mcbp.pack_request(
             CLUSTER_MAP_CHANGED,

@@ -72,7 +72,7 @@ def _stream_req(session: ClientSession, request: Frame) -> Reply:
     vbucket = session.find_vbucket(request.vbucket, states=states)
     if producer.lacks_noop:
         raise Refused(Status.NOT_SUPPORTED)
-    wanted_keys = _wanted_keys(session, request)
+    key_filter = _key_filter(session, request)
     if start > end or not snap_start <= start <= snap_end:
         raise Refused(Status.ERANGE)
     if producer.has_stream(vbucket.vb):
@@ -82,13 +82,13 @@ def _stream_req(session: ClientSession, request: Frame) -> Reply:
     rollback = vbucket.rollback_for(vbuuid, start, snap_start, snap_end, strict=strict, purge_seen=purge_seen)
     if rollback is not None:
         raise Refused(Status.ROLLBACK, rollback.to_bytes(8, "big"))
-    wanted = Range(start, _end_of(vbucket, flags, end), snap_start)
+    requested = Range(start, _end_of(vbucket, flags, end), snap_start)
     from_disk = bool(flags & DISK_ONLY)
-    producer.add_stream(vbucket, request.opaque, wanted, from_disk=from_disk, wanted_keys=wanted_keys)
+    producer.add_stream(vbucket, request.opaque, requested, from_disk=from_disk, key_filter=key_filter)
     return Reply(vbucket.failover_log.packed())
 
 
-def _wanted_keys(session: ClientSession, request: Frame) -> KeyFilter | None:
+def _key_filter(session: ClientSession, request: Frame) -> KeyFilter | None:
     """Return what of the vbucket is to be streamed. Without collections a value is ignored."""
     manifest = session.bucket.manifest
     if manifest is None:

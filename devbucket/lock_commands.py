@@ -19,9 +19,9 @@ def _get_locked(session: ClientSession, request: Frame) -> Reply:
     vbucket, item = _existing(session, request)
     if vbucket.locks.of(request.key) is not None:
         raise Refused(Status.LOCKED)
-    wanted_s = int.from_bytes(request.extras, "big")
+    requested_s = int.from_bytes(request.extras, "big")
     cas = vbucket.next_cas()
-    vbucket.locks.take(request.key, cas, wanted_s if 0 < wanted_s <= LONGEST_LOCK_S else DEFAULT_LOCK_S)
+    vbucket.locks.take(request.key, cas, requested_s if 0 < requested_s <= LONGEST_LOCK_S else DEFAULT_LOCK_S)
     return document_reply(session, item, cas=cas)
 
 

@@ -108,9 +108,9 @@ class CollectionManifest:
         """Return the number of the collection `scope.collection`; an empty name means the default one."""
         scope_name, _, name = path.partition(".")
         scope = self._scope_by_name.get(scope_name or DEFAULT_NAME)
-        wanted = name or DEFAULT_NAME
+        sought = name or DEFAULT_NAME
         return next(
-            (number for number, holder in self._scope_of.items() if holder == scope and self._names[number] == wanted),
+            (number for number, holder in self._scope_of.items() if holder == scope and self._names[number] == sought),
             None,
         )
 
@@ -148,10 +148,10 @@ class CollectionManifest:
         if not isinstance(asked, dict) or ("collections" in asked and "scope" in asked):
             raise Refused(Status.EINVAL)
         if "scope" in asked:
-            return self._wanted_of_scope(_number(asked["scope"]))
-        return self._wanted_of(asked["collections"]) if "collections" in asked else None
+            return self._filter_of_scope(_number(asked["scope"]))
+        return self._filter_of(asked["collections"]) if "collections" in asked else None
 
-    def _wanted_of(self, texts: Any) -> KeyFilter:
+    def _filter_of(self, texts: Any) -> KeyFilter:
         if not isinstance(texts, list):
             raise Refused(Status.EINVAL)
         numbers = {_number(text) for text in texts}
@@ -159,15 +159,15 @@ class CollectionManifest:
             raise Refused(Status.UNKNOWN_COLLECTION, self.unknown_context())
         return lambda key: _collection_at(key) in numbers
 
-    def _wanted_of_scope(self, scope: int) -> KeyFilter:
+    def _filter_of_scope(self, scope: int) -> KeyFilter:
         if scope not in self._scope_by_name.values():
             raise Refused(Status.UNKNOWN_SCOPE, self.unknown_context())
 
-        def wanted(key: bytes) -> bool:
+        def selects(key: bytes) -> bool:
             number = _collection_at(key)
             return number == ~scope or self._scope_of.get(number) == scope
 
-        return wanted
+        return selects
 
     def unknown_context(self) -> bytes:
         """Return what a client is told that names something unknown: it may know an older manifest, or a newer one."""

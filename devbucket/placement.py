@@ -90,8 +90,8 @@ class Placement:
         """Return the moves (vbucket, new owner) that give each of *over* as many vbuckets as others, or one more."""
         assert over, "somebody has them"
         n_vbuckets = len(self.owner_by_vb)
-        wanted = [over[vb * len(over) // n_vbuckets] for vb in range(n_vbuckets)]
-        return [(vb, owner) for vb, owner in enumerate(wanted) if self.owner_by_vb[vb] != owner]
+        target = [over[vb * len(over) // n_vbuckets] for vb in range(n_vbuckets)]
+        return [(vb, owner) for vb, owner in enumerate(target) if self.owner_by_vb[vb] != owner]
 
     def server_list(self) -> tuple[list[str], dict[int, int]]:
         """Return the addresses of the members in the cluster, and each one's place in that list."""

@@ -86,11 +86,13 @@ class DevBucket:
         self._child = context.Process(
             target=_run_child, args=(self.config, self._load, self._control, theirs), daemon=True
         )
-        held = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # until the child has handlers of its own for them
+        previous_mask = signal.pthread_sigmask(
+            signal.SIG_BLOCK, _ENDING
+        )  # until the child has handlers of its own for them
         try:
             self._child.start()
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous_mask)
         theirs.close()
         self.ports, self.tls_ports = self._receive()
         assert len(self.ports) == len(self.tls_ports), "two ports of each node, or 0"

@@ -84,18 +84,18 @@ class Producer:
         return stream is not None and not stream.ended
 
     def add_stream(
-        self, vbucket: VBucket, opaque: int, wanted: Range, *, from_disk: bool, wanted_keys: KeyFilter | None
+        self, vbucket: VBucket, opaque: int, requested: Range, *, from_disk: bool, key_filter: KeyFilter | None
     ) -> None:
         """Open a stream, of some keys or of all."""
         assert not self.has_stream(vbucket.vb), "a vbucket has one stream"
         stream = ProducerStream(
             vbucket,
             opaque,
-            wanted,
+            requested,
             self._mode,
             self._ready,
             from_disk=from_disk,
-            wanted_keys=wanted_keys,
+            key_filter=key_filter,
             tell_advances=not self._mode & BARE_KEYS,
             tell_purges=self.knows_purges,
         )

@@ -47,16 +47,16 @@ class ProducerStream:
         self,
         vbucket: VBucket,
         opaque: int,
-        wanted: Range,
+        requested: Range,
         mode: int,
         on_ready: Callable[["ProducerStream"], None],
         *,
         from_disk: bool = False,
-        wanted_keys: KeyFilter | None = None,
+        key_filter: KeyFilter | None = None,
         tell_advances: bool = False,
         tell_purges: bool = False,
     ) -> None:
-        assert wanted.start <= wanted.end
+        assert requested.start <= requested.end
         self.vbucket = vbucket
         self.done = False
         self.queued = False  # the producer's: whether the stream waits for its turn
@@ -65,10 +65,10 @@ class ProducerStream:
         self._mode = mode
         self._on_ready = on_ready
         self._from_disk = from_disk
-        self._position = wanted.start  # the last seqno that was sent or is in the snapshot being sent
-        self._end = wanted.end
-        self._snap_start: int | None = wanted.snap_start  # of the first marker
-        self._wanted_keys = wanted_keys
+        self._position = requested.start  # the last seqno that was sent or is in the snapshot being sent
+        self._end = requested.end
+        self._snap_start: int | None = requested.snap_start  # of the first marker
+        self._key_filter = key_filter
         self._tell_advances = tell_advances
         self._tell_purges = tell_purges
         self._snapshot_mode = mode
@@ -155,7 +155,7 @@ class ProducerStream:
         """
         flags, end = self._next_snapshot()
         self._items, self._next = self.vbucket.items_after(self._position, end), 0
-        if self._wanted_keys is not None and not self._choose(self._wanted_keys, end):
+        if self._key_filter is not None and not self._choose(self._key_filter, end):
             self._position = end
             return b""
         assert end > self._position, "a snapshot goes on from the one before"
@@ -187,10 +187,10 @@ class ProducerStream:
         value = _MARKER_V2_2_VALUE.pack(start, end, flags, end, 0, self.vbucket.purge_seqno, end)
         return self._message(Op.DCP_SNAPSHOT_MARKER, _MARKER_V2_2, value)
 
-    def _choose(self, wanted: KeyFilter, end: int) -> bool:
-        """Leave only what is wanted of a snapshot; whether there is anything to send of it."""
+    def _choose(self, selects: KeyFilter, end: int) -> bool:
+        """Leave only what the filter selects of a snapshot; whether there is anything to send of it."""
         assert self._position < end
-        self._items = [item for item in self._items if wanted(item.key)]
+        self._items = [item for item in self._items if selects(item.key)]
         if self._tell_advances and not (self._items and self._items[-1].seqno == end):
             self._advance_to = end
         return bool(self._items) or self._advance_to is not None

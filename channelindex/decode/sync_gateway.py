@@ -163,7 +163,7 @@ def _sync_of_attribute(text: bytes) -> _Sync:
 def _find_attribute(value: bytes) -> tuple[bytes | None, int]:
     """The text of the attribute `_sync`, and where the body starts.
 
-    The same format as `mcbp.split_xattrs` takes apart, without building what is not wanted.
+    The same format as `mcbp.split_xattrs` takes apart, without building what is not used.
     """
     if len(value) < 4:
         raise Undecodable(f"extended attributes need 4 bytes for their length, {len(value)} left")

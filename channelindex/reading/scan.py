@@ -61,10 +61,10 @@ class Scan:
         """The documents found in a vbucket, by seqno."""
         return sorted(self._found_by_vb.get(vb, {}).values())
 
-    def keep(self, vb: int, is_wanted: Callable[[bytes, Found], bool]) -> None:
-        """Forget the documents found in a vbucket, given as key and entry, that are not wanted."""
+    def keep(self, vb: int, is_kept: Callable[[bytes, Found], bool]) -> None:
+        """Forget the documents found in a vbucket, given as key and entry, that are not to be kept."""
         if found := self._found_by_vb.get(vb):
-            self._found_by_vb[vb] = {key: entry for key, entry in found.items() if is_wanted(key, entry)}
+            self._found_by_vb[vb] = {key: entry for key, entry in found.items() if is_kept(key, entry)}
 
     def entries(self) -> Iterator[Entry]:
         """The newest entry of every document found, by vbucket and seqno."""

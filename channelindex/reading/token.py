@@ -282,10 +282,10 @@ def _put_zeros(out: bytearray, n_zeros: int) -> None:
     _put_varint(out, n_zeros - 1)
 
 
-def _take_differences(values: Iterator[int], n_wanted: int) -> tuple[int, ...]:
+def _take_differences(values: Iterator[int], n_values: int) -> tuple[int, ...]:
     taken: list[int] = []
     before = 0
-    while len(taken) < n_wanted:
+    while len(taken) < n_values:
         zigzag = next(values, None)
         if zigzag:
             before += -(zigzag + 1) // 2 if zigzag % 2 else zigzag // 2
@@ -294,7 +294,7 @@ def _take_differences(values: Iterator[int], n_wanted: int) -> tuple[int, ...]:
             taken.append(before)
             continue
         repeats = next(values, None) if zigzag == 0 else None
-        if repeats is None or repeats >= n_wanted - len(taken):
+        if repeats is None or repeats >= n_values - len(taken):
             raise _garbled("its parts do not fit the index")
         taken += [before] * (repeats + 1)
     return tuple(taken)

@@ -144,9 +144,9 @@ if accepted then
   end
   if #taken > 0 then note('lease.taken', node, '', taken) end
 
-  local wanted = redis.call('HGET', KEYS[9], node)
-  if wanted then
-    local of_life, feeds, writers = unpack(cmsgpack.unpack(wanted))
+  local ordered = redis.call('HGET', KEYS[9], node)
+  if ordered then
+    local of_life, feeds, writers = unpack(cmsgpack.unpack(ordered))
     if of_life == incarnation then
       feed_workers, batch_writers = feeds, writers
     else

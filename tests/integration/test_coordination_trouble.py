@@ -45,8 +45,8 @@ class Cluster:
         for name in names:
             node = self.node(name)
             node.tick()
-            if node.wanted_releases:
-                node.release(node.wanted_releases)
+            if node.due_releases:
+                node.release(node.due_releases)
                 node.tick()
         self.now += 0.1
 
@@ -59,7 +59,7 @@ class Cluster:
         return held
 
     def held(self) -> dict[str, set[int]]:
-        return {name: set(node.book.held(self.now)) for name, node in self.nodes.items()}
+        return {name: set(node.book.unexpired(self.now)) for name, node in self.nodes.items()}
 
     def switch(self, link: Link) -> None:
         """From now on Redis is another one."""

@@ -32,7 +32,7 @@ SHORT_TTL_S = 1.0
 MEDIUM_TTL_S = 12.0
 LONG_TTL_S = 900.0  # renewed so rarely that within a test's patience only messages can move anything
 PATIENCE_S = 120.0
-NOTHING_YET = KeeperReport(leases={}, wanted_releases=[])
+NOTHING_YET = KeeperReport(leases={}, due_releases=[])
 
 
 class Node:
@@ -55,8 +55,8 @@ class Node:
         held = self.link.poll()
         if held:
             self.last = held
-            if self.drains and held.wanted_releases:
-                self.release(held.wanted_releases)
+            if self.drains and held.due_releases:
+                self.release(held.due_releases)
         if self.exit_code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self.exit_code = os.waitstatus_to_exitcode(status) if pid else None
@@ -161,9 +161,9 @@ def test_a_partition_stays_leased_until_the_supervisor_has_drained_it(cluster):
     cluster.until(lambda: first.working_on == ALL)
     first.drains = False
     second = cluster.start("b")
-    cluster.until(lambda: len(first.last.wanted_releases) == 32)
+    cluster.until(lambda: len(first.last.due_releases) == 32)
     assert first.working_on == ALL
-    wanted = first.last.wanted_releases
+    wanted = first.last.due_releases
     first.release(wanted[:10])
     cluster.until(lambda: second.working_on == set(wanted[:10]))
     assert first.working_on == ALL - set(wanted[:10])
@@ -321,11 +321,11 @@ def test_keeper_of_a_redis_that_hangs_says_so_and_still_ends_with_its_supervisor
     own_cluster.until(lambda: first.working_on == ALL)
     first.drains = False
     second = own_cluster.start("b", SHORT_TTL_S)
-    own_cluster.until(lambda: len(first.last.wanted_releases) == 32)
+    own_cluster.until(lambda: len(first.last.due_releases) == 32)
     os.kill(own_server.pid, signal.SIGSTOP)
     try:
         own_cluster.until(lambda: first.last.trouble is not None and not first.last.leases)
-        assert first.last.wanted_releases == []
+        assert first.last.due_releases == []
         first.link.close()
         own_cluster.until(lambda: first.exit_code == 0)
     finally:

@@ -45,7 +45,7 @@ class Rig:
 
     def give_back(self, node: Membership) -> list[str]:
         """Release what is wanted; who was woken."""
-        node.release(node.wanted_releases)
+        node.release(node.due_releases)
         return self.tick(node)[1]
 
 
@@ -56,7 +56,7 @@ def rig(redis_url):
 
 
 def _held(rig: Rig, node: Membership) -> set[int]:
-    return set(node.book.held(rig.now))
+    return set(node.book.unexpired(rig.now))
 
 
 def test_joiner_wakes_the_holders_of_what_is_meant_for_it_and_they_wake_it(rig):
@@ -87,7 +87,7 @@ def test_who_sees_a_peer_die_wakes_those_who_take_what_it_had(rig):
     a, b, c = rig.node("a"), rig.node("b"), rig.node("c")
     for node in (a, b, c, a, b):
         rig.tick(node)
-        if node.wanted_releases:
+        if node.due_releases:
             rig.give_back(node)
     rig.tick(c)
     assert [len(_held(rig, node)) for node in (a, b, c)] == [4, 4, 4]
@@ -105,10 +105,10 @@ def test_no_more_move_at_a_time_than_allowed_and_those_that_do_stay_the_same(rig
     a, b = rig.node("a", max_moves=2), rig.node("b")
     for node in (a, b, a):
         rig.tick(node)
-    assert a.wanted_releases == (6, 7)
+    assert a.due_releases == (6, 7)
     a.release([7])
     rig.tick(a)
-    assert a.wanted_releases == (6, 8)
+    assert a.due_releases == (6, 8)
 
 
 def test_leaving_node_gives_everything_back_at_once_and_says_so_when_it_has(rig):
@@ -117,7 +117,7 @@ def test_leaving_node_gives_everything_back_at_once_and_says_so_when_it_has(rig)
     rig.tick(b)
     a.leaving = True
     rig.tick(a)
-    assert len(a.wanted_releases) == N_PARTITIONS
+    assert len(a.due_releases) == N_PARTITIONS
     assert not a.has_left
     assert rig.give_back(a) == ["b"]
     assert a.has_left
@@ -147,7 +147,7 @@ def test_name_that_is_taken_holds_nothing_and_tells_for_how_long(rig):
     )
     other.tick()
     assert other.refused_s == pytest.approx(TTL_S - 4.0)
-    assert not other.book.held(rig.now)
+    assert not other.book.unexpired(rig.now)
 
 
 def test_asked_partition_is_given_up_and_taken_again(rig):
@@ -155,9 +155,9 @@ def test_asked_partition_is_given_up_and_taken_again(rig):
     rig.tick(a)
     order(rig.link, INDEX, "release", [3], ["a"])
     rig.tick(a)
-    assert a.wanted_releases == (3,)
+    assert a.due_releases == (3,)
     rig.give_back(a)
-    assert a.wanted_releases == ()
+    assert a.due_releases == ()
     assert _held(rig, a) == set(range(N_PARTITIONS))
     assert rig.link.execute("HLEN", CoordinationKeys(INDEX).asked) == 0
 

@@ -118,8 +118,8 @@ _OWNERSHIP = _of(
         "return None if self.is_joining or coming == self.begun else coming",
         "return None if coming == self.begun else coming",
     ),
-    ("self.owned | self.begun | self.wanted", "self.owned | self.wanted"),
-    ("self.owned - self.wanted - self.leaving", "self.owned - self.wanted"),
+    ("self.owned | self.begun | self.assigned", "self.owned | self.assigned"),
+    ("self.owned - self.assigned - self.leaving", "self.owned - self.assigned"),
     ("self.epoch = self.next_epoch\n", "pass\n"),
     ("if is_settled(partition)}", "}"),
     ("        self.is_joining = True\n", ""),
@@ -194,7 +194,7 @@ _ASSIGNMENT = _of(
     "workers/pipeline/assignment.py",
     "assignment",
     ("            self.working |= partitions\n", ""),
-    ("if reported.number == self._wanted.number:", "if reported.number >= 0:"),
+    ("if reported.number == self._assigned.number:", "if reported.number >= 0:"),
 )
 
 _DECIDE = _of(
@@ -204,7 +204,7 @@ _DECIDE = _of(
     ("yield Assign(child.name, target - others)", "yield Assign(child.name, target)"),
     ("drained = due - _worked_on(children.feeds)", "drained = due"),
     ("yield Start(child.name, target - worked_on)", "yield Start(child.name, target)"),
-    (" - set(state.report.wanted_releases), state.targets)", ", state.targets)"),
+    (" - set(state.report.due_releases), state.targets)", ", state.targets)"),
     (
         "if state.phase is NodePhase.RUNNING or any(child.is_alive for child in children.feeds):",
         "if state.phase is NodePhase.RUNNING:",
@@ -213,7 +213,7 @@ _DECIDE = _of(
     ("if not we_were_paused and child.silent_s > timeout_s:", "if child.silent_s > timeout_s:"),
     ("if not children.keeper.is_alive or not state.report:", "if not state.report:"),
     ("        state.report = _without(state.report, drained)\n", ""),
-    ("state.report.leases if state.is_draining else state.report.wanted_releases", "state.report.wanted_releases"),
+    ("state.report.leases if state.is_draining else state.report.due_releases", "state.report.due_releases"),
     (
         "    if state.phase is not NodePhase.RUNNING:\n        return\n    for child in children.writers:",
         "    for child in children.writers:",
@@ -237,10 +237,10 @@ _COORDINATOR = [
         ("self.book.renew(held, sent_at)", "self.book.renew(held, self._clock())"),
         ("        self.book.give_up(given)\n", ""),
         (
-            "self._view.held_by(self._identity.node) if answer.accepted else ()",
-            "self._view.held_by(self._identity.node)",
+            "self._view.owned_by(self._identity.node) if answer.accepted else ()",
+            "self._view.owned_by(self._identity.node)",
         ),
-        ("take=self.book.held(self._clock())", "take=()"),
+        ("take=self.book.unexpired(self._clock())", "take=()"),
     ),
     *_of(
         "coordinator/lease.py",
@@ -251,7 +251,7 @@ _COORDINATOR = [
     *_of(
         "coordinator/keeper.py",
         "lease_keeper",
-        ("leases = membership.book.held(now)", "leases = membership.book.held(0.0)"),
+        ("leases = membership.book.unexpired(now)", "leases = membership.book.unexpired(0.0)"),
         ("urgent |= bool(order.release) or order.drain", "urgent |= order.drain"),
     ),
 ]

@@ -156,7 +156,7 @@ class ParserPair:
         return streams
 
     def drop(self, vb: int) -> None:
-        """Have nobody want the stream of *vb* any more."""
+        """Unsubscribe from the stream of *vb*."""
         for streams in self._streams:
             streams.drop([vb])
 
@@ -185,7 +185,7 @@ class ParserPair:
             "types": [[type(item) for item in event] for event in parser.events],
             "frames": self._frames[number],
             "counted": parser.counted_bytes,
-            "held": (parser._held, parser._held_bytes, parser._wanted_bytes),
+            "held": (parser._held, parser._held_bytes, parser._frame_bytes),
             "last": parser._last and (parser._last[0].vb, parser._last[1]),
             "seqnos": [stream.seqno for stream in streams._by_vb.values()],
         }

@@ -20,18 +20,18 @@ def ends() -> Iterator[tuple[AssignmentLink, WorkerLink]]:
 
 def test_worker_hears_the_newest_only(ends):
     ours, its = ends
-    assert its.wanted() is None
-    ours.want(frozenset({1}))
-    ours.want(frozenset({1, 3}))
-    assert its.wanted() == {1, 3}
-    assert its.wanted() is None
+    assert its.newest() is None
+    ours.assign(frozenset({1}))
+    ours.assign(frozenset({1, 3}))
+    assert its.newest() == {1, 3}
+    assert its.newest() is None
 
 
 def test_partition_is_worked_on_until_the_worker_says_otherwise(ends):
     ours, its = ends
-    ours.want(frozenset({1, 3}))
+    ours.assign(frozenset({1, 3}))
     assert ours.working == {1, 2, 3}
-    its.wanted()
+    its.newest()
     its.report({1, 2, 3})
     ours.poll()
     assert ours.working == {1, 2, 3}
@@ -42,7 +42,7 @@ def test_partition_is_worked_on_until_the_worker_says_otherwise(ends):
 
 def test_report_that_does_not_know_the_newest_wish_frees_nothing(ends):
     ours, its = ends
-    ours.want(frozenset({1, 3}))
+    ours.assign(frozenset({1, 3}))
     its.report({1, 2})
     ours.poll()
     assert ours.working == {1, 2, 3}
@@ -51,11 +51,11 @@ def test_report_that_does_not_know_the_newest_wish_frees_nothing(ends):
 def test_what_does_not_fit_is_sent_later(ends):
     ours, its = ends
     for number in range(3000):
-        ours.want(frozenset({number % 7, *range(100, 300)}))
-    ours.want(frozenset({1}))
-    while (heard := its.wanted()) != {1}:
+        ours.assign(frozenset({number % 7, *range(100, 300)}))
+    ours.assign(frozenset({1}))
+    while (heard := its.newest()) != {1}:
         assert heard is not None
-        ours.want(frozenset({1}))
+        ours.assign(frozenset({1}))
 
 
 class AssignmentMachine(RuleBasedStateMachine):
@@ -65,27 +65,27 @@ class AssignmentMachine(RuleBasedStateMachine):
     def start(self) -> None:
         self.ours, self.its = assignment_link(frozenset())
         self.working: set[int] = set()
-        self.wanted: frozenset[int] = frozenset()
+        self.assigned: frozenset[int] = frozenset()
 
     @rule(partitions=st.frozensets(st.integers(0, 5)))
-    def want(self, partitions):
-        self.ours.want(partitions)
+    def assign(self, partitions):
+        self.ours.assign(partitions)
 
     @rule()
     def worker_hears(self):
-        self.wanted = self.its.wanted() or self.wanted
+        self.assigned = self.its.newest() or self.assigned
 
     @rule()
     def worker_lets_go(self):
-        self.working -= set(sorted(self.working - self.wanted)[:1])
+        self.working -= set(sorted(self.working - self.assigned)[:1])
 
     @rule()
     def worker_begins(self):
-        self.working |= self.wanted
+        self.working |= self.assigned
 
     @rule()
     def worker_reports(self):
-        self.its.report(self.working | self.wanted)
+        self.its.report(self.working | self.assigned)
 
     @rule()
     def supervisor_hears(self):

@@ -39,7 +39,7 @@ def test_a_document_waits_for_the_slowest_copy() -> None:
     assert gate.take(COPIES) == [document(1)]
     gate.observe(0, B, Observed(UUID, 2))
     assert gate.take(COPIES) == [document(2)]
-    assert (len(gate), gate.held_bytes) == (0, 0)
+    assert (len(gate), gate.withheld_bytes) == (0, 0)
 
 
 def test_a_copy_that_is_nowhere_is_not_waited_for() -> None:
@@ -76,7 +76,7 @@ def test_a_rollback_of_what_is_held_concerns_nobody() -> None:
     assert gate.take(COPIES)[-1] == (SNAPSHOT, 0, 10, 11)
     gate.add([(ROLLBACK, 0, Checkpoint(UUID, 1, 1, 1))])
     assert gate.take(COPIES) == []
-    assert gate.held_bytes == 0
+    assert gate.withheld_bytes == 0
     assert gate.unseen_rollbacks == {0: Checkpoint(UUID, 2, 2, 2)}
 
 

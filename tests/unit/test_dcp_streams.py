@@ -196,7 +196,7 @@ def test_dropped_streams_are_closed_where_they_are_open_and_forgotten_everywhere
     assert streams.open_by_opaque == {}
     assert not any(vb in streams for vb in (1, 2, 3))
     assert streams.next_retry() == float("inf")
-    assert not second.wanted
+    assert not second.is_subscribed
     streams.leave(second)
     streams.disconnect()
     assert list(streams.take_due(1e9)) == []

@@ -79,7 +79,7 @@ def state():
 
 def holds(state, *partitions, until=1000.0, **report):
     node.keeper_reported(
-        state, KeeperReport(dict.fromkeys(partitions, until), **{"wanted_releases": [], **report}), state.heard_at
+        state, KeeperReport(dict.fromkeys(partitions, until), **{"due_releases": [], **report}), state.heard_at
     )
     return state
 
@@ -170,8 +170,8 @@ def test_keeper_that_reports_nothing_is_killed_once_per_timeout(state):
     assert not any(isinstance(action, Kill) for action in node.decide(state, children(), 131.2))
 
 
-def test_wanted_partition_is_released_when_nobody_works_on_it_any_more(state):
-    holds(state, 0, 1, wanted_releases=[1])
+def test_partition_that_a_peer_is_due_is_released_when_nobody_works_on_it_any_more(state):
+    holds(state, 0, 1, due_releases=[1])
     both = children([alive(FEEDS[0], 0, 1), empty(FEEDS[1])])
     assert node.decide(state, both, 100.0) == [Assign(FEEDS[0], frozenset({0}))]
     one = children([alive(FEEDS[0], 0), empty(FEEDS[1])])
@@ -180,7 +180,7 @@ def test_wanted_partition_is_released_when_nobody_works_on_it_any_more(state):
 
 
 def test_nothing_is_released_while_no_keeper_lives(state):
-    holds(state, 0, 1, wanted_releases=[1])
+    holds(state, 0, 1, due_releases=[1])
     view = children([alive(FEEDS[0], 0), empty(FEEDS[1])], keeper=ChildView(KEEPER))
     assert not any(isinstance(action, Release) for action in node.decide(state, view, 100.0))
     assert Release([1]) in node.decide(state, view._replace(keeper=alive(KEEPER)), 100.0)

@@ -22,7 +22,7 @@ def test_partition_that_goes_is_let_go_when_all_of_it_is_stable_and_the_others_g
     rig.brings(0, 1)
     rig.brings(2, 1)
     rig.turn()
-    rig.ours.want(frozenset({1}))
+    rig.ours.assign(frozenset({1}))
     rig.turn(2)
     assert rig.feed.streams.keys() == {2, 3}, "its streams are closed at once"
     assert rig.ours.working == {0, 1}, "it is worked on until what came of it is in the index"
@@ -42,7 +42,7 @@ def test_partition_that_comes_begins_in_a_new_epoch_of_all_when_nothing_is_in_fl
     before = rig.record(0).epoch
     rig.brings(0, 7)
     rig.turn()
-    rig.ours.want(frozenset({0, 1, 3}))
+    rig.ours.assign(frozenset({0, 1, 3}))
     n_reads = rig.feed.n_reads
     rig.brings(0, 9)
     rig.turn(3)
@@ -65,7 +65,7 @@ def test_partition_that_comes_begins_in_a_new_epoch_of_all_when_nothing_is_in_fl
 def test_others_go_on_while_a_partition_that_comes_cannot_be_begun(rig):
     before = rig.record(0).epoch
     rig.owner.refused = {3}
-    rig.ours.want(frozenset({0, 1, 3}))
+    rig.ours.assign(frozenset({0, 1, 3}))
     for seqno in range(1, 20):
         assert rig.indexes(0, seqno)
         assert rig.indexes(2, seqno)
@@ -80,7 +80,7 @@ def test_others_go_on_while_a_partition_that_comes_cannot_be_begun(rig):
 
 def test_partition_that_a_former_owner_begins_once_more_is_begun_again_and_the_others_go_on(rig):
     rig.owner.refused, rig.owner.error = {3}, StaleEpoch(3, 7, 8)
-    rig.ours.want(frozenset({0, 1, 3}))
+    rig.ours.assign(frozenset({0, 1, 3}))
     assert rig.indexes(0, 1)
     rig.owner.refused = set()
     rig.turn()
@@ -93,7 +93,7 @@ def test_others_are_paused_for_no_longer_than_what_was_read_takes_to_get_stable(
     before = rig.record(0).epoch
     rig.brings(0, 1)
     rig.turn()
-    rig.ours.want(frozenset({0, 1, 3}))
+    rig.ours.assign(frozenset({0, 1, 3}))
     rig.turn()
     assert waits == [before], "for the writer"
     rig.write()
@@ -106,13 +106,13 @@ def test_others_are_paused_for_no_longer_than_what_was_read_takes_to_get_stable(
 
 def test_all_come_into_the_next_epoch_even_if_the_store_goes_away_half_way(rig):
     rig.owner.refused, rig.owner.error = {1}, OutcomeUnknown("no reply")
-    rig.ours.want(frozenset({0, 1, 3}))
+    rig.ours.assign(frozenset({0, 1, 3}))
     rig.turn()
     rig.worker._check_at = 0.0
     rig.turn()
     epoch = rig.record(3).epoch
     assert [rig.record(p).epoch == epoch for p in (0, 1, 3)] == [True, False, True]
-    rig.ours.want(frozenset({0, 1, 2}))
+    rig.ours.assign(frozenset({0, 1, 2}))
     rig.turn()
     assert rig.ours.working == {0, 1, 2, 3}, "what is half-way in is still worked on"
     rig.owner.refused = set()
@@ -127,13 +127,13 @@ def test_all_come_into_the_next_epoch_even_if_the_store_goes_away_half_way(rig):
 def test_partition_that_is_withdrawn_before_it_was_joined_is_not_worked_on(rig):
     rig.brings(0, 1)
     rig.turn()
-    rig.ours.want(frozenset({0, 1, 3}))
+    rig.ours.assign(frozenset({0, 1, 3}))
     rig.turn()
-    rig.ours.want(frozenset({0, 1}))
+    rig.ours.assign(frozenset({0, 1}))
     rig.turn()
     assert rig.ours.working == {0, 1}
     theirs = rig.owner.begin(3, rig.owner.next_epoch(), "n2").epoch
-    rig.ours.want(frozenset({0, 1, 3}))
+    rig.ours.assign(frozenset({0, 1, 3}))
     rig.turn()
     rig.write()
     rig.turn(2)
@@ -144,7 +144,7 @@ def test_nothing_is_begun_any_more_after_a_rollback(rig):
     before = rig.record(0).epoch
     rig.feed.events += [(ROLLBACK, 0, ORIGIN)]
     rig.turn()
-    rig.ours.want(frozenset({0, 1, 3}))
+    rig.ours.assign(frozenset({0, 1, 3}))
     n_reads = rig.feed.n_reads
     rig.turn(2)
     assert rig.feed.n_reads == n_reads + 2, "other vbuckets may roll back too"
@@ -156,9 +156,9 @@ def test_nothing_is_begun_any_more_after_a_rollback(rig):
 def test_partition_that_goes_and_comes_again_begins_anew(rig):
     rig.brings(0, 1)
     rig.turn()
-    rig.ours.want(frozenset({1}))
+    rig.ours.assign(frozenset({1}))
     rig.turn()
-    rig.ours.want(frozenset({0, 1}))
+    rig.ours.assign(frozenset({0, 1}))
     rig.turn()
     rig.write()
     rig.turn(4)
@@ -169,7 +169,7 @@ def test_partition_that_goes_and_comes_again_begins_anew(rig):
 
 def test_worker_whose_partition_somebody_else_has_begun_stops_when_it_gains_another(rig):
     rig.owner.begin(1, rig.owner.next_epoch(), "n2")
-    rig.ours.want(frozenset({0, 1, 2}))
+    rig.ours.assign(frozenset({0, 1, 2}))
     rig.worker._check_at = float("inf")
     with pytest.raises(StaleEpoch):
         rig.turn()

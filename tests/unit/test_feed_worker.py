@@ -34,7 +34,7 @@ def test_what_is_committed_but_not_stable_yet_holds_a_join_back(rig):
     rig.brings(0, 5)
     rig.turn(advances=False)
     rig.write()
-    rig.ours.want(frozenset({0, 1, 3}))
+    rig.ours.assign(frozenset({0, 1, 3}))
     rig.turn(2, advances=False)
     assert rig.record(0).epoch == before
     rig.turn()
@@ -47,7 +47,7 @@ def test_document_in_quarantine_that_the_store_does_not_have_yet_holds_a_join_ba
     rig.brings(0, 5, key=b"k" * 300)
     rig.turn(advances=False)
     assert rig.worker._quarantined
-    rig.ours.want(frozenset({0, 1, 3}))
+    rig.ours.assign(frozenset({0, 1, 3}))
     rig.turn(2, advances=False)
     assert rig.record(0).epoch == before
     rig.turn(2)
@@ -70,7 +70,7 @@ def test_partition_is_not_let_go_while_what_is_committed_of_it_is_not_stable(rig
     rig.brings(0, 5)
     rig.turn(advances=False)
     rig.write()
-    rig.ours.want(frozenset({1}))
+    rig.ours.assign(frozenset({1}))
     rig.turn(2, advances=False)
     assert rig.ours.working == {0, 1}
     rig.turn()
@@ -95,7 +95,7 @@ def test_partition_is_not_let_go_while_the_round_that_is_built_has_a_change_of_i
     rig.brings(0, 1)
     rig.turn()
     assert rig.worker._builder.n_events == 1, "the writer is busy, so the next round grows"
-    rig.ours.want(frozenset({1}))
+    rig.ours.assign(frozenset({1}))
     rig.turn(2)
     assert rig.ours.working == {0, 1}
     for _ in range(2):

@@ -82,7 +82,7 @@ def test_orders_are_taken_over_and_a_release_cannot_wait(keeper, ends):
     assert keeper._membership.status == '{"a": 1}'
     ends[0].release([1])
     assert keeper._obey()
-    assert keeper._membership.book.held(time.monotonic()).keys() == {2}
+    assert keeper._membership.book.unexpired(time.monotonic()).keys() == {2}
     ends[0].drain()
     assert keeper._obey()
     assert keeper._membership.leaving

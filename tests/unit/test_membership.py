@@ -59,7 +59,7 @@ def test_lease_counts_from_before_the_request_was_sent(ticker):
     node = member(ticker)
     node.tick()
     sent_at = ticker.now - ROUND_TRIP_S
-    assert node.book.held(sent_at) == dict.fromkeys([0, 1], sent_at + TTL_S - node.timing.margin_s)
+    assert node.book.unexpired(sent_at) == dict.fromkeys([0, 1], sent_at + TTL_S - node.timing.margin_s)
 
 
 def test_lease_that_is_not_renewed_runs_out_by_our_own_clock(ticker):
@@ -69,8 +69,8 @@ def test_lease_that_is_not_renewed_runs_out_by_our_own_clock(ticker):
     ticker.error = CoordinationUnavailable("away")
     with pytest.raises(CoordinationUnavailable):
         node.tick()
-    assert node.book.held(deadline - 0.01).keys() == {0, 1}
-    assert node.book.held(deadline) == {}
+    assert node.book.unexpired(deadline - 0.01).keys() == {0, 1}
+    assert node.book.unexpired(deadline) == {}
     assert node.book.expired(deadline) == {0, 1}
 
 
@@ -89,7 +89,7 @@ def test_what_is_released_is_given_up_at_once_and_asked_until_it_got_through(tic
     node = member(ticker)
     node.tick()
     node.release([1])
-    assert node.book.held(ticker.now).keys() == {0}, "nobody here works on it any more"
+    assert node.book.unexpired(ticker.now).keys() == {0}, "nobody here works on it any more"
     ticker.error = CoordinationUnavailable("away")
     with pytest.raises(CoordinationUnavailable):
         node.tick()
@@ -102,7 +102,7 @@ def test_name_that_is_somebody_elses_holds_nothing(ticker):
     ticker.accepted = False
     node = member(ticker)
     node.tick()
-    assert node.book.held(ticker.now) == {}
+    assert node.book.unexpired(ticker.now) == {}
     assert node.refused_s == 4.0
 
 
@@ -112,7 +112,7 @@ def test_leases_are_lost_at_once_when_another_life_takes_over_our_name(ticker):
     ticker.accepted = False
     node.tick()
     assert ticker.held == {0, 1}, "they are held under our name"
-    assert node.book.held(ticker.now) == {}
+    assert node.book.unexpired(ticker.now) == {}
 
 
 def test_leaving_node_takes_nothing_and_has_left_when_it_holds_nothing(ticker):
@@ -121,8 +121,8 @@ def test_leaving_node_takes_nothing_and_has_left_when_it_holds_nothing(ticker):
     node.leaving = True
     node.tick()
     assert not node.has_left
-    assert node.wanted_releases == (0, 1)
-    node.release(node.wanted_releases)
+    assert node.due_releases == (0, 1)
+    node.release(node.due_releases)
     node.tick()
     assert node.has_left
     assert not ticker.held
@@ -133,6 +133,6 @@ def test_leases_beyond_the_index_are_given_back_and_never_worked_on(ticker):
     ticker.held = {0, 1, 5, 7}
     node = member(ticker)
     node.tick()
-    assert node.book.held(ticker.now).keys() == {0, 1}
+    assert node.book.unexpired(ticker.now).keys() == {0, 1}
     node.tick()
     assert ticker.held == {0, 1}

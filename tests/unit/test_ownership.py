@@ -36,7 +36,7 @@ def test_what_is_half_way_in_is_not_withdrawn():
     ownership = Ownership([0])
     ownership.begin({1}, 7)
     ownership.join()
-    ownership.want(frozenset({0}))
+    ownership.assign(frozenset({0}))
     assert ownership.to_begin() is None
     with pytest.raises(InvariantBroken, match="in the middle of their join"):
         ownership.withdraw()
@@ -50,7 +50,7 @@ def test_nothing_is_joined_without_something_that_comes():
 def test_report_is_due_after_every_order_though_nothing_changes():
     ownership = Ownership([0])
     assert not ownership.report_due
-    ownership.want(frozenset({0}))
+    ownership.assign(frozenset({0}))
     assert ownership.report_due
 
 
@@ -67,12 +67,12 @@ class OwnershipModel(RuleBasedStateMachine):
 
     @rule(partitions=SOME)
     def supervisor_wants(self, partitions: frozenset[int]) -> None:
-        self.ownership.want(partitions)
+        self.ownership.assign(partitions)
 
     @rule()
     def worker_leaves(self) -> None:
-        left = self.ownership.leave_unwanted()
-        assert not left & self.ownership.wanted
+        left = self.ownership.leave_unassigned()
+        assert not left & self.ownership.assigned
 
     @rule(store_fails=st.booleans())
     def worker_begins(self, store_fails: bool) -> None:
@@ -119,7 +119,7 @@ class OwnershipModel(RuleBasedStateMachine):
     @invariant()
     def supervisor_knows_of_all_that_is_worked_on(self) -> None:
         assert self.in_flight <= self.ownership.owned <= self.ownership.working
-        assert self.ownership.begun | self.ownership.wanted <= self.ownership.working
+        assert self.ownership.begun | self.ownership.assigned <= self.ownership.working
 
     @invariant()
     def all_that_is_read_is_in_our_epoch(self) -> None:
@@ -139,7 +139,7 @@ class OwnershipModel(RuleBasedStateMachine):
         self.worker_begins(store_fails=False)
         if self.ownership.is_paused:
             self.worker_joins(None)
-        assert self.ownership.owned == self.ownership.wanted
+        assert self.ownership.owned == self.ownership.assigned
         self.steps_are_consistent()
         self.all_that_is_read_is_in_our_epoch()
 

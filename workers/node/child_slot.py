@@ -105,7 +105,7 @@ class ChildSlot:
     def assign(self, partitions: frozenset[int]) -> None:
         """Have the child work on *partitions*, no more and no less."""
         if self.link:
-            self.link.want(partitions)
+            self.link.assign(partitions)
 
     def reap(self, now: float) -> int | None:
         """Return the exit code if the child has ended, and empty the slot; None while it lives, or where none does."""

@@ -237,7 +237,7 @@ def _note_failed_drain(state: NodeState) -> None:
 
 def keeper_reported(state: NodeState, report: KeeperReport, now: float) -> list[Action]:
     """Take in a report of the keeper: leases, trouble, orders."""
-    assert report.leases.keys() >= set(report.wanted_releases), "what is not leased cannot be given up"
+    assert report.leases.keys() >= set(report.due_releases), "what is not leased cannot be given up"
     state.report = report
     state.heard_at = now
     if report.trouble and report.trouble.exit_code in ENDING_TROUBLE and not state.is_draining:
@@ -308,7 +308,7 @@ def _judge(state: NodeState, children: Children, now: float) -> Iterable[Action]
 def _targets(state: NodeState, now: float) -> list[frozenset[int]]:
     """Return what each feed worker should work on: what is leased and not to be given up, spread evenly."""
     if state.phase is NodePhase.RUNNING and state.report:
-        return spread(state.leases(now).keys() - set(state.report.wanted_releases), state.targets)
+        return spread(state.leases(now).keys() - set(state.report.due_releases), state.targets)
     return [frozenset()] * len(state.targets)
 
 
@@ -368,7 +368,7 @@ def _release(state: NodeState, children: Children) -> Iterable[Action]:
     """Release the partitions that somebody else is to have and that no worker of ours works on any more."""
     if not children.keeper.is_alive or not state.report:
         return
-    due = set(state.report.leases if state.is_draining else state.report.wanted_releases)
+    due = set(state.report.leases if state.is_draining else state.report.due_releases)
     drained = due - _worked_on(children.feeds)
     if drained:
         state.report = _without(state.report, drained)
@@ -380,7 +380,7 @@ def _without(report: KeeperReport, released: set[int]) -> KeeperReport:
     return msgspec.structs.replace(
         report,
         leases={p: deadline for p, deadline in report.leases.items() if p not in released},
-        wanted_releases=[p for p in report.wanted_releases if p not in released],
+        due_releases=[p for p in report.due_releases if p not in released],
     )
 
 

@@ -15,15 +15,15 @@ from channelindex.polling import HasFileno
 from coordinator.keeper_link import SocketEnd
 
 
-class Wanted(msgspec.Struct, frozen=True):
-    """Says what the supervisor wants the worker to work on. `number` rises with each change."""
+class Assigned(msgspec.Struct, frozen=True):
+    """Says what the supervisor assigned to the worker. `number` rises with each change."""
 
     number: int
     partitions: frozenset[int]
 
 
 class Working(msgspec.Struct, frozen=True):
-    """Says what the worker works on, and the number of the newest `Wanted` that it had read by then."""
+    """Says what the worker works on, and the number of the newest `Assigned` that it had read by then."""
 
     number: int
     partitions: frozenset[int]
@@ -37,23 +37,23 @@ class AssignmentLink(SocketEnd):
     def __init__(self, end: socket.socket, partitions: frozenset[int]) -> None:
         super().__init__(end)
         self.working = partitions
-        self._wanted = Wanted(0, partitions)
+        self._assigned = Assigned(0, partitions)
         self._sent = 0
 
-    def want(self, partitions: frozenset[int]) -> None:
+    def assign(self, partitions: frozenset[int]) -> None:
         """Have the worker work on *partitions*, no more and no less."""
-        if partitions != self._wanted.partitions:
-            self._wanted = Wanted(self._wanted.number + 1, partitions)
+        if partitions != self._assigned.partitions:
+            self._assigned = Assigned(self._assigned.number + 1, partitions)
             self.working |= partitions
-        if self._sent < self._wanted.number and self.send(msgspec.msgpack.encode(self._wanted)):
-            self._sent = self._wanted.number
+        if self._sent < self._assigned.number and self.send(msgspec.msgpack.encode(self._assigned)):
+            self._sent = self._assigned.number
 
     def poll(self) -> None:
         """Take over what the worker reports that it works on."""
         while message := self.receive():
             reported = self._decode(message)
-            assert reported.number <= self._wanted.number, "it has read what was never sent"
-            if reported.number == self._wanted.number:  # else it may have begun since what it did not know of then
+            assert reported.number <= self._assigned.number, "it has read what was never sent"
+            if reported.number == self._assigned.number:  # else it may have begun since what it did not know of then
                 assert reported.partitions <= self.working, "it works on what it was given"
                 self.working = reported.partitions
 
@@ -63,11 +63,11 @@ class Assignment(Protocol):
 
     @property
     def sources(self) -> Sequence[HasFileno]:
-        """Descriptors that are readable once something new may be wanted."""
+        """Descriptors that are readable once there may be a new assignment."""
         ...
 
-    def wanted(self) -> frozenset[int] | None:
-        """Return the newest set that is wanted; None where nothing new is."""
+    def newest(self) -> frozenset[int] | None:
+        """Return the newest set that was assigned; None where there is no new one."""
         ...
 
     def report(self, partitions: Iterable[int]) -> bool:
@@ -80,8 +80,8 @@ class FixedAssignment:
 
     sources: Sequence[HasFileno] = ()
 
-    def wanted(self) -> frozenset[int] | None:
-        """See `Assignment.wanted`: nothing new, ever."""
+    def newest(self) -> frozenset[int] | None:
+        """See `Assignment.newest`: nothing new, ever."""
         return None
 
     def report(self, partitions: Iterable[int]) -> bool:  # noqa: ARG002 nobody needs it
@@ -92,7 +92,7 @@ class FixedAssignment:
 class WorkerLink(SocketEnd):
     """`Assignment` by the supervisor: the worker's end."""
 
-    _decode = msgspec.msgpack.Decoder(Wanted).decode
+    _decode = msgspec.msgpack.Decoder(Assigned).decode
 
     def __init__(self, end: socket.socket) -> None:
         super().__init__(end)
@@ -103,8 +103,8 @@ class WorkerLink(SocketEnd):
         """See `Assignment.sources`."""
         return (self,)
 
-    def wanted(self) -> frozenset[int] | None:
-        """See `Assignment.wanted`."""
+    def newest(self) -> frozenset[int] | None:
+        """See `Assignment.newest`."""
         newest = None
         while message := self.receive():
             newest = self._decode(message)

@@ -244,13 +244,13 @@ class FeedWorker:
         self._quarantine_log.note(taken.quarantined)
 
     def _take_assignment(self, now: float) -> None:
-        """Take over what the supervisor wants: stop reading what it does not, begin what it wants besides."""
-        wanted = self._assignment.wanted()
-        if wanted is not None:
-            self._ownership.want(wanted)
+        """Take over what the supervisor assigned: stop reading what is not ours any more, begin what is new."""
+        assigned = self._assignment.newest()
+        if assigned is not None:
+            self._ownership.assign(assigned)
         if self._builder.rollback_since is not None:  # a new life takes over anyway
             return
-        leaving = self._ownership.leave_unwanted()
+        leaving = self._ownership.leave_unassigned()
         if leaving:
             self._feed.drop(self._vbuckets_of(leaving))
         self._joiner.begin(now)

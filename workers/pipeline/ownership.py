@@ -1,13 +1,13 @@
 """Decides which partitions a feed worker owns, and how far each has come in or gone out: every move a row of a table.
 
-    not ours ──BEGIN──► BEGUN ──JOINED──► ACTIVE ──UNWANT──► LEAVING ──SETTLE──► not ours
+    not ours ──BEGIN──► BEGUN ──JOINED──► ACTIVE ─UNASSIGN─► LEAVING ──SETTLE──► not ours
                           │               │    ▲                ▲
-                       WITHDRAW          JOIN  JOINED         UNWANT
+                       WITHDRAW          JOIN  JOINED        UNASSIGN
                           ▼               ▼    │                │
                        not ours          JOINING ───────────────┘
 
-* BEGUN: begun in the next epoch, not read yet. It may be withdrawn: then it is begun anew when it is wanted again, for
-  it may have had other owners meanwhile.
+* BEGUN: begun in the next epoch, not read yet. It may be withdrawn; when it is assigned again, it is begun anew, for it
+  may have had other owners meanwhile.
 * ACTIVE: in our epoch, read and written.
 * JOINING: on its way from our epoch into the next one, in either of them. A join that failed half-way has to be gone
   through with before anything else is begun.
@@ -40,7 +40,7 @@ class Step(Enum):
     WITHDRAW = "withdraw"
     JOIN = "join"
     JOINED = "joined"
-    UNWANT = "unwant"
+    UNASSIGN = "unassign"
     SETTLE = "settle"
 
 
@@ -51,8 +51,8 @@ TRANSITIONS: dict[tuple[Phase | None, Step], Phase | None] = {
     (Phase.ACTIVE, Step.JOIN): Phase.JOINING,
     (Phase.JOINING, Step.JOIN): Phase.JOINING,  # once more, after a failure
     (Phase.JOINING, Step.JOINED): Phase.ACTIVE,
-    (Phase.ACTIVE, Step.UNWANT): Phase.LEAVING,
-    (Phase.JOINING, Step.UNWANT): Phase.LEAVING,
+    (Phase.ACTIVE, Step.UNASSIGN): Phase.LEAVING,
+    (Phase.JOINING, Step.UNASSIGN): Phase.LEAVING,
     (Phase.LEAVING, Step.SETTLE): None,
 }
 """The next phase, None for not ours. What is not here cannot happen."""
@@ -64,7 +64,7 @@ class Ownership:
     def __init__(self, partitions: Iterable[int]) -> None:
         self._phase_by_partition = dict.fromkeys(partitions, Phase.ACTIVE)
         self._regroup()
-        self.wanted = self.owned
+        self.assigned = self.owned
         """The partitions that the supervisor assigned to us."""
         self.epoch = 0
         """The epoch of what is active or leaving; 0 before it has begun."""
@@ -78,28 +78,28 @@ class Ownership:
     @property
     def working(self) -> frozenset[int]:
         """The partitions that we work on, or are about to, for the supervisor's report."""
-        return self.owned | self.begun | self.wanted
+        return self.owned | self.begun | self.assigned
 
     @property
     def is_paused(self) -> bool:
         """True if reading pauses, because our partitions have to join the epoch of those that come."""
         return bool(self.begun)
 
-    def want(self, partitions: frozenset[int]) -> None:
-        """Take over what the supervisor wants; what we work on is to be reported again, even if that stays the same."""
-        self.wanted = partitions
+    def assign(self, partitions: frozenset[int]) -> None:
+        """Take over a new assignment; what we work on is to be reported again, even if that stays the same."""
+        self.assigned = partitions
         self.report_due = True
 
-    def leave_unwanted(self) -> AbstractSet[int]:
-        """Begin to leave what is no longer wanted; return the partitions to stop reading."""
-        unwanted = self.owned - self.wanted - self.leaving
-        if unwanted:
-            self._step(Step.UNWANT, unwanted)
-        return unwanted
+    def leave_unassigned(self) -> AbstractSet[int]:
+        """Begin to leave what is no longer assigned to us; return the partitions to stop reading."""
+        unassigned = self.owned - self.assigned - self.leaving
+        if unassigned:
+            self._step(Step.UNASSIGN, unassigned)
+        return unassigned
 
     def to_begin(self) -> AbstractSet[int] | None:
         """Return what to begin in one new epoch, in place of all that is begun now; None to leave that as it is."""
-        coming = self.wanted - self.owned
+        coming = self.assigned - self.owned
         return None if self.is_joining or coming == self.begun else coming
 
     def withdraw(self) -> None:

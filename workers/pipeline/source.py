@@ -20,7 +20,7 @@ INFO_TIMEOUT_S = 10.0
 
 
 def address_of(source: SourceSettings) -> tuple[SourceAddress, Credentials]:
-    """Return where the bucket is, what of it is wanted, and who we are there."""
+    """Return the nodes of the bucket, its collections to index, and the credentials."""
     tls = TlsOptions(source.tls_ca_file, source.tls_cert_file, source.tls_key_file, source.tls_verify_host)
     collections = tuple(source.collections.split(",")) if source.collections else ()
     address = replace(find_nodes(parse_source_url(source.url, tls)), collections=collections)

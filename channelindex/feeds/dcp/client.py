@@ -203,8 +203,8 @@ class DcpFeed:
 
     def acknowledge(self) -> None:
         """Tell the source that all events returned so far have been taken over (flow control)."""
-        if self._gate is not None and self._gate.held_bytes > self._options.buffer_bytes:
-            return  # the bytes that are held back must stay bounded too
+        if self._gate is not None and self._gate.withheld_bytes > self._options.buffer_bytes:
+            return  # the bytes that are withheld must stay bounded too
         for node in self._connected:
             if node.connection is not None:
                 node.connection.session.acknowledge()
@@ -228,7 +228,7 @@ class DcpFeed:
         return min(next_at, self._observe_at) if self._gate else next_at
 
     def _observe(self, gate: PersistenceGate) -> None:
-        """Ask every node with a copy how much it has persisted of the vbuckets of which something is held back."""
+        """Ask every node with a copy how much it has persisted of the vbuckets of which something is withheld."""
         for vb, vbuuid in gate.waiting().items():
             for endpoint in self._cluster.copies(vb):
                 session = self._cluster.session_at(endpoint)

@@ -69,7 +69,7 @@ class FrameParser:
         self._needs_body: NeedsBody | None = None
         self._held: list[bytes] = []
         self._held_bytes = 0
-        self._wanted_bytes = 0
+        self._frame_bytes = 0
         self._events = self._new_events()
         self.counted_bytes = 0
         """Bytes so far that flow control counts: whole frames, of every request except noops."""
@@ -104,7 +104,7 @@ class FrameParser:
         offset = 0
         self._last = None
         while self._held:  # twice, where its header was not whole
-            missing = self._wanted_bytes - self._held_bytes
+            missing = self._frame_bytes - self._held_bytes
             assert missing > 0, "what is whole is held no more"
             part = data[offset : offset + missing]
             offset += len(part)
@@ -127,13 +127,13 @@ class FrameParser:
         self._held.append(rest)
         self._held_bytes = len(rest)
         body_bytes = int.from_bytes(rest[8:12], "big") if len(rest) >= mcbp.HEADER_BYTES else 0
-        self._wanted_bytes = mcbp.HEADER_BYTES + body_bytes
-        assert self._held_bytes < self._wanted_bytes or self._held_bytes < mcbp.HEADER_BYTES, "a whole frame was taken"
+        self._frame_bytes = mcbp.HEADER_BYTES + body_bytes
+        assert self._held_bytes < self._frame_bytes or self._held_bytes < mcbp.HEADER_BYTES, "a whole frame was taken"
 
     @property
     def unfinished(self) -> Unfinished | None:
         """The frame that the input ends in the middle of."""
-        return Unfinished(self._n_held, self._held_bytes, self._wanted_bytes) if self._held else None
+        return Unfinished(self._n_held, self._held_bytes, self._frame_bytes) if self._held else None
 
     def _parse(self, data: bytes, offset: int) -> int:
         """Handle the whole frames from *offset* on; the offset behind them."""

@@ -195,13 +195,13 @@ class Session:
             self._request_stream(stream)
 
     def _request_stream(self, stream: Stream) -> None:
-        assert stream.wanted, "nobody asks for what nobody wants"
+        assert stream.is_subscribed, "what was dropped is not requested"
         request = stream.request(self._keyspace.stream_filter, tells_purge_seqno=self._tells_purge_seqnos)
         self._ask(request, lambda answer: self._on_stream_answer(stream, answer), next(self._opaques))
 
     def _on_stream_answer(self, stream: Stream, answer: Frame) -> None:
         status = answer.status
-        if not stream.wanted:
+        if not stream.is_subscribed:
             if status == Status.SUCCESS:
                 self._streams.leave(stream, opened_as=answer.opaque)
                 self.close_streams([stream.vb])
@@ -240,7 +240,7 @@ class Session:
         self._ask(Request(Op.DCP_GET_FAILOVER_LOG, vb=stream.vb), lambda log: self._on_failover_log(stream, seqno, log))
 
     def _on_failover_log(self, stream: Stream, seqno: int, answer: Frame) -> None:
-        if not stream.wanted:
+        if not stream.is_subscribed:
             self._streams.leave(stream)
             return
         if answer.status != Status.SUCCESS:

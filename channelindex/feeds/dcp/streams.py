@@ -41,7 +41,7 @@ class State(Enum):
     OPEN = "open"
     ROLLED_BACK = "rolled back"  # the consumer has the rollback; nothing more comes
     ENDED = "ended"  # its end seqno was reached
-    DROPPED = "dropped"  # nobody wants it any more
+    DROPPED = "dropped"  # no longer subscribed to
 
 
 class Stream:
@@ -54,6 +54,7 @@ class Stream:
         "backoff",
         "checkpoint",
         "end_seqno",
+        "is_subscribed",
         "opaque",
         "purge_seqno",
         "reach",
@@ -64,7 +65,6 @@ class Stream:
         "state",
         "vb",
         "vbuuid",
-        "wanted",
     )
 
     def __init__(self, vb: int, checkpoint: Checkpoint, end_seqno: int) -> None:
@@ -76,7 +76,7 @@ class Stream:
         self.state = State.WAITING
         self.opaque = 0
         self.retry_at = 0.0
-        self.wanted = True
+        self.is_subscribed = True
         self.backoff = Backoff(_FIRST_RETRY_S, _LONGEST_RETRY_S)
         self.vbuuid = checkpoint.vbuuid
         self.seqno = checkpoint.seqno
@@ -174,7 +174,7 @@ class Streams:
             self._waiting.pop(vb, None)
             if stream.state is not State.REQUESTED:  # else its answer is still to come
                 stream.state = State.DROPPED
-            stream.wanted = False
+            stream.is_subscribed = False
         return open_vbuckets
 
     def __contains__(self, vb: int) -> bool:
@@ -298,7 +298,7 @@ class Streams:
         requested = sum(stream.state is State.REQUESTED for stream in self._by_vb.values())
         assert requested <= self._n_requested <= _MOST_REQUESTED, "some may be of streams that were dropped"
         for stream in self._by_vb.values():
-            assert stream.wanted, "what is not wanted is not here"
+            assert stream.is_subscribed, "what was dropped is not here"
             assert stream.checkpoint.snap_start <= stream.checkpoint.seqno <= stream.checkpoint.snap_end
 
     def disconnect(self) -> None:
@@ -349,7 +349,7 @@ class Streams:
         stream.checkpoint = stream.position(stream.seqno)
 
     def _wait(self, stream: Stream, retry_at: float) -> None:
-        assert stream.wanted, "what is not wanted is not asked for"
+        assert stream.is_subscribed, "what was dropped is not requested"
         if stream.checkpoint.seqno >= stream.end_seqno:
             stream.state = State.ENDED
             return

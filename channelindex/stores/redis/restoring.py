@@ -28,7 +28,9 @@ def restore(
         check_meta(found, expected, index_name)
     elif widths := _widths(link, keys, expected):
         check_width(Counter(widths).most_common(1)[0][0], expected, index_name)
-    meta = found or msgspec.structs.replace(expected, index_uuid=_known_uuid(link, keys, expected) or expected.index_uuid)
+    meta = found or msgspec.structs.replace(
+        expected, index_uuid=_known_uuid(link, keys, expected) or expected.index_uuid
+    )
     is_whole = _PartitionCheck(link, keys, meta, servers).is_whole
     broken = [p for p in range(meta.n_partitions) if p in partitions or not is_whole(p)]
     checkpoints = records.pack_checkpoints(epochs.new_record(0, meta.partition_width).checkpoints)
