@@ -23,11 +23,11 @@ HISTORY_BYTES = 8192
 class EpochStart(NamedTuple):
     """The start of one epoch: `starts[i]` is the seqno of the partition's i-th vbucket above which it writes.
 
-    Up to its *reach*, a vbucket's history is still the one of which readers were told before. Where that is above the
+    Up to its *reach*, a vbucket's history is still the one that readers were sent before. Where that is above the
     start, the start is a *return*: of the store, or asked for by an operator. Where it is not, and what is above was
     stable, it is a *rollback* of the source. `reaches` are by vbucket like `starts`, and empty where they equal these.
     NO_BOUND among them is a return after which the vbucket is streamed from 0: no source is asked whether it kept what
-    readers were told, so it reaches no further than it starts. Yet it is no rollback.
+    readers were sent, so it reaches no further than it starts. Yet it is no rollback.
 
     In an archive, one of NO_BOUND everywhere bounds nothing: it marks that the starts up to it were pruned.
     """
@@ -199,7 +199,7 @@ def assume_compacted(record: PartitionRecord) -> PartitionRecord:
 
 
 def goes_back(before: PartitionRecord, after: PartitionRecord) -> bool:
-    """True if the stable clock of a partition is lower *after* a start than *before* it: readers have to be told."""
+    """True if the stable clock of a partition is lower *after* a start than *before* it: readers must learn of it."""
     return any(now < then for now, then in zip(after.stable, before.stable, strict=True))
 
 
@@ -298,9 +298,9 @@ def fall_back(whole: PartitionRecord, moments: Sequence[Moment]) -> dict[int, Ch
 def returned(present: Checkpoint, to: Checkpoint, complete_at: int) -> Checkpoint:
     """The position to stream from when the index, not the source, goes back from *present* to the seqno of *to*.
 
-    It lies in a snapshot from *complete_at*, below it, at which the index was complete, to where readers may have been
-    told: a source that has lost part of that, before it is streamed again, so answers with a rollback. At 0 it answers
-    with none; there, the snapshot tells `begin` that it is a return.
+    It lies in a snapshot that begins at *complete_at*, below it, where the index was complete, and ends where readers
+    may be: so a source that has lost part of that before it is streamed again answers with a rollback. At 0 it answers
+    with none; there, the snapshot shows `begin` that it is a return.
     """
     assert to.seqno < present.reach, "it is a step back"
     if to.seqno == 0:
@@ -384,7 +384,7 @@ class Bounds:
         return self._minima[bisect_right(self._epochs, epoch)]
 
     def reach_of(self, epoch: int) -> tuple[int, ...]:
-        """By vbucket, the seqno up to which it is all true what a reader under *epoch* was told; NO_BOUND: all is."""
+        """By vbucket, the seqno up to which all is true that a reader under *epoch* was sent; NO_BOUND: all is."""
         return self._reach_minima[bisect_right(self._epochs, epoch)]
 
     def is_unwatched(self, epoch: int, vb: int) -> bool:

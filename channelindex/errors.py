@@ -88,7 +88,7 @@ class ChangesForgotten(ChannelIndexError):
 
 
 class RemovalsForgotten(ChangesForgotten):
-    """Compaction dropped removals for their age that the holder of the token may not have been told."""
+    """Compaction dropped removals for their age that the holder of the token may not have got."""
 
     def __init__(self, channel: str, floor: Mapping[int, int]) -> None:
         ChannelIndexError.__init__(

@@ -139,7 +139,7 @@ class ClientSession:
         return refusal(status, context, as_json=bool(self.json_datatype), with_ref=with_ref)
 
     def denied(self, context: str) -> Exception:
-        """Return the outcome of a missing privilege: without XERROR a client cannot be told, so it is hung up on."""
+        """Return the outcome of a missing privilege; the connection of a client without XERROR is closed."""
         if Feature.XERROR not in self.features:
             return HangUp(context)
         return self.refusal(Status.EACCESS, context, with_ref=True)

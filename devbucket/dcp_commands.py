@@ -97,7 +97,7 @@ def _key_filter(session: ClientSession, request: Frame) -> KeyFilter | None:
 
 
 def _purge_seen(value: bytes) -> int:
-    """Return the newest purge seqno that a client says it was told of: who has seen a purge need not roll back for it.
+    """Return the newest purge seqno that a client says it has seen: who has seen a purge need not roll back for it.
 
     Source: couchbase/kv_engine master, dcp/documentation/commands/stream-request-value.md (read).
     """

@@ -82,7 +82,7 @@ def _make_durable(session: ClientSession, frame: Frame, level: int) -> None:
 
 
 def _decompressed(session: ClientSession, frame: Frame) -> Frame:
-    """Return the request with its value decompressed; the datatype tells that it came compressed."""
+    """Return the request with its value decompressed; the datatype says that it came compressed."""
     value = decompressed(frame.value, mcbp.MAX_BODY_BYTES) if Feature.SNAPPY in session.features else None
     if value is None:
         raise Malformed

@@ -170,7 +170,7 @@ class CollectionManifest:
         return selects
 
     def unknown_context(self) -> bytes:
-        """Return what a client is told that names something unknown: it may know an older manifest, or a newer one."""
+        """Return the context for a client that names something unknown: its manifest may be older, or newer."""
         return orjson.dumps({"manifest_uid": f"{self.manifest_uid:x}"})
 
 
@@ -180,7 +180,7 @@ def default_only(key: bytes) -> bool:
 
 
 def _collection_at(key: bytes) -> int:
-    """Return the collection that *key* is in, or that its event tells of; of a scope's event the inverse."""
+    """Return the collection that *key* is in, or that its event is about; of a scope's event the inverse."""
     number, _ = split_key(key)
     if number != SYSTEM:
         return number

@@ -65,7 +65,7 @@ class DevBucket:
 
     @property
     def cluster_url(self) -> str:
-        """Return what the official SDK takes: the same without the bucket, which it is told later."""
+        """Return what the official SDK takes: the same without the bucket, which it gets later."""
         return "couchbase://" + ",".join(address_of(self.config.host, port) for port in self.ports)
 
     @property
@@ -86,9 +86,7 @@ class DevBucket:
         self._child = context.Process(
             target=_run_child, args=(self.config, self._load, self._control, theirs), daemon=True
         )
-        previous_mask = signal.pthread_sigmask(
-            signal.SIG_BLOCK, _ENDING
-        )  # until the child has handlers of its own for them
+        previous_mask = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)  # until the child has its own handlers
         try:
             self._child.start()
         finally:
@@ -200,7 +198,7 @@ def _run_child(config: DevBucketConfig, load: Load | None, parents: Connection, 
     parents.close()
     os.setsid()  # a Ctrl-C in the terminal is for the parent, which then stops us
 
-    async def until_told() -> None:
+    async def until_asked() -> None:
         serving = asyncio.current_task()
         assert serving
         for number in _ENDING:
@@ -215,7 +213,7 @@ def _run_child(config: DevBucketConfig, load: Load | None, parents: Connection, 
             control.send(error)
 
     with contextlib.suppress(asyncio.CancelledError):
-        asyncio.run(until_told())
+        asyncio.run(until_asked())
 
 
 async def _obey(control: Connection, controls: Controls) -> None:

@@ -35,7 +35,7 @@ class Producer:
         self.flow = FlowWindow()
         self.noop = NoopKeeper(idle_timeout_s, now)
         self.on_ready: Callable[[], None] = lambda: None
-        self.knows_purges = False  # whether markers of disk snapshots tell the purge seqno
+        self.knows_purges = False  # whether markers of disk snapshots carry the purge seqno
         self._mode = mode
         self._end_on_close = False
         self._streams: dict[int, ProducerStream] = {}
@@ -96,8 +96,8 @@ class Producer:
             self._ready,
             from_disk=from_disk,
             key_filter=key_filter,
-            tell_advances=not self._mode & BARE_KEYS,
-            tell_purges=self.knows_purges,
+            with_advances=not self._mode & BARE_KEYS,
+            with_purges=self.knows_purges,
         )
         self._streams[vbucket.vb] = stream
         self._ready(stream)

@@ -53,8 +53,8 @@ class ProducerStream:
         *,
         from_disk: bool = False,
         key_filter: KeyFilter | None = None,
-        tell_advances: bool = False,
-        tell_purges: bool = False,
+        with_advances: bool = False,
+        with_purges: bool = False,
     ) -> None:
         assert requested.start <= requested.end
         self.vbucket = vbucket
@@ -69,8 +69,8 @@ class ProducerStream:
         self._end = requested.end
         self._snap_start: int | None = requested.snap_start  # of the first marker
         self._key_filter = key_filter
-        self._tell_advances = tell_advances
-        self._tell_purges = tell_purges
+        self._with_advances = with_advances
+        self._with_purges = with_purges
         self._snapshot_mode = mode
         self._advance_to: int | None = None  # the end of a snapshot of which the last seqno is not sent
         self._items: Sequence[Item] = ()
@@ -151,7 +151,7 @@ class ProducerStream:
     def _begin_snapshot(self) -> bytes:
         """Take the next snapshot and return its marker. The first one starts where the client's snapshot did.
 
-        Nothing is returned, and nothing to be sent, where a client wants nothing of it and cannot be told that.
+        Nothing is returned, and nothing to be sent, where a client wants nothing of it and cannot be informed of it.
         """
         flags, end = self._next_snapshot()
         self._items, self._next = self.vbucket.items_after(self._position, end), 0
@@ -181,7 +181,7 @@ class ProducerStream:
         seqno. Who took that one for a purge seqno would miss deletions, so it is not 0 here. That a marker of memory
         stays what it was is a guess.
         """
-        if not (self._tell_purges and flags & DISK):
+        if not (self._with_purges and flags & DISK):
             return self._message(Op.DCP_SNAPSHOT_MARKER, _MARKER_EXTRAS.pack(start, end, flags))
         assert self.vbucket.purge_seqno <= self.vbucket.high_seqno
         value = _MARKER_V2_2_VALUE.pack(start, end, flags, end, 0, self.vbucket.purge_seqno, end)
@@ -191,7 +191,7 @@ class ProducerStream:
         """Leave only what the filter selects of a snapshot; whether there is anything to send of it."""
         assert self._position < end
         self._items = [item for item in self._items if selects(item.key)]
-        if self._tell_advances and not (self._items and self._items[-1].seqno == end):
+        if self._with_advances and not (self._items and self._items[-1].seqno == end):
             self._advance_to = end
         return bool(self._items) or self._advance_to is not None
 

@@ -43,7 +43,7 @@ def requester(job: str) -> str:
 
 
 def requested_by(reader: IndexReader, partition: int) -> str:
-    """Return the command that began the present epoch of *partition*; "" where a node did, or nobody can tell now."""
+    """Return the command that began the present epoch of *partition*; "" if a node did, or if none is kept."""
     try:
         owner = reader.partition_records()[partition].owner
     except (Transient, IndexMissing, IndexCorrupt):  # the worker's next life meets it, too

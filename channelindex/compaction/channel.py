@@ -231,7 +231,7 @@ class ChannelCompactor:
         return pack_group(selected.kept, max(epochs), self._block_bytes, ends_with_header=self._store.ends_with_header)
 
     def _counted_bytes(self, packed: PackedGroup) -> int:
-        """The bytes of *packed* that `CompactionStore.sizes` tells: in a bucket, not those of the active block."""
+        """The bytes of *packed* that `CompactionStore.sizes` reports: in a bucket, not those of the active block."""
         return sum(map(len, packed.blocks[:-1] if self._store.ends_with_header else packed.blocks))
 
     def _write(self, channel: str, packed: PackedGroup) -> Output:

@@ -53,7 +53,7 @@ class Selected(NamedTuple):
 class _DocumentEntries:
     """The entries of one document: those of the inputs that are not known to be superseded, and what is known else.
 
-    `later` are those of epochs after the view: the source may have brought them once more because what supersedes them
+    `later` are those of epochs after the view: the source may have sent them once more because what supersedes them
     by the view has died since.
     """
 

@@ -64,7 +64,7 @@ class Position:
         """Return where to resume when the source has taken back everything above the seqno of *to*.
 
         That is the last point at or below it at which we were complete. To go on right at it could lose a document: a
-        snapshot that reached beyond it may have brought only a version that is gone now, in place of one that is back.
+        snapshot that reached beyond it may have had only a version that is gone now, in place of one that is back.
         """
         complete_at = [*self._complete_at, self.seqno] if self._complete() else self._complete_at
         safe = max((seqno for seqno in complete_at if seqno <= to.seqno), default=0)

@@ -80,7 +80,7 @@ class AsyncChangesReader:
     ) -> AsyncGenerator[Changes, None]:
         """See `ChangesReader.follow`; ends when its task is cancelled, or when the reader is closed.
 
-        Who reads slowly holds up nobody, and nothing is queued for it: it is told later, and of fewer versions.
+        Who reads slowly holds up nobody, and nothing is queued for it: it gets its news later, and fewer versions.
 
         Raises:
             TypeError, ValueError: at once; every other error comes with the first page.
@@ -150,7 +150,7 @@ class AsyncChangesReader:
         return await self._in_thread(partial(self._reader.position_at, query, time_s))
 
     def following(self, query: Query, since: str | None) -> Following:
-        """A follower that asks for *query* and is at *since*, for who has to know more than `follow` tells.
+        """A follower that asks for *query* and is at *since*, for callers that need more than `follow` yields.
 
         Raises:
             ReaderClosed: the reader is closed.

@@ -8,7 +8,7 @@ from channelindex.stores.base import ChannelState, ChannelWatch, IndexReader
 
 
 class ChannelsAtRest:
-    """Notes channels, and tells which of them may have something new. For one thread.
+    """Notes channels, and returns which of them may have something new. For one thread.
 
     A store that can be watched says what has changed, whatever is followed. Of another one, all that is noted is
     compared. A look calls `begin`, takes its snapshot, calls `awake`, reads these channels, calls `note`; it reads by

@@ -35,18 +35,18 @@ class Part(NamedTuple):
     page: Changes
 
 
-class Telling(NamedTuple):
-    """Tells what is in memory, *limit* documents a page, without waiting; `tell` returns false where that cannot be."""
+class Delivery(NamedTuple):
+    """Delivers what is in memory, *limit* documents a page, without waiting; `deliver` returns false if it cannot."""
 
     limit: int
-    tell: Callable[[Kept], bool]
+    deliver: Callable[[Kept], bool]
 
 
 class Following:
     """A follower of *hub* that asks for *query* and begins after *since*. `leave` it when done.
 
     Who reads slowly holds up nobody, and nothing is queued for it. `seen_at` is when the hub saw the news that is being
-    told, monotonic; None while they are read from the index.
+    delivered, monotonic; None while they are read from the index.
     """
 
     def __init__(self, hub: Hub, store: IndexReader, in_threads: InThreads, query: Query, since: str | None) -> None:
@@ -61,7 +61,7 @@ class Following:
         self._has_left = False
         self._follower = hub.join(query.channels)
         self.seen_at: float | None = None
-        self.tell: Telling | None = None
+        self.delivery: Delivery | None = None
         if since == NOW and hub.is_fresh:
             assert hub.view is not None, "it would not be fresh"
             self._since, self._progress = position(hub.view, query), hub.view.progress
@@ -96,24 +96,25 @@ class Following:
     async def wait(self, timeout_s: float | None = None) -> bool:
         """Wait for news, at most *timeout_s*; true if there may be some, or somebody has called `wake`.
 
-        With `tell`, it is given the news that is in memory, and the wait goes on.
+        With `delivery`, news that is in memory is delivered, and the wait goes on.
         """
-        assert not self._has_left, "nobody tells who has left"
+        assert not self._has_left, "who has left waits for nothing"
         if self.is_up_to_date:
-            self._follower.tell = self._tell_from_memory if self.tell is not None and self._is_at_hub else None
+            is_delivered = self.delivery is not None and self._is_at_hub
+            self._follower.deliver = self._deliver_from_memory if is_delivered else None
             try:
                 async with asyncio.timeout(timeout_s):
                     await self._follower.wait()
             except TimeoutError:
                 pass
             finally:
-                self._follower.tell = None
+                self._follower.deliver = None
         return not self.is_up_to_date
 
-    def _tell_from_memory(self, base: int) -> bool:
-        assert self.tell is not None, "it waits with it"
-        kept = self._from_memory(base, self.tell.limit)
-        if kept is None or not self.tell.tell(kept):
+    def _deliver_from_memory(self, base: int) -> bool:
+        assert self.delivery is not None, "it waits with it"
+        kept = self._from_memory(base, self.delivery.limit)
+        if kept is None or not self.delivery.deliver(kept):
             return False
         self._since, self._progress = kept.pages[-1].since, kept.pages[-1].progress
         return True
@@ -163,7 +164,7 @@ class Following:
         def read() -> Iterator[Changes]:
             try:
                 return read_pages(self._store, view.snapshot, query, since, limit)
-            except TokenAhead:  # of an answer that was read after the hub looked: some of it may be told again
+            except TokenAhead:  # of an answer that was read after the hub looked: some of it may be delivered again
                 return read_pages(self._store, IndexSnapshot.take(self._store), query, since, limit)
 
         try:

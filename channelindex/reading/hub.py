@@ -1,7 +1,7 @@
 """Reads an index once per move of its stable clock, for all followers of a process. Belongs to one event loop.
 
 One subscription waits. When the clock has moved, however often since the last look, one snapshot is taken and all
-followed channels are read from where the hub was, each once, in one request. What they brought is kept for a while, as
+followed channels are read from where the hub was, each once, in one request. What was found is kept for a while, as
 a *look*, apart by channel: a follower that is a few looks behind is answered from memory. Followers of channels
 without news are not even woken.
 
@@ -38,8 +38,8 @@ MOST_AT_ONCE = 5_000
 
 MOST_LOOKS = 200
 """Looks kept in memory; each has a clock of its own."""
-TOLD_AT_ONCE = 250
-"""Followers of one channel that are told before anybody else has a turn on the event loop."""
+DELIVERED_AT_ONCE = 250
+"""Followers of one channel that get their news before anybody else has a turn on the event loop."""
 LONG_LOOK_S = 0.01
 LONGEST_PAUSE_S = 0.1
 """After a look longer than LONG_LOOK_S, the store and everybody else have as long for themselves, up to this."""
@@ -86,21 +86,21 @@ class Look(NamedTuple):
 
 
 class Follower:
-    """A follower's place. With `has_news`, it is to be told what came after the view of number `base`.
+    """A follower's place. With `has_news`, it is to be sent what came after the view of number `base`.
 
     Without a `base`, it has to read by its token. Without news, nothing came up to the hub's view.
-    One that `is_elsewhere`, because it read after the hub looked, is told by its token: it knows some of the news.
-    While it waits with a `tell`, that tells what is in memory, and it waits on; where `tell` returns false, it wakes.
+    One that `is_elsewhere`, because it read after the hub looked, reads by its token: it knows some of the news.
+    While it waits with a `deliver`, that is called with the news in memory; where it returns false, the follower wakes.
     """
 
-    __slots__ = ("_waiter", "base", "channels", "has_news", "is_elsewhere", "tell")
+    __slots__ = ("_waiter", "base", "channels", "deliver", "has_news", "is_elsewhere")
 
     def __init__(self, channels: tuple[str, ...]) -> None:
         self.channels = channels
         self.base: int | None = None
         self.is_elsewhere = False
         self.has_news = True
-        self.tell: Callable[[int], bool] | None = None
+        self.deliver: Callable[[int], bool] | None = None
         self._waiter: asyncio.Future[None] | None = None
 
     async def wait(self) -> None:
@@ -113,26 +113,26 @@ class Follower:
                 self._waiter = None
 
     def notice(self, base: int) -> bool:
-        """There is news after the view of number *base*; true if `tell_now` is to be called for it."""
+        """There is news after the view of number *base*; true if `deliver_now` is to be called for it."""
         if self.has_news or self.base is not None:
             return False
         self.base = None if self.is_elsewhere else base
-        if self.tell is not None and self.base is not None:
+        if self.deliver is not None and self.base is not None:
             return True
         self._wake()
         return False
 
-    def tell_now(self) -> None:
-        """Have it told what is in memory, if it still waits; else it wakes, and fetches its news."""
+    def deliver_now(self) -> None:
+        """Deliver what is in memory, if it still waits; else it wakes, and fetches its news."""
         if self.base is None or self.has_news:
             return
-        if self.tell is not None and self.tell(self.base):
+        if self.deliver is not None and self.deliver(self.base):
             self.base = None
         else:
             self._wake()
 
     def has_read(self, *, is_elsewhere: bool) -> None:
-        """It has read up to a view of the hub, or *is_elsewhere*; news that came meanwhile it is told from there."""
+        """It has read up to a view of the hub, or *is_elsewhere*; news that came meanwhile is delivered from there."""
         self.is_elsewhere = is_elsewhere
         if is_elsewhere and self.base is not None:
             self.lose()
@@ -404,9 +404,9 @@ class Hub:
                 follower.lose()
 
     def _tell_some(self) -> None:
-        """Tell the next of those who are told from memory; the others after whoever waits for the event loop."""
-        for _ in range(min(TOLD_AT_ONCE, len(self._to_tell))):
-            self._to_tell.popleft().tell_now()
+        """Deliver to the next followers from memory; to the others after whoever waits for the event loop."""
+        for _ in range(min(DELIVERED_AT_ONCE, len(self._to_tell))):
+            self._to_tell.popleft().deliver_now()
         if self._to_tell:
             asyncio.get_running_loop().call_soon(self._tell_some)
 

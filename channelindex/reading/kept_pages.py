@@ -32,7 +32,7 @@ class NextPages(NamedTuple):
     def next(self, now: IndexSnapshot) -> Changes | None:
         """The next page; None if there is none, or if it is the last and the stable clock has moved until *now*.
 
-        Who is told that nothing follows takes the answer for complete: what was stable before the call is in it.
+        An answer after which nothing follows counts as complete: what was stable before the call is in it.
         """
         page = next(self.pages, None)
         is_complete = page is None or page.pending or self.snapshot.stable == now.stable

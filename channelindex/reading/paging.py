@@ -21,7 +21,7 @@ class Change(NamedTuple):
     it left by this change, where it is in none of the others.
 
     Where it is `withdrawn`, it is `removed` because the source took back what it said: `rev` is the revision that the
-    reader may have been told, and that is no more. No other of the document is in these channels.
+    reader may have got, and that is no more. No other of the document is in these channels.
     """
 
     id: str
@@ -39,7 +39,7 @@ class Change(NamedTuple):
 class Changes(NamedTuple):
     """One answer. `since` continues after it; `pending` documents are known to follow.
 
-    `progress` is the sum of the seqnos up to which all is told, out of `of`: for people and progress bars. `stats`
+    `progress` is the sum of the seqnos up to which all is delivered, out of `of`: for people and progress bars. `stats`
     count what the read behind the answer fetched; all pages of one read carry the same.
     """
 
@@ -52,10 +52,10 @@ class Changes(NamedTuple):
 
 
 class Withdrawn(NamedTuple):
-    """Lists what to tell before all else to a reader that is at the token `begin`: documents that are withdrawn.
+    """Lists the documents that are withdrawn: what a reader at the token `begin` gets before all else.
 
     `documents` are by vbucket; within one, the newest first. So a token that goes on after some of them is `begin` with
-    a lower seqno in their vbuckets: what the reader was told above that, it has been told to be withdrawn.
+    a lower seqno in their vbuckets: what the reader had got above that, it now knows to be withdrawn.
     """
 
     begin: Token
@@ -98,15 +98,15 @@ class Pager:
         page: list[Found] = []
         n_withdrawn = 0
         if withdrawn is not None:
-            told = list(withdrawn.begin.seqnos)
+            seqnos_below = list(withdrawn.begin.seqnos)
             for document in withdrawn.documents:
                 if len(page) == size:
                     pending -= size
-                    at = withdrawn.begin._replace(seqnos=tuple(told), delivered=Delivered.ANYTHING)
+                    at = withdrawn.begin._replace(seqnos=tuple(seqnos_below), delivered=Delivered.ANYTHING)
                     yield self._answer(page, at, pending, size)
                     page, size = [], next(sizes)
                 page.append(document)
-                told[_vb(document)] = document[0] - 1
+                seqnos_below[_vb(document)] = document[0] - 1
             n_withdrawn = len(page)
         before: int | None = None
         for vb, upto, documents in self._turns(read, kept):

@@ -23,7 +23,7 @@ from channelindex.stores.base import IndexReader
 CONSUMED_AT_ONCE = 1000
 """Documents in a page of `consume`, which come again after a crash in the midst of it."""
 NOW = "now"
-"""The `since` of a reader that wants what comes next, and nothing that is there."""
+"""The `since` of a reader that takes what comes next, and nothing that is there."""
 
 
 class ChangesReader:
@@ -33,7 +33,7 @@ class ChangesReader:
 
     No answer goes beyond the stable clock, so only a rollback of the source takes one back. A reader that had read
     what was rolled back gets all documents of that vbucket once more, in their present state. A document that was in
-    the channels only by what was rolled back is told before them, as `withdrawn`, as long as the index knows of it.
+    the channels only by what was rolled back is returned before them, as `withdrawn`, as long as the index knows of it.
 
     A `since` is good for the channels and `doc_ids` with which it was made, in any order, and refused for others: it
     says nothing of them. `since="now"` begins with what comes next.
@@ -122,7 +122,7 @@ class ChangesReader:
         """The `since` after which is all that was not yet stable at *time_s* (Unix time), for *channels* and *doc_ids*.
 
         As exact as the timeline of the index: nothing that came later is left out, but what came up to a third of the
-        time's age before it may be told again. The beginning, where nothing is known of a time so long ago.
+        time's age before it may be returned again. The beginning, where nothing is known of a time so long ago.
 
         Raises:
             See `changes`.

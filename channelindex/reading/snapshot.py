@@ -54,7 +54,7 @@ class EpochLimits(NamedTuple):
 
 
 class TakenBack(NamedTuple):
-    """Names what a reader was told of a vbucket, under *epoch* and up to the seqno `upto`, and a rollback took back.
+    """Names what a reader got of a vbucket, under *epoch* and up to the seqno `upto`, and a rollback took back.
 
     Up to `true_upto` it is true still.
     """
@@ -271,7 +271,7 @@ class IndexSnapshot:
         there was a newer one, or that it takes for replaced by one that no longer exists. So does one that is streamed
         anew because of a rollback, until the stable clock is where the reader was.
 
-        One that goes back for another reason begins at the start of its epoch: what the reader was told is true, and
+        One that goes back for another reason begins at the start of its epoch: what the reader got is true, and
         what is above comes again. If the source takes back some of that meanwhile, an epoch starts lower still.
 
         Raises:
@@ -315,9 +315,9 @@ class IndexSnapshot:
                 seqnos[vb] = horizons[vb] = 0
 
     def taken_back(self, token: Token) -> Mapping[int, TakenBack]:
-        """By vbucket, what a rollback took back of what the reader at *token* was told; *token* is not lowered yet.
+        """By vbucket, what a rollback took back of what the reader at *token* had got; *token* is not lowered yet.
 
-        Nothing where the index alone went back and was streamed from 0: what the reader was told may yet come again.
+        Nothing where the index alone went back and was streamed from 0: what the reader had got may yet come again.
         """
         taken: dict[int, TakenBack] = {}
         for partition, (epoch, newest) in enumerate(zip(token.epochs, self.epochs, strict=True)):
@@ -333,9 +333,9 @@ class IndexSnapshot:
         return taken
 
     def dead_limits(self, epoch: int, vb: int, taken: TakenBack) -> tuple[int, int, int]:
-        """Judge the entries of *epoch* in *vb* for a reader to whom *taken* was told, by three seqnos.
+        """Judge the entries of *epoch* in *vb* for a reader that had got *taken*, by three seqnos.
 
-        Above the first, they are dead. Up to the second, the reader may have been told of them. Up to the third, one
+        Above the first, they are dead. Up to the second, the reader may have got them. Up to the third, one
         that is not dead is there, or will be again once the stable clock is back.
         """
         assert taken.true_upto < taken.upto, "something was taken back"

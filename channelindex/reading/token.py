@@ -88,7 +88,7 @@ def undelivered_upto(read: Token, vb: int) -> int:
 def heard_upto(begin: Token, vb: int, bound: int) -> int:
     """The seqno up to which the reader at *begin* knows of every removal in *vb* that concerns it.
 
-    It was told of them, or got none of the documents. *bound* is what a position of the token's epoch is lowered to.
+    It got them, or none of the documents. *bound* is what a position of the token's epoch is lowered to.
     """
     if not begin.seqnos[vb] and begin.delivered != Delivered.ANYTHING:
         return MAX_SEQNO

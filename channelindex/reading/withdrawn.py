@@ -1,8 +1,8 @@
-"""Finds what a reader was told and a rollback of the source took back: documents that nothing has replaced. Pure.
+"""Finds what a reader had got and a rollback of the source took back: documents that nothing has replaced. Pure.
 
-A reader that comes with a token from before a rollback reads its vbuckets from the beginning, and is told all documents
+A reader that comes with a token from before a rollback reads its vbuckets from the beginning, and gets all documents
 that are there. Of one that is there no more, only dead entries are left, for `compaction.dead_retention_s`. Those that
-the reader may have been told are *withdrawn*: it is told so, once, before all else (docs/design/018-withdrawn.md).
+the reader may have got are *withdrawn*: it is given them as such, once, before all else (docs/design/018-withdrawn.md).
 """
 
 from collections import defaultdict
@@ -21,18 +21,18 @@ _GONE = DELETED | REMOVED
 
 
 class DeadLimits(NamedTuple):
-    """Of the entries of one epoch in a vbucket: dead above `live`, and told to the reader up to `told`.
+    """Of the entries of one epoch in a vbucket: dead above `live`, and delivered to the reader up to `delivered`.
 
     Up to `there`, one that is live is there, though it may have to become stable again.
     """
 
     live: int
-    told: int
+    delivered: int
     there: int
 
 
 class ReturningScan(Scan):
-    """The scan of a reader that was told what was taken back: it finds in these vbuckets what is dead, too."""
+    """The scan of a reader that had got what was taken back: it finds in these vbuckets what is dead, too."""
 
     def __init__(
         self, snapshot: IndexSnapshot, since: Sequence[int], begin: Token, taken_back: Mapping[int, TakenBack]
@@ -78,11 +78,11 @@ class ReturningScan(Scan):
             offset = key_end + (blocks.PACKED_REV_BYTES if rev_size == blocks.PACKED else rev_size)
             if vb not in limits_by_vb:
                 continue
-            live, told, there = limits_by_vb[vb]
+            live, delivered, there = limits_by_vb[vb]
             key = body[key_start:key_end]
             if seqno <= min(live, there):
                 self._there_by_vb[vb].add(key)
-            elif live < seqno <= told:
+            elif live < seqno <= delivered:
                 dead, new = self._dead_by_vb[vb], (seqno, flags, channel_bit, body[start:offset])
                 known = dead.get(key)
                 if known is None or known[0] < seqno:

@@ -370,7 +370,7 @@ class IndexReader(Protocol):
         ...
 
     def mark(self, channel: str, state: ChannelState | None) -> bytes | None:
-        """Note that *channel* was in *state*, for `changed`; None where the store cannot tell. Makes no request."""
+        """Note that *channel* was in *state*, for `changed`; None where the store cannot say. Makes no request."""
         ...
 
     def changed(self, marks: Sequence[bytes]) -> Sequence[bool]:

@@ -11,7 +11,7 @@ _log = logs.get("store")
 
 
 class CallLimit:
-    """The bytes of entries that go into one call. Hosted stores limit requests, often to 1 MB, and nothing tells."""
+    """The bytes of entries that go into one call. Hosted stores limit requests, often to 1 MB, and do not say so."""
 
     def __init__(self, n_bytes: int) -> None:
         assert n_bytes > 0

@@ -15,7 +15,7 @@ STRAY_S = 3600
 
 
 class GroupSize(NamedTuple):
-    """A group's directory and the size of its active block, 0 if it is not there or the store does not tell it."""
+    """A group's directory and the size of its active block, 0 if it is not there or the store does not report it."""
 
     directory: Directory
     active_bytes: int

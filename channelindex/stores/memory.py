@@ -382,7 +382,7 @@ class MemoryReader:
         return ChannelState({group: state for group, state in groups.items() if state}, compacted, floor)
 
     def mark(self, _channel: str, _state: ChannelState | None) -> None:
-        """See `IndexReader.mark`. It cannot tell."""
+        """See `IndexReader.mark`. It cannot say."""
 
     def changed(self, marks: Sequence[bytes]) -> Sequence[bool]:
         """See `IndexReader.changed`."""

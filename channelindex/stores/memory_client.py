@@ -83,7 +83,7 @@ class MemoryClient:
         return self._in_parts("channel_states", channels, _STATES_PER_REQUEST)
 
     def mark(self, _channel: str, _state: ChannelState | None) -> None:
-        """See `IndexReader.mark`. It cannot tell."""
+        """See `IndexReader.mark`. It cannot say."""
 
     def changed(self, marks: Sequence[bytes]) -> Sequence[bool]:
         """See `IndexReader.changed`."""

@@ -58,7 +58,7 @@ class Layout(Protocol):
         ...
 
     def rewrite(self, key: bytes, sync: Mapping[str, Any], answer: Frame) -> list[Request]:
-        """Write *sync* alone over the living document that *answer* to `read` told of, each request after the other.
+        """Write *sync* alone over the living document that *answer* to `read` describes, each request after the other.
 
         Each is meant for the version that the one before made, the first for the one that was read.
         """

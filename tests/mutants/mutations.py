@@ -234,7 +234,7 @@ _COORDINATOR = [
     *_of(
         "coordinator/membership.py",
         "membership",
-        ("self.book.renew(held, sent_at)", "self.book.renew(held, self._clock())"),
+        ("self.book.renew(owned, sent_at)", "self.book.renew(owned, self._clock())"),
         ("        self.book.give_up(given)\n", ""),
         (
             "self._view.owned_by(self._identity.node) if answer.accepted else ()",

@@ -244,10 +244,10 @@ def test_a_backfill_that_breaks_off_below_the_purge_seqno_is_resumed_with_it() -
 
 def test_a_purge_seqno_goes_beside_the_collections_and_only_to_a_server_that_knows_it() -> None:
     stream = Stream(0, Checkpoint(1, 5, 5, 5, 9), 100)
-    told = stream.request(b'{"collections":["8"]}', tells_purge_seqno=True)
+    told = stream.request(b'{"collections":["8"]}', with_purge_seqno=True)
     assert orjson.loads(told.value) == {"collections": ["8"], "purge_seqno": "9"}
     assert stream.request(b'{"collections":["8"]}').value == b'{"collections":["8"]}'
-    assert Stream(0, Checkpoint(1, 5, 5, 5), 100).request(b"", tells_purge_seqno=True).value == b""
+    assert Stream(0, Checkpoint(1, 5, 5, 5), 100).request(b"", with_purge_seqno=True).value == b""
 
 
 def test_a_position_that_was_taken_back_says_nothing_of_what_was_purged() -> None:

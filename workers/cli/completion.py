@@ -45,4 +45,4 @@ def _complete_paths(parser: argparse.ArgumentParser) -> None:
     for action in parser._actions:  # noqa: SLF001 - argparse has no public way to list them
         kinds = {Path: shtab.FILE, options.folder: shtab.DIRECTORY}
         if action.type in kinds:
-            action.complete = kinds[action.type]  # type: ignore[attr-defined]  # how shtab is told
+            action.complete = kinds[action.type]  # type: ignore[attr-defined]  # the way shtab reads it

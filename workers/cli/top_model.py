@@ -141,7 +141,7 @@ def node_fill(node: State) -> float:
 def lagging(state: State, limit: int) -> list[tuple[str, State]]:
     """The *limit* partitions with the largest lag, with their owner; "" and an unknown age where nobody reports.
 
-    First come those of owners that do not report, if changes wait as the bucket tells; then what nodes report.
+    First come those of owners that do not report, if changes wait by the account of the bucket; then what nodes report.
     """
     heard = {node["node"]: node for node in state["nodes"] if node["heard"]}
     unheard = [part for part in state["partitions"] if part.get("lag") and part["owner"] not in heard]

@@ -83,7 +83,7 @@ class Supervisor:
         )
 
     def run(self) -> int:
-        """Run the node until it is told to stop; return its exit code. All children have ended then."""
+        """Run the node until it is asked to stop; return its exit code. All children have ended then."""
         self._signals = SignalQueue(signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
         try:
             while not self._is_over():

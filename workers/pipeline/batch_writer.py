@@ -83,7 +83,7 @@ class BatchWriter:
         self._reconnect_at = 0.0
 
     def run(self) -> int:
-        """Write until told to stop and the rings are empty; return the exit code of the process."""
+        """Write until asked to stop and the rings are empty; return the exit code of the process."""
         for ring, bell in zip(self._rings, self._space_bells, strict=True):
             ring.reset_consumer()
             bell.ring()  # the one before us may have died between its commit and its bell

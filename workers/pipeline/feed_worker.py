@@ -148,7 +148,7 @@ class FeedWorker:
         self._stable: dict[int, int] = {}
 
     def run(self) -> int:
-        """Work until told to stop, then drain; return the exit code of the process."""
+        """Work until asked to stop, then drain; return the exit code of the process."""
         try:
             checkpoints = self._begin_epochs()
             if checkpoints is None:
@@ -175,7 +175,7 @@ class FeedWorker:
         return STALE
 
     def _begin_epochs(self) -> dict[int, Checkpoint] | None:
-        """Begin one epoch for all partitions; return where to resume each vbucket, None where told to stop before."""
+        """Begin one epoch for all partitions; return where to resume each vbucket, None if asked to stop before."""
         while not self._stop.is_set():
             self._stats.beat()
             try:

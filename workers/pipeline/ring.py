@@ -27,7 +27,7 @@ beginning instead, and a skip mark takes its place; `written` moves over both at
     8       n     payload, then up to 7 bytes of padding
 
 x86 shows stores in their order. Elsewhere a consumer may see `written` before the frame that it covers. The checksum
-tells: its seed makes what an earlier lap left at the same place fail too. The consumer looks again, a bounded number
+shows it: its seed makes what an earlier lap left at the same place fail too. The consumer looks again, a bounded number
 of times.
 
 Waiting is not the ring's business: see `Bell`. The memory is anonymous, made before the fork, and gone with the last

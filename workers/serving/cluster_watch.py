@@ -1,4 +1,4 @@
-"""Looks at the cluster once a second while somebody watches the page, and tells all who do."""
+"""Looks at the cluster once a second while somebody watches the page, and informs all who do."""
 
 import asyncio
 import math
@@ -43,7 +43,7 @@ class ClusterWatch:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="channelindex-page")
         self._n_watchers = 0
         self._task: asyncio.Task[None] | None = None
-        self._told = asyncio.Event()
+        self._changed = asyncio.Event()
         self.state: dict[str, Any] | None = None
         self._lag: dict[str, Any] | None = None
         self._lag_at = -math.inf
@@ -71,7 +71,7 @@ class ClusterWatch:
     async def next(self) -> bytes:
         """Wait for the next picture; as JSON. Between `join` and `leave`."""
         assert self._task is not None, "between `join` and `leave`"
-        await self._told.wait()
+        await self._changed.wait()
         return msgspec.json.encode(self.state)
 
     def join(self) -> None:
@@ -104,8 +104,8 @@ class ClusterWatch:
             except ChannelIndexError as error:
                 _log.warning("serve.cluster_unknown", msg=str(error))
             else:
-                self._told.set()
-                self._told = asyncio.Event()
+                self._changed.set()
+                self._changed = asyncio.Event()
             await asyncio.sleep(LOOK_S)
 
     def _look(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class Door(NamedTuple):
     """Says what those may do who come by one listener."""
 
     is_operators: bool
-    """They are told the state of the service."""
+    """They answer with the state of the service."""
     is_trusted: bool
     """They need no token to read the index."""
 

@@ -116,7 +116,7 @@ class Feeds:
 
 
 def _progress(page: Changes, *, up_to_date: bool) -> Headers:
-    """Say how far the index is, and if the answer tells all of it. No token: heads have 4 KB at many proxies."""
+    """Say how far the index is, and if the answer has all of it. No token: heads have 4 KB at many proxies."""
     return (
         (b"channelindex-seq", str(page.of).encode()),
         (b"channelindex-up-to-date", b"true" if up_to_date else b"false"),
@@ -131,5 +131,7 @@ def _cached(tag: tuple[bytes, bytes]) -> Headers:
 def _etag(counter: int, asked: Asked) -> tuple[bytes, bytes]:
     request = asked.request
     what = (counter, asked.query.channels, asked.query.asked, asked.query.active_only, asked.grants)
-    told = repr((*what, request.since, request.limit, request.seq_interval))
-    return b"etag", b'"%s"' % hashlib.blake2b(told.encode(errors="surrogatepass"), digest_size=12).hexdigest().encode()
+    asked_for = repr((*what, request.since, request.limit, request.seq_interval))
+    return b"etag", b'"%s"' % hashlib.blake2b(
+        asked_for.encode(errors="surrogatepass"), digest_size=12
+    ).hexdigest().encode()

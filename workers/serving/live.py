@@ -1,4 +1,4 @@
-"""An answer that stays open: tells what comes as it comes, and a heartbeat where nothing does."""
+"""An answer that stays open: sends each change as it comes, and a heartbeat where none does."""
 
 import asyncio
 import math
@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from channelindex.errors import TokenAhead, Transient
-from channelindex.reading.following import Following, Part, Telling
+from channelindex.reading.following import Delivery, Following, Part
 from channelindex.reading.hub import Kept
 from channelindex.reading.patience import Patience
 from workers.serving import rows
@@ -40,8 +40,22 @@ class LiveAnswer:
     """
 
     __slots__ = (
-        "_cache", "_exchange", "_feeds", "_following", "_heartbeat_s", "_is_caught_up", "_left", "_n_followers",
-        "_n_rows", "_pending", "_request", "_rows", "_timeout_s", "_told_at", "_wake_seconds", "is_ending",
+        "_cache",
+        "_exchange",
+        "_feeds",
+        "_following",
+        "_heartbeat_s",
+        "_is_caught_up",
+        "_left",
+        "_n_followers",
+        "_n_rows",
+        "_pending",
+        "_request",
+        "_rows",
+        "_sent_at",
+        "_timeout_s",
+        "_wake_seconds",
+        "is_ending",
     )  # fmt: skip
 
     def __init__(
@@ -65,7 +79,7 @@ class LiveAnswer:
         self._n_rows = 0
         self._pending = 0
         self._is_caught_up = False
-        self._told_at = time.monotonic()
+        self._sent_at = time.monotonic()
         self.is_ending = False
         by_default = EVENT_HEARTBEAT_S if request.feed is FeedKind.EVENTSOURCE and request.timeout_s is None else None
         self._heartbeat_s = request.heartbeat_s or by_default
@@ -128,17 +142,17 @@ class LiveAnswer:
                 self._pending = part.page.pending
                 if part.page.entries:
                     await self.begin()
-                    await self._tell(part)
+                    await self._send(part)
                 if self._left == 0 or self.is_ending:
                     return
         if not self._is_caught_up:
             await self._catch_up()
 
     async def _catch_up(self) -> None:
-        """From here on deletions are told, also where a client that began with nothing was not to get them."""
+        """From here on deletions are sent, also where a client that began with nothing was not to get them."""
         self._is_caught_up = True
         if self._request.feed is not FeedKind.LONGPOLL and self._left is None and self._request.seq_interval is None:
-            self._following.tell = Telling(rows.PART, self._tell_at_once)
+            self._following.delivery = Delivery(rows.PART, self._send_at_once)
         self._following.query = self._following.query._replace(active_only=False)
         if self._request.feed is FeedKind.EVENTSOURCE:
             await self.begin()
@@ -161,7 +175,7 @@ class LiveAnswer:
                 await asyncio.wait({task})
         return task.result()
 
-    async def _tell(self, part: Part) -> None:
+    async def _send(self, part: Part) -> None:
         feed, n_before = self._request.feed, self._n_rows
         self._n_rows += len(part.page.entries)
         self._left = None if self._left is None else self._left - len(part.page.entries)
@@ -174,23 +188,23 @@ class LiveAnswer:
                 self._wake_seconds.observe(time.monotonic() - self._following.seen_at)
         self._rows.inc(len(part.page.entries))
         await self._exchange.write(content)
-        self._told_at = time.monotonic()
+        self._sent_at = time.monotonic()
 
-    def _tell_at_once(self, kept: Kept) -> bool:
+    def _send_at_once(self, kept: Kept) -> bool:
         """Send what is in memory, while `run` waits; false where the client has yet to read what came before."""
         chunk = self._cache.chunk_of(kept, self._request.feed)
         if chunk.content:
             if not self._exchange.connection.push(chunk.content):
                 return False
-            self._told_at = time.monotonic()
+            self._sent_at = time.monotonic()
             self._rows.inc(chunk.n_rows)
-            self._wake_seconds.observe(self._told_at - kept.seen_at)
+            self._wake_seconds.observe(self._sent_at - kept.seen_at)
         return True
 
     async def _wait(self) -> bool:
         """Wait for news, with heartbeats; false once there were none for as long as the client waits."""
         while True:
-            left_s = self._told_at + (self._heartbeat_s or self._timeout_s) - time.monotonic()
+            left_s = self._sent_at + (self._heartbeat_s or self._timeout_s) - time.monotonic()
             if left_s > 0:
                 if await self._following.wait(left_s):
                     return True
@@ -206,13 +220,13 @@ class LiveAnswer:
             if self.is_ending:
                 return
             await asyncio.sleep(PAUSE_STEP_S)
-        if self._heartbeat_s is not None and time.monotonic() - self._told_at >= self._heartbeat_s:
+        if self._heartbeat_s is not None and time.monotonic() - self._sent_at >= self._heartbeat_s:
             await self._beat()
 
     async def _beat(self) -> None:
         assert self._exchange.has_begun, "no heartbeat comes before the head"
         await self._exchange.write(_HEARTBEAT[self._request.feed])
-        self._told_at = time.monotonic()
+        self._sent_at = time.monotonic()
 
     def _page_size(self) -> int:
         """Documents between full tokens: of a limit a part without a rest, so that a page can end at it."""

@@ -64,9 +64,9 @@ class Page:
         self._watch.join()
         try:
             while True:
-                told = await self._watch.next()
+                state = await self._watch.next()
                 if exchange.has_begun:
-                    await exchange.write(b"event: cluster\ndata: %s\n\n" % told)
+                    await exchange.write(b"event: cluster\ndata: %s\n\n" % state)
         finally:
             self._watch.leave()
 

@@ -133,7 +133,7 @@ def chunk_of(kept: Kept, feed: FeedKind) -> Chunk:
 
 
 class ChunkCache:
-    """Remembers the newest chunks: all followers of a channel are told the same."""
+    """Remembers the newest chunks: all followers of a channel get the same."""
 
     def __init__(self) -> None:
         self._by_identity: dict[tuple[int, FeedKind], Chunk] = {}

@@ -32,7 +32,7 @@ class WholeAnswer:
 
     @property
     def tells_all(self) -> bool:
-        """True if nothing is left once the answer is told whole."""
+        """True if nothing is left once the answer is sent whole."""
         return self._left is None or self.page.pending <= self._left - self.n_rows
 
     def chunk(self) -> bytes:

@@ -27,7 +27,7 @@ _NO_VALUE_BUT_DATATYPE = 0x40
 
 
 _MARKER_VERSION = "max_marker_version"
-"""Snapshot markers that tell up to where tombstones were purged: 8.0 and later, with collections."""
+"""Snapshot markers that say up to where tombstones were purged: 8.0 and later, with collections."""
 
 
 class ProducerOptions(NamedTuple):
@@ -84,7 +84,7 @@ def _check_selected(selected: Frame, bucket: str, credentials: Credentials) -> N
 
 
 def open_producer(options: ProducerOptions) -> Conversation[bool]:
-    """Make the connection a DCP producer with xattrs, noops and flow control; whether it tells purge seqnos.
+    """Make the connection a DCP producer with xattrs, noops and flow control; whether it reports purge seqnos.
 
     Noops come first: a stream with xattrs is refused on a connection without them.
 
@@ -100,7 +100,7 @@ def open_producer(options: ProducerOptions) -> Conversation[bool]:
         raise BodiesNeeded(f"the server of source.url cannot leave the bodies out: {error_text(opened)}")
     if opened.status != Status.SUCCESS:
         raise refusal(opened)
-    tells_purge_seqnos = False
+    has_purge_seqnos = False
     for name, value, optional in (
         ("enable_noop", "true", False),
         ("connection_buffer_size", str(options.buffer_bytes), False),
@@ -111,5 +111,5 @@ def open_producer(options: ProducerOptions) -> Conversation[bool]:
         answer = yield Request(Op.DCP_CONTROL, key=name.encode(), value=value.encode())
         if answer.status != Status.SUCCESS and not optional:
             raise ConfigInvalid(f"the server of source.url does not take {name} = {value}: {error_text(answer)}")
-        tells_purge_seqnos = name == _MARKER_VERSION and answer.status == Status.SUCCESS
-    return tells_purge_seqnos
+        has_purge_seqnos = name == _MARKER_VERSION and answer.status == Status.SUCCESS
+    return has_purge_seqnos

@@ -41,7 +41,7 @@ class Node:
         self._attempt = attempt
         self._connected_at = 0.0
         self._backoff = Backoff(_FIRST_RETRY_S, LONGEST_RETRY_S)
-        self._told_connected = False
+        self._reported_connected = False
         self.is_settled = False
         """True if further input changes nothing here: the node streams, and that was reported."""
 
@@ -76,8 +76,8 @@ class Node:
             self.refused_since = None
             self._missing_since = ""
             self.is_settled = True
-        if self.live and not self._told_connected:
-            self._told_connected = True
+        if self.live and not self._reported_connected:
+            self._reported_connected = True
             self.last_error = None
             _log.info("feed.connected", server=self.endpoint, streams=len(self.streams))
 
@@ -113,5 +113,5 @@ class Node:
             self.connection = None
         self.streams.disconnect()
         assert not self.streams.open_by_opaque, "nothing is open without a connection"
-        self._told_connected = self.is_settled = False
+        self._reported_connected = self.is_settled = False
         self.connect_at = 0.0

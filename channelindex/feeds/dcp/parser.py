@@ -243,7 +243,7 @@ def decompress(datatype: int, value: bytes) -> tuple[int, bytes]:
     A server compresses the whole value, xattrs and body together, in the raw format of Snappy. But one that cuts a body
     off inflates the value for it, puts the old datatype back, and may not compress again: then a plain xattr section
     comes under SNAPPY (kv_engine 6.0 and later, whether or not we asked for compression), or nothing at all. The first
-    byte tells which, always: a section begins with its length, big-endian, so with 0 or 1, for no document is larger
+    byte says which, always: a section begins with its length, big-endian, so with 0 or 1, for no document is larger
     than `MAX_BODY_BYTES`; a compressed value that begins with 0 or 1 is 0 or 1 byte long uncompressed, and no section.
 
     A value that cannot be decompressed stays as it is, for the decoder to refuse. The length that it claims is checked

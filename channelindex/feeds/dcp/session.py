@@ -64,7 +64,7 @@ class Session:
         self._acknowledged_bytes = 0
         self._parser = FrameParser(streams, self._on_frame)
         self._keyspace = NO_COLLECTIONS
-        self._tells_purge_seqnos = False
+        self._has_purge_seqnos = False
         self._answer_by_opaque: dict[int, Callable[[Frame], None]] = {}
         self._ignored_opcodes: set[tuple[int, int]] = set()
         self._n_asked = 0
@@ -169,7 +169,7 @@ class Session:
         collections = options.address.collections
         self._keyspace = yield from find_keyspace(collections, granted=Feature.COLLECTIONS in greeting.features)
         self._parser.expect(len(self._keyspace.prefix), None if options.producer.bodies else options.needs_body)
-        self._tells_purge_seqnos = yield from open_producer(options.producer)
+        self._has_purge_seqnos = yield from open_producer(options.producer)
 
     def _continue(self, conversation: Conversation[None], answer: Frame) -> None:
         try:
@@ -196,7 +196,7 @@ class Session:
 
     def _request_stream(self, stream: Stream) -> None:
         assert stream.is_subscribed, "what was dropped is not requested"
-        request = stream.request(self._keyspace.stream_filter, tells_purge_seqno=self._tells_purge_seqnos)
+        request = stream.request(self._keyspace.stream_filter, with_purge_seqno=self._has_purge_seqnos)
         self._ask(request, lambda answer: self._on_stream_answer(stream, answer), next(self._opaques))
 
     def _on_stream_answer(self, stream: Stream, answer: Frame) -> None:
@@ -214,7 +214,7 @@ class Session:
         elif status == Status.ROLLBACK:
             self._on_rollback(stream, answer)
         elif status in _COLLECTION_UNKNOWN and not self._streams.open_by_opaque:
-            raise CollectionMissing(self._told_missing("the server does not know what it names"))
+            raise CollectionMissing(self._missing_text("the server does not know what it names"))
         elif status in RETRYABLE_STATUSES:
             self._streams.postpone(stream, self._now)
             self._on_refusal(stream, answer)
@@ -316,13 +316,13 @@ class Session:
         else:
             raise ProtocolError(f"vbucket {stream.vb}: a document frame without its seqno")
 
-    def _told_missing(self, what: str) -> str:
+    def _missing_text(self, what: str) -> str:
         names = ",".join(self._options.address.collections)
         return f"source.collections = {names!r}: {what}; it is looked up until it is there again"
 
     def _on_stream_end(self, stream: Stream, reason: int) -> None:
         if reason == StreamEnd.FILTER_EMPTY:
-            raise CollectionMissing(self._told_missing("what it names was dropped"))
+            raise CollectionMissing(self._missing_text("what it names was dropped"))
         complete = reason == StreamEnd.OK
         self._streams.end(stream, self._now, complete=complete)
         if reason == StreamEnd.STATE_CHANGED:

@@ -101,7 +101,7 @@ class ChangeStream:
             self._given = None
 
     def _note(self, event: Event) -> None:
-        """Take in an event that tells of no document."""
+        """Take in an event that is about no document."""
         kind, vb, *rest = event
         position = self._positions[vb]
         if kind == ADVANCED:

@@ -85,13 +85,13 @@ class Stream:
         self.purge_seqno = checkpoint.purge_seqno
         self.reach = checkpoint.reach
 
-    def request(self, stream_filter: bytes = b"", *, tells_purge_seqno: bool = False) -> Request:
+    def request(self, stream_filter: bytes = b"", *, with_purge_seqno: bool = False) -> Request:
         """Ask for everything behind the checkpoint that *stream_filter* lets through.
 
-        With *tells_purge_seqno* say up to where the source had purged when it sent what we have: as long as it has
+        With *with_purge_seqno* say up to where the source had purged when it sent what we have: as long as it has
         purged no more, it does not roll back a checkpoint below that.
         """
-        if tells_purge_seqno and self.checkpoint.purge_seqno:
+        if with_purge_seqno and self.checkpoint.purge_seqno:
             value = msgspec.json.decode(stream_filter or b"{}")
             stream_filter = msgspec.json.encode({**value, "purge_seqno": str(self.checkpoint.purge_seqno)})
         at = self.checkpoint

@@ -52,7 +52,7 @@ class CouchbaseCompaction:
         self._directories = Directories(self._link, self._keys)
 
     def sizes(self, channels: Sequence[str]) -> Sequence[ChannelSizes | None]:
-        """See `CompactionStore.sizes`. The sizes of active blocks are not known: a bucket tells none."""
+        """See `CompactionStore.sizes`. The sizes of active blocks are not known: a bucket reports none."""
         found = self._directories.read(channels)
         return [_sizes(found[channel]) for channel in channels]
 

@@ -43,7 +43,7 @@ def translate_error(where: str, key: str, error: Exception, *, changes: bool) ->
 
     What is not known for certain is taken as an unknown outcome, because repeating is always safe.
     """
-    what = f"{SETTING} {where}: {key}: {_told(error)}"
+    what = f"{SETTING} {where}: {key}: {_text_of(error)}"
     if isinstance(error, sdk.AuthenticationException):
         return AuthenticationFailed(f"{what}: check index.user, index.password and the user's rights")
     if getattr(error, "error_code", None) == _VALUE_TOO_LARGE:
@@ -83,11 +83,11 @@ def translate_connect_error(where: str, error: Exception) -> ChannelIndexError:
             f"{SETTING} {where} refuses us: check index.user, index.password and the user's right to the bucket"
         )
     if isinstance(error, sdk.BucketNotFoundException | sdk.InvalidArgumentException):
-        return ConfigInvalid(f"{SETTING} {where}: {_told(error)}")
-    return StoreUnavailable(f"{SETTING} {where} cannot be reached: {_told(error)}")
+        return ConfigInvalid(f"{SETTING} {where}: {_text_of(error)}")
+    return StoreUnavailable(f"{SETTING} {where} cannot be reached: {_text_of(error)}")
 
 
-def _told(error: Exception) -> str:
+def _text_of(error: Exception) -> str:
     """The kind of error and why the SDK retried, on one line, without the rest of what it knows."""
     reasons = getattr(getattr(error, "context", None), "retry_reasons", None)
     text = f"{type(error).__name__} {getattr(error, 'message', '') or ''}".strip()

@@ -176,7 +176,7 @@ class Link:
                 self.append({key: b""})
             except Transient as error:
                 if not isinstance(error.__cause__, sdk.RequestCanceledException):
-                    return  # it passes, or the write that matters will tell
+                    return  # it passes, or the write that matters fails
             else:
                 return
             time.sleep(_DURABILITY_PAUSE_S)

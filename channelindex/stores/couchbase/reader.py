@@ -101,7 +101,7 @@ class CouchbaseReader:
         return [_channel_state(directories[channel], states[channel]) for channel in channels]
 
     def mark(self, _channel: str, _state: ChannelState | None) -> None:
-        """See `IndexReader.mark`. It cannot tell."""
+        """See `IndexReader.mark`. It cannot say."""
 
     def changed(self, marks: Sequence[bytes]) -> Sequence[bool]:
         """See `IndexReader.changed`."""

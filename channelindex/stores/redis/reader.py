@@ -105,7 +105,7 @@ class RedisReader:
         """See `IndexReader.watch`."""
         link, messages = [open_link(self._url, StoreUnavailable, reconnects=False) for _ in range(2)]
         if not (isinstance(link, ServerLink) and isinstance(messages, ServerLink)):
-            return None  # what the nodes of a cluster tell, and when, would have to be put together
+            return None  # what the nodes of a cluster report, and when, would have to be put together
         return begin_watch(RedisReader(self._url, self._index_name, link), link, messages, self._keys)
 
     def blocks(self, refs: Sequence[BlockRef]) -> Sequence[bytes | None]:

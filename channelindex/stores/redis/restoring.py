@@ -55,7 +55,7 @@ def _meta(link: Link, keys: Keys, index_name: str) -> IndexMeta | None:
 
 
 def _widths(link: Link, keys: Keys, meta: IndexMeta) -> list[int]:
-    """The number of vbuckets in each partition record that is there, if only so far that it tells that."""
+    """The number of vbuckets in each partition record that is there, if only so far that the number can be read."""
     widths = []
     for partition in range(meta.n_vbuckets):
         try:

@@ -48,7 +48,7 @@ class RedisWatch:
         """See `ChannelWatch.changed`.
 
         Each read of the counter is one of a watched key, too. So for each that finds it changed there is a message, or
-        nothing that we are told may be believed.
+        nothing that it reports may be believed.
         """
         now = self.reader.stable_counter()
         before = counter if self._counter is None else self._counter

@@ -28,26 +28,26 @@ function describe (vb) {
   return `vbucket ${vb}: ${name}${waits ? `, ${number.format(waits)} changes wait` : ''}`
 }
 
-function paint (told) {
+function paint (state) {
   const before = cluster
-  cluster = told
+  cluster = state
   const moved = new Map()
   cells.forEach((cell, vb) => {
-    const partition = Math.floor(vb / told.per_partition)
-    const owner = told.owners[partition]
+    const partition = Math.floor(vb / state.per_partition)
+    const owner = state.owners[partition]
     const was = cell.dataset.owner === undefined ? null : Number(cell.dataset.owner)
     if (owner !== was) {
       if (owner === null) delete cell.dataset.owner
       else cell.dataset.owner = owner
       if (before) {
-        const to = owner === null ? 'nobody' : told.nodes[owner].name
+        const to = owner === null ? 'nobody' : state.nodes[owner].name
         moved.set(to, (moved.get(to) ?? 0) + 1)
         cell.classList.remove('moved')
         void cell.offsetWidth // begins the animation anew
         cell.classList.add('moved')
       }
     }
-    const waits = told.waiting[vb] ?? 0
+    const waits = state.waiting[vb] ?? 0
     const lag = waits ? Math.min(1, (1 + Math.log10(waits)) / (1 + Math.log10(MANY_WAIT))) : 0
     if (cell.lag !== lag) {
       cell.lag = lag
@@ -59,12 +59,12 @@ function paint (told) {
   if (moved.size) {
     show('news', [...moved].map(([to, n]) => `${n} vbuckets moved to ${to}`).join(', '))
   }
-  show('behind', told.behind)
-  byId('behind').classList.toggle('late', told.is_late)
-  show('rate', number.format(told.rate))
-  show('stable', number.format(told.stable))
-  show('alive', told.alive)
-  paintNodes(told.nodes)
+  show('behind', state.behind)
+  byId('behind').classList.toggle('late', state.is_late)
+  show('rate', number.format(state.rate))
+  show('stable', number.format(state.stable))
+  show('alive', state.alive)
+  paintNodes(state.nodes)
 }
 
 function paintNodes (nodes) {
