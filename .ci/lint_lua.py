@@ -43,7 +43,7 @@ def main() -> int:
             if done.returncode:
                 print(done.stdout, done.stderr)
             n_scripts, n_bad = n_scripts + 1, n_bad + (done.returncode != 0)
-    print(f"Lua: {n_scripts} scripts, {n_bad} with something to mend")
+    print(f"Lua: {n_scripts} scripts, {n_bad} with something to fix")
     return 1 if n_bad or not n_scripts else 0
 
 

@@ -16,7 +16,7 @@ def missing():
         import venv  # noqa: F401
     except ImportError:
         package = "python%d.%d-venv" % sys.version_info[:2]
-        return "%s cannot make virtual environments: on Debian and Ubuntu `apt-get install %s` mends that" % (
+        return "%s cannot make virtual environments: on Debian and Ubuntu `apt-get install %s` provides it" % (
             sys.executable,
             package,
         )

@@ -21,7 +21,7 @@ from channelindex import blocks
 from channelindex.compaction.compactor import Compactor
 from channelindex.hashing import group_of
 from channelindex.model import Checkpoint, Entry, IndexMeta
-from channelindex.reading.reader import ChangesReader
+from channelindex.reading.changes_reader import ChangesReader
 from channelindex.settings import CompactionSettings, IndexSettings
 from channelindex.stores import open_compaction, open_owner, open_reader, open_writer
 from channelindex.stores.base import ChannelAppend, OwnerStore

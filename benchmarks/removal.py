@@ -31,7 +31,7 @@ from benchmarks.removal_index import N_VBUCKETS, RemovalIndex, Row, Shares, Spac
 from channelindex.blocks import pack_entry
 from channelindex.hashing import vbucket_of
 from channelindex.model import DELETED, STAR_CHANNEL, Entry
-from channelindex.reading.reader import ChangesReader
+from channelindex.reading.changes_reader import ChangesReader
 from channelindex.settings import CompactionSettings
 from devbucket.embedded_redis import EmbeddedRedis
 from devbucket.sync_gateway.revisions import Revision, read_revisions

@@ -27,7 +27,7 @@ from channelindex.feeds.dcp.connection import Connection
 from channelindex.model import IndexMeta
 from channelindex.settings import IndexSettings, SourceSettings
 from channelindex.stores import open_owner, open_writer
-from devbucket.config import DevBucketConfig
+from devbucket.bucket_config import DevBucketConfig
 from devbucket.embedded_redis import EmbeddedRedis
 from devbucket.process import DevBucket
 from workers.pipeline.source import describe, open_feed

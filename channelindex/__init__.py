@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     )
     from channelindex.opening import open_async_index, open_index
     from channelindex.reading.async_reader import AsyncChangesReader
+    from channelindex.reading.changes_reader import ChangesReader
     from channelindex.reading.keeping import TokenFile, TokenInRedis, TokenStore
     from channelindex.reading.paging import Change, Changes
-    from channelindex.reading.reader import ChangesReader
 
 __version__ = "0.2.0"
 __all__ = [
@@ -61,7 +61,7 @@ _MODULES = {
     "AsyncChangesReader": "reading.async_reader",
     "Change": "reading.paging",
     "Changes": "reading.paging",
-    "ChangesReader": "reading.reader",
+    "ChangesReader": "reading.changes_reader",
     "TokenFile": "reading.keeping",
     "TokenInRedis": "reading.keeping",
     "TokenStore": "reading.keeping",

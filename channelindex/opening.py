@@ -2,7 +2,7 @@
 
 from channelindex.blocks import OnCorrupt, refuse
 from channelindex.reading.async_reader import AsyncChangesReader
-from channelindex.reading.reader import ChangesReader
+from channelindex.reading.changes_reader import ChangesReader
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_reader
 from channelindex.stores.pool import MAX_STORES, ReaderPool

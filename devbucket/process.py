@@ -19,7 +19,7 @@ from channelindex import logs
 from channelindex.errors import ConfigInvalid, SourceUnavailable
 from devbucket.admin import AdminServer
 from devbucket.bucket import Bucket
-from devbucket.config import DevBucketConfig
+from devbucket.bucket_config import DevBucketConfig
 from devbucket.controls import Controls
 from devbucket.placement import address_of
 from devbucket.server import DevBucketServer

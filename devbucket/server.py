@@ -8,8 +8,8 @@ from channelindex.errors import ConfigInvalid
 from devbucket.accounts import Account, Accounts
 from devbucket.bucket import Bucket
 from devbucket.bucket_cluster import BucketCluster
+from devbucket.bucket_config import MAX_NODES, DevBucketConfig
 from devbucket.client_connection import ClientConnection
-from devbucket.config import MAX_NODES, DevBucketConfig
 from devbucket.node_server import NodeServer
 from devbucket.placement import ClusterMember, Placement, address_of
 from devbucket.storage import Storage

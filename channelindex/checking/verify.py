@@ -12,8 +12,8 @@ from channelindex.feeds.bounded import SILENCE_TIMEOUT_S, BoundedFeed, read_to_e
 from channelindex.model import DELETED, ORIGIN, REMOVED, Entry
 from channelindex.reading.query import document_id
 from channelindex.reading.retained import CHANNELS_PER_READ, read_retained
+from channelindex.reading.since_token import Token
 from channelindex.reading.snapshot import IndexSnapshot
-from channelindex.reading.token import Token
 from channelindex.stores.base import IndexReader
 
 MAX_DETAILS = 100

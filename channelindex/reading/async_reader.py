@@ -10,13 +10,13 @@ from typing import Self, TypeVar
 
 from channelindex.errors import ReaderClosed, TokenAhead, Transient
 from channelindex.model import IndexMeta
+from channelindex.reading.changes_reader import CONSUMED_AT_ONCE, NOW, ChangesReader, check_limit
 from channelindex.reading.following import Following
 from channelindex.reading.hub import KEPT_ENTRIES, Hub
 from channelindex.reading.keeping import TokenStore
 from channelindex.reading.paging import Changes
 from channelindex.reading.patience import BEHIND_S, Patience
 from channelindex.reading.query import Query
-from channelindex.reading.reader import CONSUMED_AT_ONCE, NOW, ChangesReader, check_limit
 from channelindex.reading.snapshot import IndexSnapshot
 from channelindex.stores.base import IndexReader
 

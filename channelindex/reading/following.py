@@ -5,12 +5,12 @@ from collections.abc import AsyncGenerator, Callable, Iterator
 from typing import NamedTuple, Protocol, TypeVar
 
 from channelindex.errors import TokenAhead
+from channelindex.reading.changes_reader import NOW, read_pages
 from channelindex.reading.hub import Hub, HubView, Kept, position
 from channelindex.reading.paging import Changes
 from channelindex.reading.query import Query
-from channelindex.reading.reader import NOW, read_pages
+from channelindex.reading.since_token import Delivered
 from channelindex.reading.snapshot import IndexSnapshot
-from channelindex.reading.token import Delivered
 from channelindex.stores.base import IndexReader
 
 Result = TypeVar("Result")

@@ -25,8 +25,8 @@ from channelindex.reading.paging import Changes, Pager
 from channelindex.reading.patience import Patience
 from channelindex.reading.query import Query
 from channelindex.reading.scan import ChannelScans, FoundByVb, Scan
+from channelindex.reading.since_token import Delivered, Token, encode, pack, packed_in
 from channelindex.reading.snapshot import IndexSnapshot, Snapshots
-from channelindex.reading.token import Delivered, Token, encode, pack, packed_in
 from channelindex.stores.base import IndexReader
 
 WAIT_S = 1.0

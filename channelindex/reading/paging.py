@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 from channelindex import blocks
 from channelindex.model import DELETED, REMOVED
-from channelindex.reading import token
+from channelindex.reading import since_token
 from channelindex.reading.block_walk import ReadStats
 from channelindex.reading.query import Query, document_id
 from channelindex.reading.scan import Found, Scan
-from channelindex.reading.token import Delivered, Token, undelivered_upto
+from channelindex.reading.since_token import Delivered, Token, undelivered_upto
 
 
 class Change(NamedTuple):
@@ -189,7 +189,7 @@ class Pager:
             for number, (found, entry) in enumerate(zip(page, stored, strict=True))
             for is_removed in (number < n_withdrawn or bool(entry.flags & REMOVED),)
         )
-        since = token.encode(continuation, self._scan.snapshot.meta, self._query.asked)
+        since = since_token.encode(continuation, self._scan.snapshot.meta, self._query.asked)
         return Changes(entries, since, pending, self._stats, sum(continuation.seqnos), self._of)
 
     def _names(self, mask: int) -> tuple[str, ...]:

@@ -5,9 +5,9 @@ from functools import partial
 from typing import NamedTuple, Self
 
 from channelindex.model import DELETED, REMOVED
-from channelindex.reading import token
+from channelindex.reading import since_token
 from channelindex.reading.scan import Found, Scan
-from channelindex.reading.token import Token, undelivered_upto
+from channelindex.reading.since_token import Token, undelivered_upto
 
 _GONE = DELETED | REMOVED
 
@@ -29,7 +29,7 @@ class Query(NamedTuple):
         """
         names = tuple(dict.fromkeys(_strings("channels", channels)))
         ids = None if doc_ids is None else frozenset(_strings("doc_ids", doc_ids))
-        return cls(names, ids, active_only, token.ask(names, ids))
+        return cls(names, ids, active_only, since_token.ask(names, ids))
 
     def wants(self, doc_id: str) -> bool:
         """True if the document is asked for."""

@@ -8,8 +8,8 @@ from channelindex import blocks
 from channelindex.blocks import OnCorrupt, refuse
 from channelindex.errors import IndexCorrupt
 from channelindex.model import REMOVED, Entry
+from channelindex.reading.since_token import MAX_SEQNO, Token
 from channelindex.reading.snapshot import IndexSnapshot
-from channelindex.reading.token import MAX_SEQNO, Token
 
 _HEADER_KIND = bytes([blocks.HEADER])
 

@@ -10,7 +10,7 @@ from channelindex.blocks import fold_clock
 from channelindex.epochs import Bounds, EpochStart, PartitionRecord, whole_record
 from channelindex.errors import IndexCorrupt, StoreUnavailable, TokenAhead
 from channelindex.model import IndexMeta
-from channelindex.reading.token import Delivered, Token, heard_upto
+from channelindex.reading.since_token import Delivered, Token, heard_upto
 from channelindex.stores.base import ChannelState, IndexReader
 from channelindex.timeline import Moment, newest_before
 
@@ -277,7 +277,7 @@ class IndexSnapshot:
         Raises:
             TokenAhead: the token has an epoch or a seqno that the index has not reached.
         """
-        assert len(token.epochs) == len(self.epochs), "`token.decode` refuses one of another shape"
+        assert len(token.epochs) == len(self.epochs), "`since_token.decode` refuses one of another shape"
         assert len(token.seqnos) == len(token.horizons) == len(self.stable)
         seqnos, horizons = list(token.seqnos), list(token.horizons)
         for partition, (epoch, newest) in enumerate(zip(token.epochs, self.epochs, strict=True)):
@@ -293,7 +293,7 @@ class IndexSnapshot:
         return token._replace(epochs=self.epochs, seqnos=tuple(seqnos), horizons=tuple(horizons), delivered=delivered)
 
     def heard_upto(self, begin: Token, vb: int) -> int:
-        """`token.heard_upto` of the reader at *begin*, which is not lowered yet."""
+        """`since_token.heard_upto` of the reader at *begin*, which is not lowered yet."""
         partition = vb // self.meta.partition_width
         bounds = self._history.position_bounds(begin.epochs[partition], partition)
         return heard_upto(begin, vb, bounds[vb - self.meta.vbuckets_of(partition).start])

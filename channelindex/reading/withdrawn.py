@@ -14,8 +14,8 @@ from channelindex.epochs import NO_BOUND
 from channelindex.model import DELETED, REMOVED
 from channelindex.reading.query import Query, document_id
 from channelindex.reading.scan import Found, FoundByVb, Scan, merged
+from channelindex.reading.since_token import Token
 from channelindex.reading.snapshot import IndexSnapshot, TakenBack
-from channelindex.reading.token import Token
 
 _GONE = DELETED | REMOVED
 

@@ -160,7 +160,7 @@ class Restored(NamedTuple):
     partitions: tuple[int, ...]
 
 
-class Mended(NamedTuple):
+class RepairedChannels(NamedTuple):
     """Names what was put back of channels: keys of directories, and blocks of which something is lost for good."""
 
     directories: tuple[str, ...] = ()
@@ -236,18 +236,18 @@ class OwnerStore(Protocol):
         """
         ...
 
-    def mend(
+    def repair_channels(
         self,
         channels: Collection[str] | None = None,  # noqa: ARG002 a store that loses nothing
         floor: bytes = b"",  # noqa: ARG002
-    ) -> Mended:
+    ) -> RepairedChannels:
         """Put back directories and blocks that the store has lost, of *channels* or of all, so that all can go on.
 
         A directory comes back as it was, but for what compaction noted: a channel that was compacted gets *floor*. Of
         a block, what cannot be read is left out: the caller has to see that it is indexed again. May be repeated, while
-        nodes run. A store that loses no single key mends nothing.
+        nodes run. A store that loses no single key repairs nothing.
         """
-        return Mended()
+        return RepairedChannels()
 
     def next_epoch(self) -> int:
         """A number that is higher than any returned before, to any process.

@@ -19,8 +19,8 @@ from channelindex.decode.removals import RemovalMemory
 from channelindex.epochs import EpochStart, PartitionRecord
 from channelindex.errors import StoreUnavailable
 from channelindex.model import DELETED, ORIGIN, Checkpoint, Route
+from channelindex.reading.changes_reader import ChangesReader
 from channelindex.reading.paging import Changes
-from channelindex.reading.reader import ChangesReader
 from channelindex.stores import block_writer
 from channelindex.stores.base import ChannelAppend, IndexReader, StableView
 from channelindex.stores.block_writer import Move

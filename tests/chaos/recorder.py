@@ -7,8 +7,8 @@ from functools import partial
 from typing import Self
 
 from channelindex.errors import IndexCorrupt, IndexMissing, Transient
+from channelindex.reading.changes_reader import ChangesReader
 from channelindex.reading.paging import Changes
-from channelindex.reading.reader import ChangesReader
 from channelindex.stores import open_reader
 from channelindex.stores.base import IndexReader
 from tests.chaos.http_follower import Followed, HttpFollower

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from channelindex.hashing import vbucket_of
-from devbucket.config import DevBucketConfig
+from devbucket.bucket_config import DevBucketConfig
 from devbucket.process import DevBucket
 from devbucket.sync_gateway.layouts import XattrLayout
 from tests.chaos import checker, planted, recorder

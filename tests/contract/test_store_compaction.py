@@ -11,7 +11,7 @@ from channelindex.compaction.compactor import Compactor
 from channelindex.compaction.due import MAX_GROUPS, Extent
 from channelindex.errors import BlockGone, IndexCorrupt, RemovalsForgotten, StaleEpoch
 from channelindex.model import DELETED, Checkpoint
-from channelindex.reading.reader import ChangesReader
+from channelindex.reading.changes_reader import ChangesReader
 from channelindex.settings import CompactionSettings
 from channelindex.stores.base import COMPACT_PREFIX, NEVER_COMPACTED, BlockRef, Directory
 from channelindex.stores.compacting import GroupChange, Output, Switch

@@ -7,7 +7,7 @@ import pytest
 
 from channelindex.blocks import HEADER, pack_frame, pack_pairs
 from channelindex.compaction.compactor import Compactor
-from channelindex.reading.reader import ChangesReader
+from channelindex.reading.changes_reader import ChangesReader
 from channelindex.settings import CompactionSettings
 from channelindex.stores.compacting import GroupChange, Switch
 from channelindex.stores.couchbase.compaction import CouchbaseCompaction

@@ -91,8 +91,8 @@ def test_a_block_that_is_gone_is_named_and_its_place_is_put_back(index, is_activ
     if is_active:
         with pytest.raises(IndexCorrupt, match=r"is gone.*channelindex repair"):
             index.write()
-    assert len(index.owner.mend().blocks) == 1
-    assert index.owner.mend().blocks == ()
+    assert len(index.owner.repair_channels().blocks) == 1
+    assert index.owner.repair_channels().blocks == ()
     assert set(index.read()) < set(before)
     index.write()
     assert index.read()[-1] == index.n_written
@@ -100,7 +100,7 @@ def test_a_block_that_is_gone_is_named_and_its_place_is_put_back(index, is_activ
 
 @pytest.mark.parametrize("group_began_since", [False, True])
 def test_a_directory_that_is_gone_is_named_by_writers_and_its_channel_begins_anew(index, group_began_since):
-    """What it held is indexed again by whoever mends: a bucket does not list its documents."""
+    """What it held is indexed again by whoever repairs: a bucket does not list its documents."""
     index.lose(index.keys.directory(CHANNEL))
     if group_began_since:
         index.writer.write([append(CHANNEL, index.epoch, entry(4, 1), group="another")])
@@ -108,8 +108,8 @@ def test_a_directory_that_is_gone_is_named_by_writers_and_its_channel_begins_ane
     index.begin()
     with pytest.raises(IndexCorrupt, match=rf"{re.escape(index.keys.directory(CHANNEL))}.*repair --channel"):
         index.write()
-    mended = index.owner.mend([CHANNEL])
-    assert mended.directories == (() if group_began_since else (index.keys.directory(CHANNEL),))
+    repaired = index.owner.repair_channels([CHANNEL])
+    assert repaired.directories == (() if group_began_since else (index.keys.directory(CHANNEL),))
     index.n_written -= 1
     index.write()
     index.write()
@@ -122,7 +122,7 @@ def test_a_writer_that_knows_a_block_that_no_directory_names_leaves_it_with_the_
     index.lose(index.keys.directory(CHANNEL))
     index.write()
     assert index.read() == [], "nobody looked for the directory"
-    assert len(index.owner.mend().directories) == 1
+    assert len(index.owner.repair_channels().directories) == 1
     assert len(list(rewind_partitions(index.owner, index.reader, PARTITIONS, {}, "repair"))) == len(PARTITIONS)
     index.begin()
     index.write()
@@ -135,7 +135,7 @@ def test_a_list_of_names_that_is_gone_is_written_again_by_name(index):
     before = index.read()
     index.write()
     assert index.read() == [*before, index.n_written], "nobody needs it who knows the name"
-    index.owner.mend([CHANNEL])
+    index.owner.repair_channels([CHANNEL])
     assert list(index.reader.channels()) == [CHANNEL]
 
 

@@ -67,7 +67,7 @@ def test_a_key_that_others_can_replace_is_named_and_put_back(index, kind):
     with pytest.raises(IndexCorrupt, match=re.escape(key_of(index))):
         look(index)
     index.owner.restore(META)
-    index.owner.mend()
+    index.owner.repair_channels()
     assert index.read()[: len(before)] == before
     index.write()
 
@@ -101,7 +101,7 @@ def test_a_block_that_is_gone_is_named_and_its_place_is_put_back(index, is_activ
     if is_active:
         with pytest.raises(IndexCorrupt, match=r"is gone.*channelindex repair"):
             index.write()
-    assert len(index.owner.mend().blocks) == 1
+    assert len(index.owner.repair_channels().blocks) == 1
     assert set(index.read()) < set(before)
     index.write()
     assert index.read()[-1] == index.n_written
@@ -129,12 +129,12 @@ def test_a_timeline_that_is_gone_has_a_moment_again_though_its_partition_rests(i
     assert all(index.reader.timelines(PARTITIONS))
 
 
-@pytest.mark.parametrize("heal", ["a writer that locates the channel", "mend"])
+@pytest.mark.parametrize("heal", ["a writer that locates the channel", "repair"])
 def test_names_of_channels_that_are_gone_are_noted_again(index, heal):
     index.evict(index.keys.names(index.slot()))
     assert index.read() == list(range(1, index.n_written + 1)), "nobody needs them who has the directory"
-    if heal == "mend":
-        index.owner.mend()
+    if heal == "repair":
+        index.owner.repair_channels()
     else:
         index.begin()
         index.write()

@@ -29,9 +29,9 @@ from channelindex.blocks import FORMAT_VERSION
 from channelindex.checking.rewind import rewind_partitions
 from channelindex.errors import StaleEpoch, Transient
 from channelindex.model import Checkpoint, Entry, IndexMeta
-from channelindex.reading import token
+from channelindex.reading import since_token
+from channelindex.reading.changes_reader import ChangesReader
 from channelindex.reading.paging import Change
-from channelindex.reading.reader import ChangesReader
 from channelindex.stores.base import ChannelAppend
 from channelindex.stores.couchbase.writer import CouchbaseBlocks
 from tests.support.couchbase_faults import FaultyLink
@@ -305,7 +305,7 @@ class IndexLife(RuleBasedStateMachine):
         of a token that was lowered, after a return, to what is true of it. Of such a document, the revision that the
         index had up to there may be. So may what was dead before, up to there, if the rollback implies why.
         """
-        read = token.decode(self.since, META, token.ask(CHANNELS, None)).seqnos if self.since else (0, 0)
+        read = since_token.decode(self.since, META, since_token.ask(CHANNELS, None)).seqnos if self.since else (0, 0)
         newer = {each.id for each in self.taken_back if each.seqno > read[each.vb]}
         known = self.taken_back | {each for each in self.said if each.id in newer}
         known |= {each for each in self.forgotten if each.seqno <= read[each.vb]}

@@ -12,7 +12,7 @@ from channelindex import epochs
 from channelindex.epochs import NO_BOUND, Bounds, EpochStart, PartitionRecord, new_record, whole_record
 from channelindex.errors import IndexMismatch, IndexMissing, StaleEpoch
 from channelindex.model import ORIGIN, Checkpoint, IndexMeta
-from channelindex.reading.reader import ChangesReader
+from channelindex.reading.changes_reader import ChangesReader
 from channelindex.reading.snapshot import IndexSnapshot
 from channelindex.stores.base import OwnerStore, Quarantined
 from channelindex.stores.records import QUARANTINE_DOCUMENTS, pack_checkpoints, pack_history, view_of

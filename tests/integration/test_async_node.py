@@ -4,7 +4,7 @@ import asyncio
 from pathlib import Path
 
 from channelindex import AsyncChangesReader, open_async_index
-from devbucket.config import DevBucketConfig
+from devbucket.bucket_config import DevBucketConfig
 from devbucket.process import DevBucket
 from devbucket.sync_gateway.layouts import InlineLayout
 from devbucket.sync_gateway.loader import Loader

@@ -19,10 +19,10 @@ from channelindex.errors import ChannelIndexError
 from channelindex.feeds.base import JSON, SNAPPY, XATTR
 from channelindex.feeds.dcp.kv import KvClient
 from channelindex.mcbp import MAX_BODY_BYTES, join_xattrs
-from channelindex.reading.reader import ChangesReader
+from channelindex.reading.changes_reader import ChangesReader
 from channelindex.stores import open_reader
 from devbucket.bucket import Bucket
-from devbucket.config import DevBucketConfig
+from devbucket.bucket_config import DevBucketConfig
 from devbucket.items import MAX_SYSTEM_XATTR_BYTES, MAX_VALUE_BYTES
 from devbucket.process import DevBucket
 from tests.support.node import Node, until

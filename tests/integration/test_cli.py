@@ -27,7 +27,7 @@ from channelindex.settings import IndexSettings
 from channelindex.stores import open_owner, open_writer
 from channelindex.stores.base import ChannelAppend
 from channelindex.stores.redis.keys import Keys
-from devbucket.config import DevBucketConfig
+from devbucket.bucket_config import DevBucketConfig
 from devbucket.embedded_redis import EmbeddedRedis
 from devbucket.process import DevBucket
 from tests.support.node import until

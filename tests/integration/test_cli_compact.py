@@ -7,7 +7,7 @@ import pytest
 import redis
 
 from channelindex import exits
-from channelindex.reading.reader import ChangesReader
+from channelindex.reading.changes_reader import ChangesReader
 from channelindex.stores.base import BlockRef
 from channelindex.stores.redis.keys import Keys
 from tests.support.indexing import Row, SmallIndex

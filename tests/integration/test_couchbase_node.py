@@ -96,7 +96,7 @@ def test_what_is_lost_of_channels_in_a_bucket_is_repaired_under_a_running_node(t
         repaired = cli("repair", "--yes", "--json", "--config", node.config)
         assert repaired.returncode == exits.OK, repaired.stderr + repaired.stdout
         report = json.loads(repaired.stdout)
-        assert [len(report["mended"][what]) for what in ("directories", "blocks")] == [1, 1]
+        assert [len(report["repaired"][what]) for what in ("directories", "blocks")] == [1, 1]
         assert report["written"]["entries"] > 0
         assert report["verified"]["ok"]
         loader.load(revisions[400:])

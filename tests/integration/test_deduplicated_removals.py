@@ -14,9 +14,9 @@ import pytest
 
 from channelindex.feeds.dcp.exchange import Request
 from channelindex.feeds.dcp.kv import KvClient
-from channelindex.reading.reader import ChangesReader
+from channelindex.reading.changes_reader import ChangesReader
 from channelindex.stores import open_reader
-from devbucket.config import DevBucketConfig
+from devbucket.bucket_config import DevBucketConfig
 from devbucket.process import DevBucket
 from devbucket.sync_gateway.layouts import InlineLayout, Layout, StoredDocument, XattrLayout
 from devbucket.sync_gateway.loader import SEQUENCE_BATCH, Loader

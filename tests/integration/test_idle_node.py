@@ -4,7 +4,7 @@ import time
 
 import psutil
 
-from devbucket.config import DevBucketConfig
+from devbucket.bucket_config import DevBucketConfig
 from devbucket.process import DevBucket
 from devbucket.sync_gateway.layouts import InlineLayout
 from devbucket.sync_gateway.loader import Loader

@@ -13,7 +13,7 @@ import pytest
 
 from channelindex import exits
 from devbucket import DevBucket
-from devbucket.config import DevBucketConfig
+from devbucket.bucket_config import DevBucketConfig
 from tests.support.indexing import Row, SmallIndex
 from tests.support.kernel_pairs import build_script
 from tests.support.node import Node

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 
-from devbucket.config import DevBucketConfig
+from devbucket.bucket_config import DevBucketConfig
 from devbucket.process import DevBucket
 from devbucket.sync_gateway.layouts import InlineLayout, XattrLayout
 from devbucket.sync_gateway.loader import Loader

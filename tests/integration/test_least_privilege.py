@@ -16,7 +16,7 @@ from channelindex.settings import IndexSettings
 from channelindex.stores import open_owner, open_reader, open_writer
 from channelindex.stores.base import ChannelAppend, Quarantined
 from devbucket.accounts import Account
-from devbucket.config import DevBucketConfig
+from devbucket.bucket_config import DevBucketConfig
 from devbucket.embedded_redis import EmbeddedRedis
 from devbucket.process import DevBucket
 from devbucket.sync_gateway.layouts import InlineLayout

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from devbucket.config import DevBucketConfig
+from devbucket.bucket_config import DevBucketConfig
 from devbucket.process import DevBucket
 from tests.support.node import Node, until
 from tests.support.running import await_stable

@@ -10,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from channelindex import exits
-from devbucket.config import DevBucketConfig
+from devbucket.bucket_config import DevBucketConfig
 from devbucket.process import DevBucket
 from devbucket.sync_gateway.layouts import InlineLayout
 from devbucket.sync_gateway.loader import Loader

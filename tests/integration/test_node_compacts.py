@@ -9,7 +9,7 @@ from channelindex import exits
 from channelindex.config import load_config
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_reader
-from devbucket.config import DevBucketConfig
+from devbucket.bucket_config import DevBucketConfig
 from devbucket.process import DevBucket
 from devbucket.sync_gateway.layouts import InlineLayout
 from devbucket.sync_gateway.loader import Loader

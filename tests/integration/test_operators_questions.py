@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from channelindex import exits
-from devbucket.config import DevBucketConfig
+from devbucket.bucket_config import DevBucketConfig
 from devbucket.embedded_redis import EmbeddedRedis
 from devbucket.process import DevBucket
 from devbucket.sync_gateway.layouts import InlineLayout

@@ -16,7 +16,7 @@ from channelindex.logs import get
 from channelindex.model import ORIGIN, Route
 from channelindex.stores import open_reader
 from devbucket.accounts import Account
-from devbucket.config import DevBucketConfig
+from devbucket.bucket_config import DevBucketConfig
 from devbucket.process import DevBucket
 from devbucket.sync_gateway.layouts import InlineLayout, XattrLayout
 from devbucket.sync_gateway.loader import Loader

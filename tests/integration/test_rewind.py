@@ -14,12 +14,12 @@ import pytest
 from channelindex import exits
 from channelindex.checking.rewind import rewind_partitions
 from channelindex.errors import OwnershipLost, Transient
-from channelindex.reading.reader import ChangesReader
+from channelindex.reading.changes_reader import ChangesReader
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_reader
 from channelindex.stores.base import IndexReader
 from coordinator.lock import job_lock
-from devbucket.config import DevBucketConfig
+from devbucket.bucket_config import DevBucketConfig
 from devbucket.process import DevBucket
 from devbucket.sync_gateway.layouts import InlineLayout
 from devbucket.sync_gateway.loader import Loader

@@ -10,7 +10,7 @@ import psutil
 import pytest
 import redis
 
-from devbucket.config import DevBucketConfig
+from devbucket.bucket_config import DevBucketConfig
 from devbucket.embedded_redis import EmbeddedRedis
 from devbucket.process import DevBucket
 from devbucket.sync_gateway.layouts import InlineLayout

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from channelindex.model import DELETED, REMOVED
-from channelindex.reading import token
+from channelindex.reading import since_token
 from channelindex.reading.query import Query
 from devbucket.embedded_redis import EmbeddedRedis
 from tests.support.node import until
@@ -224,9 +224,9 @@ def test_who_demands_it_is_answered_once_the_index_is_as_far_as_a_token(service:
     here = service.changes(channels="ahead").json["last_seq"]
     asked = Query.of(["ahead"], None, active_only=False).asked
     meta = documents.index.meta
-    position = token.decode(here.partition("-")[2], meta, asked)
+    position = since_token.decode(here.partition("-")[2], meta, asked)
     seqnos = tuple(seqno + (vb == 14) for vb, seqno in enumerate(position.seqnos))
-    ahead = f"1-{token.encode(position._replace(seqnos=seqnos, horizons=seqnos), meta, asked)}"
+    ahead = f"1-{since_token.encode(position._replace(seqnos=seqnos, horizons=seqnos), meta, asked)}"
     assert len(rows(service, channels="ahead", at_least=here)) == 1
     refused = service.changes(channels="ahead", at_least=ahead, timeout=0)
     assert (refused.status, refused.json["error"], refused.headers["retry-after"]) == (503, "unavailable", "5")

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from channelindex.reading.since_token import ANYTHING, encode
 from channelindex.reading.snapshot import IndexSnapshot
-from channelindex.reading.token import ANYTHING, encode
 from channelindex.settings import ServeSettings
 from devbucket.embedded_redis import EmbeddedRedis
 from tests.support.certificates import Certificates

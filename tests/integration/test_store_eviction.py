@@ -9,7 +9,7 @@ from channelindex.errors import ConfigInvalid, StoreUnavailable
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_owner
 from channelindex.stores.redis.owner import RedisOwner
-from devbucket.config import DevBucketConfig
+from devbucket.bucket_config import DevBucketConfig
 from devbucket.embedded_redis import EmbeddedRedis
 from devbucket.process import DevBucket
 from tests.support.running import cli

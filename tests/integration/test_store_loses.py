@@ -12,7 +12,7 @@ from channelindex.checking.rewind import rewind_partitions
 from channelindex.errors import IndexCorrupt, OwnershipLost, StoreUnavailable
 from channelindex.hashing import N_SLOTS
 from channelindex.model import ORIGIN
-from channelindex.reading.reader import ChangesReader
+from channelindex.reading.changes_reader import ChangesReader
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.marks import read_marks
 from channelindex.stores.redis.store_link import open_link

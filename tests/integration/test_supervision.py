@@ -9,7 +9,7 @@ import redis
 
 from channelindex import exits
 from channelindex.config import load_config
-from devbucket.config import DevBucketConfig
+from devbucket.bucket_config import DevBucketConfig
 from devbucket.process import DevBucket
 from devbucket.sync_gateway.layouts import InlineLayout
 from devbucket.sync_gateway.loader import Loader

@@ -22,7 +22,7 @@ from channelindex.model import IndexMeta
 from channelindex.settings import IndexSettings, SourceSettings
 from channelindex.stores import open_owner, open_reader, open_writer
 from channelindex.stores.redis import owner
-from devbucket.config import DevBucketConfig
+from devbucket.bucket_config import DevBucketConfig
 from devbucket.process import DevBucket
 from devbucket.sync_gateway.layouts import InlineLayout
 from devbucket.sync_gateway.loader import Loader

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import trustme
 
-from devbucket.config import TlsFiles
+from devbucket.bucket_config import TlsFiles
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from coordinator.cluster_state import ClusterState, read_cluster
 from coordinator.lease_redis import connect as connect_redis
-from devbucket.config import DevBucketConfig
+from devbucket.bucket_config import DevBucketConfig
 from devbucket.process import DevBucket
 from devbucket.sync_gateway.layouts import InlineLayout
 from devbucket.sync_gateway.loader import Loader

@@ -20,7 +20,7 @@ from channelindex.feeds.dcp.scram import ScramClient
 from channelindex.mcbp import Feature, Frame, Op
 from devbucket import DevBucket, DevBucketConfig
 from devbucket.accounts import Account
-from devbucket.config import IDLE_TIMEOUT_S
+from devbucket.bucket_config import IDLE_TIMEOUT_S
 from tests.support.mcbp_client import RawClient, Writer
 
 ALLOWED = {

@@ -1,6 +1,6 @@
 """An index that has a key, or a document, of every kind that its store keeps: for tests that take one of them away."""
 
-from channelindex.reading.reader import ChangesReader
+from channelindex.reading.changes_reader import ChangesReader
 from channelindex.stores.base import Quarantined
 from tests.support.stores import GROUP, META, Backend, append, checkpoints, entry
 

@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 from channelindex import blocks, hashing
 from channelindex.model import Checkpoint, Entry, IndexMeta
-from channelindex.reading import token
+from channelindex.reading import since_token
 from channelindex.stores import open_compaction, open_owner, open_reader, open_writer
 from channelindex.stores.base import ChannelAppend, IndexWriter, OwnerStore
 from channelindex.stores.compacting import CompactionStore
 from tests.support.stores import settings_of
 
-ASKED_A = token.ask(["A"], None)
+ASKED_A = since_token.ask(["A"], None)
 """What a token of channel A says that it was asked for."""
 
 _names = itertools.count()

@@ -7,8 +7,8 @@ from channelindex.blocks import FORMAT_VERSION
 from channelindex.epochs import Bounds, PartitionRecord
 from channelindex.errors import TokenAhead
 from channelindex.model import IndexMeta
+from channelindex.reading.since_token import MAX_SEQNO, Delivered, Token
 from channelindex.reading.snapshot import Archives, History, IndexSnapshot
-from channelindex.reading.token import MAX_SEQNO, Delivered, Token
 from channelindex.stores.memory import MemoryIndex, MemoryReader
 from tests.support.model_channel import OUTPUT, Channel, Entry, unnamed
 from tests.support.model_compactor import Rules

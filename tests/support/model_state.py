@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from channelindex.epochs import PartitionRecord
 from channelindex.model import Checkpoint
-from channelindex.reading.token import Delivered
+from channelindex.reading.since_token import Delivered
 from tests.support.model_channel import Channel, Entry
 from tests.support.model_compactor import Compactor, Ripe
 

@@ -10,7 +10,7 @@ from typing import Any
 from channelindex.feeds.dcp.auth import Credentials
 from channelindex.feeds.dcp.connstr import parse_source_url
 from channelindex.feeds.dcp.kv import KvClient
-from channelindex.reading.reader import ChangesReader
+from channelindex.reading.changes_reader import ChangesReader
 from channelindex.settings import SourceSettings
 from channelindex.stores import open_reader
 from devbucket.process import DevBucket

@@ -18,7 +18,7 @@ from channelindex.stores.couchbase.writer import CouchbaseBlocks
 from channelindex.stores.memory import MemoryBlocks, MemoryIndex, MemoryOwner, MemoryReader
 from channelindex.stores.memory_compaction import MemoryCompaction
 from channelindex.stores.redis.writer import RedisBlocks
-from devbucket.config import DevBucketConfig
+from devbucket.bucket_config import DevBucketConfig
 
 _T = TypeVar("_T")
 

@@ -5,7 +5,7 @@ import time
 from contextlib import closing
 
 from channelindex.errors import ChannelIndexError, IndexMissing
-from channelindex.reading.reader import ChangesReader
+from channelindex.reading.changes_reader import ChangesReader
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_reader
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from channelindex.reading.reader import ChangesReader
+from channelindex.reading.changes_reader import ChangesReader
 from tests.support.indexing import SmallIndex
 
 

@@ -23,7 +23,7 @@ from channelindex.compaction.packing import pack_group
 from channelindex.compaction.view import PRUNED_AFTER_S, CompactionView
 from channelindex.errors import ChannelIndexError
 from channelindex.reading import block_walk
-from channelindex.reading.reader import ChangesReader
+from channelindex.reading.changes_reader import ChangesReader
 from channelindex.reading.snapshot import History, IndexSnapshot
 from channelindex.settings import CompactionSettings
 from tests.support.profiles import examples

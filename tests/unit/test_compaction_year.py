@@ -12,7 +12,7 @@ from channelindex import epochs
 from channelindex.compaction import view
 from channelindex.compaction.compactor import Compactor
 from channelindex.compaction.due import MAX_GROUPS
-from channelindex.reading.reader import ChangesReader
+from channelindex.reading.changes_reader import ChangesReader
 from channelindex.settings import CompactionSettings
 from tests.support.indexing import Row, SmallIndex
 

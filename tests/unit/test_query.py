@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from channelindex.errors import ReaderClosed, TokenInvalid
 from channelindex.model import DELETED, REMOVED
-from channelindex.reading.reader import ChangesReader
+from channelindex.reading.changes_reader import ChangesReader
 from tests.support.indexing import Row, SmallIndex
 
 VBUCKETS = range(4)

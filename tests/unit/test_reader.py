@@ -3,7 +3,7 @@
 import pytest
 
 from channelindex.model import DELETED, HIDDEN, REMOVED
-from channelindex.reading.reader import ChangesReader
+from channelindex.reading.changes_reader import ChangesReader
 from tests.support.indexing import Proxy, Row, filled, told
 
 # -- what is told

@@ -4,7 +4,7 @@ import pytest
 
 from channelindex import blocks
 from channelindex.errors import IndexCorrupt
-from channelindex.reading.reader import ChangesReader
+from channelindex.reading.changes_reader import ChangesReader
 from channelindex.stores.base import BlockRef, ChannelState
 from tests.support.indexing import Proxy, Row, filled
 

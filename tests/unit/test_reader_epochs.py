@@ -4,8 +4,8 @@ import pytest
 
 from channelindex.checking.rewind import rewind_partitions
 from channelindex.model import DELETED, REMOVED
+from channelindex.reading.changes_reader import ChangesReader
 from channelindex.reading.paging import Change
-from channelindex.reading.reader import ChangesReader
 from tests.support.indexing import Proxy, Row, filled, read_through, told
 
 

@@ -5,9 +5,9 @@ import itertools
 import pytest
 
 from channelindex.errors import StoreUnavailable, TokenAhead, TokenInvalid
-from channelindex.reading import token
+from channelindex.reading import since_token
+from channelindex.reading.changes_reader import ChangesReader
 from channelindex.reading.patience import LONGEST_RETRY_S
-from channelindex.reading.reader import ChangesReader
 from tests.support.indexing import ASKED_A, Proxy, Row, filled
 
 
@@ -86,10 +86,10 @@ def _went_back(index) -> str:
     """A token that is three seqnos ahead of the index; its partition 0 is stable at 10."""
     epoch = filled(index)
     since = ChangesReader(index.reader).changes(["A"]).since
-    position = token.decode(since, index.meta, ASKED_A)
+    position = since_token.decode(since, index.meta, ASKED_A)
     ahead = tuple(seqno + 3 if vb == 0 else seqno for vb, seqno in enumerate(position.seqnos))
     index.write(epoch, [Row("A", 0, seqno, f"news{seqno}") for seqno in range(11, 15)])
-    return token.encode(position._replace(seqnos=ahead, horizons=ahead), index.meta, ASKED_A)
+    return since_token.encode(position._replace(seqnos=ahead, horizons=ahead), index.meta, ASKED_A)
 
 
 def test_a_follower_waits_for_a_store_that_lost_its_newest_writes_and_misses_nothing(index):

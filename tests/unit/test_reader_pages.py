@@ -2,10 +2,9 @@
 
 import pytest
 
-from channelindex.reading import kept_pages
-from channelindex.reading import reader as reader_module
+from channelindex.reading import changes_reader, kept_pages
+from channelindex.reading.changes_reader import ChangesReader
 from channelindex.reading.query import Query
-from channelindex.reading.reader import ChangesReader
 from channelindex.reading.snapshot import IndexSnapshot
 from tests.support.indexing import Proxy, Row, filled, read_through
 
@@ -88,7 +87,7 @@ def test_pages_that_are_asked_for_one_by_one_read_each_block_once(index, monkeyp
     assert (tuple(entries), since) == (whole.entries, whole.since)
     assert sum(fetched) == n_blocks > 5
     fetched = []
-    monkeypatch.setattr(reader_module, "READ_AHEAD", 10)
+    monkeypatch.setattr(changes_reader, "READ_AHEAD", 10)
     entries, since = read_through(once, ["A"], 3)
     assert (tuple(entries), since) == (whole.entries, whole.since)
     assert n_blocks < sum(fetched) <= len(entries) / 10 * n_blocks, "each time for ten documents, not for three"

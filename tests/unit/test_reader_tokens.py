@@ -6,19 +6,19 @@ import pytest
 
 from channelindex import epochs
 from channelindex.errors import TokenInvalid
-from channelindex.reading import token
-from channelindex.reading.reader import ChangesReader
+from channelindex.reading import since_token
+from channelindex.reading.changes_reader import ChangesReader
 from tests.support.indexing import ASKED_A, Proxy, Row, SmallIndex, filled
 
 
 def test_tokens_from_the_future_are_refused(index, reader):
-    start = token.decode(None, index.meta, ASKED_A)
+    start = since_token.decode(None, index.meta, ASKED_A)
     with pytest.raises(TokenInvalid, match="vbucket 2 is at seqno 0, the token at 7"):
         reader.changes(
-            ["A"], token.encode(start._replace(seqnos=(0, 0, 7, 0), horizons=(0, 0, 7, 0)), index.meta, ASKED_A)
+            ["A"], since_token.encode(start._replace(seqnos=(0, 0, 7, 0), horizons=(0, 0, 7, 0)), index.meta, ASKED_A)
         )
     with pytest.raises(TokenInvalid, match="partition 1 is at epoch 0, the token at 3"):
-        reader.changes(["A"], token.encode(start._replace(epochs=(0, 3)), index.meta, ASKED_A))
+        reader.changes(["A"], since_token.encode(start._replace(epochs=(0, 3)), index.meta, ASKED_A))
 
 
 def test_a_token_older_than_a_record_reaches_back_is_judged_by_the_archive(index, reader, monkeypatch):

@@ -9,7 +9,7 @@ from channelindex.errors import IndexCorrupt, IndexMissing
 from channelindex.model import IndexMeta
 from channelindex.stores.meta import encode_meta
 from channelindex.stores.redis.keys import Keys
-from channelindex.stores.redis.partitions import read_meta
+from channelindex.stores.redis.partition_records import read_meta
 
 META = IndexMeta(blocks.FORMAT_VERSION, 16, 4, "source", "index")
 

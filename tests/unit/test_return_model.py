@@ -29,13 +29,13 @@ from channelindex.feeds.base import vbuuid_at
 from channelindex.feeds.dcp.streams import LIVE, Stream
 from channelindex.feeds.position import Position
 from channelindex.model import ORIGIN, Checkpoint, Entry, IndexMeta
-from channelindex.reading import token
+from channelindex.reading import since_token
 from channelindex.reading.block_walk import NOTHING_READ
 from channelindex.reading.paging import Pager
 from channelindex.reading.query import Query
 from channelindex.reading.scan import Scan
+from channelindex.reading.since_token import Token
 from channelindex.reading.snapshot import Archives, History, IndexSnapshot
-from channelindex.reading.token import Token
 from channelindex.stores.memory import MemoryIndex, MemoryReader
 from channelindex.timeline import Moment
 from devbucket.history import FailoverLog, rollback_seqno
@@ -371,7 +371,7 @@ def told(
         packed = blocks.pack_entry(Entry(0, at, document.encode(), revision, 0))
         scan.add_tail(blocks.pack_frame(blocks.ENTRIES, written_by, packed), 0)
     page = next(Pager(QUERY, scan, NOTHING_READ).pages(read, limit))
-    after = token.decode(page.since, META, QUERY.asked)
+    after = since_token.decode(page.since, META, QUERY.asked)
     rows = [(change.id, (change.id, change.rev)) for change in page.entries]
     return rows, (after.epochs[0], after.seqnos[0], after.horizons[0])
 

@@ -8,9 +8,9 @@ from channelindex import exits
 from channelindex.blocks import refuse
 from channelindex.config import REQUIRED_TO_READ
 from channelindex.errors import IndexCorrupt
+from channelindex.reading.changes_reader import ChangesReader
 from channelindex.reading.paging import Change, Changes
 from channelindex.reading.patience import BEHIND_S
-from channelindex.reading.reader import ChangesReader
 from channelindex.stores import open_reader
 from workers.cli import options, output
 

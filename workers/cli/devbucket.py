@@ -8,7 +8,7 @@ from pathlib import Path
 from channelindex import exits, logs
 from channelindex.errors import ConfigInvalid
 from devbucket import admin, ctl
-from devbucket.config import DevBucketConfig, TlsFiles
+from devbucket.bucket_config import DevBucketConfig, TlsFiles
 from devbucket.process import serve
 from devbucket.vbucket import COMPRESSION_MODES
 from workers.cli import options, output

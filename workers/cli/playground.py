@@ -19,7 +19,7 @@ from channelindex.feeds.dcp.connstr import parse_source_url
 from channelindex.feeds.dcp.kv import KvClient
 from coordinator.cluster_state import read_cluster
 from coordinator.lease_redis import connect
-from devbucket.config import DevBucketConfig
+from devbucket.bucket_config import DevBucketConfig
 from devbucket.embedded_redis import EmbeddedRedis, free_port
 from devbucket.process import DevBucket
 from devbucket.sync_gateway.layouts import InlineLayout

@@ -16,7 +16,7 @@ from channelindex.errors import InputInvalid
 from channelindex.model import IndexMeta
 from channelindex.reading.snapshot import IndexSnapshot
 from channelindex.stores import open_owner, open_reader, open_writer
-from channelindex.stores.base import Mended, OwnerStore, Restored
+from channelindex.stores.base import OwnerStore, RepairedChannels, Restored
 from coordinator.lock import job_lock
 from workers.cli import options, output, verify
 from workers.cli.rewind import confirm, number
@@ -61,23 +61,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Restore, mend, verify, and write what is missing."""
+    """Restore, repair, verify, and write what is missing."""
     config = options.config_of(args, REQUIRED_TO_RUN)
     if not args.yes:
         confirm(f"repair index {config.index.name!r}?")
     restored = restore(config, args.partition or (), "repair")
     with closing(open_owner(config.index)) as owner:
-        mended = owner.mend(args.channel, _removal_floor(config))
-        if mended.directories or args.channel:
+        repaired = owner.repair_channels(args.channel, _removal_floor(config))
+        if repaired.directories or args.channel:
             _end_epochs(config, owner, restored.meta)
     if not args.json:
         print_restored(restored)
-        _print_mended(mended)
+        _print_repaired(repaired)
     report, n_written = (None, 0) if args.no_wait else _write_lacking(config, args)
     if args.json:
         verified = {"ok": report.ok, **asdict(report)} if report else None
         written = {"meta": restored.wrote_meta, "partitions": restored.partitions, "entries": n_written}
-        line = {"index": config.index.name, "written": written, "mended": mended._asdict(), "verified": verified}
+        line = {"index": config.index.name, "written": written, "repaired": repaired._asdict(), "verified": verified}
         output.json_line(line)
     elif report:
         output.line(f"{n_written} entries written from the bucket")
@@ -116,10 +116,10 @@ def _end_epochs(config: Config, owner: OwnerStore, meta: IndexMeta) -> None:
             pass
 
 
-def _print_mended(mended: Mended) -> None:
-    for key in mended.directories:
+def _print_repaired(repaired: RepairedChannels) -> None:
+    for key in repaired.directories:
         output.line(f"put back: directory {key}")
-    for key in mended.blocks:
+    for key in repaired.blocks:
         output.line(f"replaced by what is left of it: block {key}")
 
 

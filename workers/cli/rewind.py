@@ -139,7 +139,7 @@ def rewind_and_wait(config: Config, args: argparse.Namespace, job: str, plan: Pl
         with closing(open_owner(config.index)) as owner, job_lock(config.coordination.redis, config.index.name, job):
             if restores:
                 owner.restore(reader.meta())
-                owner.mend()
+                owner.repair_channels()
             rewound = list(rewind_partitions(owner, reader, partitions, clock, requester(job)))
         n_lowered = sum(each.before[vb] > each.after[vb] for each in rewound for vb in each.after)
         if not args.json:

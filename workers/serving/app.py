@@ -15,7 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from channelindex import __version__, logs
 from channelindex.errors import ChannelIndexError, ConfigInvalid
 from channelindex.model import STAR_CHANNEL, IndexMeta
-from channelindex.reading import token
+from channelindex.reading import since_token
 from channelindex.reading.async_reader import AsyncChangesReader
 from channelindex.reading.query import Query
 from channelindex.settings import Config
@@ -181,7 +181,7 @@ class App:
             exchange,
             {
                 "db_name": self._db,
-                "update_seq": seq_of(sum(position.seqnos), token.encode(position, meta, token.ANYTHING)),
+                "update_seq": seq_of(sum(position.seqnos), since_token.encode(position, meta, since_token.ANYTHING)),
                 "instance_start_time": "0",
                 "doc_count": 0,
                 "doc_del_count": 0,

@@ -7,7 +7,7 @@ from http import HTTPStatus
 from typing import Generic, TypeVar
 
 from channelindex.errors import TokenAhead
-from channelindex.reading import token
+from channelindex.reading import since_token
 from channelindex.reading.async_reader import AsyncChangesReader
 from channelindex.reading.snapshot import IndexSnapshot
 from workers.serving.http_error import HttpError, unavailable
@@ -82,7 +82,7 @@ def _reaches(snapshot: IndexSnapshot, at_least: str | None, high: Mapping[int, i
         return False
     if at_least is not None:
         try:
-            snapshot.resume(token.decode(at_least, snapshot.meta, None))
+            snapshot.resume(since_token.decode(at_least, snapshot.meta, None))
         except TokenAhead:
             return False
     return True

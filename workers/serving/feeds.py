@@ -6,10 +6,10 @@ from http import HTTPStatus
 from typing import NamedTuple
 
 from channelindex.reading.async_reader import AsyncChangesReader
+from channelindex.reading.changes_reader import NOW
 from channelindex.reading.following import Following
 from channelindex.reading.paging import Changes
 from channelindex.reading.query import Query
-from channelindex.reading.reader import NOW
 from workers.serving import rows
 from workers.serving.counters import Counters
 from workers.serving.http_error import Headers

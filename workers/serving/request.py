@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from channelindex.reading.reader import NOW
+from channelindex.reading.changes_reader import NOW
 from workers.serving.http_error import HttpError, bad_request, not_implemented, since_invalid
 
 MAX_BODY_BYTES = 1 << 20

@@ -32,7 +32,7 @@ from channelindex.stores.couchbase.directories import (
 )
 from channelindex.stores.couchbase.keys import Keys
 from channelindex.stores.couchbase.link import Link, Stored
-from channelindex.stores.couchbase.partitions import decode_record, encode_record
+from channelindex.stores.couchbase.partition_records import decode_record, encode_record
 from channelindex.stores.meta import decode_meta
 from channelindex.stores.records import pack_history
 

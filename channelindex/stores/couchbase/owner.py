@@ -10,12 +10,12 @@ from channelindex.epochs import EpochStart, PartitionRecord
 from channelindex.errors import IndexCorrupt, IndexMissing, StaleEpoch, Transient
 from channelindex.model import Checkpoint, IndexMeta
 from channelindex.settings import IndexSettings
-from channelindex.stores.base import Mended, OwnerStore, Quarantined, Restored
+from channelindex.stores.base import OwnerStore, Quarantined, RepairedChannels, Restored
+from channelindex.stores.couchbase.channel_repair import repair_channels
 from channelindex.stores.couchbase.keys import Keys
 from channelindex.stores.couchbase.link import Link, Stored, append_or_create
-from channelindex.stores.couchbase.mending import mend
-from channelindex.stores.couchbase.partitions import decode_record, encode_record
-from channelindex.stores.couchbase.quarantine import Quarantine, decode_quarantine, encode_quarantine
+from channelindex.stores.couchbase.partition_records import decode_record, encode_record
+from channelindex.stores.couchbase.quarantine_document import Quarantine, decode_quarantine, encode_quarantine
 from channelindex.stores.meta import check_meta, check_width, decode_meta, encode_meta, lost_meta
 from channelindex.stores.records import pack_history, pack_moment, unpack_archive, unpack_moments
 from channelindex.timeline import Moment
@@ -89,9 +89,9 @@ class CouchbaseOwner(OwnerStore):
         self._known_meta = meta
         return Restored(meta, found is None, tuple(broken))
 
-    def mend(self, channels: Collection[str] | None = None, floor: bytes = b"") -> Mended:
-        """See `OwnerStore.mend`."""
-        return mend(self._link, self._keys, channels, floor)
+    def repair_channels(self, channels: Collection[str] | None = None, floor: bytes = b"") -> RepairedChannels:
+        """See `OwnerStore.repair_channels`."""
+        return repair_channels(self._link, self._keys, channels, floor)
 
     def _meta_if_readable(self) -> IndexMeta | None:
         try:

@@ -12,8 +12,8 @@ from channelindex.stores.couchbase.directories import ChannelDirectory, decode_d
 from channelindex.stores.couchbase.keys import Keys
 from channelindex.stores.couchbase.link import Link, Stored
 from channelindex.stores.couchbase.names import iter_names
-from channelindex.stores.couchbase.partitions import decode_record
-from channelindex.stores.couchbase.quarantine import decode_quarantine
+from channelindex.stores.couchbase.partition_records import decode_record
+from channelindex.stores.couchbase.quarantine_document import decode_quarantine
 from channelindex.stores.meta import decode_meta
 from channelindex.stores.records import unpack_archive, unpack_moments, view_of
 from channelindex.timeline import Moment

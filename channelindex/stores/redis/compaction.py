@@ -17,7 +17,7 @@ from channelindex.stores.meta import lost_record
 from channelindex.stores.records import pack_history, pack_seqnos
 from channelindex.stores.redis.directories import encode_directory, read_sizes
 from channelindex.stores.redis.keys import Keys
-from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record, read_meta
+from channelindex.stores.redis.partition_records import RECORD_FIELDS, decode_record, read_meta
 from channelindex.stores.redis.reader import RedisReader
 from channelindex.stores.redis.servers import ask_servers, digest_of
 from channelindex.stores.redis.store_link import open_link

@@ -11,13 +11,13 @@ from channelindex.errors import IndexMissing, OutcomeUnknown, OwnershipLost, Sta
 from channelindex.model import Checkpoint, IndexMeta
 from channelindex.redis.link import ScriptCall
 from channelindex.stores import records
-from channelindex.stores.base import Mended, OwnerStore, Quarantined, Restored
+from channelindex.stores.base import OwnerStore, Quarantined, RepairedChannels, Restored
 from channelindex.stores.meta import check_meta, decode_meta, encode_meta, lost_meta, lost_record
+from channelindex.stores.redis.channel_repair import repair_channels
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.losses import fall_back_all
 from channelindex.stores.redis.marks import SWEEP_INTERVAL, MarkSetter, read_marks, sweep_marks
-from channelindex.stores.redis.mending import mend
-from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record, read_meta
+from channelindex.stores.redis.partition_records import RECORD_FIELDS, decode_record, read_meta
 from channelindex.stores.redis.restoring import restore
 from channelindex.stores.redis.servers import ask_histories, ask_servers, digest_of, refuse_eviction
 from channelindex.stores.redis.store_link import open_link
@@ -121,9 +121,9 @@ class RedisOwner(OwnerStore):
         self._know(restored.meta)
         return restored
 
-    def mend(self, channels: Collection[str] | None = None, floor: bytes = b"") -> Mended:
-        """See `OwnerStore.mend`."""
-        return mend(self._link, self._keys, channels, floor)
+    def repair_channels(self, channels: Collection[str] | None = None, floor: bytes = b"") -> RepairedChannels:
+        """See `OwnerStore.repair_channels`."""
+        return repair_channels(self._link, self._keys, channels, floor)
 
     def next_epoch(self) -> int:
         """See `OwnerStore.next_epoch`. A number whose reply was lost is never used."""

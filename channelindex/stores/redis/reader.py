@@ -13,7 +13,7 @@ from channelindex.stores.meta import decode_meta, lost_record
 from channelindex.stores.redis import channel_marks
 from channelindex.stores.redis.directories import read_channels, whole_block
 from channelindex.stores.redis.keys import Keys
-from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record, read_meta
+from channelindex.stores.redis.partition_records import RECORD_FIELDS, decode_record, read_meta
 from channelindex.stores.redis.store_link import open_link
 from channelindex.stores.redis.timelines import read_timelines
 from channelindex.stores.redis.watch import begin_watch

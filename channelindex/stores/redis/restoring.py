@@ -15,7 +15,7 @@ from channelindex.stores.base import Restored
 from channelindex.stores.meta import check_meta, check_width, decode_meta, encode_meta
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.marks import read_marks
-from channelindex.stores.redis.partitions import RECORD_FIELDS, decode_record
+from channelindex.stores.redis.partition_records import RECORD_FIELDS, decode_record
 from channelindex.stores.redis.timelines import read_timelines
 
 

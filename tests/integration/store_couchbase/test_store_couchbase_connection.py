@@ -245,7 +245,7 @@ def test_users_of_redis_do_not_pay_for_the_sdk():
     code = """
 import sys
 import workers.cli
-from channelindex.reading.reader import ChangesReader
+from channelindex.reading.changes_reader import ChangesReader
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_owner, open_reader, open_writer
 for opener in (open_owner, open_reader, open_writer):

@@ -8,7 +8,7 @@ from channelindex.blocks import HEADER, pack_frame
 from channelindex.epochs import new_record
 from channelindex.errors import IndexMismatch, StaleEpoch
 from channelindex.model import IndexMeta
-from channelindex.reading.reader import ChangesReader
+from channelindex.reading.changes_reader import ChangesReader
 from channelindex.stores.base import Directory
 from channelindex.stores.block_writer import BlockWriter, Move
 from channelindex.stores.couchbase.directories import Directories, DirectoryEntry

@@ -1,4 +1,4 @@
-"""What is said of a key that Redis lost or that somebody damaged, and how it is mended."""
+"""What is said of a key that Redis lost or that somebody damaged, and how it is repaired."""
 
 import re
 
@@ -9,8 +9,8 @@ from channelindex import kernel
 from channelindex.blocks import ENTRIES, HEADER, pack_entry, pack_frame, pack_pairs
 from channelindex.epochs import new_record
 from channelindex.errors import IndexCorrupt, IndexMismatch, IndexMissing, RemovalsForgotten
-from channelindex.reading.reader import ChangesReader
-from channelindex.stores.base import BlockRef, Directory, Mended
+from channelindex.reading.changes_reader import ChangesReader
+from channelindex.stores.base import BlockRef, Directory, RepairedChannels
 from channelindex.stores.compacting import GroupChange, Output, Switch
 from channelindex.stores.records import view_of
 from channelindex.stores.redis.keys import Keys
@@ -84,7 +84,7 @@ def test_what_a_writer_left_of_a_block_that_was_compacted_away_harms_nobody_and_
 
     left = told()
     assert left == ([3] if keeps_group else [])
-    assert owner.mend() == Mended()
+    assert owner.repair_channels() == RepairedChannels()
     assert client.exists(stray) == 0
     assert client.hgetall(KEYS.channel("A")) == before
     writer.write([append("A", 1, entry(0, 4))])
@@ -254,7 +254,7 @@ def test_a_reader_tells_a_channel_that_lost_its_directory_from_one_that_never_wa
     assert reader.channel_states(["never"]) == [None]
     with pytest.raises(IndexCorrupt, match=re.escape(f"{KEYS.channel('A')} is gone")):
         reader.channel_states(["never", "A"])
-    backend.owner().mend(["A"])
+    backend.owner().repair_channels(["A"])
     assert [state is None for state in reader.channel_states(["never", "A"])] == [True, False]
 
 
@@ -273,7 +273,7 @@ def test_notes_of_compaction_that_went_with_a_directory_are_missed_and_replaced(
     )
     late = Switch("A", 1, [], None, 1, 1, b"", 60)
     client.delete(KEYS.channel("A"))
-    owner.mend(["A"], pack_pairs({0: 9}))
+    owner.repair_channels(["A"], pack_pairs({0: 9}))
     assert not store.switch(late)
     backend.writer().write([append("A", 1, entry(0, 10))])
     (state,) = reader.channel_states(["A"])
@@ -282,7 +282,7 @@ def test_notes_of_compaction_that_went_with_a_directory_are_missed_and_replaced(
         ChangesReader(reader).changes(["A"], since)
     before = state.compacted
     client.hdel(KEYS.channel("A"), "gcompact-01")
-    owner.mend(["A"], b"")
+    owner.repair_channels(["A"], b"")
     assert reader.channel_states(["A"])[0].compacted == before, "what is there stays"
 
 
@@ -290,10 +290,10 @@ def test_a_channel_of_which_nothing_is_left_may_begin_again_once_it_was_mended(b
     backend.writer().write([append("A", 1, entry(0, 1))])
     client.delete(KEYS.channel("A"), KEYS.block("A", GROUP, 0))
     owner, reader = backend.owner(), backend.reader()
-    assert owner.mend() == Mended()
+    assert owner.repair_channels() == RepairedChannels()
     assert reader.channel_states(["A"]) == [None]
     backend.writer().write([append("A", 1, entry(0, 2))])
-    assert owner.mend() == Mended()
+    assert owner.repair_channels() == RepairedChannels()
     assert reader.channel_states(["A"]) != [None]
 
 
@@ -313,7 +313,7 @@ def test_a_garbled_directory_is_made_anew_from_its_blocks(backend, client, value
     client.hset(KEYS.channel("A"), "g" + GROUP, value)
     if not has_blocks:
         client.delete(KEYS.block("A", GROUP, 0))
-    assert backend.owner().mend() == Mended((KEYS.channel("A"),))
+    assert backend.owner().repair_channels() == RepairedChannels((KEYS.channel("A"),))
     assert [each.seqno for _, each in all_entries(backend.reader(), "A")] == ([1] if has_blocks else [])
     backend.writer().write([append("A", 1, entry(0, 2))])
     assert [each.seqno for _, each in all_entries(backend.reader(), "A")][-1] == 2

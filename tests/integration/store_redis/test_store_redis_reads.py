@@ -7,7 +7,7 @@ import redis
 
 from benchmarks.memory import measure
 from channelindex.hashing import group_of
-from channelindex.reading.reader import ChangesReader
+from channelindex.reading.changes_reader import ChangesReader
 from channelindex.stores.redis.keys import Keys
 from tests.support.indexing import Row, SmallIndex
 

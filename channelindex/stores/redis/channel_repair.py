@@ -2,7 +2,7 @@
 
 A directory says nothing that the blocks of its group do not say. A block that is missing, or of which frames are
 damaged, is put back with what is left of it, behind a header that sums up the blocks before it: so readers and writers
-go on. What it held is lost here; whoever mends has to see that it is indexed again.
+go on. What it held is lost here; whoever repairs has to see that it is indexed again.
 
 Blocks that have a time to live belong to nobody: compaction wrote or left them. What compaction noted of a channel is
 lost with its directory. In its place comes a generation that none had before, and the floor that the caller gives.
@@ -22,7 +22,7 @@ from channelindex.blocks import ENTRIES, split_header
 from channelindex.errors import IndexCorrupt, Transient
 from channelindex.hashing import N_SLOTS, slot_of
 from channelindex.redis.link import Link
-from channelindex.stores.base import COMPACT_PREFIX, BlockRef, Compacted, Directory, Mended
+from channelindex.stores.base import COMPACT_PREFIX, BlockRef, Compacted, Directory, RepairedChannels
 from channelindex.stores.redis.directories import (
     CLOCK,
     DIRECTORY,
@@ -73,8 +73,8 @@ _NOTHING_LEFT = _MendedGroup(Directory(0, 0, 0, 0), b"", ())
 """Of a group whose directory makes no sense and of which there are no blocks: it is to be removed."""
 
 
-def mend(link: Link, keys: Keys, channels: Collection[str] | None, floor: bytes) -> Mended:
-    """See `OwnerStore.mend`."""
+def repair_channels(link: Link, keys: Keys, channels: Collection[str] | None, floor: bytes) -> RepairedChannels:
+    """See `OwnerStore.repair_channels`."""
     directories: list[str] = []
     blocks: list[str] = []
     groups = _stored_groups(link, keys, channels)
@@ -89,7 +89,7 @@ def mend(link: Link, keys: Keys, channels: Collection[str] | None, floor: bytes)
         blocks += [BlockRef(channel, group, number).key for number in changed.lost] if changed else []
     _remember(link, keys, channels)
     _forget(link, keys, channels)
-    return Mended(tuple(dict.fromkeys(directories)), tuple(blocks))
+    return RepairedChannels(tuple(dict.fromkeys(directories)), tuple(blocks))
 
 
 def _remember(link: Link, keys: Keys, channels: Collection[str] | None) -> None:
@@ -240,4 +240,4 @@ def _write(
     for number in lost:
         arguments += [len(found.blocks[number - found.first] or b""), whole.blocks[number - found.first]]
     names = [keys.channel(channel), *(keys.block(channel, group, number) for number in lost)]
-    return bool(link.run("mend", names, *arguments))
+    return bool(link.run("repair_group", names, *arguments))

@@ -5,7 +5,7 @@ a directory without any, whose groups begin at a block number that none had, and
 that begin in a channel that is asked for by name: its directory may be one that a group began after the loss. A block
 that is missing or damaged is put back with what is left of it, as in Redis.
 
-Whoever mends has to see that what is lost is indexed again, and to end the present epochs: their writers may know a
+Whoever repairs has to see that what is lost is indexed again, and to end the present epochs: their writers may know a
 block that no directory names now.
 
 Slow and rare: all blocks are read. Nodes may run meanwhile.
@@ -15,7 +15,7 @@ import time
 from collections.abc import Collection, Iterator
 
 from channelindex.errors import Transient
-from channelindex.stores.base import BlockRef, Compacted, Mended
+from channelindex.stores.base import BlockRef, Compacted, RepairedChannels
 from channelindex.stores.couchbase.directories import (
     ChannelDirectory,
     Directories,
@@ -31,8 +31,8 @@ _ATTEMPTS = 20
 """Lost comparisons before a group is given up: each means that its block grew within a round trip."""
 
 
-def mend(link: Link, keys: Keys, channels: Collection[str] | None, floor: bytes) -> Mended:
-    """See `OwnerStore.mend`."""
+def repair_channels(link: Link, keys: Keys, channels: Collection[str] | None, floor: bytes) -> RepairedChannels:
+    """See `OwnerStore.repair_channels`."""
     listed = set(iter_names(link, keys))
     directories = Directories(link, keys)
     made: list[str] = []
@@ -46,7 +46,7 @@ def mend(link: Link, keys: Keys, channels: Collection[str] | None, floor: bytes)
             blocks += [ref.key for ref in _mend_blocks(link, keys, channel, directory)]
         elif channel in listed and not directories.write({channel: _without_groups(floor)}):
             made.append(keys.directory(channel))
-    return Mended(tuple(made), tuple(blocks))
+    return RepairedChannels(tuple(made), tuple(blocks))
 
 
 def _without_groups(floor: bytes) -> StoredDirectory:
@@ -73,7 +73,7 @@ def _mend_blocks(link: Link, keys: Keys, channel: str, directory: ChannelDirecto
 def _mend_group(link: Link, keys: Keys, name: tuple[str, str], entry: DirectoryEntry) -> list[BlockRef]:
     """Put back what is lost of the blocks that *entry* names; return those of which something was."""
     refs = [BlockRef(*name, number) for number in range(entry.first, entry.number + 1)]
-    mended: dict[str, BlockRef] = {}
+    repaired: dict[str, BlockRef] = {}
     for _ in range(_ATTEMPTS):
         found = dict(zip(refs, link.get([keys.block(*ref) for ref in refs]), strict=True))
         whole = whole_blocks([stored and stored.value for stored in found.values()], entry.epoch)
@@ -82,9 +82,9 @@ def _mend_group(link: Link, keys: Keys, name: tuple[str, str], entry: DirectoryE
         for (ref, stored), block in zip(found.items(), whole, strict=True):
             key = keys.block(*ref)
             if stored is None:
-                missing[key], mended[key] = block, ref
+                missing[key], repaired[key] = block, ref
             elif stored.value != block:
-                damaged[key], mended[key] = Stored(block, stored.cas), ref
+                damaged[key], repaired[key] = Stored(block, stored.cas), ref
         if not link.insert(missing) | link.replace(damaged):
-            return list(mended.values())
+            return list(repaired.values())
     raise Transient(f"{keys.directory(name[0])}, group {name[1]}: it changed {_ATTEMPTS} times while it was repaired")

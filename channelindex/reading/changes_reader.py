@@ -7,7 +7,7 @@ from typing import Self
 
 from channelindex.blocks import OnCorrupt, refuse
 from channelindex.errors import ReaderClosed, TokenAhead, Transient
-from channelindex.reading import token
+from channelindex.reading import since_token
 from channelindex.reading.block_walk import NOTHING_READ, walk
 from channelindex.reading.keeping import TokenStore
 from channelindex.reading.kept_pages import READ_AHEAD, KeptPages
@@ -15,8 +15,8 @@ from channelindex.reading.paging import Changes, Pager, Withdrawn
 from channelindex.reading.patience import BEHIND_S, Patience
 from channelindex.reading.query import Query
 from channelindex.reading.scan import Scan
+from channelindex.reading.since_token import Token
 from channelindex.reading.snapshot import IndexSnapshot, Snapshots
-from channelindex.reading.token import Token
 from channelindex.reading.withdrawn import ReturningScan
 from channelindex.stores.base import IndexReader
 
@@ -134,7 +134,7 @@ class ChangesReader:
         snapshot = self.snapshot()
         timelines = self._store.timelines(range(snapshot.meta.n_partitions))
         seqnos = tuple(snapshot.stable_before(timelines, time_s))
-        return token.encode(Token(0, 0, snapshot.epochs, seqnos, seqnos), snapshot.meta, query.asked)
+        return since_token.encode(Token(0, 0, snapshot.epochs, seqnos, seqnos), snapshot.meta, query.asked)
 
     def snapshot(self) -> IndexSnapshot:
         """The index as of now; raises as `changes`."""
@@ -296,7 +296,7 @@ def read_pages(
         See `ChangesReader.changes`.
     """
     is_new = since == NOW
-    begin = snapshot.position if is_new else token.decode(since, snapshot.meta, query.asked)
+    begin = snapshot.position if is_new else since_token.decode(since, snapshot.meta, query.asked)
     read, taken_back = snapshot.resume(begin), snapshot.taken_back(begin)
     if not taken_back:
         scan = Scan(snapshot, read.seqnos, begin)
