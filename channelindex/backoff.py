@@ -2,6 +2,9 @@
 
 import random
 
+STORE_RETRY_S = (0.05, 1.0)
+"""The first and the longest delay of who needs the index store: a server that failed may have a successor any time."""
+
 
 class Backoff:
     """Delays that double from *first_s* to *max_s*, each shortened at random: peers must not march in step."""

@@ -23,6 +23,7 @@ from channelindex.errors import Transient
 from channelindex.redis.endpoints import node_of
 from channelindex.redis.errors import Purpose
 from channelindex.redis.link import Link, PackedCall, ServerLink
+from channelindex.redis.watchful import ask_once
 from channelindex.redis_url import RedisAddress
 
 MAX_REDIRECTIONS = 5
@@ -182,7 +183,7 @@ class ClusterLink(Link):
         link = self._link_by_node.get(node)
         if link is None:
             link = self._link_by_node[node] = ServerLink(
-                node_of(self._address, *node, self._timeout_s),
+                node_of(self._address, *node, self._timeout_s, look=lambda _: self._is_replaced(node)),
                 self.purpose,
                 f"{self.where} ({node[0]}:{node[1]})",
                 reconnects=self._reconnects,
@@ -195,6 +196,19 @@ class ClusterLink(Link):
         """Ask for the layout before the next request, and *node* last: it may be gone, and have a successor."""
         self._failed_at[node] = time.monotonic()
         self._layout = None
+
+    def _is_replaced(self, node: Node) -> bool:
+        """Ask the node that failed longest ago whether *node*, of which we wait for something, is a master no more."""
+        others = [other for other in self._known_nodes if other != node]
+        if node not in self._known_nodes or not others:
+            return False
+        asked = min(others, key=lambda other: self._failed_at.get(other, 0.0))
+        assert asked != node, "it is silent"
+        ranges = ask_once(node_of(self._address, *asked, self._timeout_s)(), "CLUSTER", "SLOTS")
+        if ranges is None:
+            self._failed_at[asked] = time.monotonic()  # another one is asked next
+            return False
+        return node not in _layout(ranges, asked).masters
 
     def _known_layout(self) -> _SlotLayout:
         if self._layout is None:

@@ -1,21 +1,36 @@
 """Makes the options of redis-py for connections to the servers that a URL names."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from urllib.parse import urlencode
 
+import redis
 from redis.backoff import NoBackoff
-from redis.connection import AbstractConnection, Connection, parse_url
+from redis.connection import parse_url
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
 from channelindex.errors import ConfigInvalid
+from channelindex.redis.watchful import (
+    Look,
+    WatchfulConnection,
+    WatchfulSSLConnection,
+    WatchfulUnixConnection,
+    identify,
+    leads_elsewhere,
+)
 from channelindex.redis_url import RedisAddress, parse_redis_url, without_password
 
 SOCKET_TIMEOUT_S = 5.0
-"""For one reply. Longer than Redis' own pauses (fork, eviction), shorter than anybody's patience with a dead peer."""
+"""For one reply. Longer than Redis' own pauses (fork, eviction), shorter than anybody's patience with a dead peer. Who
+has a successor is given up sooner, see `watchful`."""
 
-CONNECT_TIMEOUT_S = 3.0
+CONNECT_TIMEOUT_S = 2.0
+"""A SYN that is lost is sent again after a second. A machine that lost its power answers none."""
+
+SENTINEL_TIMEOUT_S = 1.0
+"""For each Sentinel. The next one is asked then: one may have been on the machine of the master that is gone."""
 
 _FIXED = {
     "retry": Retry(NoBackoff(), 0),  # a retry would outlast the time that a caller counts with
@@ -36,7 +51,7 @@ def checked_address(url: str, setting: str) -> RedisAddress:
     try:
         address = parse_redis_url(url)
         kind, options = _options(address, None)
-        kind(**options)
+        kind(look=lambda _: False, **options)
         if address.is_sentinel:
             _open_sentinel(address, None)
     except (ValueError, TypeError) as error:
@@ -46,23 +61,52 @@ def checked_address(url: str, setting: str) -> RedisAddress:
 
 def server_of(address: RedisAddress, timeout_s: float | None = None) -> Connect:
     """Connects to the one server that *address* names: itself, or the master that its Sentinels name at that time."""
-    if not address.is_sentinel:
-        return node_of(address, *(address.nodes[0] if address.nodes else ("", 0)), timeout_s)
+    if address.is_sentinel:
+        return _master_of(address, timeout_s)
+    host, port = address.nodes[0] if address.nodes else ("", 0)
+
+    def look(connection: Any) -> bool:
+        return leads_elsewhere(connect, connection)
+
+    connect = node_of(address, host, port, timeout_s, look=look, identifies=True)
+    return connect
+
+
+def _master_of(address: RedisAddress, timeout_s: float | None) -> Connect:
+    assert address.service, "Sentinels know masters by the name of a service"
     sentinel = _open_sentinel(address, timeout_s)
+
+    def look(connection: Any) -> bool:
+        try:
+            named = sentinel.discover_master(address.service)  # type: ignore[no-untyped-call]
+        except redis.RedisError:
+            return False  # nobody is the master now
+        assert connection.host, "it leads to whom they named"
+        return bool(named != (connection.host, connection.port))
 
     def connect() -> Any:
         host, port = sentinel.discover_master(address.service)  # type: ignore[no-untyped-call]
-        return node_of(address, host, port, timeout_s)()
+        return node_of(address, host, port, timeout_s, look=look)()
 
     return connect
 
 
-def node_of(address: RedisAddress, host: str, port: int, timeout_s: float | None = None) -> Connect:
-    """Connects to one node of what *address* names."""
+def node_of(
+    address: RedisAddress,
+    host: str,
+    port: int,
+    timeout_s: float | None = None,
+    *,
+    look: Look = lambda _: False,
+    identifies: bool = False,
+) -> Connect:
+    """Connects to one node of what *address* names. Where it *identifies*, the node is asked who it is."""
     kind, options = _options(address, timeout_s)
     if not address.path:
         options |= {"host": host, "port": port}
-    return lambda: kind(**options)
+    if identifies:
+        options["redis_connect_func"] = identify
+    return partial(kind, look=look, **options)
 
 
 def _open_sentinel(address: RedisAddress, timeout_s: float | None) -> Sentinel:
@@ -71,23 +115,25 @@ def _open_sentinel(address: RedisAddress, timeout_s: float | None) -> Sentinel:
     ours = {"username": "sentinel_username", "password": "sentinel_password"}
     credentials = {name: address.options[key] for name, key in ours.items() if key in address.options}
     rest = {key: value for key, value in address.options.items() if key not in ours.values()}
-    limit_s = timeout_s or CONNECT_TIMEOUT_S
+    limit_s = min(timeout_s or SENTINEL_TIMEOUT_S, SENTINEL_TIMEOUT_S)
     timeouts = {"socket_timeout": limit_s, "socket_connect_timeout": limit_s}
     options = {**rest, **credentials, **timeouts, **_FIXED, "ssl": address.tls}
     return Sentinel(address.nodes, sentinel_kwargs=options)  # type: ignore[no-untyped-call]
 
 
-def _options(address: RedisAddress, timeout_s: float | None) -> tuple[type[AbstractConnection], dict[str, Any]]:
+def _options(address: RedisAddress, timeout_s: float | None) -> tuple[Callable[..., Any], dict[str, Any]]:
     """The class of the connection, and its options besides host and port."""
     scheme = "unix" if address.path else "rediss" if address.tls else "redis"
     ours = ("sentinel_username", "sentinel_password") if address.is_sentinel else ()
     rest = {name: value for name, value in address.options.items() if name not in ours}
     options: dict[str, Any] = parse_url(f"{scheme}://?{urlencode(rest)}")  # type: ignore[no-untyped-call]
-    kind = options.pop("connection_class", Connection)
+    options.pop("connection_class", None)
+    tcp = WatchfulSSLConnection if address.tls else WatchfulConnection
     defaults: dict[str, Any] = {"socket_timeout": timeout_s or SOCKET_TIMEOUT_S}
     if address.path:
         defaults["path"] = address.path
     else:
         defaults |= {"socket_connect_timeout": timeout_s or CONNECT_TIMEOUT_S, "socket_keepalive": True}
     credentials = {"username": address.username, "password": address.password, "db": address.db}
+    kind = WatchfulUnixConnection if address.path else tcp
     return kind, {**defaults, **options, **credentials, **_FIXED}

@@ -368,15 +368,10 @@ class ServerLink(Link):
             return
         try:
             connection = self._connect()
-            timeout_s = connection.socket_timeout
             if self._is_suspect:
-                connection.socket_timeout = min(SUSPECT_TIMEOUT_S, timeout_s or SUSPECT_TIMEOUT_S)
-            connection.connect()
-            if self._is_suspect:
-                connection.send_command("PING")
-                connection.read_response()
-                connection.socket_timeout = timeout_s
-                connection._sock.settimeout(timeout_s)  # noqa: SLF001 redis-py has no public way once it is connected
+                connection.connect_within(SUSPECT_TIMEOUT_S)
+            else:
+                connection.connect()
         except redis.RedisError as error:
             self._give_up()
             raise translate_connect_error(self.purpose, self.where, error) from error

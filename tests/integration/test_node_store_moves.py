@@ -25,6 +25,8 @@ pytestmark = pytest.mark.slow
 
 N_DOCUMENTS = 300
 N_CHANNELS = 40
+PATIENT = "?socket_timeout=3600"
+"""Whoever waits out a reply that does not come waits longer than any test."""
 
 
 class Site:
@@ -34,7 +36,13 @@ class Site:
         self._bucket = bucket
         self._url = url
         self._generation = 0
-        settings = {"index__partitions": 4, "workers__feed_workers": 2, "workers__batch_writers": 2}
+        settings = {
+            "index__partitions": 4,
+            "workers__feed_workers": 2,
+            "workers__batch_writers": 2,
+            "workers__heartbeat_timeout_s": 600,
+            "coordination__ttl_s": 60.0,
+        }
         self.node = Node("n1", folder, url, bucket, coordination__redis=url, **settings).start()
         self.save()
         await_stable(url, bucket)
@@ -81,17 +89,30 @@ def test_a_node_outlives_every_master_of_its_cluster(tmp_path, bucket):
                 cluster.await_agreement(gone=number)
 
 
-@pytest.mark.parametrize("number", [1])
-def test_a_node_outlives_a_master_that_hangs(tmp_path, bucket, number):
+def test_a_node_outlives_a_master_of_its_cluster_that_hangs(tmp_path, bucket):
     with ClusterOfThree(replicas=True) as cluster:
-        site = Site(tmp_path, bucket, cluster.url)
+        site = Site(tmp_path, bucket, cluster.url + PATIENT)
         with site.node:
             site.suffer(
-                lambda: cluster.process(number).send_signal(signal.SIGSTOP),
-                lambda: cluster.await_promotion(number + N_MASTERS),
+                lambda: cluster.process(1).send_signal(signal.SIGSTOP),
+                lambda: cluster.await_promotion(1 + N_MASTERS),
             )
-            cluster.process(number).send_signal(signal.SIGCONT)
+            cluster.process(1).send_signal(signal.SIGCONT)
             site.suffer(lambda: None)
+        assert "child.killed" not in site.node.log.read_text()
+
+
+def test_a_node_outlives_a_master_that_hangs_and_that_its_sentinel_replaces(tmp_path, bucket):
+    with SentinelAndMaster() as servers:
+        site = Site(tmp_path, bucket, servers.url + PATIENT)
+        with site.node:
+            site.suffer(
+                lambda: servers.process(0).send_signal(signal.SIGSTOP),
+                lambda: until(lambda: servers.master == 1, "the Sentinel to name another master"),
+            )
+            servers.process(0).send_signal(signal.SIGCONT)
+            site.suffer(lambda: None)
+        assert "child.killed" not in site.node.log.read_text()
 
 
 def test_a_node_follows_its_sentinel(tmp_path, bucket):

@@ -1,15 +1,20 @@
 """The store moves to another server, and everybody who was connected finds it again, in the process that it was."""
 
 import signal
+import socket
+import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import pytest
 
 from channelindex.compaction.compactor import Compactor
 from channelindex.errors import OwnershipLost
+from channelindex.redis.watchful import WatchfulConnection
 from channelindex.settings import CompactionSettings
 from channelindex.stores import open_compaction, open_compaction_reader
 from tests.chaos.proxy import Link, Proxy
@@ -21,6 +26,8 @@ from tests.support.stores import META, Backend, all_entries, append, checkpoints
 pytestmark = pytest.mark.slow
 
 DEADLINE_S = 120.0
+PATIENT = "?socket_timeout=3600"
+"""Whoever waits out a reply that does not come waits longer than any test."""
 CHANNELS = [f"channel-{number}" for number in range(40)]
 
 
@@ -82,6 +89,30 @@ def users() -> Iterator[Callable[[str], Users]]:
 
 
 @pytest.fixture
+def looks(monkeypatch) -> list[bool]:
+    """What each look for another server found, of those that were done while one was silent; many of them."""
+    found: list[bool] = []
+    has_successor = WatchfulConnection.has_successor
+
+    def noted(connection: WatchfulConnection) -> bool:
+        found.append(has_successor(connection))
+        return found[-1]
+
+    monkeypatch.setattr(WatchfulConnection, "has_successor", noted)
+    return found
+
+
+@contextmanager
+def standing_still(server: subprocess.Popen[bytes]) -> Iterator[None]:
+    """In here *server* accepts connections and answers nothing, unless it is woken."""
+    server.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        server.send_signal(signal.SIGCONT)
+
+
+@pytest.fixture
 def address() -> Iterator[Callable[[int], Link]]:
     """An address that leads to a port, and can be moved to another one."""
     with Proxy() as proxy:
@@ -99,17 +130,101 @@ def test_masters_that_die_for_good_are_found_again_at_their_replicas(users):
             cluster.await_agreement(gone=number)
 
 
-def test_a_master_that_hangs_is_found_again_at_its_replica(users):
+def test_a_master_of_a_cluster_that_hangs_is_found_again_at_its_replica(users):
     """It accepts connections and answers nothing; when it wakes up it is a replica, and is not taken for the master."""
     with ClusterOfThree(replicas=True) as cluster:
-        connected = users(cluster.url)
-        cluster.process(0).send_signal(signal.SIGSTOP)
-        try:
+        connected = users(cluster.url + PATIENT)
+        cluster.await_offset(0)
+        with standing_still(cluster.process(0)):
             connected.find_the_store_again()
-        finally:
-            cluster.process(0).send_signal(signal.SIGCONT)
         connected.write()
         connected.advance()
+
+
+def test_a_master_that_hangs_and_that_the_sentinel_replaces_is_found_again(users):
+    with SentinelAndMaster() as servers:
+        connected = users(servers.url + PATIENT)
+        servers.await_replica()
+        with standing_still(servers.process(0)):
+            connected.find_the_store_again()
+
+
+def test_a_master_that_hangs_and_whose_address_moves_is_found_again(users, address):
+    with MasterAndReplica() as servers:
+        link = address(servers.ports[0])
+        connected = users(link.url + PATIENT)
+        servers.await_replica()
+        with standing_still(servers.process(0)):
+            servers.promote()
+            link.upstream = servers.ports[1]
+            connected.find_the_store_again()
+
+
+@pytest.fixture(params=["address", "sentinel", "cluster"])
+def unreplaced(request, address) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Where a store is, and a server of it whose place nobody takes however long it is silent."""
+    if request.param == "cluster":
+        with ClusterOfThree(replicas=True) as cluster:
+            cluster.allow_no_failover()
+            yield cluster.url, cluster.process(0)
+    elif request.param == "sentinel":
+        with SentinelAndMaster() as servers:
+            servers.allow_no_failover()
+            yield servers.url, servers.process(0)
+    else:
+        with MasterAndReplica() as servers:
+            yield address(servers.ports[0]).url, servers.process(0)
+
+
+def test_a_server_that_is_silent_and_has_no_successor_is_waited_for(users, unreplaced, looks):
+    """It is busy, or its machine swaps: it answers nobody, and nobody was put in its place."""
+    url, server = unreplaced
+    connected = users(url + PATIENT)
+    session = connected.writer.servers(), connected.owner.next_epoch()
+    with standing_still(server), ThreadPoolExecutor(1) as pool:
+        batch = [append(channel, connected.epoch, entry(0, connected.seqno + 1)) for channel in CHANNELS]
+        written = pool.submit(connected.writer.write, batch)
+        until(lambda: len(looks) >= 3, "the writer to have looked out for another server")
+        assert not written.done()
+        server.send_signal(signal.SIGCONT)
+        assert written.result(DEADLINE_S) == set(), "it was answered, by whom it asked"
+    assert not any(looks)
+    assert connected.writer.servers() == session[0]
+
+
+def test_a_name_server_that_does_not_answer_holds_up_nobody_who_waits_for_a_slow_server(users, looks, monkeypatch):
+    asked, answers = threading.Event(), threading.Event()
+    look_up = socket.getaddrinfo
+
+    def stalled(host, port, *arguments, **options):
+        if port is None and "flags" not in options:  # in a look, which asks for a name alone
+            asked.set()
+            assert answers.wait(DEADLINE_S)
+        return look_up(host, port, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", stalled)
+    with MasterAndReplica() as servers, ThreadPoolExecutor(1) as pool:
+        connected = users(f"redis://localhost:{servers.ports[0]}{PATIENT}")
+        with standing_still(servers.process(0)):
+            written = pool.submit(connected.writer.write, [append("A", connected.epoch, entry(0, 2))])
+            until(lambda: asked.is_set() and looks, "the writer to have looked out for another server")
+        assert written.result(DEADLINE_S) == set()
+        answers.set()
+    assert not any(looks)
+
+
+def test_a_server_that_answers_others_is_not_given_up_for_being_slow_to_us(users, address, looks):
+    """Writes are paused, as before a planned failover: whoever connects meanwhile is told that it is still the same."""
+    with MasterAndReplica() as servers:
+        connected = users(address(servers.ports[0]).url + PATIENT)
+        servers.client(0).execute_command("CLIENT", "PAUSE", 600_000, "WRITE")
+        with ThreadPoolExecutor(1) as pool:
+            batch = [append("A", connected.epoch, entry(0, 2))]
+            written = pool.submit(connected.writer.write, batch)
+            until(lambda: len(looks) >= 3, "the writer to have looked out for another server")
+            servers.client(0).execute_command("CLIENT", "UNPAUSE")
+            assert written.result(DEADLINE_S) == set()
+    assert not any(looks)
 
 
 def test_a_master_that_the_sentinel_replaces_is_found_again(users):

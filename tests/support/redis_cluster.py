@@ -91,9 +91,13 @@ class ClusterOfThree:
         until(lambda: b"master_link_status:up" in self.nodes[number].execute_command("INFO", "replication"))
 
     def await_offset(self, number: int) -> None:
-        """Wait until the replica of node *number* has acknowledged all that this has written."""
-        master = self.nodes[number]
-        until(lambda: master.execute_command("WAIT", 1, 0) == 1)
+        """Wait until the replica of node *number* has all that this has written."""
+        offset = self._offset(number)
+        until(lambda: self._offset(number + N_MASTERS) >= offset)
+
+    def _offset(self, number: int) -> int:
+        info = self.nodes[number].execute_command("INFO", "replication")
+        return int(info.partition(b"master_repl_offset:")[2].split(b"\r")[0])
 
     def await_agreement(self, gone: int) -> None:
         """Wait until all nodes beyond *gone* agree that the cluster works."""

@@ -85,6 +85,12 @@ class MasterAndReplica:
         self._master = 1 - self._master
         self.client(self._master).execute_command("REPLICAOF", "NO", "ONE")
 
+    def await_replica(self) -> None:
+        """Wait until the replica has all that the master has written."""
+        master, replica = self.client(self.master), self.client(1 - self.master)
+        offset = master.info("replication")["master_repl_offset"]
+        until(lambda: replica.info("replication")["master_repl_offset"] >= offset)
+
     def kill(self, number: int) -> None:
         """Kill server *number*."""
         self._processes[number].kill()
@@ -128,6 +134,10 @@ class SentinelAndMaster(MasterAndReplica):
         """The number of the server that the Sentinel names."""
         _, port = self.client(2).execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
         return self.ports.index(int(port))
+
+    def allow_no_failover(self) -> None:
+        """Let the master not be replaced because it is silent."""
+        self.client(2).execute_command("SENTINEL", "SET", SERVICE, "down-after-milliseconds", 3_600_000)
 
     def fail_over(self) -> None:
         """Kill the master for good, and wait until the Sentinel names its replica."""

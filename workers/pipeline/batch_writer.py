@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from channelindex import exits, kernel
-from channelindex.backoff import Backoff
+from channelindex.backoff import STORE_RETRY_S, Backoff
 from channelindex.errors import StoreUnavailable, Transient
 from channelindex.logs import EventLog
 from channelindex.polling import wait_readable
@@ -75,7 +75,7 @@ class BatchWriter:
         self._hot_channels = hot_channels
         self._stop = stop
         self._log = log
-        self._backoff = Backoff(0.05, 2.0)
+        self._backoff = Backoff(*STORE_RETRY_S)
         self._compiled = kernel.chosen()
         self._stale_epochs: set[int] = set()
         self._servers = 0

@@ -16,7 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from channelindex import exits
-from channelindex.backoff import Backoff
+from channelindex.backoff import STORE_RETRY_S, Backoff
 from channelindex.epochs import PartitionRecord
 from channelindex.errors import OwnershipLost, StaleEpoch, Transient
 from channelindex.feeds.base import Feed
@@ -137,7 +137,7 @@ class FeedWorker:
         self._unadvanced: dict[int, Checkpoint] = {}
         self._quarantined: list[Quarantined] = []
         self._quarantine_log = QuarantineLog(log)
-        self._backoff = Backoff(0.05, 2.0)
+        self._backoff = Backoff(*STORE_RETRY_S)
         self._pace = ReadPace()
         self._tick_at = 0.0
         self._advance_at = 0.0

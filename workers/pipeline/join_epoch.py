@@ -7,7 +7,7 @@ has to be gone through with before anything else. What may follow what is said i
 
 from collections.abc import Iterable, Sequence
 
-from channelindex.backoff import Backoff
+from channelindex.backoff import STORE_RETRY_S, Backoff
 from channelindex.epochs import PartitionRecord
 from channelindex.errors import ChannelIndexError, StaleEpoch, Transient
 from channelindex.logs import EventLog
@@ -29,7 +29,7 @@ class PartitionJoin:
         self._owner = owner
         self._stats = stats
         self._log = log
-        self._backoff = Backoff(0.05, 2.0)
+        self._backoff = Backoff(*STORE_RETRY_S)
         self._records: Sequence[PartitionRecord] = ()
         self.retry_at = 0.0
 

@@ -175,7 +175,7 @@ def _acts(url: str):
 
 
 class _HangsUp:
-    """A server that reads one request and closes the connection without a reply, or never answers."""
+    """A server that says who it is, reads one request, and closes the connection without a reply or never answers."""
 
     def __init__(self, path, answers: bool) -> None:
         self._answers = answers
@@ -192,10 +192,10 @@ class _HangsUp:
             except OSError:
                 return
             self._open.append(connection)
-            while request := connection.recv(65536):
-                if b"SETINFO" in request:
-                    connection.sendall(b"+OK\r\n" * request.count(b"SETINFO"))
-                elif self._answers:
+            assert b"INFO" in connection.recv(65536)
+            connection.sendall(b"$12\r\nrun_id:abc\r\n\r\n")
+            while connection.recv(65536):
+                if self._answers:
                     connection.close()
                     break
 
