@@ -18,7 +18,7 @@ class ByType:
         self._always: dict[str, None] = {STAR_CHANNEL: None} if star_channel else {}
 
     def decode(self, kind: int, key: bytes, datatype: int, value: bytes) -> Route | None:  # noqa: ARG002
-        """The channel of one document. A deletion has no body to name it, so it is told in "deleted" instead."""
+        """The channel of one document. A deletion has no body to name it, so it is in the channel "deleted" instead."""
         if kind != MUTATION:
             return Route("deleted", DELETED, 0, {"deleted": None, **self._always})
         if datatype != JSON:

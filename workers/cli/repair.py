@@ -40,7 +40,7 @@ list these, without them), and blocks that are gone or damaged are replaced by w
 is left of them. Where that, or --channel, calls for it, the nodes begin new epochs. Then waits until the index has
 caught up with the bucket, verifies all of it, or the channels of --channel, writes
 from the bucket what they lack, and verifies again; the exit code is that of verify.
-What is written so is not told to readers who were past it: who has read a repaired
+What is written so is not sent to readers who were past it: who has read a repaired
 channel in the meantime reads it from its beginning. A reader with an older token
 gets every document of a partition that was indexed again once more.
 """
