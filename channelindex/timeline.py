@@ -1,7 +1,7 @@
 """The timeline of a partition: at which time which checkpoints were stable. Pure; no I/O.
 
 An entry of the index has no time. A partition's *moments* say how old its seqnos are, and where an index goes back to
-whose store has lost the newest of what it acknowledged. A moment is noted a second after the one before it, and then
+whose store has lost the newest of what it acknowledged. A moment is noted seconds after the one before it, and then
 thinned out: the older they are, the further they lie apart.
 
 A moment has the epoch under which it was noted, and is judged by it like everything else: what a later start took back

@@ -206,7 +206,7 @@ class IndexWriter(Protocol):
 class OwnerStore(Protocol):
     """The owner's half. Stores derive from it, for `begin`."""
 
-    note_interval_s: float = 1.0
+    note_interval_s: float = 2.0
     """Time between two calls of `note_moments`: more where the store writes a timeline whole."""
 
     def servers(self) -> int:

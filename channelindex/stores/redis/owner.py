@@ -30,10 +30,6 @@ HISTORY_INTERVAL_S = 0.5
 """The same of the history of a cluster's masters before a move of the stable clock: to ask three at each cost more than
 the move. What is moved over until then is taken back with all that no server vouches for, see `begin_all`."""
 
-NOTE_INTERVAL_S = 1.0
-CLUSTER_NOTE_INTERVAL_S = 2.0
-"""Of moments: those of a cluster cost twice as much, with a mark in each slot."""
-
 _BEGIN_ATTEMPTS = 20
 """Lost comparisons before `begin` gives up: each means that another owner changed the record within a round trip."""
 
@@ -81,7 +77,6 @@ class RedisOwner(OwnerStore):
         self._index_name = index_name
         self._keys = Keys(index_name)
         self._link = open_link(url, OutcomeUnknown, reconnects=False)
-        self.note_interval_s = NOTE_INTERVAL_S if self._link.spans_slots else CLUSTER_NOTE_INTERVAL_S
         self._timelines = TimelineWriter(self._link, self._keys)
         self._marks = MarkSetter(self._link, self._keys)
         self._known: _Known | None = None
