@@ -23,15 +23,26 @@ class SignalQueue:
         self._reader, self._writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
         self._signals = signals
+        self._has_come = False
         for signum in signals:
-            signal.signal(signum, _enqueue)
+            signal.signal(signum, self._note)
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a handler's arguments
+        """Note that there is something to take: the number is in the pipe already.
+
+        Who polls wakes by the pipe, and the interpreter calls this before the next look.
+        """
+        self._has_come = True
 
     def fileno(self) -> int:
         """The descriptor, readable while there is a signal to take."""
         return self._reader
 
     def take(self) -> list[signal.Signals]:
-        """The signals since the last call, oldest first."""
+        """The signals since the last call, oldest first. Costs nothing where none has come."""
+        if not self._has_come:
+            return []
+        self._has_come = False  # before looking: what comes after this is there for the next call
         with suppress(BlockingIOError):
             return [signal.Signals(signum) for signum in os.read(self._reader, _QUEUE_READ_BYTES)]
         return []
@@ -70,10 +81,6 @@ class StopFlag:
         if not self.is_set():
             wait_readable([self._queue], timeout_s)
         return self.is_set()
-
-
-def _enqueue(signum: int, frame: FrameType | None) -> None:
-    """Do nothing: the number is in the pipe already. The handler exists so that the default does not act."""
 
 
 def interrupt_on_termination() -> None:

@@ -7,6 +7,7 @@ another server has taken over. After each of them the connection is closed, and 
 the name's address, the Sentinels, the layout of the cluster.
 """
 
+import select
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -185,6 +186,8 @@ class ServerLink(Link):
         self._reconnects = reconnects
         self._on_trouble = on_trouble
         self._connection: Any = None
+        self._input = select.poll()
+        """Tells whether the connection has something to read."""
         self._connected_at = 0.0
         self._is_suspect = is_suspect
         self._session = 0
@@ -377,6 +380,8 @@ class ServerLink(Link):
             raise translate_connect_error(self.purpose, self.where, error) from error
         assert self._connection is None, "nobody connected meanwhile"
         self._connection = connection
+        self._input = select.poll()
+        self._input.register(connection._sock, select.POLLIN)  # noqa: SLF001 see `fileno`
         self._connected_at = time.monotonic()
         self._is_suspect = False
         self._session += 1
@@ -388,7 +393,12 @@ class ServerLink(Link):
         self._on_trouble()
 
     def _has_hung_up(self) -> bool:
-        """True if there is input on a connection that owes us none: its end, in most cases."""
+        """True if there is input on a connection that owes us none: its end, in most cases.
+
+        Of a TLS connection, input may be what belongs to TLS alone; then redis-py looks into it.
+        """
+        if not self._input.poll(0):
+            return False
         try:
             return bool(self._connection.can_read(0))
         except redis.ConnectionError:

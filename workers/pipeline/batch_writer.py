@@ -98,7 +98,8 @@ class BatchWriter:
                 return TORN
             if batch is not None:
                 self._count(batch)
-                continue
+                if self._fill():
+                    continue  # what came meanwhile has rung before we wait, and need not wake us
             if self._stop.is_set():
                 return exits.OK
             self._wait()

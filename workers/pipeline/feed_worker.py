@@ -231,8 +231,9 @@ class FeedWorker:
             StaleEpoch: somebody else owns one of the partitions.
         """
         events = self._feed.read(READ_BYTES) if reads else ()
-        self._pace.note(now, len(events))
-        self._builder.add(events)
+        if events:
+            self._pace.note(now, len(events))
+            self._builder.add(events)
         taken = self._hand_over()
         self._advance(now)
         self._note_moments(now)

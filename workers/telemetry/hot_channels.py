@@ -6,7 +6,6 @@ with a small share only waited.
 """
 
 import mmap
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -81,21 +80,24 @@ class HotChannels:
         self._start_window()
 
     def _start_window(self) -> None:
-        self._bytes_by_channel: Counter[str] = Counter()
+        self._bytes_by_channel: dict[str, int] = {}
         self._slowest_by_channel: dict[str, tuple[int, int]] = {}  # the batch's ms, the channel's percent of it
 
     def add(self, largest: Iterable[tuple[str, int]], n_bytes: int, took_s: float) -> None:
         """Count a batch of *n_bytes* that took the store *took_s*: channels and bytes of its *largest* appends."""
-        size_by_channel: Counter[str] = Counter()
+        size_by_channel: dict[str, int] = {}
         for channel, size in largest:
-            size_by_channel[channel] += size
+            size_by_channel[channel] = size_by_channel.get(channel, 0) + size
         size_by_channel.pop(EVERYTHING, None)
         assert took_s >= 0
         took_ms = round(took_s * 1000)
+        bytes_by_channel, slowest_by_channel = self._bytes_by_channel, self._slowest_by_channel
         for channel, size in size_by_channel.items():
             seen = took_ms, round(100 * size / max(1, n_bytes))
-            self._bytes_by_channel[channel] += size
-            self._slowest_by_channel[channel] = max(seen, self._slowest_by_channel.get(channel, seen))
+            bytes_by_channel[channel] = bytes_by_channel.get(channel, 0) + size
+            slowest = slowest_by_channel.get(channel)
+            if slowest is None or slowest < seen:
+                slowest_by_channel[channel] = seen
 
     def publish_if_due(self, now: float) -> None:
         """Write the note at the end of each window, also of an empty one. To be called regularly."""

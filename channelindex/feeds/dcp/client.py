@@ -184,6 +184,7 @@ class DcpFeed:
         self._has_streamed |= bool(node.streams.open_by_opaque)
         if session.high_seqnos:
             self._high_seqnos.update(session.high_seqnos)
+            session.high_seqnos = {}
         if session.map_doubtful:
             session.map_doubtful = False
             self._cluster.refresh_soon(now)

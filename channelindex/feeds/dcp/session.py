@@ -76,6 +76,7 @@ class Session:
         self.map_doubtful = False
         """True if the node has shown that our cluster map is outdated; the feed clears it."""
         self.high_seqnos: dict[int, int] = {}
+        """Reported by the node last, of the vbuckets here; the feed clears it."""
         self.ignored_frames = 0
         """Whole frames that nothing was made of: unknown opcodes, and what belongs to streams that are no more."""
         conversation = self._introduce()

@@ -34,10 +34,10 @@ local function merged(stored, changes)
   return table.concat(parts), first, last
 end
 
-local function advance(record, changes, view_offset)
-  local checkpoints, first, last = merged(call('HGET', record, 'ck'), changes)
-  call('HSET', record, 'ck', checkpoints)
-  call('HINCRBY', record, 'v', 1)
+-- Applies `changes` to the record with these checkpoints and this version.
+local function advance(record, stored, version, changes, view_offset)
+  local checkpoints, first, last = merged(stored, changes)
+  call('HSET', record, 'ck', checkpoints, 'v', string.format('%.0f', version + 1))
   if first then
     local seqnos = {}
     for place = first, last, CHECKPOINT do
@@ -52,9 +52,15 @@ local has_meta, has_view, moved = call('EXISTS', KEYS[2]), call('EXISTS', KEYS[3
 local reply = {has_meta, has_view}
 for partition = 4, #KEYS do
   local record, changes = KEYS[partition], ARGV[partition]
-  local epoch = call('HGET', record, 'epoch') or ''
+  local epoch, stored, version
+  if changes == '' then
+    epoch = call('HGET', record, 'epoch') or ''
+  else
+    epoch, stored, version = unpack(call('HMGET', record, 'epoch', 'ck', 'v'))
+    epoch = epoch or ''
+  end
   if has_meta == 1 and has_view == 1 and epoch == ARGV[1] and changes ~= '' then
-    advance(record, changes, (unpack_struct('>I4', ARGV[2], 4 * (partition - 4) + 1)))
+    advance(record, stored, version, changes, (unpack_struct('>I4', ARGV[2], 4 * (partition - 4) + 1)))
     moved = true
   end
   if has_meta == 0 or has_view == 0 or epoch ~= ARGV[1] then
