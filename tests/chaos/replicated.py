@@ -147,7 +147,10 @@ class ReplicatedStore(ABC):
         self._await(lambda: self._has_role(number, role))
 
     def await_replica(self, *numbers: int) -> None:
-        """Wait until one of some servers is a replica with a link to its master: it may not be settled yet which."""
+        """Wait until one of some servers is a replica with a link to its master.
+
+        Which is not settled: where the machine is busy, who has just taken a master's place may lose it again.
+        """
         self._await(lambda: any(self._has_role(number, "slave") for number in numbers))
 
     def _has_role(self, number: int, role: str) -> bool:

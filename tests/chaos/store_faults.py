@@ -62,7 +62,7 @@ def kill_master(store: ReplicatedStore, rnd: random.Random, master: int, replica
         store.await_role(replica, "master")
     yield
     store.start(master, replica)
-    store.await_role(master, "slave")
+    store.await_replica(master, replica)
 
 
 @store_kind("cluster", "sentinel", longest_s=6.0)
@@ -94,7 +94,7 @@ def promote_stale_replica(store: ReplicatedStore, rnd: random.Random, master: in
         store.signal(replica, signal.SIGCONT)
     yield
     store.start(master, replica)
-    store.await_role(master, "slave")
+    store.await_replica(master, replica)
 
 
 @store_kind("address", longest_s=6.0)
@@ -166,4 +166,4 @@ def hand_over(store: ReplicatedStore, rnd: random.Random, master: int, replica: 
     store.hand_over(master, replica)
     store.await_role(replica, "master")
     yield
-    store.await_role(master, "slave")
+    store.await_replica(master, replica)

@@ -192,10 +192,14 @@ class _HangsUp:
             except OSError:
                 return
             self._open.append(connection)
-            assert b"INFO" in connection.recv(65536)
-            connection.sendall(b"$12\r\nrun_id:abc\r\n\r\n")
-            while connection.recv(65536):
-                if self._answers:
+            is_known = False
+            while request := connection.recv(65536):
+                if b"SETINFO" in request:
+                    connection.sendall(b"+OK\r\n" * request.count(b"SETINFO"))
+                elif not is_known:
+                    is_known = True
+                    connection.sendall(b"$12\r\nrun_id:abc\r\n\r\n")
+                elif self._answers:
                     connection.close()
                     break
 
