@@ -3,6 +3,7 @@
     python -m benchmarks.removal history FILE [--hand-overs 10]
     python -m benchmarks.removal year [--share 100] [--hours 8760] [--nodes 2] [--feeds 1] [--store memory://]
     python -m benchmarks.removal writers [--documents 10000] [--pairs 3]
+    python -m benchmarks.removal pause [--megabytes 100]
 
 history: a file of revisions (`channelindex load`) in Redis, before and after all of it is compacted.
 
@@ -12,6 +13,8 @@ and the partitions are shared out as nodes would; without nodes, at random each 
 
 writers: a node that compacts all the time against one that does not, in turn, while they index documents that change
 often; and how long Redis was held by each switch.
+
+pause: how long Redis is held at most while one channel of so many megabytes is compacted.
 """
 
 import argparse
@@ -25,7 +28,7 @@ import redis
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import removal_writers
+from benchmarks import removal_pause, removal_writers
 from benchmarks.machine import write_results
 from benchmarks.removal_index import N_VBUCKETS, RemovalIndex, Row, Shares, Space
 from channelindex.blocks import pack_entry
@@ -160,7 +163,7 @@ def _month_line(number: int, month: Month) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure one of the three, print it, keep the figures in benchmarks/results."""
+    """Measure one of the four, print it, keep the figures in benchmarks/results."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.removal", description=__doc__)
     parts = parser.add_subparsers(dest="part", required=True)
     part = parts.add_parser("history")
@@ -175,6 +178,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     part = parts.add_parser("writers")
     part.add_argument("--documents", type=int, default=10_000)
     part.add_argument("--pairs", type=int, default=3)
+    part = parts.add_parser("pause")
+    part.add_argument("--megabytes", type=int, default=100)
     args = parser.parse_args(arguments)
     console = Console(width=150, highlight=False)
     found: Any
@@ -187,6 +192,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     elif args.part == "year":
         months = year(args.share, args.hours, Shares(args.nodes, args.feeds), args.store, console)
         found = [month._asdict() | month.space._asdict() | {"space": None} for month in months]
+    elif args.part == "pause":
+        found = removal_pause.measure(args.megabytes)._asdict()
+        console.print(found)
     else:
         found = removal_writers.measure(args.documents, args.pairs, console)
     print(f"figures: {write_results('removal-' + args.part, {'found': found, 'arguments': vars(args) | {'file': ''}})}")

@@ -6,7 +6,7 @@ from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from channelindex.blocks import HEADER, iter_frames, pack_pairs, unpack_pairs
-from channelindex.compaction.due import Extent, is_removable, merged_groups
+from channelindex.compaction.due import MOST_SWITCHED, Extent, is_removable, merged_groups
 from channelindex.compaction.packing import PackedGroup, pack_group
 from channelindex.compaction.selection import Counts, Selected, Selection
 from channelindex.compaction.view import CompactionView
@@ -55,6 +55,8 @@ class _ReadPlan(NamedTuple):
     read: Sequence[str]
     inputs: AbstractSet[str]
     removed: AbstractSet[str]
+    left: AbstractSet[str]
+    """Groups to read that stay whole: there are too many for one compaction."""
     taken: Mapping[str, int]
     """Of `removed`, groups that a present epoch writes, and the sizes of their active blocks."""
 
@@ -141,9 +143,12 @@ class ChannelCompactor:
         removed = frozenset(name for name, group in groups.items() if is_removable(name, group, present))
         if extent is Extent.MERGE:
             removed = merged_groups(sizes, present)
-            return _ReadPlan(state, sizes, sorted(removed), removed, removed, {}) if removed else None
+            return _ReadPlan(state, sizes, sorted(removed), removed, removed, frozenset(), {}) if removed else None
         full = {name for name, group in groups.items() if group.directory.number > group.directory.first}
-        return _ReadPlan(state, sizes, sorted(groups), removed | full, removed, {})
+        inputs = [*sorted(removed), *sorted(full - removed)]
+        assert len(inputs) == len(removed | full), "each once"
+        left = frozenset(inputs[MOST_SWITCHED:])
+        return _ReadPlan(state, sizes, sorted(groups), frozenset(inputs) - left, removed - left, left, {})
 
     def _select(
         self, channel: str, plan: _ReadPlan, view: CompactionView, *, takes_active: bool
@@ -159,8 +164,9 @@ class ChannelCompactor:
                 for ref, block in zip(chunk, self._reader.blocks(chunk), strict=True):
                     if block is None:
                         raise _BlocksGone(f"block {ref.key} is missing")
-                    is_input = ref.number < directory.number or name in plan.removed
-                    if not is_input and takes_active and _has_long_dead(view, ref, block):
+                    is_input = name in plan.inputs and (ref.number < directory.number or name in plan.removed)
+                    may_take = takes_active and name not in plan.left
+                    if not is_input and may_take and _has_long_dead(view, ref, block):
                         is_input, taken[name] = True, len(block)
                     _add_block(selection, ref, block, is_input=is_input)
                 self._pause()

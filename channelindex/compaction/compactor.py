@@ -1,7 +1,7 @@
 """Compacts an index: finds the channels that are due and compacts them, those with most to win first."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ from channelindex.errors import StaleEpoch, Transient
 from channelindex.model import STAR_CHANNEL
 from channelindex.settings import CompactionSettings
 from channelindex.stores.base import IndexReader
-from channelindex.stores.compacting import CompactionStore
+from channelindex.stores.compacting import STRAY_S, ChannelSizes, CompactionStore
 
 VIEW_S = 300.0
 """Age at which a view is taken anew, if not after `min_lag_s` already: what settled since may leave, too."""
@@ -57,10 +57,11 @@ class Compactor:
         self.seen = SeenSizes()
         """Of the last call of `find_due`."""
 
-    def find_due(self, channels: Iterable[str], *, gives_back: bool = False) -> list[DueChannel]:
+    def find_due(self, channels: Iterable[str], *, tidies: bool = False) -> list[DueChannel]:
         """Those of *channels* that are due, in the order in which to compact them: the star channel, then by gain.
 
-        Where it *gives_back*, the store reserves no more behind their active blocks than it has to.
+        Where it *tidies*, the store reserves no more behind their active blocks than it has to, and what compactors
+        that died have left is swept.
         """
         present = frozenset(self._reader.stable_view().epochs)
         found: list[DueChannel] = []
@@ -68,9 +69,10 @@ class Compactor:
         for chunk in _chunks(channels, _CHANNELS_AT_ONCE):
             now_s = self._clock()
             found_sizes = self._store.sizes(chunk)
-            if gives_back:
-                known = {channel: sizes for channel, sizes in zip(chunk, found_sizes, strict=True) if sizes is not None}
-                self._store.give_back(known)
+            if tidies:
+                self._tidy(
+                    {name: sizes for name, sizes in zip(chunk, found_sizes, strict=True) if sizes is not None}, now_s
+                )
             for channel, sizes in zip(chunk, found_sizes, strict=True):
                 if sizes is not None:
                     n_channels += 1
@@ -81,6 +83,13 @@ class Compactor:
             self._pause()
         self.seen = SeenSizes(n_channels, n_bytes, live_bytes)
         return sorted(found, key=lambda each: (each.channel != STAR_CHANNEL, -each.gain))
+
+    def _tidy(self, sizes_by_channel: Mapping[str, ChannelSizes], now_s: float) -> None:
+        self._store.give_back(sizes_by_channel)
+        since = int(now_s) - STRAY_S
+        for channel, sizes in sizes_by_channel.items():
+            if sizes.unswept_at is not None and sizes.unswept_at < since:
+                self._store.sweep(channel, int(self._settings.grace_s), since)
 
     def is_due(self, channel: str) -> bool:
         """True if *channel* is due now."""

@@ -15,6 +15,11 @@ MAX_GROUPS = 32
 With 16, small channels were merged so often that all was written three times (`python -m benchmarks.removal year`)."""
 
 
+MOST_SWITCHED = 64
+"""Groups that one compaction takes in: a store changes them all at once. More than `MAX_GROUPS`, so there are more only
+where nobody has compacted for long; the next compaction takes others."""
+
+
 class Extent(Enum):
     """The part of a channel that a compaction reads: all groups, or the small ones to merge them."""
 
@@ -82,10 +87,11 @@ def merged_groups(sizes: ChannelSizes, present_epochs: AbstractSet[int]) -> froz
     chosen: list[str] = []
     total = 0
     for n_bytes, name in removable:
-        if len(chosen) >= 2 and n_bytes > total:
+        if len(chosen) == MOST_SWITCHED or (len(chosen) >= 2 and n_bytes > total):
             break
         chosen.append(name)
         total += n_bytes
+    assert len(chosen) <= MOST_SWITCHED
     return frozenset(chosen) if len(chosen) > 1 else frozenset()
 
 

@@ -27,10 +27,15 @@ class GroupSize(NamedTuple):
 
 
 class ChannelSizes(NamedTuple):
-    """The directory of a channel, to see from it whether compaction is due."""
+    """The directory of a channel, to see from it whether compaction is due.
+
+    `unswept_at` says that blocks are there that `sweep` is for: Unix time at which a compactor made output durable that
+    no switch has named yet, 0 for what a switch left, None for neither.
+    """
 
     compacted: Compacted
     groups: Mapping[str, GroupSize]
+    unswept_at: int | None = None
 
     @property
     def n_bytes(self) -> int:
@@ -111,7 +116,16 @@ class CompactionStore(Protocol):
     def switch(self, switch: Switch) -> bool:
         """Let *switch* happen, atomically: only if the channel has its generation, and the output blocks are there.
 
+        Only the times to live of blocks may be changed before and after it: see `sweep`.
+
         Nor does it happen in a store that has lost its newest writes since they were read, or since `raise_compacted`.
+        """
+        ...
+
+    def sweep(self, channel: str, grace_s: int, since: int) -> None:
+        """Give what is left of switches of *channel* *grace_s* to live: a compactor may die before that is done.
+
+        So goes output that was made durable before *since*, Unix time, and was not named: no switch will name it then.
         """
         ...
 

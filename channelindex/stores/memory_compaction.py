@@ -118,6 +118,9 @@ class MemoryCompaction:
         assert noted.gone >= before.gone, "a channel's counter never falls"
         self._index.compacted[channel] = noted
 
+    def sweep(self, channel: str, grace_s: int, since: int) -> None:
+        """See `CompactionStore.sweep`: a switch leaves nothing to be done."""
+
     def prune(self, partition: int, before: Sequence[EpochStart], after: Sequence[EpochStart]) -> bool:
         """See `CompactionStore.prune`."""
         assert len(after) <= len(before), "an archive becomes shorter"

@@ -7,6 +7,8 @@ import pytest
 
 from channelindex import epochs
 from channelindex.blocks import HEADER, fold_clock, pack_frame
+from channelindex.compaction import channel as compaction_channel
+from channelindex.compaction import due as compaction_due
 from channelindex.compaction.compactor import Compactor
 from channelindex.compaction.due import MAX_GROUPS, Extent
 from channelindex.errors import BlockGone, IndexCorrupt, RemovalsForgotten, StaleEpoch
@@ -384,6 +386,27 @@ def test_groups_are_merged_where_there_are_many(world):
     assert len(groups) == 2, "what was merged, and the present epoch's"
     assert world.told() == before
     assert compactor.find_due(["A"]) == []
+
+
+def test_of_more_groups_than_one_compaction_takes_in_the_next_one_takes_others(world, monkeypatch):
+    """A store changes all groups of a switch at once, and a channel that nobody compacted may have thousands."""
+    for module in (compaction_channel, compaction_due):
+        monkeypatch.setattr(module, "MOST_SWITCHED", 3)
+    writer, n_groups = world.backend.writer(), 7
+    for number in range(n_groups):
+        epoch, seqno = number + 3, number + 9
+        world.owner.begin(0, epoch, "n")
+        writer.write([append("A", epoch, entry(0, seqno, f"doc-{seqno % 2}", "9-x"), group=f"{number:016x}")])
+        world.owner.advance(epoch, checkpoints({0: seqno}))
+    world.owner.note_moments(epoch, [0], 2000.0)
+    world.owner.begin(0, epoch + 1, "n")
+    before, found = world.told(), list[int]()
+    while len(found) < 2 or found[-1] < found[-2]:
+        world.compactor().compact("A")
+        found.append(len(world.reader.channel_states(["A"])[0].groups))
+        assert world.told() == before
+    assert found[0] == 1 + n_groups - 3, "what was in the first three is superseded"
+    assert found[-1] == 1
 
 
 def _long_life(world: World, patch: pytest.MonkeyPatch) -> float:

@@ -16,6 +16,7 @@ from hypothesis.stateful import invariant, rule, run_state_machine_as_test
 
 from channelindex import epochs
 from channelindex.compaction import channel as compaction_channel
+from channelindex.compaction import due
 from channelindex.compaction.compactor import Compactor
 from channelindex.compaction.due import Extent
 from channelindex.compaction.judge import Judge
@@ -26,6 +27,7 @@ from channelindex.reading import block_walk
 from channelindex.reading.changes_reader import ChangesReader
 from channelindex.reading.snapshot import History, IndexSnapshot
 from channelindex.settings import CompactionSettings
+from channelindex.stores.redis import compaction as redis_compaction
 from tests.support.profiles import examples
 from tests.unit.test_reader_model import CHANNEL_SETS, CHANNELS, PARTITIONS, VBUCKETS, IndexMachine
 
@@ -116,10 +118,18 @@ class CompactedIndexMachine(IndexMachine):
         self.fail_over(vb, keep)
         self.catch_up(vb)
 
-    @rule(channel=st.sampled_from(CHANNELS), extent=st.sampled_from(Extent), which=st.integers(0, 1))
-    def compact(self, channel, extent, which):
-        """One whose view may be 300 seconds old."""
-        self.compactors[which].compact(channel, extent)
+    @rule(
+        channel=st.sampled_from(CHANNELS),
+        extent=st.sampled_from(Extent),
+        which=st.integers(0, 1),
+        most=st.sampled_from([2, due.MOST_SWITCHED]),
+    )
+    def compact(self, channel, extent, which, most):
+        """One whose view may be 300 seconds old, and that may take in no more than *most* groups."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(due, "MOST_SWITCHED", most)
+            patch.setattr(compaction_channel, "MOST_SWITCHED", most)
+            self.compactors[which].compact(channel, extent)
 
     @rule(channel=st.sampled_from(CHANNELS))
     def everything_settles_and_is_compacted(self, channel):
@@ -194,8 +204,9 @@ class CompactedIndexMachine(IndexMachine):
 
 
 @pytest.fixture(autouse=True)
-def _short_history(monkeypatch):
-    """Two epoch starts in a record, the others in the archive."""
+def _small_parts(monkeypatch):
+    """Two epoch starts in a record, the others in the archive; two blocks in each script of a switch in Redis."""
+    monkeypatch.setattr(redis_compaction, "_SWITCHED_AT_ONCE", 2)
     monkeypatch.setattr(epochs, "HISTORY_BYTES", 2 * 8 * (1 + len(VBUCKETS) // len(PARTITIONS)))
 
 

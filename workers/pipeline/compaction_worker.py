@@ -78,7 +78,7 @@ class CompactionWorker:
 
     def _look(self) -> None:
         """Compact all that is due now."""
-        found = self._compactor.find_due(self._reader.channels(), gives_back=True)
+        found = self._compactor.find_due(self._reader.channels(), tidies=True)
         self._stats.add(looks=1)
         sizes = self._compactor.seen
         self._stats.set(channels=sizes.n_channels, index_bytes=sizes.n_bytes, live_bytes=sizes.live_bytes)

@@ -136,6 +136,9 @@ class CouchbaseCompaction:
         blocks = self._link.get(keys)
         return {change.group: len(block.value) if block else 0 for change, block in zip(removed, blocks, strict=True)}
 
+    def sweep(self, channel: str, grace_s: int, since: int) -> None:
+        """See `CompactionStore.sweep`: who compacts the channel next does it."""
+
     def prune(self, partition: int, before: Sequence[EpochStart], after: Sequence[EpochStart]) -> bool:
         """See `CompactionStore.prune`."""
         assert len(after) <= len(before), "an archive becomes shorter"

@@ -4,7 +4,8 @@ A directory says nothing that the blocks of its group do not say. A block that i
 damaged, is put back with what is left of it, behind a header that sums up the blocks before it: so readers and writers
 go on. What it held is lost here; whoever repairs has to see that it is indexed again.
 
-Blocks that have a time to live belong to nobody: compaction wrote or left them. What compaction noted of a channel is
+Blocks that have a time to live belong to nobody: compaction wrote or left them; nor do those of which the channel says
+so, because a compactor has not come to give them one yet. What compaction noted of a channel is
 lost with its directory. In its place comes a generation that none had before, and the floor that the caller gives.
 
 Nor does a block without a header that no directory names: a writer appended to one that was compacted away, and ended
@@ -27,6 +28,7 @@ from channelindex.stores.redis.directories import (
     CLOCK,
     DIRECTORY,
     decode_directory,
+    decode_unnamed,
     encode_compacted,
     encode_directory,
 )
@@ -127,7 +129,11 @@ def _stored_groups(link: Link, keys: Keys, channels: Collection[str] | None) -> 
     directories: dict[_Group, Directory | None] = {}
     for channel in named if channels is None else named & set(channels):
         assert channel is not None
-        directories |= {(channel, group): directory for group, directory in _directories(link, keys, channel)}
+        flat: Sequence[bytes] = link.execute("HGETALL", keys.channel(channel))
+        fields = dict(zip(flat[::2], flat[1::2], strict=True))
+        directories |= {(channel, group): directory for group, directory in _directories(fields)}
+        for group, first, last in decode_unnamed(fields):
+            numbers[channel, group].difference_update(range(first, last + 1))
     for ref in _strays(link, keys, numbers, directories):
         link.run("take_back", (keys.block(*ref),))
         numbers[ref[:2]].discard(ref.number)
@@ -157,9 +163,8 @@ def _scan(link: Link, pattern: str) -> Iterator[bytes]:
                 break
 
 
-def _directories(link: Link, keys: Keys, channel: str) -> Iterator[tuple[str, Directory | None]]:
-    flat: Sequence[bytes] = link.execute("HGETALL", keys.channel(channel))
-    for name, value in zip(flat[::2], flat[1::2], strict=True):
+def _directories(fields: Mapping[bytes, bytes]) -> Iterator[tuple[str, Directory | None]]:
+    for name, value in fields.items():
         if name.startswith(DIRECTORY.encode()):
             yield name[len(DIRECTORY) :].decode(), _decoded(value)
 

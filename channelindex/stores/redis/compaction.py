@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 import msgspec
 
@@ -28,8 +29,17 @@ _RAISE_ATTEMPTS = 20
 _BLOCKS_AT_ONCE = 16
 """Output blocks in one request: 1 MB, so that Redis is never long with one of ours."""
 
+_SWITCHED_AT_ONCE = 64
+"""Blocks that one script makes durable, and old ones that it gives their time to live: some 200 µs of Redis."""
+
 _TRIMMED_AT_ONCE = 500
 """Blocks in one call of a script: 1.5 ms of Redis."""
+
+_EXPIRY_STEP_MS = 100
+"""Time between the ends of so many blocks: Redis deletes in one go what is over when it looks, ten times a second."""
+
+_STRAYS_LEFT = 2
+"""Answer of switch.lua."""
 
 _TRIMMED_BYTES = 1 << 20
 """Bytes of these: about as long, where Redis copies all of them."""
@@ -119,20 +129,45 @@ class RedisCompaction:
             )
 
     def switch(self, switch: Switch) -> bool:
-        """See `CompactionStore.switch`. About 2 µs for each block."""
+        """See `CompactionStore.switch`. What is too much for one script goes before it, or after it.
+
+        Who is killed between these leaves a note, by which another compactor does the rest (`sweep`).
+        """
         if self._are_others():
             return False
+        output, kept = switch.output, 0
+        sizes = output.sizes if output else ()
+        while output and len(sizes) - kept > _SWITCHED_AT_ONCE:
+            part = sizes[kept : kept + _SWITCHED_AT_ONCE]
+            if not self._run_on("keep", switch.channel, (switch.generation, switch.at, output.group, kept, part)):
+                return False
+            kept += len(part)
         groups: list[str | int] = []
         for group, known, removed, active_bytes in switch.changes:
             size = -1 if active_bytes is None else active_bytes
             groups += (group, encode_directory(known), known.number, known.before, known.first, int(removed), size)
-        output = switch.output
-        named = (output.group, encode_directory(output.directory), output.sizes) if output else ("", "", ())
-        slot = self._keys.slot(slot_of(switch.channel))
-        packed = _encode((switch.generation, switch.live, switch.at, switch.grace_s, *named, groups))
+        named = (output.group, encode_directory(output.directory), kept, sizes[kept:]) if output else ("", "", 0, ())
+        numbers = (switch.generation, switch.live, switch.at, switch.grace_s * 1000, _SWITCHED_AT_ONCE)
+        clock = output.clock if output else b""
+        outcome = self._run_on("switch", switch.channel, (*numbers, *named, groups), clock, switch.floor)
+        assert kept + len(named[3]) == len(sizes), "each output block is durable now, or was not to be"
+        assert outcome in (0, 1, _STRAYS_LEFT)
+        if outcome == _STRAYS_LEFT:
+            self.sweep(switch.channel, switch.grace_s, 0)
+        return bool(outcome)
+
+    def sweep(self, channel: str, grace_s: int, since: int) -> None:
+        """See `CompactionStore.sweep`."""
+        assert grace_s >= 0
+        ms = grace_s * 1000
+        while self._run_on("sweep", channel, (ms, _SWITCHED_AT_ONCE, since)):
+            ms += _EXPIRY_STEP_MS
+
+    def _run_on(self, script: str, channel: str, values: tuple[Any, ...], *arguments: bytes) -> int:
+        """The reply of a script that changes a channel."""
+        slot = self._keys.slot(slot_of(channel))
         keys = () if self._link.spans_slots else (slot,)
-        arguments = (slot, switch.channel, packed, output.clock if output else b"", switch.floor)
-        return bool(self._link.run("switch", keys, *arguments))
+        return int(self._link.run(script, keys, slot, channel, _encode(values), *arguments))
 
     def prune(self, partition: int, before: Sequence[EpochStart], after: Sequence[EpochStart]) -> bool:
         """See `CompactionStore.prune`."""

@@ -1,5 +1,6 @@
 """The directory of a channel as the fields of a Redis hash, and the tails of its active blocks."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from channelindex.blocks import HEADER
@@ -16,6 +17,12 @@ CLOCK = "k"
 COMPACTED = "v"
 FLOOR = "f"
 """Fields of the channel itself: `Compacted`, and clock pairs."""
+PENDING = b"p"
+STRAYS = b"s"
+"""Fields of the channel itself, of blocks without a time to live that no directory names: strays.lua."""
+
+_STRAY = re.compile(rb"([^:,]+):(\d+):(\d+)")
+_PENDING = re.compile(rb"([^:]+):(\d+):(\d+)")
 
 
 def encode_directory(directory: Directory) -> str:
@@ -125,11 +132,32 @@ def read_sizes(link: Link, keys: Keys, channels: Sequence[str]) -> list[ChannelS
         ChannelSizes(
             decode_compacted(fields.get(b"v"), keys.channel(channel)),
             {group: GroupSize(directory, next(sizes)) for group, directory in groups},
+            _unswept_at(fields),
         )
         if fields
         else None
         for channel, fields, groups in zip(channels, fields_by_channel, found, strict=True)
     ]
+
+
+def decode_unnamed(fields: Mapping[bytes, bytes]) -> list[tuple[str, int, int]]:
+    """The (group, first number, last number) of blocks without a time to live that no directory names.
+
+    What makes no sense says nothing, as in strays.lua.
+    """
+    found = [(group, int(first), int(last)) for group, first, last in _STRAY.findall(fields.get(STRAYS, b""))]
+    pending = _PENDING.fullmatch(fields.get(PENDING, b""))
+    if pending:
+        found.append((pending[1], 0, int(pending[2]) - 1))
+    return [(group.decode(), first, last) for group, first, last in found]
+
+
+def _unswept_at(fields: Mapping[bytes, bytes]) -> int | None:
+    """See `ChannelSizes.unswept_at`."""
+    pending = _PENDING.fullmatch(fields.get(PENDING, b""))
+    if STRAYS in fields or PENDING not in fields:
+        return 0 if STRAYS in fields else None
+    return int(pending[3]) if pending else 0
 
 
 def _with_tails(
