@@ -28,21 +28,25 @@ example:
   channelindex repair --partition 12
   channelindex repair --channel orders
 
-For an index of which the store has lost something: `status`, `verify`, readers
-and the log of the nodes name it. A partition whose record is written anew is
-indexed again by the running nodes, from its beginning; the others are left as
-they are. So is one of which no time is known at which the store had everything,
-after servers of it were replaced. Given by --partition, it is written anew even if
-it is whole. If nothing of the index can be read, no token of it is accepted any more.
+For an index whose store has lost records: `status`, `verify`, readers and the log
+of the nodes name them. Nodes may run meanwhile. It goes on in this order:
 
-Directories of channels are put back from their blocks (in a bucket, which does not
-list these, without them), and blocks that are gone or damaged are replaced by what
-is left of them. Where that, or --channel, calls for it, the nodes begin new epochs. Then waits until the index has
-caught up with the bucket, verifies all of it, or the channels of --channel, writes
-from the bucket what they lack, and verifies again; the exit code is that of verify.
-What is written so is not sent to readers who were past it: who has read a repaired
-channel in the meantime reads it from its beginning. A reader with an older token
-gets every document of a partition that was indexed again once more.
+1. Partitions. A missing or damaged record is written anew, and the running nodes
+   index that partition again from its beginning. The same is done for a partition
+   of --partition, even if it is whole, and after servers of the store were
+   replaced for one of which nobody knows when the store last had everything. If
+   nothing of the index can be read, its tokens are not accepted any more.
+2. Channels. A directory is made from its blocks (a bucket does not list these: a
+   directory there begins without any). A missing or damaged block is replaced by
+   what is left of it. If a directory was made, or with --channel, the nodes then
+   begin new epochs.
+3. Entries. Once the index has caught up with the bucket, all of it, or each
+   --channel, is verified. What is missing is written from the bucket, and
+   verified again; the exit code is that of verify.
+
+Readers that were past such an entry do not get it: one that has read a repaired
+channel in the meantime should read it from its beginning. Of a partition that is
+indexed again, a reader with an older token gets every document once more.
 """
 
 
