@@ -131,6 +131,8 @@ def test_node_reader_and_operator_do_their_work_and_are_refused_nothing(
     ):
         code, text = as_user(accounts, "ci-operator", *order)
         assert code == exits.OK, f"{order}: {text}"
+    tuned = cli("tune", "--config", node.config)
+    assert tuned.returncode == exits.OK, tuned.stderr
     until(lambda: indexed("ci-reader") == N_DOCUMENTS, "all documents after the rebuild")
     assert node.drain() == exits.OK
     assert accounts.refused() == []

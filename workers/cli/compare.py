@@ -7,19 +7,18 @@ from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 
 from channelindex import exits
-from channelindex.blocks import FORMAT_VERSION
 from channelindex.checking.compare import Comparison, compare
 from channelindex.config import REQUIRED_TO_VERIFY, Config
 from channelindex.decode.registry import make_decoder
 from channelindex.errors import ConfigInvalid
-from channelindex.model import IndexMeta
 from channelindex.settings import MEMORY_URL, SETTINGS, IndexSettings
 from channelindex.stores import open_reader, remove_index
 from channelindex.urls import mask_url
 from workers.cli import options, output
 from workers.cli.dual_feed import feed_both
 from workers.cli.progress import progress_bar
-from workers.pipeline.source import describe, high_seqnos, open_feed
+from workers.node.start import configured_meta
+from workers.pipeline.source import high_seqnos, open_feed
 
 _EPILOG = """\
 example:
@@ -86,10 +85,9 @@ def _temporary_index(side: IndexSettings) -> Iterator[IndexSettings]:
 def _feed(config: Config, sides: list[IndexSettings]) -> None:
     if sides[0].store == sides[1].store:
         raise ConfigInvalid("--left and --right name the same store: there is nothing to compare")
-    source = describe(config.source)
-    meta = IndexMeta(FORMAT_VERSION, source.n_vbuckets, config.index.partitions, source.uuid, secrets.token_hex(16))
+    meta = configured_meta(config)
     decoder = make_decoder(config.source.decoder, star_channel=config.source.star_channel)
-    with closing(open_feed(config.source, "compare", source.uuid, high_seqnos(config.source))) as feed:
+    with closing(open_feed(config.source, "compare", meta.source_uuid, high_seqnos(config.source))) as feed:
         feed_both(feed, decoder, meta, sides)
 
 

@@ -26,6 +26,8 @@ _Result = TypeVar("_Result")
 class StageCosts(NamedTuple):
     """Seconds of one thread's CPU by stage, for `n_documents`; `write_wall_s` is how long the store let us wait, too.
 
+    Not counted is what comes before the first documents: connections, logins, the opening of streams.
+
     `n_updates`: how many channels were appended to, each once per round.
     """
 
@@ -98,6 +100,8 @@ def _rounds(feed: BoundedFeed, decoder: Decoder, meta: IndexMeta, clock: _Clock,
         if events:
             clock.n_documents += sum(event[0] <= EXPIRATION for event in events)
             clock.run("build", builder.add, events)
+        if not clock.n_documents:  # until now it connected, logged in and began to open streams
+            clock.cpu_s.clear()
         is_more = events is not None and clock.n_documents < n_documents
         if builder.n_events >= ROUND_EVENTS or not is_more:
             taken = clock.run("build", builder.take)
