@@ -24,9 +24,7 @@ from rich.table import Table
 
 from benchmarks.cases import CASES
 from benchmarks.machine import ROOT, write_results
-
-FEW_DOCUMENTS = 1_000
-"""Whose CPU is nearly all of it that of starting."""
+from benchmarks.throughput import FEW_DOCUMENTS, beyond_start
 
 
 class Run(NamedTuple):
@@ -38,11 +36,10 @@ class Run(NamedTuple):
 
     def without_start(self, n_documents: int, few: "Run") -> "Run":
         """The same with the CPU per document beyond FEW_DOCUMENTS, of which *few* is a run."""
-        n_more = n_documents - FEW_DOCUMENTS
         return Run(
             self.documents_per_s,
-            (self.cpu_us * n_documents - few.cpu_us * FEW_DOCUMENTS) / n_more,
-            (self.redis_us * n_documents - few.redis_us * FEW_DOCUMENTS) / n_more,
+            beyond_start(self.cpu_us, n_documents, few.cpu_us),
+            beyond_start(self.redis_us, n_documents, few.redis_us),
         )
 
 

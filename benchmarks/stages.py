@@ -18,7 +18,7 @@ import redis
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.cases import CASES, N_VBUCKETS, Case, documents
+from benchmarks.cases import CASES, N_VBUCKETS, Case, load
 from benchmarks.node import redis_cpu_s
 from channelindex import kernel
 from channelindex.blocks import FORMAT_VERSION
@@ -54,8 +54,7 @@ def measure(case: Case, count: int, n_vbuckets: int = N_VBUCKETS) -> Stages:
     with ExitStack() as stack:
         store = stack.enter_context(EmbeddedRedis())
         config = DevBucketConfig(n_vbuckets=n_vbuckets)
-        load = lambda bucket: bucket.bulk_load(documents(case, count, n_vbuckets))  # noqa: E731 it runs in the child
-        bucket = stack.enter_context(DevBucket(config, load))
+        bucket = stack.enter_context(DevBucket(config, lambda bucket: load(bucket, case, count, n_vbuckets)))
         client = stack.enter_context(redis.Redis.from_url(store.url))
         settings = IndexSettings("stages", store.url)
         owner = stack.enter_context(closing(open_owner(settings)))

@@ -2,37 +2,51 @@
 
     make bench [BENCH_ARGS="--documents 1000000 --runs 3 --only throughput --only freshness …"]
 
-throughput: a whole node, four shapes of channels, documents/s and CPU by process. stages: CPU of each stage, with and
-without the compiled kernel. growth: the same with 64 and 1,024 vbuckets. ring: against `multiprocessing.Queue`.
-freshness: cost and latency at steady rates. memory: bytes in Redis per entry. serve: the changes feed, for thousands of
-clients. removal: what a compactor that is always at work takes from writers, and how long Redis is held by it.
+throughput: a whole node, four shapes of channels, documents/s and CPU by process, and the plain way. stages: CPU of
+each stage, with and without the compiled kernel. growth: with more vbuckets, entries, larger documents. counts: one to
+four workers of each kind. ring, store, dcp_reader: these alone, against what others have. freshness: cost and latency
+at steady rates. memory: bytes in Redis per entry. serve: the changes feed, for thousands of clients. removal: what a
+compactor that is always at work takes from writers, and how long Redis is held by it.
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks import freshness, memory, removal_writers, ring, serve, stages, throughput
+from benchmarks import (
+    counts,
+    dcp_reader,
+    freshness,
+    growth,
+    memory,
+    removal_writers,
+    ring,
+    serve,
+    stages,
+    store,
+    throughput,
+)
 from benchmarks.cases import CASES
 from benchmarks.machine import describe, write_results
 from channelindex import kernel
 
-GROWTH_VBUCKETS = (64, 1024)
-
 
 class Sizes(NamedTuple):
-    """How much is measured: documents of a node and of a stage, its runs, seconds at a rate, entries, followers."""
+    """How much is measured.
 
-    documents: int = 100_000
-    stage_documents: int = 50_000
+    Documents of a node in each case; of a node of which there are many runs, and of one part alone; runs; seconds at a
+    rate and of a ring; entries whose memory is measured, and that a node finds; followers.
+    """
+
+    documents: int = 1_000_000
+    stage_documents: int = 200_000
     runs: int = 3
     seconds: float = 10.0
     entries: int = 1_000_000
+    prior_entries: int = 10_000_000
     followers: int = 10_000
 
 
@@ -41,18 +55,12 @@ Part = Callable[[Sizes, Console], Any]
 
 
 def measure_throughput(sizes: Sizes, console: Console) -> Any:
-    """The median of the runs of each case, by the documents per second."""
-    table = Table("case", "documents/s", "CPU µs", "feed", "writers", "Redis", "most MiB", title="a node")
-    found: dict[str, list[dict[str, Any]]] = {}
-    for case in CASES:
-        runs = [throughput.run_node(case, sizes.documents) for _ in range(sizes.runs)]
-        found[case.name] = [run._asdict() for run in runs]
-        run = sorted(runs, key=lambda run: run.documents_per_s)[len(runs) // 2]
-        us = (run.cpu_us, run.feed_us, run.writer_us, run.redis_us)
-        most = max(run.memory_mib.values())
-        table.add_row(case.name, f"{run.documents_per_s:,.0f}", *(f"{each:.1f}" for each in us), f"{most:.0f}")
-    console.print(table)
-    return found
+    """Each case end to end, and the plain way."""
+    few, n_plain = throughput.measure_start(), min(sizes.documents, throughput.PLAIN_DOCUMENTS)
+    found = [throughput.measure(case, sizes.documents, sizes.runs, n_plain) for case in CASES]
+    shown = [each.without_start(sizes.documents, few) for each in found]
+    console.print(throughput.table_of(shown, f"a node, {sizes.documents:,} documents, without starting"))
+    return {"start": few._asdict(), "cases": throughput.results_of(found)}
 
 
 def measure_stages(sizes: Sizes, console: Console) -> Any:
@@ -68,23 +76,36 @@ def measure_stages(sizes: Sizes, console: Console) -> Any:
 
 
 def measure_growth(sizes: Sizes, console: Console) -> Any:
-    """One case with few and with many vbuckets."""
-    by_vbuckets = {n: stages.measure(CASES[1], sizes.stage_documents, n) for n in GROWTH_VBUCKETS}
-    for n_vbuckets, found in by_vbuckets.items():
-        console.print(stages.table_of([found], f"{n_vbuckets} vbuckets, CPU in µs per document"))
-    return {n: each.us_by_stage for n, each in by_vbuckets.items()}
+    """Vbuckets, entries that are there, documents."""
+    return growth.measure(growth.NAMES, sizes.stage_documents, sizes.runs, sizes.prior_entries, console)
 
 
-def measure_ring(_sizes: Sizes, console: Console) -> Any:
-    """Frames per second by size: (ring, queue)."""
-    table, found = Table("frame bytes", "ring/s", "queue/s", "ratio", title="ring against multiprocessing.Queue"), {}
-    for size in ring.FRAME_BYTES:
-        payload = os.urandom(size)
-        rates = tuple(ring.frames_per_s(each, payload, 1.0) for each in (ring.seconds_by_ring, ring.seconds_by_queue))
-        table.add_row(f"{size:,}", *(f"{rate:,.0f}" for rate in rates), f"{rates[0] / rates[1]:.1f}")
-        found[size] = rates
-    console.print(table)
-    return found
+def measure_counts(sizes: Sizes, console: Console) -> Any:
+    """Numbers of workers."""
+    found = counts.measure(CASES[1], sizes.stage_documents)
+    console.print(counts.table_of(CASES[1].name, found))
+    return counts.results_of(found)
+
+
+def measure_ring(sizes: Sizes, console: Console) -> Any:
+    """Frames per second by size and carrier."""
+    found = ring.measure(sizes.seconds / 10)
+    console.print(ring.table_of(found))
+    return {str(size): rates for size, rates in found.items()}
+
+
+def measure_store(sizes: Sizes, console: Console) -> Any:
+    """Appends, ours and those of redis-benchmark."""
+    found = [costs for n_entries in store.ENTRIES for costs in store.measure(n_entries, sizes.stage_documents)]
+    console.print(store.table_of(found))
+    return [each._asdict() for each in found]
+
+
+def measure_dcp_reader(sizes: Sizes, console: Console) -> Any:
+    """The feed, and a reader that counts bytes."""
+    found = dcp_reader.measure(CASES[0], sizes.stage_documents)
+    console.print(dcp_reader.table_of(found))
+    return [each._asdict() for each in found]
 
 
 def measure_freshness(sizes: Sizes, console: Console) -> Any:
@@ -111,14 +132,17 @@ def measure_serve(sizes: Sizes, console: Console) -> Any:
 
 def measure_removal(sizes: Sizes, console: Console) -> Any:
     """Pairs of nodes that compact and that do not, in turn."""
-    return removal_writers.measure(sizes.stage_documents // 5, sizes.runs, console)
+    return removal_writers.measure(sizes.stage_documents // 20, sizes.runs, console)
 
 
 PARTS: Mapping[str, Part] = {
     "throughput": measure_throughput,
     "stages": measure_stages,
     "growth": measure_growth,
+    "counts": measure_counts,
     "ring": measure_ring,
+    "store": measure_store,
+    "dcp_reader": measure_dcp_reader,
     "freshness": measure_freshness,
     "memory": measure_memory,
     "serve": measure_serve,

@@ -101,10 +101,13 @@ class Bucket:
             _, vb, key = heapq.heappop(self._expiries)
             self.vbuckets[vb].find(key)
 
-    def bulk_load(self, documents: Iterable[tuple[int, int, bytes, bytes]]) -> None:
-        """Store documents (vbucket, seqno, key, value); per vbucket the seqnos rise. Streamed as if from disk."""
+    def bulk_load(self, documents: Iterable[tuple[int, int, bytes, bytes]], *, with_xattrs: bool = False) -> None:
+        """Store documents (vbucket, seqno, key, value); per vbucket the seqnos rise. Streamed as if from disk.
+
+        *with_xattrs*: each value begins with its xattrs, as `mcbp.join_xattrs` puts them.
+        """
         for vb, seqno, key, value in documents:
-            self.vbuckets[vb].load(seqno, self.key_in_default(key), value)
+            self.vbuckets[vb].load(seqno, self.key_in_default(key), value, has_xattrs=with_xattrs)
         for vbucket in self.vbuckets:
             vbucket.settle()
 

@@ -24,9 +24,9 @@ class Controls:
 
     # --- vbuckets
 
-    def bulk_load(self, documents: Iterable[tuple[int, int, bytes, bytes]]) -> None:
+    def bulk_load(self, documents: Iterable[tuple[int, int, bytes, bytes]], *, with_xattrs: bool = False) -> None:
         """Store documents (vbucket, seqno, key, value); per vbucket the seqnos rise above those that are there."""
-        self._server.bucket.bulk_load(documents)
+        self._server.bucket.bulk_load(documents, with_xattrs=with_xattrs)
 
     def high_seqnos(self) -> list[int]:
         """Tell the high seqno of each vbucket."""

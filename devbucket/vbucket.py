@@ -13,6 +13,8 @@ from itertools import pairwise
 from operator import attrgetter
 from typing import NamedTuple, Protocol
 
+from channelindex.feeds.base import XATTR
+from channelindex.mcbp import split_xattrs
 from devbucket.history import FailoverLog, SourceCheckpoints, rollback_seqno
 from devbucket.items import (
     ALIVE,
@@ -156,7 +158,7 @@ class VBucket:
         assert self._max_cas > before, "CAS rise and never repeat"
         return self._max_cas
 
-    def load(self, seqno: int, key: bytes, value: bytes) -> None:
+    def load(self, seqno: int, key: bytes, value: bytes, *, has_xattrs: bool = False) -> None:
         """Store *value* under a given seqno, above all that are there. Tells no watcher: see `settle`.
 
         Raises:
@@ -165,7 +167,8 @@ class VBucket:
         if seqno <= self.high_seqno:
             raise ValueError(f"vbucket {self.vb}: seqno {seqno} is not above the high seqno {self.high_seqno}")
         self.high_seqno = seqno - 1
-        self._store(self._next_item(key, self.next_cas(), value, datatype_of(value)))
+        datatype = datatype_of(split_xattrs(value)[1]) | XATTR if has_xattrs else datatype_of(value)
+        self._store(self._next_item(key, self.next_cas(), value, datatype))
 
     def settle(self) -> None:
         """Be as after a clean restart: streams begin from disk, new seqnos begin a source checkpoint.

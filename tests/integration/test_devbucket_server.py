@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from channelindex.errors import ConfigInvalid, SourceUnavailable
-from channelindex.feeds.base import JSON, SNAPPY
-from channelindex.mcbp import Feature, Frame, Op, Status, pack_request
+from channelindex.feeds.base import JSON, SNAPPY, XATTR
+from channelindex.mcbp import Feature, Frame, Op, Status, join_xattrs, pack_request
 from devbucket import DevBucket, DevBucketConfig
 from devbucket.items import DELETE_TIMES, INCLUDE_XATTRS
 from devbucket.kv_commands import EVICT_KEY
@@ -131,6 +131,16 @@ def test_bulk_loaded_documents_come_as_a_disk_snapshot_under_their_seqnos(bucket
     assert seqnos == [25, 30]
     Writer(connect().call).set(2, b"c", b"{}")
     assert struct.unpack(">QQI", next_of(feed, Op.DCP_SNAPSHOT_MARKER).extras)[:2] == (31, 31)
+
+
+def test_bulk_loaded_documents_may_have_xattrs(bucket, connect):
+    value = join_xattrs([("_sync", b'{"rev":"1-a"}')], b"{}")
+    bucket.bulk_load([(2, 10, b"a", value)], with_xattrs=True)
+    feed = connect().open_dcp()
+    feed.request_stream(2)
+    assert struct.unpack(">QQI", next_of(feed, Op.DCP_SNAPSHOT_MARKER).extras) == (0, 10, 2)
+    frame = next_of(feed, Op.DCP_MUTATION)
+    assert (frame.datatype, frame.value) == (XATTR | JSON, value)
 
 
 def test_purged_tombstones_are_gone_and_older_positions_roll_back(bucket, connect):
