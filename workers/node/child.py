@@ -27,6 +27,9 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_NAME = 15
 _LARGE_BYTES = 4 << 20
 _NAME_BYTES = 15
+_GARBAGE_OBJECTS = 20_000
+"""Objects more than before, after which the collector looks for cycles. Its default is 700, which each read of a feed
+worker and each batch of a writer make; there are no cycles in them, so it looks in vain."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _log = logs.get("child")
@@ -108,6 +111,7 @@ def _live(role: str, main: Callable[[StopFlag], int], kept_fds: set[int], parent
     code = exits.INTERNAL
     try:
         gc.freeze()
+        gc.set_threshold(_GARBAGE_OBJECTS)
         logs.bind(role=role)
         _reset_signals()
         _die_with(parent)
