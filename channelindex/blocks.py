@@ -19,6 +19,7 @@ the first of them and those that follow. A further frame can only raise it, what
 
 import struct
 import zlib
+from binascii import unhexlify
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 
@@ -44,8 +45,8 @@ _ENTRY_SIZES = struct.Struct(">HQ2xBB")
 """The same without the flags."""
 _PACKED_REV = struct.Struct(">I16s")
 PACKED_REV_BYTES = _PACKED_REV.size
-_GENERATIONS = {str(generation): generation.to_bytes(4, "big") for generation in range(1000)}
-"""By its text, how a generation begins a packed revision: of those that most revisions have."""
+_GENERATIONS = {f"{generation}-": generation.to_bytes(4, "big") for generation in range(1000)}
+"""By its text and the dash behind it, how a generation begins a packed revision: of those that most revisions have."""
 _PAIR = struct.Struct(">HQ")
 _MANY_PAIRS = struct.Struct(">" + 64 * "HQ")
 _MANY_ITEMS = 2 * 64
@@ -68,11 +69,11 @@ def pack_rev(rev: str) -> tuple[int, bytes]:
     Raises:
         ValueError: the id has no packed form and is longer than MAX_REV_BYTES in UTF-8.
     """
-    generation_bytes = _GENERATIONS.get(rev[:-33])
-    if generation_bytes is not None and rev[-33] == "-":
+    generation_bytes = _GENERATIONS.get(rev[:-32])
+    if generation_bytes is not None:
         digest = rev[-32:]
         try:
-            raw = bytes.fromhex(digest)
+            raw = unhexlify(digest)
         except ValueError:
             return _pack_any_rev(rev)
         if raw.hex() == digest:

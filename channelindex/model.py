@@ -57,7 +57,7 @@ class Removal(msgspec.Struct, frozen=True, gc=False):
     deleted: bool
 
 
-class Route(msgspec.Struct, frozen=True):
+class Route(msgspec.Struct, frozen=True, gc=False):
     """The channels of one revision of a document: the result of decoding a mutation.
 
     `channels` maps a channel's name to None (the document is in it) or to the `Removal` that took it out.

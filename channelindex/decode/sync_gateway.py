@@ -75,7 +75,7 @@ class SyncGatewayDecoder:
 
         Whether the revision is a deletion is for its metadata to say: *kind* does not matter.
         """
-        if key.startswith(b"_") and principals.is_internal(key):
+        if key[:1] == b"_" and principals.is_internal(key):
             return principals.principal_of(key)
         if not value or not datatype:
             return None
@@ -98,7 +98,7 @@ class SyncGatewayDecoder:
         """
         if datatype & XATTR and value[8:14] == b"_sync\0":
             return False  # it is the first of them: the hot path of a feed without bodies
-        if key.startswith(b"_") and principals.is_internal(key):
+        if key[:1] == b"_" and principals.is_internal(key):
             return False
         try:
             return not (datatype & XATTR and value) or _find_attribute(value)[0] is None

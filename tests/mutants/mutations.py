@@ -54,7 +54,11 @@ _ROUND = _of(
         "            position.seqno = event[2]\n            self._touched.add(vb)\n",
         "            position.seqno = event[2]\n",
     ),
-    ("section.append(packed)", "section.insert(0, packed)"),
+    (
+        "in channels:\n                sections[channel].append(",
+        "in channels:\n                sections[channel].insert(0, ",
+    ),
+    ("            elif channel in due:", "            else:"),
     ("flags = REMOVED | (DELETED if removal.deleted else 0)", "flags = REMOVED"),
     ("for vb in self._touched}", "for vb in self._positions}"),
 )

@@ -9,7 +9,8 @@ Each event that it leaves is taken in here, in its turn, so that entries keep th
 """
 
 import time
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from channelindex import blocks, kernel
@@ -27,7 +28,7 @@ from channelindex.feeds.base import (
 )
 from channelindex.feeds.position import Position
 from channelindex.hashing import shard_of
-from channelindex.model import DELETED, REMOVED, Checkpoint, Principal, Route
+from channelindex.model import DELETED, REMOVED, Checkpoint, Principal, Removal, Route
 from channelindex.stores.base import Quarantined
 from workers.pipeline.frames import Sections
 
@@ -86,7 +87,7 @@ class RoundBuilder:
         return not self._touched.isdisjoint(vbuckets)
 
     def _start_round(self) -> None:
-        self._sections: dict[str, list[bytes]] = {}
+        self._sections: defaultdict[str, list[bytes]] = defaultdict(list)
         self._principals: list[list[str]] = [[] for _ in range(self._n_writers)]
         self._touched: set[int] = set()
         self._quarantined: list[Quarantined] = []
@@ -116,15 +117,15 @@ class RoundBuilder:
 
     def _add(self, events: Iterable[Event]) -> None:
         positions, touched, decode = self._positions, self._touched, self._decode
+        n_documents = 0
         for event in events:
             if event[0] > EXPIRATION:
                 self._note(event)
                 continue
             kind, vb, seqno, key, datatype, value = event
-            position = positions[vb]
-            position.seqno = seqno
+            positions[vb].seqno = seqno
             touched.add(vb)
-            self.n_events += 1
+            n_documents += 1
             try:
                 decoded = decode(kind, key, datatype, value)
                 if isinstance(decoded, Route):
@@ -133,29 +134,22 @@ class RoundBuilder:
                     self._add_principal(decoded)
             except Exception as error:  # noqa: BLE001 one document, or the operator's own decoder, must not stop a feed
                 self._quarantined.append(Quarantined(vb, seqno, key, _reason(key, error), time.time()))
+        self.n_events += n_documents
 
     def _add_route(self, vb: int, seqno: int, key: bytes, route: Route) -> None:
         size, rev = blocks.pack_rev(route.rev)
-        head = blocks.pack_entry_head(vb, seqno, route.flags, len(key), size)
-        entry = head + key + rev
-        sections = self._sections
-        due: Container[str] = ()
-        if any(route.channels.values()) or not self._removals.is_empty:
-            due = self._removals.due(vb, key, route)
-        for channel, removal in route.channels.items():
+        entry = blocks.pack_entry_head(vb, seqno, route.flags, len(key), size) + key + rev
+        sections, channels = self._sections, route.channels
+        if self._removals.is_empty and not any(channels.values()):
+            for channel in channels:
+                sections[channel].append(entry)
+            return
+        due = self._removals.due(vb, key, route)
+        for channel, removal in channels.items():
             if removal is None:
-                packed = entry
+                sections[channel].append(entry)
             elif channel in due:
-                flags = REMOVED | (DELETED if removal.deleted else 0)
-                size, rev = blocks.pack_rev(removal.rev)
-                packed = blocks.pack_entry_head(vb, seqno, flags, len(key), size) + key + rev
-            else:
-                continue
-            section = sections.get(channel)
-            if section is None:
-                sections[channel] = [packed]
-            else:
-                section.append(packed)
+                sections[channel].append(_pack_removal(vb, seqno, key, removal))
 
     def _add_principal(self, principal: Principal) -> None:
         self._principals[shard_of(principal.key, self._n_writers)].append(principal.key)
@@ -229,6 +223,13 @@ def _compiled_entries(decoder: Decoder, n_writers: int) -> Any:
     if compiled is None or type(decoder) is not SyncGatewayDecoder:
         return None
     return compiled.Entries(decoder.star_channel, n_writers)
+
+
+def _pack_removal(vb: int, seqno: int, key: bytes, removal: Removal) -> bytes:
+    """Pack the entry that takes a document out of a channel."""
+    flags = REMOVED | (DELETED if removal.deleted else 0)
+    size, rev = blocks.pack_rev(removal.rev)
+    return blocks.pack_entry_head(vb, seqno, flags, len(key), size) + key + rev
 
 
 def _reason(key: bytes, error: Exception) -> str:
