@@ -279,6 +279,21 @@ class SentinelStore(OneMasterStore):
         """See `ReplicatedStore`."""
         self._servers.client(2).execute_command("SENTINEL", "FAILOVER", "main")
 
+    def start(self, number: int, master: int, *lines: str) -> None:
+        """See `ReplicatedStore`. A Sentinel that an operator had to tell of its master knows no replica for a while."""
+        super().start(number, master, *lines)
+        self._await(lambda: bool(self._servers.client(2).execute_command("SENTINEL", "REPLICAS", "main")))
+
+    def replace(self, replica: int) -> None:
+        """See `ReplicatedStore`. The Sentinel does so, unless it stood still itself.
+
+        Then it finds that the replica has been without its master for longer than it may, and asks for an operator.
+        """
+        try:
+            self.await_role(replica, "master")
+        except Unfit:
+            self._servers.promote()
+
 
 class AddressStore(OneMasterStore):
     """A master and its replica behind an address, which the operator moves: each user of it has a link of its own.

@@ -16,6 +16,7 @@ from tests.support.redis_servers import answers, launch
 SERVICE = "main"
 DOWN_AFTER_MS = 1000
 """How long a master may be silent before the Sentinel has its replica take its place."""
+_OPTIONS = {"down-after-milliseconds": DOWN_AFTER_MS, "failover-timeout": 3000}
 
 
 class MasterAndReplica:
@@ -121,13 +122,20 @@ class SentinelAndMaster(MasterAndReplica):
         return f"redis+sentinel://127.0.0.1:{self.ports[2]}/{SERVICE}/0"
 
     def _start_more(self) -> None:
-        lines = (
-            f"sentinel monitor {SERVICE} 127.0.0.1 {self.ports[0]} 1",
-            f"sentinel down-after-milliseconds {SERVICE} {DOWN_AFTER_MS}",
-            f"sentinel failover-timeout {SERVICE} 3000",
-        )
+        options = (f"sentinel {name} {SERVICE} {value}" for name, value in _OPTIONS.items())
+        lines = (f"sentinel monitor {SERVICE} 127.0.0.1 {self.ports[0]} 1", *options)
         self.start(2, "\n".join(lines), sentinel=True)
         until(lambda: self.client(2).execute_command("SENTINEL", "REPLICAS", SERVICE))
+
+    def promote(self) -> None:
+        """Have the replica be the master, and the Sentinel know it, as an operator does where it promotes nobody."""
+        replica = 1 - self.master
+        self.client(replica).execute_command("REPLICAOF", "NO", "ONE")
+        sentinel = self.client(2)
+        sentinel.execute_command("SENTINEL", "REMOVE", SERVICE)
+        sentinel.execute_command("SENTINEL", "MONITOR", SERVICE, "127.0.0.1", self.ports[replica], 1)
+        for name, value in _OPTIONS.items():
+            sentinel.execute_command("SENTINEL", "SET", SERVICE, name, value)
 
     @property
     def master(self) -> int:
