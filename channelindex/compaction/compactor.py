@@ -8,6 +8,7 @@ from typing import NamedTuple
 from channelindex.compaction.channel import ChannelCompactor, ChannelResult
 from channelindex.compaction.due import DueChannel, Extent, due
 from channelindex.compaction.pruning import PRUNED_AT_ONCE, prunings
+from channelindex.compaction.rest import Rest
 from channelindex.compaction.view import CompactionView, take_view
 from channelindex.errors import StaleEpoch, Transient
 from channelindex.model import STAR_CHANNEL
@@ -54,18 +55,21 @@ class Compactor:
         self._channels = ChannelCompactor(store, reader, block_bytes, settings.grace_s, pause)
         self._view: CompactionView | None = None
         self._view_at = 0.0
+        self._rest = Rest()
         self.seen = SeenSizes()
         """Of the last call of `find_due`."""
 
     def find_due(self, channels: Iterable[str], *, tidies: bool = False) -> list[DueChannel]:
         """Those of *channels* that are due, in the order in which to compact them: the star channel, then by gain.
 
-        Where it *tidies*, the store reserves no more behind their active blocks than it has to, and what compactors
-        that died have left is swept.
+        Where it *tidies*, the store reserves no more behind the active blocks of those that rest than it has to, and
+        what compactors that died have left is swept.
         """
         present = frozenset(self._reader.stable_view().epochs)
         found: list[DueChannel] = []
         n_channels = n_bytes = live_bytes = 0
+        if tidies:
+            self._rest.look()
         for chunk in _chunks(channels, _CHANNELS_AT_ONCE):
             now_s = self._clock()
             found_sizes = self._store.sizes(chunk)
@@ -85,7 +89,8 @@ class Compactor:
         return sorted(found, key=lambda each: (each.channel != STAR_CHANNEL, -each.gain))
 
     def _tidy(self, sizes_by_channel: Mapping[str, ChannelSizes], now_s: float) -> None:
-        self._store.give_back(sizes_by_channel)
+        """See `find_due`. A block that grows is left alone: it needs the room, and a replica is sent it whole."""
+        self._store.give_back(self._rest.resting(sizes_by_channel))
         since = int(now_s) - STRAY_S
         for channel, sizes in sizes_by_channel.items():
             if sizes.unswept_at is not None and sizes.unswept_at < since:
