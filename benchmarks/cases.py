@@ -33,6 +33,7 @@ CASES = (Case("c100", 100, 2), Case("c1000", 1_000, 2), Case("c100000", 100_000,
 def load(bucket: Bucket, case: Case, count: int, n_vbuckets: int = N_VBUCKETS, above: int = 0) -> None:
     """Put *count* documents of *case* into *bucket*, as if they had long been there, with seqnos above *above*."""
     for vbucket in bucket.vbuckets:
+        vbucket.high_seqno = above  # also where no document follows: who resumes from there need not roll back
         vbucket.failover_log.entries[0] = (VBUUID, 0)
     bucket.bulk_load(documents(case, count, n_vbuckets, above), with_xattrs=case.in_xattr)
 

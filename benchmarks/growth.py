@@ -70,12 +70,13 @@ def of_vbuckets(count: int, n_pairs: int) -> list[Pair]:
 
 def of_entries(case: Case, count: int, n_pairs: int, n_entries: int) -> list[Pair]:
     """A node that finds no entries in its index, and one that finds *n_entries*."""
+    above = seqno_of(n_entries)
 
     def run_of(n_prior: int) -> Run:
         def run(n_documents: int) -> Figures:
-            with EmbeddedRedis() as store, loaded(case, n_documents, above=seqno_of(n_entries)) as bucket:
+            with EmbeddedRedis() as store, loaded(case, n_documents, above=above) as bucket:
                 source = describe(SourceSettings(bucket.url, bucket.user, bucket.password))
-                make_index(store.url, source.uuid, case, n_prior)
+                make_index(store.url, source.uuid, case, n_prior, above)
                 return run_node_into(store.url, bucket, n_documents)
 
         return run

@@ -21,13 +21,13 @@ KEY_BYTES = 13
 _REV = bytes(blocks.PACKED_REV_BYTES)
 
 
-def make_index(store_url: str, source_uuid: str, case: Case, n_entries: int) -> int:
-    """Make the index of a bucket, with *n_entries* spread over the channels of *case*; the seqno of each vbucket.
+def make_index(store_url: str, source_uuid: str, case: Case, n_entries: int, above: int) -> None:
+    """Make the index of a bucket that is stable at seqno *above*, with *n_entries* spread over the channels of *case*.
 
-    The groups are those of a node with N_FEED_WORKERS, and the bucket's documents have to come above that seqno.
+    The groups are those of a node with N_FEED_WORKERS.
     """
+    assert above >= seqno_of(n_entries), "all entries are stable"
     settings = IndexSettings("channels", store_url)
-    above = seqno_of(n_entries)
     with closing(open_owner(settings)) as owner, closing(open_writer(settings)) as writer:
         owner.create_or_check(IndexMeta(blocks.FORMAT_VERSION, N_VBUCKETS, N_PARTITIONS, source_uuid, "bench"))
         epoch = owner.next_epoch()
@@ -44,11 +44,10 @@ def make_index(store_url: str, source_uuid: str, case: Case, n_entries: int) -> 
         owner.advance(
             epoch, {at: dict.fromkeys(range(at * width, (at + 1) * width), checkpoint) for at in range(N_PARTITIONS)}
         )
-    return above
 
 
 def seqno_of(n_entries: int) -> int:
-    """The seqno that each vbucket has reached with *n_entries*; never 0, so that a feed always resumes."""
+    """The seqno that no vbucket is above with *n_entries*; never 0, so that a feed always resumes."""
     return n_entries // N_VBUCKETS + APPEND_ENTRIES
 
 
