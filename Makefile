@@ -4,7 +4,7 @@ PY ?= python3
 VENV ?= .venv
 K ?=
 SEED ?=
-JOBS ?= 4
+JOBS ?= 6
 MINUTES ?= 5
 CASES ?= 5000000
 SCHEDULE ?=
@@ -56,6 +56,7 @@ demo: $(DEMO_STAMP) ## index documents of a dev bucket live into a private Redis
 play: $(DEMO_STAMP) ## a Redis, a dev bucket, two nodes and documents that keep changing, until Ctrl-C; .play keeps them
 	@$(BIN)/channelindex play --dir .play $(PLAY_ARGS)
 
+test-unit: JOBS = 3
 test-unit: $(STAMP) ## a minute and a half: rules, codecs, state machines, and the contract of every store
 	$(PYTEST) tests/unit tests/contract tests/fuzz
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import redis
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 from devbucket import DevBucket, DevBucketConfig
 from devbucket.embedded_redis import EmbeddedRedis
@@ -20,6 +21,9 @@ WHOLE_FILES = ("test_installed.py", "test_service.py", "test_serve.py", "test_se
 
 OF_THE_SOURCE = ("test_house.py", "test_no_error_is_ignored.py", "test_no_pickle.py")
 """Those that look at the syntax of all modules, which one process parses once for them."""
+
+WITHOUT_PROCESSES = tuple(f"tests/{folder}/" for folder in ("unit", "contract", "fuzz"))
+"""Those that wait for nobody, so that they take all the time that a processor has."""
 
 load_profile()
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -35,12 +39,21 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest: where tests run side by side, nobody then waits for one that began last."""
-    items.sort(key=lambda item: "slow" not in item.keywords)
+    """Begin with what takes longest, and put last what takes a moment of nothing but our own time."""
+    items.sort(key=lambda item: ("slow" not in item.keywords, item.nodeid.startswith(WITHOUT_PROCESSES)))
 
 
 class Schedule(LoadScopeScheduling):  # type: ignore[misc]  # xdist carries no types
-    """Hands the next test to whoever is free, and those of one of `WHOLE_FILES` together."""
+    """Hands the next test to whoever is free, and those of one of `WHOLE_FILES` together.
+
+    The last process begins at the end of the list: there is always one at work while the others, whose tests begin
+    with those that take longest, wait for nodes; and no two of the long ones are left when all the rest is done.
+    """
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        if len(self.nodes) > 1 and node is self.nodes[-1]:
+            self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
+        super()._assign_work_unit(node)
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]

@@ -1,5 +1,6 @@
 """Fixtures of tests with whole programs."""
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -14,8 +15,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel, made from the source distribution. `WHOLE_FILES` use it: it is made once for each."""
-    folder = tmp_path_factory.mktemp("dist")
+    """The wheel, made from the source distribution by the first process that asks, for all of the run."""
+    shared = tmp_path_factory.getbasetemp()
+    folder = (shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared) / "dist"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return next(folder.glob("*.whl"), None) or _build(folder)
+
+
+def _build(folder: Path) -> Path:
     command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)]
     script = build_script()
     # Where a kernel can be built, a wheel without it is an error that says why.
