@@ -6,7 +6,7 @@ a directory names is gone, or has a time to live, and nothing else is without on
 
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -15,10 +15,11 @@ import redis
 
 from channelindex.compaction.channel import ChannelResult
 from channelindex.compaction.compactor import Compactor
+from channelindex.errors import IndexCorrupt
 from channelindex.reading.changes_reader import ChangesReader
 from channelindex.settings import CompactionSettings
 from channelindex.stores.base import BlockRef
-from channelindex.stores.compacting import STRAY_S
+from channelindex.stores.compacting import STRAY_S, Switch
 from channelindex.stores.redis import compaction as redis_compaction
 from channelindex.stores.redis.keys import Keys
 from tests.support.stores import META, Backend, append, checkpoints, entry
@@ -247,3 +248,30 @@ def test_what_waits_to_be_named_belongs_to_nobody_for_who_repairs(redis_url):
             index.backend.owner().repair_channels(None, b"")
             assert index.blocks()[0] == named
             index.check()
+
+
+@pytest.mark.parametrize("block_bytes", [BLOCK_BYTES, 10_000])
+def test_a_directory_that_is_lost_meanwhile_is_damage_and_nothing_is_put_in_its_place(redis_url, block_bytes):
+    """A present epoch may write on to a block that no directory names any more: readers must not miss that unawares."""
+    for at in range(1, _requests(redis_url) + 1):
+        with _index(redis_url) as index:
+            lost: list[int] = []
+
+            def lose(number: int, at: int = at, index: Index = index, lost: list[int] = lost) -> None:
+                if number == at:
+                    lost.append(index.client.delete(index.keys.channel("A")))
+
+            with suppress(IndexCorrupt):  # it is seen at once by who has not read the directory yet
+                assert (index.compact(lose, block_bytes=block_bytes).outcome == "compacted") or lost
+            index.sweep()
+            with pytest.raises(IndexCorrupt) if lost else nullcontext():
+                assert index.told() == TOLD
+
+
+def test_what_is_noted_of_a_channel_whose_directory_was_lost_is_not_taken_for_the_channel(redis_url):
+    with _index(redis_url) as index:
+        index.client.delete(index.keys.channel("A"))
+        switch = Switch("A", 0, (), None, 1, 1, b"", 60)
+        assert not index.backend.compaction().switch(switch)
+        with pytest.raises(IndexCorrupt):
+            index.told()

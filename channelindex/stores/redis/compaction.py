@@ -142,6 +142,8 @@ class RedisCompaction:
             if not self._run_on("keep", switch.channel, (switch.generation, switch.at, output.group, kept, part)):
                 return False
             kept += len(part)
+        if kept and self._are_others():  # a cluster's masters may have been replaced meanwhile
+            return False
         groups: list[str | int] = []
         for group, known, removed, active_bytes in switch.changes:
             size = -1 if active_bytes is None else active_bytes

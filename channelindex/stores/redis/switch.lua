@@ -6,9 +6,9 @@
 --        groups are flat, seven per group: name, its directory as it was read, number of the active block, bytes
 --        before it, number of the first block, 1 if the group is to be removed, -1 or the size that its active block
 --        must have, which goes at once then; 4: clock frame of the output; 5: floor of the channel
--- reply  0 if it did not happen: the channel was compacted meanwhile, output blocks are missing, or a directory is older
---        than it was read: that was in a server whose newest writes are lost. 1 if it did; 2 if old blocks are left
---        without a time to live, for sweep.lua
+-- reply  0 if it did not happen: the channel was compacted meanwhile, output blocks are missing, or a directory is gone
+--        or older than it was read: what the server had is lost. 1 if it did; 2 if old blocks are left without a time to
+--        live, for sweep.lua
 -- atomic all of it. A group whose directory has changed since, or its active block, is not removed: it keeps its blocks
 --        from the one on that was active then
 -- include errors.lua
@@ -18,8 +18,8 @@ local generation, live, at, ms, most, output, directory, kept, sizes, groups = u
 
 local function went_back(present, active, bytes)
   local number, before = string.match(present or '', '^(%d+):%x+:(%d+):')
-  number = tonumber(number)
-  return number and (number < active or (number == active and tonumber(before) ~= bytes))
+  number = tonumber(number) -- none: under the same generation, only a loss takes a group away
+  return not number or number < active or (number == active and tonumber(before) ~= bytes)
 end
 
 -- The directories of the groups, as they are now; nil if one went back.
@@ -44,7 +44,8 @@ return with_key_in_error(function()
   local before, _, gone, next_number = string.match(noted or '0:0:0:0:0', '^(%d+):(%d+):(%d+):(%d+)')
   gone, next_number = tonumber(gone), tonumber(next_number)
   local present_directories = directories()
-  if tonumber(before) ~= generation or not present_directories or not are_there(output, kept, sizes) then
+  if tonumber(before) ~= generation or not present_directories or call('EXISTS', channel_key) == 0
+    or not are_there(output, kept, sizes) then
     return 0
   end
   if kept > 0 and string.match(pending or '', '^([^:]+:%d+):') ~= output .. ':' .. decimal(kept) then
