@@ -208,7 +208,8 @@ class ClusterLink(Link):
         if ranges is None:
             self._failed_at[asked] = time.monotonic()  # another one is asked next
             return False
-        return node not in _layout(ranges, asked).masters
+        masters = _layout(ranges, asked).masters
+        return bool(masters) and node not in masters  # one that was taken out of the cluster knows none
 
     def _known_layout(self) -> _SlotLayout:
         if self._layout is None:

@@ -1,5 +1,6 @@
 """Makes the options of redis-py for connections to the servers that a URL names."""
 
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from redis.sentinel import Sentinel
 
 from channelindex.errors import ConfigInvalid
 from channelindex.redis.watchful import (
+    LOOK_S,
     Look,
     WatchfulConnection,
     WatchfulSSLConnection,
@@ -75,12 +77,15 @@ def server_of(address: RedisAddress, timeout_s: float | None = None) -> Connect:
 def _master_of(address: RedisAddress, timeout_s: float | None) -> Connect:
     assert address.service, "Sentinels know masters by the name of a service"
     sentinel = _open_sentinel(address, timeout_s)
+    asked = deque(_open_sentinel(address._replace(nodes=(node,)), LOOK_S / 2) for node in address.nodes)
 
     def look(connection: Any) -> bool:
+        """Ask one Sentinel; the next one next time, where it does not answer or says that nobody is the master now."""
         try:
-            named = sentinel.discover_master(address.service)  # type: ignore[no-untyped-call]
+            named = asked[0].discover_master(address.service)  # type: ignore[no-untyped-call]
         except redis.RedisError:
-            return False  # nobody is the master now
+            asked.rotate(-1)
+            return False
         assert connection.host, "it leads to whom they named"
         return bool(named != (connection.host, connection.port))
 

@@ -55,13 +55,16 @@ class WatchfulSocket:
         self._looks_out = timeout_s == self._timeout_s
         self._socket.settimeout(min(SILENCE_S, self._timeout_s) if self._looks_out else timeout_s)
 
-    def recv(self, size: int) -> bytes:
-        """See `socket.recv`.
+    def recv(self, size: int, flags: int = 0) -> bytes:
+        """See `socket.recv`. With *flags*, as hiredis' parser asks whether the server has hung up, nobody waits.
 
         Raises:
             TimeoutError: nothing came in time.
             Replaced: nothing came, and nothing is to be expected.
         """
+        if flags:
+            peeked: bytes = self._socket.recv(size, flags)
+            return peeked
         received: bytes = self._patiently(self._socket.recv, size, time.monotonic() + self._timeout_s)
         return received
 

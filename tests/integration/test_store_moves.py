@@ -14,7 +14,9 @@ import pytest
 
 from channelindex.compaction.compactor import Compactor
 from channelindex.errors import OwnershipLost
+from channelindex.redis.endpoints import server_of
 from channelindex.redis.watchful import WatchfulConnection
+from channelindex.redis_url import parse_redis_url
 from channelindex.settings import CompactionSettings
 from channelindex.stores import open_compaction, open_compaction_reader
 from tests.chaos.proxy import Link, Proxy
@@ -190,6 +192,24 @@ def test_a_server_that_is_silent_and_has_no_successor_is_waited_for(users, unrep
         assert written.result(DEADLINE_S) == set(), "it was answered, by whom it asked"
     assert not any(looks)
     assert connected.writer.servers() == session[0]
+
+
+def test_a_look_asks_one_sentinel_and_the_next_look_another_where_that_does_not_answer():
+    """Each takes its time to be given up; who looks does not have that much."""
+    with SentinelAndMaster() as servers, socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.setblocking(False)
+        sentinel = servers.url.removeprefix("redis+sentinel://").partition("/")[0]
+        rest = servers.url.removeprefix(f"redis+sentinel://{sentinel}")
+        others = f"127.0.0.1:{silent.getsockname()[1]}"
+        url = f"redis+sentinel://{sentinel},{others}{rest}"
+        connection = server_of(parse_redis_url(url))()
+        assert not connection.has_successor()
+        with standing_still(servers.process(2)):
+            assert not connection.has_successor()
+            with pytest.raises(BlockingIOError):
+                silent.accept()
+            assert not connection.has_successor()
+            silent.accept()[0].close()
 
 
 def test_a_name_server_that_does_not_answer_holds_up_nobody_who_waits_for_a_slow_server(users, looks, monkeypatch):
