@@ -28,6 +28,8 @@ class FakeFeed:
         self.events = []
         self.streams = {}
         self.n_reads = 0
+        self.n_ticks = 0
+        self.asks_for_ticks = True
         self._bell = Bell()
 
     def start(self, checkpoints):
@@ -50,7 +52,8 @@ class FakeFeed:
         return self._bell.fileno()
 
     def tick(self, now):
-        return now
+        self.n_ticks += 1
+        return now if self.asks_for_ticks else float("inf")
 
     def high_seqnos(self):
         return {}

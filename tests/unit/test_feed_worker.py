@@ -224,3 +224,26 @@ def test_much_is_read_on_at_once(rig):
         rig.brings(0, seqno)
     rig.turn(2)
     assert rig.feed.n_reads == 2
+
+
+@pytest.mark.parametrize(("interval_s", "n_ticks"), [(float("inf"), 1), (0.0, 4)])
+def test_feed_whose_reads_all_bring_something_is_ticked_from_time_to_time(rig, monkeypatch, interval_s, n_ticks):
+    monkeypatch.setattr(feed_worker, "TICK_INTERVAL_S", interval_s)
+    rig.feed.asks_for_ticks = False
+    for seqno in range(1, 5):
+        rig.brings(0, seqno)
+        rig.turn()
+    assert rig.feed.n_ticks == n_ticks, "the first read had nothing before it"
+
+
+def test_feed_that_brings_nothing_is_ticked_at_each_read_and_so_is_one_that_asks_for_it(rig, monkeypatch):
+    monkeypatch.setattr(feed_worker, "TICK_INTERVAL_S", float("inf"))
+    monkeypatch.setattr(rig.worker, "_wait", lambda now: None)
+    rig.feed.asks_for_ticks = False
+    rig.turn(3)
+    assert rig.feed.n_ticks == 3
+    rig.feed.asks_for_ticks = True
+    for seqno in range(1, 4):
+        rig.brings(0, seqno)
+        rig.turn()
+    assert rig.feed.n_ticks == 6

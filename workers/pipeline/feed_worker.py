@@ -53,6 +53,8 @@ BEAT_S = 0.036
 """Longest time that a change waits to be read; half of it on the average. The rest of its way takes some ms."""
 MUCH_EVENTS = 200
 """A read of as many events is a round that is worth its cost: the next one may follow at once."""
+TICK_INTERVAL_S = 0.1
+"""While all reads bring changes, time between two looks at what else a feed has to do: lost streams, moved vbuckets."""
 ADVANCE_INTERVAL_S = 0.02
 """Least time between two moves of the stable clock: without it a fast feed would spend its time on them."""
 BUSY_ADVANCE_DELAY_S = 0.18
@@ -140,6 +142,9 @@ class FeedWorker:
         self._backoff = Backoff(*STORE_RETRY_S)
         self._pace = ReadPace()
         self._tick_at = 0.0
+        self._tick_again_at = 0.0
+        self._has_read = False
+        """True if the last read brought something."""
         self._advance_at = 0.0
         self._check_at = 0.0
         self._note_at = 0.0
@@ -208,11 +213,14 @@ class FeedWorker:
         now = time.monotonic()
         self._stats.beat()
         lingers = self._pace.read_at > now
-        if not lingers or now >= self._tick_at:
+        if now >= self._tick_at or not (lingers or (self._has_read and now < self._tick_again_at)):
             self._tick_at = self._feed.tick(now)
+            self._tick_again_at = now + TICK_INTERVAL_S
         self._take_assignment(now)
         is_paused = self._ownership.is_paused
-        has_read, taken = self._move_changes(now, reads=not (is_paused or lingers))
+        reads = not (is_paused or lingers)
+        has_read, taken = self._move_changes(now, reads=reads)
+        self._has_read = has_read if reads else self._has_read
         if taken is not None:
             self._count(taken)
         self._follow_assignment(now)
