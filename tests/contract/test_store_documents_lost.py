@@ -13,6 +13,7 @@ from channelindex.checking.rewind import rewind_partitions
 from channelindex.errors import IndexCorrupt, IndexMissing
 from channelindex.stores import couchbase as couchbase_store
 from channelindex.stores.couchbase.keys import Keys
+from channelindex.stores.couchbase.link import Stored
 from tests.support.index_of_all_kinds import CHANNEL, DOCUMENT, PARTITIONS, USER, IndexOfAllKinds
 from tests.support.stores import GROUP, META, Backend, append, checkpoints, entry
 
@@ -91,6 +92,22 @@ def test_a_block_that_is_gone_is_named_and_its_place_is_put_back(index, is_activ
     if is_active:
         with pytest.raises(IndexCorrupt, match=r"is gone.*channelindex repair"):
             index.write()
+    assert len(index.owner.repair_channels().blocks) == 1
+    assert index.owner.repair_channels().blocks == ()
+    assert set(index.read()) < set(before)
+    index.write()
+    assert index.read()[-1] == index.n_written
+
+
+@pytest.mark.parametrize("is_active", [True, False])
+def test_a_block_that_is_damaged_is_named_and_replaced_by_what_is_whole(index, is_active):
+    key, before = index.block(index.active_number() if is_active else 0), index.read()
+    (whole,) = index.link.get([key])
+    assert whole is not None
+    damaged = whole.value[:-1] + bytes([whole.value[-1] ^ 1])
+    assert not index.link.replace({key: Stored(damaged, whole.cas)})
+    with pytest.raises(IndexCorrupt, match="checksum"):
+        index.read()
     assert len(index.owner.repair_channels().blocks) == 1
     assert index.owner.repair_channels().blocks == ()
     assert set(index.read()) < set(before)

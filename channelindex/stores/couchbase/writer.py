@@ -102,7 +102,7 @@ class CouchbaseBlocks:
         return self._directories.read([channel])[channel].directory.compacted.generation > 0
 
     def move(self, moves: Sequence[Move]) -> Sequence[bool]:
-        """See `BlockOperations.move`. All of them rotate."""
+        """See `BlockOperations.move`. Those that do not rotate are refused: a repair made their block shorter."""
         moved = self._change_directories(self._begin_blocks(moves))
         return [move in moved for move in moves]
 
@@ -223,10 +223,11 @@ class CouchbaseBlocks:
         new: dict[str, bytes] = {}
         left_over: dict[str, Stored] = {}
         for key, move, next_block, full in zip(keys, moves, next_blocks, full_blocks, strict=True):
-            if full is None or len(full.value) != move.size or not _names(directories[move.channel], move):
+            is_as_known = full is not None and len(full.value) == move.size and _names(directories[move.channel], move)
+            if not is_as_known or not move.rotates:
                 continue
             begun[key] = move
-            assert move.rotates, "a bucket's directory moves with its block alone"
+            assert move.new.number == move.known.number + 1, "a bucket's directory moves with its block alone"
             if next_block is None:
                 new[key] = move.clock
             else:
