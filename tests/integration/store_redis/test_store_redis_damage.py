@@ -185,6 +185,16 @@ def test_lost_meta_record_stops_the_owner_and_is_written_anew_with_its_uuid(back
     assert found[0].stable[0] == 1
 
 
+def test_records_of_another_type_are_written_anew_and_the_uuid_is_found_in_those_that_are_whole(backend, client):
+    backend.owner().create_or_check(META)
+    whole = list(backend.reader().partition_records())
+    for key in (KEYS.meta, KEYS.partition(0)):
+        client.delete(key)
+        client.rpush(key, "foreign")
+    assert backend.owner().restore(msgspec.structs.replace(META, index_uuid="another")) == (META, True, (0,))
+    assert list(backend.reader().partition_records()) == whole
+
+
 @pytest.mark.parametrize("n_partitions", [1, 2, 8, 16])
 def test_lost_meta_record_is_not_written_anew_in_another_shape(backend, client, n_partitions):
     """Else the records of the old shape would be read as damaged, and each replaced."""
