@@ -29,7 +29,7 @@ RECONNECT_INTERVAL_S = 0.5
 """Least time between two connections that are made anew because a feed worker knows other servers: each makes the
 writer locate all its blocks again."""
 
-GATHER_S = 0.002
+GATHER_S = 0.001
 MUCH_BYTES = 64 << 10
 """A batch of less waits a moment: the feed workers read at the same beats, so more is on its way."""
 

@@ -49,7 +49,7 @@ BUSY_ROUNDS = 2
 ROUND_EVENTS = 4_000
 """While the writers have that many rounds to write, the next one grows, up to so many events. A channel costs once per
 round, and a writer that is busy gains nothing from getting its work in crumbs."""
-BEAT_S = 0.036
+BEAT_S = 0.038
 """Longest time that a change waits to be read; half of it on the average. The rest of its way takes some ms."""
 MUCH_EVENTS = 200
 """A read of as many events is a round that is worth its cost: the next one may follow at once."""
