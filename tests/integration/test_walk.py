@@ -162,6 +162,7 @@ def walked(redis_url, monkeypatch):
         assert checkpoints is not None
         pipeline.worker._start(checkpoints)
         pipeline.worker._note_at = float("inf")  # a note of what is stable when is no part of a change
+        pipeline.worker._check_at = float("inf")  # nor is a look from time to time if the epoch is still ours
         for number in range(1, WARM_UP + 1):
             loader.load([Revision("doc", f"{number}-a", ("news",))])
             pipeline.run_until(bucket.high_seqnos()[0])

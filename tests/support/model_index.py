@@ -62,9 +62,10 @@ class World(OwnerSteps, ReaderSteps):
         try:
             while waiting and len(seen) < most:
                 for following in self.steps(waiting.popleft()):
-                    if following not in seen:
+                    size = len(seen)
+                    seen.add(following)  # not looked up before: to hash a state takes as long as to make it
+                    if len(seen) > size:
                         self.check(following)
-                        seen.add(following)
                         waiting.append(following)
         except PromiseBroken as error:
             raise PromiseBroken(f"after {len(seen)} states: {error}") from error

@@ -12,7 +12,7 @@ view, reads the directory, then the blocks, with everything else between. In eve
 * the directory names what is there, and nothing else is there for good.
 
 Each rule of docs/design/015-compaction.md is planted broken, and found. The larger worlds are cut off after so many
-states, the nearest ones first.
+states, the nearest ones first; each day the smaller ones are, too.
 """
 
 from dataclasses import replace
@@ -35,9 +35,11 @@ STILL = Source((("a", "-a", "b"),) * 2, kept=3)
 APART = Source((("a", "b"),) * 2, kept=2)
 LONG = Source((("a", "a", "b"), ("a", "b", "c")), kept=1)
 FORGETTING = Rules(removals=True, parts=True)
+NEAREST = 8_000
+"""States that are visited each day; every night all of them are."""
 
 
-@pytest.mark.parametrize(
+WORLDS = pytest.mark.parametrize(
     ("world", "n_states"),
     [
         pytest.param(World(REPLACED, (0,), indexed=2), 15_000, id="a rollback and a reader"),
@@ -47,6 +49,15 @@ FORGETTING = Rules(removals=True, parts=True)
         pytest.param(World(REPLACED, (0, 1), fails_over=False, indexed=1), 10_000, id="a zombie and a reader"),
     ],
 )
+
+
+@WORLDS
+def test_the_nearest_states_keep_the_promises(world: World, n_states: int) -> None:
+    assert world.walk(most=NEAREST) >= min(n_states, NEAREST)
+
+
+@pytest.mark.nightly
+@WORLDS
 def test_every_reachable_state_keeps_the_promises(world: World, n_states: int) -> None:
     assert world.walk() > n_states
 
