@@ -20,6 +20,7 @@ from channelindex.reading.changes_reader import ChangesReader
 from channelindex.settings import CompactionSettings
 from channelindex.stores.base import BlockRef
 from channelindex.stores.compacting import STRAY_S, Switch
+from channelindex.stores.redis import channel_repair
 from channelindex.stores.redis import compaction as redis_compaction
 from channelindex.stores.redis.keys import Keys
 from tests.support.stores import META, Backend, append, checkpoints, entry
@@ -275,3 +276,23 @@ def test_what_is_noted_of_a_channel_whose_directory_was_lost_is_not_taken_for_th
         assert not index.backend.compaction().switch(switch)
         with pytest.raises(IndexCorrupt):
             index.told()
+
+
+def test_what_becomes_pending_while_somebody_repairs_is_not_put_back(redis_url, monkeypatch):
+    """It was seen with a time to live; nobody's it is still, and a directory that names it would name what ends."""
+    mend = channel_repair._mend_group
+    with _index(redis_url) as index:
+        ref = min(index.blocks()[0])
+        block: Any = index.client.get(index.keys.block(*ref))
+        store: Any = index.backend.compaction()
+        store.write_blocks("A", "compact-0", 0, [block, block])
+
+        def become_pending_and_mend(*arguments: Any) -> Any:
+            store._run_on("keep", "A", (0, int(NOW_S), "compact-0", 0, [len(block)] * 2))
+            return mend(*arguments)
+
+        monkeypatch.setattr(channel_repair, "_mend_group", become_pending_and_mend)
+        named = index.blocks()[0]
+        index.backend.owner().repair_channels()
+        assert index.blocks()[0] == named
+        index.check()

@@ -27,6 +27,8 @@ from channelindex.stores.base import COMPACT_PREFIX, BlockRef, Compacted, Direct
 from channelindex.stores.redis.directories import (
     CLOCK,
     DIRECTORY,
+    PENDING,
+    STRAYS,
     decode_directory,
     decode_unnamed,
     encode_compacted,
@@ -197,13 +199,16 @@ def _mend_group(
 def _read(link: Link, keys: Keys, name: _Group, numbers: Collection[int]) -> _StoredGroup:
     """The group; without blocks if it is none, because nothing names those that are there."""
     channel, group = name
-    stored, clock = link.execute("HMGET", keys.channel(channel), DIRECTORY + group, CLOCK + group)
+    fields = DIRECTORY + group, CLOCK + group, PENDING, STRAYS
+    stored, clock, pending, strays = link.execute("HMGET", keys.channel(channel), *fields)
     directory = _decoded(stored or b"")
     if directory is not None:
         numbers = range(directory.first, directory.number + 1)
     else:
         lives = link.pipeline([("PTTL", keys.block(channel, group, number)) for number in numbers])
-        kept = [number for number, life in zip(numbers, lives, strict=True) if life == _FOR_EVER]
+        unnamed = decode_unnamed({PENDING: pending or b"", STRAYS: strays or b""})  # maybe since we looked
+        nobodys = {number for other, first, last in unnamed if other == group for number in range(first, last + 1)}
+        kept = [at for at, life in zip(numbers, lives, strict=True) if life == _FOR_EVER and at not in nobodys]
         numbers = range(min(kept), max(kept) + 1) if kept else range(0)
     blocks = link.pipeline([("GET", keys.block(channel, group, number)) for number in numbers]) if numbers else ()
     return _StoredGroup(stored or b"", directory, clock or b"", numbers.start, blocks)

@@ -4,9 +4,13 @@
 --        compaction notes of the channel, 6: its floor, both only where it has no such note, "" for none; then per
 --        block: how many bytes it had, 0 for none, and what it is to be
 -- reply  1 or 0: whether it happened
--- atomic all of it, only if directory and blocks are as they were read: a block only grows, so its size says it
+-- atomic all of it, only if directory and blocks are as they were read: a block only grows, so its size says it; and only
+--        if the group is not output that waits to be named (strays.lua)
 local field = 'g' .. ARGV[1]
 if (redis.call('HGET', KEYS[1], field) or '') ~= ARGV[2] then
+  return 0
+end
+if string.match(redis.call('HGET', KEYS[1], 'p') or '', '^[^:]+') == ARGV[1] then
   return 0
 end
 for at = 2, #KEYS do
