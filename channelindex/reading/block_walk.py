@@ -75,7 +75,7 @@ class _Walk:
         self._scan = scan
         self._on_corrupt = on_corrupt
         self._channels: Sequence[str] = ()
-        self._generations: dict[int, int] = {}
+        self._states: dict[int, ChannelState] = {}
         self.n_blocks = 0
         self.n_bytes = 0
 
@@ -85,7 +85,7 @@ class _Walk:
         return self._begin(range(len(channels)), states)
 
     def _begin_again(self, positions: Sequence[int]) -> list[_BlockStep]:
-        """Begin the channels at *positions* once more: they were compacted since their directories were read."""
+        """Begin the channels at *positions* once more: their directories are others since they were read."""
         return self._begin(positions, self._store.channel_states([self._channels[position] for position in positions]))
 
     def _begin(self, positions: Sequence[int], states: Sequence[ChannelState | None]) -> list[_BlockStep]:
@@ -94,8 +94,8 @@ class _Walk:
             if state is None:
                 continue
             channel = self._channels[position]
-            self._generations[position] = state.compacted.generation
-            if any(group.tail is None for group in state.groups.values()) and self._is_compacted(position):
+            self._states[position] = state
+            if any(group.tail is None for group in state.groups.values()) and self._is_another(position):
                 steps += self._begin_again([position])
                 continue
             if state.floor:
@@ -111,10 +111,17 @@ class _Walk:
         if any(self._scan.heard_upto(vb) < seqno for vb, seqno in dropped.items()):
             raise RemovalsForgotten(channel, dropped)
 
-    def _is_compacted(self, position: int) -> bool:
-        """True if the channel at *position* was compacted since its directory was read: blocks may be gone."""
+    def _is_another(self, position: int) -> bool:
+        """True if the channel was compacted, or the store went back, since its directory was read: blocks may be gone.
+
+        A store goes back where requests of one read go to two servers: the first was replaced by one that lacks its
+        newest writes.
+        """
         (state,) = self._store.channel_states([self._channels[position]])
-        return state is not None and state.compacted.generation != self._generations[position]
+        known = self._states[position]
+        if state is None or state.compacted.generation != known.compacted.generation:
+            return True
+        return any(_went_back(state.groups.get(group), before) for group, before in known.groups.items())
 
     def read(self, steps: Sequence[_BlockStep]) -> list[_BlockStep]:
         """Add the blocks of *steps*; those before them that are to be read next."""
@@ -122,7 +129,7 @@ class _Walk:
         following: list[_BlockStep] = []
         compacted: set[int] = set()
         for step, block in _fetched(self._store, steps):
-            if step.position in compacted or (block is None and self._is_compacted(step.position)):
+            if step.position in compacted or (block is None and self._is_another(step.position)):
                 compacted.add(step.position)
                 continue
             self.n_blocks += block is not None
@@ -169,6 +176,13 @@ def _fetched(store: IndexReader, steps: Sequence[_BlockStep]) -> Iterator[tuple[
     for start in range(0, len(steps), _BLOCKS_PER_READ):
         chunk = steps[start : start + _BLOCKS_PER_READ]
         yield from zip(chunk, store.blocks([step.ref for step in chunk]), strict=True)
+
+
+def _went_back(now: GroupState | None, before: GroupState) -> bool:
+    """True if a group's directory is older than it was: it only ever moves on, as long as the store loses nothing."""
+    if now is None:
+        return True
+    return (now.directory.number, now.directory.upto) < (before.directory.number, before.directory.upto)
 
 
 def _with_location(where: str, on_corrupt: OnCorrupt) -> OnCorrupt:

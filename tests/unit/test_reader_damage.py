@@ -129,3 +129,30 @@ def test_an_active_block_that_is_missing_is_told_and_those_before_it_are_read(in
     reader = ChangesReader(Proxy(index.reader, channel_states=states), told.append)
     assert len(reader.changes(["A"]).entries) == 36
     assert "missing" in str(told[0])
+
+
+@pytest.mark.parametrize("lost", ["a rotation", "a move of the clock", "the group", "the channel"])
+def test_a_directory_of_a_server_whose_successor_lacks_the_newest_is_read_again_there(index, lost):
+    """One connection broke between two requests of a read: the directory is of the one, blocks are of the other."""
+    filled(index)
+    if lost == "the channel":
+        index.write(1, [Row("B", 0, 1, "gone")])
+    name = "B" if lost == "the channel" else "A"
+    n_read = 0
+
+    def states(channels):
+        nonlocal n_read
+        n_read += 1
+        found = index.reader.channel_states(channels)
+        if n_read > 1:
+            return [None] * len(channels) if name == "B" else found
+        ((group, state),) = found[0].groups.items()
+        newest = state.directory._replace(number=state.directory.number + 1)
+        if lost == "a move of the clock":
+            newest = state.directory._replace(upto=state.directory.upto + 1000)
+        named = "another" if lost == "the group" else group
+        return [ChannelState({named: state._replace(directory=newest, tail=None)})]
+
+    entries = ChangesReader(Proxy(index.reader, channel_states=states)).changes([name]).entries
+    assert len(entries) == (0 if name == "B" else 40)
+    assert n_read > 1
