@@ -25,7 +25,8 @@ class World(OwnerSteps, ReaderSteps):
 
     `groups` is the group of each owner, in the order in which they begin; `runs` how many compactions each compactor
     begins; a block is full with `full` entries. Without `zombies`, an owner ends when the next one begins. At the
-    beginning the first owner has indexed so many changes, and the reader was told so many.
+    beginning the first owner has indexed so many changes, and the reader was told so many. With `reads_at_once`,
+    nothing happens while it reads.
     """
 
     source: Source
@@ -37,6 +38,7 @@ class World(OwnerSteps, ReaderSteps):
     told: int = 0
     fails_over: bool = True
     reads: bool = True
+    reads_at_once: bool = False
     rules: Rules = field(default=Rules())
 
     def first(self) -> State:
@@ -48,7 +50,7 @@ class World(OwnerSteps, ReaderSteps):
             state = next(self._arrive(state, 0, state.owners[0]))
             state = next(self._advance(state, 0, state.owners[0]))
             for _ in range(3 if seqno == self.told else 0):  # take a view, list, read
-                state = next(self._read(state))
+                state = next(self._read_on(state))
         return state
 
     def walk(self, most: int = 10_000_000) -> int:

@@ -8,6 +8,8 @@ view, reads the directory, then the blocks, with everything else between. In eve
 
 * nothing is lost, and nothing is phantom, for who reads now from the beginning;
 * what the token of the reader covers, it was told; deletions too, if it has the document;
+* of each document that it has and that a rollback took back it is told that it is withdrawn, if nothing replaced it,
+  and it comes within `dead_retention`; and of no document that is there;
 * what it is told by a view that is not older than `min_lag` and `dead_retention` is what the source said then;
 * the directory names what is there, and nothing else is there for good.
 
@@ -31,6 +33,8 @@ REPLACED = Source((("a", "a"), ("a", "b")), kept=1)
 """A document changes twice; the failover takes back the second change."""
 DELETED = Source((("a", "-a", "b"), ("a", "-a", "c")), kept=2)
 """A document is deleted; the failover takes back what came later."""
+WITHDRAWN = Source((("a", "b"), ("a", "c")), kept=1)
+"""A document is taken back, and nothing replaces it."""
 STILL = Source((("a", "-a", "b"),) * 2, kept=3)
 APART = Source((("a", "b"),) * 2, kept=2)
 LONG = Source((("a", "a", "b"), ("a", "b", "c")), kept=1)
@@ -45,6 +49,7 @@ WORLDS = pytest.mark.parametrize(
         pytest.param(World(REPLACED, (0,), indexed=2), 15_000, id="a rollback and a reader"),
         pytest.param(World(DELETED, (0,), indexed=3, told=1), 20_000, id="a deletion that the source has purged"),
         pytest.param(World(DELETED, (0,), indexed=3, told=1, rules=FORGETTING), 20_000, id="removals and a rollback"),
+        pytest.param(World(WITHDRAWN, (0,), indexed=2, told=2), 5_000, id="a document that is withdrawn"),
         pytest.param(World(REPLACED, (0,), (1, 1), fails_over=False, reads=False), 500, id="two compactors"),
         pytest.param(World(REPLACED, (0, 1), fails_over=False, indexed=1), 10_000, id="a zombie and a reader"),
     ],
@@ -71,6 +76,9 @@ def test_every_reachable_state_keeps_the_promises(world: World, n_states: int) -
         pytest.param(World(REPLACED, (0, 0), indexed=2), id="zombies of one group, a rollback and a reader"),
         pytest.param(World(REPLACED, (0, 1), indexed=2), id="zombies of two groups, a rollback and a reader"),
         pytest.param(World(DELETED, (0, 0), indexed=3, told=1), id="two owners of a vbucket that is streamed anew"),
+        pytest.param(
+            World(WITHDRAWN, (0, 1), (1, 1), indexed=2, told=2), id="what is withdrawn, two owners, two compactors"
+        ),
         pytest.param(World(LONG, (0,), (2, 1), indexed=2, full=2), id="two compactors, one by its view of before"),
     ],
 )
@@ -79,11 +87,13 @@ def test_the_nearest_states_of_larger_worlds_keep_the_promises(world: World) -> 
 
 
 def _broken(fault: str, world: World) -> object:
-    return pytest.param(replace(world, rules=world.rules._replace(fault=fault)), id=fault)
+    at_once = ", no reader in the middle" if world.reads_at_once else ""
+    return pytest.param(replace(world, rules=world.rules._replace(fault=fault)), id=fault + at_once)
 
 
 _ONE = World(REPLACED, (0,), indexed=2, reads=False)
 _TWO = World(REPLACED, (0, 0), fails_over=False, indexed=1)
+_TAKEN_BACK = World(WITHDRAWN, (0,), indexed=2, told=2, reads_at_once=True)
 _FORGETS = World(STILL, (0,), fails_over=False, indexed=2, told=1, rules=FORGETTING)
 
 
@@ -122,6 +132,9 @@ _FORGETS = World(STILL, (0,), fails_over=False, indexed=2, told=1, rules=FORGETT
         _broken(readers.NO_CHECK, _FORGETS),
         _broken(readers.REFUSES_ALL, _FORGETS),
         _broken(readers.HOLDS_NOTHING, World(DELETED, (0,), indexed=3, told=1, rules=FORGETTING)),
+        # 7: withdrawn; no reader is in the middle, so none else misses what is dead
+        _broken(compacting.YOUNG_DEAD, _TAKEN_BACK),
+        _broken(readers.SAYS_NOTHING, _TAKEN_BACK),
     ],
 )
 def test_each_rule_that_is_planted_broken_is_found(world: World) -> None:
