@@ -91,6 +91,52 @@ def test_a_node_compacts_what_it_writes_and_readers_are_told_the_same(bucket, tm
         assert node.drain() == exits.OK
 
 
+def test_what_a_node_that_is_killed_compacted_another_one_compacts(bucket, tmp_path, redis_url):
+    """Each of two has partitions and a compactor, which one channel has no owner for; one is killed in the midst."""
+    source, written = synthetic_revisions(seed=4, n_documents=20), []
+    with (
+        connect(bucket) as client,
+        Node("n1", tmp_path, redis_url, bucket, **SETTINGS).start() as first,
+        Node("n2", tmp_path, redis_url, bucket, **SETTINGS).start() as second,
+        closing(open_reader(IndexSettings(store=redis_url))) as reader,
+    ):
+        loader = Loader(client, InlineLayout())
+
+        def write(n: int) -> None:
+            part = [next(source) for _ in range(n)]
+            loader.load(part)
+            written.extend(part)
+
+        def owners() -> set[str]:
+            return {record.owner.partition("-")[0] for record in reader.partition_records()}
+
+        def generations() -> dict[str, int]:
+            channels = list(reader.channels())
+            states = reader.channel_states(channels)
+            return {name: state.compacted.generation for name, state in zip(channels, states, strict=True) if state}
+
+        def is_compacted_since(before: dict[str, int]) -> bool:
+            write(60)
+            now = generations()
+            return 2 * sum(now[name] > generation for name, generation in before.items()) > len(before)
+
+        until(lambda: first.children("compactor") and second.children("compactor"), "both compactors to run")
+        write(200)
+        await_stable(redis_url, bucket)
+        until(lambda: owners() == {"n1", "n2"}, "each to have a share of the partitions")
+        until(lambda: is_compacted_since(dict.fromkeys(reader.channels(), 0)), "most channels to be compacted")
+        first.kill()
+        before = generations()
+        until(lambda: is_compacted_since(before), "most of them to be compacted again")
+        until(lambda: owners() == {"n2"}, "the other one to have all partitions")
+        await_stable(redis_url, bucket)
+        expected = expected_channels(
+            [{"id": r.id, "rev": r.rev, "channels": r.channels, "deleted": r.deleted} for r in written]
+        )
+        assert indexed_channels(redis_url) == expected
+        assert second.drain() == exits.OK
+
+
 def test_a_node_with_no_compactor_compacts_nothing(bucket, tmp_path, redis_url):
     with Node("n1", tmp_path, redis_url, bucket, **SETTINGS, workers__compactors=0).start() as node:
         until(lambda: node.children("batch_writer"), "the node to run")
