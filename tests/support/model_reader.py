@@ -117,7 +117,7 @@ class ReaderSteps:
         taken = _taken_back(reader.view, reader.epoch, reader.since, reader.delivered)
         withdrawn = _withdrawn(reader.view, found, taken) if self.rules.fault != SAYS_NOTHING else set[str]()
         (stable,) = reader.view.stable
-        wrong = withdrawn & {entry.doc for entry in self.source.newest(branch, stable)}
+        wrong = withdrawn & {entry.doc for entry in self._expected(state, branch, stable)}
         if is_young and wrong:
             raise PromiseBroken(f"a reader at {reader.since} is told that {wrong} is withdrawn")
         there = {entry.doc for entry in self.source.newest(branch, max((stable, *reader.view.restarting)))}
