@@ -3,8 +3,9 @@
     python -m benchmarks.growth [--documents 300000] [--pairs 1] [--prior 10000000] [--only vbuckets --only entries …]
 
 vbuckets: a whole node with 64 and with 1,024. entries: one that begins with an empty index, and one that finds a large
-one, of 1,000 channels and of 100,000. Both in turn, pair by pair, in µs of CPU per document of node and Redis, without
-starting. documents: small and large ones, inline and with `_sync` in an xattr, stage by stage.
+one, of 1,000 channels and of 100,000; without compactors, which look at what is there at a pace of their own, whatever
+comes. Both in turn, pair by pair, in µs of CPU per document of node and Redis, without starting. documents: small and
+large ones, inline and with `_sync` in an xattr, stage by stage.
 """
 
 import argparse
@@ -68,8 +69,8 @@ def of_vbuckets(count: int, n_pairs: int) -> list[Pair]:
     return _pairs(run_of(FEW_VBUCKETS), run_of(N_VBUCKETS), count, n_pairs)
 
 
-def of_entries(case: Case, count: int, n_pairs: int, n_entries: int) -> list[Pair]:
-    """A node that finds no entries in its index, and one that finds *n_entries*."""
+def of_entries(case: Case, count: int, n_pairs: int, n_entries: int, n_least: int = 0) -> list[Pair]:
+    """A node that finds *n_least* entries in its index, and one that finds *n_entries*."""
     above = seqno_of(n_entries)
 
     def run_of(n_prior: int) -> Run:
@@ -77,11 +78,11 @@ def of_entries(case: Case, count: int, n_pairs: int, n_entries: int) -> list[Pai
             with EmbeddedRedis() as store, loaded(case, n_documents, above=above) as bucket:
                 source = describe(SourceSettings(bucket.url, bucket.user, bucket.password))
                 make_index(store.url, source.uuid, case, n_prior, above)
-                return run_node_into(store.url, bucket, n_documents)
+                return run_node_into(store.url, bucket, n_documents, "workers.compactors = 0")
 
         return run
 
-    return _pairs(run_of(0), run_of(n_entries), count, n_pairs)
+    return _pairs(run_of(n_least), run_of(n_entries), count, n_pairs)
 
 
 def _pairs(small: Run, large: Run, count: int, n_pairs: int) -> list[Pair]:
@@ -114,13 +115,17 @@ def _cells(run: Figures) -> tuple[str, str]:
     return f"{run.cpu_us:.2f}", ", ".join(f"{us:.2f}" for us in parts)
 
 
-def measure(names: Sequence[str], count: int, n_pairs: int, n_entries: int, console: Console) -> dict[str, object]:
+def measure(
+    names: Sequence[str], count: int, n_pairs: int, n_entries: int, console: Console, n_least: int = 0
+) -> dict[str, object]:
     """Measure what is named, print the tables; the figures of every run."""
     found: dict[str, list[Pair]] = {}
     if "vbuckets" in names:
         found[f"{FEW_VBUCKETS} and {N_VBUCKETS} vbuckets"] = of_vbuckets(count, n_pairs)
     for case in (C1000, C100000) if "entries" in names else ():
-        found[f"{case.name}: no and {n_entries:,} entries"] = of_entries(case, count, n_pairs, n_entries)
+        found[f"{case.name}: {n_least:,} and {n_entries:,} entries"] = of_entries(
+            case, count, n_pairs, n_entries, n_least
+        )
     for title, pairs in found.items():
         console.print(table_of(title, pairs))
     kept: dict[str, object] = {
@@ -140,10 +145,11 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=300_000)
     parser.add_argument("--pairs", type=int, default=1)
     parser.add_argument("--prior", type=int, default=10_000_000)
+    parser.add_argument("--least", type=int, default=0, help="entries of the smaller index")
     parser.add_argument("--only", action="append", choices=NAMES)
     args = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 160)
-    found = measure(args.only or NAMES, args.documents, args.pairs, args.prior, console)
+    found = measure(args.only or NAMES, args.documents, args.pairs, args.prior, console, args.least)
     print(f"figures of every run: {write_results('growth', found)}")
 
 
