@@ -189,12 +189,12 @@ def leads_elsewhere(connect: Callable[[], Any], connection: Any) -> bool:
     """Return true if *connect* leads to another server now than the one of *connection*, and that answers.
 
     The same server, which answers others and not us, is slow to us: writes may be paused, or it has threads. Of who
-    does not say who it is we know nothing.
+    does not say who it is, or has not yet, because we are about to connect, we know nothing.
     """
     other = connect()
     assert other is not connection, "the one that is silent keeps what it waits for"
     answers = _is_found(other) and ask_once(other, "PING") is not None
-    return answers and bool(other.run_id) and other.run_id != connection.run_id
+    return answers and bool(other.run_id and connection.run_id) and other.run_id != connection.run_id
 
 
 def _is_found(connection: Any) -> bool:

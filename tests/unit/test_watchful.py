@@ -1,4 +1,4 @@
-"""What says that a server has a successor, and what does not: without servers."""
+"""What says that a server has a successor, and what does not."""
 
 import socket
 from contextlib import closing
@@ -8,6 +8,7 @@ import pytest
 from channelindex.errors import StoreUnavailable
 from channelindex.redis import cluster_link
 from channelindex.redis.cluster_link import ClusterLink
+from channelindex.redis.endpoints import server_of
 from channelindex.redis.errors import Purpose
 from channelindex.redis.watchful import WatchfulSocket
 from channelindex.redis_url import parse_redis_url
@@ -46,3 +47,15 @@ def test_a_node_of_a_cluster_has_a_successor_if_another_knows_masters_without_it
     link = ClusterLink(parse_redis_url("redis+cluster://a:1,b:2"), purpose, "")
     of_a, _ = link.servers()
     assert of_a._connect().has_successor() == is_replaced
+
+
+def test_a_server_that_has_not_said_yet_who_it_is_is_waited_for(redis_url):
+    """It is slow to answer who connects, and answers who looks."""
+    connection = server_of(parse_redis_url(redis_url))()
+    assert connection.run_id is None
+    assert not connection.has_successor()
+    connection.connect()
+    assert not connection.has_successor()
+    connection.run_id = "another"
+    assert connection.has_successor()
+    connection.disconnect()
