@@ -98,12 +98,13 @@ class ChannelCompactor:
         Raises:
             StoreUnavailable, OutcomeUnknown: it may have happened, or be left half-way, which harms nobody.
         """
-        plan = self._plan(channel, extent)
-        if plan is None:
-            return ChannelResult(channel, "gone")
         try:
+            plan = self._plan(channel, extent)
+            if plan is None:
+                return ChannelResult(channel, "gone")
             selection, taken = self._select(channel, plan, view, takes_active=all_dead)
         except _BlocksGone as error:
+            assert plan is not None, "blocks are of a directory"
             (state,) = self._reader.channel_states([channel])
             is_same = state is not None and state.compacted.generation == plan.state.compacted.generation
             return ChannelResult(channel, "damaged" if is_same else "refused", detail=str(error))

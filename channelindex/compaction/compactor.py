@@ -10,7 +10,7 @@ from channelindex.compaction.due import DueChannel, Extent, due
 from channelindex.compaction.pruning import PRUNED_AT_ONCE, prunings
 from channelindex.compaction.rest import Rest
 from channelindex.compaction.view import CompactionView, take_view
-from channelindex.errors import StaleEpoch, Transient
+from channelindex.errors import IndexCorrupt, StaleEpoch, Transient
 from channelindex.model import STAR_CHANNEL
 from channelindex.settings import CompactionSettings
 from channelindex.stores.base import IndexReader
@@ -62,8 +62,9 @@ class Compactor:
     def find_due(self, channels: Iterable[str], *, tidies: bool = False) -> list[DueChannel]:
         """Those of *channels* that are due, in the order in which to compact them: the star channel, then by gain.
 
-        Where it *tidies*, the store reserves no more behind the active blocks of those that rest than it has to, and
-        what compactors that died have left is swept.
+        A damaged channel is due last of all: `compact` says what is wrong with it. Where it *tidies*, the store
+        reserves no more behind the active blocks of those that rest than it has to, and what compactors that died have
+        left is swept.
         """
         present = frozenset(self._reader.stable_view().epochs)
         found: list[DueChannel] = []
@@ -72,21 +73,32 @@ class Compactor:
             self._rest.look()
         for chunk in _chunks(channels, _CHANNELS_AT_ONCE):
             now_s = self._clock()
-            found_sizes = self._store.sizes(chunk)
+            sizes_by_channel, damaged = self._sizes(chunk)
             if tidies:
-                self._tidy(
-                    {name: sizes for name, sizes in zip(chunk, found_sizes, strict=True) if sizes is not None}, now_s
-                )
-            for channel, sizes in zip(chunk, found_sizes, strict=True):
-                if sizes is not None:
-                    n_channels += 1
-                    n_bytes += sizes.n_bytes
-                    live_bytes += sizes.compacted.live
-                    one = due(channel, sizes, present, self._block_bytes, self._settings, now_s)
-                    found += [one] if one else []
+                self._tidy(sizes_by_channel, now_s)
+            for channel, sizes in sizes_by_channel.items():
+                n_bytes += sizes.n_bytes
+                live_bytes += sizes.compacted.live
+                one = due(channel, sizes, present, self._block_bytes, self._settings, now_s)
+                found += [one] if one else []
+            found += [DueChannel(channel, Extent.FULL, gain=0) for channel in damaged]
+            n_channels += len(sizes_by_channel) + len(damaged)
             self._pause()
         self.seen = SeenSizes(n_channels, n_bytes, live_bytes)
         return sorted(found, key=lambda each: (each.channel != STAR_CHANNEL, -each.gain))
+
+    def _sizes(self, channels: Sequence[str]) -> tuple[dict[str, ChannelSizes], Sequence[str]]:
+        """The sizes of *channels* that are there, and those whose directories are damaged: the others go on."""
+        try:
+            sizes = self._store.sizes(channels)
+        except IndexCorrupt:
+            if len(channels) == 1:
+                return {}, channels
+            parts = [self._sizes([channel]) for channel in channels]
+            return {name: one for part, _ in parts for name, one in part.items()}, [
+                d for _, each in parts for d in each
+            ]
+        return {name: one for name, one in zip(channels, sizes, strict=True) if one is not None}, ()
 
     def _tidy(self, sizes_by_channel: Mapping[str, ChannelSizes], now_s: float) -> None:
         """See `find_due`. A block that grows is left alone: it needs the room, and a replica is sent it whole."""
@@ -99,10 +111,11 @@ class Compactor:
     def is_due(self, channel: str) -> bool:
         """True if *channel* is due now."""
         present = frozenset(self._reader.stable_view().epochs)
-        (sizes,) = self._store.sizes([channel])
-        if sizes is None:
-            return False
-        return due(channel, sizes, present, self._block_bytes, self._settings, self._clock()) is not None
+        sizes_by_channel, damaged = self._sizes([channel])
+        return bool(damaged) or any(
+            due(channel, sizes, present, self._block_bytes, self._settings, self._clock())
+            for sizes in sizes_by_channel.values()
+        )
 
     def compact(self, channel: str, extent: Extent = Extent.FULL, *, dry_run: bool = False) -> ChannelResult:
         """Compact *channel*, due or not.

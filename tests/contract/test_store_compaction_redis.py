@@ -23,7 +23,7 @@ from channelindex.stores.compacting import STRAY_S, Switch
 from channelindex.stores.redis import channel_repair
 from channelindex.stores.redis import compaction as redis_compaction
 from channelindex.stores.redis.keys import Keys
-from tests.support.stores import META, Backend, append, checkpoints, entry
+from tests.support.stores import GROUP, META, Backend, append, checkpoints, entry
 
 SETTINGS = CompactionSettings(min_lag_s=1.0, dead_retention_s=1.0, grace_s=60.0)
 BLOCK_BYTES = 20
@@ -267,6 +267,21 @@ def test_a_directory_that_is_lost_meanwhile_is_damage_and_nothing_is_put_in_its_
             index.sweep()
             with pytest.raises(IndexCorrupt) if lost else nullcontext():
                 assert index.told() == TOLD
+
+
+def test_a_garbled_directory_holds_up_no_other_channel(redis_url):
+    with _index(redis_url) as index:
+        index.backend.writer().write([append("B", 2, entry(0, 30))])
+        index.client.hset(index.keys.channel("B"), f"g{GROUP}", b"7")
+        compactor = Compactor(
+            index.backend.compaction(), index.backend.reader(), SETTINGS, BLOCK_BYTES, clock=lambda: NOW_S
+        )
+        found = [due.channel for due in compactor.find_due(["A", "B", "none"], tidies=True)]
+        assert found == ["A", "B"]
+        assert compactor.seen.n_channels == 2
+        outcomes = [(compactor.is_due(channel), compactor.compact(channel).outcome) for channel in found]
+        assert outcomes == [(True, "compacted"), (True, "damaged")]
+        assert index.told() == TOLD
 
 
 def test_what_is_noted_of_a_channel_whose_directory_was_lost_is_not_taken_for_the_channel(redis_url):
