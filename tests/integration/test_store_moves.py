@@ -126,6 +126,7 @@ def test_masters_that_die_for_good_are_found_again_at_their_replicas(users):
     with ClusterOfThree(replicas=True) as cluster:
         connected = users(cluster.url)
         for number in range(N_MASTERS):
+            cluster.await_offset(number)  # what a failover loses, a feed brings again: there is none
             cluster.kill(number)
             connected.find_the_store_again()
             assert cluster.is_master(number + N_MASTERS)
@@ -250,6 +251,7 @@ def test_a_server_that_answers_others_is_not_given_up_for_being_slow_to_us(users
 def test_a_master_that_the_sentinel_replaces_is_found_again(users):
     with SentinelAndMaster() as servers:
         connected = users(servers.url)
+        servers.await_replica()
         servers.fail_over()
         connected.find_the_store_again()
 
@@ -270,6 +272,7 @@ def test_readers_find_the_new_master_though_the_old_one_lives_and_keeps_them(use
     with MasterAndReplica() as servers:
         link = address(servers.ports[0])
         connected = users(link.url)
+        servers.await_replica()
         servers.promote()
         link.upstream = servers.ports[1]
         elsewhere, counter = Backend(link.url), connected.reader.stable_counter()
