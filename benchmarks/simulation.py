@@ -44,7 +44,7 @@ class SharedView:
     def leases(self) -> dict[int, str]:
         return self._view.leases
 
-    def held_by(self, node: str) -> tuple[int, ...]:
+    def owned_by(self, node: str) -> tuple[int, ...]:
         return self._partitions.get(node, ())
 
     def target(self, n_partitions: int) -> Target:
