@@ -411,22 +411,22 @@ def _run(machine: type[IndexLife], share: float) -> None:
 
 @pytest.mark.hypothesis
 def test_any_life_in_memory():
-    _run(IndexLife, share=1.0)
+    _run(IndexLife, share=2.0)
 
 
 @pytest.mark.hypothesis
 def test_any_life_in_redis(redis_server):
     IndexLifeInRedis.url = redis_server.url
-    _run(IndexLifeInRedis, share=0.2)
+    _run(IndexLifeInRedis, share=0.4)
 
 
 @pytest.mark.hypothesis
 def test_any_life_in_a_cluster(cluster_of_three):
     IndexLifeInRedis.url = cluster_of_three.url
-    _run(IndexLifeInRedis, share=0.1)
+    _run(IndexLifeInRedis, share=0.2)
 
 
 @pytest.mark.hypothesis
 def test_any_life_in_couchbase(couchbase_url):
     IndexLifeInCouchbase.url = couchbase_url
-    _run(IndexLifeInCouchbase, share=0.2)
+    _run(IndexLifeInCouchbase, share=0.4)
