@@ -5,9 +5,10 @@ one new epoch, at a time that nobody outside knows, if it has to at all. So the 
 is sent back and no clock goes back more often than rollbacks had begun by then. How far back is not judged: a feed
 resumes at the end of the last snapshot that was complete, which may lie below what the bucket kept, and a reader begins
 at 0 again. Who reads over HTTP is told neither vbucket nor seqno and may be told twice, so only what he believes at
-the end is judged. A store that loses its newest writes is recorded as two rollbacks of all vbuckets
-(`World.note_loss`). One that is handed over and may make the index go back a little is recorded as a return
-(`World.note_return`): it sends readers back too, but far less than to 0.
+the end is judged. A store that loses its newest writes is recorded as two rollbacks of all vbuckets, and as one more of
+each that the bucket had just before or has meanwhile (`World.note_loss`): it may lose that this was followed. One that
+is handed over and may make the index go back a little is recorded as a return (`World.note_return`): it sends readers
+back too, but far less than to 0.
 """
 
 from bisect import bisect_right
@@ -35,6 +36,7 @@ class Begun:
         self._floors_by_vb: defaultdict[int, list[tuple[float, int]]] = defaultdict(list)
         self._times_by_vb: defaultdict[int, list[float]] = defaultdict(list)
         self._spans_by_vb: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
+        self._lost_by_vb: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
         for rollback in sorted(rollbacks):
             for vb in rollback.vbs:
                 self._times_by_vb[vb].append(rollback.begun)
@@ -42,6 +44,8 @@ class Begun:
                 self._floors_by_vb[vb].append((rollback.begun, floor))
                 over = min(rollback.followed + SURELY_S, rollback.begun + FOLLOWED_S)
                 self._spans_by_vb[vb].append((rollback.begun, over))
+                if rollback.again:
+                    self._lost_by_vb[vb].append((rollback.begun, over))
 
     def count(self, vb: int, at: float) -> int:
         """How many there were of *vb* by then."""
@@ -56,6 +60,10 @@ class Begun:
     def lately(self, vb: int, at: float) -> bool:
         """Whether the index may be about to follow one of *vb*."""
         return any(begun <= at <= over for begun, over in self._spans_by_vb[vb])
+
+    def lost(self, vb: int, at: float) -> bool:
+        """Whether the store may have lost that the index followed one of *vb*."""
+        return any(begun <= at <= over for begun, over in self._lost_by_vb[vb])
 
 
 def _floor(samples: Sequence[StableSample], vb: int, begun: float) -> int:
@@ -99,14 +107,16 @@ def _repeated(tellings: Iterable[Told], begun: Begun) -> Iterator[Finding]:
     """Tellings that do not go on behind the one before of their vbucket.
 
     Each answer holds a window of a vbucket, ascending, and the next one begins where it ended. A reader who had seen
-    what a rollback took back begins this vbucket at 0 again.
+    what a rollback took back begins this vbucket at 0 again. Where the store has lost that the index followed a
+    rollback, a seqno is told of what was taken back and of what came instead, until it is followed once more.
     """
     last_seqno: dict[int, int] = {}
     used: defaultdict[int, set[int]] = defaultdict(set)
     told_since: defaultdict[int, set[tuple[str, int]]] = defaultdict(set)
     for told in tellings:
         vb, this = told.vb, (told.doc, told.seqno)
-        if told.seqno <= last_seqno.get(vb, 0):
+        is_of_two_branches = told.seqno == last_seqno.get(vb) and this not in told_since[vb] and begun.lost(vb, told.at)
+        if told.seqno <= last_seqno.get(vb, 0) and not is_of_two_branches:
             reason = begun.sends_back(told, used[vb])
             if reason is not None:
                 used[vb].add(reason)

@@ -52,6 +52,7 @@ class Rollback(NamedTuple):
 
     The index follows within an unknown time after `begun`, and seemed to have done so at `followed`. `kept` are the
     high seqnos that were left, by the order of `vbs`. One that `returns` took nothing: the index goes back a little.
+    One is there `again` if the store may have lost that the index followed it.
     """
 
     begun: float
@@ -60,6 +61,12 @@ class Rollback(NamedTuple):
     kept: tuple[int, ...]
     followed: float = math.inf
     returns: bool = False
+    again: bool = False
+
+    def once_more(self, at: float) -> "Rollback":
+        """What the index follows again if the store loses, at that time, that it has followed this one."""
+        assert self.begun <= at
+        return Rollback(at, at, self.vbs, self.kept, again=True)
 
 
 @dataclass

@@ -193,6 +193,27 @@ def test_the_stable_clock_goes_forward_but_for_once_after_each_rollback() -> Non
     assert found(Record(samples=samples[:3], rollbacks=[ROLLBACK._replace(begun=12.5)])) == ["stable moved back"]
 
 
+def test_a_rollback_that_the_store_lost_is_followed_once_more() -> None:
+    seqnos = ((9.0, 30), (12.0, 20), (13.0, 30), (14.0, 25), (15.0, 0), (16.0, 20), (17.0, 15))
+    samples = [StableSample(at, (7, 7, 7, seqno)) for at, seqno in seqnos]
+    loss = Rollback(12.5, 12.5, tuple(range(4)), ())
+    lost = [ROLLBACK, loss]
+    assert found(Record(samples=samples[:-1], rollbacks=lost)) == ["stable moved back"]
+    lost.append(ROLLBACK.once_more(12.5))
+    assert found(Record(samples=samples[:-1], rollbacks=lost)) == []
+    assert found(Record(samples=samples, rollbacks=lost)) == ["stable moved back"]
+
+
+def test_both_branches_of_a_rollback_that_the_store_lost_are_told_once() -> None:
+    def found_after(*rollbacks: Rollback) -> list[str]:
+        tellings = [told(5, 12.0), told(5, 12.0, doc="other"), told(6, 12.0)]
+        return [kind for kind in found_of(*tellings, rollbacks=rollbacks) if kind != "missed"]
+
+    assert found_after(ROLLBACK.once_more(11.0)) == []
+    assert found_after() == ["went back"]
+    assert found_of(told(5, 12.0), told(5, 12.0), rollbacks=(ROLLBACK.once_more(13.0),)) == ["duplicate"]
+
+
 # -- the store's bytes
 
 

@@ -1,5 +1,6 @@
 """Whole nodes, two Redis, a bucket of three nodes, writers, readers: all that a fault can hit, and its healing."""
 
+import math
 import random
 import signal
 import subprocess
@@ -333,7 +334,9 @@ class World:
             yield
             high_seqnos = self.bucket.high_seqnos()
             kept = tuple(high_seqnos[vb] for vb in vbs)
-            self.record.rollbacks.append(Rollback(begun, time.monotonic(), vbs, kept))
+            rollback = Rollback(begun, time.monotonic(), vbs, kept)
+            is_lost = any(not each.kept and not each.returns for each in self._rollbacks_to_follow())
+            self.record.rollbacks += [rollback, rollback.once_more(rollback.ended)] if is_lost else [rollback]
             for writer in self.writers:
                 writer.find_what_was_taken_back(vbs)
 
@@ -341,10 +344,18 @@ class World:
         """The store may lose the newest of what it has acknowledged.
 
         That sends index and readers back twice: with the store, and once more by the epoch that begins where the index
-        was surely complete.
+        was surely complete. A rollback of the bucket in the same episode is followed once more by a store that has lost
+        that it was.
         """
         now = time.monotonic()
-        self.record.rollbacks += [Rollback(now, now, tuple(range(N_VBUCKETS)), ())] * 2
+        again = [
+            rollback.once_more(now) for rollback in self._rollbacks_to_follow() if rollback.kept and not rollback.again
+        ]
+        self.record.rollbacks += [Rollback(now, now, tuple(range(N_VBUCKETS)), ())] * 2 + again
+
+    def _rollbacks_to_follow(self) -> list[Rollback]:
+        """Those of this episode."""
+        return [rollback for rollback in self.record.rollbacks if rollback.followed == math.inf]
 
     def note_return(self) -> None:
         """The store is handed over and loses nothing; the index may go back a little, and readers with it."""
