@@ -1,5 +1,6 @@
 """What a process uses of the machine, as /proc says it."""
 
+import mmap
 import os
 import time
 
@@ -8,7 +9,10 @@ from workers.telemetry.process_use import process_use
 
 def test_cpu_time_and_memory_of_this_process_grow_with_what_it_does():
     cpu_before_s, memory_before = process_use(os.getpid())
-    held = bytearray(os.urandom(1)) * 50_000_000
+    held = mmap.mmap(
+        -1, 50_000_000, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    )  # what malloc gives may be used already
+    held.write(b"x" * len(held))
     until = time.process_time() + 0.1
     while time.process_time() < until:
         pass
