@@ -8,6 +8,7 @@
 -- include errors.lua
 local prefix, channel = ARGV[1], ARGV[2]
 -- include strays.lua
+-- include outputs.lua
 local generation, now, output, first, sizes = unpack(cmsgpack.unpack(ARGV[3]))
 
 return with_key_in_error(function()

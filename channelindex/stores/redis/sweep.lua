@@ -7,6 +7,7 @@
 -- include errors.lua
 local prefix, channel = ARGV[1], ARGV[2]
 -- include strays.lua
+-- include expire.lua
 local ms, most, since = unpack(cmsgpack.unpack(ARGV[3]))
 
 return with_key_in_error(function()

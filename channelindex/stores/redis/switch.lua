@@ -14,6 +14,8 @@
 -- include errors.lua
 local prefix, channel = ARGV[1], ARGV[2]
 -- include strays.lua
+-- include outputs.lua
+-- include expire.lua
 local generation, live, at, ms, most, output, directory, kept, sizes, groups = unpack(cmsgpack.unpack(ARGV[3]))
 
 local function went_back(present, active, bytes)
