@@ -383,6 +383,7 @@ class World:
         """Wait until the index has all that the bucket has now, and nothing beyond; the seconds that took."""
         begun = time.monotonic()
         high_seqnos = self.bucket.high_seqnos()
+        self._clock.close()  # a master that was replaced while it hung serves its connections until it is told so
         if self.lost_key is not None:
             self._has_lost_keys = True
             self.lost_key.await_repair(self.store.url, self.operator.config, self.revive)
