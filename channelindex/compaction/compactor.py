@@ -94,10 +94,13 @@ class Compactor:
         except IndexCorrupt:
             if len(channels) == 1:
                 return {}, channels
-            parts = [self._sizes([channel]) for channel in channels]
-            return {name: one for part, _ in parts for name, one in part.items()}, [
-                d for _, each in parts for d in each
-            ]
+            known: dict[str, ChannelSizes] = {}
+            damaged: list[str] = []
+            for channel in channels:
+                its_sizes, its_damage = self._sizes([channel])
+                known |= its_sizes
+                damaged += its_damage
+            return known, damaged
         return {name: one for name, one in zip(channels, sizes, strict=True) if one is not None}, ()
 
     def _tidy(self, sizes_by_channel: Mapping[str, ChannelSizes], now_s: float) -> None:
