@@ -71,6 +71,10 @@ class Link(ABC):
         self.purpose = purpose
         self.where = where
 
+    def leads_elsewhere(self) -> bool:
+        """True if another server has taken the place of the one that we are connected to, though it may answer us."""
+        return False
+
     def __enter__(self) -> Self:
         return self
 
@@ -314,6 +318,10 @@ class ServerLink(Link):
             self._give_up()
         elif any(map(closes_connection, errors)):
             self.close()
+
+    def leads_elsewhere(self) -> bool:
+        """See `Link.leads_elsewhere`. Takes a second at most."""
+        return self._connection is not None and self._connection.has_successor()
 
     def check(self) -> None:
         """Find out whether the server has hung up on a connection that owes us nothing, and give it up then.

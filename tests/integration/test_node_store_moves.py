@@ -135,6 +135,21 @@ def test_a_node_follows_an_address_that_was_handed_over(tmp_path, bucket):
             site.suffer(move)
 
 
+def test_a_node_follows_an_address_that_moved_while_the_old_master_lives(tmp_path, bucket):
+    """It answers, and takes writes. Nobody else reads them: applications that connect get the new master."""
+    with MasterAndReplica() as servers, Proxy() as proxy:
+        address = proxy.link(servers.ports[0])
+        site = Site(tmp_path, bucket, address.url)
+
+        def move() -> None:
+            servers.client(1).execute_command("REPLICAOF", "NO", "ONE")
+            address.upstream = servers.ports[1]
+
+        with site.node:
+            site.suffer(move)
+            assert servers.client(0).execute_command("ROLE")[0] == b"master", "nobody demoted it"
+
+
 def test_a_node_outlives_a_master_whose_file_lost_its_end(tmp_path, bucket):
     """What was stable is gone, and nobody but the marks in that master's slots knows since when."""
     with ClusterOfThree(append_only=True) as cluster:

@@ -26,6 +26,9 @@ from channelindex.stores.redis.timelines import TimelineWriter, read_epochs
 ASK_INTERVAL_S = 1.0
 """Time for which the identity of the servers is assumed unchanged."""
 
+LOOK_PAUSE = 20
+"""Times as long as it took to look who has replaced our server, until we look again: a Sentinel may be silent."""
+
 HISTORY_INTERVAL_S = 0.5
 """The same of the history of a cluster's masters before a move of the stable clock: to ask three at each cost more than
 the move. What is moved over until then is taken back with all that no server vouches for, see `begin_all`."""
@@ -89,6 +92,7 @@ class RedisOwner(OwnerStore):
         """The replication ids of the servers, as they were found last."""
         self._identified_session = -1
         self._ask_again_at = 0.0
+        self._look_at = 0.0
         self._ask_histories_at = 0.0
 
     def servers(self) -> int:
@@ -262,6 +266,7 @@ class RedisOwner(OwnerStore):
         now = time.monotonic()
         if self._link.session == self._identified_session and now < self._ask_again_at:
             return
+        self._follow_address()
         servers = ask_servers(self._link)
         if not self._allow_eviction:
             refuse_eviction(servers)
@@ -269,6 +274,16 @@ class RedisOwner(OwnerStore):
         self._histories = [server.replication_id for server in servers]
         self._identified_session = self._link.session
         self._ask_again_at = now + ASK_INTERVAL_S
+
+    def _follow_address(self) -> None:
+        """Let go of a server that another one has replaced: if it only hung, it still serves the connections it had."""
+        began = time.monotonic()
+        if began < self._look_at:
+            return
+        if self._link.leads_elsewhere():
+            self._link.close()
+        looked_at = time.monotonic()
+        self._look_at = looked_at + max(ASK_INTERVAL_S, LOOK_PAUSE * (looked_at - began))
 
     def _begin_in_present_servers(self) -> None:
         """Ask who the servers are. If nothing was begun by this instance yet, they are those that it begins in."""
