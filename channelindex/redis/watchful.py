@@ -188,13 +188,16 @@ def ask_once(connection: Any, *command: Any) -> Any:
 def leads_elsewhere(connect: Callable[[], Any], connection: Any) -> bool:
     """Return true if *connect* leads to another server now than the one of *connection*, and that answers.
 
-    The same server, which answers others and not us, is slow to us: writes may be paused, or it has threads. Of who
+    The same server, which answers others and not us, is slow to us: writes may be paused, or it has threads. A replica
+    is no successor until it is promoted: the name may have been moved too early, or lead to replicas, too. Of who
     does not say who it is, or has not yet, because we are about to connect, we know nothing.
     """
     other = connect()
     assert other is not connection, "the one that is silent keeps what it waits for"
-    answers = _is_found(other) and ask_once(other, "PING") is not None
-    return answers and bool(other.run_id and connection.run_id) and other.run_id != connection.run_id
+    told = ask_once(other, "INFO", "replication") if _is_found(other) else None
+    if told is None or b"role:slave" in told:
+        return False
+    return bool(other.run_id and connection.run_id) and other.run_id != connection.run_id
 
 
 def _is_found(connection: Any) -> bool:

@@ -163,6 +163,26 @@ def test_a_master_that_hangs_and_whose_address_moves_is_found_again(users, addre
             connected.find_the_store_again()
 
 
+def test_an_owner_stays_with_its_master_until_the_replica_that_the_address_leads_to_is_promoted(users, address, looks):
+    """The address was moved too early, or is a name of replicas, too. A replica takes no writes."""
+    with MasterAndReplica() as servers:
+        link = address(servers.ports[0])
+        connected = users(link.url)
+        link.upstream = servers.ports[1]
+        n_looks = len(looks)
+
+        def looked() -> bool:
+            connected.owner.advance(connected.epoch, checkpoints({0: connected.seqno}))
+            return len(looks) > n_looks
+
+        until(looked, "the owner to have looked where the address leads")
+        assert not any(looks)
+        servers.await_replica()
+        servers.promote()
+        with pytest.raises(OwnershipLost, match="failed over"):
+            until(lambda: looked() and any(looks), "the owner to follow the address")
+
+
 @pytest.fixture(params=["address", "sentinel", "cluster"])
 def unreplaced(request, address) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """Where a store is, and a server of it whose place nobody takes however long it is silent."""
