@@ -76,7 +76,7 @@ cov: $(STAMP) ## branches that the tests reach, in forked children and subproces
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
-mutants: $(STAMP) ## six minutes: a hundred small mistakes in the data path, each of which the fast tests must notice; K=text picks
+mutants: $(STAMP) ## three minutes: a hundred small mistakes in the data path, each of which the fast tests must notice; K=text picks
 	$(BIN)/python -m tests.mutants $(if $(K),--only '$(K)')
 
 lint: $(STAMP) ## ruff: rules and format; luacheck: the scripts as they are sent; the kernel without a warning
