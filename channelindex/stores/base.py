@@ -222,7 +222,7 @@ class OwnerStore(Protocol):
         """
         ...
 
-    def restore(self, expected: IndexMeta, partitions: Collection[int] = ()) -> Restored:
+    def restore(self, expected: IndexMeta, partitions: Collection[int] = (), *, from_nothing: bool = False) -> Restored:
         """Write what is missing or cannot be read of the meta record and the partition records, and *partitions* anew.
 
         The meta record becomes *expected*, with the `index_uuid` that it had, if that is still known somewhere: with
@@ -233,6 +233,7 @@ class OwnerStore(Protocol):
 
         Raises:
             IndexMismatch: there is an index of another format, shape or source bucket; nothing was changed.
+            IndexMissing: there is neither a meta record nor a partition record; not raised where *from_nothing*.
         """
         ...
 

@@ -229,9 +229,11 @@ class MemoryOwner(OwnerStore):
             check_meta(meta, expected, self._index_name)
             return meta
 
-    def restore(self, expected: IndexMeta, partitions: Collection[int] = ()) -> Restored:
+    def restore(self, expected: IndexMeta, partitions: Collection[int] = (), *, from_nothing: bool = False) -> Restored:
         """See `OwnerStore.restore`. Memory loses nothing by itself."""
         with self._index.changed:
+            if not from_nothing:
+                self._index.required_meta(self._index_name)
             wrote_meta = self._index.meta is None
             meta = self.create_or_check(expected)
             for partition in partitions:

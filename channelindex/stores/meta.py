@@ -27,10 +27,7 @@ def decode_meta(stored: bytes | None, where: str, index_name: str) -> IndexMeta:
         IndexCorrupt: it is no meta record; the message names *where*.
     """
     if stored is None:
-        raise IndexMissing(
-            f"there is no index {index_name!r} in index.store: a node that starts makes one; "
-            "if there should be one, check index.name and index.store"
-        )
+        raise missing_index(index_name)
     try:
         check_format(msgspec.json.decode(stored, type=_Versioned).format, index_name)
         return msgspec.json.decode(stored, type=IndexMeta)
@@ -93,6 +90,14 @@ def _mismatch(index_name: str, what: str, found: object, expected: object) -> st
     return (
         f"index {index_name!r} has {what} {found}, expected {expected}: "
         "set index.name to a new name to build another index, or point source.url and index.* at what it was built for"
+    )
+
+
+def missing_index(index_name: str) -> IndexMissing:
+    """The error of whoever finds nothing of an index."""
+    return IndexMissing(
+        f"there is no index {index_name!r} in index.store: a node that starts makes one; "
+        "if there should be one, check index.name and index.store"
     )
 
 

@@ -504,6 +504,16 @@ def test_restoring_a_whole_index_changes_nothing(backend, owner):
     assert list(backend.reader().partition_records()) == before
 
 
+def test_an_index_of_which_nothing_is_there_is_made_by_a_restore_only_where_that_is_asked_for(backend):
+    owner = backend.owner()
+    with pytest.raises(IndexMissing, match=r"index\.name|memory"):
+        owner.restore(META)
+    with pytest.raises(IndexMissing):
+        backend.reader().meta()
+    assert owner.restore(META, from_nothing=True).wrote_meta
+    assert backend.reader().meta() == META
+
+
 def test_a_partition_that_is_restored_starts_at_the_beginning_and_all_before_is_dead(backend, owner):
     writer = backend.writer()
     first = owner.next_epoch()

@@ -139,6 +139,17 @@ def test_entries_that_are_gone_without_a_trace_are_written_again(node, bucket, s
     assert_verified(node.config)
 
 
+def test_repair_refuses_what_is_not_there_without_a_question(node, store):
+    """A mistyped number or name: nobody is asked to confirm what cannot be done, and no index of that name is made."""
+    refused = cli("repair", "--partition", "4", "--config", node.config)
+    assert refused.returncode == exits.INPUT
+    assert "there is no partition 4: the index has 0 to 3" in refused.stderr
+    refused = cli("repair", "--yes", "--set", "index.name=chanels", "--config", node.config)
+    assert refused.returncode == exits.MISSING
+    assert "no index 'chanels'" in refused.stderr
+    assert not [*store.scan_iter("ci:chanels:*")]
+
+
 def test_rebuild_starts_from_an_index_without_some_partition_records(node, bucket, store, redis_url):
     store.delete(KEYS.partition(0), KEYS.partition(3))
     rebuilt = cli("rebuild", "--yes", "--config", node.config)

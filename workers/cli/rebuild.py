@@ -10,6 +10,7 @@ from channelindex.errors import AuthenticationFailed, ProtocolError, SourceUnava
 from channelindex.model import IndexMeta
 from channelindex.stores import open_reader
 from workers.cli import options, repair, rewind
+from workers.node.start import configured_meta
 from workers.pipeline.source import check_source
 
 _EPILOG = f"""\
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     if args.force:
         if not args.yes:
             rewind.confirm(f"write the records of index {config.index.name!r} anew, where they are damaged?")
-        restored = repair.restore(config, (), "rebuild")
+        restored = repair.restore(config, configured_meta(config), (), "rebuild", from_nothing=True)
         if not args.json:
             repair.print_restored(restored)
     _check_bucket(config)

@@ -12,14 +12,13 @@ from channelindex.checking.refill import Lacking, write_lacking
 from channelindex.checking.rewind import requester, rewind_partitions
 from channelindex.checking.verify import VerifyReport
 from channelindex.config import REQUIRED_TO_RUN, Config
-from channelindex.errors import InputInvalid
 from channelindex.model import IndexMeta
 from channelindex.reading.snapshot import IndexSnapshot
 from channelindex.stores import open_owner, open_reader, open_writer
 from channelindex.stores.base import OwnerStore, RepairedChannels, Restored
 from coordinator.lock import job_lock
 from workers.cli import options, output, verify
-from workers.cli.rewind import confirm, number
+from workers.cli.rewind import checked_partitions, confirm, number
 from workers.node.start import configured_meta
 
 _EPILOG = """\
@@ -35,7 +34,8 @@ of the nodes name them. Nodes may run meanwhile. It goes on in this order:
    index that partition again from its beginning. The same is done for a partition
    of --partition, even if it is whole, and after servers of the store were
    replaced for one of which nobody knows when the store last had everything. If
-   nothing of the index can be read, its tokens are not accepted any more.
+   no record that is left names the index, its tokens are not accepted any more;
+   if there is no record at all, start a node, or see `rebuild --force`.
 2. Channels. A directory is made from its blocks (a bucket does not list these: a
    directory there begins without any). A missing or damaged block is replaced by
    what is left of it. If a directory was made, or with --channel, the nodes then
@@ -67,9 +67,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Restore, repair, verify, and write what is missing."""
     config = options.config_of(args, REQUIRED_TO_RUN)
+    expected = configured_meta(config)
+    chosen = checked_partitions(args.partition, expected)
     if not args.yes:
         confirm(f"repair index {config.index.name!r}?")
-    restored = restore(config, args.partition or (), "repair")
+    restored = restore(config, expected, chosen, "repair")
     with closing(open_owner(config.index)) as owner:
         repaired = owner.repair_channels(args.channel, _removal_floor(config))
         if repaired.directories or args.channel:
@@ -127,20 +129,17 @@ def _print_repaired(repaired: RepairedChannels) -> None:
         output.line(f"replaced by what is left of it: block {key}")
 
 
-def restore(config: Config, partitions: Collection[int], job: str) -> Restored:
-    """Write anew what the configured index lacks of its own records, and *partitions*.
+def restore(
+    config: Config, expected: IndexMeta, partitions: Collection[int], job: str, *, from_nothing: bool = False
+) -> Restored:
+    """Write anew what the configured index lacks of its own records, and *partitions*. See `OwnerStore.restore`.
 
     Raises:
-        InputInvalid: there is no such partition.
-        IndexMismatch: the index is of another shape or bucket than the configuration.
         CoordinationUnavailable: another such command is running.
     """
-    expected = configured_meta(config)
-    unknown = [partition for partition in partitions if partition >= expected.n_partitions]
-    if unknown:
-        raise InputInvalid(f"there is no partition {unknown[0]}: the index has 0 to {expected.n_partitions - 1}")
+    assert all(partition < expected.n_partitions for partition in partitions), "they were checked"
     with closing(open_owner(config.index)) as owner, job_lock(config.coordination.redis, config.index.name, job):
-        return owner.restore(expected, partitions)
+        return owner.restore(expected, partitions, from_nothing=from_nothing)
 
 
 def print_restored(restored: Restored) -> None:

@@ -74,14 +74,25 @@ def _plan(
     meta: IndexMeta, partitions: Collection[int] | None, clock: Mapping[int, int] | None
 ) -> tuple[Collection[int], Mapping[int, int]]:
     """The partitions and the clock, checked against the index. No partitions: all. No clock: the beginning."""
-    unknown = [partition for partition in partitions or () if partition >= meta.n_partitions]
-    if unknown:
-        raise InputInvalid(f"there is no partition {unknown[0]}: the index has 0 to {meta.n_partitions - 1}")
+    known = checked_partitions(partitions, meta)
     outside = [vb for vb in clock or () if vb >= meta.n_vbuckets]
     if outside:
         raise InputInvalid(f"there is no vbucket {outside[0]}: the index has 0 to {meta.n_vbuckets - 1}")
-    chosen = range(meta.n_partitions) if partitions is None else sorted(set(partitions))
+    chosen = range(meta.n_partitions) if partitions is None else sorted(known)
     return chosen, dict.fromkeys(range(meta.n_vbuckets), 0) if clock is None else clock
+
+
+def checked_partitions(asked: Collection[int] | None, meta: IndexMeta) -> Collection[int]:
+    """The partitions that were *asked* for, each once.
+
+    Raises:
+        InputInvalid: the index has no such partition.
+    """
+    chosen = set(asked or ())
+    unknown = sorted(partition for partition in chosen if partition >= meta.n_partitions)
+    if unknown:
+        raise InputInvalid(f"there is no partition {unknown[0]}: the index has 0 to {meta.n_partitions - 1}")
+    return chosen
 
 
 def number(text: str) -> int:

@@ -16,7 +16,7 @@ from channelindex.stores.couchbase.keys import Keys
 from channelindex.stores.couchbase.link import Link, Stored, append_or_create
 from channelindex.stores.couchbase.partition_records import decode_record, encode_record
 from channelindex.stores.couchbase.quarantine_document import Quarantine, decode_quarantine, encode_quarantine
-from channelindex.stores.meta import check_meta, check_width, decode_meta, encode_meta, lost_meta
+from channelindex.stores.meta import check_meta, check_width, decode_meta, encode_meta, lost_meta, missing_index
 from channelindex.stores.records import pack_history, pack_moment, unpack_archive, unpack_moments
 from channelindex.timeline import Moment
 
@@ -71,13 +71,15 @@ class CouchbaseOwner(OwnerStore):
                     raise lost_meta(self._keys.meta)
                 return
 
-    def restore(self, expected: IndexMeta, partitions: Collection[int] = ()) -> Restored:
+    def restore(self, expected: IndexMeta, partitions: Collection[int] = (), *, from_nothing: bool = False) -> Restored:
         """See `OwnerStore.restore`. The UUID is nowhere else: a meta record that is written anew has another one."""
         found = self._meta_if_readable()
         if found is not None:
             check_meta(found, expected, self._index_name)
         elif widths := self._widths(expected):
             check_width(widths[0], expected, self._index_name)
+        elif not from_nothing and not self._has_records(expected):
+            raise missing_index(self._index_name)
         meta = found or expected
         broken = [p for p in range(meta.n_partitions) if p in partitions or not self._is_whole(meta, p)]
         for partition in broken:
@@ -109,6 +111,11 @@ class CouchbaseOwner(OwnerStore):
         ]
         there = (shape.partition_width for shape in shapes if self._stored(self._keys.partition(shape, 0)) is not None)
         return sorted(there, key=lambda width: width != own)
+
+    def _has_records(self, expected: IndexMeta) -> bool:
+        """True if there is a meta record, or a partition record of the shape of *expected*, readable or not."""
+        records = (self._keys.partition(expected, partition) for partition in range(expected.n_partitions))
+        return any(self._stored(key) is not None for key in (self._keys.meta, *records))
 
     def _is_whole(self, meta: IndexMeta, partition: int) -> bool:
         """True if the record of *partition* can be read, and its archive is complete."""

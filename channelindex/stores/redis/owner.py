@@ -12,13 +12,13 @@ from channelindex.model import Checkpoint, IndexMeta
 from channelindex.redis.link import ScriptCall
 from channelindex.stores import records
 from channelindex.stores.base import OwnerStore, Quarantined, RepairedChannels, Restored
-from channelindex.stores.meta import check_meta, decode_meta, encode_meta, lost_meta, lost_record
+from channelindex.stores.meta import check_meta, decode_meta, encode_meta, lost_meta, lost_record, missing_index
 from channelindex.stores.redis.channel_repair import repair_channels
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.losses import fall_back_all
 from channelindex.stores.redis.marks import SWEEP_INTERVAL, MarkSetter, read_marks, sweep_marks
 from channelindex.stores.redis.partition_records import RECORD_FIELDS, decode_record, read_meta
-from channelindex.stores.redis.restoring import restore
+from channelindex.stores.redis.restoring import has_records, restore
 from channelindex.stores.redis.servers import ask_histories, ask_servers, digest_of, refuse_eviction
 from channelindex.stores.redis.store_link import open_link
 from channelindex.stores.redis.timelines import TimelineWriter, read_epochs
@@ -113,9 +113,11 @@ class RedisOwner(OwnerStore):
         self._know(meta)
         return meta
 
-    def restore(self, expected: IndexMeta, partitions: Collection[int] = ()) -> Restored:
+    def restore(self, expected: IndexMeta, partitions: Collection[int] = (), *, from_nothing: bool = False) -> Restored:
         """See `OwnerStore.restore`."""
         self._identify_server()
+        if not from_nothing and not has_records(self._link, self._keys, expected):
+            raise missing_index(self._index_name)
         restored = restore(self._link, self._keys, self._index_name, expected, partitions, self._servers)
         self._know(restored.meta)
         return restored

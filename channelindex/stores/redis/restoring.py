@@ -45,6 +45,12 @@ def restore(
     return Restored(decode_meta(stored, keys.meta, index_name), found is None, tuple(broken))
 
 
+def has_records(link: Link, keys: Keys, expected: IndexMeta) -> bool:
+    """True if there is a meta record, or a partition record in whatever number of them, readable or not."""
+    names = (keys.meta, *map(keys.partition, range(expected.n_vbuckets)))
+    return any(link.pipeline([("EXISTS", name) for name in names]))
+
+
 def _meta(link: Link, keys: Keys, index_name: str) -> IndexMeta | None:
     """The meta record, None if it is missing or cannot be read."""
     try:
