@@ -57,6 +57,7 @@ class VerifyReport:
     channels or cannot be decoded. `foreign`: documents that say nothing of channels at all. `forgotten`: documents of a
     channel that an index in memory need not hold any more.
 
+    `empty`: channels that were asked for and of which neither the bucket nor the index has anything; are they mistyped?
     `behind`: vbuckets of which the index did not reach what the bucket had. `ahead`: vbuckets of which it has more
     than the bucket has, as after a rollback that nobody handled.
     """
@@ -74,6 +75,7 @@ class VerifyReport:
     forgotten: int = 0
     behind: int = 0
     ahead: int = 0
+    empty: tuple[str, ...] = ()
     details: tuple[WrongEntry, ...] = ()
 
     @property
@@ -121,7 +123,7 @@ def verify(
             progress(n_compared, len(names))
         comparison.compare(channel, entries, floor)
     _check_history(store, snapshot)
-    return comparison.report()
+    return comparison.report(names_empty=channels is not None)
 
 
 def _caught_up(store: IndexReader, highs: Mapping[int, int], timeout_s: float) -> IndexSnapshot:
@@ -169,6 +171,8 @@ class _Verification:
         self._ahead = {vb for vb, high in highs.items() if stable_before[vb] > high}
         self._counts: Counter[str] = Counter()
         self._details: list[WrongEntry] = []
+        self._empty: list[str] = []
+        """Channels compared of which neither side has anything."""
         self.documents_by_channel: dict[str, list[DocumentVersion]] = defaultdict(list)
         for document in bucket.documents():
             self._count(document)
@@ -193,14 +197,20 @@ class _Verification:
             self._counts["entries"] += 1
             indexed.add((entry.vb, entry.key))
             self._judge(channel, entry)
+        if not indexed and channel not in self.documents_by_channel:
+            self._empty.append(channel)
         for document in self.documents_by_channel.get(channel, ()):
             if (document.vb, document.key) not in indexed:
                 self._judge_absence(channel, document, floor.get(document.vb, 0))
 
-    def report(self) -> VerifyReport:
+    def report(self, *, names_empty: bool) -> VerifyReport:
         """The result for all channels compared so far."""
         return VerifyReport(
-            **self._counts, behind=len(self._behind), ahead=len(self._ahead), details=tuple(self._details)
+            **self._counts,
+            behind=len(self._behind),
+            ahead=len(self._ahead),
+            empty=tuple(self._empty) if names_empty else (),
+            details=tuple(self._details),
         )
 
     def _judge(self, channel: str, entry: Entry) -> None:

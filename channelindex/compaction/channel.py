@@ -27,8 +27,8 @@ _LEAST_SHARE = 4
 class ChannelResult(NamedTuple):
     """Reports one compaction of a channel, done or dry.
 
-    `outcome` is "compacted", "noted" (too little leaves: only its size was noted), "refused" (somebody else compacted
-    it meanwhile), "damaged", "too large" or "gone". Sizes before and after are of all blocks that it has.
+    `outcome` is "compacted", "unchanged" (too little leaves: only its size was noted), "refused" (somebody else
+    compacted it meanwhile), "damaged", "too large" or "gone". Sizes before and after are of all blocks that it has.
     `long_dead_left` entries are still there though they have been dead for `dead_retention`.
     """
 
@@ -282,7 +282,7 @@ def _result(channel: str, plan: _ReadPlan, selected: Selected) -> ChannelResult:
     n_blocks = sum(group.directory.number - group.directory.first + 1 for group in plan.sizes.groups.values())
     return ChannelResult(
         channel,
-        "noted",
+        "unchanged",
         selected.counts,
         n_bytes,
         n_bytes,

@@ -150,7 +150,7 @@ class Compactor:
         for channel in channels():
             view = self._take_view(dry_run=False)
             result = self._channels.compact(channel, Extent.FULL, view, self._clock(), all_dead=True)
-            if result.long_dead_left or result.outcome not in ("compacted", "noted", "gone"):
+            if result.long_dead_left or result.outcome not in ("compacted", "unchanged", "gone"):
                 return 0
             self._pause()
         if self._store.servers() != servers:

@@ -13,6 +13,7 @@ from channelindex.errors import SourceUnavailable
 from channelindex.feeds.base import ADVANCED, DELETION, HISTORY, MUTATION, ROLLBACK, SNAPSHOT
 from channelindex.model import CONFLICT, DELETED, ORIGIN, REMOVED, Principal, Removal, Route
 from tests.support.indexing import Row, SmallIndex
+from workers.cli.verify import print_report
 
 
 class TableDecoder:
@@ -152,6 +153,7 @@ def test_an_index_that_is_as_the_bucket_says_has_no_difference(site):
         "documents": 4,
         "channels": 3,
         "entries": 10,
+        "empty": (),
         "details": (),
     }
     assert site.feed.started == dict.fromkeys(range(4), ORIGIN)
@@ -330,6 +332,16 @@ def test_only_the_channels_asked_for_are_compared(site):
     report = site.verify(["A", "unheard of"])
     assert found(report) == [("missing", "A", "unindexed")]
     assert report.channels == 2
+
+
+def test_a_channel_that_was_asked_for_and_is_nowhere_is_named(site, capsys):
+    healthy(site)
+    assert site.verify().empty == ()
+    report = site.verify(["A", "mistyped"])
+    assert report.ok
+    assert report.empty == ("mistyped",)
+    print_report(report)
+    assert "channel mistyped: neither the bucket nor the index has anything of it" in capsys.readouterr().err
 
 
 def test_details_are_bounded_and_json(site, monkeypatch):

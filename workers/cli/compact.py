@@ -26,6 +26,10 @@ writers and readers may continue, and other compactors, too. With --now or
 --channel, also channels that are not due. What is too young to leave stays in any
 case: compaction.min_lag_s and compaction.dead_retention_s are not for haste, but
 for readers who are in the middle of an answer.
+
+Of the channels it says how many are compacted; unchanged, as less than a quarter
+of their bytes would leave; refused, as another compactor was faster; gone, as the
+index has nothing of them; damaged, so that `repair` is due; or too large.
 """
 
 

@@ -91,6 +91,8 @@ def print_report(report: VerifyReport) -> None:
         rows = [(row.kind, row.channel, row.id, row.vb, row.expected, row.found) for row in report.details]
         output.table(header, rows)
         output.line("")
+    for channel in report.empty:
+        output.warn(f"channel {channel}: neither the bucket nor the index has anything of it")
     compared = f"{report.documents} documents, {report.channels} channels, {report.entries} entries"
     output.line(f"{compared}: {report.missing} missing, {report.extra} extra, {report.different} different")
     if report.undecodable:
