@@ -15,7 +15,7 @@ import msgspec
 from channelindex.errors import OutputFailed
 from channelindex.terminal import escaped
 
-RED, YELLOW, DIM = "31", "33", "2"
+RED, YELLOW = "31", "33"
 """Colours on a terminal (ECMA-48, "select graphic rendition")."""
 
 

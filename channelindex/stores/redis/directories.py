@@ -14,8 +14,8 @@ from channelindex.stores.redis.keys import Keys
 DIRECTORY = "g"
 CLOCK = "k"
 """Prefix of the fields of a group; its name follows."""
-COMPACTED = "v"
-FLOOR = "f"
+COMPACTED = b"v"
+FLOOR = b"f"
 """Fields of the channel itself: `Compacted`, and clock pairs."""
 PENDING = b"p"
 STRAYS = b"s"
@@ -72,7 +72,7 @@ def read_groups(link: Link, keys: Keys, names: Sequence[tuple[str, str]]) -> lis
         [("HMGET", keys.channel(channel), DIRECTORY + group, CLOCK + group, COMPACTED) for channel, group in names]
     )
     fields = [
-        {DIRECTORY.encode() + group.encode(): directory, CLOCK.encode() + group.encode(): clock, b"v": compacted}
+        {DIRECTORY.encode() + group.encode(): directory, CLOCK.encode() + group.encode(): clock, COMPACTED: compacted}
         for (_, group), (directory, clock, compacted) in zip(names, replies, strict=True)
     ]
     states = iter(_with_tails(link, keys, [channel for channel, _ in names], fields))
@@ -93,10 +93,10 @@ def read_channels(link: Link, keys: Keys, channels: Sequence[str]) -> list[Chann
     for channel, fields, groups in zip(
         channels, fields_by_channel, _with_tails(link, keys, channels, fields_by_channel), strict=True
     ):
-        compacted = decode_compacted(fields.get(b"v"), keys.channel(channel))
+        compacted = decode_compacted(fields.get(COMPACTED), keys.channel(channel))
         if fields and not groups and not compacted.generation:
             raise IndexCorrupt(f"{keys.channel(channel)}: it names no group: the store has lost data")
-        states.append(ChannelState(groups, compacted, fields.get(b"f", b"")) if fields else None)
+        states.append(ChannelState(groups, compacted, fields.get(FLOOR, b"")) if fields else None)
     return states
 
 
@@ -130,7 +130,7 @@ def read_sizes(link: Link, keys: Keys, channels: Sequence[str]) -> list[ChannelS
     sizes = iter(link.pipeline(asked) if asked else ())
     return [
         ChannelSizes(
-            decode_compacted(fields.get(b"v"), keys.channel(channel)),
+            decode_compacted(fields.get(COMPACTED), keys.channel(channel)),
             {group: GroupSize(directory, next(sizes)) for group, directory in groups},
             _unswept_at(fields),
         )
@@ -175,7 +175,7 @@ def _with_tails(
     ]
     tails = iter(link.pipeline(ranges) if ranges else ())
     lives = [
-        decode_compacted(fields.get(b"v"), keys.channel(channel)).live
+        decode_compacted(fields.get(COMPACTED), keys.channel(channel)).live
         for channel, fields in zip(channels, fields_of, strict=True)
     ]
     return [
