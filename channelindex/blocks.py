@@ -45,8 +45,11 @@ _ENTRY_SIZES = struct.Struct(">HQ2xBB")
 """The same without the flags."""
 _PACKED_REV = struct.Struct(">I16s")
 PACKED_REV_BYTES = _PACKED_REV.size
-_GENERATIONS = {f"{generation}-": generation.to_bytes(4, "big") for generation in range(1000)}
-"""By its text and the dash behind it, how a generation begins a packed revision: of those that most revisions have."""
+_DIGEST_CHARACTERS = 32
+_GENERATIONS = {str(generation): generation for generation in range(1000)}
+"""By their texts, the generations that most revisions have."""
+_WHOLE_ENTRIES = [struct.Struct(f">HQHBB{key_size}sI16s").pack for key_size in range(MAX_KEY_BYTES + 1)]
+"""By the length of the key, what packs an entry with a packed revision in one go."""
 _PAIR = struct.Struct(">HQ")
 _MANY_PAIRS = struct.Struct(">" + 64 * "HQ")
 _MANY_ITEMS = 2 * 64
@@ -69,22 +72,8 @@ def pack_rev(rev: str) -> tuple[int, bytes]:
     Raises:
         ValueError: the id has no packed form and is longer than MAX_REV_BYTES in UTF-8.
     """
-    generation_bytes = _GENERATIONS.get(rev[:-32])
-    if generation_bytes is not None:
-        digest = rev[-32:]
-        try:
-            raw = unhexlify(digest)
-        except ValueError:
-            return _pack_any_rev(rev)
-        if raw.hex() == digest:
-            return PACKED, generation_bytes + raw
-    return _pack_any_rev(rev)
-
-
-def _pack_any_rev(rev: str) -> tuple[int, bytes]:
-    """Do the same, whatever its generation."""
     generation, _, digest = rev.partition("-")
-    if len(digest) == 32 and generation.isascii() and generation.isdigit():
+    if len(digest) == _DIGEST_CHARACTERS and generation.isascii() and generation.isdigit():
         try:
             raw = bytes.fromhex(digest)
             if raw.hex() == digest and (generation[0] != "0" or generation == "0"):  # it must come back as it was
@@ -115,9 +104,28 @@ ENTRY_HEAD_BYTES = _ENTRY.size
 
 
 def pack_entry(entry: Entry) -> bytes:
-    """One entry's stored bytes. The feed worker's hot loop does the same with its parts at hand."""
-    size, rev = pack_rev(entry.rev)
-    return pack_entry_head(entry.vb, entry.seqno, entry.flags, len(entry.key), size) + entry.key + rev
+    """One entry's stored bytes; errors are those of `pack_fields`."""
+    return pack_fields(*entry)
+
+
+def pack_fields(vb: int, seqno: int, key: bytes, rev: str, flags: int) -> bytes:
+    """The stored bytes of an entry with the fields of an `Entry`, in their order: for the feed's loop, which makes none.
+
+    Raises:
+        ValueError: see `pack_rev`.
+        struct.error: the key is longer than MAX_KEY_BYTES, or a number has no room.
+    """
+    generation, _, digest = rev.partition("-")
+    number, key_size = _GENERATIONS.get(generation), len(key)
+    if number is not None and len(digest) == _DIGEST_CHARACTERS and key_size <= MAX_KEY_BYTES:
+        try:
+            raw = unhexlify(digest)
+        except ValueError:
+            raw = b""
+        if raw.hex() == digest:
+            return _WHOLE_ENTRIES[key_size](vb, seqno, flags, key_size, PACKED, key, number, raw)
+    size, packed_rev = pack_rev(rev)
+    return pack_entry_head(vb, seqno, flags, key_size, size) + key + packed_rev
 
 
 def iter_entries(body: bytes) -> Iterator[Entry]:

@@ -55,10 +55,10 @@ _ROUND = _of(
         "            position.seqno = event[2]\n",
     ),
     (
-        "in channels:\n                sections[channel].append(",
-        "in channels:\n                sections[channel].insert(0, ",
+        "removal is None:\n                sections[channel].append(",
+        "removal is None:\n                sections[channel].insert(0, ",
     ),
-    ("            elif channel in due:", "            else:"),
+    ("            if channel in due:", "            if True:"),
     ("flags = REMOVED | (DELETED if removal.deleted else 0)", "flags = REMOVED"),
     ("for vb in self._touched}", "for vb in self._positions}"),
 )

@@ -34,8 +34,6 @@ from workers.pipeline.frames import Sections
 
 _REASON_CHARACTERS = 500
 """Characters kept of the reason for a quarantine: an operator's own decoder may quote a whole document."""
-_SHARD_CACHE_CHANNELS = 500_000
-"""Above this the channel -> writer cache starts anew: it saves a hash per channel and round, and must stay bounded."""
 
 
 class Round(NamedTuple):
@@ -62,7 +60,6 @@ class RoundBuilder:
         self._n_writers = n_writers
         self._removals = RemovalMemory()
         self._positions = {vb: Position(checkpoint) for vb, checkpoint in checkpoints.items()}
-        self._shard_by_channel: dict[str, int] = {}
         self._compiled = _compiled_entries(decoder, n_writers)
         self.rollbacks: dict[int, Checkpoint] = {}
         """Rollbacks of the source: by vbucket the checkpoint to resume at in a new epoch. Their events end with it."""
@@ -117,14 +114,16 @@ class RoundBuilder:
 
     def _add(self, events: Iterable[Event]) -> None:
         positions, touched, decode = self._positions, self._touched, self._decode
-        n_documents = 0
+        at_vb, n_documents = -1, 0
         for event in events:
             if event[0] > EXPIRATION:
                 self._note(event)
                 continue
             kind, vb, seqno, key, datatype, value = event
-            positions[vb].seqno = seqno
-            touched.add(vb)
+            if vb != at_vb:
+                position, at_vb = positions[vb], vb
+                touched.add(vb)
+            position.seqno = seqno
             n_documents += 1
             try:
                 decoded = decode(kind, key, datatype, value)
@@ -137,18 +136,16 @@ class RoundBuilder:
         self.n_events += n_documents
 
     def _add_route(self, vb: int, seqno: int, key: bytes, route: Route) -> None:
-        size, rev = blocks.pack_rev(route.rev)
-        entry = blocks.pack_entry_head(vb, seqno, route.flags, len(key), size) + key + rev
-        sections, channels = self._sections, route.channels
-        if self._removals.is_empty and not any(channels.values()):
-            for channel in channels:
-                sections[channel].append(entry)
-            return
-        due = self._removals.due(vb, key, route)
-        for channel, removal in channels.items():
+        entry = blocks.pack_fields(vb, seqno, key, route.rev, route.flags)
+        sections, removals = self._sections, self._removals
+        due = None if removals.is_empty else removals.due(vb, key, route)
+        for channel, removal in route.channels.items():
             if removal is None:
                 sections[channel].append(entry)
-            elif channel in due:
+                continue
+            if due is None:
+                due = removals.due(vb, key, route)
+            if channel in due:
                 sections[channel].append(_pack_removal(vb, seqno, key, removal))
 
     def _add_principal(self, principal: Principal) -> None:
@@ -203,18 +200,11 @@ class RoundBuilder:
         return taken
 
     def _by_writer(self) -> tuple[Sequence[Sections], int]:
-        by_writer: list[dict[str, list[bytes]]] = [{} for _ in range(self._n_writers)]
+        n_writers = self._n_writers
+        by_writer: list[dict[str, list[bytes]]] = [{} for _ in range(n_writers)]
         for channel, section in self._sections.items():
-            by_writer[self._shard(channel)][channel] = section
-        return by_writer, sum(len(section) for section in self._sections.values())
-
-    def _shard(self, channel: str) -> int:
-        shard = self._shard_by_channel.get(channel)
-        if shard is None:
-            if len(self._shard_by_channel) >= _SHARD_CACHE_CHANNELS:
-                self._shard_by_channel.clear()
-            shard = self._shard_by_channel[channel] = shard_of(channel, self._n_writers)
-        return shard
+            by_writer[shard_of(channel, n_writers)][channel] = section
+        return by_writer, sum(map(len, self._sections.values()))
 
 
 def _compiled_entries(decoder: Decoder, n_writers: int) -> Any:
@@ -228,8 +218,7 @@ def _compiled_entries(decoder: Decoder, n_writers: int) -> Any:
 def _pack_removal(vb: int, seqno: int, key: bytes, removal: Removal) -> bytes:
     """Pack the entry that takes a document out of a channel."""
     flags = REMOVED | (DELETED if removal.deleted else 0)
-    size, rev = blocks.pack_rev(removal.rev)
-    return blocks.pack_entry_head(vb, seqno, flags, len(key), size) + key + rev
+    return blocks.pack_fields(vb, seqno, key, removal.rev, flags)
 
 
 def _reason(key: bytes, error: Exception) -> str:
