@@ -20,8 +20,8 @@ the first of them and those that follow. A further frame can only raise it, what
 import struct
 import zlib
 from binascii import unhexlify
-from collections.abc import Callable, Iterator, Mapping
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
 
 from channelindex.errors import IndexCorrupt
 from channelindex.model import Entry
@@ -43,6 +43,7 @@ _EPOCH_OFFSET = 9
 _ENTRY = struct.Struct(">HQHBB")
 _ENTRY_SIZES = struct.Struct(">HQ2xBB")
 """The same without the flags."""
+_SIZES_OFFSET = 12
 _PACKED_REV = struct.Struct(">I16s")
 PACKED_REV_BYTES = _PACKED_REV.size
 _DIGEST_CHARACTERS = 32
@@ -109,7 +110,7 @@ def pack_entry(entry: Entry) -> bytes:
 
 
 def pack_fields(vb: int, seqno: int, key: bytes, rev: str, flags: int) -> bytes:
-    """The stored bytes of an entry with the fields of an `Entry`, in their order: for the feed's loop, which makes none.
+    """The stored bytes of an entry with the fields of an `Entry`, in their order: for a loop that makes none.
 
     Raises:
         ValueError: see `pack_rev`.
@@ -245,7 +246,10 @@ def _is_frame(block: bytes, offset: int) -> bool:
 
 def pack_pairs(clock: Mapping[int, int]) -> bytes:
     """A clock (vbucket -> seqno) as pairs, ascending by vbucket."""
-    flat = [*chain.from_iterable(sorted(clock.items()))]
+    vbuckets = sorted(clock)
+    flat = [0] * (2 * len(vbuckets))
+    flat[::2] = vbuckets
+    flat[1::2] = [clock[vb] for vb in vbuckets]
     whole = len(flat) - len(flat) % _MANY_ITEMS
     many = [_MANY_PAIRS.pack(*flat[at : at + _MANY_ITEMS]) for at in range(0, whole, _MANY_ITEMS)]
     return b"".join([*many, *map(_PAIR.pack, flat[whole::2], flat[whole + 1 :: 2])])
@@ -279,9 +283,7 @@ def _add_pairs(clock: dict[int, int], pairs: bytes) -> None:
         if len(clock) * PAIR_BYTES == len(pairs):  # as in every clock that was packed here
             return
         clock.clear()
-    for vb, seqno in _PAIR.iter_unpack(pairs):
-        if seqno > clock.get(vb, -1):
-            clock[vb] = seqno
+    _raise(clock, _PAIR.iter_unpack(pairs))
 
 
 def fold_clock(frames: bytes, limit: Callable[[int, int], int] | None = None) -> dict[int, int]:
@@ -305,7 +307,17 @@ def fold_clock(frames: bytes, limit: Callable[[int, int], int] | None = None) ->
     return clock
 
 
+def _raise(clock: dict[int, int], pairs: Iterable[tuple[int, int]]) -> None:
+    for vb, seqno in pairs:
+        if seqno > clock.get(vb, -1):
+            clock[vb] = seqno
+
+
 def _add_entries(clock: dict[int, int], body: bytes) -> None:
+    equal = _pairs_if_equal(body)
+    if equal is not None:
+        _raise(clock, equal)
+        return
     unpack, seqno_of = _ENTRY_SIZES.unpack_from, clock.get
     offset, end = 0, len(body)
     try:
@@ -318,3 +330,21 @@ def _add_entries(clock: dict[int, int], body: bytes) -> None:
         raise IndexCorrupt(f"entry at byte {offset} of {end} is cut off") from error
     if offset > end:
         raise IndexCorrupt(f"the last entry ends {offset - end} bytes after its frame")
+
+
+def _pairs_if_equal(body: bytes) -> Iterator[tuple[int, int]] | None:
+    """The pairs with which entries begin whose keys and revisions are equally long, as most are; None for others."""
+    if len(body) < ENTRY_HEAD_BYTES:
+        return None
+    key_size, rev_size = body[_SIZES_OFFSET:ENTRY_HEAD_BYTES]
+    size = ENTRY_HEAD_BYTES + key_size + (PACKED_REV_BYTES if rev_size == PACKED else rev_size)
+    count, rest = divmod(len(body), size)
+    all_sizes = body[_SIZES_OFFSET::size] + body[_SIZES_OFFSET + 1 :: size]
+    if rest or all_sizes != bytes((key_size,)) * count + bytes((rev_size,)) * count:
+        return None
+    return _pair_every(size)(body)
+
+
+@lru_cache(64)
+def _pair_every(size: int) -> Callable[[bytes], Iterator[tuple[int, int]]]:
+    return struct.Struct(f"{_PAIR.format}{size - PAIR_BYTES}x").iter_unpack

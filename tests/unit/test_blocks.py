@@ -207,6 +207,19 @@ def test_entries_that_end_after_their_frame_have_no_clock(n_cut):
         blocks.fold_clock(blocks.pack_frame(blocks.ENTRIES, 1, body[:-n_cut]))
 
 
+_REVS = st.sampled_from([f"1-{'ab' * 16}", "2-" + "0f" * 16, "1-x", "r" * 20, ""])
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 9), st.sampled_from([b"k1", b"k2", b"key", b""]), _REVS)))
+def test_the_clock_of_entries_is_their_maximum_whatever_their_lengths_and_order(fields):
+    body = b"".join(blocks.pack_fields(vb, seqno, key, rev, 0) for vb, seqno, key, rev in fields)
+    expected: dict[int, int] = {}
+    for entry in blocks.iter_entries(body):
+        expected[entry.vb] = max(expected.get(entry.vb, 0), entry.seqno)
+    assert blocks.fold_clock(blocks.pack_frame(blocks.ENTRIES, 1, body)) == expected
+    assert [(e.vb, e.seqno, e.key, e.rev) for e in blocks.iter_entries(body)] == fields
+
+
 @given(CLOCKS, st.binary(max_size=40))
 def test_a_block_is_split_behind_its_header(clock, rest):
     header = blocks.pack_frame(blocks.HEADER, 3, blocks.pack_pairs(clock))
