@@ -30,8 +30,8 @@ from devbucket.items import (
 from devbucket.locks import Locks
 from devbucket.manifest import CollectionEvent
 
-MAX_LOSS = 1000
-"""Seqnos that a failover can lose at most; bounds the superseded versions that we keep."""
+MAX_LOSS = 100
+"""Seqnos of a vbucket that a failover can lose at most; bounds the superseded versions kept in memory and on disk."""
 
 COMPRESSION_MODES = ("off", "passive", "active")
 """Values that memory holds compressed: none; those that came compressed, without xattrs; all that get shorter."""
