@@ -243,6 +243,9 @@ def test_orders_of_an_operator_are_carried_out_and_told(observed):
         after = there.cluster.look().partitions
         assert [after[p].reason for p in (3, 4)] == ["asked", "asked"]
         assert {p for p in range(16) if after[p].since_s < before[p].since_s} <= {3, 4}
+        refused = cli("release", 3, 16, "--config", config)
+        assert (refused.returncode, refused.stderr.count("\n")) == (exits.INPUT, 1)
+        assert "there is no partition 16: the index has 0 to 15" in refused.stderr
 
         assert command("rebalance") == {"done": True, "seconds": 0.0, "moves": []}
         assert command("scale", "--node", "a", "--feed-workers", 2, "--batch-writers", 3)["done"]

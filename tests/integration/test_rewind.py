@@ -162,8 +162,8 @@ def small(redis_url: str) -> Iterator[SmallIndex]:
     [
         (("rebuild",), exits.INTERRUPTED, "give --yes"),
         (("rewind", "--to", "BEGINNING", "--yes"), exits.USAGE, "--partition"),
-        (("rewind", "--all", "--to", "0:x", "--yes"), exits.USAGE, "no clock"),
-        (("rewind", "--all", "--to", "7", "--yes"), exits.USAGE, "no clock"),
+        (("rewind", "--all", "--to", "0:x", "--yes"), exits.USAGE, "VBUCKET:SEQNO"),
+        (("rewind", "--all", "--to", "7", "--yes"), exits.USAGE, "VBUCKET:SEQNO"),
         (("rewind", "--all", "--to", f"0:{1 << 64}", "--yes"), exits.USAGE, "out of range"),
         (("rewind", "--all", "--to", "@/nowhere", "--yes"), exits.USAGE, "No such file"),
         (("rewind", "--all", "--to", "4:1", "--yes"), exits.INPUT, "no vbucket 4"),

@@ -32,8 +32,9 @@ def run(args: argparse.Namespace) -> int:
     """Release the partitions, and wait until they have an owner again."""
     numbers = sorted(set(args.partition))
     with node_orders.open_coordination(args) as coordination:
-        if numbers[-1] >= coordination.n_partitions:
-            raise InputInvalid(f"partitions have the numbers 0 to {coordination.n_partitions - 1}")
+        last = coordination.n_partitions - 1
+        if numbers[-1] > last:
+            raise InputInvalid(f"there is no partition {numbers[-1]}: the index has 0 to {last}")
         before = coordination.state_of_nodes()
         coordination.order("release", numbers, {owner for p in numbers if (owner := before.partitions[p].owner)})
 

@@ -110,10 +110,13 @@ def _clock(text: str) -> dict[int, int] | None:
         pairs = (
             _pairs_in_file(Path(text[1:])) if text.startswith("@") else [pair.split(":") for pair in text.split(",")]
         )
-        clock = {int(vb): int(seqno) for vb, seqno in pairs}
-    except (ValueError, TypeError, OSError, msgspec.DecodeError) as error:
+    except (ValueError, OSError) as error:
         reason = getattr(error, "strerror", None) or error
         raise argparse.ArgumentTypeError(f"{text!r} is no clock: {reason}") from error
+    try:
+        clock = {int(vb): int(seqno) for vb, seqno in pairs}
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no clock, which is BEGINNING, or VBUCKET:SEQNO pairs") from error
     if not all(vb >= 0 and 0 <= seqno <= _MAX_SEQNO for vb, seqno in clock.items()):
         raise argparse.ArgumentTypeError(f"{text!r} is no clock: a number in it is out of range")
     return clock
