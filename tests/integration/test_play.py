@@ -154,7 +154,7 @@ def plays(tmp_path: Path) -> Iterator[list[Play]]:
 
 
 @pytest.mark.slow
-def test_a_kept_playground_has_its_documents_next_time_and_a_killed_node_comes_back(
+def test_a_kept_playground_has_its_documents_next_time_and_what_was_killed_comes_back(
     tmp_path: Path, plays: list[Play]
 ) -> None:
     folder = tmp_path / "a folder whose name is " / ("long" * 25)
@@ -168,6 +168,12 @@ def test_a_kept_playground_has_its_documents_next_time_and_a_killed_node_comes_b
     (killed,) = first.node("play-1")
     killed.kill()
     until(lambda: {node.pid for node in first.node("play-1")} - {killed.pid}, "the killed node to be started again")
+    (url,) = re.findall(r'store = "(.*?)"', first.config.read_text())
+    with redis.Redis.from_url(url) as client:
+        psutil.Process(client.info("server")["process_id"]).kill()
+    assert first.process.stderr
+    assert any("the Redis ended" in line for line in first.process.stderr)
+    until(lambda: first.documents() >= before, "the Redis to be started again, with the index")
     assert first.end() == exits.OK
     second = Play(folder)
     plays.append(second)

@@ -14,8 +14,8 @@ examples:
 
 Starts a private Redis, a dev bucket, two nodes and the changes feed, lets
 documents change, and prints commands to try in another terminal. A node that
-ends is started again after a moment, as systemd would. Ctrl-C ends everything.
-With --dir the bucket and the index are still there next time.
+ends, or the Redis, is started again after a moment, as systemd would. Ctrl-C
+ends everything. With --dir the bucket and the index are still there next time.
 """
 
 

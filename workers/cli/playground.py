@@ -34,6 +34,7 @@ from workers.signals import interrupt_on_termination
 INDEX = "play"
 NODES = ("play-1", "play-2")
 FEED = "serve"
+STORE = "the Redis"
 CHANNELS = ("orders", "invoices", "customers", *(f"store-{number}" for number in range(1, 18)))
 N_VBUCKETS = 128
 N_FIRST = 20 * N_VBUCKETS
@@ -44,7 +45,7 @@ SLICE_S = 0.1
 """Interval of writes."""
 START_TIMEOUT_S = 60.0
 RESTART_S = 3.0
-"""Delay before a node that ended is started again: time to look at what its end changed."""
+"""Delay before what ended is started again: time to look at what its end changed."""
 _RETRY_S = 1.0
 """Delay after a write that the bucket did not take."""
 
@@ -92,10 +93,12 @@ class Playground:
             n_vbuckets=N_VBUCKETS, n_nodes=2, admin=str(free_port()), file=self._folder / "bucket.sqlite"
         )
         self._admin = config.admin
-        store = stack.enter_context(EmbeddedRedis(self._folder, save=True, port=free_port()))
+        self._store_port = free_port()
+        self._store = self._start_store()
+        stack.callback(self._close_store)
         self._bucket = stack.enter_context(DevBucket(config))
         self.config = self._folder / "channelindex.toml"
-        self.config.write_text(self._configuration(store.url), encoding="utf-8")
+        self.config.write_text(self._configuration(self._store.url), encoding="utf-8")
         self._revisions = _revisions(options.rate)
         with self._client() as client:
             Loader(client, InlineLayout()).load(islice(self._revisions, N_FIRST))
@@ -106,9 +109,18 @@ class Playground:
         stack.callback(self._drain)
         for node in self._nodes:
             node.start()
-        self._await_nodes(store.url)
+        self._await_nodes(self._store.url)
         self._nodes.append(self._serve(stack))
-        self._restart_at = dict.fromkeys((node.name for node in self._nodes), 0.0)
+        self._restart_at = dict.fromkeys((STORE, *(node.name for node in self._nodes)), 0.0)
+
+    def _start_store(self) -> EmbeddedRedis:
+        """Start the Redis, with what it has on disk. Its address stays: it is in the configuration."""
+        assert self._store_port > 0, "nodes have the address of this port"
+        return EmbeddedRedis(self._folder, save=True, port=self._store_port)
+
+    def _close_store(self) -> None:
+        """Stop the Redis that runs at the end: maybe not the first one."""
+        self._store.close()
 
     def _await_nodes(self, store_url: str) -> None:
         """Wait until all nodes report.
@@ -170,13 +182,13 @@ class Playground:
         )
 
     def run(self) -> NoReturn:
-        """Write for ever; start nodes again that end."""
+        """Write for ever; start nodes again that end, and the Redis."""
         while True:
             try:
                 self._write()
             except SourceUnavailable as error:
                 output.warn(f"nothing is written for the moment: {error}")
-                self._look_after_nodes()
+                self._look_after_all()
                 time.sleep(_RETRY_S)
 
     def _client(self) -> KvClient:
@@ -194,20 +206,27 @@ class Playground:
                 n_due = int((time.monotonic() - started) * self._options.rate) + 1
                 loader.load(islice(self._revisions, n_due - n_written))
                 n_written = n_due
-                self._look_after_nodes()
+                self._look_after_all()
                 time.sleep(SLICE_S)
 
-    def _look_after_nodes(self) -> None:
-        """Start a node again RESTART_S after its end."""
-        now = time.monotonic()
+    def _look_after_all(self) -> None:
+        """Start what has ended again, RESTART_S after its end."""
+        if self._has_to_start(STORE, None if self._store.running else "ended"):
+            self._store.close()
+            self._store = self._start_store()
         for node in self._nodes:
-            if node.exit_code is None:
-                self._restart_at[node.name] = 0.0
-            elif not self._restart_at[node.name]:
-                output.warn(f"{node.name} ended with code {node.exit_code}; it starts again in {RESTART_S:.0f} s")
-                self._restart_at[node.name] = now + RESTART_S
-            elif now >= self._restart_at[node.name]:
+            if self._has_to_start(node.name, None if node.exit_code is None else f"ended with code {node.exit_code}"):
                 node.start()
+
+    def _has_to_start(self, name: str, end: str | None) -> bool:
+        """Say of what is to run, and how it ended if it did, whether it is to be started now; tell its end once."""
+        now = time.monotonic()
+        if end is None:
+            self._restart_at[name] = 0.0
+        elif not self._restart_at[name]:
+            output.warn(f"{name} {end}; it starts again in {RESTART_S:.0f} s")
+            self._restart_at[name] = now + RESTART_S
+        return end is not None and now >= self._restart_at[name]
 
     def _drain(self) -> None:
         """End the nodes, all at once."""
