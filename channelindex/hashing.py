@@ -2,7 +2,6 @@
 
 import zlib
 from collections.abc import Iterable
-from functools import lru_cache
 
 N_SLOTS = 64
 """Hash tags of an index in Redis. Part of the format: a channel's keys carry its slot, so it can never change."""
@@ -13,7 +12,6 @@ def vbucket_of(key: bytes, n_vbuckets: int) -> int:
     return ((zlib.crc32(key) >> 16) & 0x7FFF) % n_vbuckets
 
 
-@lru_cache(65_536)  # asked for at every append: finding it again costs a sixth of hashing it, and takes some 10 MB
 def slot_of(channel: str) -> int:
     """The hash tag, 0 to N_SLOTS - 1, under which all keys of a channel lie."""
     return zlib.crc32(channel.encode()) % N_SLOTS

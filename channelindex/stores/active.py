@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
+import msgspec
+
 from channelindex.blocks import ENTRIES, HEADER, pack_frame
 from channelindex.stores.base import ChannelAppend
 
@@ -14,22 +16,17 @@ Key = tuple[str, str]
 """(channel, group)."""
 
 
-class ActiveBlock:
+class ActiveBlock(msgspec.Struct, gc=False):
     """The active block of one (channel, group), as its writer knows it: its size, when it is full, `Directory.upto`.
 
     Knowing it is good for one epoch only: between two epochs of ours, another owner may have rotated the block.
     """
 
-    __slots__ = ("epoch", "limit", "number", "size", "upto")
-
-    def __init__(self, epoch: int, number: int, size: int, upto: int, limit: int) -> None:
-        assert number >= 0
-        assert limit > 0, "it would be full before its first entry"
-        self.epoch = epoch
-        self.number = number
-        self.size = size
-        self.upto = upto
-        self.limit = limit
+    epoch: int
+    number: int
+    size: int
+    upto: int
+    limit: int
 
 
 BlindAppend = tuple[str, str, int, int, bytes]
@@ -69,47 +66,41 @@ class ActiveBlocks:
         assert limit > 0, "it remembers something"
         self.half = max(1, limit // 2)
         self.young: dict[Key, ActiveBlock] = {}
-        """The blocks used last, to be looked up before `use` is called."""
-        self._old: dict[Key, ActiveBlock] = {}
+        """The blocks used last."""
+        self.old: dict[Key, ActiveBlock] = {}
+        """Those used before, to be moved to `young` when they are used again."""
 
     def __len__(self) -> int:
-        return len(self.young) + len(self._old)
+        return len(self.young) + len(self.old)
 
     def get(self, key: Key) -> ActiveBlock | None:
-        """The active block of *key*, None if it is not remembered."""
-        active = self.use(key)
-        self.forget_if_full()
+        """The active block of *key*, None if it is not remembered. `sort` does it for a whole batch."""
+        active = self.young.get(key)
+        if active is None and key in self.old:
+            active = self.young[key] = self.old.pop(key)
+            self.forget_if_full()
         return active
 
     def put(self, key: Key, active: ActiveBlock) -> None:
         """Remember *active*, instead of what *key* had."""
-        self._old.pop(key, None)
+        self.old.pop(key, None)
         self.young[key] = active
         self.forget_if_full()
-
-    def use(self, key: Key) -> ActiveBlock | None:
-        """Do what `get` does, without forgetting others: `forget_if_full` does, later."""
-        active = self.young.get(key)
-        if active is None:
-            active = self._old.pop(key, None)
-            if active is not None:
-                self.young[key] = active
-        return active
 
     def forget_if_full(self) -> None:
         """Forget the old ones where half of what may be remembered is young."""
         if len(self.young) >= self.half:
-            self._old, self.young = self.young, {}
+            self.old, self.young = self.young, {}
 
     def drop(self, key: Key) -> None:
         """Forget *key*."""
         self.young.pop(key, None)
-        self._old.pop(key, None)
+        self.old.pop(key, None)
 
     def clear(self) -> None:
         """Forget everything."""
         self.young.clear()
-        self._old.clear()
+        self.old.clear()
 
 
 def learn(
@@ -124,13 +115,15 @@ def learn(
     A block is full at *block_bytes*, or where the channel was compacted, at `full_at(live, block_bytes)`.
     """
     stale: set[int] = set()
-    for append, location in zip(appends, locations, strict=True):
+    for (channel, group, epoch, _, _), location in zip(appends, locations, strict=True):
         if location is None:
-            stale.add(append.epoch)
+            stale.add(epoch)
         else:
             number, size, upto, live = location
             limit = full_at(live, block_bytes) if live else block_bytes
-            blocks.put((append.channel, append.group), ActiveBlock(append.epoch, number, size, upto, limit))
+            assert number >= 0
+            assert limit > 0, "it would be full before its first entry"
+            blocks.put((channel, group), ActiveBlock(epoch, number, size, upto, limit))
     return stale
 
 

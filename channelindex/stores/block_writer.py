@@ -268,10 +268,12 @@ def sort(blocks: ActiveBlocks, appends: Iterable[ChannelAppend], tail_bytes: int
     known: list[Due] = []
     due: list[Due] = []
     unknown: list[LocatingAppend] = []
-    young = blocks.young
+    young, old = blocks.young, blocks.old
     for append in appends:
         key = append[0], append[1]
-        active = young.get(key) or blocks.use(key)
+        active = young.get(key)
+        if active is None and key in old:
+            active = young[key] = old.pop(key)
         if active is None or active.epoch != append[2]:
             unknown.append(locating(append))
         elif active.size < active.limit and active.size - active.upto < tail_bytes:

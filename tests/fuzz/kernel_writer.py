@@ -114,7 +114,7 @@ def _merged(payloads: list[bytes], module: Any) -> Merged | None:
 
 
 def _fields(block: ActiveBlock) -> list[int]:
-    return [getattr(block, name) for name in ActiveBlock.__slots__]
+    return [getattr(block, name) for name in ActiveBlock.__struct_fields__]
 
 
 def _clock(frames: bytes) -> bytes | None:

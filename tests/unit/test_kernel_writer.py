@@ -162,7 +162,7 @@ def module() -> Any:
 
 
 def fields(active: ActiveBlock | None) -> list[int] | None:
-    return None if active is None else [getattr(active, name) for name in ActiveBlock.__slots__]
+    return None if active is None else [getattr(active, name) for name in ActiveBlock.__struct_fields__]
 
 
 def sorted_by(blocks_: Any, appends: list[ChannelAppend], tail_bytes: int) -> Any:

@@ -111,14 +111,13 @@ class RedisBlocks:
         indices: dict[int, list[int]] = {}
         for index, (channel, group, epoch, header, frame) in enumerate(appends):
             slot = slot_of(channel)
-            section = sections.get(slot)
-            if section is None:
-                section, indices[slot] = ([], []), []
-                sections[slot] = section
-            section[0].extend((channel, group, f"{epoch:016x}", len(header), len(frame)))
-            section[1].extend((header, frame))
+            if slot not in sections:
+                sections[slot], indices[slot] = ([], []), []
+            items, parts = sections[slot]
+            items += (channel, group, _in_hex(epoch), len(header), len(frame))
+            parts += (header, frame)
             indices[slot].append(index)
-        return self._calls(sections), [index for at in indices.values() for index in at]
+        return self._calls(sections), [*chain(*indices.values())]
 
     def groups(self, keys: Sequence[tuple[str, str]]) -> Sequence[GroupState | None]:
         """See `BlockOperations.groups`."""
@@ -189,6 +188,10 @@ class RedisBlocks:
         return [
             ((self._keys.slot(slot),), (prefix, *_arguments({slot: section}))) for slot, section in sections.items()
         ]
+
+
+_in_hex = lru_cache(64)("{:016x}".format)
+"""(epoch) -> it as scripts compare it."""
 
 
 def _command(prefix: str, append: BlindAppend) -> bytes:
