@@ -50,6 +50,14 @@ def test_the_index_of_the_documents_leads_to_each_of_them() -> None:
     assert not set(DOCUMENTS) - found - {ROOT / "docs" / "index.md"}, "name it in docs/index.md, the site's navigation"
 
 
+def test_the_architecture_says_what_each_folder_of_code_holds() -> None:
+    table = text_of("docs/architecture.md").partition("## Where things are")[2]
+    for package in ("channelindex", "workers"):
+        for folder in (ROOT / package).iterdir():
+            named = f"| `{package}/{folder.name}/` |" in table
+            assert named or not (folder / "__init__.py").exists(), f"{folder.name} is in no row"
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_named_tests_and_modules_exist(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
