@@ -68,7 +68,7 @@ test-servers: $(STAMP) ## the Redis store, leases and accounts on the other vers
 		echo "== $$server" && REDIS_SERVER=$$server $(PYTEST) --quiet $(ON_EACH_SERVER) || exit 1; done
 
 test-nightly: $(STAMP) ## hours: every property with 5,000 examples, every cut of every recording, every seed of kills
-	HYPOTHESIS_PROFILE=nightly $(PYTEST) --timeout 7200 -m 'nightly or hypothesis or chaos'
+	REAL_STARTS=1 HYPOTHESIS_PROFILE=nightly $(PYTEST) --timeout 7200 -m 'nightly or hypothesis or chaos'
 
 cov: $(STAMP) ## branches that the tests reach, in forked children and subprocesses too; fails below the floor in pyproject.toml
 	$(BIN)/coverage erase
@@ -104,10 +104,10 @@ tests-as-they-come: # its line begins with "+" because what a make within a make
 	+@$(if $(findstring n,$(firstword -$(MAKEFLAGS))),echo) env -u MAKEFLAGS HYPOTHESIS_PROFILE=ci $(PYTEST)
 
 test-chaos: $(STAMP) ## only the tests that kill, pause and starve whole nodes
-	$(PYTEST) -m 'chaos or not chaos' $(addprefix tests/integration/test_,kills.py two_nodes.py supervision.py rollback.py four_nodes.py zombies.py)
+	REAL_STARTS=1 $(PYTEST) -m 'chaos or not chaos' $(addprefix tests/integration/test_,kills.py two_nodes.py supervision.py rollback.py four_nodes.py zombies.py)
 
 chaos: $(STAMP) ## whole nodes under seeded faults for MINUTES, judged afterwards; SEED=number or SCHEDULE=file repeats; STORE=redis|cluster|sentinel|address|couchbase
-	$(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(STORE),--store $(STORE)) $(if $(SEED),--seed $(SEED)) $(if $(SCHEDULE),--schedule $(SCHEDULE))
+	REAL_STARTS=1 $(BIN)/python -m tests.chaos --minutes $(MINUTES) $(if $(STORE),--store $(STORE)) $(if $(SEED),--seed $(SEED)) $(if $(SCHEDULE),--schedule $(SCHEDULE))
 
 test-couchbase: $(STAMP) ## the tests of the couchbase:// store against a real bucket: COUCHBASE=couchbase://host/bucket
 	@test -n "$(COUCHBASE)" || { echo 'usage: make test-couchbase COUCHBASE=couchbase://host/bucket COUCHBASE_USER=… COUCHBASE_PASSWORD=…'; exit 64; }
@@ -115,7 +115,7 @@ test-couchbase: $(STAMP) ## the tests of the couchbase:// store against a real b
 
 test-real: $(STAMP) ## the end-to-end scenarios against a bucket that you have: BUCKET=couchbase://host/bucket, prints a table; K=text picks some
 	@test -n "$(BUCKET)" || { echo 'usage: make test-real BUCKET=couchbase://host/bucket BUCKET_USER=… BUCKET_PASSWORD=… [BUCKET_CA_FILE=…]'; exit 64; }
-	$(BIN)/python -m tests.real '$(BUCKET)' --user '$(BUCKET_USER)' --ca-file '$(BUCKET_CA_FILE)' --only '$(K)'
+	REAL_STARTS=1 $(BIN)/python -m tests.real '$(BUCKET)' --user '$(BUCKET_USER)' --ca-file '$(BUCKET_CA_FILE)' --only '$(K)'
 
 fuzz-kernel: $(STAMP) ## mutated frames, and as many documents, into a kernel with sanitizers and into Python: an hour; CASES=number, SEED=number
 	$(BIN)/python kernel/build.py $(VENV)/_kernel_sanitized.so --sanitized --strict

@@ -8,9 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import starting
 from tests.support.kernel_pairs import build_script
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Have the tests that are marked so start the program by its entry point."""
+    starting.forks = starting.MAY_FORK and item.get_closest_marker("real_start") is None
 
 
 @pytest.fixture(scope="session")

@@ -174,6 +174,7 @@ def ids(reader: ChangesReader, channel: str) -> set[str]:
     return {entry.id for entry in reader.changes([channel]).entries}
 
 
+@pytest.mark.real_start
 def test_every_bad_document_has_its_outcome_and_the_next_is_indexed(tmp_path, redis_url, reader):
     settings = {**SETTINGS, "source__metadata": "inline", "source__compression": False}
     with DevBucket(ONE_VBUCKET, load) as bucket, Node("n1", tmp_path, redis_url, bucket, **settings).start() as node:
@@ -228,6 +229,7 @@ def store(client: KvClient, key: bytes, attribute: bytes, body: bytes) -> None:
         client.store(key, body)
 
 
+@pytest.mark.real_start
 def test_documents_as_large_as_a_bucket_takes_them_are_indexed_and_larger_ones_refused(tmp_path, redis_url, reader):
     with (
         DevBucket(ONE_VBUCKET) as bucket,

@@ -10,7 +10,7 @@ from tests.support.node import Node
 from tests.support.running import assert_verified, await_stable, cli, indexed_channels
 from tests.support.shared import shared_path
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.real_start]
 
 
 def test_real_history_through_a_running_node_gives_exactly_the_channels_that_the_file_says(tmp_path, redis_url):

@@ -14,6 +14,8 @@ from devbucket.process import DevBucket
 from tests.support.node import Node, until
 from tests.support.running import await_stable
 
+pytestmark = pytest.mark.real_start
+
 
 @pytest.fixture(autouse=True)
 def _careless_umask() -> Iterator[None]:

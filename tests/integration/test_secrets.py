@@ -21,6 +21,8 @@ from tests.support.ports import free_port
 from tests.support.running import await_stable, cli, connect
 from tests.support.scrape import get
 
+pytestmark = pytest.mark.real_start
+
 REDIS_PASSWORD = "r3d1s-5ecret"
 BUCKET_PASSWORD = "buck3t-5ecret"
 WRONG_PASSWORD = "wr0ng-5ecret"

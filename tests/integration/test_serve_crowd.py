@@ -18,6 +18,8 @@ from tests.support.running import cli
 from tests.support.served import Documents, Service
 from workers.serving.descriptors import SPARE
 
+pytestmark = pytest.mark.real_start
+
 AT_ONCE = 100
 KB_PER_CONNECTION = 50
 BASE_MB = 60

@@ -20,6 +20,8 @@ from tests.support.running import await_stable, connect, indexed_channels
 from tests.support.watchers import StableWatch
 from workers.node.start import prepare_index
 
+pytestmark = pytest.mark.real_start
+
 SLICE = 100
 
 

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ import psutil
 from channelindex.epochs import PartitionRecord
 from channelindex.errors import IndexMissing, Transient
 from channelindex.stores import open_reader
+from tests.support.starting import Started, start
 from tests.support.stores import settings_of
 
 DEADLINE_S = 120.0
@@ -35,7 +35,7 @@ class Node:
         self.name = name
         self.log = folder / f"{name}.log"
         self._config = folder / f"{name}.toml"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Started | None = None
         lines = {
             "node.name": name,
             "node.run_dir": str(folder),
@@ -62,13 +62,9 @@ class Node:
     def start(self) -> Self:
         """Start the node in the background."""
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [self.python, "-m", self.module, "run", "--config", self._config],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
-                start_new_session=True,
-            )
+            environ = {**os.environ, "PYTHONUNBUFFERED": "1"}
+            program = (self.python, "-m", self.module)
+            self._process = start("run", "--config", self._config, output=log, environ=environ, program=program)
         return self
 
     def children(self, role: str) -> list[psutil.Process]:
@@ -80,8 +76,7 @@ class Node:
 
     def signal_all(self, signum: signal.Signals) -> None:
         """Send *signum* to the supervisor and all its children, as a frozen or thawed machine would."""
-        supervisor = psutil.Process(self.pid)
-        for process in [supervisor, *supervisor.children()]:
+        for process in self._family():
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(signum)
 
@@ -93,11 +88,19 @@ class Node:
     def kill(self) -> None:
         """SIGKILL the supervisor; its children die with it."""
         assert self._process
-        family = [psutil.Process(self.pid), *psutil.Process(self.pid).children()]
+        family = self._family()
         self._process.kill()
         self._process.wait(DEADLINE_S)
         _, alive = psutil.wait_procs(family, timeout=DEADLINE_S)
         assert not alive, f"children outlived their supervisor: {alive}"
+
+    def _family(self) -> list[psutil.Process]:
+        """The supervisor and its children, or nobody where it has ended."""
+        try:
+            supervisor = psutil.Process(self.pid)
+            return [supervisor, *supervisor.children()]
+        except psutil.NoSuchProcess:
+            return []
 
     def drain(self) -> int:
         """SIGTERM, and wait for the end; the exit code."""

@@ -3,9 +3,9 @@
 import io
 import json
 import subprocess
-import sys
 from contextlib import closing, redirect_stdout
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from channelindex.feeds.dcp.auth import Credentials
@@ -16,15 +16,25 @@ from channelindex.settings import SourceSettings
 from channelindex.stores import open_reader
 from devbucket.process import DevBucket
 from tests.support.history import Membership
-from tests.support.node import stable_seqnos, until
+from tests.support.node import DEADLINE_S, stable_seqnos, until
+from tests.support.starting import start
 from tests.support.stores import settings_of
 from workers.cli import main
 
 
 def cli(*args: object) -> subprocess.CompletedProcess[str]:
     """Run `channelindex` with *args*."""
-    command = [sys.executable, "-m", "channelindex", *map(str, args)]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    with TemporaryFile() as stdout, TemporaryFile() as stderr:
+        process = start(*args, output=stdout, errors=stderr, own_session=False)
+        try:
+            code = process.wait(DEADLINE_S)
+        finally:
+            process.kill()
+            process.wait()
+        for file in (stdout, stderr):
+            file.seek(0)
+        printed = [stdout.read().decode(), stderr.read().decode()]
+    return subprocess.CompletedProcess(process.args, code, *printed)
 
 
 def connect(bucket: DevBucket) -> KvClient:

@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from urllib.parse import urlencode
 from tests.support.indexing import Row, SmallIndex
 from tests.support.node import DEADLINE_S, until
 from tests.support.ports import free_port
+from tests.support.starting import Started, start
 
 N_VBUCKETS = 16
 PARTITIONS = range(4)
@@ -47,7 +47,7 @@ class Service:
             "CHANNELINDEX_SERVE_LISTEN": f"127.0.0.1:{self.port}",
             **{f"CHANNELINDEX_{key.upper()}": str(value) for key, value in settings.items()},
         }
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Started | None = None
         self._has_listened = False
 
     @property
@@ -89,17 +89,11 @@ class Service:
             raise
         return False
 
-    def launch(self) -> subprocess.Popen[bytes]:
+    def launch(self) -> Started:
         """Start it and wait for nothing."""
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "channelindex", "serve"],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **self.environ},
-                cwd=self.log.parent,
-                start_new_session=True,
-            )
+            environ = {**os.environ, **self.environ}
+            self._process = start("serve", output=log, environ=environ, cwd=self.log.parent)
         return self._process
 
     @property
