@@ -39,6 +39,7 @@ PACKED = 255
 """The revision length byte of an entry whose revision is packed into PACKED_REV_BYTES bytes."""
 
 _FRAME = struct.Struct(">BIIQ")
+FRAME_HEAD_BYTES = _FRAME.size
 _EPOCH_OFFSET = 9
 _ENTRY = struct.Struct(">HQHBB")
 _ENTRY_SIZES = struct.Struct(">HQ2xBB")

@@ -10,8 +10,18 @@ typedef struct {
     Blocks blocks;
 } ActiveObject;
 
+enum { MOST_OF_SELDOM = 1 };
+
 static PyObject *block_of(const ActiveObject *self, const Row *row) {
-    return PyObject_CallFunction(self->block_type, "KKKKK", row->epoch, row->number, row->size, row->upto, row->limit);
+    const Sum *sum = row->sum;
+    if (sum == NULL)
+        return PyObject_CallFunction(self->block_type, "KKKKK", row->epoch, row->number, row->size, row->upto, row->limit);
+    return PyObject_CallFunction(self->block_type, "KKKKK(KKKN)", row->epoch, row->number, row->size, row->upto, row->limit,
+                                 sum->before, sum->first, sum->dropped, clock_of((Span){sum->pairs, sum->size}));
+}
+
+static Span entries_of(const Item *item) {
+    return (Span){item->frame.start + FRAME_HEAD_BYTES, item->frame.size - FRAME_HEAD_BYTES};
 }
 
 /* Adds (append, active block) to *due*. */
@@ -45,8 +55,12 @@ static bool sort_items(ActiveObject *self, const BatchObject *batch, uint64_t ta
         }
     }
     /* Not before: what comes twice must go the same way. */
-    for (size_t i = 0; i < sorted->n_known; i++)
-        sorted->known[i].size = self->blocks.rows[sorted->rows[i]].size += batch->items[sorted->known[i].item].frame.size;
+    for (size_t i = 0; i < sorted->n_known; i++) {
+        const Item *item = &batch->items[sorted->known[i].item];
+        Row *row = &self->blocks.rows[sorted->rows[i]];
+        sorted->known[i].size = row->size += item->frame.size;
+        add_to_sum(&self->blocks, row, entries_of(item));
+    }
     if (forget_if_full(&self->blocks))
         return true;
     PyErr_NoMemory();
@@ -82,8 +96,9 @@ static PyObject *active_sort(ActiveObject *self, PyObject *args) {
     return Py_BuildValue("(NNN)", known, due, unknown);
 }
 
-/* Remembers a block that is as *block* says. */
-static bool put_block(ActiveObject *self, uint64_t hash, Span channel, Span group, const Row *block) {
+/* Remembers a block that is as *block* says, and where that is known, what is summed up of it: *pairs* and *entries*. */
+static bool put_block(ActiveObject *self, uint64_t hash, Span channel, Span group, const Row *block, const Sum *sum,
+                      Span pairs, Span entries) {
     Row *row = remember_block(&self->blocks, hash, channel, group);
     if (row != NULL) {
         row->epoch = block->epoch;
@@ -91,6 +106,9 @@ static bool put_block(ActiveObject *self, uint64_t hash, Span channel, Span grou
         row->size = block->size;
         row->upto = block->upto;
         row->limit = block->limit;
+        if (sum != NULL)
+            begin_sum(&self->blocks, row, sum, pairs);
+        add_to_sum(&self->blocks, row, entries);
     }
     if (row != NULL && forget_if_full(&self->blocks))
         return true;
@@ -108,7 +126,18 @@ static bool read_item(PyObject *location, Py_ssize_t index, uint64_t *number) {
     return !PyErr_Occurred();
 }
 
-/* Remembers where *item* was appended to. */
+/* Whether there are more entries than a channel brings that will not soon fill a block: a sum would be for nothing. */
+static bool is_busy(Span entries) {
+    size_t count = 0;
+    for (size_t at = 0, size; at < entries.size && count <= MOST_OF_SELDOM; at += size, count++) {
+        size = entry_size((Span){entries.start + at, entries.size - at});
+        if (!size)
+            return false;
+    }
+    return count > MOST_OF_SELDOM;
+}
+
+/* Remembers where *item* was appended to. A group that begins with it has nothing else, and so is summed up. */
 static bool learn_item(ActiveObject *self, const Item *item, PyObject *location, uint64_t block_bytes, PyObject *full_at) {
     uint64_t number, size, upto, live, limit = block_bytes;
     if (!read_item(location, 0, &number) || !read_item(location, 1, &size) || !read_item(location, 2, &upto) ||
@@ -122,7 +151,10 @@ static bool learn_item(ActiveObject *self, const Item *item, PyObject *location,
             return false;
     }
     const Row block = {.epoch = item->epoch, .number = number, .size = size, .upto = upto, .limit = limit};
-    return put_block(self, item->hash, item->channel, item->group, &block);
+    const Sum nothing = {.first = number};
+    bool begins = !upto && size == FRAME_HEAD_BYTES + item->frame.size && is_busy(entries_of(item));
+    return put_block(self, item->hash, item->channel, item->group, &block, begins ? &nothing : NULL, (Span){NULL, 0},
+                     entries_of(item));
 }
 
 /* learn(selection, locations, block_bytes, full_at) -> the epochs that were refused: those without a location */
@@ -200,17 +232,39 @@ static bool read_attribute(PyObject *object, const char *name, uint64_t *number)
     return !PyErr_Occurred();
 }
 
+/* Reads what `ActiveBlock.summed` has, whose pairs stay that block's. False with no error set where that is nothing. */
+static bool read_sum(PyObject *block, Sum *sum, Span *pairs) {
+    PyObject *summed = PyObject_GetAttrString(block, "summed");
+    char *start = NULL;
+    Py_ssize_t size = 0;
+    bool is_read = summed != NULL && summed != Py_None;
+    if (is_read && !PyTuple_Check(summed))
+        PyErr_SetString(PyExc_TypeError, "no sum of a block");
+    is_read = is_read && PyTuple_Check(summed) &&
+              PyArg_ParseTuple(summed, "KKKy#", &sum->before, &sum->first, &sum->dropped, &start, &size);
+    *pairs = (Span){(const uint8_t *)start, (size_t)size};
+    Py_XDECREF(summed);
+    return is_read;
+}
+
+/* put(key, block[, entries]): *entries* came to the block behind what is summed up of it */
 static PyObject *active_put(ActiveObject *self, PyObject *args) {
     PyObject *key, *block;
+    const char *start = NULL;
+    Py_ssize_t n_bytes = 0;
     Span channel, group;
     uint64_t hash;
     Row read;
-    if (!PyArg_ParseTuple(args, "OO", &key, &block) || !read_key(key, &channel, &group, &hash) ||
+    if (!PyArg_ParseTuple(args, "OO|y#", &key, &block, &start, &n_bytes) || !read_key(key, &channel, &group, &hash) ||
         !read_attribute(block, "epoch", &read.epoch) || !read_attribute(block, "number", &read.number) ||
         !read_attribute(block, "size", &read.size) || !read_attribute(block, "upto", &read.upto) ||
         !read_attribute(block, "limit", &read.limit))
         return NULL;
-    if (!put_block(self, hash, channel, group, &read))
+    Sum sum = {0};
+    Span pairs;
+    bool is_summed = read_sum(block, &sum, &pairs);
+    if (PyErr_Occurred() || !put_block(self, hash, channel, group, &read, is_summed ? &sum : NULL, pairs,
+                                       (Span){(const uint8_t *)start, (size_t)n_bytes}))
         return NULL;
     Py_RETURN_NONE;
 }
@@ -233,10 +287,10 @@ static PyObject *active_clear(ActiveObject *self, PyObject *unused) {
 static Py_ssize_t active_length(ActiveObject *self) { return (Py_ssize_t)count_blocks(&self->blocks); }
 
 static PyObject *active_new(PyTypeObject *type, PyObject *args, PyObject *kwargs) {
-    Py_ssize_t limit;
+    Py_ssize_t limit, most_sum_bytes = 0;
     PyObject *block_type, *locating_type;
     (void)kwargs;
-    if (!PyArg_ParseTuple(args, "nOO!", &limit, &block_type, &PyType_Type, &locating_type))
+    if (!PyArg_ParseTuple(args, "nOO!|n", &limit, &block_type, &PyType_Type, &locating_type, &most_sum_bytes))
         return NULL;
     if (!PyType_IsSubtype((PyTypeObject *)locating_type, &PyTuple_Type))
         return PyErr_Format(PyExc_TypeError, "an append is a tuple");
@@ -250,6 +304,7 @@ static PyObject *active_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     self->locating_type = locating_type;
     self->blocks.half = limit < 2 ? 1 : (size_t)limit / 2;
     self->blocks.generation = 1;
+    self->blocks.most_sum_bytes = most_sum_bytes < 0 ? 0 : (size_t)most_sum_bytes;
     return (PyObject *)self;
 }
 

@@ -3,6 +3,7 @@
 #define CHANNELINDEX_BATCH_H
 
 #include "python.h"
+#include "sum.h"
 
 enum { FRAME_HEAD_BYTES = 17, ENTRIES_KIND = 0x45, HEADER_KIND = 0x48, N_SLOTS = 64 };
 
@@ -59,6 +60,9 @@ PyObject *new_selection(BatchObject *batch, Pick *picks, size_t n_picks, PyObjec
 
 /* The batch of a selection and which of its items; NULL for what is none. */
 const BatchObject *selected(PyObject *selection, const Pick **picks, size_t *n_picks);
+
+/* The clock of pairs in any order, as bytes: a pair for each vbucket, ascending. */
+PyObject *clock_of(Span pairs);
 
 PyObject *item_append(const BatchObject *batch, size_t index);
 

@@ -256,3 +256,11 @@ uint8_t pack_rev(Span rev, uint8_t *stored, size_t *size) {
     *size = rev.size;
     return (uint8_t)rev.size;
 }
+
+size_t entry_size(Span bytes) {
+    if (bytes.size < ENTRY_HEAD_BYTES)
+        return 0;
+    uint8_t key_size = bytes.start[12], rev_size = bytes.start[13];
+    size_t size = ENTRY_HEAD_BYTES + (size_t)key_size + (rev_size == PACKED_REV ? PACKED_REV_BYTES : (size_t)rev_size);
+    return size <= bytes.size ? size : 0;
+}

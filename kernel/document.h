@@ -15,6 +15,7 @@ enum {
     PACKED_REV = 255, /* the revision length byte of a packed one */
     PACKED_REV_BYTES = 20,
     MOST_KEY_BYTES = 255,
+    ENTRY_HEAD_BYTES = 14,
 };
 
 enum { JSON_VALUE = 1, XATTR_VALUE = 4 }; /* bits of a datatype */
@@ -42,6 +43,9 @@ typedef enum { PYTHONS, NO_ENTRY, ENTRY } Decoded;
 
 /* Reads a document. *revision* is of an ENTRY alone, and points into *value*. */
 Decoded decode(Span key, unsigned datatype, Span value, Revision *revision);
+
+/* The size of the entry with which *bytes* begin, 0 where it is cut off. */
+size_t entry_size(Span bytes);
 
 /* Writes the stored form of a revision id to *stored*, of MOST_REV_BYTES; returns its revision length byte. */
 uint8_t pack_rev(Span rev, uint8_t *stored, size_t *size);

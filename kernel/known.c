@@ -66,6 +66,47 @@ static Row *new_row(Blocks *blocks, uint64_t hash, Span channel, Span group) {
     return row;
 }
 
+static void forget_sum(Blocks *blocks, Row *row) {
+    if (row->sum != NULL)
+        blocks->sum_bytes -= row->sum->room;
+    free_sum(row->sum);
+    row->sum = NULL;
+}
+
+static void forget_row(Blocks *blocks, Row *row) {
+    forget_sum(blocks, row);
+    free(row->key);
+}
+
+/* Makes room in the sum of a row, or forgets it. */
+static bool has_room(Blocks *blocks, Row *row, size_t n_bytes) {
+    size_t n_more;
+    bool is_made = make_room(row->sum, n_bytes, blocks->most_sum_bytes - blocks->sum_bytes, &n_more);
+    if (is_made)
+        blocks->sum_bytes += n_more;
+    else
+        forget_sum(blocks, row);
+    return is_made;
+}
+
+void begin_sum(Blocks *blocks, Row *row, const Sum *sum, Span pairs) {
+    forget_sum(blocks, row);
+    row->sum = calloc(1, sizeof(Sum));
+    if (row->sum == NULL || !has_room(blocks, row, pairs.size))
+        return;
+    row->sum->before = sum->before;
+    row->sum->first = sum->first;
+    row->sum->dropped = sum->dropped;
+    if (pairs.size)
+        memcpy(row->sum->pairs, pairs.start, pairs.size);
+    row->sum->size = pairs.size;
+}
+
+void add_to_sum(Blocks *blocks, Row *row, Span entries) {
+    if (row->sum != NULL && has_room(blocks, row, most_pair_bytes(entries)) && !add_entry_pairs(row->sum, entries))
+        forget_sum(blocks, row);
+}
+
 void use_block(Blocks *blocks, Row *row) {
     blocks->n_young += row->generation != blocks->generation;
     row->generation = blocks->generation;
@@ -79,7 +120,7 @@ bool forget_if_full(Blocks *blocks) {
         if (blocks->rows[i].is_there && blocks->rows[i].generation == blocks->generation)
             blocks->rows[n_kept++] = blocks->rows[i];
         else
-            free(blocks->rows[i].key);
+            forget_row(blocks, &blocks->rows[i]);
     }
     blocks->n_rows = n_kept;
     blocks->generation++;
@@ -89,7 +130,7 @@ bool forget_if_full(Blocks *blocks) {
 
 void forget_all(Blocks *blocks) {
     for (size_t i = 0; i < blocks->n_rows; i++)
-        free(blocks->rows[i].key);
+        forget_row(blocks, &blocks->rows[i]);
     free(blocks->rows);
     free(blocks->table);
     blocks->rows = NULL;
@@ -106,6 +147,7 @@ Row *remember_block(Blocks *blocks, uint64_t hash, Span channel, Span group) {
     if (!row->is_there)
         row->generation = blocks->generation - 1; /* as one that was not used of late */
     use_block(blocks, row);
+    forget_sum(blocks, row);
     row->is_there = true;
     return row;
 }
@@ -120,6 +162,7 @@ void drop_block(Blocks *blocks, uint64_t hash, Span channel, Span group) {
     if (row == NULL)
         return;
     row->is_there = false;
+    forget_sum(blocks, row);
     blocks->n_young -= row->generation == blocks->generation;
 }
 

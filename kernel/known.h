@@ -3,7 +3,7 @@
 #ifndef CHANNELINDEX_KNOWN_H
 #define CHANNELINDEX_KNOWN_H
 
-#include "scan.h"
+#include "sum.h"
 
 typedef struct {
     uint64_t hash;
@@ -11,6 +11,7 @@ typedef struct {
     size_t channel_size, group_size;
     uint64_t epoch, number, size, upto, limit;
     uint64_t generation;
+    Sum *sum; /* NULL: the store has to be asked */
     bool is_there;
 } Row;
 
@@ -21,6 +22,7 @@ typedef struct {
     size_t table_room;
     size_t half, n_young;
     uint64_t generation; /* of the young ones, from 1 on; those of the one before are old */
+    size_t sum_bytes, most_sum_bytes; /* room of all sums */
 } Blocks;
 
 /* The block of a channel and group, NULL if it is not remembered. */
@@ -29,8 +31,14 @@ Row *find_block(const Blocks *blocks, uint64_t hash, Span channel, Span group);
 /* Notes that a block is used now. */
 void use_block(Blocks *blocks, Row *row);
 
-/* Remembers a block; what it is, the caller puts into the row. NULL if there is no memory. */
+/* Remembers a block; what it is, the caller puts into the row, which has no sum. NULL if there is no memory. */
 Row *remember_block(Blocks *blocks, uint64_t hash, Span channel, Span group);
+
+/* Begins a sum of pairs, with the numbers of *sum*. None is begun, and any is forgotten, where all would be too large. */
+void begin_sum(Blocks *blocks, Row *row, const Sum *sum, Span pairs);
+
+/* Adds entries to the sum of a row, if it has one. It is forgotten where they are cut off, too. */
+void add_to_sum(Blocks *blocks, Row *row, Span entries);
 
 void drop_block(Blocks *blocks, uint64_t hash, Span channel, Span group);
 

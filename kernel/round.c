@@ -11,7 +11,7 @@ typedef struct {
 } RoundObject;
 
 enum { KIND, VB, SEQNO, KEY, DATATYPE, VALUE, EVENT_ITEMS };
-enum { LAST_DOCUMENT = 2, ENTRY_HEAD_BYTES = 14 };
+enum { LAST_DOCUMENT = 2 };
 
 static const Span star = {(const uint8_t *)"*", 1};
 

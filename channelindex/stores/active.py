@@ -16,10 +16,18 @@ Key = tuple[str, str]
 """(channel, group)."""
 
 
+Summed = tuple[int, int, int, bytes]
+"""`Directory.before`, `first` and `dropped` of a group, and the clock of all that is in its blocks, as pairs.
+
+So the directory can be moved though nobody has read it, or the tail.
+"""
+
+
 class ActiveBlock(msgspec.Struct, gc=False):
     """The active block of one (channel, group), as its writer knows it: its size, when it is full, `Directory.upto`.
 
     Knowing it is good for one epoch only: between two epochs of ours, another owner may have rotated the block.
+    `summed` is known only where all since the last move came from us; only the compiled kernel keeps it up.
     """
 
     epoch: int
@@ -27,6 +35,7 @@ class ActiveBlock(msgspec.Struct, gc=False):
     size: int
     upto: int
     limit: int
+    summed: Summed | None = None
 
 
 BlindAppend = tuple[str, str, int, int, bytes]

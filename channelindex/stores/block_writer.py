@@ -9,6 +9,9 @@ A store brings the operations (`BlockOperations`); the rules are here, once:
 * **Move** a directory: its clock, when the tail that readers fetch has become long; to the next block, which begins
   with the channel's clock, when the active one is full. It happens only if the directory is as we read it and, for a
   full block, nothing was appended since. A move that does not happen is no error: the append locates the block anew.
+  Where a store tells of others' appends (`notices_others`), the compiled kernel notes the clock pairs of a block that
+  this writer began, or whose directory it moved. Then nothing is read: `append` and the store's comparison see to it
+  that what is moved is what was noted.
 
 A request whose reply was lost may still arrive, even after its repetition. It must not rotate a block under our blind
 appends: readers would miss what lies behind the active block, beyond its header clock. So after any error the writer
@@ -24,7 +27,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from channelindex import kernel
-from channelindex.blocks import ENTRIES, HEADER, iter_frames, pack_clock, pack_frame
+from channelindex.blocks import ENTRIES, FRAME_HEAD_BYTES, HEADER, iter_frames, pack_clock, pack_frame
 from channelindex.errors import BlockGone, IndexCorrupt, RequestTooLarge
 from channelindex.stores.active import ActiveBlock, ActiveBlocks, BlindAppend, LocatingAppend, Location, learn, locating
 from channelindex.stores.base import BlockRef, ChannelAppend, Directory, GroupState
@@ -32,6 +35,10 @@ from channelindex.stores.call_limit import CallLimit
 
 REMEMBERED_BLOCKS = 200_000
 """Active blocks that one writer remembers (about 250 bytes each); the longest unused ones beyond are located anew."""
+
+REMEMBERED_PAIR_BYTES = 32 << 20
+"""Memory for clock pairs of blocks that one writer remembers, 10 bytes for an entry since its block's clock was moved,
+and for a vbucket. Beyond that, the store is asked for the tail of a block before its directory is moved."""
 
 TAIL_BYTES = 32 << 10
 """Longest tail that the next append leaves alone. Each reader of the channel fetches and parses it, 0.2 ms at most. At
@@ -48,7 +55,7 @@ MAX_CALL_BYTES = 2 << 20
 """Bytes in one call of the store: a larger one would stall Redis and grow its buffers."""
 
 MAX_CALL_MOVES = 50
-"""Moves in one call of the store: a rotation copies a whole block, about 40 µs at 64 KB."""
+"""Moves in one call of the store: a rotation copies a whole block, about 20 µs at 64 KB."""
 
 
 class Move(NamedTuple):
@@ -81,8 +88,13 @@ class BlockOperations(Protocol):
     tail_bytes: int
     """See TAIL_BYTES; more where readers get whole blocks anyway."""
 
-    def append(self, appends: Sequence[BlindAppend]) -> None:
+    notices_others: bool
+    """True if `append` returns all that it has to."""
+
+    def append(self, appends: Sequence[BlindAppend]) -> Sequence[BlindAppend]:
         """Append each frame to its block. A (channel, group, number) may be there more than once.
+
+        Return those whose block has another size now than it should: somebody else has appended to it, too.
 
         Raises:
             BlockGone: a block does not exist; nothing was appended to it.
@@ -125,6 +137,8 @@ class BlockOperations(Protocol):
 Due = tuple[ChannelAppend, ActiveBlock]
 """An append to a block whose directory is to be moved first."""
 
+_Moving = tuple[ChannelAppend, ActiveBlock, Move]
+
 
 class Sorted(NamedTuple):
     """A batch by what its writer knows of the blocks: `known` and `unknown` are for `calls_of`."""
@@ -149,10 +163,13 @@ class BlockWriter:
         self._block_bytes = block_bytes
         self._limit = CallLimit(MAX_CALL_BYTES)
         self._compiled = compiled = kernel.chosen()
+        self._sums_up = compiled is not None and operations.notices_others
         self._active: Any = (
             ActiveBlocks(remembered_blocks)
             if compiled is None
-            else compiled.ActiveBlocks(remembered_blocks, ActiveBlock, LocatingAppend)
+            else compiled.ActiveBlocks(
+                remembered_blocks, ActiveBlock, LocatingAppend, REMEMBERED_PAIR_BYTES if self._sums_up else 0
+            )
         )
         self._in_flight: Sequence[_AnyAppend] = ()
         """The appends of the last call of the store."""
@@ -214,39 +231,63 @@ class BlockWriter:
         for start, end in _chunks(len(due), max(1, MAX_CALL_MOVES * self._limit.n_bytes // MAX_CALL_BYTES)):
             chunk = due[start:end]
             self._in_flight = [append for append, _ in chunk]
-            states = self._operations.groups([(append.channel, append.group) for append, _ in chunk])
-            moves: list[Move] = []
-            moving: list[Due] = []
-            for (append, active), state in zip(chunk, states, strict=True):
-                if state is None or state.directory[:2] != (active.number, append.epoch):
-                    unknown.append(locating(append))
-                else:
-                    moves.append(self._move_of(append, state, active.limit))
-                    active.limit = full_at(state.live, self._block_bytes)
-                    moving.append((append, active))
-            happened = self._operations.move(moves) if moves else ()
-            assert len(moving) == len(moves), "each move is of one append"
-            for (append, active), move, moved in zip(moving, moves, happened, strict=True):
+            moving, others = self._moves_of(chunk)
+            unknown += map(locating, others)
+            happened = self._operations.move([move for _, _, move in moving]) if moving else ()
+            for (append, active, move), moved in zip(moving, happened, strict=True):
                 if moved:
-                    active.number, active.upto = move.new.number, move.new.upto
-                    active.size = active.upto
-                    known.append(_blind(append, active))
-                    self._active.put((append.channel, append.group), active)
+                    known.append(self._moved(append, active, move))
                 else:
                     unknown.append(locating(append))
         return known, unknown
+
+    def _moves_of(self, due: Sequence[Due]) -> tuple[list[_Moving], list[ChannelAppend]]:
+        """The moves of *due*, and the appends whose directory is not as we know it."""
+        asked = [(append.channel, append.group) for append, active in due if active.summed is None]
+        states = iter(self._operations.groups(asked) if asked else ())
+        moving: list[_Moving] = []
+        others: list[ChannelAppend] = []
+        for append, active in due:
+            if active.summed is not None:
+                before, first, dropped, pairs = active.summed
+                known = Directory(active.number, append.epoch, before, active.upto, first, dropped)
+                moving.append((append, active, _move(append, known, active.size, pairs, active.limit)))
+                continue
+            state = next(states)
+            if state is None or state.directory[:2] != (active.number, append.epoch):
+                others.append(append)
+            else:
+                moving.append((append, active, self._move_of(append, state, active.limit)))
+                active.limit = full_at(state.live, self._block_bytes)
+        return moving, others
 
     def _move_of(self, append: ChannelAppend, state: GroupState, block_bytes: int) -> Move:
         if state.tail is None:
             block = BlockRef(append.channel, append.group, state.directory.number)
             raise IndexCorrupt(f"block {block.key} is gone: {_LOST}")
         pairs = None if self._compiled is None else self._compiled.pack_clock(state.frames)
-        return _move(append, state, pack_clock(state.frames) if pairs is None else pairs, block_bytes)
+        size = state.directory.upto + len(state.tail)
+        return _move(append, state.directory, size, pack_clock(state.frames) if pairs is None else pairs, block_bytes)
+
+    def _moved(self, append: ChannelAppend, active: ActiveBlock, move: Move) -> BlindAppend:
+        """Remember *active* as it is after *move*; return what is appended to it."""
+        new = move.new
+        active.number, active.upto = new.number, new.upto
+        active.size = active.upto
+        blind = _blind(append, active)
+        key = append.channel, append.group
+        if self._sums_up:
+            active.summed = new.before, new.first, new.dropped, move.clock[FRAME_HEAD_BYTES:]
+            self._active.put(key, active, append.entries)
+        else:
+            self._active.put(key, active)
+        return blind
 
     def _append(self, known: Sequence[BlindAppend]) -> None:
         for appends in calls_of(known, self._limit.n_bytes):
             self._in_flight = appends
-            self._operations.append(appends)
+            for append in self._operations.append(appends):
+                self._active.drop(append[:2])  # its size and its clock are not what we count
 
     def _append_and_locate(self, unknown: Sequence[LocatingAppend]) -> set[int]:
         """Append *unknown* and learn their blocks; the epochs that were refused."""
@@ -331,13 +372,12 @@ def lost_block(key: str, channel: str) -> BlockGone:
 _LOST = "the store has lost data; channelindex repair puts it back"
 
 
-def _move(append: ChannelAppend, state: GroupState, pairs: bytes, block_bytes: int) -> Move:
+def _move(append: ChannelAppend, known: Directory, size: int, pairs: bytes, block_bytes: int) -> Move:
     """The clock frame has our epoch for older ones' seqnos, too: it may claim too much, never too little."""
     channel, group, epoch, _ = append
-    known = state.directory
     assert known.epoch <= epoch, "a newer epoch of the group would have refused us"
     assert known.number >= known.first
-    size = known.upto + len(state.tail or b"")
+    assert size >= known.upto
     clock = pack_frame(HEADER, epoch, pairs)
     if size >= block_bytes:
         new = known._replace(number=known.number + 1, epoch=epoch, before=known.before + size, upto=len(clock))

@@ -118,23 +118,29 @@ class MemoryBlocks:
     """`BlockOperations` in memory."""
 
     tail_bytes = TAIL_BYTES
+    notices_others = True
 
     def __init__(self, index: MemoryIndex) -> None:
         self._index = index
 
-    def append(self, appends: Sequence[BlindAppend]) -> None:
+    def append(self, appends: Sequence[BlindAppend]) -> Sequence[BlindAppend]:
         """See `BlockOperations.append`. In an index that forgets, what comes for a forgotten block was there before."""
         gone: BlockRef | None = None
+        unexpected: list[BlindAppend] = []
         with self._index.changed:
-            for channel, group, number, _, frame in appends:
+            for append in appends:
+                channel, group, number, size, frame = append
                 ref = BlockRef(channel, group, number)
                 block = self._index.blocks.get(ref)
                 if block is not None:
                     block += frame
+                    if len(block) != size:
+                        unexpected.append(append)
                 elif self._index.limits == MemoryLimits():
                     gone = ref
         if gone is not None:
             raise lost_block(gone.key, gone.channel)
+        return unexpected
 
     def append_and_locate(self, appends: Sequence[LocatingAppend]) -> Sequence[Location | None]:
         """See `BlockOperations.append_and_locate`."""

@@ -1,6 +1,7 @@
 """The write half of every index store: appends, rotation, refusal, and what may happen twice or late."""
 
 import itertools
+import random
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -8,9 +9,11 @@ from functools import partial
 
 import pytest
 
-from channelindex.blocks import HEADER, fold_clock, pack_frame
+from channelindex import kernel
+from channelindex.blocks import ENTRIES, HEADER, fold_clock, pack_frame
 from channelindex.epochs import new_record
 from channelindex.errors import OutcomeUnknown, Transient
+from channelindex.model import Entry
 from channelindex.stores.base import BlockRef
 from channelindex.stores.couchbase.directories import Directories
 from channelindex.stores.couchbase.keys import Keys as CouchbaseKeys
@@ -334,6 +337,67 @@ def _short_tails(backend: Backend, tail_bytes: int) -> FaultyOperations:
     if operations.tail_bytes < sys.maxsize:
         operations.tail_bytes = tail_bytes
     return operations
+
+
+def _several(seqno: int) -> list[Entry]:
+    return [entry(vb, seqno) for vb in range(3)]
+
+
+def test_a_writer_that_was_alone_moves_directories_without_reading_them(backend):
+    operations = _short_tails(backend, 200)
+    writer = backend.writer(block_bytes=900, operations=operations)
+    for seqno in range(1, 41):
+        writer.write([append("A", 1, *_several(seqno))])
+        check_headers(backend.reader(), "A", _no_records(), partition_width=4)
+        (state,) = backend.reader().channel_states(["A"])
+        assert fold_clock(state.groups[GROUP].frames) == dict.fromkeys(range(3), seqno)
+    assert state.groups[GROUP].directory.number > 2
+    assert ("groups" in operations.calls) is not (operations.notices_others and kernel.chosen() is not None)
+    assert [seqno for _, _, seqno in _stored(backend)] == [seqno for seqno in range(1, 41) for _ in range(3)]
+
+
+@pytest.mark.parametrize("block_bytes", [900, 65_536])
+def test_a_clock_counts_what_somebody_else_appended_between_too(backend, block_bytes):
+    """A former owner, who does not know it yet, comes at any time; a directory may not be moved within its frame."""
+    chance = random.Random(block_bytes)
+    operations, zombie = _short_tails(backend, 200), backend.operations()
+    writer = backend.writer(block_bytes, operations=operations)
+    written: dict[int, int] = {}
+    for seqno in range(1, 60):
+        if chance.random() < 0.15:
+            active = backend.reader().channel_states(["A"])[0].active_by_group[GROUP]
+            foreign = append("A", 1, entry(3 + seqno % 2, seqno)).entries
+            zombie.append([("A", GROUP, active, 0, pack_frame(ENTRIES, 1, foreign))])
+            written[3 + seqno % 2] = seqno
+        writer.write([append("A", 2, *_several(seqno))])
+        written |= dict.fromkeys(range(3), seqno)
+        (state,) = backend.reader().channel_states(["A"])
+        assert fold_clock(state.groups[GROUP].frames) == written
+        check_headers(backend.reader(), "A", _no_records(), partition_width=4)
+    assert ("move" in operations.calls) is (operations.tail_bytes == 200 or block_bytes == 900)
+    own = [seqno for epoch, vb, seqno in _stored(backend) if epoch == 2 and vb == 0]
+    assert own == [*range(1, 60)]
+
+
+@pytest.mark.parametrize("fault", ["before", "after", "late", "twice"])
+@pytest.mark.parametrize("position", range(4))
+def test_a_sum_survives_no_error(backend, fault, position):
+    """What was repeated, or comes late, is in a block once more than its writer counted."""
+    operations = _short_tails(backend, 200)
+    writer = backend.writer(block_bytes=900, operations=operations)
+    for seqno in range(1, 30):
+        if seqno % 7 == 3:
+            operations.next_faults = ["none"] * position + [fault]
+        if seqno % 7 == 5:
+            operations.next_faults.clear()
+            for late in operations.late:
+                late()
+            operations.late.clear()
+        write_until_done(writer, [append("A", 1, *_several(seqno))])
+        check_headers(backend.reader(), "A", _no_records(), partition_width=4)
+        (state,) = backend.reader().channel_states(["A"])
+        assert fold_clock(state.groups[GROUP].frames) == dict.fromkeys(range(3), seqno)
+    assert {seqno for _, _, seqno in _stored(backend)} == {*range(1, 30)}
 
 
 @pytest.mark.parametrize("fault", ["before", "after", "late", "twice"])

@@ -33,7 +33,7 @@ class KernelWriterTarget:
         self.n_rejected = 0
 
     def _new_tables(self) -> tuple[Any, ActiveBlocks]:
-        return self._module.ActiveBlocks(8, ActiveBlock, LocatingAppend), ActiveBlocks(8)
+        return self._module.ActiveBlocks(8, ActiveBlock, LocatingAppend, 2000), ActiveBlocks(8)
 
     def case(self, number: int) -> list[bytes]:
         """The ring frames of a batch, one of which may be mutated."""
@@ -69,6 +69,13 @@ class KernelWriterTarget:
         assert [*known] == by_python.known
         assert [(append, _fields(block)) for append, block in due] == [(a, _fields(b)) for a, b in by_python.due]
         assert [*unknown] == by_python.unknown
+        for append, block in due:
+            for each in (table, python_table):
+                each.drop(append[:2])
+            if block.summed is not None:
+                assert blocks.pack_pairs(blocks.unpack_pairs(block.summed[3])) == block.summed[3]
+                table.put(append[:2], block, append.entries)
+                python_table.put(append[:2], block)
         for call in known.calls(3, 700):
             ((_, commands, count), *more) = call.commands("ci:x:", True)
             assert count == len(call)
@@ -81,7 +88,7 @@ class KernelWriterTarget:
             assert call.unexpected(sizes) == told
         for call in unknown.calls(3, 700):
             call.arguments(False)
-            found = [_location(chance) for _ in call]
+            found = [_location(chance, append) for append in call]
             assert table.learn(call, found, 1 << 16, full_at) == learn(python_table, [*call], found, 1 << 16, full_at)
         assert len(table) == len(python_table)
 
@@ -99,9 +106,11 @@ def _entry(chance: random.Random) -> bytes:
     return blocks.pack_entry(Entry(chance.choice((0, 63, 64, 1023, 65_535)), chance.choice(_NUMBERS), key, rev, 0))
 
 
-def _location(chance: random.Random) -> Location | None:
+def _location(chance: random.Random, append: LocatingAppend) -> Location | None:
     if chance.random() < 0.1:
         return None
+    if chance.random() < 0.5:
+        return Location(0, len(append.header) + len(append.frame), 0)
     numbers = chance.choice(_NUMBERS), chance.randrange(1 << 17), chance.randrange(1 << 17)
     return Location(*numbers, chance.choice((0, 0, 100, 5000, 1 << 30)))
 
@@ -114,7 +123,7 @@ def _merged(payloads: list[bytes], module: Any) -> Merged | None:
 
 
 def _fields(block: ActiveBlock) -> list[int]:
-    return [getattr(block, name) for name in ActiveBlock.__struct_fields__]
+    return [getattr(block, name) for name in ActiveBlock.__struct_fields__ if name != "summed"]
 
 
 def _clock(frames: bytes) -> bytes | None:

@@ -154,6 +154,18 @@ def test_a_reader_changes_nothing(accounts: Accounts) -> None:
         client.execute_command(*drain)
 
 
+def test_a_node_begins_the_next_block_where_one_is_full(accounts: Accounts) -> None:
+    make_index(accounts, "ci-node")
+    settings = IndexSettings(INDEX, accounts.url("ci-node"), block_bytes=1)
+    with closing(open_writer(settings)) as writer, closing(open_reader(settings)) as reader:
+        for _ in range(2):
+            writer.write([ChannelAppend("a", "g", 1, b"")])
+        (state,) = reader.channel_states(["a"])
+        assert state is not None
+        assert state.active_by_group == {"g": 1}
+    assert accounts.refused() == []
+
+
 def test_a_reader_is_told_by_redis_what_has_changed(accounts: Accounts) -> None:
     make_index(accounts, "ci-node")
     with closing(open_reader(IndexSettings(INDEX, accounts.url("ci-reader")))) as reader:

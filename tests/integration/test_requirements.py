@@ -55,6 +55,7 @@ class EveryNthFails:
         self._n = n
         self.n_calls = 0
         self.tail_bytes = operations.tail_bytes
+        self.notices_others = operations.notices_others
 
     def servers(self) -> int:
         """Who is asked nothing of a batch does not fail."""

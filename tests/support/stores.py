@@ -221,6 +221,7 @@ class FaultyOperations:
     def __init__(self, operations: BlockOperations) -> None:
         self._operations = operations
         self.tail_bytes = operations.tail_bytes
+        self.notices_others = operations.notices_others
         self.next_faults: list[str] = []
         self.late: list[Callable[[], Any]] = []
         self.calls: list[str] = []

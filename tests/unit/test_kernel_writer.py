@@ -165,6 +165,66 @@ def fields(active: ActiveBlock | None) -> list[int] | None:
     return None if active is None else [getattr(active, name) for name in ActiveBlock.__struct_fields__]
 
 
+CLOCK_ENTRIES = st.lists(
+    st.builds(
+        Entry, st.sampled_from([0, 1, 63, 64, 1023, 65_535]), NUMBERS, st.just(b"key"), st.just("1-a"), st.just(0)
+    ),
+    min_size=2,
+    max_size=5,
+).map(lambda entries: b"".join(map(blocks.pack_entry, entries)))
+
+
+@given(appended=st.lists(CLOCK_ENTRIES, min_size=1, max_size=6), after_move=st.lists(CLOCK_ENTRIES, max_size=3))
+def test_a_block_is_summed_up_to_the_clock_of_its_frames(appended: list[bytes], after_move: list[bytes]) -> None:
+    table = module().ActiveBlocks(10, ActiveBlock, LocatingAppend, 1 << 20)
+    frames = [blocks.pack_frame(blocks.ENTRIES, 7, entries) for entries in appended]
+    begin_group(table, appended[0])
+    for entries in appended[1:]:
+        assert len(sorted_by(table, [ChannelAppend("a", "g", 7, entries)], 1 << 62)[0]) == 1
+    ((_, found),) = table.sort(module().batch_of([ChannelAppend("a", "g", 7, b"")], ChannelAppend), 1)[1]
+    assert found.summed == (0, 3, 0, blocks.pack_clock(b"".join(frames)))
+    table.put(("a", "g"), ActiveBlock(7, 5, 0, 0, 9, (4, 4, 2, found.summed[3])), b"".join(after_move))
+    frames += [blocks.pack_frame(blocks.ENTRIES, 7, entries) for entries in after_move]
+    assert table.get(("a", "g")).summed == (4, 4, 2, blocks.pack_clock(b"".join(frames)))
+
+
+def begin_group(table: Any, entries: bytes, size: int = 0) -> ActiveBlock:
+    """What *table* knows of a block 3 that an append began, or that has *size* bytes since."""
+    table.drop(("a", "g"))
+    unknown = table.sort(module().batch_of([ChannelAppend("a", "g", 7, entries)], ChannelAppend), 1)[2]
+    table.learn(unknown, [Location(3, size or 2 * blocks.FRAME_HEAD_BYTES + len(entries), 0)], 1 << 16, full_at)
+    block: ActiveBlock = table.get(("a", "g"))
+    return block
+
+
+def test_a_sum_is_kept_only_of_what_is_known_in_full_and_comes_often() -> None:
+    one, two = (b"".join(blocks.pack_entry(Entry(vb, 9, b"k", "1-a", 0)) for vb in range(n)) for n in (1, 2))
+    table = module().ActiveBlocks(10, ActiveBlock, LocatingAppend, 1000)
+    assert begin_group(table, two).summed is not None
+    assert begin_group(table, one).summed is None, "it may not be written again for hours"
+    assert begin_group(table, two, size=1000).summed is None, "somebody else was there before"
+    assert begin_group(table, two[:-1]).summed is None
+    assert begin_group(table, two).summed is not None
+    sorted_by(table, [ChannelAppend("a", "g", 7, two + b"damaged")], 1 << 62)
+    assert table.get(("a", "g")).summed is None
+    assert begin_group(table, two * 40).summed is None, "800 bytes of pairs, of which each may be of another vbucket"
+    assert begin_group(table, two).summed is not None
+    many = ActiveBlock(7, 5, 0, 0, 9, (0, 0, 0, blocks.pack_pairs(dict.fromkeys(range(60), 1))))
+    table.put(("other", "g"), many)
+    assert table.get(("other", "g")).summed == many.summed
+    table.put(("third", "g"), many)
+    assert table.get(("third", "g")).summed is None, "of all there are more than 1000 bytes"
+    assert table.get(("a", "g")).summed is not None
+    table.clear()
+    table.put(("third", "g"), many)
+    assert table.get(("third", "g")).summed == many.summed
+    with pytest.raises(TypeError):
+        table.put(("a", "g"), ActiveBlock(7, 5, 0, 0, 9, summed=[0, 0]))  # type: ignore[arg-type]  # for a test
+    for nothing in (module().ActiveBlocks(10, ActiveBlock, LocatingAppend), ActiveBlocks(10)):
+        nothing.put(("a", "g"), ActiveBlock(7, 5, 0, 0, 9))
+        assert getattr(nothing.get(("a", "g")), "summed", 0) is None
+
+
 def sorted_by(blocks_: Any, appends: list[ChannelAppend], tail_bytes: int) -> Any:
     if isinstance(blocks_, ActiveBlocks):
         known, due, unknown = sort(blocks_, appends, tail_bytes)

@@ -53,13 +53,16 @@ class CouchbaseBlocks:
     tail_bytes = sys.maxsize
     """A bucket gives out whole documents only, so nothing is gained by a clock that counts more of the block."""
 
+    notices_others = False
+    """Its answers do not say how large a document is now."""
+
     def __init__(self, settings: IndexSettings, link: Link | None = None) -> None:
         self._keys = Keys(settings.name)
         self._link = link or Link(settings)
         self._directories = Directories(self._link, self._keys)
         self._blocks_per_read = max(1, _MAX_READ_BYTES // settings.block_bytes)
 
-    def append(self, appends: Sequence[BlindAppend]) -> None:
+    def append(self, appends: Sequence[BlindAppend]) -> Sequence[BlindAppend]:
         """See `BlockOperations.append`."""
         frames: dict[_Block, bytes] = {}
         for channel, group, number, _, frame in appends:
@@ -68,6 +71,7 @@ class CouchbaseBlocks:
         gone = self._append(frames)
         if gone:
             raise lost_block(self._keys.block(*gone), gone[0])
+        return ()
 
     def append_and_locate(self, appends: Sequence[LocatingAppend]) -> Sequence[Location | None]:
         """See `BlockOperations.append_and_locate`."""

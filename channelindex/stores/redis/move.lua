@@ -24,7 +24,8 @@ local function move(slot_prefix, channel, group, known, new, number, next_number
     return 0
   end
   if rotates then
-    call('SET', key, call('GET', key)) -- gives back the room that APPEND reserved, up to half of the string
+    call('COPY', key, slot_prefix .. 't', 'REPLACE') -- without the room that APPEND reserved, up to half of the string
+    call('RENAME', slot_prefix .. 't', key)
     key = block_prefix .. next_number .. ':' .. channel
     call('SET', key, clock)
   end

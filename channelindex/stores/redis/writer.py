@@ -35,6 +35,7 @@ class RedisBlocks:
     """`BlockOperations` in Redis."""
 
     tail_bytes = TAIL_BYTES
+    notices_others = True
 
     def __init__(self, url: str, index_name: str) -> None:
         self._keys = Keys(index_name)
@@ -42,7 +43,7 @@ class RedisBlocks:
         self._servers = 0
         self._identified_session = -1
 
-    def append(self, appends: Sequence[BlindAppend]) -> None:
+    def append(self, appends: Sequence[BlindAppend]) -> Sequence[BlindAppend]:
         """See `BlockOperations.append`: an APPEND for each, all sent together."""
         is_list = isinstance(appends, list)
         unexpected = self._unexpected_of_list(appends) if is_list else self._unexpected_of_selection(appends)
@@ -52,6 +53,7 @@ class RedisBlocks:
             for append, block, is_gone in zip(unexpected, blocks, are_gone, strict=True):
                 if is_gone:
                     raise lost_block(block, append[0])
+        return unexpected
 
     def _unexpected_of_list(self, appends: Sequence[BlindAppend]) -> list[BlindAppend]:
         """Append; return those whose block has another size now than it should.
