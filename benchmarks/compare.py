@@ -5,11 +5,13 @@
 Each commit is checked out in a work tree of its own, set up with `make dev`, and measured by its own
 `python -m benchmarks`. The two take turns, so that what else the machine does meets both. A ratio is of the two runs of
 one pair; the median of the ratios is what to quote. CPU is of the node and of Redis, without what starting costs: each
-commit also indexes a thousand documents, and only what more documents cost beyond that is counted.
+commit also indexes a thousand documents, and only what more documents cost beyond that is counted. With
+CHANNELINDEX_WORKERS_KERNEL=off in the environment, both go without the compiled kernel.
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -25,6 +27,7 @@ from rich.table import Table
 from benchmarks.cases import CASES
 from benchmarks.machine import ROOT, write_results
 from benchmarks.throughput import FEW_DOCUMENTS, beyond_start
+from channelindex import kernel
 
 
 class Run(NamedTuple):
@@ -62,11 +65,19 @@ def measure(tree: Path, case: str, n_documents: int) -> Run:
     before = set(results.glob("throughput-*.json"))
     python = tree / ".venv" / "bin" / "python"
     options = ["--documents", str(n_documents), "--runs", "1", "--case", case, "--no-plain"]
-    subprocess.run([python, "-m", "benchmarks", *options], cwd=tree, check=True, stdout=subprocess.DEVNULL)
+    command: list[str | Path] = [python, "-m", "benchmarks", *options]
+    subprocess.run(command, cwd=tree, env=_environment_of(tree), check=True, stdout=subprocess.DEVNULL)
     (path,) = set(results.glob("throughput-*.json")) - before
     (run,) = json.loads(path.read_bytes())["cases"][case]["node"]
     path.unlink()  # names are by the second
     return Run(run["documents_per_s"], run["cpu_us"], run["redis_us"])
+
+
+def _environment_of(tree: Path) -> dict[str, str]:
+    """Ours, without the setting of the kernel where the commit in *tree* has none: it would refuse to start."""
+    assert tree.is_dir()
+    knows_kernel = (tree / "channelindex" / "kernel.py").exists()
+    return {name: value for name, value in os.environ.items() if knows_kernel or name != kernel.VARIABLE}
 
 
 def table_of(case: str, pairs: Sequence[tuple[Run, Run]]) -> Table:
