@@ -5,6 +5,7 @@ So the wheel has them in the private folder `_node` of this package, out of ever
 that folder first on its path. In the source tree they lie beside this package.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -36,6 +37,7 @@ def main() -> int:
     add_parts()
     program = import_module("workers.cli")  # by name: nothing of the library itself depends on the program
     code: int = program.main()
+    gc.freeze()  # what ends now need not be searched for garbage first, a third of the time of a short command
     return code
 
 

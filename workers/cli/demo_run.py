@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -198,12 +198,18 @@ class Demo:
 
     def _kill_a_feed_worker(self) -> None:
         assert self._killed is None, "one worker is killed"
-        self._wait_for(self._connected, "no feed worker was connected")
-        working = self._connected()
-        pid, number = working[0]["pid"], working[0]["number"]
-        os.kill(pid, signal.SIGKILL)
-        self._killed = Killed(pid, number, time.monotonic())
-        self._screen.say(f"killed feed worker {number} (pid {pid}) with SIGKILL")
+        self._wait_for(self._has_killed_a_feed_worker, "no feed worker was connected")
+
+    def _has_killed_a_feed_worker(self) -> bool:
+        """Kill a worker of the last report; False if there is none, or if it has ended since."""
+        for process in self._connected()[:1]:
+            pid, number = process["pid"], process["number"]
+            assert pid > 0, "0 would be every process of the group"
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                self._killed = Killed(pid, number, time.monotonic())
+                self._screen.say(f"killed feed worker {number} (pid {pid}) with SIGKILL")
+        return self._killed is not None
 
     def _watch(self, n_revisions: int) -> None:
         self._node.check()
