@@ -31,6 +31,7 @@ from devbucket.bucket_config import DevBucketConfig
 from devbucket.embedded_redis import EmbeddedRedis
 from devbucket.process import DevBucket
 from tests.support.node import until
+from tests.support.running import cli
 from workers.cli import COMMANDS
 
 NOWHERE = "redis://127.0.0.1:1/0"
@@ -40,6 +41,8 @@ SOURCE = "couchbase://127.0.0.1:1/docs"
 def channelindex(
     *arguments: str, cwd: Path, environ: dict[str, str] | None = None, stdin: str = ""
 ) -> subprocess.CompletedProcess[str]:
+    if not stdin:
+        return cli(*arguments, cwd=cwd, environ=environment(environ))
     return subprocess.run(
         command(*arguments),
         cwd=cwd,
@@ -53,12 +56,12 @@ def channelindex(
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-c", "import sys; from workers.cli import main; sys.exit(main())", *arguments]
+    return [sys.executable, "-m", "channelindex", *arguments]
 
 
 def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("CHANNELINDEX_")}
-    return kept | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])} | (extra or {})
+    return kept | (extra or {})
 
 
 def fails(code: int, *arguments: str, cwd: Path, environ: dict[str, str] | None = None) -> str:
@@ -98,6 +101,7 @@ def guarded_url() -> Iterator[str]:
         yield server.url.replace("unix://", "unix://:hunter3@")
 
 
+@pytest.mark.real_start
 def test_help_of_the_program_and_of_each_command_has_an_example(tmp_path: Path) -> None:
     done = channelindex("--help", cwd=tmp_path)
     assert done.returncode == exits.OK
@@ -108,6 +112,7 @@ def test_help_of_the_program_and_of_each_command_has_an_example(tmp_path: Path) 
     assert channelindex("--version", cwd=tmp_path).stdout == f"channelindex {__version__}\n"
 
 
+@pytest.mark.real_start
 def test_an_unknown_command_is_met_with_the_nearest_one(tmp_path: Path) -> None:
     assert "did you mean changes?" in fails(exits.USAGE, "chanegs", cwd=tmp_path)
     assert "there are run, changes" in fails(exits.USAGE, "xyzzy", cwd=tmp_path)

@@ -22,7 +22,7 @@ ROLES = ("feed_worker", "batch_writer", "lease_keeper")
 N_FILES = 10
 """As many as a supervisor has before it has children; what was left open by who forked it would take their numbers."""
 
-OF_SIGNALS = ("SigBlk", "SigIgn", "SigCgt", "Umask", "Groups")
+OF_SIGNALS = ("SigIgn", "SigCgt", "Umask", "Groups")
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +37,20 @@ def facts_of_a_node(folder: Path, redis_url: str, bucket: DevBucket, kind: type)
         assert isinstance(node.start()._process, kind)
         until(lambda: "event=node.started" in node.log.read_text(), "the node")
         until(lambda: all(map(node.children, ROLES)), "its children")
+        until(lambda: int(status_of(node)["SigBlk"], 16) == 0, "a moment in which it forks nobody, and blocks nothing")
         seen = facts(node)
         assert node.drain() == exits.OK
     return seen
 
 
+def status_of(node: Node) -> dict[str, str]:
+    return dict(line.split(":\t") for line in Path(f"/proc/{node.pid}/status").read_text().splitlines())
+
+
 def facts(node: Node) -> dict[str, object]:
     """What the kernel knows of the node's supervisor, besides its memory and command line."""
     process = psutil.Process(node.pid)
-    status = dict(line.split(":\t") for line in Path(f"/proc/{node.pid}/status").read_text().splitlines())
+    status = status_of(node)
     files = [str(Path(f"/proc/{node.pid}/fd/{number}").readlink()) for number in range(N_FILES)]
     return {
         **{name: status[name] for name in OF_SIGNALS},

@@ -3,6 +3,7 @@
 import io
 import json
 import subprocess
+from collections.abc import Mapping
 from contextlib import closing, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -22,10 +23,12 @@ from tests.support.stores import settings_of
 from workers.cli import main
 
 
-def cli(*args: object) -> subprocess.CompletedProcess[str]:
-    """Run `channelindex` with *args*."""
+def cli(
+    *args: object, cwd: Path | None = None, environ: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run `channelindex` with *args*, in this process's folder and environment if not in others."""
     with TemporaryFile() as stdout, TemporaryFile() as stderr:
-        process = start(*args, output=stdout, errors=stderr, own_session=False)
+        process = start(*args, output=stdout, errors=stderr, environ=environ, cwd=cwd, own_session=False)
         try:
             code = process.wait(DEADLINE_S)
         finally:
