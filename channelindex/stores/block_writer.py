@@ -33,8 +33,9 @@ from channelindex.stores.active import ActiveBlock, ActiveBlocks, BlindAppend, L
 from channelindex.stores.base import BlockRef, ChannelAppend, Directory, GroupState
 from channelindex.stores.call_limit import CallLimit
 
-REMEMBERED_BLOCKS = 200_000
-"""Active blocks that one writer remembers (about 250 bytes each); the longest unused ones beyond are located anew."""
+REMEMBERED_BLOCKS = 400_000
+"""Active blocks that one writer remembers, the longest unused ones beyond are located anew. Each takes 150 bytes, 270
+without the compiled kernel."""
 
 REMEMBERED_PAIR_BYTES = 32 << 20
 """Memory for clock pairs of blocks that one writer remembers, 10 bytes for an entry since its block's clock was moved,
