@@ -87,6 +87,7 @@ def surround(owner: type, name: str, folder: Path, step_of: Callable[..., str]) 
 def install(folder: Path) -> None:
     """Make all processes of this node stop where *folder* has a file of a step's name."""
     surround(Link, "run_all", folder, lambda name, *_: name)
+    surround(Link, "run_packed", folder, lambda name, *_: name)
     surround(Link, "count_packed", folder, lambda *_: "append")
     surround(RingOutbox, "put", folder, lambda *_: "publish")
     surround(Ring, "commit", folder, lambda *_: "commit")

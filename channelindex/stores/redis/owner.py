@@ -3,13 +3,14 @@
 import struct
 import time
 from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from channelindex import epochs
 from channelindex.epochs import EpochStart, PartitionRecord
 from channelindex.errors import IndexMissing, OutcomeUnknown, OwnershipLost, StaleEpoch, Transient
 from channelindex.model import Checkpoint, IndexMeta
-from channelindex.redis.link import ScriptCall
+from channelindex.redis.link import ScriptCall, packed
 from channelindex.stores import records
 from channelindex.stores.base import OwnerStore, Quarantined, RepairedChannels, Restored
 from channelindex.stores.meta import check_meta, decode_meta, encode_meta, lost_meta, lost_record, missing_index
@@ -55,15 +56,22 @@ class _Successor(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """The shape from the meta record: vbuckets per partition; each partition's key and its place in the stable view."""
+    """The shape from the meta record: vbuckets per partition; each partition's key and its place in the stable view.
+
+    Packed are the keys and the places for an advance.
+    """
 
     meta: IndexMeta
     width: int
     partition_keys: Sequence[str]
-    view_offsets: Sequence[int]
+    packed_common: Sequence[bytes]
+    packed_keys: Sequence[bytes]
+    view_offsets: Sequence[bytes]
 
 
-_CHANGE = struct.Struct(">H5Q")
+_CHANGE = struct.Struct(">HH5Q")
+_ADVANCED = b"+1 1\r\n"
+"""The reply of advance.lua where nothing was refused."""
 _NO_VIEW = -1
 """The reply of begin.lua where the stable view is missing."""
 
@@ -185,22 +193,30 @@ class RedisOwner(OwnerStore):
         is_due = not self._link.spans_slots and time.monotonic() >= self._ask_histories_at
         self._require_first_servers(epoch, asks=is_due and any(checkpoints.values()))
         known = self._known or self._read_meta()
-        keys = [known.partition_keys[partition] for partition in checkpoints]
-        offsets = struct.pack(f">{len(keys)}I", *(known.view_offsets[partition] for partition in checkpoints))
-        changes = [_pack_changes(partition * known.width, changed) for partition, changed in checkpoints.items()]
-        common = (self._keys.stable, self._keys.meta, self._keys.view)
-        has_meta, has_view, *found = self._link.run("advance", (*common, *keys), epoch, offsets, "", *changes)
-        if not has_meta:
-            if has_view or any(found[1::2]):
+        partitions = [*checkpoints]
+        keys = [known.packed_keys[partition] for partition in partitions]
+        offsets = b"".join([known.view_offsets[partition] for partition in partitions])
+        arguments = map(packed, (b"%d" % epoch, offsets, _pack_changes(checkpoints, known.width)))
+        parts = (*known.packed_common, *keys, *arguments)
+        reply = self._link.run_packed("advance", self._keys.view, len(known.packed_common) + len(keys), parts)
+        if reply != _ADVANCED:
+            self._refuse(epoch, partitions, known, reply)
+
+    def _refuse(self, epoch: int, partitions: Sequence[int], known: _Known, reply: bytes) -> None:
+        """Raise what *reply* of advance.lua to changes of *partitions* means: not all of them were advanced."""
+        has_meta, has_view, *refused = reply[1:].decode().split()
+        found = [(partitions[int(place)], current) for place, _, current in (each.partition(":") for each in refused)]
+        if has_meta == "0":
+            if has_view == "1" or any(current for _, current in found):
                 raise lost_meta(self._keys.meta)
             raise IndexMissing(f"{self._keys.meta} is gone, and with it the index {self._index_name!r}")
-        if not has_view:
+        if has_view == "0":
             raise lost_record(self._keys.view)
-        partitions = [*checkpoints]
-        for place, current in zip(found[::2], found[1::2], strict=True):
+        assert found, "something was refused"
+        for partition, current in found:
             if not current:
-                raise lost_record(keys[place])
-            raise StaleEpoch(partitions[place], epoch, int(current))
+                raise lost_record(known.partition_keys[partition])
+            raise StaleEpoch(partition, epoch, int(current))
 
     def note_moments(self, epoch: int, partitions: Collection[int], now_s: float) -> None:
         """See `OwnerStore.note_moments`. Two round trips; in a cluster four, for a mark in each slot.
@@ -345,9 +361,14 @@ class RedisOwner(OwnerStore):
     def _know(self, meta: IndexMeta) -> _Known:
         """Keep what every advance needs of *meta*, which never changes."""
         keys = [self._keys.partition(partition) for partition in range(meta.n_partitions)]
-        offsets = [records.view_bytes(partition, meta.partition_width) for partition in range(meta.n_partitions)]
+        offsets = [
+            struct.pack(">I", records.view_bytes(partition, meta.partition_width))
+            for partition in range(meta.n_partitions)
+        ]
         assert offsets == sorted(offsets), "the parts of the view follow each other"
-        self._known = _Known(meta, meta.partition_width, keys, offsets)
+        common = [packed(key.encode()) for key in (self._keys.stable, self._keys.meta, self._keys.view)]
+        packed_keys = [packed(key.encode()) for key in keys]
+        self._known = _Known(meta, meta.partition_width, keys, common, packed_keys, offsets)
         return self._known
 
     def _records(self, partitions: Sequence[int]) -> list[_FoundRecord]:
@@ -382,7 +403,10 @@ class RedisOwner(OwnerStore):
         return {partition for partition, reply in zip(successors, replies, strict=True) if not reply}
 
 
-def _pack_changes(first_vb: int, checkpoints: Mapping[int, Checkpoint]) -> bytes:
-    """Checkpoints of a partition from *first_vb* on, ascending: the vbucket's place in it (u16), then its own."""
-    assert all(vb >= first_vb for vb in checkpoints), "a vbucket of another partition"
-    return b"".join([_CHANGE.pack(vb - first_vb, *checkpoint) for vb, checkpoint in sorted(checkpoints.items())])
+def _pack_changes(checkpoints: Mapping[int, Mapping[int, Checkpoint]], width: int) -> bytes:
+    """Pack changed checkpoints, by partition, of *width* vbuckets each, as advance.lua takes them."""
+    assert width > 0
+    places = {partition: place for place, partition in enumerate(checkpoints)}
+    changed = sorted(chain.from_iterable([changes.items() for changes in checkpoints.values()]))
+    packed_changes = [_CHANGE.pack(places[vb // width], vb % width, *checkpoint) for vb, checkpoint in changed]
+    return b"".join(packed_changes)
