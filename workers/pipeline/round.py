@@ -99,12 +99,20 @@ class RoundBuilder:
         given: Events = self._compiled.events_of(events)
         at = self._add_compiled(given, 0)
         while at < len(given):
-            self._add([given[at]])
-            for channel, section in self._sections.items():
-                for packed in section:
-                    self._compiled.append(channel, packed)
-            self._sections.clear()
+            event = given[at]
+            if event[0] > EXPIRATION:
+                self._note(event)
+            else:
+                self._add_left(event)
             at = self._add_compiled(given, at + 1)
+
+    def _add_left(self, event: Event) -> None:
+        """Take over a document that the kernel left."""
+        self._add([event])
+        for channel, section in self._sections.items():
+            for packed in section:
+                self._compiled.append(channel, packed)
+        self._sections.clear()
 
     def _add_compiled(self, given: Events, at: int) -> int:
         """Take over events from the one at *at* on; the place of the first that is left, or behind the last."""
