@@ -181,9 +181,10 @@ _BATCH_WRITER = _of(
     ("            ring.reset_consumer()\n", ""),
     ("                self._sleep(delay_s)\n                continue\n", "                return\n"),
     ("while appends or principals:", "while appends:"),
+    ("self._look_at_beats(timer, looks=False)  # and", "self._wait(timer)  # and"),
     (
-        "            if self._stop.is_set():\n                return exits.OK\n            self._wait()",
-        "            return exits.OK",
+        "            if self._stop.is_set():\n                return exits.OK\n",
+        "            return exits.OK\n",
     ),
 )
 

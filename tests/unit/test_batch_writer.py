@@ -10,6 +10,7 @@ from channelindex.logs import get
 from workers.pipeline import batch_writer
 from workers.pipeline import ring as ring_module
 from workers.pipeline.batch_writer import GATHER_S, MAX_WAIT_S, MUCH_BYTES, TORN, BatchWriter
+from workers.pipeline.beats import BeatTimer
 from workers.pipeline.frames import pack_frames
 from workers.pipeline.ring import Bell, Ring
 from workers.telemetry.board import Board
@@ -254,5 +255,28 @@ def test_little_waits_a_moment_for_what_comes_with_it_and_much_does_not(monkeypa
     rings = [ring, Ring(1 << 14)]
     writer = writer_of(Store(rings), rings, bells)
     ring.try_publish(b"x" * n_bytes)
-    writer._wait()
+    with closing(BeatTimer()) as timer:
+        writer._wait(timer)
     assert seen == waits
+
+
+def test_what_comes_after_little_needs_no_bell_while_looks_find_something(rings, bells, monkeypatch):
+    monkeypatch.setattr(batch_writer, "MAX_WAIT_S", 60.0)  # what is found is found at a beat
+    store = Store(rings)
+    awaited = []
+
+    def come(seqno, *, rings_bell=False):
+        def publish_it():
+            awaited.append([ring.is_awaited(0.0) for ring in rings])
+            publish(rings[0], 5, "a", seqno)
+            if rings_bell:
+                bells[2].ring()
+
+        return publish_it
+
+    # 3 comes when the first look in vain is over, and the writer still awaited
+    bells[3].before += [come(1, rings_bell=True), come(2), lambda: None, come(3), lambda: None, lambda: None]
+    assert writer_of(store, rings, bells).run() == exits.OK
+    assert len(store.writes) == 3
+    assert awaited == [[False, False], [False, False], [True, True]]
+    assert not any(ring.is_awaited(0.0) for ring in rings)

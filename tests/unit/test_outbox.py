@@ -7,6 +7,7 @@ import pytest
 
 from channelindex.errors import OwnershipLost
 from channelindex.model import Checkpoint
+from workers.pipeline.beats import BEAT_S, UNASKED_S
 from workers.pipeline.frames import decode_frame
 from workers.pipeline.outbox import RingOutbox
 from workers.pipeline.ring import Bell, Ring
@@ -76,6 +77,19 @@ def test_each_writer_gets_its_channels_and_is_woken(outbox, rings, bells):
     assert outbox.flush()
     assert [is_rung(bell) for bell in bells] == [True, False]
     assert (channels_of(rings[0]), channels_of(rings[1])) == (["a"], [])
+
+
+def test_a_writer_that_looks_at_beats_is_not_woken_for_what_comes_soon_after_one(outbox, rings, bells, monkeypatch):
+    rings[0].look_at_beats(looks=True)
+    rung = []
+    for seqno, after_s in [(1, 0.0), (2, UNASKED_S)]:
+        monkeypatch.setattr("time.monotonic", lambda after_s=after_s: 7 * BEAT_S + after_s)
+        outbox.put(a_round(seqno, ["a"], ["b"]), 5, "g")
+        assert outbox.flush()
+        rung.append([is_rung(bell) for bell in bells])
+    assert rung == [[False, True], [True, True]]
+    rings[0].reset_consumer()
+    assert not rings[0].is_awaited(7 * BEAT_S), "one that begins looks first, and then waits for its bell"
 
 
 def test_a_round_is_stable_when_both_writers_have_committed(outbox, rings):

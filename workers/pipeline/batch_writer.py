@@ -4,10 +4,14 @@ It takes what its rings hold, up to the batch limit, merges it per channel, writ
 rings. While one batch is written the next one queues up in the rings. A store that fails is asked again with
 backoff, the batch kept: nothing is ever dropped to go on. A writer that dies is forked anew, starts at the
 committed positions and may write part of a batch twice; readers keep one of each entry.
+
+What was little is followed by a look after the next beat, when all that the feed workers read at that beat is there.
+Only where a look finds nothing, the writer sleeps until its bell rings.
 """
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from typing import NamedTuple
 
 from channelindex import exits, kernel
@@ -16,6 +20,7 @@ from channelindex.errors import StoreUnavailable, Transient
 from channelindex.logs import EventLog
 from channelindex.polling import wait_readable
 from channelindex.stores.base import ChannelAppend, IndexWriter
+from workers.pipeline.beats import BeatTimer
 from workers.pipeline.frames import Merged, merge_payloads
 from workers.pipeline.ring import Bell, Ring, TornFrame
 from workers.signals import StopFlag
@@ -81,28 +86,35 @@ class BatchWriter:
         self._servers = 0
         """Digest of the servers that the last batch was written to; 0 before the first."""
         self._reconnect_at = 0.0
+        self._looks_at_beats = False
 
     def run(self) -> int:
         """Write until asked to stop and the rings are empty; return the exit code of the process."""
         for ring, bell in zip(self._rings, self._space_bells, strict=True):
             ring.reset_consumer()
             bell.ring()  # the one before us may have died between its commit and its bell
+        with closing(BeatTimer()) as timer:
+            return self._work(timer)
+
+    def _work(self, timer: BeatTimer) -> int:
         while True:
             self._stats.beat()
             self._hot_channels.publish_if_due(time.monotonic())
-            self._data_bell.clear()  # before looking: what comes after this rings it again
             try:
                 batch = self._write_batch()
             except TornFrame as error:
                 self._log.error("batch.ring_torn", msg=str(error))
                 return TORN
-            if batch is not None:
-                self._count(batch)
-                if self._fill():
-                    continue  # what came meanwhile has rung before we wait, and need not wake us
+            if batch is not None and self._count(batch):
+                continue  # what came meanwhile has rung before we wait, and need not wake us
             if self._stop.is_set():
                 return exits.OK
-            self._wait()
+            is_little = batch is not None and batch.merged.n_bytes < MUCH_BYTES
+            if is_little or not self._looks_at_beats:
+                self._look_at_beats(timer, looks=is_little)
+                self._wait(timer)
+            else:
+                self._look_at_beats(timer, looks=False)  # and once more: what came before that has not rung
 
     def _write_batch(self) -> Batch | None:
         """Write and commit all that the rings hold now, within the batch limit; None if they hold nothing."""
@@ -122,15 +134,17 @@ class BatchWriter:
                 bell.ring()
         return Batch(merged, took_s, store_us)
 
-    def _count(self, batch: Batch) -> None:
-        """Publish what was written."""
+    def _count(self, batch: Batch) -> int:
+        """Publish what was written; return the bytes that have come meanwhile."""
+        fill = self._fill()
         appends, _, n_frames, n_bytes, largest = batch.merged
         if batch.store_us is not None:
             self._stats.observe(STORE_US, batch.store_us)
         self._stats.observe(BATCH_BYTES, n_bytes)
         self._hot_channels.add(largest, n_bytes, batch.took_s)
         self._stats.add(batches=1, frames=n_frames, channels=len(appends), entry_bytes=n_bytes)
-        self._stats.set(ring_fill=self._fill(), block_lookups=self._store.n_block_lookups)
+        self._stats.set(ring_fill=fill, block_lookups=self._store.n_block_lookups)
+        return fill
 
     def _take(self, ring: Ring) -> list[memoryview]:
         """The next payloads of *ring*; none as long as its epoch is one that the store refused."""
@@ -193,10 +207,25 @@ class BatchWriter:
             time.sleep(min(delay_s, MAX_WAIT_S))
             delay_s -= MAX_WAIT_S
 
-    def _wait(self) -> None:
-        """Sleep until there is something to write, and while that is little, a moment more for what comes with it."""
-        if wait_readable([self._data_bell, self._stop], MAX_WAIT_S) and self._fill() < MUCH_BYTES:
+    def _look_at_beats(self, timer: BeatTimer, *, looks: bool) -> None:
+        """Look after each beat from now on, or no more."""
+        if looks != self._looks_at_beats:
+            self._looks_at_beats = looks
+            timer.clear()  # the looks that were due before
+            for ring in self._rings:
+                ring.look_at_beats(looks=looks)
+
+    def _wait(self, timer: BeatTimer) -> None:
+        """Sleep until there is something to write, or may be.
+
+        While the bell alone wakes us and that is for little, sleep a moment more for what comes with it.
+        """
+        if self._looks_at_beats:
+            wait_readable([self._data_bell, self._stop, timer], MAX_WAIT_S)
+            timer.clear()
+        elif wait_readable([self._data_bell, self._stop], MAX_WAIT_S) and self._fill() < MUCH_BYTES:
             wait_readable([self._stop], GATHER_S)
+        self._data_bell.clear()  # before looking: what comes after this rings it again
 
     def _fill(self) -> int:
         return sum(ring.fill for ring in self._rings)

@@ -26,6 +26,7 @@ from channelindex.model import Checkpoint, IndexMeta
 from channelindex.polling import wait_readable
 from channelindex.stores.base import OwnerStore, Quarantined
 from workers.pipeline.assignment import Assignment
+from workers.pipeline.beats import BEAT_S
 from workers.pipeline.join_epoch import PartitionJoin, no_rollbacks
 from workers.pipeline.lag import LagReport
 from workers.pipeline.outbox import Outbox
@@ -49,8 +50,6 @@ BUSY_ROUNDS = 2
 ROUND_EVENTS = 4_000
 """While the writers have that many rounds to write, the next one grows, up to so many events. A channel costs once per
 round, and a writer that is busy gains nothing from getting its work in crumbs."""
-BEAT_S = 0.038
-"""Longest time that a change waits to be read; half of it on the average. The rest of its way takes some ms."""
 MUCH_EVENTS = 200
 """A read of as many events is a round that is worth its cost: the next one may follow at once."""
 TICK_INTERVAL_S = 0.1
@@ -212,11 +211,10 @@ class FeedWorker:
     def _turn(self) -> None:
         now = time.monotonic()
         self._stats.beat()
-        lingers = self._pace.read_at > now
-        if now >= self._tick_at or not (lingers or (self._has_read and now < self._tick_again_at)):
-            self._tick_at = self._feed.tick(now)
-            self._tick_again_at = now + TICK_INTERVAL_S
-        self._take_assignment(now)
+        lingers = self._lingers(now)
+        if not lingers:
+            self._tick(now)
+            self._take_assignment(now)
         is_paused = self._ownership.is_paused
         reads = not (is_paused or lingers)
         has_read, taken = self._move_changes(now, reads=reads)
@@ -228,6 +226,16 @@ class FeedWorker:
         resumes = is_paused and not self._ownership.is_paused
         if not resumes and (not has_read or self._pace.read_at > now):
             self._wait(now)
+
+    def _lingers(self, now: float) -> bool:
+        """Return true if there is nothing to do before the next beat but to move the stable clock."""
+        return self._pace.read_at > now and not self._ownership.is_paused
+
+    def _tick(self, now: float) -> None:
+        """Have the feed do what is due; while all its reads bring something, look for that from time to time."""
+        if now >= self._tick_at or not (self._has_read and now < self._tick_again_at):
+            self._tick_at = self._feed.tick(now)
+            self._tick_again_at = now + TICK_INTERVAL_S
 
     def _move_changes(self, now: float, *, reads: bool) -> tuple[bool, Round | None]:
         """Move changes on by one step each: from the source into a round, into the rings, under the stable clock.
@@ -362,7 +370,7 @@ class FeedWorker:
         self._unadvanced.update(self._outbox.pop_committed())
         for vb in self._builder.rollbacks:
             self._unadvanced.pop(vb, None)  # known to be of a history that is no more
-        checks = now >= self._check_at and not self._ownership.is_joining
+        checks = self._check_due(now)
         if now < self._advance_due or not (self._unadvanced or self._quarantined or checks):
             return
         by_partition: dict[int, dict[int, Checkpoint]] = {p: {} for p in self._ownership.owned} if checks else {}
@@ -395,6 +403,11 @@ class FeedWorker:
         self._stable.update((vb, checkpoint.seqno) for vb, checkpoint in self._unadvanced.items())
         self._is_noted = self._is_noted and not self._unadvanced
         self._unadvanced = {}
+
+    def _check_due(self, now: float) -> bool:
+        """Return whether to see that our epochs are current: with a move of the stable clock, if one is on its way."""
+        is_coming = not (self._unadvanced or self._outbox.empty)
+        return now >= self._check_at + (EPOCH_CHECK_S if is_coming else 0.0) and not self._ownership.is_joining
 
     @property
     def _advance_due(self) -> float:
@@ -439,19 +452,32 @@ class FeedWorker:
 
     def _wait(self, now: float) -> None:
         """Sleep until there is something to read, room or a commit in the rings, an order, or something to do."""
+        if self._lingers(now):
+            self._linger(now)
+            return
         wake_at = min(self._tick_at, now + MAX_WAIT_S)
         if self._unadvanced:
             wake_at = min(wake_at, self._advance_due)
         if self._joiner.retry_at > now:
             wake_at = min(wake_at, self._joiner.retry_at)
-        lingers = self._pace.read_at > now
-        if lingers:
-            wake_at = min(wake_at, self._pace.read_at)
-        orders = [self._stop, *self._assignment.sources]
-        feed = () if self._ownership.is_paused or lingers else (self._feed,)
-        while wait_readable([self._space_bell, *orders, *feed], wake_at - time.monotonic()):
+        feed = () if self._ownership.is_paused else (self._feed,)
+        if wait_readable([self._space_bell, self._stop, *self._assignment.sources, *feed], wake_at - time.monotonic()):
             self._space_bell.clear()  # before looking: what is committed after this rings it again
-            if not lingers or self._outbox.has_news or wait_readable(orders, 0):
+
+    def _linger(self, now: float) -> None:
+        """Sleep until the next read, or until all writers have committed a round and the stable clock may move.
+
+        Orders wait as long: they are taken with the next read.
+        """
+        wake_at = min(self._pace.read_at, now + MAX_WAIT_S)
+        if self._unadvanced:
+            wake_at = min(wake_at, self._advance_due)
+        if self._outbox.empty:
+            time.sleep(max(0.0, wake_at - time.monotonic()))  # to the beat: the timeout of poll is in whole ms
+            return
+        while wait_readable([self._space_bell], wake_at - time.monotonic()):
+            self._space_bell.clear()  # before looking, as above
+            if self._outbox.has_news:
                 break  # else one writer has committed its part of a round, and others have not
 
     def _rollback_due(self) -> bool:

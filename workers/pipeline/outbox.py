@@ -204,8 +204,9 @@ class RingOutbox:
             writer, frame = self._pending[0]
             if self._rings[writer].try_publish(frame) is None:
                 return False
-            self._data_bells[writer].ring()
             self._pending.popleft()
+            if not self._rings[writer].is_awaited(time.monotonic()):
+                self._data_bells[writer].ring()
         if self._round is not None:
             positions = [ring.written for ring in self._rings]
             self._in_flight.push(positions, self._round.checkpoints, self._round.n_events, self._put_ns)

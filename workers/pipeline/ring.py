@@ -11,6 +11,7 @@ any two instructions leaves a ring that its successor can go on with.
     192     8     committed  consumer  producer              after the last use of the frames below it, and after `took`
     200     8     took       consumer  producer              before `committed`
     208     8     refused    consumer  producer              none: the frames that it is about are never committed
+    216     8     looks      consumer  producer              before its last look; see `Ring.is_awaited`
     256     n     frames, at byte `position mod n`
 
 `written`, `read` and `committed` are *positions*: bytes since the ring was made, multiples of 8 that never wrap (2^64
@@ -42,8 +43,9 @@ import zlib
 from contextlib import suppress
 
 from channelindex.errors import InvariantBroken
+from workers.pipeline.beats import BEAT_S, UNASKED_S
 
-_EPOCH, _EXPECTED, _WRITTEN, _READ, _COMMITTED, _TOOK, _REFUSED = 0, 1, 8, 16, 24, 25, 26  # in units of 8 bytes
+_EPOCH, _EXPECTED, _WRITTEN, _READ, _COMMITTED, _TOOK, _REFUSED, _AWAITS = 0, 1, 8, 16, 24, 25, 26, 27  # 8 bytes each
 _COUNT_BITS = 16
 _HEADER_BYTES = 256
 _LEAST_CAPACITY = 64
@@ -154,6 +156,17 @@ class Ring:
         assert epoch > 0, "0 stands for none"
         self._words[_READ] = self._words[_COMMITTED]
         self._words[_REFUSED] = epoch
+
+    def look_at_beats(self, *, looks: bool) -> None:
+        """Tell the producer whether we look after each beat of our own accord.
+
+        Consumer only. Once it does not any more, it looks again before it sleeps.
+        """
+        self._words[_AWAITS] = looks
+
+    def is_awaited(self, now: float) -> bool:
+        """Return true if the consumer will look at what was published by *now* (monotonic seconds) without a bell."""
+        return self._words[_AWAITS] != 0 and now % BEAT_S < UNASKED_S
 
     @property
     def written(self) -> int:
@@ -275,6 +288,7 @@ class Ring:
     def reset_consumer(self) -> None:
         """Start a new consumer: what its predecessor took and did not commit will be taken again."""
         self._words[_READ] = self._words[_COMMITTED]
+        self._words[_AWAITS] = 0
         assert self._words[_READ] <= self._words[_WRITTEN]
 
 
