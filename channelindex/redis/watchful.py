@@ -114,6 +114,8 @@ class _Watchful:
         self._handshake_s: float | None = None
         self.run_id: str | None = None
         """Who the server is; None before it has said so, "" where it does not."""
+        self.replication_id = ""
+        """Whose history it has, "" where it does not say so."""
         super().__init__(*arguments, **options)
 
     def connect_within(self, timeout_s: float) -> None:
@@ -160,15 +162,25 @@ class WatchfulUnixConnection(_Watchful, UnixDomainSocketConnection):
 
 
 def identify(connection: Any) -> None:
-    """Log in as redis-py does, and ask *connection* who the server is: `run_id`, "" where it does not say so."""
+    """Log in as redis-py does, and ask *connection* who the server is: `run_id` and `replication_id`."""
     connection.on_connect()
-    connection.send_command("INFO", "server", check_health=False)
+    for section in ("server", "replication"):
+        connection.send_command("INFO", section, check_health=False)
+    said = b"".join(_said(connection) for _ in range(2))
+    connection.run_id, connection.replication_id = _field(said, b"run_id:"), _field(said, b"master_replid:")
+
+
+def _said(connection: Any) -> bytes:
     try:
-        info: bytes = connection.read_response()
+        said: bytes = connection.read_response()
     except redis.ResponseError:  # no right to ask
-        info = b""
-    _, _, rest = info.partition(b"run_id:")
-    connection.run_id = rest.partition(b"\r")[0].decode(errors="replace")
+        return b""
+    return said
+
+
+def _field(said: bytes, name: bytes) -> str:
+    assert name.endswith(b":"), "so it begins a line's value"
+    return said.partition(name)[2].partition(b"\r")[0].decode(errors="replace")
 
 
 def ask_once(connection: Any, *command: Any) -> Any:
@@ -189,15 +201,17 @@ def leads_elsewhere(connect: Callable[[], Any], connection: Any) -> bool:
     """Return true if *connect* leads to another server now than the one of *connection*, and that answers.
 
     The same server, which answers others and not us, is slow to us: writes may be paused, or it has threads. A replica
-    is no successor until it is promoted: the name may have been moved too early, or lead to replicas, too. Of who
-    does not say who it is, or has not yet, because we are about to connect, we know nothing.
+    is no successor until it is promoted: the name may have been moved too early, or lead to replicas, too. Nor is who
+    has the history of our server, under another `run_id`: a proxy before the same one. A promoted replica has its own.
+    Of who does not say who it is, or has not yet, because we are about to connect, we know nothing.
     """
     other = connect()
     assert other is not connection, "the one that is silent keeps what it waits for"
     told = ask_once(other, "INFO", "replication") if _is_found(other) else None
-    if told is None or b"role:slave" in told:
+    if told is None or b"role:slave" in told or not (other.run_id and connection.run_id):
         return False
-    return bool(other.run_id and connection.run_id) and other.run_id != connection.run_id
+    has_our_history = bool(other.replication_id) and other.replication_id == connection.replication_id
+    return other.run_id != connection.run_id and not has_our_history
 
 
 def _is_found(connection: Any) -> bool:

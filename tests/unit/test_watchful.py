@@ -57,5 +57,7 @@ def test_a_server_that_has_not_said_yet_who_it_is_is_waited_for(redis_url):
     connection.connect()
     assert not connection.has_successor()
     connection.run_id = "another"
+    assert not connection.has_successor(), "it is a proxy of the same: they have one history"
+    connection.replication_id = "another"
     assert connection.has_successor()
     connection.disconnect()

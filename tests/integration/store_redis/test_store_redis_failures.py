@@ -192,13 +192,11 @@ class _HangsUp:
             except OSError:
                 return
             self._open.append(connection)
-            is_known = False
             while request := connection.recv(65536):
                 if b"SETINFO" in request:
                     connection.sendall(b"+OK\r\n" * request.count(b"SETINFO"))
-                elif not is_known:
-                    is_known = True
-                    connection.sendall(b"$12\r\nrun_id:abc\r\n\r\n")
+                elif b"INFO" in request:
+                    connection.sendall(b"$12\r\nrun_id:abc\r\n\r\n" * request.count(b"INFO"))
                 elif self._answers:
                     connection.close()
                     break
