@@ -16,6 +16,7 @@ from channelindex.feeds.dcp.exchange import Request
 from channelindex.feeds.dcp.kv import KvClient
 from channelindex.reading.changes_reader import ChangesReader
 from channelindex.stores import open_reader
+from devbucket import vbucket
 from devbucket.bucket_config import DevBucketConfig
 from devbucket.process import DevBucket
 from devbucket.sync_gateway.layouts import InlineLayout, Layout, StoredDocument, XattrLayout
@@ -163,7 +164,8 @@ def test_documents_that_moved_while_the_node_was_down_have_left_every_channel(tm
 
 
 @pytest.mark.parametrize("layout", [InlineLayout(), XattrLayout()], ids=["inline", "xattr"])
-def test_documents_that_moved_before_a_failover_took_some_of_it_back(tmp_path, redis_url, layout):
+def test_documents_that_moved_before_a_failover_took_some_of_it_back(tmp_path, redis_url, layout, monkeypatch):
+    monkeypatch.setattr(vbucket, "MAX_LOSS", 1000)  # as much as is missed here
     with (
         DevBucket(DevBucketConfig(n_vbuckets=N_VBUCKETS)) as bucket,
         connect(bucket) as client,
