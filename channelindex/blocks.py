@@ -1,4 +1,6 @@
-"""The stored format of entries, blocks and channel clocks. Pure functions over bytes; docs/format.md has the tables.
+"""The stored format of entries, blocks and clocks, and the slot of a channel's keys. Pure functions over bytes.
+
+docs/format.md has the tables.
 
 All integers are big-endian and unsigned. A **block** is a string of frames; it is only ever appended to:
 
@@ -28,6 +30,9 @@ from channelindex.model import Entry
 
 FORMAT_VERSION = 2
 """Version of everything in this module and of the stores' keys. An index with another one is refused."""
+
+N_SLOTS = 64
+"""Hash tags of an index in Redis. Part of the format: a channel's keys carry its slot, so it can never change."""
 
 HEADER = 0x48
 ENTRIES = 0x45
@@ -61,6 +66,11 @@ Frame = tuple[int, int, bytes]
 
 OnCorrupt = Callable[[IndexCorrupt], None]
 """Told of damage in what is being read. If it returns, reading goes on with what is whole."""
+
+
+def slot_of(channel: str) -> int:
+    """The hash tag, 0 to N_SLOTS - 1, under which all keys of a channel lie."""
+    return zlib.crc32(channel.encode()) % N_SLOTS
 
 
 def refuse(error: IndexCorrupt) -> None:

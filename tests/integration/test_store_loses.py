@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from channelindex.blocks import N_SLOTS
 from channelindex.checking.rewind import rewind_partitions
 from channelindex.errors import IndexCorrupt, OwnershipLost, StoreUnavailable
-from channelindex.hashing import N_SLOTS
 from channelindex.model import ORIGIN
 from channelindex.reading.changes_reader import ChangesReader
 from channelindex.stores.redis.keys import Keys

@@ -7,9 +7,8 @@ import pytest
 from channelindex import blocks
 from channelindex.decode.base import Undecodable
 from channelindex.feeds.base import ADVANCED, DELETION, HISTORY, MUTATION, ROLLBACK, SNAPSHOT
-from channelindex.hashing import shard_of
 from channelindex.model import DELETED, ORIGIN, REMOVED, Checkpoint, Principal, Removal, Route
-from workers.pipeline.round import RoundBuilder
+from workers.pipeline.round import RoundBuilder, shard_of
 
 
 class Scripted:

@@ -9,6 +9,7 @@ Each event that it leaves is taken in here, in its turn, so that entries keep th
 """
 
 import time
+import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -27,7 +28,6 @@ from channelindex.feeds.base import (
     Events,
 )
 from channelindex.feeds.position import Position
-from channelindex.hashing import shard_of
 from channelindex.model import DELETED, REMOVED, Checkpoint, Principal, Removal, Route
 from channelindex.stores.base import Quarantined
 from workers.pipeline.frames import Sections
@@ -213,6 +213,14 @@ class RoundBuilder:
         for channel, section in self._sections.items():
             by_writer[shard_of(channel, n_writers)][channel] = section
         return by_writer, sum(map(len, self._sections.values()))
+
+
+def shard_of(name: str, n_shards: int) -> int:
+    """The batch writer, 0 to n_shards - 1, that writes a channel or a principal's counter.
+
+    Taken from other bits of the hash than `blocks.slot_of`, so that a writer's channels spread over all slots.
+    """
+    return (zlib.crc32(name.encode()) >> 8) % n_shards
 
 
 def _compiled_entries(decoder: Decoder, n_writers: int) -> Any:

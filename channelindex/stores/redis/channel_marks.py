@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from channelindex.hashing import slot_of
+from channelindex.blocks import slot_of
 from channelindex.redis.link import Link
 from channelindex.stores.base import NEVER_COMPACTED, ChannelState
 from channelindex.stores.redis.directories import DIRECTORY, encode_directory

@@ -19,9 +19,8 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from channelindex.blocks import ENTRIES, split_header
+from channelindex.blocks import ENTRIES, N_SLOTS, slot_of, split_header
 from channelindex.errors import IndexCorrupt, Transient
-from channelindex.hashing import N_SLOTS, slot_of
 from channelindex.redis.link import Link
 from channelindex.stores.base import COMPACT_PREFIX, BlockRef, Compacted, Directory, RepairedChannels
 from channelindex.stores.redis.directories import (

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 
 from channelindex import epochs
+from channelindex.blocks import slot_of
 from channelindex.epochs import EpochStart
 from channelindex.errors import OutcomeUnknown, StaleEpoch, StoreUnavailable, Transient
-from channelindex.hashing import slot_of
 from channelindex.redis.link import MAX_AGE_S
 from channelindex.stores.base import IndexReader
 from channelindex.stores.compacting import STRAY_S, ChannelSizes, Switch

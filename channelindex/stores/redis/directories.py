@@ -3,9 +3,8 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from channelindex.blocks import HEADER
+from channelindex.blocks import HEADER, slot_of
 from channelindex.errors import IndexCorrupt
-from channelindex.hashing import slot_of
 from channelindex.redis.link import Link
 from channelindex.stores.base import NEVER_COMPACTED, ChannelState, Compacted, Directory, GroupState
 from channelindex.stores.compacting import ChannelSizes, GroupSize

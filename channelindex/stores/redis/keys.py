@@ -1,6 +1,6 @@
 """Names an index's keys in Redis. KEYSPACE.md describes their values; the scripts build those of channels alike."""
 
-from channelindex.hashing import N_SLOTS, slot_of
+from channelindex.blocks import N_SLOTS, slot_of
 from channelindex.stores.base import BlockRef
 
 SETTING = "index.store"

@@ -10,8 +10,8 @@ is ever set twice, not even by a request that comes late: what is written after 
 
 from collections.abc import Collection
 
+from channelindex.blocks import N_SLOTS
 from channelindex.errors import OwnershipLost
-from channelindex.hashing import N_SLOTS
 from channelindex.redis.link import Link
 from channelindex.stores.redis.keys import Keys
 

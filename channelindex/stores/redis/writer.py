@@ -13,8 +13,8 @@ from typing import Any
 
 import msgspec
 
+from channelindex.blocks import slot_of
 from channelindex.errors import IndexCorrupt, OutcomeUnknown
-from channelindex.hashing import slot_of
 from channelindex.redis.link import ScriptCall
 from channelindex.stores.active import BlindAppend, LocatingAppend, Location
 from channelindex.stores.base import GroupState

@@ -5,8 +5,8 @@ import time
 import pytest
 import redis
 
+from channelindex.blocks import slot_of
 from channelindex.errors import ConfigInvalid, IndexMissing, StaleEpoch, Transient
-from channelindex.hashing import slot_of
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_compaction, open_owner, open_reader, open_writer
 from channelindex.stores.base import Compacted, Directory

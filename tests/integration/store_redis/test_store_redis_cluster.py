@@ -7,8 +7,8 @@ from contextlib import suppress
 import pytest
 import redis
 
+from channelindex.blocks import N_SLOTS, slot_of
 from channelindex.errors import OutcomeUnknown, OwnershipLost, StoreUnavailable
-from channelindex.hashing import N_SLOTS, slot_of
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_reader
 from channelindex.stores.redis.keys import Keys
