@@ -56,7 +56,7 @@ def test_cut_connection_ends_and_the_next_one_works(link, client):
     assert client.ping()
 
 
-def test_refusing_link_refuses_until_it_is_told_otherwise(link, client):
+def test_refusing_link_refuses_until_it_is_set_otherwise(link, client):
     link.refuse(on=True)
     with pytest.raises(redis.ConnectionError):
         client.ping()

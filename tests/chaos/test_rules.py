@@ -134,7 +134,7 @@ def found_of(*tellings: Told, rollbacks: tuple[Rollback, ...] = ()) -> list[str]
     return found(record, index_of(stored("*", 50, "1-a")))
 
 
-def test_a_reader_must_have_been_told_everything_and_nothing_else() -> None:
+def test_a_reader_must_have_received_everything_and_nothing_else() -> None:
     entry = stored("*", 9, "1-a")
     assert found(Record([line("1-a")], readers=[Reader("r", "*")], told=[told(9)]), index_of(entry)) == []
     assert found(Record([line("1-a")], readers=[Reader("r", "*")]), index_of(entry)) == ["missed"]
@@ -154,7 +154,7 @@ def test_a_reader_goes_forward_but_for_once_after_each_rollback() -> None:
     assert found_of(told(5), told(9), told(5, 12.0), rollbacks=(ROLLBACK._replace(vbs=(4,)),)) == ["duplicate"]
 
 
-def test_a_reader_over_http_may_be_told_twice_and_is_judged_by_what_it_believes() -> None:
+def test_a_reader_over_http_may_receive_twice_and_is_judged_by_what_it_believes() -> None:
     def row(rev: str) -> Told:
         return told(0, rev=rev, stable=-1)._replace(vb=NOWHERE)
 
@@ -178,7 +178,7 @@ def test_a_return_sends_a_reader_back_a_little_and_not_to_the_beginning() -> Non
     assert found_after([*again[:2], told(9, 99.0), told(40, 99.0)], after) == ["went back"]
 
 
-def test_nothing_is_told_before_it_is_stable_unless_the_clock_was_just_rolled_back() -> None:
+def test_nothing_is_sent_before_it_is_stable_unless_the_clock_was_just_rolled_back() -> None:
     assert found_of(told(5, stable=5), told(9, stable=-1)) == []
     assert found_of(told(5, stable=4)) == ["before stable"]
     assert found_of(told(5, 12.0, stable=4), rollbacks=(ROLLBACK,)) == []
@@ -204,7 +204,7 @@ def test_a_rollback_that_the_store_lost_is_followed_once_more() -> None:
     assert found(Record(samples=samples, rollbacks=lost)) == ["stable moved back"]
 
 
-def test_both_branches_of_a_rollback_that_the_store_lost_are_told_once() -> None:
+def test_both_branches_of_a_rollback_that_the_store_lost_are_reported_once() -> None:
     def found_after(*rollbacks: Rollback) -> list[str]:
         tellings = [told(5, 12.0), told(5, 12.0, doc="other"), told(6, 12.0)]
         return [kind for kind in found_of(*tellings, rollbacks=rollbacks) if kind != "missed"]
@@ -262,7 +262,7 @@ def test_damage_is_found_in_the_block_that_has_it(redis_url: str) -> None:
         assert found(Record(), index) == ["damaged", "damaged"]
 
 
-def test_who_is_told_that_a_document_is_withdrawn_believes_nothing_of_it():
+def test_who_learns_that_a_document_is_withdrawn_believes_nothing_of_it():
     lost = told(51, doc="lost", stable=60)
     withdrawn = lost._replace(at=2.0, removed=True, withdrawn=True)
     assert found_of(told(50), lost) == ["missed"]

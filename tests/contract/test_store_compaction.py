@@ -345,7 +345,7 @@ def _forget_a_deletion(world: World) -> tuple[str, str]:
     return before, after
 
 
-def test_who_begins_is_told_page_by_page_across_a_floor(world):
+def test_who_begins_receives_page_by_page_across_a_floor(world):
     _forget_a_deletion(world)
     since = None
     told: list[str] = []

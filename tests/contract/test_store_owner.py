@@ -222,7 +222,7 @@ def test_advance_moves_every_partition_of_the_epoch_and_names_the_first_that_ref
     assert [_stable(backend, vb) for vb in (0, 4, 8, 12)] == [5, 0, 5, 0]
 
 
-def test_an_owner_without_news_is_told_that_it_is_none_and_wakes_nobody(backend, owner):
+def test_an_owner_without_news_learns_that_it_is_none_and_wakes_nobody(backend, owner):
     reader = backend.reader()
     owner.begin(0, 1, "n1")
     owner.begin(1, 1, "n1")

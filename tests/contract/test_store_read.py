@@ -40,7 +40,7 @@ def test_answers_come_in_the_order_asked(backend, owner):
     assert [block is not None for block in blocks] == [True, False, True]
 
 
-def test_a_channel_that_changed_since_it_was_noted_is_told_from_one_that_did_not(backend, owner):
+def test_a_channel_that_changed_since_it_was_noted_differs_from_one_that_did_not(backend, owner):
     """By Redis; the others say of each that it may have."""
     writer, reader = backend.writer(block_bytes=300), backend.reader()
     names = [f"c{number}" for number in range(1200)]

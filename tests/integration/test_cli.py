@@ -186,7 +186,7 @@ def test_a_configuration_can_be_checked_by_whom_its_passwords_are_kept_from(tmp_
     assert (done.returncode, done.stdout) == (exits.OK, "the configuration is valid\n")
 
 
-def test_a_wrong_password_is_told_without_showing_it(tmp_path: Path, guarded_url: str) -> None:
+def test_a_wrong_password_is_reported_without_showing_it(tmp_path: Path, guarded_url: str) -> None:
     message = fails(exits.AUTH, "status", "--set", f"index.store={guarded_url}", cwd=tmp_path)
     assert "hunter" not in message
 
@@ -309,7 +309,7 @@ def test_an_order_that_no_node_would_follow_is_refused(tmp_path: Path, index_url
     assert "no node is running" in message
 
 
-def test_a_channel_of_no_changes_is_told_as_such(tmp_path: Path, index_url: str) -> None:
+def test_a_channel_of_no_changes_is_reported_as_such(tmp_path: Path, index_url: str) -> None:
     done = channelindex("changes", "nobody", "--set", f"index.store={index_url}", cwd=tmp_path)
     assert done.stdout.startswith("no changes; continue with --since ")
 
@@ -355,7 +355,7 @@ def test_config_check_prints_every_problem_and_show_where_values_come_from(tmp_p
     assert "hunter2" not in done.stdout
 
 
-def test_a_file_is_loaded_once_and_a_malformed_line_is_told_before_anything_is_written(tmp_path: Path) -> None:
+def test_a_file_is_loaded_once_and_a_malformed_line_is_reported_before_anything_is_written(tmp_path: Path) -> None:
     good = '{"id":"a","rev":"1-a","channels":["x"]}\n{"id":"b","rev":"1-b","channels":[]}\n'
     (tmp_path / "good.jsonl").write_text(good, encoding="utf-8")
     (tmp_path / "bad.jsonl").write_text(good + '{"id":\n', encoding="utf-8")
@@ -464,7 +464,7 @@ def test_the_demo_indexes_live_survives_a_kill_and_verifies(tmp_path: Path) -> N
     assert (result["missing"], result["extra"], result["different"]) == (0, 0, 0)
 
 
-def test_the_dev_bucket_prints_its_url_first_and_stops_when_told(tmp_path: Path) -> None:
+def test_the_dev_bucket_prints_its_url_first_and_stops_when_asked(tmp_path: Path) -> None:
     arguments = ("devbucket", "--port", "0", "--vbuckets", "16")
     with subprocess.Popen(
         command(*arguments), cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -44,7 +44,7 @@ def ids(pages) -> list[list[str]]:
     return [[entry.id for entry in page.entries] for page in pages]
 
 
-def test_what_was_not_finished_is_told_again_and_nothing_else(reader: ChangesReader, kept: TokenStore) -> None:
+def test_what_was_not_finished_is_sent_again_and_nothing_else(reader: ChangesReader, kept: TokenStore) -> None:
     assert kept.load() is None
     first = ids(itertools.islice(reader.consume(["a"], kept, limit=10), 2))
     assert first == [[f"doc{n}" for n in range(10)], [f"doc{n}" for n in range(10, 20)]]

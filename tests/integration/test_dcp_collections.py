@@ -76,6 +76,6 @@ def test_documents_are_not_written_to_several_collections(bucket: DevBucket) -> 
         kv.get(b"k")
 
 
-def test_a_collection_that_is_not_there_is_told(bucket: DevBucket) -> None:
+def test_a_collection_that_is_not_there_is_reported(bucket: DevBucket) -> None:
     with pytest.raises(SourceUnavailable, match=r"no collection 'shop\.nosuch'"):
         KvClient(address(bucket, "shop.nosuch"), ADMIN)

@@ -174,7 +174,7 @@ def test_xattrs_arrive(bucket: DevBucket, kv: KvClient) -> None:
     assert mcbp.split_xattrs(event[5]) == ({"_sync": b'{"rev":"1-a"}'}, b'{"v":1}')
 
 
-def test_a_document_that_expires_is_told_apart_as_we_ask_for_delete_times(bucket: DevBucket, kv: KvClient) -> None:
+def test_a_document_that_expires_is_distinguished_as_we_ask_for_delete_times(bucket: DevBucket, kv: KvClient) -> None:
     kv.pipeline([operations.store(b"expires", b"{}", expiry=1), operations.store(b"deleted", b"{}")])
     kv.delete(b"deleted")
     with Reading(bucket) as reading:
@@ -262,7 +262,7 @@ def test_documents_larger_than_the_buffer_come_one_by_one(bucket: DevBucket, kv:
 
 
 @pytest.mark.parametrize("knows_the_purge", [True, False])
-def test_a_position_below_a_purge_that_was_told_is_resumed(
+def test_a_position_below_a_purge_that_was_reported_is_resumed(
     bucket: DevBucket, kv: KvClient, knows_the_purge: bool
 ) -> None:
     fill(kv, 200)

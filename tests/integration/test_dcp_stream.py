@@ -121,7 +121,7 @@ def test_the_example_that_keeps_its_position_repeats_nothing(bucket: DevBucket, 
         kv.store(b"third", b"{}")
 
 
-def test_the_loop_ends_when_it_is_told() -> None:
+def test_the_loop_ends_when_it_is_asked() -> None:
     with DevBucket(DevBucketConfig(n_vbuckets=4)) as bucket:
         with KvClient(parse_source_url(bucket.url), ADMIN) as kv:
             fill(kv, 50)

@@ -110,13 +110,13 @@ def test_without_a_certificate_that_the_server_wants_there_is_no_connection(
         KvClient(where, ADMIN, timeout_s=5.0)
 
 
-def test_a_port_without_tls_is_told(bucket: DevBucket, certificates: Certificates) -> None:
+def test_a_port_without_tls_is_reported(bucket: DevBucket, certificates: Certificates) -> None:
     where = parse_source_url(bucket.url.replace("couchbase", "couchbases"), TlsOptions(certificates.path("ca.pem")))
     with pytest.raises(SourceUnavailable, match=r"is it a TLS port|closed the connection"):
         KvClient(where, ADMIN, timeout_s=5.0)
 
 
-def test_a_wrong_password_is_told_and_never_logged(
+def test_a_wrong_password_is_reported_and_never_logged(
     bucket: DevBucket, certificates: Certificates, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("DEBUG", "channelindex")
@@ -136,7 +136,7 @@ def test_a_wrong_password_is_told_and_never_logged(
         (TlsOptions(cert_file=__file__), r"source\.tls_cert_file"),
     ],
 )
-def test_files_that_are_none_are_told_by_their_setting(options: TlsOptions, key: str) -> None:
+def test_files_that_are_none_are_reported_by_their_setting(options: TlsOptions, key: str) -> None:
     with pytest.raises(ConfigInvalid, match=key):
         make_context(options)
 

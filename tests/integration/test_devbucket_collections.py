@@ -127,7 +127,7 @@ def test_event_says_which_collection_begins(connect):
     assert (event.key, struct.unpack(">QII", event.value)) == (b"returns", (2, SHOP, RETURNS))
 
 
-def test_filtered_stream_is_told_of_seqnos_that_it_does_not_get(connect, writer):
+def test_filtered_stream_learns_of_seqnos_that_it_does_not_get(connect, writer):
     feed = connect(Feature.COLLECTIONS).open_dcp()
     open_stream(feed, {"collections": ["9"]})
     assert streamed(feed, until=3) == [(Op.DCP_SYSTEM_EVENT, 2, b"orders"), (Op.DCP_SEQNO_ADVANCED, 3, b"")]

@@ -62,7 +62,7 @@ def assert_silent(client: RawClient) -> None:
         client.read(QUIET_S)
 
 
-def test_connections_are_told_and_chosen_by_name(bucket, writer, feed):
+def test_connections_are_listed_and_chosen_by_name(bucket, writer, feed):
     names = {found["name"]: found["streams"] for found in bucket.connections()}
     assert names == {"": 0, "feed": 1}
     assert bucket.drop_connections(name="fee") == 1

@@ -109,7 +109,7 @@ def test_vbucket_of_another_node_is_refused_with_the_map(connect):
     assert feed.request_stream(3).status == Status.SUCCESS
 
 
-def test_seqnos_are_told_of_the_vbuckets_of_the_node_only(connect):
+def test_seqnos_are_reported_of_the_vbuckets_of_the_node_only(connect):
     answer = connect(1).call(Op.GET_ALL_VB_SEQNOS).value
     assert [vb for vb, _ in struct.iter_unpack(">HQ", answer)] == [2, 3]
 
@@ -264,7 +264,7 @@ def test_tls_ports_are_in_the_map_and_speak_tls(tmp_path, authority):
             client.close()
 
 
-def test_with_tls_the_nodes_are_told_without_a_bucket_but_not_without_a_login(tmp_path, authority):
+def test_with_tls_the_nodes_are_named_without_a_bucket_but_not_without_a_login(tmp_path, authority):
     files = tls_files(tmp_path, authority, client_ca=False)
     with DevBucket(DevBucketConfig(n_vbuckets=2, n_nodes=2, tls=files)) as bucket:
         client = RawClient(bucket.port)

@@ -223,7 +223,7 @@ def test_any_schedule_leaves_an_exact_index(observed, seed):
         there.assert_all_is_well()
 
 
-def test_orders_of_an_operator_are_carried_out_and_told(observed):
+def test_orders_of_an_operator_are_carried_out_and_reported(observed):
     with observed(4, "a", "b", ttl_s=LONG_TTL_S) as there:
         config = there.cluster.node("a").config
 

@@ -166,7 +166,7 @@ def test_a_node_begins_the_next_block_where_one_is_full(accounts: Accounts) -> N
     assert accounts.refused() == []
 
 
-def test_a_reader_is_told_by_redis_what_has_changed(accounts: Accounts) -> None:
+def test_a_reader_learns_from_redis_what_has_changed(accounts: Accounts) -> None:
     make_index(accounts, "ci-node")
     with closing(open_reader(IndexSettings(INDEX, accounts.url("ci-reader")))) as reader:
         watch = reader.watch()

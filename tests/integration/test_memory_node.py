@@ -89,7 +89,7 @@ def test_all_commands_that_read_work_on_a_node_that_holds_all_in_memory(tmp_path
         assert not socket_path(str(tmp_path), "channels").exists()
 
 
-def test_reader_behind_what_is_held_is_told_and_others_read_on(tmp_path, bucket):
+def test_reader_behind_what_is_held_is_refused_and_others_read_on(tmp_path, bucket):
     with _node(tmp_path, bucket, index__memory_max_age_s=0.0).start() as node, closing(_reader(tmp_path)) as store:
         _load(bucket, _revisions(1, 100))
         _await_stable(tmp_path, bucket)

@@ -65,7 +65,7 @@ def bucket():
         yield opened
 
 
-def test_a_node_compacts_what_it_writes_and_readers_are_told_the_same(bucket, tmp_path, redis_url):
+def test_a_node_compacts_what_it_writes_and_readers_receive_the_same(bucket, tmp_path, redis_url):
     source = synthetic_revisions(seed=3, n_documents=20)
     with (
         connect(bucket) as client,

@@ -53,7 +53,7 @@ def test_all_that_the_network_shows_passes_and_nothing_else_does():
         (Account("writer", "pw", may_stream=False), "writer may not stream"),
     ],
 )
-def test_missing_rights_are_told_and_are_no_success(account, why):
+def test_missing_rights_are_reported_and_are_no_success(account, why):
     with DevBucket(DevBucketConfig(n_vbuckets=4, more_accounts=(account,))) as bucket:
         done = run(bucket.url, account.name, account.password)
         assert done.returncode == 2, done.stderr
@@ -62,7 +62,7 @@ def test_missing_rights_are_told_and_are_no_success(account, why):
         assert why in table["metadata in xattrs: documents that live, moved, tombstones"][1]
 
 
-def test_bucket_that_cannot_be_reached_is_told_in_a_line():
+def test_bucket_that_cannot_be_reached_is_reported_in_a_line():
     done = run("couchbase://127.0.0.1:1/default", "nobody", "")
     assert done.returncode == 2
     assert done.stdout == ""

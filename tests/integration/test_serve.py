@@ -97,7 +97,7 @@ def test_pages_are_full_until_the_last_and_pending_counts_what_follows(service: 
     assert [len(rows(service, channels="a", limit=limit)) for limit in (101, 137, 199, 1009)] == [101, 137, 199, 250]
 
 
-def test_who_polls_again_is_told_that_nothing_has_changed(service: Service, documents: Documents) -> None:
+def test_who_polls_again_learns_that_nothing_has_changed(service: Service, documents: Documents) -> None:
     path = f"/{service.db}/_changes?channels=polled"
     documents.write(("polled", "doc1", 0))
     first = service.ask("GET", path)
@@ -239,7 +239,7 @@ def test_who_demands_it_is_answered_once_the_index_is_as_far_as_a_token(service:
 ONCE = ("normal", "longpoll")
 
 
-def test_heads_say_how_far_the_index_is_and_if_all_of_it_is_told(service: Service) -> None:
+def test_heads_say_how_far_the_index_is_and_if_all_of_it_was_sent(service: Service) -> None:
     whole = service.changes(channels="a")
     part = service.changes(channels="a", limit=100)
     for answer, is_all in ((whole, "true"), (part, "false"), (service.changes(channels="a", limit=0), "false")):
@@ -475,7 +475,7 @@ def test_a_service_that_stops_ends_its_feeds_in_good_order(
         assert "Traceback" not in service.log.read_text()
 
 
-def test_the_service_manager_is_told_that_it_serves_and_that_its_loop_turns(
+def test_the_service_manager_is_notified_that_it_serves_and_that_its_loop_turns(
     store: EmbeddedRedis, documents: Documents, tmp_path: Path
 ) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
@@ -491,7 +491,7 @@ def test_the_service_manager_is_told_that_it_serves_and_that_its_loop_turns(
                 pass
 
 
-def test_a_store_that_is_away_is_waited_for_by_feeds_and_told_to_requests(tmp_path: Path) -> None:
+def test_a_store_that_is_away_is_waited_for_by_feeds_and_reported_to_requests(tmp_path: Path) -> None:
     with (
         EmbeddedRedis() as store,
         closing(Documents(store.url)) as documents,

@@ -103,7 +103,7 @@ def ids(answer: Any) -> set[str]:
     return {row["id"] for row in answer.json["results"]}
 
 
-def test_a_token_reads_its_channels_and_is_told_which_are_not_its_own(service: Service, token: dict[str, str]) -> None:
+def test_a_token_reads_its_channels_and_learns_which_are_not_its_own(service: Service, token: dict[str, str]) -> None:
     assert ids(service.changes(token=token["some"], channels="orders,team-x")) == {"doc1", "doc2"}
     assert ids(service.changes(token=token["exact"])) == {"doc1", "doc3"}, "by default all that are granted"
     assert ids(service.changes(token=token["all"])) == {"doc4"}
@@ -156,7 +156,7 @@ def test_nobody_without_a_token_reads_anything(service: Service) -> None:
     assert foreign.status == 401
 
 
-def test_only_who_may_read_all_is_told_the_names_of_channels(service: Service, token: dict[str, str]) -> None:
+def test_only_who_may_read_all_sees_the_names_of_channels(service: Service, token: dict[str, str]) -> None:
     path = f"/{service.db}/_channels?prefix=o"
     listed = service.ask("GET", path, Authorization=f"Bearer {token['all']}").json
     assert [channel["name"] for channel in listed["channels"]] == ["orders", "other"]
@@ -170,7 +170,7 @@ def test_operators_have_an_address_of_their_own(service: Service) -> None:
     assert answer.startswith(b"HTTP/1.1 200 ")
 
 
-def test_the_address_of_operators_is_told_from_the_others_by_more_than_its_port(
+def test_the_address_of_operators_is_distinguished_from_the_others_by_more_than_its_port(
     store: EmbeddedRedis, documents: Documents, tokens_file: Path, token: dict[str, str], tmp_path: Path
 ) -> None:
     service = Service(tmp_path, store.url, documents.index.name, serve_tokens_file=tokens_file)

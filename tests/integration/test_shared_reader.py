@@ -59,7 +59,7 @@ def test_forty_threads_share_one_reader_and_each_gets_its_own_answers(redis_url:
         assert _n_clients(redis_url) - n_before <= MAX_STORES
 
 
-def test_followers_in_forty_threads_wait_on_one_connection_and_all_are_told(redis_url: str, index: SmallIndex) -> None:
+def test_followers_in_forty_threads_wait_on_one_connection_and_all_are_woken(redis_url: str, index: SmallIndex) -> None:
     n_before = _n_clients(redis_url)
     begun = threading.Barrier(N_THREADS + 1)
     told = [threading.Event() for _ in range(N_THREADS)]

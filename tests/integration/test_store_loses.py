@@ -177,7 +177,7 @@ def test_a_planned_failover_tells_readers_only_what_follows_again():
             assert _told(reader, in_between)[0] == [4, 5, 6]
 
 
-def test_a_reader_who_was_told_more_than_a_record_that_went_back_knows_begins_again(index):
+def test_a_reader_who_received_more_than_a_record_that_went_back_knows_begins_again(index):
     """The record is lost together with how far readers were: nobody would notice that the source took it back, too."""
     index.write()
     index.note(1000.0)

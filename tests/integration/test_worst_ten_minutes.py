@@ -68,7 +68,7 @@ def write(bucket: DevBucket, name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("bash") is None, reason="the page is for a shell")
-def test_each_disaster_is_told_as_the_page_says(bucket: DevBucket, tmp_path: Path) -> None:
+def test_each_disaster_is_reported_as_the_page_says(bucket: DevBucket, tmp_path: Path) -> None:
     port = free_port()
     data = tmp_path / "data"
     data.mkdir()

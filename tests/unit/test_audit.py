@@ -33,7 +33,7 @@ def audit() -> ModuleType:
         ([], 0, "NOT AUDITED"),
     ],
 )
-def test_what_was_found_and_what_was_not_asked_is_told(
+def test_what_was_found_and_what_was_not_asked_is_reported(
     audit: ModuleType, packages: list[dict[str, Any]], code: int, says: str
 ) -> None:
     lines, outcome = audit.judge({"dependencies": packages})

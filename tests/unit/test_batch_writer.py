@@ -200,7 +200,7 @@ def test_a_batch_during_which_the_store_moved_is_written_again(rings, bells):
     assert rings[0].took >> 16 == 2
 
 
-def test_writer_that_is_told_to_stop_writes_all_that_the_rings_hold_first(rings, bells):
+def test_writer_that_is_asked_to_stop_writes_all_that_the_rings_hold_first(rings, bells):
     store = Store(rings)
     for seqno in range(1, 20):
         publish(rings[seqno % 2], 5, "a", seqno)
@@ -209,7 +209,7 @@ def test_writer_that_is_told_to_stop_writes_all_that_the_rings_hold_first(rings,
     assert [ring.fill for ring in rings] == [0, 0]
 
 
-def test_writer_waits_for_what_comes_until_it_is_told_to_stop(rings, bells):
+def test_writer_waits_for_what_comes_until_it_is_asked_to_stop(rings, bells):
     store = Store(rings)
     for seqno in (1, 2):
         bells[3].before.append(lambda seqno=seqno: (publish(rings[0], 5, "a", seqno), bells[2].ring()))

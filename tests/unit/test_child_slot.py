@@ -111,7 +111,7 @@ def test_child_that_has_done_its_work_is_followed_at_once_and_is_no_restart(slot
     assert slot.restarts == 0
 
 
-def test_child_that_was_told_to_stop_is_followed_at_once_and_is_no_restart(slot):
+def test_child_that_was_asked_to_stop_is_followed_at_once_and_is_no_restart(slot):
     child = FakeChild()
     slot.attach(child, 100.0)
     slot.stop(130.0)

@@ -215,12 +215,12 @@ def _run(machine: type[CompactedIndexMachine], share: float) -> None:
 
 
 @pytest.mark.hypothesis
-def test_followers_of_a_compacted_index_are_told_what_the_bucket_says_in_memory():
+def test_followers_of_a_compacted_index_receive_what_the_bucket_says_in_memory():
     _run(CompactedIndexMachine, share=1.0)
 
 
 @pytest.mark.hypothesis
-def test_followers_of_a_compacted_index_are_told_what_the_bucket_says_in_redis(redis_url):
+def test_followers_of_a_compacted_index_receive_what_the_bucket_says_in_redis(redis_url):
     class InRedis(CompactedIndexMachine):
         url = redis_url
 
@@ -228,7 +228,7 @@ def test_followers_of_a_compacted_index_are_told_what_the_bucket_says_in_redis(r
 
 
 @pytest.mark.hypothesis
-def test_followers_of_a_compacted_index_are_told_what_the_bucket_says_in_a_cluster(cluster_url):
+def test_followers_of_a_compacted_index_receive_what_the_bucket_says_in_a_cluster(cluster_url):
     class InCluster(CompactedIndexMachine):
         url = cluster_url
 
@@ -236,7 +236,7 @@ def test_followers_of_a_compacted_index_are_told_what_the_bucket_says_in_a_clust
 
 
 @pytest.mark.hypothesis
-def test_followers_of_a_compacted_index_are_told_what_the_bucket_says_in_a_bucket(couchbase_url):
+def test_followers_of_a_compacted_index_receive_what_the_bucket_says_in_a_bucket(couchbase_url):
     class InBucket(CompactedIndexMachine):
         url = couchbase_url
 

@@ -89,7 +89,7 @@ def _told(record: PartitionRecord, stored, since: int, upto: int) -> dict[bytes,
 
 
 @given(record=_records(), stored=_ENTRIES, settled=SEQNOS, since=SEQNOS, upto=SEQNOS)
-def test_readers_are_told_the_same_by_every_view_that_is_not_older_than_the_settled_clock(
+def test_readers_receive_the_same_by_every_view_that_is_not_older_than_the_settled_clock(
     record, stored, settled, since, upto
 ):
     settled = min(settled, record.stable[0])

@@ -122,7 +122,7 @@ def test_every_key_can_be_set_by_its_variable() -> None:
         assert config.origins[key] == f"environment {setting.variable}"
 
 
-def test_all_problems_are_told_at_once_with_key_value_origin_and_fix(tmp_path: Path) -> None:
+def test_all_problems_are_reported_at_once_with_key_value_origin_and_fix(tmp_path: Path) -> None:
     path = write(tmp_path, 'node = 3\n[index]\npartitons = 8\n[workers]\nfeed_workers = 0\n[log]\nlevel = "trace"\n')
     problems = problems_of(path, {"CHANNELINDEX_COORDINATION_TTL_S": "soon"})
     assert problems == (
@@ -181,7 +181,7 @@ def test_required_keys_depend_on_what_is_to_be_done() -> None:
     assert config.source.url == ""
 
 
-def test_a_refused_required_key_is_told_once() -> None:
+def test_a_refused_required_key_is_reported_once() -> None:
     (problem,) = problems_of(overrides={"source.url": "nonsense"})
     assert problem.startswith("source.url = ")
 
@@ -316,7 +316,7 @@ def test_a_key_without_its_certificate_is_refused() -> None:
         load_config(None, {}, {**MINIMUM, "source.tls_key_file": "key.pem"})
 
 
-def test_a_file_that_cannot_be_read_is_the_only_problem_told(tmp_path):
+def test_a_file_that_cannot_be_read_is_the_only_problem_reported(tmp_path):
     with pytest.raises(ConfigProblems) as raised:
         load_config(tmp_path / "missing.toml", {}, {})
     assert len(raised.value.problems) == 1

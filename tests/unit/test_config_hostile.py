@@ -114,7 +114,7 @@ def test_a_hostile_value_is_a_problem_that_names_its_key(tmp_path: Path, text: b
     assert any(problem in told for told in problems_of(_file(tmp_path, text)))
 
 
-def test_a_file_of_nothing_but_unknown_keys_is_told_in_part(tmp_path: Path) -> None:
+def test_a_file_of_nothing_but_unknown_keys_is_reported_in_part(tmp_path: Path) -> None:
     path = _file(tmp_path, b"[x]\n" + b"".join(b"k%d=1\n" % number for number in range(100_000)))
     problems = problems_of(path)
     assert len(problems) == MAX_PROBLEMS + 3  # and that there are more, and the two keys that are missing

@@ -161,7 +161,7 @@ def test_credentials_do_not_show_the_password() -> None:
 # -- what a real server answered
 
 
-def test_a_wrong_password_is_told_by_the_settings_to_change(recorded: dict[str, list[Line]]) -> None:
+def test_a_wrong_password_is_reported_by_the_settings_to_change(recorded: dict[str, list[Line]]) -> None:
     given = [frame(Op.SASL_LIST_MECHS, value=b"PLAIN"), *answers(recorded["c-badpw"], Op.SASL_AUTH)]
     with pytest.raises(AuthenticationFailed, match=r"source\.user.*source\.password.*af76bafa"):
         converse(authenticate(PLAIN), given)

@@ -165,7 +165,7 @@ def test_wrong_credentials_are_not_tried_again(running: Rig) -> None:
         running.until(lambda: False)
 
 
-def test_a_bucket_created_anew_is_told(running: Rig) -> None:
+def test_a_bucket_created_anew_is_reported(running: Rig) -> None:
     running.accept()
     running.until(lambda: running.events)
     running.node.respond = lambda frame: (
@@ -246,7 +246,7 @@ def test_a_node_that_does_not_answer_the_handshake_is_given_up(running: Rig) -> 
     assert "silent for 10 s" in str(running.feed.last_error)
 
 
-def test_high_seqnos_are_those_told_last(running: Rig) -> None:
+def test_high_seqnos_are_those_reported_last(running: Rig) -> None:
     running.node.respond = lambda frame: (
         answer(frame, value=struct.pack(">HQHQ", 0, 7, 1, 9)) if frame.opcode == Op.GET_ALL_VB_SEQNOS else None
     )

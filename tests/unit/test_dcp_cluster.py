@@ -448,7 +448,7 @@ def test_what_a_node_did_wrong_is_in_the_log(two: Rig, caplog: pytest.LogCapture
     assert fields["msg"] == "frame with unknown magic 0x55"
 
 
-def test_an_unknown_frame_is_told_once(two: Rig, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_unknown_frame_is_reported_once(two: Rig, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG", "channelindex.feed")
     for _ in range(3):
         two.node.send(pack_request(0x7F, magic=SERVER_REQUEST))

@@ -58,7 +58,7 @@ def test_one_collection_has_a_prefix_of_one_length() -> None:
     assert not keyspace.several
 
 
-def test_several_collections_are_told_apart_by_name() -> None:
+def test_several_collections_are_distinguished_by_name() -> None:
     keyspace = found(["shop.carts", "shop.orders"])
     assert keyspace.stream_filter == b'{"collections":["9","1ff"]}'
     assert (keyspace.prefix, keyspace.only_id, keyspace.several) == (b"", None, True)

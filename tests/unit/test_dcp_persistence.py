@@ -89,7 +89,7 @@ def test_within_a_snapshot_the_feed_resumes_where_the_consumer_is() -> None:
     assert gate.unseen_rollbacks == {0: Checkpoint(UUID, 1, 0, 9)}
 
 
-def test_a_rollback_of_what_was_let_out_is_told() -> None:
+def test_a_rollback_of_what_was_let_out_is_reported() -> None:
     gate = gate_with(document(1))
     for endpoint in (A, B):
         gate.observe(0, endpoint, Observed(UUID, 1))

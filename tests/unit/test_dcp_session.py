@@ -50,7 +50,7 @@ def test_the_handshake_asks_for_noops_before_anything_that_needs_them() -> None:
 
 
 @pytest.mark.parametrize("bodies", [True, False])
-def test_expirations_are_told_apart_only_on_a_connection_with_delete_times(bodies: bool) -> None:
+def test_expirations_are_distinguished_only_on_a_connection_with_delete_times(bodies: bool) -> None:
     """`enable_expiry_opcode` without flag 0x20 is accepted and ignored (kv_engine, producer.cc, 6.5 to master)."""
     options = replace(OPTIONS, producer=OPTIONS.producer._replace(bodies=bodies))
     asked = shake_hands(new_session(Streams({}), options))

@@ -114,7 +114,7 @@ def test_an_alternate_address_without_ports_has_the_same_ones() -> None:
     assert found.nodes == (Endpoint("pub", 11210),)
 
 
-def test_a_network_that_a_node_is_not_in_is_told() -> None:
+def test_a_network_that_a_node_is_not_in_is_reported() -> None:
     with pytest.raises(ConfigInvalid, match="network=external, in which the node a has no address"):
         parse(config(node("a")), "couchbase://a/b?network=external")
 
@@ -129,7 +129,7 @@ def test_a_node_that_joins_without_an_address_for_us_is_named_and_the_others_cou
     assert found.problems == ("source.url asks for network=external, in which the node new has no address",)
 
 
-def test_an_alternate_address_without_the_data_port_is_told_as_what_it_is() -> None:
+def test_an_alternate_address_without_the_data_port_is_reported_as_what_it_is() -> None:
     text = config(node("a", external={"hostname": "pub", "ports": {"mgmt": 30091}}))
     with pytest.raises(
         ConfigInvalid, match="node a has no port 'kv' among those of its address pub in the network ext"
@@ -151,7 +151,7 @@ def test_what_the_bucket_sends_to_a_running_feed_is_never_taken_for_a_wrong_sett
         cluster.learn(node_, none_left, 2.0)
 
 
-def test_a_node_without_the_port_that_we_need_is_told() -> None:
+def test_a_node_without_the_port_that_we_need_is_reported() -> None:
     plain, tls = node("a"), node("a")
     del plain["services"]["kvSSL"]
     with pytest.raises(ConfigInvalid, match="offers no TLS; use couchbase://"):

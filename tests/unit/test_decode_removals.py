@@ -73,7 +73,7 @@ def test_a_document_that_left_very_many_channels_has_the_new_one_indexed_only() 
     assert due(memory, Route("101-x", 0, 101, resynced)) == set(resynced)
 
 
-def test_a_channel_that_was_left_twice_under_one_sequence_is_told_twice() -> None:
+def test_a_channel_that_was_left_twice_under_one_sequence_is_reported_twice() -> None:
     memory = RemovalMemory(16)
     for _ in range(2):
         assert due(memory, route(100, "3-c", a=A_OUT)) == {"a"}
@@ -86,7 +86,7 @@ def test_sequences_of_another_database_hide_nothing() -> None:
     assert due(memory, route(5_001, "4-d", a=A_OUT, b=Removal(4_000, "2-b", False))) == {"a", "b"}
 
 
-def test_documents_that_share_a_slot_are_told_apart() -> None:
+def test_documents_that_share_a_slot_are_distinguished() -> None:
     memory = RemovalMemory(1)
     for _ in range(2):
         for key in (b"one", b"two"):

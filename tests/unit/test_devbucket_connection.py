@@ -178,7 +178,7 @@ def test_frames_may_arrive_in_any_pieces():
     assert [frame.opaque for frame in asyncio.run(scenario())][-2:] == [7, 8]
 
 
-def test_stalled_connection_streams_again_when_told_to():
+def test_stalled_connection_streams_again_when_asked_to():
     async def scenario() -> tuple[list[Frame], list[Frame]]:
         bucket = Bucket("default", 1)
         local_writer(bucket).set(0, b"k", b"{}")

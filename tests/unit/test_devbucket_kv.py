@@ -260,7 +260,7 @@ def test_subdoc_on_a_body_that_is_not_json(writer):
     assert writer.mutate_in(0, b"k", upsert("a", b"1")).value == struct.pack(">BH", 0, Status.SUBDOC_DOC_NOTJSON)
 
 
-def test_subdoc_creates_documents_only_when_told_to(writer):
+def test_subdoc_creates_documents_only_when_asked_to(writer):
     assert writer.mutate_in(0, b"k", upsert("a", b"1")).status == Status.KEY_ENOENT
     assert writer.mutate_in(0, b"k", upsert("a", b"1"), doc_flags=MKDOC).status == Status.SUCCESS
     assert writer.get(0, b"k").value == b'{"a":1}'

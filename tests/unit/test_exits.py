@@ -20,5 +20,5 @@ def test_only_a_fault_of_the_program_is_called_one():
     assert internal - CAUGHT_WHERE_THEY_ARISE == FAULTS_OF_THE_PROGRAM
 
 
-def test_lost_reply_is_told_as_one():
+def test_lost_reply_is_reported_as_one():
     assert exits.code_for(errors.OutcomeUnknown("index.store redis://…: no reply")) == exits.UNKNOWN

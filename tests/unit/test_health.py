@@ -125,7 +125,7 @@ def test_an_address_is_host_and_port():
 
 
 @pytest.mark.parametrize("value", ["9480", "localhost", "127.0.0.1:", "::1:80", "h:99999", "http://h:1"])
-def test_a_wrong_address_is_told(value):
+def test_a_wrong_address_is_reported(value):
     assert "127.0.0.1:9480" in str(SETTINGS["metrics.listen"].wrong(value))
 
 

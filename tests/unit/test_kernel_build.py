@@ -25,7 +25,7 @@ def test_without_a_compiler_it_says_so_in_one_line_and_goes_on(
     assert not target.exists()
 
 
-def test_whoever_asks_for_a_kernel_is_told_by_the_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whoever_asks_for_a_kernel_learns_it_by_the_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = build_script()
     monkeypatch.setenv("CC", str(tmp_path / "none"))
     monkeypatch.setenv(script.VARIABLE, "on")

@@ -95,7 +95,7 @@ def test_what_is_held_begins_right_behind_the_floor():
 
 
 @given(st.lists(st.tuples(st.integers(1, 10), st.integers(0, 40)), max_size=60))
-def test_every_reader_gets_all_beyond_its_since_or_is_told_that_it_cannot(steps):
+def test_every_reader_gets_all_beyond_its_since_or_learns_that_it_cannot(steps):
     site = Site(MemoryLimits(max_entries=80, min_entries=20, max_age_s=60))
     for n_entries, seconds in steps:
         site.write(n_entries)
@@ -106,7 +106,7 @@ def test_every_reader_gets_all_beyond_its_since_or_is_told_that_it_cannot(steps)
         assert len(seqnos) >= min(20, site.seqno)
 
 
-def test_forgotten_block_is_told_from_one_that_never_was():
+def test_forgotten_block_is_distinguished_from_one_that_never_was():
     site = Site(MemoryLimits(max_entries=8))
     for _ in range(20):
         site.write(10)

@@ -54,7 +54,7 @@ def test_every_metric_of_the_catalogue_is_exposed_and_no_other(board: Board) -> 
     assert set(scrape(board)) == expected
 
 
-def test_partitions_are_told_while_they_are_leased(board: Board) -> None:
+def test_partitions_are_reported_while_they_are_leased(board: Board) -> None:
     samples = scrape(board)
     assert samples[f"{PREFIX}partition_lag_seqnos"] == {("2",): 7}
     assert 3 <= samples[f"{PREFIX}partition_lag_seconds"]["2",] < 60

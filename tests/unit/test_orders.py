@@ -47,7 +47,7 @@ def test_alarm_waits_for_a_take_over_to_be_over(told):
     assert told == [("partitions.unowned", [3])]
 
 
-def test_alarm_is_repeated_now_and_then_and_its_end_is_told(told):
+def test_alarm_is_repeated_now_and_then_and_its_end_is_reported(told):
     alarm = UnownedAlarm(ttl_s=10.0)
     for now in (100.0, 101.0, 100.0 + ALARM_INTERVAL_S):
         alarm.check(_held(p3=50.0), now)

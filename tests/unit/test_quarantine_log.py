@@ -18,7 +18,7 @@ def written(caplog) -> list[dict[str, object]]:
     return lines
 
 
-def test_the_first_is_told_at_once_and_the_rest_once_a_minute_with_their_number(caplog):
+def test_the_first_is_reported_at_once_and_the_rest_once_a_minute_with_their_number(caplog):
     log = QuarantineLog(logs.get("feed"))
     log.write_if_due(0.0)
     assert written(caplog) == []

@@ -15,7 +15,7 @@ def test_an_index_without_entries_has_no_changes(reader):
     assert reader.changes(["A", "B"], changes.since).entries == reader.changes([]).entries == ()
 
 
-def test_only_what_is_stable_is_told_and_the_rest_once_it_is(index, reader):
+def test_only_what_is_stable_is_sent_and_the_rest_once_it_is(index, reader):
     epoch = index.begin()
     index.write(epoch, [Row("A", 0, 1, "one"), Row("A", 0, 2, "two"), Row("A", 3, 9, "three")])
     index.advance(epoch, {0: 1})
@@ -25,7 +25,7 @@ def test_only_what_is_stable_is_told_and_the_rest_once_it_is(index, reader):
     assert told(reader.changes(["A"], first.since)) == [("two", 2, "1-aa", False), ("three", 9, "1-aa", False)]
 
 
-def test_a_document_is_told_once_with_its_newest_revision(index, reader):
+def test_a_document_is_sent_once_with_its_newest_revision(index, reader):
     epoch = index.begin()
     index.write(epoch, [Row("A", 0, 1, "doc", "1-aa"), Row("A", 0, 2, "other"), Row("A", 0, 3, "doc", "2-bb", DELETED)])
     index.advance(epoch, {0: 3})
@@ -61,14 +61,14 @@ def test_a_later_membership_elsewhere_replaces_a_removal(index, reader):
 
 
 @pytest.mark.parametrize("revs", [("9-ff", "10-aa"), ("10-aa", "9-ff")])
-def test_of_two_removals_at_one_seqno_the_later_revision_is_told(index, reader, revs):
+def test_of_two_removals_at_one_seqno_the_later_revision_is_sent(index, reader, revs):
     epoch = index.begin()
     index.write(epoch, [Row("A", 0, 7, "doc", revs[0], REMOVED), Row("B", 0, 7, "doc", revs[1], REMOVED | DELETED)])
     index.advance(epoch, {0: 7})
     assert told(reader.changes(["A", "B"])) == [("doc", 7, "10-aa", True)]
 
 
-def test_entries_written_twice_are_told_once(index, reader):
+def test_entries_written_twice_are_sent_once(index, reader):
     epoch = index.begin()
     rows = [Row("A", 0, 7, "doc"), Row("A", 1, 3, "other")]
     index.write(epoch, rows)
@@ -79,7 +79,7 @@ def test_entries_written_twice_are_told_once(index, reader):
     assert told(reader.changes(["A"])) == [("doc", 7, "1-aa", False), ("other", 3, "1-aa", False)]
 
 
-def test_an_unusual_revision_and_key_are_told_as_they_are(index, reader):
+def test_an_unusual_revision_and_key_are_sent_as_they_are(index, reader):
     epoch = index.begin()
     index.write(epoch, [Row("A", 0, 7, "dök:ü/1", "not a revision"), Row("A", 0, 8, "empty", "")])
     index.advance(epoch, {0: 8})

@@ -78,7 +78,7 @@ def test_a_reader_goes_back_beyond_what_is_damaged(index, reader, replace, misse
     assert told
 
 
-def test_a_damaged_clock_is_told_and_the_blocks_are_read_without_it(index):
+def test_a_damaged_clock_is_reported_and_the_blocks_are_read_without_it(index):
     filled(index)
 
     def states(channels):
@@ -118,7 +118,7 @@ def _with_clock(state: ChannelState, clock: bytes) -> ChannelState:
     return ChannelState({name: group._replace(clock=clock) for name, group in state.groups.items()})
 
 
-def test_an_active_block_that_is_missing_is_told_and_those_before_it_are_read(index):
+def test_an_active_block_that_is_missing_is_reported_and_those_before_it_are_read(index):
     filled(index)
 
     def states(channels):

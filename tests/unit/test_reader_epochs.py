@@ -9,7 +9,7 @@ from channelindex.reading.paging import Change
 from tests.support.indexing import Proxy, Row, filled, read_through, told
 
 
-def test_after_a_rollback_its_vbucket_is_told_once_more(index, reader):
+def test_after_a_rollback_its_vbucket_is_sent_once_more(index, reader):
     epoch = index.begin()
     index.write(epoch, [Row("A", 0, 5, "kept"), Row("A", 0, 8, "lost", "1-old"), Row("A", 0, 9, "back", "1-old")])
     index.advance(epoch, {0: 9})
@@ -56,7 +56,7 @@ def test_what_a_rollback_took_back_and_nothing_replaced_is_withdrawn(index, read
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, None])
-def test_what_is_withdrawn_is_told_once_however_it_is_paged(index, limit):
+def test_what_is_withdrawn_is_sent_once_however_it_is_paged(index, limit):
     epoch = index.begin()
     index.write(epoch, [Row("A", vb, seqno, f"{vb}-{seqno}") for vb in (0, 1, 2) for seqno in range(1, 6)])
     index.advance(epoch, {0: 5, 1: 5, 2: 5})
@@ -105,7 +105,7 @@ def test_only_documents_that_are_asked_for_are_withdrawn(index, reader):
     assert [entry.id for entry in reader.changes(["A"], since, doc_ids=["x"]).entries] == ["x"]
 
 
-def test_a_document_that_a_rollback_put_back_is_told_again(index, reader):
+def test_a_document_that_a_rollback_put_back_is_sent_again(index, reader):
     epoch = index.begin()
     index.write(epoch, [Row("A", 0, 5, "doc", "1-aa"), Row("A", 0, 8, "doc", "2-bb", REMOVED), Row("A", 1, 1, "other")])
     index.advance(epoch, {0: 9, 1: 1})
@@ -115,7 +115,7 @@ def test_a_document_that_a_rollback_put_back_is_told_again(index, reader):
     assert told(reader.changes(["A"], before.since)) == [("doc", 5, "1-aa", False)]
 
 
-def test_late_writes_of_a_zombie_are_not_told(index, reader):
+def test_late_writes_of_a_zombie_are_not_sent(index, reader):
     old = index.begin()
     index.write(old, [Row("A", 0, 1, "doc")])
     index.advance(old, {0: 1})
@@ -167,7 +167,7 @@ def test_a_group_that_a_later_epoch_folded_is_not_skipped_by_an_older_view(index
     assert [entry.id for entry in interrupted.changes(["A"], since).entries] == ["news"]
 
 
-def test_a_document_left_for_the_next_page_is_told_even_if_a_rollback_makes_it_older_than_this_one(index, reader):
+def test_a_document_left_for_the_next_page_is_sent_even_if_a_rollback_makes_it_older_than_this_one(index, reader):
     epoch = index.begin()
     index.write(epoch, [Row("A", 0, 1, "doc"), Row("A", 0, 2, "other"), Row("A", 0, 3, "doc", "2-bb")])
     index.advance(epoch, {0: 3})

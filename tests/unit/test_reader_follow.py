@@ -11,7 +11,7 @@ from channelindex.reading.patience import LONGEST_RETRY_S
 from tests.support.indexing import ASKED_A, Proxy, Row, filled
 
 
-def test_a_follower_is_told_each_change_and_stops_when_asked(index, reader):
+def test_a_follower_receives_each_change_and_stops_when_asked(index, reader):
     epoch = index.begin()
     seqnos = itertools.count(1)
 
@@ -107,7 +107,7 @@ def test_a_follower_waits_for_a_store_that_lost_its_newest_writes_and_misses_not
     assert len(pauses) == 3
 
 
-def test_a_follower_of_an_index_that_stays_behind_is_told_so(index):
+def test_a_follower_of_an_index_that_stays_behind_learns_of_it(index):
     since = _went_back(index)
     pauses: list[float] = []
     with pytest.raises(TokenAhead, match="vbucket 0 is at seqno 10, the token at 13"):

@@ -356,7 +356,7 @@ class IndexMachine(RuleBasedStateMachine):
 
 
 @pytest.mark.hypothesis
-def test_followers_are_told_what_the_bucket_says_in_memory():
+def test_followers_receive_what_the_bucket_says_in_memory():
     run_state_machine_as_test(
         IndexMachine,
         settings=settings(stateful_step_count=40),
@@ -364,7 +364,7 @@ def test_followers_are_told_what_the_bucket_says_in_memory():
 
 
 @pytest.mark.hypothesis
-def test_followers_are_told_what_the_bucket_says_in_redis(redis_url):
+def test_followers_receive_what_the_bucket_says_in_redis(redis_url):
     class InRedis(IndexMachine):
         url = redis_url
 

@@ -93,7 +93,7 @@ def test_pages_that_are_asked_for_one_by_one_read_each_block_once(index, monkeyp
     assert n_blocks < sum(fetched) <= len(entries) / 10 * n_blocks, "each time for ten documents, not for three"
 
 
-def test_kept_pages_are_not_told_once_an_epoch_may_have_taken_them_back(index, reader):
+def test_kept_pages_are_not_sent_once_an_epoch_may_have_taken_them_back(index, reader):
     filled(index)
     first = reader.changes(["A"], None, limit=5)
     index.begin(rollback={0: 7})

@@ -64,7 +64,7 @@ def test_cluster_by_some_of_its_nodes():
         ("redis+cluster://a,,b", "names no host"),
     ],
 )
-def test_wrong_urls_are_told_why(url, complaint):
+def test_wrong_urls_are_refused_with_the_reason(url, complaint):
     with pytest.raises(ValueError, match=complaint):
         parse_redis_url(url)
 

@@ -260,7 +260,7 @@ def test_cpu_is_measured_between_two_reports_of_a_node(state):
     assert trend.cpu_by_pid[process["pid"]] == 0.5
 
 
-def test_compaction_is_told_by_all_compactors_that_report(state):
+def test_compaction_is_reported_by_all_compactors_that_report(state):
     alpha, beta, gamma = (
         node for name in ("alpha", "beta", "gamma") for node in state["nodes"] if node["node"] == name
     )

@@ -315,7 +315,7 @@ def test_a_seqno_that_the_bucket_never_gave_a_document_is_different_not_in_flux(
     assert found(site.verify()) == [("different", "A", "doc")]
 
 
-def test_an_index_that_is_ahead_of_the_bucket_is_told_so(site):
+def test_an_index_that_is_ahead_of_the_bucket_is_reported_so(site):
     site.put(0, 5, "doc", site.route("2-bb", "A"))
     site.entries(Row("A", 0, 5, "doc", "2-bb"), Row("A", 0, 7, "lost"))
     site.stable({0: 8})
@@ -387,7 +387,7 @@ def test_it_waits_until_the_index_has_caught_up(site):
     assert (report.behind, report.entries) == (0, 11)
 
 
-def test_an_index_that_stays_behind_is_told_so_and_judged_as_far_as_it_is(site):
+def test_an_index_that_stays_behind_is_reported_so_and_judged_as_far_as_it_is(site):
     healthy(site)
     site.put(0, 9, "news", site.route("1-aa", "A"))
     site.put(0, 10, "in", site.route("2-bb", "B"))

@@ -23,7 +23,7 @@ from tests.support.indexing import SmallIndex
 from tests.support.profiles import examples
 
 
-def test_followers_are_told_what_is_there_and_what_comes(redis_url: str, index: SmallIndex, writer: Writer) -> None:
+def test_followers_receive_what_is_there_and_what_comes(redis_url: str, index: SmallIndex, writer: Writer) -> None:
     async def test() -> None:
         async with open_async_index(redis_url, index.name) as reader:
             everything, limited = Told(reader, ["a", "b"]), Told(reader, ["b"], limit=3)
@@ -108,7 +108,7 @@ def test_any_number_of_followers_costs_one_look_per_wake_and_shares_one_token(
     run(test)
 
 
-def test_who_is_a_few_wakes_behind_is_answered_from_memory_and_told_the_newest_of_all(
+def test_who_is_a_few_wakes_behind_is_answered_from_memory_with_the_newest_of_all(
     redis_url: str, index: SmallIndex, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def test() -> None:
@@ -180,7 +180,7 @@ def test_now_stays_the_same_now_for_a_consumer_that_starts_again(
     run(test)
 
 
-def test_a_slow_reader_holds_up_nobody_and_is_told_the_newest(
+def test_a_slow_reader_holds_up_nobody_and_receives_the_newest(
     redis_url: str, index: SmallIndex, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub, "MOST_LOOKS", 3)

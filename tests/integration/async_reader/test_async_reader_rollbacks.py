@@ -12,7 +12,7 @@ from tests.support.async_followers import Told, Writer, all_have, cancel, run, u
 from tests.support.indexing import Row, SmallIndex
 
 
-def test_after_a_rollback_followers_are_told_what_is_true_again(
+def test_after_a_rollback_followers_receive_what_is_true_again(
     redis_url: str, index: SmallIndex, writer: Writer
 ) -> None:
     async def test() -> None:
@@ -58,7 +58,7 @@ def test_who_comes_back_to_where_the_hub_is_need_not_read(
     run(test)
 
 
-def test_who_leaves_deletions_out_is_told_those_of_documents_that_are_streamed_again(
+def test_who_leaves_deletions_out_receives_those_of_documents_that_are_streamed_again(
     redis_url: str, index: SmallIndex, writer: Writer
 ) -> None:
     """The vbucket stands at 0, as at the beginning, where a deletion is of nothing that the follower has."""
@@ -87,7 +87,7 @@ def test_who_leaves_deletions_out_is_told_those_of_documents_that_are_streamed_a
     run(test)
 
 
-def test_what_a_store_has_to_make_stable_again_is_told_then(
+def test_what_a_store_has_to_make_stable_again_is_sent_then(
     redis_url: str, index: SmallIndex, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A failover has lost the newest stable clock, and nothing of the channel, which stays as the hub has noted it."""

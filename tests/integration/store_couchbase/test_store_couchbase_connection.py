@@ -190,7 +190,7 @@ def test_every_level_of_durability_is_asked_for(private_bucket, level):
 
 
 @pytest.mark.parametrize("exists", [False, True], ids=["new", "existing"])
-def test_a_server_that_closes_on_durable_writes_is_told_by_the_setting(private_bucket, exists):
+def test_a_server_that_closes_on_durable_writes_is_reported_by_the_setting(private_bucket, exists):
     if exists:
         with closing(CouchbaseOwner(settings_for(private_bucket))) as owner:
             owner.create_or_check(META)

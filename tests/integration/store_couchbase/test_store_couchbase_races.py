@@ -209,7 +209,7 @@ def test_a_directory_that_somebody_else_has_made_meanwhile_is_completed(backend)
     assert {each for _, each in all_entries(reader, "A")} == {entry(0, 1), entry(9, 1)}
 
 
-def test_who_waits_is_told_at_once_of_what_has_changed_already(backend):
+def test_who_waits_learns_at_once_of_what_has_changed_already(backend):
     assert backend.reader().wait_stable(-1, timeout_s=1000) == 0
 
 

@@ -75,7 +75,7 @@ def told(watch: ChannelWatch, index: SmallIndex) -> set[str] | None:
     return None if changed is None else set(changed)
 
 
-def test_what_has_changed_since_it_was_read_is_told_once_and_nothing_else(
+def test_what_has_changed_since_it_was_read_is_reported_once_and_nothing_else(
     watch: ChannelWatch, index: SmallIndex, changing: Changing
 ) -> None:
     assert told(watch, index) == set()
@@ -94,7 +94,7 @@ def test_what_has_changed_since_it_was_read_is_told_once_and_nothing_else(
     assert told(watch, index) == set(CHANNELS)
 
 
-def test_what_redis_has_no_room_to_remember_is_told_as_changed(
+def test_what_redis_has_no_room_to_remember_is_reported_as_changed(
     watch: ChannelWatch, index: SmallIndex, client: redis.Redis
 ) -> None:
     watch.reader.channel_states(CHANNELS)
@@ -151,7 +151,7 @@ def test_a_store_that_is_behind_what_was_watched_ends_a_watch(
     assert not watch.is_whole
 
 
-def test_a_watch_that_is_told_by_another_server_is_not_believed(
+def test_a_watch_that_is_notified_by_another_server_is_not_believed(
     index: SmallIndex, changing: Changing, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both sides of a balancer, say: the number of the one's connection is that of somebody else at the other."""
