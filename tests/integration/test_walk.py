@@ -43,8 +43,7 @@ from workers.telemetry.hot_channels import HotChannels
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCT = ("channelindex", "coordinator", "workers")
 MOST_FILES = 20
-NO_STATIONS = (Path("channelindex/kernel.py"), Path("channelindex/hashing.py"))
-"""What chooses between Python and the kernel, and the checksums by which channels are placed."""
+FORK = Path("channelindex/kernel.py")
 WARM_UP = 3
 """Changes that come before: the first one looks for its block, and each script is once sent whole."""
 DEADLINE_S = 120.0
@@ -128,8 +127,8 @@ class Pipeline:
 
 
 def is_of_the_way(path: Path) -> bool:
-    """Whether a file is the product's, and has to be read to follow the way."""
-    return path.parts[0] in PRODUCT and path not in NO_STATIONS
+    """Whether a file is the product's: what chooses between Python and the kernel is a fork, no part of the way."""
+    return path.parts[0] in PRODUCT and path != FORK
 
 
 @contextmanager
