@@ -23,8 +23,7 @@ _OF_THE_INTERPRETER = ("PYTHON", "LC_", "LANG", "LD_", "MALLOC_", "GLIBC_", "COV
 """Variables that the interpreter, or what it loads, reads once and for all."""
 _PID_BYTES = 4
 
-PROGRAM = (sys.executable, "-m", "channelindex")
-"""The program's entry point."""
+_PYTHON = sys.executable
 
 MAY_FORK = "COVERAGE_PROCESS_CONFIG" not in os.environ and "REAL_STARTS" not in os.environ
 forks = MAY_FORK
@@ -84,17 +83,18 @@ def start(
     errors: IO[bytes] | None = None,
     environ: Mapping[str, str] | None = None,
     cwd: Path | None = None,
-    program: Sequence[str] = PROGRAM,
+    program: Sequence[str] | None = None,
     own_session: bool = True,
 ) -> Started:
     """Start *program*, by default `channelindex`, with *arguments*; its *errors* go to *output* too if not elsewhere.
 
-    Nothing is there to be read from its standard input. A program that is not ours as it is, is always started.
+    Nothing is there to be read from its standard input. Another program, or one by another Python, is always started.
     """
     environment = dict(os.environ if environ is None else environ)
+    program = program or (sys.executable, "-m", "channelindex")
     command = [*program, *map(str, arguments)]
     folder = str(cwd or Path.cwd())
-    if not forks or tuple(program) != PROGRAM or must_be_real(environment):
+    if not forks or tuple(program) != (_PYTHON, "-m", "channelindex") or must_be_real(environment):
         return subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
