@@ -57,10 +57,10 @@ play: $(DEMO_STAMP) ## a Redis, a dev bucket, two nodes and documents that keep 
 	@$(BIN)/channelindex play --dir .play $(PLAY_ARGS)
 
 test-unit: JOBS = 3
-test-unit: $(STAMP) ## 70 seconds: rules, codecs, state machines, and the contract of every store
+test-unit: $(STAMP) ## a minute: rules, codecs, state machines, and the contract of every store
 	$(PYTEST) tests/unit tests/contract tests/fuzz
 
-test: $(STAMP) ## six minutes: all that a change must pass; K=expression picks some, SEED=number repeats an order
+test: $(STAMP) ## five minutes: all that a change must pass; K=expression picks some, SEED=number repeats an order
 	$(PYTEST)
 
 test-servers: $(STAMP) ## the Redis store, leases and accounts on the other versions of Redis and Valkey at hand, oldest first
