@@ -11,6 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -145,15 +146,23 @@ class EmbeddedRedis:
         return "\n".join(lines) + "\n"
 
     def _await_start(self) -> None:
-        """Wait for the socket: the server makes it last, once it listens on its port."""
+        """Wait until clients can connect."""
         deadline = time.monotonic() + _START_TIMEOUT_S
-        while not self.socket.exists():
+        while not self._listens():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 log = self._log.read_text() if self._log.exists() else ""
                 self.close()
                 last_line = (log.strip().splitlines() or ["its log is empty"])[-1]
                 raise CoordinationUnavailable(f"redis-server did not start: {_LOG_PREFIX.sub('', last_line)}")
             time.sleep(0.01)
+
+    def _listens(self) -> bool:
+        """Return whether clients can connect: the server makes its socket last, and refuses for a moment after that."""
+        if not self.url.startswith("unix:"):
+            return self.socket.exists()
+        with socket.socket(socket.AF_UNIX) as probe, suppress(OSError):  # a name that is too long: clients will say so
+            return probe.connect_ex(str(self.socket)) == 0
+        return self.socket.exists()
 
     def close(self) -> None:
         """Stop the server and remove its folder if we made it. May be called twice."""
