@@ -85,16 +85,18 @@ def test_slot_on_its_way_is_read_and_not_written_and_loses_nothing(backend, clus
     writer.write([append("A", 1, entry(0, 1))])
     to = _elsewhere(cluster_of_three, _tag("A"))
     source, slot = cluster_of_three.begin_move(_tag("A"), to)
-    for key in (KEYS.channel("A"), KEYS.block("A", GROUP, 0)):
+    for key in (KEYS.channel("A"), KEYS.block("A", GROUP, 0), KEYS.names(slot_of("A"))):
         with pytest.raises(StoreUnavailable, match="moved"):
             backend.writer().write([append("A", 1, entry(0, 2))])
         assert [each.seqno for _, each in all_entries(reader, "A")] == [1]
         cluster_of_three.nodes[source].execute_command("MIGRATE", "127.0.0.1", cluster_of_three.ports[to], key, 0, 5000)
+    assert not cluster_of_three.nodes[source].execute_command("CLUSTER", "COUNTKEYSINSLOT", slot)
     with pytest.raises(StoreUnavailable, match="moved"):
         writer.write([append("A", 1, entry(0, 2))])
     cluster_of_three.end_move(slot, to)
     writer.write([append("A", 1, entry(0, 2))])
     assert [each.seqno for _, each in all_entries(reader, "A")] == [1, 2]
+    assert list(reader.channels()) == ["A"]
 
 
 def test_scripts_that_a_node_forgot_are_loaded_again(backend, cluster_of_three):
