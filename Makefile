@@ -97,7 +97,7 @@ arch: $(STAMP) ## import-linter: imports point one way
 audit: $(STAMP) ## known vulnerabilities of what is installed, where their database can be reached
 	$(BIN)/python .ci/audit.py
 
-check: $(STAMP) ## eight minutes: lint, type, arch and audit beside the tests; CI (.ci/run) runs this last
+check: $(STAMP) ## six minutes: lint, type, arch and audit beside the tests; CI (.ci/run) runs this last
 	@$(MAKE) --no-print-directory --keep-going --jobs --output-sync=target lint type arch audit tests-as-they-come
 
 tests-as-they-come: # its line begins with "+" because what a make within a make prints is not held back until its end
