@@ -25,7 +25,7 @@ static bool make_room(EventsObject *events, size_t more) {
     return true;
 }
 
-/* Keeps *source* as long as the events; once, if its documents come one after the other. */
+/* Keeps *source* as long as the events; once, if its events come one after the other. */
 static bool keep_source(EventsObject *events, PyObject *source) {
     Py_ssize_t count = PyList_Size(events->sources);
     if (count > 0 && PyList_GetItem(events->sources, count - 1) == source)
@@ -33,7 +33,7 @@ static bool keep_source(EventsObject *events, PyObject *source) {
     return PyList_Append(events->sources, source) == 0;
 }
 
-bool add_document(EventsObject *events, const Event *event, PyObject *source) {
+bool add_received(EventsObject *events, const Event *event, PyObject *source) {
     if (!make_room(events, 1) || !keep_source(events, source))
         return false;
     events->items[events->n_items++] = *event;
@@ -48,11 +48,20 @@ bool add_object(EventsObject *events, PyObject *object) {
     return true;
 }
 
+static PyObject *object_of_marker(const Event *marker) {
+    unsigned long long start = marker_start(marker), end = marker_end(marker);
+    if (!has_purge(marker))
+        return Py_BuildValue("(iiKK)", SNAPSHOT, (int)marker->vb, start, end);
+    return Py_BuildValue("(iiKKK)", SNAPSHOT, (int)marker->vb, start, end, (unsigned long long)marker_purge(marker));
+}
+
 PyObject *object_of(const Event *event) {
     if (event->object != NULL) {
         Py_INCREF(event->object);
         return event->object;
     }
+    if (event->kind == SNAPSHOT)
+        return object_of_marker(event);
     return Py_BuildValue("(iiKy#iy#)", (int)event->kind, (int)event->vb, (unsigned long long)event->seqno,
                          (const char *)event->key.start, (Py_ssize_t)event->key.size, (int)event->datatype,
                          (const char *)event->value.start, (Py_ssize_t)event->value.size);

@@ -5,9 +5,10 @@
 #include <string.h>
 
 /* Raised with every change of what Python expects of it; channelindex/kernel.py takes no other. */
-enum { VERSION = 8 };
+enum { VERSION = 9 };
 
-PyObject *attr_seqno, *attr_snap_end, *attr_vb, *attr_words, *attr_is_empty, *sections_type;
+PyObject *attr_seqno, *attr_snap_start, *attr_snap_end, *attr_purge_seqno, *attr_reach, *attr_vb, *attr_words,
+    *attr_is_empty, *attr_enter_snapshot, *sections_type;
 uint64_t secret[2];
 
 /* decode(key, datatype, value) -> None where it is Python's, () for no entry, else what the index is to have of it. */
@@ -32,7 +33,7 @@ static PyObject *decode_document(PyObject *module, PyObject *args) {
 }
 
 static PyMethodDef methods[] = {
-    {"take_documents", take_documents, METH_VARARGS, NULL},
+    {"take_run", take_run, METH_VARARGS, NULL},
     {"merge", merge_payloads, METH_VARARGS, NULL},
     {"batch_of", batch_of, METH_VARARGS, NULL},
     {"pack_clock", pack_clock, METH_O, NULL},
@@ -42,13 +43,17 @@ static PyMethodDef methods[] = {
 
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_kernel", NULL, -1, methods, NULL, NULL, NULL, NULL};
 
+/* Makes the name of an attribute; false if there is no memory. */
+static bool make_name(PyObject **name, const char *text) {
+    *name = PyUnicode_InternFromString(text);
+    return *name != NULL;
+}
+
 static bool make_names(void) {
-    attr_seqno = PyUnicode_InternFromString("seqno");
-    attr_snap_end = PyUnicode_InternFromString("snap_end");
-    attr_vb = PyUnicode_InternFromString("vb");
-    attr_words = PyUnicode_InternFromString("words");
-    attr_is_empty = PyUnicode_InternFromString("is_empty");
-    return attr_seqno && attr_snap_end && attr_vb && attr_words && attr_is_empty;
+    return make_name(&attr_seqno, "seqno") && make_name(&attr_snap_start, "snap_start") &&
+           make_name(&attr_snap_end, "snap_end") && make_name(&attr_purge_seqno, "purge_seqno") &&
+           make_name(&attr_reach, "reach") && make_name(&attr_vb, "vb") && make_name(&attr_words, "words") &&
+           make_name(&attr_is_empty, "is_empty") && make_name(&attr_enter_snapshot, "enter_snapshot");
 }
 
 static bool make_secret(void) {

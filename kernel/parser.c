@@ -1,22 +1,24 @@
 #include "events.h"
 
 enum { HEAD_BYTES = 32, HEADER_BYTES = 24, MUTATION_EXTRAS = 31, LEAST_EXTRAS = 18, MOST_EXTRAS = 63 };
-enum { FIRST_KIND = 0x8057, LAST_KIND = 0x8059 };
+enum { MARKER_KIND = 0x8056, FIRST_KIND = 0x8057, LAST_KIND = 0x8059 };
+enum { MARKER_2_0 = 0, MARKER_2_2 = 2 };
 
-/* The head of a document frame. */
+/* The head of a document frame, or of a snapshot marker, which has no seqno. */
 typedef struct {
     unsigned kind, key_size, extras_size, datatype, vb;
     uint32_t body_size, opaque;
     uint64_t seqno;
 } FrameHead;
 
-/* The stream that the last document was of, and where it was before. */
+/* The stream that the last frame was of, and where it was before its last document. */
 typedef struct {
     PyObject *stream; /* ours */
     uint32_t opaque;
     uint64_t vb, snap_end, newest;
     uint64_t seqno; /* its newest now */
     bool has_moved; /* and the stream itself has not been told */
+    bool is_document; /* what was taken last */
 } Current;
 
 /* What the caller gave. */
@@ -42,19 +44,24 @@ static FrameHead read_head(const uint8_t *at) {
     };
 }
 
+static Outcome write_number(PyObject *object, PyObject *name, uint64_t number) {
+    PyObject *value = PyLong_FromUnsignedLongLong(number);
+    bool is_written = value != NULL && PyObject_SetAttr(object, name, value) == 0;
+    Py_XDECREF(value);
+    return is_written ? DONE : FAILED;
+}
+
 /* Tells the stream its newest seqno. An error that is on its way stays. */
 static Outcome tell_stream(Current *current) {
     if (!current->has_moved)
         return DONE;
     PyObject *type, *value, *trace;
     PyErr_Fetch(&type, &value, &trace);
-    PyObject *seqno = PyLong_FromUnsignedLongLong(current->seqno);
-    bool is_told = seqno != NULL && PyObject_SetAttr(current->stream, attr_seqno, seqno) == 0;
-    Py_XDECREF(seqno);
+    Outcome outcome = write_number(current->stream, attr_seqno, current->seqno);
     current->has_moved = false;
     if (type != NULL)
         PyErr_Restore(type, value, trace);
-    return is_told ? DONE : FAILED;
+    return outcome;
 }
 
 static Outcome read_number(PyObject *object, PyObject *name, uint64_t *number) {
@@ -107,8 +114,14 @@ static PyObject *looked_at(const Input *input, const FrameHead *head, const Even
     return found;
 }
 
-/* Adds the document's event, and moves its stream on, which is told later. */
-static Outcome take_document(const Input *input, const FrameHead *head, Current *current, Span key, Span value) {
+/* Takes the document at *start*: adds its event, and moves its stream on, which is told later. LEFT: it is not in order. */
+static Outcome take_document(const Input *input, const FrameHead *head, Current *current, const uint8_t *start) {
+    if (head->seqno <= current->seqno || head->seqno > current->snap_end || head->vb != current->vb)
+        return LEFT;
+    size_t cut = input->prefix_bytes < head->key_size ? input->prefix_bytes : head->key_size;
+    size_t rest = (size_t)head->extras_size + head->key_size;
+    Span key = {start + HEADER_BYTES + head->extras_size + cut, head->key_size - cut};
+    Span value = {start + HEADER_BYTES + rest, head->body_size - rest};
     const Event event = {.key = key, .value = value, .seqno = head->seqno, .vb = (uint16_t)head->vb,
                          .kind = (uint8_t)(head->kind - FIRST_KIND), .datatype = (uint8_t)head->datatype};
     bool is_taken;
@@ -117,47 +130,81 @@ static Outcome take_document(const Input *input, const FrameHead *head, Current 
         is_taken = object != NULL && add_object(input->events, object);
         Py_XDECREF(object);
     } else {
-        is_taken = add_document(input->events, &event, input->source);
+        is_taken = add_received(input->events, &event, input->source);
     }
     if (!is_taken)
         return FAILED;
     current->newest = current->seqno;
     current->seqno = head->seqno;
     current->has_moved = true;
+    current->is_document = true;
     return DONE;
 }
 
-/* Takes the frame at *offset* and moves it behind. LEFT: it is not whole, no document, or not in order. */
+/* Reads the marker at *start*; false where it has not exactly the shape of version 1, 2.0 or 2.2. */
+static bool read_marker(const FrameHead *head, const uint8_t *start, Event *marker) {
+    const uint8_t *extras = start + HEADER_BYTES;
+    uint32_t in_extras = head->extras_size == 1 ? 1 : 0, size = head->body_size - in_extras;
+    if (head->key_size != 0)
+        return false;
+    if (in_extras && !(extras[0] == MARKER_2_0 && size == MARKER_2_0_BYTES) &&
+        !(extras[0] == MARKER_2_2 && size == MARKER_2_2_BYTES))
+        return false;
+    if (!in_extras && !(head->extras_size == MARKER_1_BYTES && size == MARKER_1_BYTES))
+        return false;
+    *marker = (Event){.value = {extras + in_extras, size}, .vb = (uint16_t)head->vb, .kind = SNAPSHOT};
+    return marker_start(marker) <= marker_end(marker);
+}
+
+/* Takes a marker of the current stream, as `Stream.enter_snapshot` does. LEFT: it is an odd one, or the stream goes on
+ * in the snapshot in which it resumed. */
+static Outcome take_marker(const Input *input, const FrameHead *head, Current *current, const uint8_t *start) {
+    Event marker;
+    uint64_t reach;
+    if (head->vb != current->vb || !read_marker(head, start, &marker))
+        return LEFT;
+    if (read_number(current->stream, attr_reach, &reach) == FAILED)
+        return FAILED;
+    if (current->seqno < reach)
+        return LEFT;
+    if (write_number(current->stream, attr_snap_start, marker_start(&marker)) == FAILED ||
+        write_number(current->stream, attr_snap_end, marker_end(&marker)) == FAILED ||
+        (has_purge(&marker) && write_number(current->stream, attr_purge_seqno, marker_purge(&marker)) == FAILED) ||
+        !add_received(input->events, &marker, input->source))
+        return FAILED;
+    current->snap_end = marker_end(&marker);
+    current->is_document = false;
+    return DONE;
+}
+
+/* Takes the frame at *offset* and moves it behind. LEFT: it is not whole, no document or marker, or not in order. */
 static Outcome take_frame(const Input *input, size_t *offset, Current *current) {
     if (input->size < HEAD_BYTES || *offset > input->size - HEAD_BYTES)
         return LEFT;
     const uint8_t *start = input->data + *offset;
     FrameHead head = read_head(start);
     size_t left = input->size - *offset - HEADER_BYTES, rest = (size_t)head.extras_size + head.key_size;
-    if (head.kind < FIRST_KIND || head.kind > LAST_KIND || head.body_size > left || rest > head.body_size ||
-        head.extras_size < LEAST_EXTRAS || head.extras_size > MOST_EXTRAS)
+    if (head.kind < MARKER_KIND || head.kind > LAST_KIND || head.body_size > left || rest > head.body_size)
+        return LEFT;
+    bool is_document = head.kind != MARKER_KIND;
+    if (is_document && (head.extras_size < LEAST_EXTRAS || head.extras_size > MOST_EXTRAS))
         return LEFT;
     if (current->stream == NULL || current->opaque != head.opaque) {
         Outcome outcome = enter_stream(current, input->streams, head.opaque);
         if (outcome != DONE)
             return outcome;
     }
-    if (head.seqno <= current->seqno || head.seqno > current->snap_end || head.vb != current->vb)
-        return LEFT;
-    size_t cut = input->prefix_bytes < head.key_size ? input->prefix_bytes : head.key_size;
-    Span key = {start + HEADER_BYTES + head.extras_size + cut, head.key_size - cut};
-    Span value = {start + HEADER_BYTES + rest, head.body_size - rest};
-    Outcome outcome = take_document(input, &head, current, key, value);
+    Outcome outcome = (is_document ? take_document : take_marker)(input, &head, current, start);
     if (outcome == DONE)
         *offset += HEADER_BYTES + (size_t)head.body_size;
     return outcome;
 }
 
-/* take_documents(data, offset, prefix_bytes, unusual, streams, events, look_closer) -> (offset, stream, newest)
+/* take_run(data, offset, prefix_bytes, unusual, streams, events, look_closer) -> (offset, stream, newest)
  *
- * Takes whole documents from *offset* on, up to the first frame that is for Python to see. The last one's stream, None if
- * there was none, and its newest seqno before. */
-PyObject *take_documents(PyObject *module, PyObject *args) {
+ * Takes whole documents and snapshot markers from *offset* on, up to the first frame that is for Python to see. Stream and
+ * its newest seqno before are those of the last document; None if it was a marker that was taken last, or nothing. */
+PyObject *take_run(PyObject *module, PyObject *args) {
     (void)module;
     Input input;
     Current current = {0};
@@ -189,6 +236,8 @@ PyObject *take_documents(PyObject *module, PyObject *args) {
     if (tell_stream(&current) == FAILED)
         outcome = FAILED;
     PyObject *result = NULL;
+    if (!current.is_document)
+        Py_CLEAR(last);
     if (outcome == LEFT)
         result = Py_BuildValue("(nOK)", (Py_ssize_t)at, last == NULL ? Py_None : last, (unsigned long long)newest);
     Py_XDECREF(last);

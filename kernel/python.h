@@ -10,7 +10,8 @@
 #include "entries.h"
 
 /* Attribute names, made once. */
-extern PyObject *attr_seqno, *attr_snap_end, *attr_vb, *attr_words, *attr_is_empty;
+extern PyObject *attr_seqno, *attr_snap_start, *attr_snap_end, *attr_purge_seqno, *attr_reach, *attr_vb, *attr_words,
+    *attr_is_empty, *attr_enter_snapshot;
 
 /* Of this process: what names are hashed with. */
 extern uint64_t secret[2];
@@ -24,7 +25,7 @@ void free_object(PyObject *self);
 /* Takes all *entries* out: (sections by writer, number of entries). */
 PyObject *take_sections(Entries *entries, uint32_t n_writers);
 
-PyObject *take_documents(PyObject *module, PyObject *args);
+PyObject *take_run(PyObject *module, PyObject *args);
 PyObject *merge_payloads(PyObject *module, PyObject *args);
 PyObject *pack_clock(PyObject *module, PyObject *frames);
 

@@ -138,7 +138,7 @@ static Outcome add_revision(RoundObject *self, const Event *document, Revision *
     return DONE;
 }
 
-/* The vbucket that the last document was of, and its position, which is told later how far it is. */
+/* The vbucket that the last event was of, and its position, which is told later how far it is. */
 typedef struct {
     PyObject *position; /* ours */
     uint64_t seqno;
@@ -163,14 +163,14 @@ static Outcome tell_place(Place *place, PyObject *touched) {
     return is_told ? DONE : FAILED;
 }
 
-/* Goes to the vbucket of a document. LEFT: it has no position. */
-static Outcome enter_place(Place *place, const Event *document, PyObject *positions, PyObject *touched) {
-    if (place->position != NULL && place->vb == document->vb)
+/* Goes to the vbucket of an event. LEFT: it has no position. */
+static Outcome enter_place(Place *place, const Event *event, PyObject *positions, PyObject *touched) {
+    if (place->position != NULL && place->vb == event->vb)
         return DONE;
     if (tell_place(place, touched) == FAILED)
         return FAILED;
     Py_CLEAR(place->position);
-    PyObject *vb = PyLong_FromUnsignedLong(document->vb);
+    PyObject *vb = PyLong_FromUnsignedLong(event->vb);
     if (vb == NULL)
         return FAILED;
     PyObject *position = PyDict_GetItemWithError(positions, vb);
@@ -178,12 +178,32 @@ static Outcome enter_place(Place *place, const Event *document, PyObject *positi
     if (position == NULL)
         return PyErr_Occurred() ? FAILED : LEFT;
     Py_INCREF(position);
-    *place = (Place){.position = position, .vb = document->vb};
+    *place = (Place){.position = position, .vb = event->vb};
     return DONE;
 }
 
-static Outcome add_event(RoundObject *self, const Event *event, PyObject *positions, PyObject *touched, Removals *removals,
-                         Revision *revision, Place *place) {
+/* Has the position of a marker's vbucket enter the snapshot. */
+static Outcome add_marker(const Event *marker, PyObject *positions, PyObject *touched, Place *place) {
+    Outcome outcome = enter_place(place, marker, positions, touched);
+    if (outcome != DONE)
+        return outcome;
+    if (tell_place(place, touched) == FAILED)
+        return FAILED;
+    PyObject *start = PyLong_FromUnsignedLongLong(marker_start(marker));
+    PyObject *end = PyLong_FromUnsignedLongLong(marker_end(marker));
+    PyObject *purge = has_purge(marker) ? PyLong_FromUnsignedLongLong(marker_purge(marker)) : Py_NewRef(Py_None);
+    PyObject *entered = NULL;
+    if (start != NULL && end != NULL && purge != NULL)
+        entered = PyObject_CallMethodObjArgs(place->position, attr_enter_snapshot, start, end, purge, NULL);
+    Py_XDECREF(start);
+    Py_XDECREF(end);
+    Py_XDECREF(purge);
+    Py_XDECREF(entered);
+    return entered != NULL ? DONE : FAILED;
+}
+
+static Outcome add_document(RoundObject *self, const Event *event, PyObject *positions, PyObject *touched,
+                            Removals *removals, Revision *revision, Place *place) {
     Event document = *event;
     if (event->object != NULL && !read_object(event->object, &document))
         return LEFT;
@@ -214,11 +234,12 @@ static PyObject *round_events_of(RoundObject *self, PyObject *events) {
     return PyObject_CallFunctionObjArgs(events_type, events, NULL);
 }
 
-/* add(events, at, positions, touched, memory) -> the place of the first event that is Python's, or behind the last one */
+/* add(events, at, positions, touched, memory) -> (the place of the first event that is Python's, or behind the last one,
+ *                                                 documents before it) */
 static PyObject *round_add(RoundObject *self, PyObject *args) {
     EventsObject *events;
     PyObject *positions, *touched, *memory;
-    Py_ssize_t at;
+    Py_ssize_t at, n_documents = 0;
     Removals removals;
     Revision revision;
     Place place = {0};
@@ -233,15 +254,19 @@ static PyObject *round_add(RoundObject *self, PyObject *args) {
         return NULL;
     Outcome outcome = DONE;
     for (; (size_t)at < events->n_items; at++) {
-        outcome = add_event(self, &events->items[at], positions, touched, &removals, &revision, &place);
+        const Event *event = &events->items[at];
+        bool is_marker = event->object == NULL && event->kind == SNAPSHOT;
+        outcome = is_marker ? add_marker(event, positions, touched, &place)
+                            : add_document(self, event, positions, touched, &removals, &revision, &place);
         if (outcome != DONE)
             break;
+        n_documents += !is_marker;
     }
     if (tell_place(&place, touched) == FAILED)
         outcome = FAILED;
     Py_XDECREF(place.position);
     removals_close(&removals);
-    return outcome == FAILED ? NULL : PyLong_FromSsize_t(at);
+    return outcome == FAILED ? NULL : Py_BuildValue("(nn)", at, n_documents);
 }
 
 static PyObject *round_append(RoundObject *self, PyObject *args) {

@@ -56,9 +56,8 @@ def _made() -> list[bytes]:
         wire.expiration(opaque, 0, 7, b"key"),
         wire.prepare(opaque, 0, 8, b"key"),
         wire.marker(opaque, 0, 0, 99),
-        wire.stream_frame(
-            Op.DCP_SNAPSHOT_MARKER, opaque, 0, b"\x02", value=struct.pack(">QQIQQQQ", 0, 99, 2, 9, 8, 0, 0)
-        ),
+        wire.marker_2(opaque, 0, 0, 99),
+        wire.marker_2_2(opaque, 0, 0, 99, 7),
         wire.stream_frame(Op.DCP_SEQNO_ADVANCED, opaque, 0, struct.pack(">Q", 9)),
         wire.stream_frame(
             Op.DCP_SYSTEM_EVENT, opaque, 0, struct.pack(">QIB", 9, 0, 1), b"name", struct.pack(">QII", 1, 8, 9)

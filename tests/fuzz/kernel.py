@@ -6,11 +6,13 @@
 import random
 from collections.abc import Sequence
 
-from channelindex.feeds.base import SNAPPY, Event
+from channelindex.feeds.base import SNAPPY, SNAPSHOT, Event
 from channelindex.feeds.dcp.parser import decompress
+from channelindex.model import Checkpoint
 from tests.fuzz import documents, frames
 from tests.fuzz.mutation import mutated
-from tests.support.kernel_pairs import ParserPair, RoundPair
+from tests.support.dcp_wire import marker
+from tests.support.kernel_pairs import WITHIN_A_SNAPSHOT, ParserPair, RoundPair
 
 CASES_PER_PAIR = 200
 DOCUMENTS = 8
@@ -65,10 +67,14 @@ class KernelDocumentTarget:
         self.n_rejected = 0
 
     def case(self, number: int) -> list[Event]:
-        """A round of `DOCUMENTS` mutated documents."""
+        """A round of `DOCUMENTS` mutated documents, and some markers of snapshots."""
         chance = random.Random(f"{self._seed}:{number}")
         events: list[Event] = []
-        for seqno in range(1, DOCUMENTS + 1):
+        first = number * DOCUMENTS + 1
+        for seqno in range(first, first + DOCUMENTS):
+            if chance.random() < 0.2:
+                purge_seqno = chance.choice(((), (chance.randrange(seqno),)))
+                events.append((SNAPSHOT, 0, seqno, seqno + chance.randrange(DOCUMENTS), *purge_seqno))
             value = chance.choice((mutated, pieced, pieced))(chance, self._seeds)
             datatype = chance.choice(documents._DATATYPES)
             if datatype & SNAPPY:
@@ -101,11 +107,22 @@ class KernelFrameTarget:
         after = [chance.choice(self._seeds) for _ in range(chance.choice((0, 0, 1)))]
         return b"".join([*before, mutated(chance, self._seeds), *after]), chance.choice((0.0, 0.0, chance.random()))
 
+    @staticmethod
+    def _open(number: int) -> ParserPair:
+        """Parsers whose streams go on in a snapshot, or have just begun one: markers are the kernel's only there."""
+        begins = number % 4 < 2
+        pair = ParserPair(
+            prefix_bytes=number % 3, bodies=number % 2 == 0, at=Checkpoint(1) if begins else WITHIN_A_SNAPSHOT
+        )
+        if begins:
+            assert pair.feed(marker(1, 0, 0, 1 << 40) + marker(2, 1, 0, 1 << 40)) == ""
+        return pair
+
     def run(self, number: int) -> None:
         """Run a case. Raises where the two differ."""
         data, cut = self.case(number)
         if self._pair is None or number % frames.CASES_PER_SESSION == 0:
-            self._pair = ParserPair(prefix_bytes=number % 3, bodies=number % 2 == 0)
+            self._pair = self._open(number)
         place = int(cut * len(data))
         if any(self._pair.feed(piece) for piece in (data[:place], data[place:])):
             self.n_rejected += 1

@@ -35,6 +35,16 @@ def marker(opaque: int, vb: int, start: int, end: int) -> bytes:
     return stream_frame(Op.DCP_SNAPSHOT_MARKER, opaque, vb, struct.pack(">QQI", start, end, 1))
 
 
+def marker_2(opaque: int, vb: int, start: int, end: int, version: int = 0, more: bytes = bytes(16)) -> bytes:
+    """A marker of version 2.*version*: visible and completed seqno, and what a later version says, are *more*."""
+    value = struct.pack(">QQI", start, end, 1) + more
+    return stream_frame(Op.DCP_SNAPSHOT_MARKER, opaque, vb, bytes([version]), value=value)
+
+
+def marker_2_2(opaque: int, vb: int, start: int, end: int, purge_seqno: int) -> bytes:
+    return marker_2(opaque, vb, start, end, 2, struct.pack(">QQQQ", end, 0, purge_seqno, end))
+
+
 def stream_end(opaque: int, vb: int, reason: int) -> bytes:
     return stream_frame(Op.DCP_STREAM_END, opaque, vb, reason.to_bytes(4, "big"))
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from itertools import islice, pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,17 +14,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from channelindex import kernel
-from channelindex.feeds.base import DELETION, EXPIRATION, JSON, MUTATION, XATTR, Event
+from channelindex.decode.sync_gateway import SyncGatewayDecoder
+from channelindex.feeds.base import (
+    ADVANCED,
+    DELETION,
+    EXPIRATION,
+    HISTORY,
+    JSON,
+    MUTATION,
+    ROLLBACK,
+    SNAPSHOT,
+    XATTR,
+    Event,
+)
 from channelindex.feeds.dcp.parser import FrameParser, decompress
-from channelindex.mcbp import join_xattrs
+from channelindex.mcbp import Op, join_xattrs
+from channelindex.model import ORIGIN, Checkpoint
 from devbucket.sync_gateway.metadata import apply_revision
 from devbucket.sync_gateway.revisions import read_revisions
 from tests.fuzz.documents import seeds
 from tests.support.dcp_replay import Replay
-from tests.support.dcp_wire import deletion, expiration, marker, mutation
-from tests.support.kernel_pairs import ParserPair, RoundPair, in_frames, needs_kernel, using
+from tests.support.dcp_wire import deletion, expiration, marker, marker_2, marker_2_2, mutation, stream_frame
+from tests.support.kernel_pairs import WITHIN_A_SNAPSHOT, ParserPair, RoundPair, in_frames, needs_kernel, using
 from tests.support.recording import by_connection
 from tests.support.shared import SHARED, shared_path
+from workers.pipeline.round import RoundBuilder
 
 SYNC = b'"rev":"2-0123456789abcdef0123456789abcdef","sequence":7'
 
@@ -244,8 +259,14 @@ def test_a_recorded_connection_gives_equal_events_and_rounds(name: str) -> None:
                 runs.append(Replay())
             runs[-1].run(lines, chunk=4096)
         assert runs[0].events == runs[1].events
+        assert snapshots_of(runs[0]) == snapshots_of(runs[1])
         documents = [(*event[:1], 0, *event[2:]) for event in runs[0].events if event[0] <= EXPIRATION]
         RoundPair().add(documents)
+
+
+def snapshots_of(replay: Replay) -> list[tuple[int, ...]]:
+    streams = replay.streams._by_vb.values()
+    return [(stream.vb, stream.seqno, stream.snap_start, stream.snap_end, stream.purge_seqno) for stream in streams]
 
 
 NAMES = st.text(max_size=8)
@@ -280,6 +301,7 @@ def test_any_document_gives_equal_rounds(syncs: list[object], body: dict[str, ob
     pair.add(events_of(*attributed, datatype=JSON | XATTR))
 
 
+RANGE = bytes(7) + b"\x01" + bytes(7) + b"\x99"
 FRAMES: list[Callable[[int], bytes]] = [
     lambda seqno: mutation(1, 0, seqno, b"key", b"value", datatype=JSON),
     lambda seqno: mutation(2, 1, seqno, b"", b"", more_extras=b"x" * 32),
@@ -290,6 +312,25 @@ FRAMES: list[Callable[[int], bytes]] = [
     lambda seqno: mutation(1, 0, seqno, b"key", b"\x05\x10hello", datatype=3),
     lambda seqno: mutation(1, 0, seqno, b"key", b"\xff\xff", datatype=3),
 ]
+MARKERS: dict[str, Callable[[int], bytes]] = {
+    "1": lambda seqno: marker(1, 0, seqno, seqno + 9),
+    "1, up to 2^64": lambda seqno: marker(2, 1, seqno, (1 << 64) - 1),
+    "1, of one seqno": lambda seqno: marker(2, 1, seqno + 1, seqno + 1),
+    "2.0": lambda seqno: marker_2(1, 0, seqno, seqno + 9),
+    "2.2": lambda seqno: marker_2_2(1, 0, 0, seqno + 9, seqno),
+}
+ODD_MARKERS: dict[str, Callable[[int], bytes]] = {
+    "2.1": lambda seqno: marker_2(1, 0, seqno, seqno + 9, 1, bytes(24)),
+    "2.0 with more": lambda seqno: marker_2(1, 0, seqno, seqno + 9, 0, bytes(32)),
+    "2.2 with less": lambda seqno: marker_2(1, 0, seqno, seqno + 9, 2, bytes(16)),
+    "2.2 with more": lambda seqno: marker_2(1, 0, seqno, seqno + 9, 2, bytes(33)),
+    "1 with more": lambda seqno: stream_frame(Op.DCP_SNAPSHOT_MARKER, 1, 0, RANGE + b"type, more", b""),
+    "1 with a value": lambda seqno: stream_frame(Op.DCP_SNAPSHOT_MARKER, 1, 0, RANGE + b"type", b"", b"value"),
+    "1 with a key": lambda seqno: stream_frame(Op.DCP_SNAPSHOT_MARKER, 1, 0, RANGE + b"type", b"key"),
+    "2.0 with a key": lambda seqno: stream_frame(Op.DCP_SNAPSHOT_MARKER, 1, 0, b"\0", b"\0", RANGE + bytes(19)),
+    "no extras": lambda seqno: stream_frame(Op.DCP_SNAPSHOT_MARKER, 1, 0, b"", b"", RANGE + bytes(4)),
+}
+FRAMES += [*MARKERS.values(), *ODD_MARKERS.values()]
 BREAKING: list[Callable[[int], bytes]] = [
     lambda seqno: mutation(1, 0, 0, b"key"),
     lambda seqno: mutation(1, 1, seqno, b"key"),
@@ -299,7 +340,15 @@ BREAKING: list[Callable[[int], bytes]] = [
     lambda seqno: mutation(1, 0, seqno, b"key", more_extras=b"x" * 33),
     lambda seqno: b"\x80\x57" + b"\xff" * 40,
     lambda seqno: b"garbage" * 10,
+    lambda seqno: marker(1, 0, seqno, seqno - 1),
+    lambda seqno: marker_2(1, 0, 1 << 63, (1 << 63) - 1),
+    lambda seqno: marker(1, 1, seqno, seqno + 9),
+    lambda seqno: marker(9, 0, seqno, seqno + 9),
+    lambda seqno: stream_frame(Op.DCP_SNAPSHOT_MARKER, 1, 0, RANGE[:15]),
+    lambda seqno: stream_frame(Op.DCP_SNAPSHOT_MARKER, 1, 0, b"\0", b"", RANGE[:15]),
 ]
+RESUMED = [WITHIN_A_SNAPSHOT, Checkpoint(1, 0, 0, 0), Checkpoint(1, 0, 0, 6)]
+"""Within a snapshot that goes on, between two, and in one that ends soon."""
 PICKED = st.lists(st.sampled_from(range(len(FRAMES))), max_size=12)
 
 
@@ -308,18 +357,103 @@ PICKED = st.lists(st.sampled_from(range(len(FRAMES))), max_size=12)
     end=st.none() | st.sampled_from(range(len(BREAKING))),
     cuts=st.lists(st.floats(0, 1), max_size=4),
     prefix=st.sampled_from([0, 1, 5]),
+    at=st.sampled_from(RESUMED),
 )
 def test_frames_cut_anywhere_give_equal_events(
-    picked: list[int], end: int | None, cuts: list[float], prefix: int
+    picked: list[int], end: int | None, cuts: list[float], prefix: int, at: Checkpoint
 ) -> None:
-    data = b"".join(FRAMES[number](seqno) for seqno, number in enumerate(picked, 1))
+    data = b"" if at == WITHIN_A_SNAPSHOT else marker(1, 0, 0, 1 << 40) + marker(2, 1, 0, 1 << 40)
+    data += b"".join(FRAMES[number](seqno) for seqno, number in enumerate(picked, 1))
     if end is not None:
         data += BREAKING[end](len(picked) + 1)
-    pair = ParserPair(prefix_bytes=prefix)
+    pair = ParserPair(prefix_bytes=prefix, at=at)
     places = [0, *sorted(int(cut * len(data)) for cut in cuts), len(data)]
     for start, stop in pairwise(places):
         if pair.feed(data[start:stop]):
             break
+
+
+def taken_bytes(frame: bytes, **stream: int) -> int:
+    """How much of *frame*, which is of a stream 1 or 2, the kernel takes."""
+    module = kernel._found().compiled
+    assert module is not None
+    streams = {
+        opaque: SimpleNamespace(**{"vb": opaque - 1, "seqno": 5, "snap_end": 5, "reach": 5, **stream})
+        for opaque in (1, 2)
+    }
+    end: int = module.take_run(frame, 0, 0, 0, streams, module.Events(), None)[0]
+    return end
+
+
+@pytest.mark.parametrize("made", MARKERS.values(), ids=MARKERS)
+def test_a_usual_marker_is_the_kernels_and_whole(made: Callable[[int], bytes]) -> None:
+    frame = made(7)
+    assert taken_bytes(frame) == len(frame)
+    assert taken_bytes(frame + frame, snap_end=0) == 2 * len(frame)
+    assert taken_bytes(frame, reach=6) == 0, "what goes on with the snapshot in which we resumed is as wide as that"
+    assert {taken_bytes(frame[:size]) for size in range(len(frame))} == {0}
+
+
+@pytest.mark.parametrize("made", ODD_MARKERS.values(), ids=ODD_MARKERS)
+def test_an_odd_marker_is_left_to_python(made: Callable[[int], bytes]) -> None:
+    assert taken_bytes(made(7)) == 0
+
+
+def test_a_marker_of_no_such_stream_is_left_to_python() -> None:
+    assert taken_bytes(marker(1, 1, 7, 9)) == taken_bytes(marker(3, 0, 7, 9)) == 0
+    pair = ParserPair(at=Checkpoint(1, 4, 4, 4))
+    assert pair.feed(marker(1, 1, 5, 9)).startswith("ProtocolError: frame of vbucket 1 with the opaque 1")
+
+
+def test_what_comes_after_a_marker_is_measured_by_it() -> None:
+    pair = ParserPair(at=Checkpoint(1, 4, 4, 4))
+    assert pair.feed(marker(1, 0, 5, 6) + mutation(1, 0, 5, b"k") + marker(2, 1, 9, 9) + mutation(1, 0, 6, b"k")) == ""
+    assert pair.feed(marker(1, 0, 7, 99)) == ""
+    beyond = marker_2_2(1, 0, 7, 8, 3) + mutation(1, 0, 8, b"k") + mutation(1, 0, 9, b"k")
+    assert pair.feed(beyond) == "ProtocolError: vbucket 0: seqno 9 in a snapshot that ends at 8"
+
+
+@pytest.mark.parametrize("cut", [0, 1, 20, 50])
+def test_garbage_behind_a_marker_takes_back_no_document(cut: int) -> None:
+    pair = ParserPair(at=Checkpoint(1, 4, 4, 4))
+    assert pair.feed(marker(1, 0, 5, 9) + mutation(1, 0, 5, b"k")) == ""
+    data = mutation(1, 0, 6, b"k") + marker(1, 0, 7, 9) + bytes(40)
+    assert pair.feed(data[:cut]) == ""
+    assert pair.feed(data[cut:]).startswith("ProtocolError")
+    assert pair._streams[1].open_by_opaque[1].seqno == 6
+
+
+MARKED = st.lists(st.tuples(st.integers(0, 1), st.integers(0, 3), st.integers(0, 3), st.none() | st.integers(0, 9)))
+
+
+@given(marked=MARKED, at=st.integers(0, 12))
+def test_positions_are_the_same_whoever_takes_the_markers(
+    marked: list[tuple[int, int, int, int | None]], at: int
+) -> None:
+    """Of *marked*, a vbucket, steps up to a snapshot's start and end, and a purge seqno; taken back *at* a seqno."""
+    events: list[Event] = []
+    newest = [0, 0]
+    for vb, step, width, purge_seqno in marked:
+        start, end = newest[vb] + step, newest[vb] + step + width
+        events.append((SNAPSHOT, vb, start, end) if purge_seqno is None else (SNAPSHOT, vb, start, end, purge_seqno))
+        if end > newest[vb] and step:
+            events.append((MUTATION, vb, end, b"key", JSON, PLAIN["channels"]))
+            newest[vb] = end
+    pair = RoundPair((0, 1))
+    pair.add(events)
+    pair.add([(HISTORY, 0, ((7, 3), (1, 0))), (ROLLBACK, 0, Checkpoint(1, at, at, at)), (ADVANCED, 1, newest[1] + 1)])
+    assert len({*map(str, (builder.rollbacks for builder in pair._builders))}) == 1
+
+
+def test_a_marker_alone_is_no_event_of_the_round() -> None:
+    for form in (list, in_frames):
+        with using(kernel.AUTO):
+            builder = RoundBuilder(SyncGatewayDecoder(star_channel=True), 1, {0: ORIGIN})
+        builder.add(form([(SNAPSHOT, 0, 1, 1)]))
+        assert builder.n_events == 0
+        assert builder.take() is None
+        builder.add(form([(SNAPSHOT, 0, 1, 1), *events_of(b"{}"), (SNAPSHOT, 0, 2, 5)]))
+        assert builder.n_events == 1
 
 
 def test_documents_of_a_closed_stream_are_dropped_between_those_of_others() -> None:

@@ -116,8 +116,10 @@ class RoundBuilder:
 
     def _add_compiled(self, given: Events, at: int) -> int:
         """Take over events from the one at *at* on; the place of the first that is left, or behind the last."""
-        left_at: int = self._compiled.add(given, at, self._positions, self._touched, self._removals)
-        self.n_events += left_at - at
+        left_at: int
+        left_at, n_documents = self._compiled.add(given, at, self._positions, self._touched, self._removals)
+        assert left_at >= at + n_documents, "the others are snapshot markers"
+        self.n_events += n_documents
         return left_at
 
     def _add(self, events: Iterable[Event]) -> None:

@@ -1,9 +1,10 @@
 """Bytes in, events out: the hot path of the feed.
 
 A document frame costs one `unpack_from`, two slices and one tuple, no call and no object of ours, unless it is
-compressed. Where the compiled kernel is in use, it takes runs of documents that are in order, and leaves the first
-other frame to the loop here; its events are no tuples before somebody looks at one. What is no document goes to the
-session as a `Frame`. Flow control is counted as bytes consumed less the few frames that are exempt.
+compressed. Where the compiled kernel is in use, it takes runs of documents and usual snapshot markers that are in
+order, and leaves the first other frame to the loop here; its events are no tuples before somebody looks at one. Every
+other frame goes to the session as a `Frame`. Flow control is counted as bytes consumed less the few frames that are
+exempt.
 """
 
 import struct
@@ -72,7 +73,7 @@ class FrameParser:
         self._frame_bytes = 0
         self._events = self._new_events()
         self.counted_bytes = 0
-        """Bytes so far that flow control counts: whole frames, of every request except noops."""
+        """Bytes so far that flow control counts: whole frames, of every request except noops. Until `feed` raises."""
 
     def expect(self, prefix_bytes: int, needs_body: NeedsBody | None) -> None:
         """Apply what the handshake settled: every key begins with *prefix_bytes* to cut off; bodies may be left out."""
@@ -163,20 +164,21 @@ class FrameParser:
             stream.seqno = seqno
 
     def _take_run(self, data: bytes, offset: int) -> int:
-        """Turn the run of whole document frames at *offset* into events; the offset behind it."""
+        """Turn the run of whole document frames at *offset* into events; the offset behind it.
+
+        The kernel takes the snapshot markers between them, too.
+        """
         if self._compiled is None:
             return self._take_documents(data, offset, sys.maxsize)
-        last = self._last
         streams, events, prefix_bytes = self._streams.open_by_opaque, self._events, self._prefix_bytes
-        take, unusual, look_closer = self._compiled.take_documents, self._unusual, self._look_closer
+        take, unusual, look_closer = self._compiled.take_run, self._unusual, self._look_closer
         while True:
             end, stream, newest = take(data, offset, prefix_bytes, unusual, streams, events, look_closer)
-            last = last if stream is None else (stream, newest)
+            if end > offset:
+                self._last = None if stream is None else (stream, newest)
             offset = self._take_documents(data, end, 1)
             if offset == end:
-                self._last = last
                 return offset
-            last = self._last
 
     def _take_documents(self, data: bytes, offset: int, most: int) -> int:
         """Turn at most so many document frames of the run at *offset* into events; the offset behind them."""
