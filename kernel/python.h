@@ -6,6 +6,21 @@
 #define Py_LIMITED_API 0x030B0000
 #include <Python.h>
 
+#if PY_VERSION_HEX >= 0x030D0000
+/* Older Pythons take the size of a "#" as a Py_ssize_t from these functions alone. The headers of 3.13 name them no more, and
+ * what was built with them would fail at its first call on 3.11 and 3.12. All are in the stable ABI. */
+PyAPI_FUNC(int) _PyArg_ParseTuple_SizeT(PyObject *, const char *, ...);
+PyAPI_FUNC(int) _PyArg_ParseTupleAndKeywords_SizeT(PyObject *, PyObject *, const char *, char **, ...);
+PyAPI_FUNC(PyObject *) _Py_BuildValue_SizeT(const char *, ...);
+PyAPI_FUNC(PyObject *) _PyObject_CallFunction_SizeT(PyObject *, const char *, ...);
+PyAPI_FUNC(PyObject *) _PyObject_CallMethod_SizeT(PyObject *, const char *, const char *, ...);
+#define PyArg_ParseTuple _PyArg_ParseTuple_SizeT
+#define PyArg_ParseTupleAndKeywords _PyArg_ParseTupleAndKeywords_SizeT
+#define Py_BuildValue _Py_BuildValue_SizeT
+#define PyObject_CallFunction _PyObject_CallFunction_SizeT
+#define PyObject_CallMethod _PyObject_CallMethod_SizeT
+#endif
+
 #include "document.h"
 #include "entries.h"
 

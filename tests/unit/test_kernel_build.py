@@ -48,6 +48,19 @@ def test_a_compiler_that_fails_leaves_the_kernel_that_was_there(
     assert target.read_bytes() == b"before"
 
 
+def test_built_by_any_python_it_takes_sizes_as_the_oldest_one_does(tmp_path: Path) -> None:
+    """From 3.13 on the headers name functions that on 3.11 read a size as an int, and then refuse the call."""
+    target = tmp_path / "kernel.so"
+    reason = build_script().build(target)
+    if reason is not None:
+        assert reason == build_script().missing()
+        return
+    names = set(target.read_bytes().split(b"\0"))
+    assert {b"_PyArg_ParseTuple_SizeT", b"_Py_BuildValue_SizeT"} <= names
+    assert names.isdisjoint({b"PyArg_Parse", b"PyArg_ParseTuple", b"PyArg_ParseTupleAndKeywords", b"Py_BuildValue"})
+    assert names.isdisjoint({b"PyObject_CallFunction", b"PyObject_CallMethod"})
+
+
 def test_what_is_used_is_said_in_words() -> None:
     with using(kernel.OFF):
         assert kernel.chosen() is None
