@@ -445,10 +445,10 @@ class FeedWorker:
 
     def _report_lag(self, connected: int) -> int:
         """Publish how far each partition is behind; return all their seqnos together."""
-        highs = dict(self._feed.high_seqnos())
-        for vb, seqno in self._builder.seqnos().items():  # the source reports once a second, and not while we pause
-            highs[vb] = max(seqno, highs.get(vb, 0))
-        return self._lag.publish(time.monotonic_ns(), self._ownership.owned, highs, self._stable, connected)
+        read, highs = self._builder.seqnos(), self._feed.high_seqnos()
+        # where the source reported less, that was before: once a second, and not while we pause
+        more = {vb: highs[vb] for vb in highs.keys() & read.keys() if highs[vb] > read[vb]}
+        return self._lag.publish(time.monotonic_ns(), self._ownership.owned, read | more, self._stable, connected)
 
     def _wait(self, now: float) -> None:
         """Sleep until there is something to read, room or a commit in the rings, an order, or something to do."""

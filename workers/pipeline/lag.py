@@ -29,6 +29,9 @@ class LagMeter:
         assert partition_width > 0
         self._width = partition_width
         self._marks: dict[int, deque[tuple[int, int]]] = {}
+        """Of each vbucket that is behind."""
+        self._seen: set[int] = set()
+        """The vbuckets of the last look."""
 
     def measure(
         self, now_ns: int, highs: Mapping[int, int], stable: Mapping[int, int], inherited: Mapping[int, int]
@@ -37,38 +40,38 @@ class LagMeter:
 
         *inherited* says of partitions since when they were behind under the worker before us: what a vbucket lacks at
         our first look has been waiting since then. So a worker that dies again and again does not hide its lag.
-        Vbuckets that are not in *stable* are not ours (any more).
+        Vbuckets that are not in *stable* are not ours (any more). Costs little for each that is not behind.
         """
-        self._marks = {vb: marks for vb, marks in self._marks.items() if vb in stable}
-        seqnos: dict[int, int] = {}
+        ours = highs.keys() & stable.keys()
+        seqnos = dict.fromkeys({vb // self._width for vb in ours}, 0)
         since_ns: dict[int, int] = {}
-        for vb, high in highs.items():
-            if vb not in stable:
-                continue
+        behind = [vb for vb in ours if highs[vb] > stable[vb]]
+        marks_before, self._marks = self._marks, {}
+        for vb in behind:
             partition = vb // self._width
-            seqnos[partition] = seqnos.get(partition, 0) + max(0, high - stable[vb])
-            oldest_ns = self._look(vb, high, stable[vb], now_ns, inherited.get(partition, 0) or now_ns)
-            if oldest_ns:
-                since_ns[partition] = min(oldest_ns, since_ns.get(partition, oldest_ns))
+            seen_ns = now_ns if vb in self._seen else inherited.get(partition, 0) or now_ns
+            marks = self._marks[vb] = marks_before.get(vb) or deque()
+            oldest_ns = _look(marks, highs[vb], stable[vb], seen_ns)
+            seqnos[partition] += highs[vb] - stable[vb]
+            since_ns[partition] = min(oldest_ns, since_ns.get(partition, oldest_ns))
+        self._seen = ours
+        assert self._marks.keys() <= self._seen, "what is behind was looked at"
         return {partition: Behind(n, since_ns.get(partition, 0)) for partition, n in seqnos.items()}
 
-    def _look(self, vb: int, high: int, stable: int, now_ns: int, first_ns: int) -> int:
-        """Bring the marks of *vb* up to date; return the time of the oldest, 0 if there is none."""
-        marks = self._marks.get(vb)
-        seen_ns = now_ns
-        if marks is None:
-            marks = self._marks[vb] = deque()
-            seen_ns = first_ns
-        while marks and marks[0][1] <= stable:
-            marks.popleft()
-        if high > stable and (not marks or high > marks[-1][1]):
-            if len(marks) == MAX_MARKS:
-                seen_ns, _ = marks.pop()
-            marks.append((seen_ns, high))
-        assert len(marks) <= MAX_MARKS
-        assert not marks or marks[0][1] > stable, "what is stable waits no more"
-        assert not marks or marks[-1][1] >= high, "what is not stable has a mark"
-        return marks[0][0] if marks else 0
+
+def _look(marks: deque[tuple[int, int]], high: int, stable: int, seen_ns: int) -> int:
+    """Bring up to date the *marks* of a vbucket that is behind, new ones with *seen_ns*; return the oldest time."""
+    assert high > stable
+    while marks and marks[0][1] <= stable:
+        marks.popleft()
+    if not marks or high > marks[-1][1]:
+        if len(marks) == MAX_MARKS:
+            seen_ns, _ = marks.pop()
+        marks.append((seen_ns, high))
+    assert len(marks) <= MAX_MARKS
+    assert marks[0][1] > stable, "what is stable waits no more"
+    assert marks[-1][1] >= high, "what is not stable has a mark"
+    return marks[0][0]
 
 
 class LagReport:
@@ -89,8 +92,7 @@ class LagReport:
         """Publish how far *partitions* are behind, see `LagMeter.measure`; return all their seqnos together."""
         inherited = {partition: self._rows[partition].get("behind_ns") for partition in partitions}
         behind_by_partition = self._meter.measure(now_ns, highs, stable, inherited)
-        for partition in inherited:
-            self._rows[partition].set(streaming=connected)
-        for partition, behind in behind_by_partition.items():
-            self._rows[partition].set(lag=behind.seqnos, behind_ns=behind.since_ns)
+        assert behind_by_partition.keys() == inherited.keys(), "we know how far we have read each of them"
+        for partition, (seqnos, since_ns) in behind_by_partition.items():
+            self._rows[partition].set(lag=seqnos, behind_ns=since_ns, streaming=connected)
         return sum(behind.seqnos for behind in behind_by_partition.values())
