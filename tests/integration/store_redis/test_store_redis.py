@@ -6,7 +6,7 @@ import pytest
 import redis
 
 from channelindex.blocks import slot_of
-from channelindex.errors import ConfigInvalid, IndexMissing, StaleEpoch, Transient
+from channelindex.errors import ConfigInvalid, IndexCorrupt, IndexMissing, StaleEpoch, Transient
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_compaction, open_owner, open_reader, open_writer
 from channelindex.stores.base import Compacted, Directory
@@ -51,11 +51,43 @@ def test_a_batch_is_one_append_for_each_channel_and_group(backend, client):
 def test_a_new_block_is_there_before_the_directory_names_it(backend, client):
     seen = _commands_of_scripts(client, lambda: backend.writer().write([append("A", 1, entry(0, 1))]))
     assert seen == [
-        f"HMGET {KEYS.channel('A')}",
-        f"SET {KEYS.block('A', GROUP, 0)}",
-        f"HSET {KEYS.names(slot_of('A'))}",
+        f"HLEN {KEYS.channel('A')}",
+        f"SETNX {KEYS.block('A', GROUP, 0)}",
         f"HSET {KEYS.channel('A')}",
+        f"HSET {KEYS.names(slot_of('A'))}",
     ]
+
+
+def test_names_are_noted_once_for_all_channels_of_a_slot_that_begin(backend, client):
+    first, second, third = _channels_of_one_slot(3)
+    backend.writer().write([append(first, 2, entry(0, 1))])
+    batch = [
+        append(first, 1, entry(0, 2)),  # refused
+        append(first, 1, entry(9, 1), group=OTHER_GROUP),
+        append(second, 1, entry(0, 3)),
+        append(second, 1, entry(9, 2), group=OTHER_GROUP),
+        append(third, 1, entry(0, 4)),
+    ]
+    names = KEYS.names(slot_of(first))
+    client.config_resetstat()
+    assert backend.writer().write(batch) == {1}
+    assert set(client.hkeys(names)) == {name.encode() for name in (first, second, third)}
+    directories = 4
+    assert client.info("commandstats")["cmdstat_hset"]["calls"] == directories + 1
+
+
+def test_channels_that_began_before_one_of_the_same_call_failed_have_names(backend, client):
+    began, broken, other = _channels_of_one_slot(3)
+    client.lpush(KEYS.channel(broken), "foreign")
+    with pytest.raises(IndexCorrupt, match=f"c:{broken}"):
+        backend.writer().write([append(name, 1, entry(0, 1)) for name in (began, broken, other)])
+    assert client.hkeys(KEYS.names(slot_of(began))) == [began.encode()]
+    assert [each.seqno for _, each in all_entries(backend.reader(), began)] == [1]
+
+
+def _channels_of_one_slot(count: int) -> list[str]:
+    names = (f"channel-{number}" for number in range(10_000))
+    return [name for name in names if slot_of(name) == 5][:count]
 
 
 def test_stable_clock_moves_before_its_counter_and_the_message(backend, client):
