@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cases import CASES
-from benchmarks.machine import ROOT, write_results
+from benchmarks.machine import ROOT, warm_memory, write_results
 from benchmarks.throughput import FEW_DOCUMENTS, beyond_start
 from channelindex import kernel
 
@@ -65,6 +65,7 @@ def measure(tree: Path, case: str, n_documents: int) -> Run:
     before = set(results.glob("throughput-*.json"))
     python = tree / ".venv" / "bin" / "python"
     options = ["--documents", str(n_documents), "--runs", "1", "--case", case, "--no-plain"]
+    warm_memory(n_documents)  # for both: an older commit does not do so
     command: list[str | Path] = [python, "-m", "benchmarks", *options]
     subprocess.run(command, cwd=tree, env=_environment_of(tree), check=True, stdout=subprocess.DEVNULL)
     (path,) = set(results.glob("throughput-*.json")) - before

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.cases import CASES, N_VBUCKETS, Case, load
-from benchmarks.machine import write_results
+from benchmarks.machine import warm_memory, write_results
 from benchmarks.node import redis_cpu_s, running_node
 from benchmarks.plain import index_all
 from channelindex.errors import ChannelIndexError
@@ -119,6 +119,7 @@ def run_node(bucket: DevBucket, count: int, *settings: str) -> Figures:
 
 def run_node_into(store_url: str, bucket: DevBucket, count: int, *settings: str) -> Figures:
     """Index the *count* documents of *bucket* with a real node; *settings* are lines of its configuration."""
+    warm_memory(count)
     before_s = _redis_cpu_s(store_url)
     with tempfile.TemporaryDirectory() as folder, running_node(folder, store_url, bucket, *settings) as node:
         seconds = _await_stable(store_url, bucket.high_seqnos())
