@@ -10,7 +10,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import NamedTuple
 
-VERSION = 9
+VERSION = 10
 """Version that Python expects. A kernel of another (kernel/module.c) was built from other sources, and is not used."""
 AUTO = "auto"
 OFF = "off"

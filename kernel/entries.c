@@ -5,43 +5,6 @@
 
 enum { FIRST_ROOM = 64 };
 
-enum { CRC_BYTES = 8 };
-
-static uint32_t crc_tables[CRC_BYTES][256];
-
-void make_crc_tables(void) {
-    for (uint32_t i = 0; i < 256; i++) {
-        uint32_t value = i;
-        for (int bit = 0; bit < 8; bit++)
-            value = value & 1 ? 0xEDB88320u ^ value >> 1 : value >> 1;
-        crc_tables[0][i] = value;
-    }
-    for (int table = 1; table < CRC_BYTES; table++)
-        for (uint32_t i = 0; i < 256; i++) {
-            uint32_t value = crc_tables[table - 1][i];
-            crc_tables[table][i] = crc_tables[0][value & 0xFF] ^ value >> 8;
-        }
-}
-
-static uint32_t read_little(const uint8_t *at) {
-    return at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24;
-}
-
-/* Eight bytes at a time: table k has what a byte that lies k bytes before the last one does to the sum. */
-uint32_t crc32_of(Span text, uint32_t before) {
-    uint32_t crc = ~before;
-    const uint8_t *at = text.start, *end = text.start + text.size;
-    for (; end - at >= CRC_BYTES; at += CRC_BYTES) {
-        uint32_t low = crc ^ read_little(at), high = read_little(at + 4);
-        crc = crc_tables[7][low & 0xFF] ^ crc_tables[6][low >> 8 & 0xFF] ^ crc_tables[5][low >> 16 & 0xFF] ^
-              crc_tables[4][low >> 24] ^ crc_tables[3][high & 0xFF] ^ crc_tables[2][high >> 8 & 0xFF] ^
-              crc_tables[1][high >> 16 & 0xFF] ^ crc_tables[0][high >> 24];
-    }
-    for (; at < end; at++)
-        crc = crc_tables[0][(crc ^ *at) & 0xFF] ^ crc >> 8;
-    return ~crc;
-}
-
 static uint64_t rotated(uint64_t value, int by) { return value << by | value >> (64 - by); }
 
 static void sip_round(uint64_t v[4]) {

@@ -6,7 +6,7 @@
 #ifndef CHANNELINDEX_ENTRIES_H
 #define CHANNELINDEX_ENTRIES_H
 
-#include "scan.h"
+#include "checksum.h"
 
 typedef struct {
     uint64_t hash;
@@ -90,10 +90,5 @@ static inline uint64_t read_big(const uint8_t *at, int n_bytes) {
         value = value << 8 | at[i];
     return value;
 }
-
-void make_crc_tables(void);
-
-/* CRC-32 as zlib has it, begun with that of what came before, 0 for nothing. */
-uint32_t crc32_of(Span text, uint32_t before);
 
 #endif

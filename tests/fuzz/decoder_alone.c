@@ -110,7 +110,7 @@ int main(int argc, char **argv) {
     Entries entries = {.secret = {1, 2}};
     Revision revision;
     state = strtoull(argv[2], NULL, 10) * 2 + 1;
-    make_crc_tables();
+    prepare_checksums();
     read_seeds(argv[3]);
     for (uint64_t number = 1; number <= count; number++) {
         Span seed = seeds[pick(n_seeds)];

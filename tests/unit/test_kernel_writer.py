@@ -1,6 +1,7 @@
 """The compiled kernel merges ring frames and packs appends as Python does."""
 
 import random
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
@@ -34,6 +35,16 @@ ROUNDS = st.tuples(NUMBERS, GROUPS, SECTIONS, PRINCIPALS)
 @pytest.fixture(autouse=True)
 def _kernel() -> None:
     needs_kernel()
+
+
+@pytest.mark.parametrize("size", [0, 1, 15, 16, 31, 32, 33, 127, 128, 129, 191, 1_000, 70_001])
+@pytest.mark.parametrize("before", [0, 1, 0xFFFFFFFF])
+def test_a_checksum_is_that_of_zlib_whatever_the_size_and_where_it_lies(size: int, before: int) -> None:
+    given = random.Random(size).randbytes(size + 16)
+    compiled: Any = kernel.chosen()
+    for start in (0, 1, 7, 15):
+        part = memoryview(given)[start : start + size]
+        assert compiled.crc32(part, before) == zlib.crc32(part, before)
 
 
 def merged_by(mode: str, rings: list[tuple[int, list[bytes]]], stale: set[int]) -> Merged | str:

@@ -42,6 +42,7 @@ import time
 import zlib
 from contextlib import suppress
 
+from channelindex import kernel
 from channelindex.errors import InvariantBroken
 from workers.pipeline.beats import BEAT_S, UNASKED_S
 
@@ -102,7 +103,7 @@ class Ring:
     its predecessor left beyond it; a consumer calls `reset_consumer` and goes on at `committed`.
     """
 
-    __slots__ = ("_frames", "_words", "capacity", "max_payload")
+    __slots__ = ("_crc32", "_frames", "_words", "capacity", "max_payload")
 
     def __init__(self, capacity: int) -> None:
         """Make an empty ring with room for *capacity* bytes of frames, rounded down to a multiple of 16."""
@@ -111,6 +112,8 @@ class Ring:
         self.capacity = capacity // 16 * 16
         self.max_payload = self.capacity // 2 - _FRAME_HEAD.size
         """The longest payload. Half of the ring always fits once it is empty, wherever the end of the memory falls."""
+        compiled = kernel.chosen()
+        self._crc32 = zlib.crc32 if compiled is None else compiled.crc32
         memory = memoryview(mmap.mmap(-1, _HEADER_BYTES + self.capacity))
         self._words = memory[:_HEADER_BYTES].cast("Q")
         self._frames = memory[_HEADER_BYTES:]
@@ -223,7 +226,7 @@ class Ring:
         """Write a frame's head; return the offset of what follows it."""
         assert not position % 8, "a frame begins at a whole word"
         offset = position % self.capacity
-        _FRAME_HEAD.pack_into(self._frames, offset, length, zlib.crc32(payload, _seed(position)))
+        _FRAME_HEAD.pack_into(self._frames, offset, length, self._crc32(payload, _seed(position)))
         return offset + _FRAME_HEAD.size
 
     def take(self, max_bytes: int) -> list[memoryview]:
@@ -256,12 +259,12 @@ class Ring:
             length, checksum = _FRAME_HEAD.unpack_from(self._frames, offset)
             if length == _SKIP:
                 after = position + self.capacity - offset
-                if after <= written and checksum == zlib.crc32(b"", _seed(position)):
+                if after <= written and checksum == self._crc32(b"", _seed(position)):
                     return None, after
             elif length <= written - position - _FRAME_HEAD.size:
                 start = offset + _FRAME_HEAD.size
                 payload = self._frames[start : start + length]
-                if checksum == zlib.crc32(payload, _seed(position)):
+                if checksum == self._crc32(payload, _seed(position)):
                     return payload, position + _frame_bytes(length)
             time.sleep(_LOOK_AGAIN_S)
         raise TornFrame(
