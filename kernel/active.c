@@ -16,6 +16,9 @@ static PyObject *block_of(const ActiveObject *self, const Row *row) {
     const Sum *sum = row->sum;
     if (sum == NULL)
         return PyObject_CallFunction(self->block_type, "KKKKK", row->epoch, row->number, row->size, row->upto, row->limit);
+    if (sum->since)
+        return PyObject_CallFunction(self->block_type, "KKKKKO(KN)", row->epoch, row->number, row->size, row->upto, row->limit,
+                                     Py_None, sum->since, clock_of((Span){sum->pairs, sum->size}));
     return PyObject_CallFunction(self->block_type, "KKKKK(KKKN)", row->epoch, row->number, row->size, row->upto, row->limit,
                                  sum->before, sum->first, sum->dropped, clock_of((Span){sum->pairs, sum->size}));
 }
@@ -30,6 +33,13 @@ static bool add_due(const ActiveObject *self, const BatchObject *batch, size_t i
     bool is_added = pair != NULL && PyList_Append(due, pair) == 0;
     Py_XDECREF(pair);
     return is_added;
+}
+
+/* Whether the directory of a block stays as it is. What was noted since the block was found makes its first move no dearer
+ * when it comes later. */
+static bool is_short(const Row *row, uint64_t tail_bytes) {
+    uint64_t most = row->sum != NULL && row->sum->since && tail_bytes <= UINT64_MAX / 2 ? 2 * tail_bytes : tail_bytes;
+    return row->size < row->limit && (row->size < row->upto || row->size - row->upto < most);
 }
 
 /* What became of a batch: picks of known blocks, with their rows, and of unknown ones. */
@@ -47,7 +57,7 @@ static bool sort_items(ActiveObject *self, const BatchObject *batch, uint64_t ta
             use_block(&self->blocks, row);
         if (row == NULL || row->epoch != item->epoch) {
             sorted->unknown[sorted->n_unknown++] = (Pick){.item = i};
-        } else if (row->size < row->limit && (row->size < row->upto || row->size - row->upto < tail_bytes)) {
+        } else if (is_short(row, tail_bytes)) {
             sorted->rows[sorted->n_known] = (size_t)(row - self->blocks.rows);
             sorted->known[sorted->n_known++] = (Pick){.item = i, .number = row->number};
         } else if (!add_due(self, batch, i, row, due)) {
@@ -137,7 +147,8 @@ static bool is_busy(Span entries) {
     return count > MOST_OF_SELDOM;
 }
 
-/* Remembers where *item* was appended to. A group that begins with it has nothing else, and so is summed up. */
+/* Remembers where *item* was appended to. A group that begins with it has nothing else, and so is summed up; of another one, what
+ * comes from now on is noted. */
 static bool learn_item(ActiveObject *self, const Item *item, PyObject *location, uint64_t block_bytes, PyObject *full_at) {
     uint64_t number, size, upto, live, limit = block_bytes;
     if (!read_item(location, 0, &number) || !read_item(location, 1, &size) || !read_item(location, 2, &upto) ||
@@ -151,9 +162,10 @@ static bool learn_item(ActiveObject *self, const Item *item, PyObject *location,
             return false;
     }
     const Row block = {.epoch = item->epoch, .number = number, .size = size, .upto = upto, .limit = limit};
-    const Sum nothing = {.first = number};
-    bool begins = !upto && size == FRAME_HEAD_BYTES + item->frame.size && is_busy(entries_of(item));
-    return put_block(self, item->hash, item->channel, item->group, &block, begins ? &nothing : NULL, (Span){NULL, 0},
+    bool begins = !upto && size == FRAME_HEAD_BYTES + item->frame.size;
+    bool is_noted = size > item->frame.size && is_busy(entries_of(item));
+    const Sum sum = {.first = number, .since = begins ? 0 : size - item->frame.size};
+    return put_block(self, item->hash, item->channel, item->group, &block, is_noted ? &sum : NULL, (Span){NULL, 0},
                      entries_of(item));
 }
 

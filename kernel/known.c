@@ -94,6 +94,7 @@ void begin_sum(Blocks *blocks, Row *row, const Sum *sum, Span pairs) {
     row->sum = calloc(1, sizeof(Sum));
     if (row->sum == NULL || !has_room(blocks, row, pairs.size))
         return;
+    row->sum->since = sum->since;
     row->sum->before = sum->before;
     row->sum->first = sum->first;
     row->sum->dropped = sum->dropped;

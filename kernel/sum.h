@@ -9,6 +9,7 @@ enum { PAIR_BYTES = 10 };
 /* Clock pairs of all that is in the blocks, in the order in which they came: that is one write to memory for several, where
  * raising a clock would be one for each. And the part of the group's directory that nothing else says. */
 typedef struct {
+    uint64_t since; /* 0: pairs are of all blocks; else of what came to the active one behind this byte, and nothing else is known */
     uint64_t before, first, dropped;
     uint8_t *pairs;
     size_t size, room;

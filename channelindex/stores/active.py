@@ -23,11 +23,16 @@ So the directory can be moved though nobody has read it, or the tail.
 """
 
 
+Noted = tuple[int, bytes]
+"""A byte of the active block, and the clock of what is behind it, as pairs: all of that came from us."""
+
+
 class ActiveBlock(msgspec.Struct, gc=False):
     """The active block of one (channel, group), as its writer knows it: its size, when it is full, `Directory.upto`.
 
     Knowing it is good for one epoch only: between two epochs of ours, another owner may have rotated the block.
-    `summed` is known only where all since the last move came from us; only the compiled kernel keeps it up.
+    `summed` is known only where all since the last move came from us, `noted` until the first move of a block that we
+    found, where all since then did. Only the compiled kernel keeps them up.
     """
 
     epoch: int
@@ -36,6 +41,7 @@ class ActiveBlock(msgspec.Struct, gc=False):
     upto: int
     limit: int
     summed: Summed | None = None
+    noted: Noted | None = None
 
 
 BlindAppend = tuple[str, str, int, int, bytes]

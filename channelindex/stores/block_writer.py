@@ -11,7 +11,7 @@ A store brings the operations (`BlockOperations`); the rules are here, once:
   full block, nothing was appended since. A move that does not happen is no error: the append locates the block anew.
   Where a store tells of others' appends (`notices_others`), the compiled kernel notes the clock pairs of a block that
   this writer began, or whose directory it moved. Then nothing is read: `append` and the store's comparison see to it
-  that what is moved is what was noted.
+  that what is moved is what was noted. Of a block that it found, what came before is read at the first move, once.
 
 A request whose reply was lost may still arrive, even after its repetition. It must not rotate a block under our blind
 appends: readers would miss what lies behind the active block, beyond its header clock. So after any error the writer
@@ -42,8 +42,9 @@ REMEMBERED_PAIR_BYTES = 32 << 20
 and for a vbucket. Beyond that, the store is asked for the tail of a block before its directory is moved."""
 
 TAIL_BYTES = 32 << 10
-"""Longest tail that the next append leaves alone. Each reader of the channel fetches and parses it, 0.2 ms at most. At
-half of it a clock of 1,024 vbuckets would be written for every 350 entries, and be most of what they cost."""
+"""Longest tail that the next append leaves alone; of a block that was found, until its first move, twice that. Each
+reader of the channel fetches and parses it, 0.2 ms at most, and 0.4. At half of it a clock of 1,024 vbuckets would be
+written for every 350 entries, and be most of what they cost."""
 
 MIN_BLOCK_BYTES = 4 << 10
 """Size at which the smallest block is full. What is in active blocks cannot be compacted, so those of a channel of few
@@ -83,6 +84,10 @@ class Move(NamedTuple):
         return self.new.before - self.known.before if self.rotates else self.new.upto
 
 
+Asked = tuple[str, str, int]
+"""(channel, group, end): of the active block, what lies before byte `end` is asked for; 0: all of it."""
+
+
 class BlockOperations(Protocol):
     """The operations of a store on one (channel, group) at a time. Errors are those of `IndexWriter.write`."""
 
@@ -110,8 +115,11 @@ class BlockOperations(Protocol):
         """
         ...
 
-    def groups(self, keys: Sequence[tuple[str, str]]) -> Sequence[GroupState | None]:
-        """The state of each (channel, group); None for one that was never written, or is compacted."""
+    def groups(self, asked: Sequence[Asked]) -> Sequence[GroupState | None]:
+        """The state of each (channel, group); None for one that was never written, or is compacted.
+
+        Behind `end`, tails may be cut off.
+        """
         ...
 
     def is_compacted(self, channel: str) -> bool:
@@ -244,7 +252,11 @@ class BlockWriter:
 
     def _moves_of(self, due: Sequence[Due]) -> tuple[list[_Moving], list[ChannelAppend]]:
         """The moves of *due*, and the appends whose directory is not as we know it."""
-        asked = [(append.channel, append.group) for append, active in due if active.summed is None]
+        asked = [
+            (append.channel, append.group, active.noted[0] if active.noted else 0)
+            for append, active in due
+            if active.summed is None
+        ]
         states = iter(self._operations.groups(asked) if asked else ())
         moving: list[_Moving] = []
         others: list[ChannelAppend] = []
@@ -255,20 +267,28 @@ class BlockWriter:
                 moving.append((append, active, _move(append, known, active.size, pairs, active.limit)))
                 continue
             state = next(states)
-            if state is None or state.directory[:2] != (active.number, append.epoch):
+            if state is None or not _is_known(state, append, active):
                 others.append(append)
             else:
-                moving.append((append, active, self._move_of(append, state, active.limit)))
+                moving.append((append, active, self._move_of(append, state, active)))
                 active.limit = full_at(state.live, self._block_bytes)
         return moving, others
 
-    def _move_of(self, append: ChannelAppend, state: GroupState, block_bytes: int) -> Move:
+    def _move_of(self, append: ChannelAppend, state: GroupState, active: ActiveBlock) -> Move:
         if state.tail is None:
             block = BlockRef(append.channel, append.group, state.directory.number)
             raise IndexCorrupt(f"block {block.key} is gone: {_LOST}")
-        pairs = None if self._compiled is None else self._compiled.pack_clock(state.frames)
         size = state.directory.upto + len(state.tail)
-        return _move(append, state.directory, size, pack_clock(state.frames) if pairs is None else pairs, block_bytes)
+        frames = state.frames
+        if active.noted is not None:
+            since, noted = active.noted
+            assert state.directory.upto <= since <= size, "else the group is not as we know it"
+            assert since <= active.size, "it has grown"
+            cut = size - since
+            frames = (frames[:-cut] if cut > 0 else frames) + pack_frame(HEADER, append.epoch, noted)
+            size = active.size
+        pairs = None if self._compiled is None else self._compiled.pack_clock(frames)
+        return _move(append, state.directory, size, pack_clock(frames) if pairs is None else pairs, active.limit)
 
     def _moved(self, append: ChannelAppend, active: ActiveBlock, move: Move) -> BlindAppend:
         """Remember *active* as it is after *move*; return what is appended to it."""
@@ -278,7 +298,7 @@ class BlockWriter:
         blind = _blind(append, active)
         key = append.channel, append.group
         if self._sums_up:
-            active.summed = new.before, new.first, new.dropped, move.clock[FRAME_HEAD_BYTES:]
+            active.summed, active.noted = (new.before, new.first, new.dropped, move.clock[FRAME_HEAD_BYTES:]), None
             self._active.put(key, active, append.entries)
         else:
             self._active.put(key, active)
@@ -371,6 +391,16 @@ def lost_block(key: str, channel: str) -> BlockGone:
 
 
 _LOST = "the store has lost data; channelindex repair puts it back"
+
+
+def _is_known(state: GroupState, append: ChannelAppend, active: ActiveBlock) -> bool:
+    """Return whether the group is as we know it: the active block, and all of it that was there before us."""
+    if state.directory[:2] != (active.number, append.epoch):
+        return False
+    if active.noted is None or state.tail is None:
+        return True
+    upto, since = state.directory.upto, active.noted[0]
+    return upto <= since <= upto + len(state.tail)
 
 
 def _move(append: ChannelAppend, known: Directory, size: int, pairs: bytes, block_bytes: int) -> Move:

@@ -27,7 +27,7 @@ from channelindex.stores.base import (
     Restored,
     StableView,
 )
-from channelindex.stores.block_writer import TAIL_BYTES, BlockWriter, Move, lost_block
+from channelindex.stores.block_writer import TAIL_BYTES, Asked, BlockWriter, Move, lost_block
 from channelindex.stores.memory_limits import HeldBlocks, MemoryLimits
 from channelindex.stores.meta import check_format, check_meta
 from channelindex.stores.records import QUARANTINE_DOCUMENTS, view_of
@@ -161,10 +161,10 @@ class MemoryBlocks:
         self._index.directories[channel][group] = directory._replace(epoch=epoch)
         return Location(directory.number, len(block), directory.upto, self._index.compacted_of(channel).live)
 
-    def groups(self, keys: Sequence[tuple[str, str]]) -> Sequence[GroupState | None]:
-        """See `BlockOperations.groups`."""
+    def groups(self, asked: Sequence[Asked]) -> Sequence[GroupState | None]:
+        """See `BlockOperations.groups`; tails are whole."""
         with self._index.changed:
-            return [self._index.group_state(*key) for key in keys]
+            return [self._index.group_state(channel, group) for channel, group, _ in asked]
 
     def is_compacted(self, channel: str) -> bool:
         """See `BlockOperations.is_compacted`."""

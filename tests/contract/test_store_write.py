@@ -357,6 +357,23 @@ def test_a_writer_that_was_alone_moves_directories_without_reading_them(backend)
 
 
 @pytest.mark.parametrize("block_bytes", [900, 65_536])
+def test_a_writer_reads_once_what_was_in_a_block_that_it_found(backend, block_bytes):
+    before = backend.writer(block_bytes)
+    for seqno in range(1, 4):
+        before.write([append("A", 1, entry(3 + seqno % 2, seqno))])
+    operations = _short_tails(backend, 200)
+    writer = backend.writer(block_bytes, operations=operations)
+    for seqno in range(4, 41):
+        writer.write([append("A", 2, *_several(seqno))])
+        check_headers(backend.reader(), "A", _no_records(), partition_width=4)
+        (state,) = backend.reader().channel_states(["A"])
+        assert fold_clock(state.groups[GROUP].frames) == {**dict.fromkeys(range(3), seqno), 3: 2, 4: 3}
+    if operations.notices_others and kernel.chosen() is not None:
+        assert operations.calls.count("move") > 1
+        assert operations.calls.count("groups") == 1
+
+
+@pytest.mark.parametrize("block_bytes", [900, 65_536])
 def test_a_clock_counts_what_somebody_else_appended_between_too(backend, block_bytes):
     """A former owner, who does not know it yet, comes at any time; a directory may not be moved within its frame."""
     chance = random.Random(block_bytes)

@@ -16,7 +16,10 @@ def main(count: str, seed: str) -> int:
     """Build and run; the exit code of the run."""
     with tempfile.TemporaryDirectory() as folder:
         program, documents = Path(folder) / "decoder_alone", Path(folder) / "documents"
-        sources = [FOLDER / "decoder_alone.c", *(KERNEL / f"{name}.c" for name in ("scan", "document", "entries", "checksum"))]
+        sources = [
+            FOLDER / "decoder_alone.c",
+            *(KERNEL / f"{name}.c" for name in ("scan", "document", "entries", "checksum")),
+        ]
         subprocess.run(["cc", *FLAGS.split(), *map(str, sources), "-o", str(program)], check=True)
         documents.write_bytes(b"".join(len(seed).to_bytes(4, "big") + seed for seed in seeds()))
         return subprocess.run([program, count, seed, documents], check=False).returncode

@@ -208,12 +208,37 @@ def begin_group(table: Any, entries: bytes, size: int = 0) -> ActiveBlock:
     return block
 
 
+@given(appended=st.lists(CLOCK_ENTRIES, min_size=1, max_size=6))
+def test_of_a_block_that_was_found_what_comes_since_is_noted(appended: list[bytes]) -> None:
+    table = module().ActiveBlocks(10, ActiveBlock, LocatingAppend, 1 << 20)
+    frames = [blocks.pack_frame(blocks.ENTRIES, 7, entries) for entries in appended]
+    found = begin_group(table, appended[0], size=1000 + len(frames[0]))
+    for entries in appended[1:]:
+        assert len(sorted_by(table, [ChannelAppend("a", "g", 7, entries)], 1 << 62)[0]) == 1
+    found = table.get(("a", "g"))
+    assert (found.summed, found.noted) == (None, (1000, blocks.pack_clock(b"".join(frames))))
+    assert found.size == 1000 + sum(map(len, frames))
+    table.put(("a", "g"), ActiveBlock(7, 5, 0, 0, 9, (4, 4, 2, b"")))
+    assert table.get(("a", "g")).noted is None
+
+
+def test_the_first_move_of_a_block_that_was_found_may_be_later() -> None:
+    two = b"".join(blocks.pack_entry(Entry(vb, 9, b"k", "1-a", 0)) for vb in range(2))
+    table = module().ActiveBlocks(10, ActiveBlock, LocatingAppend, 1 << 20)
+    for size, tail_bytes, n_due in ((1000, 500, 1), (999, 500, 0), (1000, 501, 0)):
+        assert begin_group(table, two, size=size).noted is not None
+        assert len(sorted_by(table, [ChannelAppend("a", "g", 7, two)], tail_bytes)[1]) == n_due
+    begun = begin_group(table, two).size
+    assert len(sorted_by(table, [ChannelAppend("a", "g", 7, two)], begun)[1]) == 1
+
+
 def test_a_sum_is_kept_only_of_what_is_known_in_full_and_comes_often() -> None:
     one, two = (b"".join(blocks.pack_entry(Entry(vb, 9, b"k", "1-a", 0)) for vb in range(n)) for n in (1, 2))
     table = module().ActiveBlocks(10, ActiveBlock, LocatingAppend, 1000)
     assert begin_group(table, two).summed is not None
     assert begin_group(table, one).summed is None, "it may not be written again for hours"
     assert begin_group(table, two, size=1000).summed is None, "somebody else was there before"
+    assert begin_group(table, one, size=1000).noted is None
     assert begin_group(table, two[:-1]).summed is None
     assert begin_group(table, two).summed is not None
     sorted_by(table, [ChannelAppend("a", "g", 7, two + b"damaged")], 1 << 62)

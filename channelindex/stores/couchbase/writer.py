@@ -23,7 +23,7 @@ from channelindex.errors import IndexCorrupt, Transient
 from channelindex.settings import IndexSettings
 from channelindex.stores.active import BlindAppend, LocatingAppend, Location
 from channelindex.stores.base import GroupState
-from channelindex.stores.block_writer import Move, lost_block
+from channelindex.stores.block_writer import Asked, Move, lost_block
 from channelindex.stores.couchbase.directories import (
     ChannelDirectory,
     Directories,
@@ -95,11 +95,11 @@ class CouchbaseBlocks:
             for append, number in zip(appends, numbers, strict=True)
         ]
 
-    def groups(self, keys: Sequence[tuple[str, str]]) -> Sequence[GroupState | None]:
-        """See `BlockOperations.groups`."""
-        found = self._directories.read({channel for channel, _ in keys})
+    def groups(self, asked: Sequence[Asked]) -> Sequence[GroupState | None]:
+        """See `BlockOperations.groups`; tails are whole, as blocks are got."""
+        found = self._directories.read({channel for channel, _, _ in asked})
         states = read_groups(self._link, self._keys, {channel: each.directory for channel, each in found.items()})
-        return [states[channel].get(group) for channel, group in keys]
+        return [states[channel].get(group) for channel, group, _ in asked]
 
     def is_compacted(self, channel: str) -> bool:
         """See `BlockOperations.is_compacted`."""

@@ -65,17 +65,21 @@ def encode_compacted(compacted: Compacted) -> str:
     return ":".join(map(str, compacted))
 
 
-def read_groups(link: Link, keys: Keys, names: Sequence[tuple[str, str]]) -> list[GroupState | None]:
-    """The state of each (channel, group) of *names*; None for one that the directory does not have."""
+def read_groups(link: Link, keys: Keys, asked: Sequence[tuple[str, str, int]]) -> list[GroupState | None]:
+    """The state of each (channel, group, end) that is *asked* for; None for one that the directory does not have.
+
+    Its tail ends at byte `end` of the active block; 0: where the block does.
+    """
     replies = link.pipeline(
-        [("HMGET", keys.channel(channel), DIRECTORY + group, CLOCK + group, COMPACTED) for channel, group in names]
+        [("HMGET", keys.channel(channel), DIRECTORY + group, CLOCK + group, COMPACTED) for channel, group, _ in asked]
     )
     fields = [
         {DIRECTORY.encode() + group.encode(): directory, CLOCK.encode() + group.encode(): clock, COMPACTED: compacted}
-        for (_, group), (directory, clock, compacted) in zip(names, replies, strict=True)
+        for (_, group, _), (directory, clock, compacted) in zip(asked, replies, strict=True)
     ]
-    states = iter(_with_tails(link, keys, [channel for channel, _ in names], fields))
-    return [state.get(group) for (_, group), state in zip(names, states, strict=True)]
+    ends = [end for _, _, end in asked]
+    states = _with_tails(link, keys, [channel for channel, _, _ in asked], fields, ends)
+    return [state.get(group) for (_, group, _), state in zip(asked, states, strict=True)]
 
 
 def read_channels(link: Link, keys: Keys, channels: Sequence[str]) -> list[ChannelState | None]:
@@ -90,7 +94,10 @@ def read_channels(link: Link, keys: Keys, channels: Sequence[str]) -> list[Chann
     fields_by_channel = [dict(zip(flat[::2], flat[1::2], strict=True)) for flat in hashes]
     states: list[ChannelState | None] = []
     for channel, fields, groups in zip(
-        channels, fields_by_channel, _with_tails(link, keys, channels, fields_by_channel), strict=True
+        channels,
+        fields_by_channel,
+        _with_tails(link, keys, channels, fields_by_channel, [0] * len(channels)),
+        strict=True,
     ):
         compacted = decode_compacted(fields.get(COMPACTED), keys.channel(channel))
         if fields and not groups and not compacted.generation:
@@ -160,16 +167,20 @@ def _unswept_at(fields: Mapping[bytes, bytes]) -> int | None:
 
 
 def _with_tails(
-    link: Link, keys: Keys, channels: Sequence[str], fields_of: Sequence[Mapping[bytes, bytes | None]]
+    link: Link,
+    keys: Keys,
+    channels: Sequence[str],
+    fields_of: Sequence[Mapping[bytes, bytes | None]],
+    ends: Sequence[int],
 ) -> list[dict[str, GroupState]]:
-    """The groups in *fields_of* each of *channels*, with the tails of their active blocks.
+    """The groups in *fields_of* each of *channels*, with the tails of their active blocks up to *ends*; 0: whole.
 
     Of a tail, the byte before it is read too: one that is not there says that the block is missing or too short.
     """
     found = [list(_groups(keys.channel(channel), fields)) for channel, fields in zip(channels, fields_of, strict=True)]
     ranges = [
-        ("GETRANGE", keys.block(channel, group, directory.number), max(0, directory.upto - 1), -1)
-        for channel, groups in zip(channels, found, strict=True)
+        ("GETRANGE", keys.block(channel, group, directory.number), max(0, directory.upto - 1), end - 1)
+        for channel, groups, end in zip(channels, found, ends, strict=True)
         for group, directory, _ in groups
     ]
     tails = iter(link.pipeline(ranges) if ranges else ())

@@ -18,7 +18,7 @@ from channelindex.errors import IndexCorrupt, OutcomeUnknown
 from channelindex.redis.link import ScriptCall
 from channelindex.stores.active import BlindAppend, LocatingAppend, Location
 from channelindex.stores.base import GroupState
-from channelindex.stores.block_writer import TAIL_BYTES, Move, lost_block
+from channelindex.stores.block_writer import TAIL_BYTES, Asked, Move, lost_block
 from channelindex.stores.redis.directories import COMPACTED, decode_compacted, encode_directory, read_groups
 from channelindex.stores.redis.keys import Keys
 from channelindex.stores.redis.servers import ask_servers, digest_of
@@ -121,9 +121,9 @@ class RedisBlocks:
             indices[slot].append(index)
         return self._calls(sections), [*chain(*indices.values())]
 
-    def groups(self, keys: Sequence[tuple[str, str]]) -> Sequence[GroupState | None]:
+    def groups(self, asked: Sequence[Asked]) -> Sequence[GroupState | None]:
         """See `BlockOperations.groups`."""
-        return read_groups(self._link, self._keys, keys)
+        return read_groups(self._link, self._keys, asked)
 
     def is_compacted(self, channel: str) -> bool:
         """See `BlockOperations.is_compacted`."""
