@@ -216,21 +216,52 @@ def test_a_look_at_the_epochs_goes_with_the_move_that_is_on_its_way(rig):
     assert rig.worker._check_due(100.0)
 
 
-def test_between_beats_a_bell_wakes_the_worker_once_all_writers_have_committed(rig, monkeypatch):
+def lingering(rig, monkeypatch, wakes):
+    """A worker that has read and has handed over, and will be woken by what happens in *wakes*."""
     rig.worker._pace = ReadPace(beat_s=3600.0)
-    rig.brings(0, 5)
-    rig.turn()
-    looks = []
+    with monkeypatch.context() as patches:
+        patches.setattr(rig.worker, "_wait", lambda now: None)
+        rig.brings(0, 5)
+        rig.turn()
+    rig.worker._advance_at = 0.0
+    waking = iter(wakes)
 
-    def look(sources, timeout_s=None):
-        looks.append([*sources])
-        if len(looks) == 3:
-            rig.write()
-        return True
+    def wait(sources, timeout_s):
+        assert [*sources] == [rig.worker._space_bell]
+        happens = next(waking, None)
+        if happens is not None:
+            happens()
+        return happens is not None
 
-    monkeypatch.setattr(feed_worker, "wait_readable", look)
+    monkeypatch.setattr(feed_worker, "wait_readable", wait)
+
+
+def test_between_beats_the_clock_moves_once_all_writers_have_committed(rig, monkeypatch):
+    """And that is no turn: nothing else is looked at."""
+    lingering(rig, monkeypatch, wakes=[lambda: None, lambda: None, rig.write])
+    stable = []
+    monkeypatch.setattr(time, "sleep", lambda left_s: stable.append(rig.record(0).stable))  # nothing is on its way
+    monkeypatch.setattr(rig.worker, "_turn", lambda: pytest.fail("a turn before the next read"))
     rig.worker._wait(time.monotonic())
-    assert looks == [[rig.worker._space_bell]] * 3
+    assert stable
+    assert set(stable) == {(5, 0)}
+
+
+def test_between_beats_a_lost_bell_is_made_up_for_when_the_next_read_is_due(rig, monkeypatch):
+    lingering(rig, monkeypatch, wakes=[])
+    rig.write()
+    rig.worker._wait(time.monotonic())  # until the next read is due, or MAX_WAIT_S: the heartbeat must go on
+    assert rig.record(0).stable == (5, 0)
+
+
+@pytest.mark.parametrize("reason", ["room", "round"])
+def test_between_beats_what_waits_for_the_writers_is_handed_over_as_soon_as_they_go_on(rig, monkeypatch, reason):
+    lingering(rig, monkeypatch, wakes=[lambda: None])
+    if reason == "room":
+        monkeypatch.setattr(type(rig.outbox), "holds_back", True)
+    else:
+        rig.worker._builder.n_events = 1
+    rig.worker._wait(time.monotonic())  # would wait for another bell, and fail
 
 
 def test_much_is_read_on_at_once(rig):
@@ -243,7 +274,7 @@ def test_much_is_read_on_at_once(rig):
 
 @pytest.mark.parametrize(("interval_s", "n_ticks"), [(float("inf"), 1), (0.0, 4)])
 def test_feed_whose_reads_all_bring_something_is_ticked_from_time_to_time(rig, monkeypatch, interval_s, n_ticks):
-    monkeypatch.setattr(feed_worker, "TICK_INTERVAL_S", interval_s)
+    monkeypatch.setattr(feed_worker, "LOOK_INTERVAL_S", interval_s)
     rig.feed.asks_for_ticks = False
     for seqno in range(1, 5):
         rig.brings(0, seqno)
@@ -252,7 +283,7 @@ def test_feed_whose_reads_all_bring_something_is_ticked_from_time_to_time(rig, m
 
 
 def test_feed_that_brings_nothing_is_ticked_at_each_read_and_so_is_one_that_asks_for_it(rig, monkeypatch):
-    monkeypatch.setattr(feed_worker, "TICK_INTERVAL_S", float("inf"))
+    monkeypatch.setattr(feed_worker, "LOOK_INTERVAL_S", float("inf"))
     monkeypatch.setattr(rig.worker, "_wait", lambda now: None)
     rig.feed.asks_for_ticks = False
     rig.turn(3)

@@ -56,22 +56,6 @@ def test_an_epoch_that_begins_is_in_every_ring_and_wakes_every_writer(rings, bel
     assert all(map(is_rung, bells)), "one that died may not have come to it"
 
 
-def test_there_is_news_once_the_last_writer_has_committed_a_round(outbox, rings):
-    assert not outbox.has_news
-    outbox.put(a_round(3, ["a"], ["b"]), 5, "g")
-    assert outbox.has_news, "it may be handed over"
-    assert outbox.flush()
-    for ring in rings:
-        assert not outbox.has_news
-        ring.take(1 << 20)
-        ring.commit()
-    assert outbox.has_news
-    assert outbox.pop_committed()
-    assert not outbox.has_news
-    rings[1].refuse(5)
-    assert outbox.has_news
-
-
 def test_each_writer_gets_its_channels_and_is_woken(outbox, rings, bells):
     outbox.put(a_round(3, ["a"], []), 5, "g")
     assert outbox.flush()

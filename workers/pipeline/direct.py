@@ -16,7 +16,7 @@ class DirectOutbox:
     n_rounds = n_events = oldest_ns = fill_bytes = capacity_bytes = 0
     """Nothing is ever on its way."""
     empty = True
-    has_news = False
+    holds_back = False
 
     def __init__(self, store: IndexWriter, part_entries: int) -> None:
         """Append at most *part_entries* of a channel at once; 0 for any number."""

@@ -52,8 +52,9 @@ ROUND_EVENTS = 4_000
 round, and a writer that is busy gains nothing from getting its work in crumbs."""
 MUCH_EVENTS = 200
 """A read of as many events is a round that is worth its cost: the next one may follow at once."""
-TICK_INTERVAL_S = 0.1
-"""While all reads bring changes, time between two looks at what else a feed has to do: lost streams, moved vbuckets."""
+LOOK_INTERVAL_S = 0.1
+"""While all reads bring changes, time between two looks at orders, and at what else a feed has to do: lost streams,
+moved vbuckets."""
 ADVANCE_INTERVAL_S = 0.02
 """Least time between two moves of the stable clock: without it a fast feed would spend its time on them."""
 BUSY_ADVANCE_DELAY_S = 0.18
@@ -141,7 +142,7 @@ class FeedWorker:
         self._backoff = Backoff(*STORE_RETRY_S)
         self._pace = ReadPace()
         self._tick_at = 0.0
-        self._tick_again_at = 0.0
+        self._look_again_at = 0.0
         self._has_read = False
         """True if the last read brought something."""
         self._advance_at = 0.0
@@ -212,8 +213,9 @@ class FeedWorker:
         now = time.monotonic()
         self._stats.beat()
         lingers = self._lingers(now)
-        if not lingers:
-            self._tick(now)
+        if not lingers and self._looks_around(now):
+            self._tick_at = self._feed.tick(now)
+            self._look_again_at = now + LOOK_INTERVAL_S
             self._take_assignment(now)
         is_paused = self._ownership.is_paused
         reads = not (is_paused or lingers)
@@ -231,11 +233,10 @@ class FeedWorker:
         """Return true if there is nothing to do before the next beat but to move the stable clock."""
         return self._pace.read_at > now and not self._ownership.is_paused
 
-    def _tick(self, now: float) -> None:
-        """Have the feed do what is due; while all its reads bring something, look for that from time to time."""
-        if now >= self._tick_at or not (self._has_read and now < self._tick_again_at):
-            self._tick_at = self._feed.tick(now)
-            self._tick_again_at = now + TICK_INTERVAL_S
+    def _looks_around(self, now: float) -> bool:
+        """Return whether to see what the feed has to do, and for orders; not each time while reads bring changes."""
+        is_due = now >= min(self._tick_at, self._look_again_at)
+        return is_due or self._ownership.is_paused or not self._has_read
 
     def _move_changes(self, now: float, *, reads: bool) -> tuple[bool, Round | None]:
         """Move changes on by one step each: from the source into a round, into the rings, under the stable clock.
@@ -465,20 +466,20 @@ class FeedWorker:
             self._space_bell.clear()  # before looking: what is committed after this rings it again
 
     def _linger(self, now: float) -> None:
-        """Sleep until the next read, or until all writers have committed a round and the stable clock may move.
+        """Sleep until the next read; move the stable clock meanwhile, as soon as it may move.
 
-        Orders wait as long: they are taken with the next read.
+        All else waits for that read, orders too. Only what was read before, and waits for the writers, does not.
         """
-        wake_at = min(self._pace.read_at, now + MAX_WAIT_S)
-        if self._unadvanced:
-            wake_at = min(wake_at, self._advance_due)
-        if self._outbox.empty:
-            time.sleep(max(0.0, wake_at - time.monotonic()))  # to the beat: the timeout of poll is in whole ms
-            return
-        while wait_readable([self._space_bell], wake_at - time.monotonic()):
-            self._space_bell.clear()  # before looking, as above
-            if self._outbox.has_news:
-                break  # else one writer has committed its part of a round, and others have not
+        until = min(self._pace.read_at, now + MAX_WAIT_S)
+        while (now := time.monotonic()) < until:
+            wake_at = min(until, self._advance_due) if self._unadvanced else until
+            if self._outbox.empty:
+                time.sleep(max(0.0, wake_at - now))  # to the beat: the timeout of poll is in whole ms
+            elif wait_readable([self._space_bell], wake_at - now):
+                self._space_bell.clear()  # before looking, as above
+            if self._outbox.holds_back or self._builder.n_events:
+                return
+            self._advance(time.monotonic())
 
     def _rollback_due(self) -> bool:
         first = self._builder.rollback_since

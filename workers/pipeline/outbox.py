@@ -55,7 +55,7 @@ class StableQueue:
     def pop_committed(self, committed: Sequence[int]) -> dict[int, Checkpoint]:
         """Take out the rounds that all writers have *committed*; return the newest checkpoint of each vbucket."""
         newest: dict[int, Checkpoint] = {}
-        while self.is_committed(committed):
+        while self._queue and all(map(le, self._queue[0].positions, committed)):
             item = self._queue.popleft()
             newest.update(item.checkpoints)
             self.n_events -= item.n_events
@@ -70,10 +70,6 @@ class StableQueue:
             assert one.positions != after.positions, "a round without frames joins the one before"
             assert all(map(le, one.positions, after.positions)), "a ring's position never goes back"
             assert one.put_ns <= after.put_ns, "the oldest round is the first one"
-
-    def is_committed(self, committed: Sequence[int]) -> bool:
-        """Return whether all writers have *committed* the first round."""
-        return bool(self._queue) and all(map(le, self._queue[0].positions, committed))
 
     def vbuckets(self) -> set[int]:
         """Return the vbuckets of the rounds in the queue."""
@@ -137,8 +133,8 @@ class Outbox(Protocol):
         ...
 
     @property
-    def has_news(self) -> bool:
-        """True if a round was committed since `pop_committed`, or an epoch refused, or more may be handed over."""
+    def holds_back(self) -> bool:
+        """True if a part of the last round waits for room."""
         ...
 
     def vbuckets(self) -> set[int]:
@@ -227,11 +223,9 @@ class RingOutbox:
         return self._in_flight.pop_committed(committed)
 
     @property
-    def has_news(self) -> bool:
-        """See `Outbox.has_news`."""
-        if self._round is not None or any(ring.refused == self._epoch for ring in self._rings):
-            return True
-        return self._in_flight.is_committed([ring.committed for ring in self._rings])
+    def holds_back(self) -> bool:
+        """See `Outbox.holds_back`."""
+        return self._round is not None
 
     def check(self) -> None:
         """Assert what holds after every step of ours, and of the writers."""
