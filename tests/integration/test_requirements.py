@@ -27,7 +27,7 @@ from tests.support.running import assert_verified, await_stable, connect, indexe
 from tests.support.stores import Backend, all_entries, settings_of
 from workers.pipeline.batch_writer import BatchWriter
 from workers.pipeline.outbox import RingOutbox
-from workers.pipeline.ring import Bell, Ring
+from workers.pipeline.ring import Bell, CommitBell, Ring
 from workers.pipeline.round import RoundBuilder
 from workers.signals import StopFlag
 from workers.telemetry.board import Board
@@ -89,7 +89,7 @@ def new_writer(store: Any, rings: list[Ring], bells: list[Bell], batch_bytes: in
     writer = BatchWriter(
         store=store,
         rings=rings,
-        space_bells=bells[:-1],
+        commit_bells=[CommitBell(bell, [ring]) for bell, ring in zip(bells[:-1], rings, strict=True)],
         data_bell=bells[-1],
         batch_bytes=batch_bytes,
         stats=Board(1).writers[0],

@@ -22,7 +22,7 @@ from tests.support.redis_cluster import ClusterOfThree
 from tests.support.stores import META, Backend, all_entries, append, checkpoints, entry
 from workers.pipeline.batch_writer import BatchWriter
 from workers.pipeline.outbox import RingOutbox
-from workers.pipeline.ring import Bell, Ring
+from workers.pipeline.ring import Bell, CommitBell, Ring
 from workers.pipeline.round import Round
 from workers.signals import StopFlag
 from workers.telemetry.board import Board
@@ -66,7 +66,7 @@ class Node:
         self.writer = BatchWriter(
             store=self.backend.writer(),
             rings=[self.ring],
-            space_bells=self.bells[:1],
+            commit_bells=[CommitBell(self.bells[0], [self.ring])],
             data_bell=self.bells[1],
             batch_bytes=1 << 16,
             stats=Board(1).writers[0],

@@ -87,7 +87,7 @@ class Pipeline:
         self.writer = BatchWriter(
             store=store,
             rings=shared.rings_of_writer(0),
-            space_bells=shared.space_bells,
+            commit_bells=shared.commit_bells,
             data_bell=shared.data_bells[0],
             batch_bytes=1 << 20,
             stats=board.writers[0],

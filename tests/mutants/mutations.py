@@ -131,11 +131,17 @@ _OWNERSHIP = _of(
 
 _OUTBOX = _of(
     "workers/pipeline/outbox.py",
-    "outbox stable_queue",
+    "outbox stable_queue commit_bell",
     ("ring.epoch = epoch\n", "pass\n"),
     ("bell.ring()  # an earlier life", "pass  # an earlier life"),
     ("all(map(le, self._queue[0].positions, committed))", "all(map(int.__lt__, self._queue[0].positions, committed))"),
-    ("bool(self._queue) and all(", "bool(self._queue) and any("),
+    ("while self._queue and all(", "while self._queue and any("),
+    ("            self._await(self._in_flight.first)\n        return True", "        return True"),
+    (
+        "            self._await(self._in_flight.first)\n        return popped",
+        "            pass\n        return popped",
+    ),
+    ("self._await([0] * len(self._rings))", "pass"),
     ("checkpoints={**last.checkpoints, **checkpoints}", "checkpoints={**checkpoints, **last.checkpoints}"),
     ("positions = [ring.written for", "positions = [ring.committed for"),
     ("return self._round is None and len(self._in_flight) == 0", "return len(self._in_flight) == 0"),
@@ -157,7 +163,8 @@ _FRAMES = _of(
 
 _RING = _of(
     "workers/pipeline/ring.py",
-    "ring",
+    "ring commit_bell",
+    ("all(ring.committed >= ring.awaited", "any(ring.committed >= ring.awaited"),
     ("self._words[_COMMITTED] = self._words[_READ]", "self._words[_COMMITTED] = self._words[_WRITTEN]"),
     ('taken again."""\n        self._words[_READ] = self._words[_COMMITTED]', 'taken again."""'),
     ("start + size - self._words[_COMMITTED] > self.capacity", "start + size - self._words[_READ] > self.capacity"),

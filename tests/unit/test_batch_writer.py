@@ -12,7 +12,7 @@ from workers.pipeline import ring as ring_module
 from workers.pipeline.batch_writer import GATHER_S, MAX_WAIT_S, MUCH_BYTES, TORN, BatchWriter
 from workers.pipeline.beats import BeatTimer
 from workers.pipeline.frames import pack_frames
-from workers.pipeline.ring import Bell, Ring
+from workers.pipeline.ring import Bell, CommitBell, Ring
 from workers.telemetry.board import Board
 from workers.telemetry.hot_channels import HotChannels, SharedNote
 
@@ -85,7 +85,7 @@ def writer_of(store, rings, bells, batch_bytes=1 << 20):
     return BatchWriter(
         store=store,
         rings=rings,
-        space_bells=bells[:2],
+        commit_bells=[CommitBell(bell, [ring]) for bell, ring in zip(bells[:2], rings, strict=True)],
         data_bell=bells[2],
         batch_bytes=batch_bytes,
         stats=Board(1).writers[0],

@@ -116,7 +116,7 @@ class Roles:
             writer = BatchWriter(
                 store=store,
                 rings=shared.rings_of_writer(number),
-                space_bells=shared.space_bells,
+                commit_bells=shared.commit_bells,
                 data_bell=shared.data_bells[number],
                 batch_bytes=config.workers.batch_bytes,
                 stats=slot.stats,

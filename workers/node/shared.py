@@ -1,6 +1,6 @@
 """The memory and the bells that a node's workers share. Made before the first fork; a new shape needs all anew."""
 
-from workers.pipeline.ring import Bell, Ring
+from workers.pipeline.ring import Bell, CommitBell, Ring
 
 
 class Shared:
@@ -28,6 +28,11 @@ class Shared:
         """Return the rings that lead to one batch writer, by feed worker."""
         assert 0 <= writer < self.n_writers
         return [by_writer[writer] for by_writer in self.rings]
+
+    @property
+    def commit_bells(self) -> list[CommitBell]:
+        """The space bells, by feed worker, as batch writers ring them."""
+        return [CommitBell(bell, rings) for bell, rings in zip(self.space_bells, self.rings, strict=True)]
 
     def close(self) -> None:
         """Give the bells back; the memory goes with its last process."""

@@ -22,7 +22,7 @@ from channelindex.polling import wait_readable
 from channelindex.stores.base import ChannelAppend, IndexWriter
 from workers.pipeline.beats import BeatTimer
 from workers.pipeline.frames import Merged, merge_payloads
-from workers.pipeline.ring import Bell, Ring, TornFrame
+from workers.pipeline.ring import Bell, CommitBell, Ring, TornFrame
 from workers.signals import StopFlag
 from workers.telemetry.board import BATCH_BYTES, STORE_US, ProcessStats
 from workers.telemetry.hot_channels import HotChannels
@@ -53,7 +53,7 @@ class Batch(NamedTuple):
 class BatchWriter:
     """Runs one life of the batch writer of one channel shard. `run` in a process of its own; not reusable.
 
-    `rings` and `space_bells` are by feed worker.
+    `rings` and `commit_bells` are by feed worker.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class BatchWriter:
         *,
         store: IndexWriter,
         rings: Sequence[Ring],
-        space_bells: Sequence[Bell],
+        commit_bells: Sequence[CommitBell],
         data_bell: Bell,
         batch_bytes: int,
         stats: ProcessStats,
@@ -71,9 +71,9 @@ class BatchWriter:
     ) -> None:
         self._store = store
         self._rings = rings
-        self._space_bells = space_bells
+        self._commit_bells = commit_bells
         self._data_bell = data_bell
-        assert len(rings) == len(space_bells) > 0, "a bell for each feed worker"
+        assert len(rings) == len(commit_bells) > 0, "a bell for each feed worker"
         assert batch_bytes > 0
         self._ring_budget = max(1, batch_bytes // len(rings))
         self._stats = stats
@@ -90,7 +90,7 @@ class BatchWriter:
 
     def run(self) -> int:
         """Write until asked to stop and the rings are empty; return the exit code of the process."""
-        for ring, bell in zip(self._rings, self._space_bells, strict=True):
+        for ring, bell in zip(self._rings, self._commit_bells, strict=True):
             ring.reset_consumer()
             bell.ring()  # the one before us may have died between its commit and its bell
         with closing(BeatTimer()) as timer:
@@ -127,11 +127,10 @@ class BatchWriter:
         began = time.monotonic()
         store_us = self._write(merged.appends, merged.principals)
         took_s = time.monotonic() - began
-        for ring, payloads, bell in zip(self._rings, taken, self._space_bells, strict=True):
+        for ring, payloads, bell in zip(self._rings, taken, self._commit_bells, strict=True):
             assert not payloads or ring.committed < ring.read, "what was taken is committed once, after it was written"
             if payloads:
-                self._commit(ring)
-                bell.ring()
+                self._commit(ring, bell)
         return Batch(merged, took_s, store_us)
 
     def _count(self, batch: Batch) -> int:
@@ -152,12 +151,14 @@ class BatchWriter:
             return []
         return ring.take(self._ring_budget)
 
-    def _commit(self, ring: Ring) -> None:
+    def _commit(self, ring: Ring, bell: CommitBell) -> None:
         """Commit what was taken, unless the ring's present epoch was refused: then its worker has to begin anew."""
         if ring.epoch in self._stale_epochs:
             ring.refuse(ring.epoch)
+            bell.ring()
         else:
             ring.commit(self._servers)
+            bell.ring_if_awaited()
 
     def _reconnect_if_expected(self, taken: Sequence[Sequence[memoryview]]) -> None:
         """Connect to the store anew if a feed worker knows other servers of it than we do. It may be wrong: once."""

@@ -479,7 +479,8 @@ class FeedWorker:
                 self._space_bell.clear()  # before looking, as above
             if self._outbox.holds_back or self._builder.n_events:
                 return
-            self._advance(time.monotonic())
+            if self._unadvanced or not self._outbox.empty:
+                self._advance(time.monotonic())
 
     def _rollback_due(self) -> bool:
         first = self._builder.rollback_since

@@ -71,6 +71,11 @@ class StableQueue:
             assert all(map(le, one.positions, after.positions)), "a ring's position never goes back"
             assert one.put_ns <= after.put_ns, "the oldest round is the first one"
 
+    @property
+    def first(self) -> Sequence[int]:
+        """Positions at which the frames of the first round end, by writer."""
+        return self._queue[0].positions
+
     def vbuckets(self) -> set[int]:
         """Return the vbuckets of the rounds in the queue."""
         return {vb for item in self._queue for vb in item.checkpoints}
@@ -178,6 +183,7 @@ class RingOutbox:
         self._expected = [ring.took_of(servers) for ring in self._rings]
         for ring, bell in zip(self._rings, self._data_bells, strict=True):
             ring.expected_servers = servers
+            ring.awaited = 0
             ring.epoch = epoch
             bell.ring()  # an earlier life may have died between a frame and its bell
 
@@ -199,6 +205,7 @@ class RingOutbox:
         while self._pending:
             writer, frame = self._pending[0]
             if self._rings[writer].try_publish(frame) is None:
+                self._await([0] * len(self._rings))  # any commit gives room
                 return False
             self._pending.popleft()
             if not self._rings[writer].is_awaited(time.monotonic()):
@@ -207,7 +214,13 @@ class RingOutbox:
             positions = [ring.written for ring in self._rings]
             self._in_flight.push(positions, self._round.checkpoints, self._round.n_events, self._put_ns)
             self._round = None
+            self._await(self._in_flight.first)
         return True
+
+    def _await(self, positions: Sequence[int]) -> None:
+        """Have the writers wake us once all of them have committed up to *positions*; see `CommitBell`."""
+        for ring, position in zip(self._rings, positions, strict=True):
+            ring.awaited = position
 
     def pop_committed(self) -> dict[int, Checkpoint]:
         """See `Outbox.pop_committed`."""
@@ -220,7 +233,10 @@ class RingOutbox:
                     f"epoch {self._epoch}: batch writer {writer} wrote to other servers of index.store than those in "
                     "which the epoch began"
                 )
-        return self._in_flight.pop_committed(committed)
+        popped = self._in_flight.pop_committed(committed)
+        if popped and self._in_flight and self._round is None:
+            self._await(self._in_flight.first)
+        return popped
 
     @property
     def holds_back(self) -> bool:

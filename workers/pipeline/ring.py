@@ -6,6 +6,7 @@ any two instructions leaves a ring that its successor can go on with.
     offset  size  field      writer    reader                ordering
     0       8     epoch      producer  consumer              none: frames carry their own epoch, see `Ring.epoch`
     8       8     expected   producer  consumer              none: it only makes the consumer connect anew
+    16      8     awaited    producer  consumers             none: see `CommitBell`
     64      8     written    producer  consumer, supervisor  after the frame's bytes; the checksum proves it
     128     8     read       consumer  supervisor            none
     192     8     committed  consumer  producer              after the last use of the frames below it, and after `took`
@@ -31,8 +32,8 @@ x86 shows stores in their order. Elsewhere a consumer may see `written` before t
 shows it: its seed makes what an earlier lap left at the same place fail too. The consumer looks again, a bounded number
 of times.
 
-Waiting is not the ring's business: see `Bell`. The memory is anonymous, made before the fork, and gone with the last
-process that has it; no process of another version ever sees it, so the layout has no version.
+Waiting is not the ring's business: see `Bell` and `CommitBell`. The memory is anonymous, made before the fork, and gone
+with the last process that has it; no process of another version ever sees it, so the layout has no version.
 """
 
 import mmap
@@ -40,13 +41,15 @@ import os
 import struct
 import time
 import zlib
+from collections.abc import Sequence
 from contextlib import suppress
 
 from channelindex import kernel
 from channelindex.errors import InvariantBroken
 from workers.pipeline.beats import BEAT_S, UNASKED_S
 
-_EPOCH, _EXPECTED, _WRITTEN, _READ, _COMMITTED, _TOOK, _REFUSED, _AWAITS = 0, 1, 8, 16, 24, 25, 26, 27  # 8 bytes each
+_EPOCH, _EXPECTED, _AWAITED = 0, 1, 2  # 8 bytes each
+_WRITTEN, _READ, _COMMITTED, _TOOK, _REFUSED, _LOOKS_AT_BEATS = 8, 16, 24, 25, 26, 27
 _COUNT_BITS = 16
 _HEADER_BYTES = 256
 _LEAST_CAPACITY = 64
@@ -137,6 +140,15 @@ class Ring:
         self._words[_EXPECTED] = digest
 
     @property
+    def awaited(self) -> int:
+        """The position up to which the producer waits for a commit, set by it alone; a committed one: for the next."""
+        return self._words[_AWAITED]
+
+    @awaited.setter
+    def awaited(self, position: int) -> None:
+        self._words[_AWAITED] = position
+
+    @property
     def took(self) -> int:
         """The digest of the servers that took the frames below `committed`, and a count of the changes of it."""
         return self._words[_TOOK]
@@ -165,11 +177,11 @@ class Ring:
 
         Consumer only. Once it does not any more, it looks again before it sleeps.
         """
-        self._words[_AWAITS] = looks
+        self._words[_LOOKS_AT_BEATS] = looks
 
     def is_awaited(self, now: float) -> bool:
         """Return true if the consumer will look at what was published by *now* (monotonic seconds) without a bell."""
-        return self._words[_AWAITS] != 0 and now % BEAT_S < UNASKED_S
+        return self._words[_LOOKS_AT_BEATS] != 0 and now % BEAT_S < UNASKED_S
 
     @property
     def written(self) -> int:
@@ -291,8 +303,38 @@ class Ring:
     def reset_consumer(self) -> None:
         """Start a new consumer: what its predecessor took and did not commit will be taken again."""
         self._words[_READ] = self._words[_COMMITTED]
-        self._words[_AWAITS] = 0
+        self._words[_LOOKS_AT_BEATS] = 0
         assert self._words[_READ] <= self._words[_WRITTEN]
+
+
+class CommitBell:
+    """The bell of a feed worker as batch writers ring it: once all have committed what it waits for, not for each.
+
+    What it waits for is a position in each of its rings (`Ring.awaited`): where its oldest round ends, or what is
+    committed already, where any commit gives it the room that it needs. It sets them before it looks at what is
+    committed, and a writer looks at them after its own commit, so the last one to commit always rings.
+
+    Two writers that commit at the same moment could each miss the commit of the other, which takes nanoseconds from one
+    core to another. Then no bell rings, and the feed worker finds the commits when it wakes for its next read, or after
+    `feed_worker.MAX_WAIT_S`.
+    """
+
+    __slots__ = ("_bell", "_rings")
+
+    def __init__(self, bell: Bell, rings: Sequence[Ring]) -> None:
+        """*rings* are all that lead from the feed worker, by batch writer."""
+        assert rings, "a feed worker has a ring to each batch writer"
+        self._bell = bell
+        self._rings = rings
+
+    def ring(self) -> None:
+        """Wake the feed worker, whatever it waits for."""
+        self._bell.ring()
+
+    def ring_if_awaited(self) -> None:
+        """Wake the feed worker if everything that it waits for is committed."""
+        if all(ring.committed >= ring.awaited for ring in self._rings):
+            self._bell.ring()
 
 
 def _frame_bytes(length: int) -> int:
