@@ -299,7 +299,7 @@ static PyObject *selection_unexpected(SelectionObject *self, PyObject *replies) 
     uint64_t number;
     if (PyBytes_AsStringAndSize(replies, &start, &size) < 0)
         return NULL;
-    Cursor cursor = {(const uint8_t *)start, (const uint8_t *)start + size};
+    Cursor cursor = {.at = (const uint8_t *)start, .end = (const uint8_t *)start + size};
     PyObject *unexpected = PyList_New(0);
     for (size_t i = 0; unexpected != NULL && i < self->n_picks; i++) {
         if (!take_reply(&cursor, &number)) {

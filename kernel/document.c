@@ -133,7 +133,7 @@ static bool is_at_end(Cursor *cursor) {
 }
 
 static Decoded decode_body(Span body, Revision *revision) {
-    Cursor cursor = {body.start, body.start + body.size};
+    Cursor cursor = cursor_over(body);
     String key;
     bool has_sync = false;
     if (!take_byte(&cursor, '{'))
@@ -177,7 +177,7 @@ static Decoded decode_attributes(unsigned datatype, Span value, Revision *revisi
         if (end - start >= 10 && memcmp(value.start + start + 4, "_sync", 6) == 0) {
             if (end - start == 10) /* its text would begin behind its end */
                 return PYTHONS;
-            Cursor cursor = {value.start + start + 10, value.start + end - 1};
+            Cursor cursor = cursor_over((Span){value.start + start + 10, end - start - 11});
             return take_sync(&cursor, revision, 0) && is_at_end(&cursor) ? ENTRY : PYTHONS;
         }
         start = end;

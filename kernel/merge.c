@@ -123,7 +123,7 @@ static Outcome take_principals(Cursor *cursor, PyObject *principals) {
 
 /* Takes in one frame. LEFT: its epoch is below *least* or one of *stale*, which is rare; or it is not as ours are. */
 static Outcome take_payload(Merged *merged, Span payload, uint64_t least, PyObject *stale) {
-    Cursor cursor = {payload.start, payload.start + payload.size};
+    Cursor cursor = {.at = payload.start, .end = payload.start + payload.size};
     uint64_t four, epoch;
     Span group;
     Merge *merge;

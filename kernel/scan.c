@@ -1,8 +1,4 @@
-#include "scan.h"
-
-#include <string.h>
-
-#define EACH(byte) (UINT64_C(0x0101010101010101) * (byte))
+#include "plain.h"
 
 enum { MOST_NUMBER = 32, MOST_EXPONENT = 2 };
 
@@ -14,22 +10,10 @@ void skip_white_space(Cursor *cursor) {
         cursor->at++;
 }
 
-/* Moves over bytes that are neither control characters, quotes, backslashes nor beyond ASCII, eight at a time, up to the
- * first other one or near it. The lowest high bit of *odd* is exact; a borrow may set further ones. */
-static void skip_plain(Cursor *cursor) {
-    while (cursor->end - cursor->at >= 8) {
-        uint64_t word;
-        memcpy(&word, cursor->at, 8);
-        uint64_t quote = word ^ EACH('"'), slash = word ^ EACH('\\');
-        uint64_t odd = ((word - EACH(0x20)) | (quote - EACH(1)) | (slash - EACH(1)) | word) & EACH(0x80);
-        if (odd) {
-#if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
-            cursor->at += __builtin_ctzll(odd) / 8;
-#endif
-            return;
-        }
-        cursor->at += 8;
-    }
+Cursor cursor_over(Span text) {
+    Cursor cursor = {.at = text.start, .end = text.start + text.size};
+    enter_block(&cursor, text.start);
+    return cursor;
 }
 
 static bool is_tail(const uint8_t *at) { return (*at & 0xC0) == 0x80; }
@@ -61,7 +45,7 @@ static bool skip_wide(Cursor *cursor) {
 }
 
 bool is_text(Span bytes) {
-    Cursor cursor = {bytes.start, bytes.start + bytes.size};
+    Cursor cursor = {.at = bytes.start, .end = bytes.start + bytes.size};
     while (cursor.at < cursor.end) {
         if (*cursor.at < 0x80)
             cursor.at++;
@@ -106,34 +90,50 @@ static bool skip_escape(Cursor *cursor) {
     return true;
 }
 
-bool take_string(Cursor *cursor, String *string) {
-    if (!take_byte(cursor, '"'))
+/* Moves over an escape, characters beyond ASCII, or one byte of another kind; false where it is odd. */
+static __attribute__((noinline)) bool skip_special(Cursor *cursor, unsigned *made_of) {
+    uint8_t byte = *cursor->at;
+    if (byte < 0x20)
         return false;
-    const uint8_t *start = cursor->at;
-    string->made_of = 0;
+    if (byte == '\\') {
+        *made_of |= ESCAPED;
+        return skip_escape(cursor);
+    }
+    if (byte < 0x80) {
+        cursor->at++;
+        return true;
+    }
+    *made_of |= WIDE;
+    do {
+        if (!skip_wide(cursor))
+            return false;
+    } while (cursor->at < cursor->end && *cursor->at >= 0x80);
+    return true;
+}
+
+/* Moves over the text of a string and the quote behind it; false where there is none, or the text is odd. */
+static inline __attribute__((always_inline)) bool skip_text(Cursor *cursor, unsigned *made_of) {
     for (;;) {
         skip_plain(cursor);
         if (cursor->at >= cursor->end)
             return false;
-        uint8_t byte = *cursor->at;
-        if (byte == '"')
+        if (*cursor->at == '"')
             break;
-        if (byte < 0x20)
+        if (!skip_special(cursor, made_of))
             return false;
-        if (byte == '\\') {
-            string->made_of |= ESCAPED;
-            if (!skip_escape(cursor))
-                return false;
-        } else if (byte >= 0x80) {
-            string->made_of |= WIDE;
-            if (!skip_wide(cursor))
-                return false;
-        } else {
-            cursor->at++;
-        }
     }
-    string->text = (Span){start, (size_t)(cursor->at - start)};
     cursor->at++;
+    return true;
+}
+
+bool take_string(Cursor *cursor, String *string) {
+    if (!take_byte(cursor, '"'))
+        return false;
+    unsigned made_of = 0;
+    const uint8_t *start = cursor->at;
+    if (!skip_text(cursor, &made_of))
+        return false;
+    *string = (String){{start, (size_t)(cursor->at - start) - 1}, made_of};
     return true;
 }
 
@@ -188,7 +188,7 @@ static bool skip_number(Cursor *cursor) {
     return cursor->at - start <= MOST_NUMBER;
 }
 
-static bool take_word(Cursor *cursor, const char *word) {
+static inline bool take_word(Cursor *cursor, const char *word) {
     size_t size = strlen(word);
     if ((size_t)(cursor->end - cursor->at) < size || memcmp(cursor->at, word, size) != 0)
         return false;
@@ -215,43 +215,19 @@ Next next_member(Cursor *cursor, bool is_first, String *key) {
     return take_string(cursor, key) && take_byte(cursor, ':') ? MEMBER : ODD;
 }
 
-static bool skip_object(Cursor *cursor, unsigned depth) {
-    String key;
-    for (bool is_first = true;; is_first = false) {
-        Next next = next_member(cursor, is_first, &key);
-        if (next != MEMBER)
-            return next == NO_MORE;
-        if (!skip_value(cursor, depth + 1))
-            return false;
-    }
+/* Moves over a key and its colon. */
+static __attribute__((noinline)) bool skip_key(Cursor *cursor) {
+    unsigned made_of = 0;
+    return take_byte(cursor, '"') && skip_text(cursor, &made_of) && take_byte(cursor, ':');
 }
 
-static bool skip_array(Cursor *cursor, unsigned depth) {
-    if (take_byte(cursor, ']'))
-        return true;
-    do {
-        if (!skip_value(cursor, depth + 1))
-            return false;
-    } while (take_byte(cursor, ','));
-    return take_byte(cursor, ']');
-}
-
-bool skip_value(Cursor *cursor, unsigned depth) {
-    String string;
-    if (depth > MOST_DEPTH)
-        return false;
-    skip_space(cursor);
-    if (cursor->at >= cursor->end)
-        return false;
+/* Moves over a value that has no others in it. */
+static inline bool skip_scalar(Cursor *cursor) {
+    unsigned made_of = 0;
     switch (*cursor->at) {
     case '"':
-        return take_string(cursor, &string);
-    case '{':
         cursor->at++;
-        return skip_object(cursor, depth);
-    case '[':
-        cursor->at++;
-        return skip_array(cursor, depth);
+        return skip_text(cursor, &made_of);
     case 't':
         return take_word(cursor, "true");
     case 'f':
@@ -260,5 +236,48 @@ bool skip_value(Cursor *cursor, unsigned depth) {
         return take_word(cursor, "null");
     default:
         return skip_number(cursor);
+    }
+}
+
+/* Where a value is, and of what: by nesting, the innermost lowest, whether it is in an object. */
+typedef struct {
+    unsigned depth;
+    uint64_t objects;
+} Nesting;
+
+/* Moves to the next value, behind one: over the ends of what it is in, up to *depth*. NO_MORE: that was the last. */
+static inline Next next_value(Cursor *cursor, Nesting *in, unsigned depth) {
+    for (; in->depth > depth; in->depth--, in->objects >>= 1) {
+        bool is_object = in->objects & 1;
+        if (take_byte(cursor, ','))
+            return !is_object || skip_key(cursor) ? MEMBER : ODD;
+        if (!take_byte(cursor, is_object ? '}' : ']'))
+            return ODD;
+    }
+    return NO_MORE;
+}
+
+/* Without calling itself: what it knows stays in registers. */
+bool skip_value(Cursor *cursor, unsigned depth) {
+    Nesting in = {depth, 0};
+    for (;;) {
+        skip_space(cursor);
+        if (in.depth > MOST_DEPTH || cursor->at >= cursor->end)
+            return false;
+        bool is_object = *cursor->at == '{';
+        if (is_object || *cursor->at == '[') {
+            cursor->at++;
+            if (!take_byte(cursor, is_object ? '}' : ']')) {
+                in = (Nesting){in.depth + 1, in.objects << 1 | is_object};
+                if (is_object && !skip_key(cursor))
+                    return false;
+                continue;
+            }
+        } else if (!skip_scalar(cursor)) {
+            return false;
+        }
+        Next next = next_value(cursor, &in, depth);
+        if (next != MEMBER)
+            return next == NO_MORE;
     }
 }

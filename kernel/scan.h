@@ -12,11 +12,13 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { MOST_DEPTH = 64 };
+enum { MOST_DEPTH = 64, TEXT_BLOCK = 64 };
 
 typedef struct {
     const uint8_t *at;
     const uint8_t *end;
+    const uint8_t *block; /* what was looked at last: it begins at *at*, or before */
+    uint64_t odd;         /* bytes of it that are not plain, the first one's bit lowest: `kernel/plain.h` */
 } Cursor;
 
 /* A piece of somebody else's text. */
@@ -24,6 +26,9 @@ typedef struct {
     const uint8_t *start;
     size_t size;
 } Span;
+
+/* A cursor that may take strings, at the beginning of *text*. */
+Cursor cursor_over(Span text);
 
 /* What a string is made of besides plain ASCII. */
 enum { ESCAPED = 1, WIDE = 2 };
@@ -62,7 +67,7 @@ bool take_bool(Cursor *cursor, bool *value);
 /* Takes null if it stands here. */
 bool take_null(Cursor *cursor);
 
-/* Takes any value inside of *depth* others. */
+/* Takes any value inside of *depth* others, of which there is one at least. */
 bool skip_value(Cursor *cursor, unsigned depth);
 
 typedef enum { MEMBER, NO_MORE, ODD } Next;

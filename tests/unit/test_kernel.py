@@ -141,6 +141,32 @@ def test_odd_documents_are_left_to_python_in_their_turn(value: bytes) -> None:
     RoundPair().add(events_of(plain, value, plain, plain, value))
 
 
+@pytest.mark.parametrize(
+    "special",
+    [b"", b"\\n", b"\\u00e9", b"\xc3\xa9", b"\xe2\x82\xac" * 30, b"\x1f", b"\x7f", b"\xff", b"\\x", b'"', b"\\"],
+)
+def test_what_is_special_in_a_string_at_each_place(special: bytes) -> None:
+    values = [b'{"a":"%s%s%s","_sync":{%s}}' % (b"x" * n, special, b"y" * (n % 5), SYNC) for n in range(200)]
+    RoundPair().add(events_of(*values))
+
+
+def test_a_document_cut_off_at_each_place() -> None:
+    value = PLAIN["removal"][:-1] + b',"a":"\xe2\x82\xac%s","b":[{"c":[-1.5,true]}]}' % (b"x" * 70)
+    assert compiled_decode(value) is not None
+    assert all(compiled_decode(value[:size]) is None for size in range(1, len(value))), "what is cut off is for Python"
+    RoundPair().add(events_of(*(value[:size] for size in range(len(value) + 1))))
+
+
+@pytest.mark.parametrize("kinds", [(b"[", b"]"), (b'{"k":', b"}"), (b'[{"k":', b"}]")])
+@pytest.mark.parametrize(
+    "inmost", [b"1", b"[]", b"{}", b'{"k":1}', b"[1,2]", b"}", b"]", b"", b"[,]", b"[1,]", b'{"k":1,}']
+)
+def test_values_in_each_depth(kinds: tuple[bytes, bytes], inmost: bytes) -> None:
+    begin, end = kinds
+    values = [b'{"a":%s%s%s,"_sync":{%s}}' % (begin * n, inmost, end * n, SYNC) for n in range(70)]
+    RoundPair().add(events_of(*values))
+
+
 @pytest.mark.parametrize("value", [*seeds(), *PLAIN.values(), *ODD.values()])
 def test_each_value_as_attribute_and_in_every_datatype(value: bytes) -> None:
     attributes = [
