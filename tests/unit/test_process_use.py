@@ -1,4 +1,4 @@
-"""What a process uses of the machine, as /proc says it."""
+"""What a process uses of the machine, as the kernel says it."""
 
 import mmap
 import os
@@ -16,8 +16,9 @@ def test_cpu_time_and_memory_of_this_process_grow_with_what_it_does():
     until = time.process_time() + 0.1
     while time.process_time() < until:
         pass
+    used_before_s = time.process_time()
     cpu_s, memory = process_use(os.getpid())
-    assert cpu_s > cpu_before_s
+    assert cpu_before_s < used_before_s <= cpu_s <= time.process_time()
     assert memory > memory_before + len(held) // 2
 
 

@@ -1,12 +1,12 @@
-"""Reads what a process uses of the machine, from /proc (proc(5))."""
+"""Reads what a process uses of the machine, without a file object or a path: a node does so a dozen times a second."""
 
 import os
-from pathlib import Path
+import time
 
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-_UTIME = 11
-"""Index of the time in user mode among the fields behind the name; the time in the kernel is the next."""
+_LINE_BYTES = 256
+"""More than a line of statm(5) has."""
+_CPUCLOCK_SCHED = 2
 
 
 def process_use(pid: int) -> tuple[float, int]:
@@ -15,8 +15,17 @@ def process_use(pid: int) -> tuple[float, int]:
     Both are 0 where it has ended.
     """
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
-        _, resident, shared, *_ = map(int, Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split())
+        statm = os.open(f"/proc/{pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _, resident, shared, *_ = map(int, os.read(statm, _LINE_BYTES).split())
+        finally:
+            os.close(statm)
+        return time.clock_gettime(_cpu_clock(pid)), (resident - shared) * _PAGE_BYTES
     except (OSError, ValueError):
         return 0.0, 0
-    return (int(fields[_UTIME]) + int(fields[_UTIME + 1])) / _TICKS_PER_S, (resident - shared) * _PAGE_BYTES
+
+
+def _cpu_clock(pid: int) -> int:
+    """Return the clock of the CPU time of process *pid*: clock_getcpuclockid(3), cheaper than /proc."""
+    assert pid > 0, "0 is the clock of the caller"
+    return ~pid << 3 | _CPUCLOCK_SCHED
