@@ -52,7 +52,7 @@ ROUND_EVENTS = 4_000
 round, and a writer that is busy gains nothing from getting its work in crumbs."""
 MUCH_EVENTS = 200
 """A read of as many events is a round that is worth its cost: the next one may follow at once."""
-LOOK_INTERVAL_S = 0.1
+LOOK_INTERVAL_S = 0.25
 """While all reads bring changes, time between two looks at orders, and at what else a feed has to do: lost streams,
 moved vbuckets."""
 ADVANCE_INTERVAL_S = 0.02
