@@ -7,7 +7,7 @@ enum { FIRST_ROOM = 64 };
 
 static uint64_t rotated(uint64_t value, int by) { return value << by | value >> (64 - by); }
 
-static void sip_round(uint64_t v[4]) {
+static inline __attribute__((always_inline)) void sip_round(uint64_t v[4]) {
     v[0] += v[1]; v[1] = rotated(v[1], 13); v[1] ^= v[0]; v[0] = rotated(v[0], 32);
     v[2] += v[3]; v[3] = rotated(v[3], 16); v[3] ^= v[2];
     v[0] += v[3]; v[3] = rotated(v[3], 21); v[3] ^= v[0];
@@ -34,8 +34,9 @@ uint64_t hash_name(const Entries *entries, Span name) {
     sip_round(v);
     v[0] ^= last;
     v[2] ^= 0xFF;
-    for (int i = 0; i < 3; i++)
-        sip_round(v);
+    sip_round(v);
+    sip_round(v);
+    sip_round(v);
     return v[0] ^ v[1] ^ v[2] ^ v[3];
 }
 
@@ -65,13 +66,20 @@ static void *with_room(void *items, size_t *room, size_t count, size_t more, siz
     return grown;
 }
 
-bool add_packed(Entries *entries, const uint8_t *packed, size_t size, size_t *at) {
-    uint8_t *arena = with_room(entries->packed, &entries->packed_room, entries->n_packed, size, 1);
+uint8_t *packed_end(Entries *entries, size_t most) {
+    uint8_t *arena = with_room(entries->packed, &entries->packed_room, entries->n_packed, most, 1);
     if (arena == NULL)
-        return false;
+        return NULL;
     entries->packed = arena;
+    return arena + entries->n_packed;
+}
+
+bool add_packed(Entries *entries, const uint8_t *packed, size_t size, size_t *at) {
+    uint8_t *end = packed_end(entries, size);
+    if (end == NULL)
+        return false;
+    memcpy(end, packed, size);
     *at = entries->n_packed;
-    memcpy(arena + *at, packed, size);
     entries->n_packed += size;
     return true;
 }
@@ -121,7 +129,7 @@ static Section *section_of(Entries *entries, Span name, uint64_t hash) {
     entries->names = names;
     Section *section = &sections[entries->n_sections++];
     *section = (Section){.hash = hash, .name_at = entries->n_names, .name_size = (uint32_t)name.size,
-                         .shard_hash = crc32_of(name, 0) >> 8, .first_link = NO_LINK, .last_link = NO_LINK};
+                         .shard_hash = crc32_of(name, 0) >> 8, .last_link = NO_LINK};
     memcpy(names + entries->n_names, name.start, name.size);
     entries->n_names += name.size;
     entries->table[place] = (uint32_t)entries->n_sections;
@@ -139,11 +147,7 @@ bool add_link(Entries *entries, Span name, uint64_t hash, size_t at, uint32_t si
     if (section == NULL)
         return false;
     uint32_t link = (uint32_t)entries->n_links++;
-    links[link] = (Link){.entry_at = at, .size = size, .next = NO_LINK};
-    if (section->n_links)
-        links[section->last_link].next = link;
-    else
-        section->first_link = link;
+    links[link] = (Link){.entry_at = at, .size = size, .before = section->last_link};
     section->last_link = link;
     section->n_links++;
     section->n_bytes += size;
@@ -151,11 +155,12 @@ bool add_link(Entries *entries, Span name, uint64_t hash, size_t at, uint32_t si
 }
 
 uint8_t *copy_section(const Entries *entries, const Section *section, uint8_t *to) {
-    for (uint32_t link = section->first_link; link != NO_LINK; link = entries->links[link].next) {
-        memcpy(to, entries->packed + entries->links[link].entry_at, entries->links[link].size);
-        to += entries->links[link].size;
+    uint8_t *end = to + section->n_bytes, *at = end;
+    for (uint32_t link = section->last_link; link != NO_LINK; link = entries->links[link].before) {
+        at -= entries->links[link].size;
+        memcpy(at, entries->packed + entries->links[link].entry_at, entries->links[link].size);
     }
-    return to;
+    return end;
 }
 
 bool is_of_writer(const Section *section, uint32_t writer, uint32_t n_writers) {

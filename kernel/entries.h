@@ -1,7 +1,8 @@
 /* Collects packed entries by channel, in the order in which they come, and packs them into ring frames. No Python here.
  *
- * An entry's bytes lie once in an arena, however many channels it is in; a channel is a chain of links to them. What
- * comes from outside, the names of channels, is hashed with a secret, so nobody can choose names that collide.
+ * An entry's bytes lie once in an arena, however many channels it is in; a channel is a chain of links to them, the
+ * last one first: so none is touched again when another one comes. What comes from outside, the names of channels, is
+ * hashed with a secret, so nobody can choose names that collide.
  */
 #ifndef CHANNELINDEX_ENTRIES_H
 #define CHANNELINDEX_ENTRIES_H
@@ -13,8 +14,7 @@ typedef struct {
     size_t name_at; /* in `names` */
     uint32_t name_size;
     uint32_t shard_hash;
-    uint32_t first_link;
-    uint32_t last_link;
+    uint32_t last_link; /* NO_LINK for none */
     uint32_t n_links;
     size_t n_bytes;
 } Section;
@@ -22,7 +22,7 @@ typedef struct {
 typedef struct {
     size_t entry_at; /* in `packed` */
     uint32_t size;
-    uint32_t next; /* NO_LINK for the last one */
+    uint32_t before; /* of the same channel; NO_LINK for the first one */
 } Link;
 
 #define NO_LINK UINT32_MAX
@@ -45,6 +45,10 @@ typedef struct {
 void entries_clear(Entries *entries);
 
 uint64_t hash_name(const Entries *entries, Span name);
+
+/* Where the next entry is to be written, of at most so many bytes: the caller does, and adds them to *n_packed*. NULL if there
+ * is no memory. */
+uint8_t *packed_end(Entries *entries, size_t most);
 
 /* Adds the bytes of an entry; false if there is no memory. Its place is put into *at*. */
 bool add_packed(Entries *entries, const uint8_t *packed, size_t size, size_t *at);

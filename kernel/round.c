@@ -72,9 +72,13 @@ static uint8_t *write_entry(uint8_t *to, const Event *document, unsigned flags, 
 }
 
 static bool add_entry(Entries *entries, const Event *document, unsigned flags, Span rev, size_t *at, uint32_t *size) {
-    uint8_t packed[ENTRY_HEAD_BYTES + MOST_KEY_BYTES + MOST_REV_BYTES];
+    uint8_t *packed = packed_end(entries, ENTRY_HEAD_BYTES + MOST_KEY_BYTES + MOST_REV_BYTES);
+    if (packed == NULL)
+        return false;
+    *at = entries->n_packed;
     *size = (uint32_t)(write_entry(packed, document, flags, rev) - packed);
-    return add_packed(entries, packed, *size, at);
+    entries->n_packed += *size;
+    return true;
 }
 
 /* Hashes the names of the channels; false where one comes twice. */

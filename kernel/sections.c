@@ -72,8 +72,8 @@ static Py_ssize_t sections_length(SectionsObject *self) { return (Py_ssize_t)sel
 
 static PyObject *entries_of(const Entries *entries, const Section *section) {
     PyObject *list = PyList_New(section->n_links);
-    uint32_t link = section->first_link;
-    for (uint32_t i = 0; list != NULL && i < section->n_links; i++, link = entries->links[link].next) {
+    uint32_t link = section->last_link;
+    for (uint32_t i = section->n_links; list != NULL && i-- > 0; link = entries->links[link].before) {
         const char *start = (const char *)entries->packed + entries->links[link].entry_at;
         PyObject *packed = PyBytes_FromStringAndSize(start, (Py_ssize_t)entries->links[link].size);
         if (packed == NULL || PyList_SetItem(list, i, packed) < 0)
