@@ -402,7 +402,12 @@ class WorkerSettings:
         at_most=2**30,
     )
     batch_bytes: int = _setting(
-        2**20, "Size of a batch that a batch writer takes from its rings.", unit="bytes", at_least=2**12, at_most=2**28
+        2**20,
+        "Size of a batch that a batch writer takes from its rings; up to four times as much while it is behind, each "
+        "channel gets little of it, and the store takes it quickly.",
+        unit="bytes",
+        at_least=2**12,
+        at_most=2**28,
     )
     heartbeat_timeout_s: float = _setting(
         30.0,

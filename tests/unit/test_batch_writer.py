@@ -209,6 +209,64 @@ def test_writer_that_is_asked_to_stop_writes_all_that_the_rings_hold_first(rings
     assert [ring.fill for ring in rings] == [0, 0]
 
 
+class Clock:
+    """Time that only the store takes."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def monotonic(self):
+        return self.now
+
+    def monotonic_ns(self):
+        return int(self.now * 1e9)
+
+
+@pytest.mark.parametrize(
+    ("n_channels", "took_s", "sizes"),
+    [
+        (1000, 0.01, [2, 4, 8, 8, 8]),
+        (1000, 0.3, [2, 2, 2, 2, 2]),
+        (1, 0.01, [2, 2, 2, 2, 2]),
+    ],
+    ids=["many channels", "a slow store", "one channel"],
+)
+def test_batches_that_merge_little_become_larger_while_the_store_is_quick(
+    rings, bells, monkeypatch, n_channels, took_s, sizes
+):
+    clock, store = Clock(), Store(rings)
+    monkeypatch.setattr(batch_writer, "time", clock)
+    store.before_write = lambda: setattr(clock, "now", clock.now + took_s)
+    writer = writer_of(store, rings, bells, batch_bytes=2 * FRAME_BYTES)
+    publish_many(rings, n_channels)
+    assert [writer._write_batch().merged.n_frames for _ in sizes] == sizes
+
+
+def test_batches_are_of_the_usual_size_again_once_they_merge_much_or_take_long(rings, bells, monkeypatch):
+    clock, store = Clock(), Store(rings)
+    monkeypatch.setattr(batch_writer, "time", clock)
+    writer = writer_of(store, rings, bells, batch_bytes=2 * FRAME_BYTES)
+    publish_many(rings, 1000)
+    assert [writer._write_batch().merged.n_frames for _ in range(3)] == [2, 4, 8]
+    store.before_write = lambda: setattr(clock, "now", clock.now + 0.6)
+    assert [writer._write_batch().merged.n_frames for _ in range(4)] == [8, 4, 2, 2]
+
+
+FRAME_BYTES = 400
+
+
+def publish_many(rings, n_channels):
+    """Publish 20 frames of FRAME_BYTES, or a bit less, in each ring: of one entry in each of 10 of the channels."""
+    for ring in rings:
+        for number in range(20):
+            names = [f"{(10 * number + index) % n_channels:04}" for index in range(10)]
+            entry = b"\0\1" + number.to_bytes(8, "big") + b"entry of channel"
+            sections = {name: [entry] * names.count(name) for name in names}
+            (frame,) = pack_frames(5, "g", sections, (), ring.max_payload)
+            assert FRAME_BYTES // 2 < len(frame) <= FRAME_BYTES
+            assert ring.try_publish(frame)
+
+
 def test_writer_waits_for_what_comes_until_it_is_asked_to_stop(rings, bells):
     store = Store(rings)
     for seqno in (1, 2):

@@ -5,6 +5,10 @@ rings. While one batch is written the next one queues up in the rings. A store t
 backoff, the batch kept: nothing is ever dropped to go on. A writer that dies is forked anew, starts at the
 committed positions and may write part of a batch twice; readers keep one of each entry.
 
+Where the entries of a batch are of so many channels that hardly two are of one, each is an append of its own, which
+costs the store more than anything else does. As long as such batches fill the limit and are written quickly, the next
+ones may be several times as large: more of their entries share an append.
+
 What was little is followed by a look after the next beat, when all that the feed workers read at that beat is there.
 Only where a look finds nothing, the writer sleeps until its bell rings.
 """
@@ -12,6 +16,7 @@ Only where a look finds nothing, the writer sleeps until its bell rings.
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from itertools import chain
 from typing import NamedTuple
 
 from channelindex import exits, kernel
@@ -37,6 +42,16 @@ writer locate all its blocks again."""
 GATHER_S = 0.001
 MUCH_BYTES = 64 << 10
 """A batch of less waits a moment: the feed workers read at the same beats, so more is on its way."""
+
+MOST_STRETCH = 4
+"""Batch limits that one batch may take: with more, rings of the usual size would be empty while it is written."""
+
+SCATTERED_BYTES = 256
+"""Entries that share an append have more bytes together, five usual ones: larger batches gain little then."""
+
+STRETCHED_S = 0.5
+"""Longest time that a batch of more than the limit is expected to take: the heartbeat waits for it, and whoever waits
+until the store has it."""
 
 MAX_WAIT_S = 0.25
 """Longest sleep: the heartbeat must not look dead while there is nothing to write."""
@@ -76,6 +91,8 @@ class BatchWriter:
         assert len(rings) == len(commit_bells) > 0, "a bell for each feed worker"
         assert batch_bytes > 0
         self._ring_budget = max(1, batch_bytes // len(rings))
+        self._stretch = 1
+        """Batch limits that the next batch may take."""
         self._stats = stats
         self._hot_channels = hot_channels
         self._stop = stop
@@ -123,15 +140,26 @@ class BatchWriter:
             return None
         self._reconnect_if_expected(taken)
         epochs = [ring.epoch for ring in self._rings]
+        n_taken = sum(map(len, chain(*taken)))
         merged = merge_payloads(zip(epochs, taken, strict=True), self._stale_epochs, self._compiled)
         began = time.monotonic()
         store_us = self._write(merged.appends, merged.principals)
         took_s = time.monotonic() - began
+        self._stretch = self._stretch_after(n_taken, merged, took_s)
         for ring, payloads, bell in zip(self._rings, taken, self._commit_bells, strict=True):
             assert not payloads or ring.committed < ring.read, "what was taken is committed once, after it was written"
             if payloads:
                 self._commit(ring, bell)
         return Batch(merged, took_s, store_us)
+
+    def _stretch_after(self, n_taken: int, merged: Merged, took_s: float) -> int:
+        """Return how many batch limits the next batch may take after one of *n_taken* bytes of the rings."""
+        assert 1 <= self._stretch <= MOST_STRETCH
+        is_scattered = merged.n_bytes < SCATTERED_BYTES * len(merged.appends)
+        if not is_scattered or took_s > STRETCHED_S:
+            return max(1, self._stretch // 2)
+        is_full = 2 * n_taken >= self._stretch * self._ring_budget * len(self._rings)
+        return min(MOST_STRETCH, 2 * self._stretch) if is_full and 2 * took_s < STRETCHED_S else self._stretch
 
     def _count(self, batch: Batch) -> int:
         """Publish what was written; return the bytes that have come meanwhile."""
@@ -149,7 +177,7 @@ class BatchWriter:
         """The next payloads of *ring*; none as long as its epoch is one that the store refused."""
         if ring.refused and ring.epoch <= ring.refused:
             return []
-        return ring.take(self._ring_budget)
+        return ring.take(self._stretch * self._ring_budget)
 
     def _commit(self, ring: Ring, bell: CommitBell) -> None:
         """Commit what was taken, unless the ring's present epoch was refused: then its worker has to begin anew."""

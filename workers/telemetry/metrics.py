@@ -94,7 +94,7 @@ METRICS = (
            "Appends before which the store had to look for the channel's block.",
            "One per channel and life of a worker. Near the appends for long: more channels than a writer remembers."),
     Metric("writer_batch_bytes", HISTOGRAM, _WORKER, "Bytes of entries per batch.",
-           "Always at `workers.batch_bytes`: writers never catch up; raise it or add writers."),
+           "Always at `workers.batch_bytes` or more: writers never catch up; raise it or add writers."),
     Metric("writer_store_seconds", HISTOGRAM, _WORKER, "Time that the store took for a batch.",
            "p99 above half a second: the store is slow (disk, memory, network, another client)."),
     Metric("writer_store_errors", COUNTER, _WORKER, "Batches that the store refused or did not answer, retried.",
