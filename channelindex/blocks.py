@@ -162,6 +162,11 @@ def iter_entries(body: bytes) -> Iterator[Entry]:
         yield Entry(vb, seqno, body[key_start:rev_start], rev, flags)
 
 
+def has_several(body: bytes) -> bool:
+    """Return whether there is more than one entry in the *body* of a frame."""
+    return len(body) >= ENTRY_HEAD_BYTES and len(body) > _size_of_first(body)
+
+
 def count_entries(block: bytes) -> int:
     """Count the entries in a block.
 
@@ -275,6 +280,18 @@ def pack_clock(frames: bytes) -> bytes:
     return pack_pairs(fold_clock(frames))
 
 
+def raise_pairs(pairs: bytes, bodies: Iterable[bytes]) -> bytes:
+    """The clock in *pairs*, raised to what the entries in *bodies* of frames have, as pairs.
+
+    Raises:
+        IndexCorrupt: see `fold_clock`.
+    """
+    clock = unpack_pairs(pairs)
+    for body in bodies:
+        _add_entries(clock, body)
+    return pack_pairs(clock)
+
+
 def unpack_pairs(pairs: bytes) -> dict[int, int]:
     """The clock in *pairs*, by maximum where a vbucket occurs twice.
 
@@ -343,12 +360,19 @@ def _add_entries(clock: dict[int, int], body: bytes) -> None:
         raise IndexCorrupt(f"the last entry ends {offset - end} bytes after its frame")
 
 
+def _size_of_first(body: bytes) -> int:
+    """Bytes of the entry with which *body* begins."""
+    assert len(body) >= ENTRY_HEAD_BYTES, "its head is there"
+    key_size, rev_size = body[_SIZES_OFFSET:ENTRY_HEAD_BYTES]
+    return ENTRY_HEAD_BYTES + key_size + (PACKED_REV_BYTES if rev_size == PACKED else rev_size)
+
+
 def _pairs_if_equal(body: bytes) -> Iterator[tuple[int, int]] | None:
     """The pairs with which entries begin whose keys and revisions are equally long, as most are; None for others."""
     if len(body) < ENTRY_HEAD_BYTES:
         return None
     key_size, rev_size = body[_SIZES_OFFSET:ENTRY_HEAD_BYTES]
-    size = ENTRY_HEAD_BYTES + key_size + (PACKED_REV_BYTES if rev_size == PACKED else rev_size)
+    size = _size_of_first(body)
     count, rest = divmod(len(body), size)
     all_sizes = body[_SIZES_OFFSET::size] + body[_SIZES_OFFSET + 1 :: size]
     if rest or all_sizes != bytes((key_size,)) * count + bytes((rev_size,)) * count:

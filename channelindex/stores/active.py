@@ -5,11 +5,12 @@ The compiled kernel has a class like it (`kernel/active.c`).
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import NamedTuple
 
 import msgspec
 
-from channelindex.blocks import ENTRIES, HEADER, pack_frame
+from channelindex.blocks import ENTRIES, FRAME_HEAD_BYTES, HEADER, has_several, pack_frame, raise_pairs
 from channelindex.stores.base import ChannelAppend
 
 Key = tuple[str, str]
@@ -32,7 +33,8 @@ class ActiveBlock(msgspec.Struct, gc=False):
 
     Knowing it is good for one epoch only: between two epochs of ours, another owner may have rotated the block.
     `summed` is known only where all since the last move came from us, `noted` until the first move of a block that we
-    found, where all since then did. Only the compiled kernel keeps them up.
+    found, where all since then did: the compiled kernel alone has that. It also sums up what comes; in Python that is
+    kept in `since`, behind the pairs of `summed`, until the directory is moved.
     """
 
     epoch: int
@@ -42,6 +44,16 @@ class ActiveBlock(msgspec.Struct, gc=False):
     limit: int
     summed: Summed | None = None
     noted: Noted | None = None
+    since: list[bytes] | None = None
+
+    @property
+    def clock(self) -> bytes:
+        """The clock of all that is in the group's blocks, as pairs. Only where `summed` is known."""
+        assert self.summed is not None, "nobody knows it"
+        if not self.since:
+            return self.summed[-1]
+        pairs, *entries = self.since
+        return raise_pairs(pairs, entries)
 
 
 BlindAppend = tuple[str, str, int, int, bytes]
@@ -75,10 +87,15 @@ class ActiveBlocks:
 
     What is used moves into the young generation; when that holds half of the limit it becomes the old one, and
     what was old is forgotten. Asking costs one dict lookup, where an ordered map would pay for a move each time.
+
+    What is to be summed up of them is forgotten, all at once, as soon as it would take more than *most_sum_bytes*.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, most_sum_bytes: int = 0) -> None:
         assert limit > 0, "it remembers something"
+        assert most_sum_bytes >= 0
+        self._most_sum_bytes = most_sum_bytes
+        self._sum_bytes = 0
         self.half = max(1, limit // 2)
         self.young: dict[Key, ActiveBlock] = {}
         """The blocks used last."""
@@ -96,11 +113,36 @@ class ActiveBlocks:
             self.forget_if_full()
         return active
 
-    def put(self, key: Key, active: ActiveBlock) -> None:
-        """Remember *active*, instead of what *key* had."""
+    @property
+    def sums_up(self) -> bool:
+        """True if anything is to be summed up."""
+        return self._most_sum_bytes > 0
+
+    def put(self, key: Key, active: ActiveBlock, entries: bytes = b"") -> None:
+        """Remember *active*, instead of what *key* had. *entries* came to it behind what is summed up of it."""
         self.old.pop(key, None)
         self.young[key] = active
+        if active.summed is not None:
+            assert self.sums_up, "it would be forgotten at once"
+            self._sum_bytes = max(0, self._sum_bytes - sum(map(len, active.since or ())))
+            active.since = []
+            self.note(active, active.summed[-1])
+            self.note(active, entries)
         self.forget_if_full()
+
+    def note(self, active: ActiveBlock, part: bytes) -> None:
+        """Keep *part* for the clock of *active*, if that is known: its pairs first, then entries that come to it."""
+        if active.since is None:
+            return
+        active.since.append(part)
+        self._sum_bytes += len(part)  # those of blocks that were forgotten are counted, too, until all are
+        if self._sum_bytes > self._most_sum_bytes:
+            self._forget_sums()
+
+    def _forget_sums(self) -> None:
+        for active in chain(self.young.values(), self.old.values()):
+            active.summed = active.since = None
+        self._sum_bytes = 0
 
     def forget_if_full(self) -> None:
         """Forget the old ones where half of what may be remembered is young."""
@@ -116,6 +158,7 @@ class ActiveBlocks:
         """Forget everything."""
         self.young.clear()
         self.old.clear()
+        self._sum_bytes = 0
 
 
 def learn(
@@ -127,10 +170,12 @@ def learn(
 ) -> set[int]:
     """Remember the blocks to which *appends* went; the epochs of those that were refused.
 
-    A block is full at *block_bytes*, or where the channel was compacted, at `full_at(live, block_bytes)`.
+    A block is full at *block_bytes*, or where the channel was compacted, at `full_at(live, block_bytes)`. A group that
+    begins with its append has nothing else, and so is summed up; not where that has one entry, of a channel that will
+    not soon fill a block.
     """
     stale: set[int] = set()
-    for (channel, group, epoch, _, _), location in zip(appends, locations, strict=True):
+    for (channel, group, epoch, _, frame), location in zip(appends, locations, strict=True):
         if location is None:
             stale.add(epoch)
         else:
@@ -138,7 +183,11 @@ def learn(
             limit = full_at(live, block_bytes) if live else block_bytes
             assert number >= 0
             assert limit > 0, "it would be full before its first entry"
-            blocks.put((channel, group), ActiveBlock(epoch, number, size, upto, limit))
+            active, entries = ActiveBlock(epoch, number, size, upto, limit), b""
+            if blocks.sums_up and not upto and size == FRAME_HEAD_BYTES + len(frame):
+                entries = frame[FRAME_HEAD_BYTES:]
+                active.summed = (0, number, 0, b"") if has_several(entries) else None
+            blocks.put((channel, group), active, entries)
     return stale
 
 

@@ -9,9 +9,10 @@ A store brings the operations (`BlockOperations`); the rules are here, once:
 * **Move** a directory: its clock, when the tail that readers fetch has become long; to the next block, which begins
   with the channel's clock, when the active one is full. It happens only if the directory is as we read it and, for a
   full block, nothing was appended since. A move that does not happen is no error: the append locates the block anew.
-  Where a store tells of others' appends (`notices_others`), the compiled kernel notes the clock pairs of a block that
-  this writer began, or whose directory it moved. Then nothing is read: `append` and the store's comparison see to it
-  that what is moved is what was noted. Of a block that it found, what came before is read at the first move, once.
+  Where a store tells of others' appends (`notices_others`), the clock pairs of a block that this writer began, or whose
+  directory it moved, are noted (without the compiled kernel, the entries). Then nothing is read: `append` and the
+  store's comparison see to it that what is moved is what was noted. Of a block that was found, what came before is read
+  at the first move, once.
 
 A request whose reply was lost may still arrive, even after its repetition. It must not rotate a block under our blind
 appends: readers would miss what lies behind the active block, beyond its header clock. So after any error the writer
@@ -39,7 +40,8 @@ without the compiled kernel."""
 
 REMEMBERED_PAIR_BYTES = 32 << 20
 """Memory for clock pairs of blocks that one writer remembers, 10 bytes for an entry since its block's clock was moved,
-and for a vbucket. Beyond that, the store is asked for the tail of a block before its directory is moved."""
+and for a vbucket; without the kernel for the entries themselves. Beyond that, the store is asked for the tail of a
+block before its directory is moved."""
 
 TAIL_BYTES = 32 << 10
 """Longest tail that the next append leaves alone; of a block that was found, until its first move, twice that. Each
@@ -172,13 +174,12 @@ class BlockWriter:
         self._block_bytes = block_bytes
         self._limit = CallLimit(MAX_CALL_BYTES)
         self._compiled = compiled = kernel.chosen()
-        self._sums_up = compiled is not None and operations.notices_others
+        self._sums_up = operations.notices_others
+        most_sum_bytes = REMEMBERED_PAIR_BYTES if self._sums_up else 0
         self._active: Any = (
-            ActiveBlocks(remembered_blocks)
+            ActiveBlocks(remembered_blocks, most_sum_bytes)
             if compiled is None
-            else compiled.ActiveBlocks(
-                remembered_blocks, ActiveBlock, LocatingAppend, REMEMBERED_PAIR_BYTES if self._sums_up else 0
-            )
+            else compiled.ActiveBlocks(remembered_blocks, ActiveBlock, LocatingAppend, most_sum_bytes)
         )
         self._in_flight: Sequence[_AnyAppend] = ()
         """The appends of the last call of the store."""
@@ -262,9 +263,9 @@ class BlockWriter:
         others: list[ChannelAppend] = []
         for append, active in due:
             if active.summed is not None:
-                before, first, dropped, pairs = active.summed
+                before, first, dropped, _ = active.summed
                 known = Directory(active.number, append.epoch, before, active.upto, first, dropped)
-                moving.append((append, active, _move(append, known, active.size, pairs, active.limit)))
+                moving.append((append, active, _move(append, known, active.size, active.clock, active.limit)))
                 continue
             state = next(states)
             if state is None or not _is_known(state, append, active):
@@ -340,6 +341,8 @@ def sort(blocks: ActiveBlocks, appends: Iterable[ChannelAppend], tail_bytes: int
             unknown.append(locating(append))
         elif active.size < active.limit and active.size - active.upto < tail_bytes:
             known.append((append, active))
+            if active.summed is not None:
+                blocks.note(active, append[3])
         else:
             due.append((append, active))
     if len(young) >= blocks.half:

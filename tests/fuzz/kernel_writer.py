@@ -123,7 +123,7 @@ def _merged(payloads: list[bytes], module: Any) -> Merged | None:
 
 
 def _fields(block: ActiveBlock) -> list[int]:
-    return [getattr(block, name) for name in ActiveBlock.__struct_fields__ if name not in ("summed", "noted")]
+    return [getattr(block, name) for name in ActiveBlock.__struct_fields__ if name not in ("summed", "noted", "since")]
 
 
 def _clock(frames: bytes) -> bytes | None:
