@@ -272,6 +272,65 @@ def test_much_is_read_on_at_once(rig):
     assert rig.feed.n_reads == 2
 
 
+@pytest.fixture
+def growing(rig, monkeypatch):
+    """Has rounds of ten changes grow, up to twenty, and for an hour."""
+    for name, value in (("LARGE_ROUND_EVENTS", 10), ("ROUND_EVENTS", 20), ("LARGE_ROUND_S", 3600.0), ("GROW_S", 0.0)):
+        monkeypatch.setattr(feed_worker, name, value)
+    return rig
+
+
+def brings_changes(rig, first, last):
+    for seqno in range(first, last + 1):
+        rig.brings(0, seqno)
+
+
+def test_a_large_round_grows_until_it_is_full(growing):
+    for first, last in ((1, 10), (11, 19)):
+        brings_changes(growing, first, last)
+        growing.turn(2)
+        assert growing.outbox.empty
+    growing.brings(0, 20)
+    growing.turn()
+    assert (growing.outbox.n_rounds, growing.outbox.n_events) == (1, 20)
+
+
+def test_a_large_round_grows_only_for_a_while(growing):
+    brings_changes(growing, 1, 10)
+    growing.turn()
+    assert growing.outbox.empty
+    growing.worker._round_until = 0.0
+    growing.turn()
+    assert growing.outbox.n_events == 10
+    brings_changes(growing, 11, 19)
+    growing.turn()
+    assert (growing.outbox.n_rounds, growing.outbox.n_events) == (2, 19), "nine are few"
+
+
+def test_a_round_grows_no_more_once_a_read_brings_little(growing):
+    growing.worker._pace = ReadPace(beat_s=3600.0)
+    growing.worker._pace.note = lambda now, n_events: setattr(growing.worker._pace, "read_at", now)
+    brings_changes(growing, 1, 10)
+    growing.turn()
+    assert growing.outbox.empty
+    growing.worker._pace.note = lambda now, n_events: setattr(growing.worker._pace, "read_at", now + 3600.0)
+    growing.worker._linger = lambda now: None
+    growing.brings(0, 11)
+    growing.turn()
+    assert growing.outbox.n_events == 11
+
+
+def test_a_round_grows_no_more_once_partitions_come(growing):
+    brings_changes(growing, 1, 10)
+    growing.turn()
+    growing.ours.assign(frozenset({0, 1, 3}))
+    growing.turn()
+    assert growing.outbox.n_events == 10
+    growing.write()
+    growing.turn(2)
+    assert growing.ours.working == {0, 1, 3}
+
+
 @pytest.mark.parametrize(("interval_s", "n_ticks"), [(float("inf"), 1), (0.0, 4)])
 def test_feed_whose_reads_all_bring_something_is_ticked_from_time_to_time(rig, monkeypatch, interval_s, n_ticks):
     monkeypatch.setattr(feed_worker, "LOOK_INTERVAL_S", interval_s)

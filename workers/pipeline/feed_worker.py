@@ -45,11 +45,17 @@ REWOUND = 14
 """Exit code: an operator's command took a partition of ours back; fork a new worker at once."""
 
 READ_BYTES = 1 << 20
-"""Input per turn. Larger rounds cost less per event, smaller ones delay heartbeats and the first event less."""
+"""Input per turn: more would delay heartbeats."""
 BUSY_ROUNDS = 2
-ROUND_EVENTS = 4_000
+ROUND_EVENTS = 8_000
 """While the writers have that many rounds to write, the next one grows, up to so many events. A channel costs once per
 round, and a writer that is busy gains nothing from getting its work in crumbs."""
+LARGE_ROUND_EVENTS = 1_000
+LARGE_ROUND_S = 0.02
+"""A round of so many events grows, too, for so long since its first one, as long as each read brings much: less than a
+change waits where little comes. What has just arrived is a crumb as well where the source is no faster than we are."""
+GROW_S = 0.005
+"""A round that grows is read for again after so long: what comes meanwhile is one read."""
 MUCH_EVENTS = 200
 """A read of as many events is a round that is worth its cost: the next one may follow at once."""
 LOOK_INTERVAL_S = 0.25
@@ -143,6 +149,8 @@ class FeedWorker:
         self._pace = ReadPace()
         self._tick_at = 0.0
         self._look_again_at = 0.0
+        self._round_until = 0.0
+        """Time until which a large round may grow (monotonic)."""
         self._has_read = False
         """True if the last read brought something."""
         self._advance_at = 0.0
@@ -249,9 +257,11 @@ class FeedWorker:
         """
         events = self._feed.read(READ_BYTES) if reads else ()
         if events:
+            if not self._builder.n_events:
+                self._round_until = now + LARGE_ROUND_S
             self._pace.note(now, len(events))
             self._builder.add(events)
-        taken = self._hand_over()
+        taken = self._hand_over(grows=self._grows(now))
         self._advance(now)
         self._note_moments(now)
         return bool(events), taken
@@ -344,15 +354,21 @@ class FeedWorker:
         assert not self._ownership.begun or self._ownership.next_epoch > 0
         assert all(stable <= seqnos[vb] for vb, stable in self._stable.items()), "nothing unread is stable"
 
-    def _hand_over(self) -> Round | None:
-        """Get the last round into the rings, then the next one, which is returned.
+    def _grows(self, now: float) -> bool:
+        """Return true if the round is large already, and is to become larger."""
+        if self._ownership.is_paused or self._pace.read_at > now or now >= self._round_until:
+            return False
+        return LARGE_ROUND_EVENTS <= self._builder.n_events < ROUND_EVENTS
+
+    def _hand_over(self, *, grows: bool = False) -> Round | None:
+        """Get the last round into the rings, then the next one, which is returned, unless it *grows*.
 
         Acknowledge when nothing that was read is left outside the rings.
         """
         if not self._outbox.flush():
             self._stats.add(stalls=1)
             return None
-        if self._outbox.n_rounds >= BUSY_ROUNDS and self._builder.n_events < ROUND_EVENTS:
+        if grows or (self._outbox.n_rounds >= BUSY_ROUNDS and self._builder.n_events < ROUND_EVENTS):
             return None
         taken = self._builder.take()
         if taken is not None:
@@ -455,6 +471,9 @@ class FeedWorker:
         """Sleep until there is something to read, room or a commit in the rings, an order, or something to do."""
         if self._lingers(now):
             self._linger(now)
+            return
+        if self._grows(now):
+            time.sleep(max(0.0, min(now + GROW_S, self._round_until) - time.monotonic()))
             return
         wake_at = min(self._tick_at, now + MAX_WAIT_S)
         if self._unadvanced:
