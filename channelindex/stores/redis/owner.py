@@ -69,7 +69,7 @@ class _Known(NamedTuple):
     view_offsets: Sequence[bytes]
 
 
-_CHANGE = struct.Struct(">HH5Q")
+_CHANGE = struct.Struct(">H5Q")
 _ADVANCED = b"+1 1\r\n"
 """The reply of advance.lua where nothing was refused."""
 _NO_VIEW = -1
@@ -196,7 +196,7 @@ class RedisOwner(OwnerStore):
         partitions = [*checkpoints]
         keys = [known.packed_keys[partition] for partition in partitions]
         offsets = b"".join([known.view_offsets[partition] for partition in partitions])
-        arguments = map(packed, (b"%d" % epoch, offsets, _pack_changes(checkpoints, known.width)))
+        arguments = map(packed, (b"%d" % epoch, offsets, *_pack_changes(checkpoints, known.width)))
         parts = (*known.packed_common, *keys, *arguments)
         reply = self._link.run_packed("advance", self._keys.view, len(known.packed_common) + len(keys), parts)
         if reply != _ADVANCED:
@@ -403,10 +403,9 @@ class RedisOwner(OwnerStore):
         return {partition for partition, reply in zip(successors, replies, strict=True) if not reply}
 
 
-def _pack_changes(checkpoints: Mapping[int, Mapping[int, Checkpoint]], width: int) -> bytes:
-    """Pack changed checkpoints, by partition, of *width* vbuckets each, as advance.lua takes them."""
+def _pack_changes(checkpoints: Mapping[int, Mapping[int, Checkpoint]], width: int) -> tuple[bytes, bytes]:
+    """Pack numbers and changed checkpoints, by partition, of *width* vbuckets each, as advance.lua takes them."""
     assert width > 0
-    places = {partition: place for place, partition in enumerate(checkpoints)}
-    changed = sorted(chain.from_iterable([changes.items() for changes in checkpoints.values()]))
-    packed_changes = [_CHANGE.pack(places[vb // width], vb % width, *checkpoint) for vb, checkpoint in changed]
-    return b"".join(packed_changes)
+    counts = struct.pack(f">{len(checkpoints)}H", *map(len, checkpoints.values()))
+    changed = chain.from_iterable([sorted(changes.items()) for changes in checkpoints.values()])
+    return counts, b"".join([_CHANGE.pack(vb % width, *checkpoint) for vb, checkpoint in changed])
