@@ -32,17 +32,20 @@ def _of(file: str, tests: str, *changes: tuple[str, str]) -> list[Mutation]:
 _POSITION = _of(
     "channelindex/feeds/position.py",
     "round",
-    ("if self._complete() or snap_start > self.seqno:", "if self._complete():"),
+    ("if self._at_end() or snap_start > self.seqno:", "if self._at_end():"),
     ("deque([checkpoint.snap_start], MAX_COMPLETE)", "deque([checkpoint.seqno], MAX_COMPLETE)"),
     ("deque([checkpoint.snap_start], MAX_COMPLETE)", "deque([0], MAX_COMPLETE)"),
     ("if seqno <= to.seqno), default=0)", "if seqno < to.seqno), default=0)"),
     ("safe = max((seqno for", "safe = min((seqno for"),
-    ("self.seqno >= self.snap_end or self.seqno == self.snap_start", "self.seqno >= self.snap_end"),
-    ("self.seqno >= self.snap_end or", "self.seqno > self.snap_end or"),
+    ("if at < self.snap_end and at != self.snap_start:", "if at < self.snap_end:"),
+    ("if at < self.snap_end and", "if at <= self.snap_end and"),
+    ("self.seqno >= self.snap_end", "self.seqno > self.snap_end"),
+    ("self.seqno] if self._at_end() else", "self.seqno] if False else"),
     ("self.snap_start = self.seqno\n", "self.snap_start = snap_start\n"),
     ("self._complete_at.append(self.seqno)", "pass"),
-    ("self._vbuuid_at(self.snap_end)", "self._vbuuid_at(self.seqno)"),
-    ("self.snap_start, self.snap_end, self.purge_seqno)", "self.seqno, self.seqno, self.purge_seqno)"),
+    ("        if end < branched_at:\n", "        if False:\n"),
+    ("vbuuid_at(self.failover_log, end)", "vbuuid_at(self.failover_log, at)"),
+    ("            start, end = self.snap_start, self.snap_end\n", "            pass\n"),
 )
 
 _ROUND = _of(
@@ -62,6 +65,23 @@ _ROUND = _of(
     ("flags = REMOVED | (DELETED if removal.deleted else 0)", "flags = REMOVED"),
     ("for vb in self._touched}", "for vb in self._positions}"),
 )
+
+_MARKERS = [
+    *_of(
+        "channelindex/feeds/dcp/parser.py",
+        "kernel",
+        ("            if end > offset:\n", "            if stream is not None:\n"),
+        ("                self._last = None if stream is None else (stream, newest)", "                pass"),
+    ),
+    *_of(
+        "workers/pipeline/round.py",
+        "kernel",
+        (
+            "        self.n_events += n_documents\n        return",
+            "        self.n_events += left_at - at\n        return",
+        ),
+    ),
+]
 
 _REMOVALS = _of(
     "channelindex/decode/removals.py",
@@ -297,6 +317,7 @@ _BLOCK_WRITER = _of(
 MUTATIONS: list[Mutation] = [
     *_POSITION,
     *_ROUND,
+    *_MARKERS,
     *_REMOVALS,
     *_FEED_WORKER,
     *_JOIN,

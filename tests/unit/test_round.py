@@ -207,6 +207,27 @@ def test_a_rollback_within_the_snapshot_that_was_resumed_goes_to_its_start(taken
     assert it.rollbacks[5].seqno == resumed_at
 
 
+def test_a_snapshot_from_where_we_are_is_a_new_one_if_the_one_before_was_complete():
+    it = builder({b"doc": None}, Checkpoint(1, 4, 4, 4))
+    it.add([(SNAPSHOT, 5, 5, 20), mutation(20), (SNAPSHOT, 5, 20, 30), mutation(25)])
+    assert it.take().checkpoints[5] == Checkpoint(1, 25, 20, 30)
+    it.check()
+
+
+def test_the_end_of_the_newest_snapshot_is_a_point_to_resume_at():
+    it = builder({b"doc": None}, Checkpoint(1, 4, 4, 4))
+    it.add([(SNAPSHOT, 5, 5, 20), mutation(20), (ROLLBACK, 5, Checkpoint(9, 20, 20, 20))])
+    assert it.rollbacks[5] == Checkpoint(9, 20, 20, 20)
+
+
+def test_a_checkpoint_names_the_branch_on_which_its_snapshot_ends():
+    it = builder({b"doc": None}, Checkpoint(1, 4, 4, 4))
+    it.add([(HISTORY, 5, ((9, 100), (7, 10), (1, 0))), (SNAPSHOT, 5, 5, 20), mutation(6)])
+    assert it.take().checkpoints[5] == Checkpoint(7, 6, 4, 20)
+    it.add([mutation(20), (SNAPSHOT, 5, 21, 100), mutation(50)])
+    assert it.take().checkpoints[5] == Checkpoint(9, 50, 20, 100)
+
+
 def test_a_seqno_without_a_document_moves_the_checkpoint_by_itself():
     it = builder()
     it.add([(ADVANCED, 5, 8)])
