@@ -337,10 +337,21 @@ static PyMethodDef active_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+static PyObject *active_sums_up(ActiveObject *self, void *unused) {
+    (void)unused;
+    return PyBool_FromLong(self->blocks.most_sum_bytes > 0);
+}
+
+static PyGetSetDef active_attributes[] = {
+    {"sums_up", (getter)active_sums_up, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
 static PyType_Slot active_slots[] = {
     {Py_tp_new, active_new},
     {Py_tp_dealloc, active_dealloc},
     {Py_tp_methods, active_methods},
+    {Py_tp_getset, active_attributes},
     {Py_sq_length, active_length},
     {0, NULL},
 };

@@ -222,6 +222,21 @@ def test_of_a_block_that_was_found_what_comes_since_is_noted(appended: list[byte
     assert table.get(("a", "g")).noted is None
 
 
+@pytest.mark.parametrize("most_sum_bytes", [0, 1 << 20])
+def test_the_kernel_remembers_what_is_learnt_of_a_list_of_appends_too(most_sum_bytes: int) -> None:
+    """As of those of a batch that was split, or whose directory did not move."""
+    table = module().ActiveBlocks(10, ActiveBlock, LocatingAppend, most_sum_bytes)
+    entries = b"".join(blocks.pack_entry(Entry(1, seqno, b"key", "1-a", 0)) for seqno in (1, 2))
+    frame = blocks.pack_frame(blocks.ENTRIES, 7, entries)
+    size = blocks.FRAME_HEAD_BYTES + len(frame)
+    appends = [LocatingAppend("a", "g", 7, b"", frame), LocatingAppend("b", "g", 6, b"", frame)]
+    assert learn(table, appends, [Location(3, size, 0), None], 1 << 16, full_at) == {6}
+    found = table.get(("a", "g"))
+    assert (found.epoch, found.number, found.size, found.upto, found.limit) == (7, 3, size, 0, 1 << 16)
+    assert found.summed == ((0, 3, 0, blocks.pack_clock(frame)) if most_sum_bytes else None)
+    assert table.get(("b", "g")) is None
+
+
 def test_the_first_move_of_a_block_that_was_found_may_be_later() -> None:
     two = b"".join(blocks.pack_entry(Entry(vb, 9, b"k", "1-a", 0)) for vb in range(2))
     table = module().ActiveBlocks(10, ActiveBlock, LocatingAppend, 1 << 20)
