@@ -2,7 +2,7 @@
 
     python -m benchmarks.store [--appends 300000]
 
-Both send 500 at a time to a Redis of their own, to keys that are there. Ours writes with one thread of Python what a
+Both send 2,000 at a time to a Redis of their own, to keys that are there. Ours writes with one thread of Python what a
 batch writer writes; the other is a program in C that makes nothing of the answers. "CPU" is the client's, "Redis" that
 of the server, in µs per append. `redis-benchmark` is the one on the PATH, or REDIS_BENCHMARK names it.
 """
@@ -30,12 +30,12 @@ from channelindex.model import Entry, IndexMeta
 from channelindex.settings import IndexSettings
 from channelindex.stores import open_owner, open_writer
 from channelindex.stores.base import ChannelAppend
-from channelindex.stores.block_writer import MAX_CALL_CHANNELS
+from channelindex.stores.block_writer import MAX_BLIND_APPENDS
 from devbucket.embedded_redis import EmbeddedRedis
 
 N_CHANNELS = 10_000
 BATCH = 2_000
-"""Appends in one call of the writer, which sends MAX_CALL_CHANNELS of them at a time."""
+"""Appends in one call of the writer, which sends MAX_BLIND_APPENDS of them at a time: all."""
 ENTRIES = (1, 10)
 """Of one append."""
 GROUP = group_of(range(1), 1)
@@ -93,7 +93,7 @@ def _theirs(program: str, append_bytes: int, n_appends: int) -> Costs:
     with EmbeddedRedis() as server, redis.Redis.from_url(server.url) as client:
 
         def run(count: int) -> None:
-            options = ["-s", server.socket, "-q", "-c", "1", "-P", MAX_CALL_CHANNELS, "-n", count, "-r", N_CHANNELS]
+            options = ["-s", server.socket, "-q", "-c", "1", "-P", MAX_BLIND_APPENDS, "-n", count, "-r", N_CHANNELS]
             command = [program, *map(str, options), "APPEND", "channels:{0}:b:__rand_int__", value]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 

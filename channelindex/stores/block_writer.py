@@ -53,7 +53,10 @@ MIN_BLOCK_BYTES = 4 << 10
 documents that change often are small."""
 
 MAX_CALL_CHANNELS = 500
-"""Channels in one call of the store: Redis runs nothing else meanwhile, about 2 ms."""
+"""Appends in one call of the store that locate their blocks: Redis runs nothing else meanwhile, 2 to 3 ms."""
+
+MAX_BLIND_APPENDS = 2_000
+"""Appends in one call of the store that do not: it runs others' requests in between. Each call is a wait."""
 
 MAX_CALL_BYTES = 2 << 20
 """Bytes in one call of the store: a larger one would stall Redis and grow its buffers."""
@@ -306,7 +309,7 @@ class BlockWriter:
         return blind
 
     def _append(self, known: Sequence[BlindAppend]) -> None:
-        for appends in calls_of(known, self._limit.n_bytes):
+        for appends in calls_of(known, MAX_BLIND_APPENDS, self._limit.n_bytes):
             self._in_flight = appends
             for append in self._operations.append(appends):
                 self._active.drop(append[:2])  # its size and its clock are not what we count
@@ -314,7 +317,7 @@ class BlockWriter:
     def _append_and_locate(self, unknown: Sequence[LocatingAppend]) -> set[int]:
         """Append *unknown* and learn their blocks; the epochs that were refused."""
         stale: set[int] = set()
-        for appends in calls_of(unknown, self._limit.n_bytes):
+        for appends in calls_of(unknown, MAX_CALL_CHANNELS, self._limit.n_bytes):
             self._in_flight = appends
             locations = self._operations.append_and_locate(appends)
             self.n_block_lookups += len(appends)
@@ -366,22 +369,26 @@ def full_at(live: int, block_bytes: int) -> int:
     return min(block_bytes, max(MIN_BLOCK_BYTES, live)) if live else block_bytes
 
 
-def calls_of(appends: Sequence[_Appends], most_bytes: int) -> Iterable[Sequence[_Appends]]:
-    """Return what each call of the store appends of *appends*: none behind the one with which it has *most_bytes*."""
+def calls_of(appends: Sequence[_Appends], most: int, most_bytes: int) -> Iterable[Sequence[_Appends]]:
+    """Return what each call of the store appends of *appends*.
+
+    At most *most*, and none behind the one with which it has *most_bytes*.
+    """
+    assert most > 0
     if isinstance(appends, list):
-        return _cut(appends, most_bytes)
+        return _cut(appends, most, most_bytes)
     compiled: Any = appends
-    calls: Iterable[Sequence[_Appends]] = compiled.calls(MAX_CALL_CHANNELS, most_bytes)
+    calls: Iterable[Sequence[_Appends]] = compiled.calls(most, most_bytes)
     return calls
 
 
-def _cut(appends: list[_Appends], most_bytes: int) -> Iterator[list[_Appends]]:
+def _cut(appends: list[_Appends], most: int, most_bytes: int) -> Iterator[list[_Appends]]:
     call: list[_Appends] = []
     n_bytes = 0
     for append in appends:
         call.append(append)
         n_bytes += len(append[-1])
-        if len(call) >= MAX_CALL_CHANNELS or n_bytes >= most_bytes:
+        if len(call) >= most or n_bytes >= most_bytes:
             yield call
             call, n_bytes = [], 0
     if call:

@@ -343,7 +343,7 @@ def selections(appends: list[ChannelAppend]) -> tuple[Any, Any]:
 def test_each_call_takes_what_it_may_and_all_is_taken(appends: list[ChannelAppend], most_bytes: int) -> None:
     for selection in selections(appends):
         calls = [list(call) for call in selection.calls(500, most_bytes)]
-        assert [sorted(call) for call in calls] == [sorted(call) for call in calls_of([*selection], most_bytes)]
+        assert [sorted(call) for call in calls] == [sorted(call) for call in calls_of([*selection], 500, most_bytes)]
         for append in chain.from_iterable(calls):
             assert [kind for kind, _, _ in blocks.iter_frames(append[-1])] == [blocks.ENTRIES]
 
