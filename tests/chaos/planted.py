@@ -16,9 +16,10 @@ import msgspec
 from channelindex import epochs
 from channelindex.blocks import HEADER, iter_entries, pack_entry, pack_frame
 from channelindex.decode.removals import RemovalMemory
+from channelindex.decode.sync_gateway import SyncGatewayDecoder
 from channelindex.epochs import EpochStart, PartitionRecord
 from channelindex.errors import StoreUnavailable
-from channelindex.model import DELETED, ORIGIN, Checkpoint, Route
+from channelindex.model import DELETED, ORIGIN, Checkpoint, Principal, Route
 from channelindex.reading.changes_reader import ChangesReader
 from channelindex.reading.paging import Changes
 from channelindex.stores import block_writer
@@ -32,7 +33,6 @@ from workers.pipeline.batch_writer import BatchWriter
 from workers.pipeline.feed_worker import FeedWorker
 from workers.pipeline.frames import RingFrame
 from workers.pipeline.outbox import StableQueue
-from workers.pipeline.round import RoundBuilder
 
 
 class Bug:
@@ -269,13 +269,14 @@ def mistake_a_channel(bug: Bug) -> None:
 
 
 def _change_routes(bug: Bug, change: Callable[[Route], Route]) -> None:
-    def make(add_route: Any) -> Any:
-        def planted(self: Any, vb: int, seqno: int, key: bytes, route: Route) -> None:
-            add_route(self, vb, seqno, key, change(route) if bug else route)
+    def make(decode: Any) -> Any:
+        def planted(self: Any, kind: int, key: bytes, datatype: int, value: bytes) -> Route | Principal | None:
+            decoded: Route | Principal | None = decode(self, kind, key, datatype, value)
+            return change(decoded) if bug and isinstance(decoded, Route) else decoded
 
         return planted
 
-    replace(RoundBuilder, "_add_route", make)
+    replace(SyncGatewayDecoder, "decode", make)
 
 
 # -- partition records

@@ -58,10 +58,15 @@ _ROUND = _of(
         "            position.seqno = event[2]\n",
     ),
     (
-        "removal is None:\n                sections[channel].append(",
-        "removal is None:\n                sections[channel].insert(0, ",
+        "in channels:\n                            sections[channel].append(",
+        "in channels:\n                            sections[channel].insert(0, ",
     ),
-    ("            if channel in due:", "            if True:"),
+    (
+        "removal is None:\n                self._sections[channel].append(",
+        "removal is None:\n                self._sections[channel].insert(0, ",
+    ),
+    ("if removals.is_empty and not any(", "if not any("),
+    ("            elif channel in due:", "            elif True:"),
     ("flags = REMOVED | (DELETED if removal.deleted else 0)", "flags = REMOVED"),
     ("for vb in self._touched}", "for vb in self._positions}"),
 )

@@ -120,6 +120,24 @@ def removed(taken):
     return [(entry.seqno, entry.rev) for entry in entries(taken, "a") if entry.flags & REMOVED]
 
 
+def test_the_entries_of_documents_that_left_channels_keep_the_order_of_the_feed():
+    it = builder({b"doc": route({"a": Removal(3, "3-c", False), "b": None})})
+    it.add([mutation(7), mutation(9)])
+    assert [entry.seqno for entry in entries(it.take(), "b")] == [7, 9]
+
+
+def test_a_removal_is_indexed_again_behind_a_version_without_it():
+    removed = route({"a": Removal(50, "2-b", False), "b": None}, sequence=990, rev="9-z")
+    answers = {b"doc": removed}
+    it = builder(answers)
+    it.add([mutation(1)])
+    answers[b"doc"] = route({"a": None, "b": None}, sequence=991, rev="10-a")
+    it.add([mutation(2)])
+    answers[b"doc"] = removed
+    it.add([mutation(3)])
+    assert [(entry.seqno, entry.flags) for entry in entries(it.take(), "a")] == [(1, REMOVED), (2, 0), (3, REMOVED)]
+
+
 def test_a_removal_that_was_indexed_with_the_last_version_is_not_indexed_again():
     removal = Removal(50, "2-b", False)
     it = builder({b"doc": route({"a": removal, "b": None}, sequence=990, rev="9-z")})

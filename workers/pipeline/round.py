@@ -123,7 +123,8 @@ class RoundBuilder:
         return left_at
 
     def _add(self, events: Iterable[Event]) -> None:
-        positions, touched, decode = self._positions, self._touched, self._decode
+        positions, touched, decode, pack = self._positions, self._touched, self._decode, blocks.pack_fields
+        sections, removals = self._sections, self._removals
         at_vb, n_documents = -1, 0
         for event in events:
             if event[0] > EXPIRATION:
@@ -138,25 +139,26 @@ class RoundBuilder:
             try:
                 decoded = decode(kind, key, datatype, value)
                 if isinstance(decoded, Route):
-                    self._add_route(vb, seqno, key, decoded)
+                    entry, channels = pack(vb, seqno, key, decoded.rev, decoded.flags), decoded.channels
+                    if removals.is_empty and not any(channels.values()):
+                        for channel in channels:
+                            sections[channel].append(entry)
+                    else:
+                        self._add_with_removals(vb, seqno, key, decoded, entry)
                 elif decoded is not None:
                     self._add_principal(decoded)
             except Exception as error:  # noqa: BLE001 one document, or the operator's own decoder, must not stop a feed
                 self._quarantined.append(Quarantined(vb, seqno, key, _reason(key, error), time.time()))
         self.n_events += n_documents
 
-    def _add_route(self, vb: int, seqno: int, key: bytes, route: Route) -> None:
-        entry = blocks.pack_fields(vb, seqno, key, route.rev, route.flags)
-        sections, removals = self._sections, self._removals
-        due = None if removals.is_empty else removals.due(vb, key, route)
+    def _add_with_removals(self, vb: int, seqno: int, key: bytes, route: Route, entry: bytes) -> None:
+        """Take over a version that has removals, or may follow on one that had; *entry* is for its channels."""
+        due = self._removals.due(vb, key, route)
         for channel, removal in route.channels.items():
             if removal is None:
-                sections[channel].append(entry)
-                continue
-            if due is None:
-                due = removals.due(vb, key, route)
-            if channel in due:
-                sections[channel].append(_pack_removal(vb, seqno, key, removal))
+                self._sections[channel].append(entry)
+            elif channel in due:
+                self._sections[channel].append(_pack_removal(vb, seqno, key, removal))
 
     def _add_principal(self, principal: Principal) -> None:
         self._principals[shard_of(principal.key, self._n_writers)].append(principal.key)

@@ -8,7 +8,6 @@ exempt.
 """
 
 import struct
-import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -169,28 +168,27 @@ class FrameParser:
         The kernel takes the snapshot markers between them, too.
         """
         if self._compiled is None:
-            return self._take_documents(data, offset, sys.maxsize)
+            return self._take_documents(data, offset, len(data))
         streams, events, prefix_bytes = self._streams.open_by_opaque, self._events, self._prefix_bytes
         take, unusual, look_closer = self._compiled.take_run, self._unusual, self._look_closer
         while True:
             end, stream, newest = take(data, offset, prefix_bytes, unusual, streams, events, look_closer)
             if end > offset:
                 self._last = None if stream is None else (stream, newest)
-            offset = self._take_documents(data, end, 1)
+            offset = self._take_documents(data, end, end)
             if offset == end:
                 return offset
 
-    def _take_documents(self, data: bytes, offset: int, most: int) -> int:
-        """Turn at most so many document frames of the run at *offset* into events; the offset behind them."""
+    def _take_documents(self, data: bytes, offset: int, last_start: int) -> int:
+        """Turn the document frames at *offset*, to the one at *last_start*, into events; the offset behind them."""
         unpack = _DOCUMENT_HEAD.unpack_from
         append = self._events.append
         streams = self._streams.open_by_opaque
         prefix_bytes, unusual = self._prefix_bytes, self._unusual
         stream, newest = None, 0
         begin, end = offset, len(data)
-        last_start = end - _DOCUMENT_HEAD_BYTES
-        while offset <= last_start and most:
-            most -= 1
+        last_start = min(end - _DOCUMENT_HEAD_BYTES, last_start)
+        while offset <= last_start:
             kind, key_size, extras_size, datatype, vb, body_size, opaque, seqno = unpack(data, offset)
             if not _FIRST_KIND <= kind <= _LAST_KIND:
                 break
