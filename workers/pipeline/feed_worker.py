@@ -356,9 +356,9 @@ class FeedWorker:
 
     def _grows(self, now: float) -> bool:
         """Return true if the round is large already, and is to become larger."""
-        if self._ownership.is_paused or self._pace.read_at > now or now >= self._round_until:
+        if not LARGE_ROUND_EVENTS <= self._builder.n_events < ROUND_EVENTS or now >= self._round_until:
             return False
-        return LARGE_ROUND_EVENTS <= self._builder.n_events < ROUND_EVENTS
+        return self._pace.read_at <= now and not self._ownership.is_paused
 
     def _hand_over(self, *, grows: bool = False) -> Round | None:
         """Get the last round into the rings, then the next one, which is returned, unless it *grows*.
