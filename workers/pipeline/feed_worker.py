@@ -51,7 +51,7 @@ ROUND_EVENTS = 8_000
 """While the writers have that many rounds to write, the next one grows, up to so many events. A channel costs once per
 round, and a writer that is busy gains nothing from getting its work in crumbs."""
 LARGE_ROUND_EVENTS = 1_000
-LARGE_ROUND_S = 0.02
+LARGE_ROUND_S = 0.04
 """A round of so many events grows, too, for so long since its first one, as long as each read brings much: less than a
 change waits where little comes. What has just arrived is a crumb as well where the source is no faster than we are."""
 GROW_S = 0.005
