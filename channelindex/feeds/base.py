@@ -111,6 +111,10 @@ class Feed(EventSource, Protocol):
         """Stream these vbuckets no more. No later `read` gives events of them."""
         ...
 
+    def read_bytes(self) -> int:
+        """The bytes of input that the last `read` took: many where more is on its way."""
+        ...
+
     def high_seqnos(self) -> Mapping[int, int]:
         """The highest seqno of each vbucket that the source reported last, for the lag; may be incomplete or old."""
         ...

@@ -28,6 +28,7 @@ class FakeFeed:
         self.events = []
         self.streams = {}
         self.n_reads = 0
+        self.n_bytes = 0
         self.n_ticks = 0
         self.asks_for_ticks = True
         self._bell = Bell()
@@ -54,6 +55,9 @@ class FakeFeed:
     def tick(self, now):
         self.n_ticks += 1
         return now if self.asks_for_ticks else float("inf")
+
+    def read_bytes(self):
+        return self.n_bytes
 
     def high_seqnos(self):
         return {}
@@ -101,11 +105,11 @@ class UnwillingOwner(MemoryOwner):
 class FeedRig:
     """A worker with a ring to a writer that the test plays."""
 
-    def __init__(self, partitions):
+    def __init__(self, partitions, feed=None):
         self.index = MemoryIndex()
         self.owner = UnwillingOwner(self.index, "test")
         self.owner.create_or_check(META)
-        self.feed = FakeFeed()
+        self.feed = feed or FakeFeed()
         self.ring = Ring(1 << 16)
         self.bells = Bell(), Bell()
         self.outbox = RingOutbox([self.ring], [self.bells[0]])

@@ -309,11 +309,11 @@ def test_a_large_round_grows_only_for_a_while(growing):
 
 def test_a_round_grows_no_more_once_a_read_brings_little(growing):
     growing.worker._pace = ReadPace(beat_s=3600.0)
-    growing.worker._pace.note = lambda now, n_events: setattr(growing.worker._pace, "read_at", now)
+    growing.worker._pace.note = lambda now, *_: setattr(growing.worker._pace, "read_at", now)
     brings_changes(growing, 1, 10)
     growing.turn()
     assert growing.outbox.empty
-    growing.worker._pace.note = lambda now, n_events: setattr(growing.worker._pace, "read_at", now + 3600.0)
+    growing.worker._pace.note = lambda now, *_: setattr(growing.worker._pace, "read_at", now + 3600.0)
     growing.worker._linger = lambda now: None
     growing.brings(0, 11)
     growing.turn()

@@ -11,6 +11,7 @@ Then all have to come into it where everything that was read is stable, so that 
 back. Nothing is read meanwhile, for as long as it takes a round to get into the index; no stream is reopened.
 """
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -57,7 +58,11 @@ change waits where little comes. What has just arrived is a crumb as well where 
 GROW_S = 0.005
 """A round that grows is read for again after so long: what comes meanwhile is one read."""
 MUCH_EVENTS = 200
-"""A read of as many events is a round that is worth its cost: the next one may follow at once."""
+MUCH_BYTES = 64 << 10
+"""A read of as many events, or of so many bytes of input, is worth its cost, and more is on its way: the next one
+follows at once."""
+FIRST_WAIT_S = 0.001
+"""From the first read after that which brings little to the next one; twice as long after each further one."""
 LOOK_INTERVAL_S = 0.25
 """While all reads bring changes, time between two looks at orders, and at what else a feed has to do: lost streams,
 moved vbuckets."""
@@ -87,19 +92,25 @@ class ReadPace:
     Each read becomes a round, each round a frame for every batch writer, calls of the store and a move of the stable
     clock. That is much for one document. So what comes within a *beat* of a feed that brings little becomes one round.
     All workers of a machine read at the same beats: a batch writer gets the frames of all of them in one batch.
+
+    Soon after much, little may be all that fitted into the source's window: it waits for us to read on, and the beat
+    would set its pace. So the next read is soon, and each further one later, until much comes again.
     """
 
     def __init__(self, beat_s: float = BEAT_S) -> None:
         assert beat_s >= 0
         self._beat_s = beat_s
+        self._wait_s = math.inf
+        """Time to the next read after one that brings little, unless a beat comes before."""
         self.read_at = 0.0
 
-    def note(self, now: float, n_events: int) -> None:
-        """So many events were read *now*."""
-        if n_events >= MUCH_EVENTS or not self._beat_s:
-            self.read_at = now
+    def note(self, now: float, n_events: int, n_bytes: int) -> None:
+        """So many events were read *now*, from so many bytes of input."""
+        if n_events >= MUCH_EVENTS or n_bytes >= MUCH_BYTES or not self._beat_s:
+            self.read_at, self._wait_s = now, FIRST_WAIT_S
         elif n_events:
-            self.read_at = (now // self._beat_s + 1) * self._beat_s
+            self.read_at = min((now // self._beat_s + 1) * self._beat_s, now + self._wait_s)
+            self._wait_s *= 2
 
 
 class FeedWorker:
@@ -259,7 +270,7 @@ class FeedWorker:
         if events:
             if not self._builder.n_events:
                 self._round_until = now + LARGE_ROUND_S
-            self._pace.note(now, len(events))
+            self._pace.note(now, len(events), self._feed.read_bytes())
             self._builder.add(events)
         taken = self._hand_over(grows=self._grows(now))
         self._advance(now)

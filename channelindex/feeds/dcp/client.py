@@ -98,6 +98,7 @@ class DcpFeed:
         self._gate = PersistenceGate() if options.replicated_only else None
         self._observe_at = 0.0
         self._started = False
+        self._read_bytes = 0
         self._has_streamed = False
         self._high_seqnos: dict[int, int] = {}
         self._connected: list[Node] = []
@@ -145,6 +146,7 @@ class DcpFeed:
         """
         if not self._started:
             return []
+        self._read_bytes = 0
         ready = {fd for fd, _ in self._epoll.poll(0)}
         nodes = [node for node in self._connected if node.connection and node.connection.fileno() in ready]
         portions: list[Events] = []
@@ -152,6 +154,10 @@ class DcpFeed:
             self._receive(node, max(_LEAST_READ_BYTES, max_bytes // len(nodes)), portions)
         events = _joined(portions)
         return events if self._gate is None else self._released(self._gate, events)
+
+    def read_bytes(self) -> int:
+        """The bytes of input that the last `read` took; those of a connection that it lost are not counted."""
+        return self._read_bytes
 
     def _released(self, gate: PersistenceGate, events: Iterable[Event]) -> Events:
         gate.add(events)
@@ -164,7 +170,7 @@ class DcpFeed:
         if connection is None:  # closed for the sake of a node before it
             return
         try:
-            connection.receive(max_bytes, now)
+            self._read_bytes += connection.receive(max_bytes, now)
             if not node.is_settled:
                 node.note_progress()
             self._note(node, connection.session, now)

@@ -81,8 +81,8 @@ class Connection:
         """The descriptor by which the epoll names this connection; -1 once it is closed."""
         return self._socket.fileno()
 
-    def receive(self, max_bytes: int, now: float) -> None:
-        """Hand up to about *max_bytes* of what has arrived to the session, and send what it has to say.
+    def receive(self, max_bytes: int, now: float) -> int:
+        """Hand up to about *max_bytes* of what has arrived to the session, and send what it has to say; how many bytes.
 
         Raises:
             ChannelIndexError: as `Session.receive` and `TlsLayer.receive`; the session's events are still to be taken.
@@ -99,6 +99,7 @@ class Connection:
             if plain:
                 self.session.receive(plain, now)
         self.flush()
+        return max_bytes - left
 
     def _recv(self, max_bytes: int) -> bytes | None:
         try:
