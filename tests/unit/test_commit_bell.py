@@ -105,19 +105,42 @@ def test_an_epoch_that_begins_awaits_nothing(outbox, rings):
 
 
 class CommittingRing(Ring):
-    """A ring whose writers get a chance to commit right after a frame is published, before the producer goes on."""
+    """A ring whose writers may commit whenever the producer has published a frame, or found no room, or looked."""
 
-    __slots__ = ("after_publish",)
+    __slots__ = ("commits",)
 
     def __init__(self, capacity):
         super().__init__(capacity)
-        self.after_publish = []
+        self.commits = []
 
     def try_publish(self, payload):
         position = super().try_publish(payload)
-        while self.after_publish:
-            self.after_publish.pop()()
+        self._run_next()
         return position
+
+    @property
+    def committed(self):
+        position = super().committed
+        self._run_next()
+        return position
+
+    def _run_next(self):
+        if self.commits:
+            self.commits.pop()()
+
+
+def test_room_that_comes_while_the_bell_is_told_to_ring_for_it_is_used():
+    rings = [CommittingRing(1 << 10) for _ in range(2)]
+    outbox = RingOutbox(rings, [Bell() for _ in rings])
+    outbox.begin(EPOCH)
+    for seqno in (1, 2):
+        outbox.put(a_round(seqno, [400, 1]), EPOCH, "g")
+        assert outbox.flush()
+    rings[0].commits = [
+        lambda: commit(rings[0])
+    ]  # before it is told, so no bell rings: the other one has not committed
+    outbox.put(a_round(3, [400, 1]), EPOCH, "g")
+    assert outbox.flush()
 
 
 class Waking(RuleBasedStateMachine):
@@ -143,9 +166,9 @@ class Waking(RuleBasedStateMachine):
 
     @rule(sizes=st.lists(st.sampled_from([0, 1, 400]), min_size=N_WRITERS, max_size=N_WRITERS), early=st.data())
     def read(self, sizes, early):
-        """A turn that reads: some writers commit while it hands over."""
+        """A turn that reads: some writers commit in the middle of it."""
         for ring in self.rings:
-            ring.after_publish = [
+            ring.commits = [
                 lambda writer=writer: self._commit(writer)
                 for writer in early.draw(st.lists(st.integers(0, N_WRITERS - 1), max_size=2))
             ]
@@ -153,9 +176,9 @@ class Waking(RuleBasedStateMachine):
             self.seqno += 1
             self.outbox.put(a_round(self.seqno, sizes), EPOCH, "g")
             self.outbox.flush()
-        for ring in self.rings:
-            ring.after_publish = []
         self.outbox.pop_committed()
+        for ring in self.rings:
+            ring.commits = []
 
     @rule(writer=st.integers(0, N_WRITERS - 1), max_bytes=st.sampled_from([1, 1 << 20]))
     def commit(self, writer, max_bytes):

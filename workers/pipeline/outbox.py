@@ -204,8 +204,7 @@ class RingOutbox:
         """See `Outbox.flush`."""
         while self._pending:
             writer, frame = self._pending[0]
-            if self._rings[writer].try_publish(frame) is None:
-                self._await([0] * len(self._rings))  # any commit gives room
+            if not self._publish(self._rings[writer], frame):
                 return False
             self._pending.popleft()
             if not self._rings[writer].is_awaited(time.monotonic()):
@@ -216,6 +215,13 @@ class RingOutbox:
             self._round = None
             self._await(self._in_flight.first)
         return True
+
+    def _publish(self, ring: Ring, frame: bytes) -> bool:
+        """Publish *frame*, or have each commit wake us; return whether there was room."""
+        if ring.try_publish(frame) is not None:
+            return True
+        self._await([0] * len(self._rings))
+        return ring.try_publish(frame) is not None  # a commit before that did not ring
 
     def _await(self, positions: Sequence[int]) -> None:
         """Have the writers wake us once all of them have committed up to *positions*; see `CommitBell`."""
