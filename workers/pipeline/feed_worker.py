@@ -55,8 +55,9 @@ LARGE_ROUND_EVENTS = 1_000
 LARGE_ROUND_S = 0.04
 """A round of so many events grows, too, for so long since its first one, as long as each read brings much: less than a
 change waits where little comes. What has just arrived is a crumb as well where the source is no faster than we are."""
-GROW_S = 0.005
-"""A round that grows is read for again after so long: what comes meanwhile is one read."""
+GROW_S = 0.002
+"""A round that grows is read for again after so long: what comes meanwhile is one read. A source whose window is
+128 KiB sends 65 MB/s then."""
 MUCH_EVENTS = 200
 MUCH_BYTES = 64 << 10
 """A read of as many events, or of so many bytes of input, is worth its cost, and more is on its way: the next one
