@@ -33,7 +33,7 @@ class KernelWriterTarget:
         self.n_rejected = 0
 
     def _new_tables(self) -> tuple[Any, ActiveBlocks]:
-        return self._module.ActiveBlocks(8, ActiveBlock, LocatingAppend, 2000), ActiveBlocks(8)
+        return self._module.ActiveBlocks(8, ActiveBlock, LocatingAppend, 2000), ActiveBlocks(8, 2000)
 
     def case(self, number: int) -> list[bytes]:
         """The ring frames of a batch, one of which may be mutated."""
@@ -63,7 +63,7 @@ class KernelWriterTarget:
     def _write(self, chance: random.Random, appends: list[ChannelAppend]) -> None:
         """What is appended where, and what is learnt of it, as if a store had answered."""
         table, python_table = self._tables
-        tail_bytes = chance.choice((0, 1 << 62))  # between these, it is more where the kernel has noted pairs
+        tail_bytes = chance.choice((0, 1 << 62))  # between these, it is more where pairs have been noted
         known, due, unknown = table.sort(self._module.batch_of(appends, ChannelAppend), tail_bytes)
         by_python = sort(python_table, appends, tail_bytes)
         assert [*known] == by_python.known
@@ -75,7 +75,7 @@ class KernelWriterTarget:
             if block.summed is not None:
                 assert blocks.pack_pairs(blocks.unpack_pairs(block.summed[3])) == block.summed[3]
                 table.put(append[:2], block, append.entries)
-                python_table.put(append[:2], block)
+                python_table.put(append[:2], block, append.entries)
         for call in known.calls(3, 700):
             ((_, commands, count), *more) = call.commands("ci:x:", True)
             assert count == len(call)
