@@ -154,9 +154,11 @@ def test_a_reader_changes_nothing(accounts: Accounts) -> None:
         client.execute_command(*drain)
 
 
-def test_a_node_begins_the_next_block_where_one_is_full(accounts: Accounts) -> None:
+@pytest.mark.parametrize("user", ["ci-node", "ci-operator"])
+def test_who_writes_begins_channels_and_the_next_block_where_one_is_full(accounts: Accounts, user: str) -> None:
+    """An operator does so with `repair`."""
     make_index(accounts, "ci-node")
-    settings = IndexSettings(INDEX, accounts.url("ci-node"), block_bytes=1)
+    settings = IndexSettings(INDEX, accounts.url(user), block_bytes=1)
     with closing(open_writer(settings)) as writer, closing(open_reader(settings)) as reader:
         for _ in range(2):
             writer.write([ChannelAppend("a", "g", 1, b"")])

@@ -307,6 +307,16 @@ def test_a_large_round_grows_only_for_a_while(growing):
     assert (growing.outbox.n_rounds, growing.outbox.n_events) == (2, 19), "nine are few"
 
 
+def test_while_a_round_grows_the_source_may_send_on(growing, monkeypatch):
+    """Else one whose window is smaller than a large round would wait until that is handed over."""
+    acknowledged = []
+    monkeypatch.setattr(growing.feed, "acknowledge", lambda: acknowledged.append(growing.worker._builder.n_events))
+    brings_changes(growing, 1, 10)
+    growing.turn()
+    assert growing.outbox.empty
+    assert acknowledged == [10]
+
+
 def test_a_round_grows_no_more_once_a_read_brings_little(growing):
     growing.worker._pace = ReadPace(beat_s=3600.0)
     growing.worker._pace.note = lambda now, *_: setattr(growing.worker._pace, "read_at", now)

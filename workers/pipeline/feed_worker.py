@@ -375,12 +375,15 @@ class FeedWorker:
     def _hand_over(self, *, grows: bool = False) -> Round | None:
         """Get the last round into the rings, then the next one, which is returned, unless it *grows*.
 
-        Acknowledge when nothing that was read is left outside the rings.
+        Acknowledge when nothing that was read is left outside the rings but a round that grows: the source sends on.
         """
         if not self._outbox.flush():
             self._stats.add(stalls=1)
             return None
-        if grows or (self._outbox.n_rounds >= BUSY_ROUNDS and self._builder.n_events < ROUND_EVENTS):
+        if grows:
+            self._feed.acknowledge()
+            return None
+        if self._outbox.n_rounds >= BUSY_ROUNDS and self._builder.n_events < ROUND_EVENTS:
             return None
         taken = self._builder.take()
         if taken is not None:

@@ -53,8 +53,7 @@ local function append(slot_prefix, channel, group, epoch, header_size, frames)
   local block_prefix = slot_prefix .. 'b:' .. group .. ':'
   local directory, compacted, live, next_number = nil, nil, '0', '0'
   key = channel_key
-  local is_new = call('HLEN', channel_key) == 0 -- so nothing of it needs to be read
-  if not is_new then
+  if call('HLEN', channel_key) > 0 then -- else there is nothing to read
     directory, compacted = unpack(call('HMGET', channel_key, field, 'v'))
   end
   if compacted then
@@ -65,7 +64,7 @@ local function append(slot_prefix, channel, group, epoch, header_size, frames)
   end
   local block_key = block_prefix .. next_number .. ':' .. channel
   local answer = begin_group(channel_key, field, next_number, block_key, epoch, frames, live)
-  return answer, is_new and answer ~= 'lost'
+  return answer, answer ~= 'lost'
 end
 
 local function append_all(slot_prefix, items, names, reply)

@@ -76,6 +76,15 @@ def test_names_are_noted_once_for_all_channels_of_a_slot_that_begin(backend, cli
     assert client.info("commandstats")["cmdstat_hset"]["calls"] == directories + 1
 
 
+def test_a_name_that_was_lost_is_noted_again_when_another_group_writes(backend, client):
+    names = KEYS.names(slot_of("A"))
+    writer = backend.writer()
+    writer.write([append("A", 1, entry(0, 1))])
+    client.delete(names)
+    writer.write([append("A", 2, entry(9, 1), group=OTHER_GROUP)])
+    assert client.hkeys(names) == [b"A"]
+
+
 def test_channels_that_began_before_one_of_the_same_call_failed_have_names(backend, client):
     began, broken, other = _channels_of_one_slot(3)
     client.lpush(KEYS.channel(broken), "foreign")
