@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.pipeline.feed_worker import FIRST_WAIT_S, MUCH_BYTES, MUCH_EVENTS, ReadPace
+from workers.pipeline.feed_worker import FIRST_WAIT_S, LARGE_EVENT_BYTES, MUCH_BYTES, MUCH_EVENTS, ReadPace
 
 BEAT_S = 0.03
 LITTLE = st.tuples(st.integers(1, MUCH_EVENTS - 1), st.integers(0, MUCH_BYTES - 1))
@@ -31,9 +31,9 @@ def test_a_quiet_source_is_read_at_once_and_so_is_one_that_brings_much(much):
     assert pace.read_at == 200.0
 
 
-def test_after_much_the_reads_that_bring_little_are_ever_further_apart_until_there_is_a_beat():
+def test_after_large_documents_the_reads_that_bring_little_are_ever_further_apart_until_there_is_a_beat():
     pace = ReadPace(beat_s=1.0)
-    pace.note(100.0, MUCH_EVENTS, 0)
+    pace.note(100.0, 3, MUCH_BYTES)
     waits = []
     while pace.read_at < 101.0:
         at = pace.read_at
@@ -43,3 +43,11 @@ def test_after_much_the_reads_that_bring_little_are_ever_further_apart_until_the
     assert pace.read_at == 101.0
     pace.note(101.0, 1, 100)
     assert pace.read_at == 102.0, "the source is quiet again"
+
+
+@pytest.mark.parametrize("n_events", [MUCH_EVENTS, MUCH_BYTES // LARGE_EVENT_BYTES + 1], ids=["many", "not so many"])
+def test_after_small_documents_the_read_after_one_that_brings_little_is_at_the_beat(n_events):
+    pace = ReadPace(beat_s=1.0)
+    pace.note(100.0, n_events, MUCH_BYTES)
+    pace.note(100.25, 1, 100)
+    assert pace.read_at == 101.0

@@ -59,11 +59,13 @@ GROW_S = 0.002
 """A round that grows is read for again after so long: what comes meanwhile is one read. A source whose window is
 128 KiB sends 65 MB/s then."""
 MUCH_EVENTS = 200
+LARGE_EVENT_BYTES = 2 << 10
 MUCH_BYTES = 64 << 10
-"""A read of as many events, or of so many bytes of input, is worth its cost, and more is on its way: the next one
-follows at once."""
+"""A read of as many events, or of so many bytes of events that are large on average, is worth its cost, and more is on
+its way: the next one follows at once."""
 FIRST_WAIT_S = 0.001
-"""From the first read after that which brings little to the next one; twice as long after each further one."""
+"""Time from the first read that brings little to the next one, where events are large; twice that after each further
+one."""
 LOOK_INTERVAL_S = 0.25
 """While all reads bring changes, time between two looks at orders, and at what else a feed has to do: lost streams,
 moved vbuckets."""
@@ -94,8 +96,8 @@ class ReadPace:
     clock. That is much for one document. So what comes within a *beat* of a feed that brings little becomes one round.
     All workers of a machine read at the same beats: a batch writer gets the frames of all of them in one batch.
 
-    Soon after much, little may be all that fitted into the source's window: it waits for us to read on, and the beat
-    would set its pace. So the next read is soon, and each further one later, until much comes again.
+    Few large documents may be all that fitted into the source's window: it waits for us to read on, and the beat would
+    set its pace. So after them the next read is soon, and each further one later, until much comes again.
     """
 
     def __init__(self, beat_s: float = BEAT_S) -> None:
@@ -107,8 +109,9 @@ class ReadPace:
 
     def note(self, now: float, n_events: int, n_bytes: int) -> None:
         """So many events were read *now*, from so many bytes of input."""
-        if n_events >= MUCH_EVENTS or n_bytes >= MUCH_BYTES or not self._beat_s:
-            self.read_at, self._wait_s = now, FIRST_WAIT_S
+        are_large = n_bytes >= max(MUCH_BYTES, n_events * LARGE_EVENT_BYTES)
+        if n_events >= MUCH_EVENTS or are_large or not self._beat_s:
+            self.read_at, self._wait_s = now, FIRST_WAIT_S if are_large else math.inf
         elif n_events:
             self.read_at = min((now // self._beat_s + 1) * self._beat_s, now + self._wait_s)
             self._wait_s *= 2
